@@ -1,0 +1,19 @@
+"""The two ways a command fails on purpose."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """The user's input is wrong: exit status 2 and this one message, without a traceback.
+
+    The message says where (file, line or field), what was found, what is allowed and how to
+    mend it.
+    """
+
+
+class RunStopped(Exception):
+    """The run was told to stop (SIGTERM, Ctrl-C) and its state is saved: exit 143 or 130."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number}; the state is saved")
+        self.signal_number = signal_number
