@@ -1,0 +1,51 @@
+"""Rotary position embedding, with the context extensions of the supported families."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from malt_jax.models.spec import Rope
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position for each pair of channels, `[head_dim / 2]`, float32.
+
+    `llama3` follows the released Llama 3.1 code: wavelengths longer than
+    `original_context / low_freq_factor` are stretched by `factor`, shorter than
+    `original_context / high_freq_factor` are kept, the rest interpolate.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    inverse = (1.0 / rope.theta**exponents).astype(np.float32)
+    if rope.kind == "default":
+        return inverse
+    if rope.kind == "linear":
+        return (inverse / rope.factor).astype(np.float32)
+    if rope.kind == "llama3":
+        wavelengths = 2 * math.pi / inverse
+        ramp = (rope.original_context / wavelengths - rope.low_freq_factor) / (
+            rope.high_freq_factor - rope.low_freq_factor
+        )
+        ramp = np.clip(ramp, 0.0, 1.0)
+        return ((1 - ramp) * inverse / rope.factor + ramp * inverse).astype(np.float32)
+    raise ValueError(f"rope kind {rope.kind!r}")
+
+
+def rotation(
+    positions: Int[Array, "B T"], rope: Rope, head_dim: int
+) -> tuple[Float[Array, "B T 1 h/2"], Float[Array, "B T 1 h/2"]]:
+    """Cosine and sine of every position's angles, in float32 whatever the model's dtype."""
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(rope, head_dim)
+    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+
+
+def rotate(
+    x: Float[Array, "B T N h"], cos: Float[Array, "B T 1 h/2"], sin: Float[Array, "B T 1 h/2"]
+) -> Float[Array, "B T N h"]:
+    """Rotate the channel pairs (i, i + h/2), Hugging Face's half-split layout."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

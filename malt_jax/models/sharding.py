@@ -1,0 +1,65 @@
+"""Logical axes of parameters and activations, and the mesh axes they are laid over.
+
+Each parameter names its axes once, where it is declared (`decoder.param`); each rule below says
+on which mesh axes a logical axis is split. An axis whose size the mesh does not divide stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA, FSDP, TENSOR, SLICE = "data", "fsdp", "tensor", "slice"
+
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": (SLICE, DATA, FSDP),
+    "slots": (SLICE, DATA, FSDP),
+    "embed": (FSDP,),
+    "heads": (TENSOR,),
+    "kv_heads": (TENSOR,),
+    "mlp": (TENSOR,),
+    "vocab": (TENSOR,),
+}
+"""Logical axis -> mesh axes. What is not listed is replicated."""
+
+
+def partition(
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | jax.sharding.AbstractMesh,
+    rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> PartitionSpec:
+    """The partition of one array: each logical axis over its mesh axes where they divide it."""
+    entries: list[tuple[str, ...] | None] = []
+    taken: set[str] = set()
+    for axis, size in zip(axes, shape, strict=True):
+        chosen: list[str] = []
+        for name in rules.get(axis, ()) if axis else ():
+            extent = mesh.shape.get(name, 1)
+            parts = extent
+            for other in chosen:
+                parts *= mesh.shape[other]
+            if extent > 1 and name not in taken and size % parts == 0:
+                chosen.append(name)
+        taken.update(chosen)
+        entries.append(tuple(chosen) or None)
+    return PartitionSpec(*entries)
+
+
+def named(
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> NamedSharding:
+    return NamedSharding(mesh, partition(axes, shape, mesh, rules))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin an activation's layout by logical axes; without a current mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
