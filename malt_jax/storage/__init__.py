@@ -1,0 +1,4 @@
+"""A run directory that survives its machine: atomic writes, one writer, sealed artefacts, shards.
+
+Nothing here imports jax.
+"""

@@ -1,0 +1,251 @@
+"""A run directory: where everything of one run lies, and the rules for opening it again.
+
+This is the one place that knows the layout; other modules ask it for paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import malt_jax
+from malt_jax.errors import UserError
+from malt_jax.storage import manifest
+from malt_jax.storage.atomic import clean_leftovers, explained, make_folder, write_bytes
+from malt_jax.storage.lock import RunLock
+
+_PACKAGES = (
+    *("malt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("transformers", "tokenizers", "numpy"),
+)
+_ABSENT = object()
+
+
+class RunDir:
+    """One run on disk. Use it as a context manager: leaving it lets another process write."""
+
+    def __init__(self, path: Path, lock: RunLock | None):
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        config: dict[str, Any],
+        command: str,
+        *,
+        free: Collection[str] = (),
+        facts: dict[str, Any] | None = None,
+    ) -> RunDir:
+        """Creates the run, or goes on with it, as its only writer.
+
+        `config` is plain data. On a run that exists it must equal the config it was made with,
+        but for the dotted fields in `free` (and all below them), which cannot change a result.
+        `facts` (devices, model, revision) go into the first manifest. Raises `UserError` for a
+        folder that is not a run, a run that is being written, or a config that differs.
+        """
+        path, text = Path(os.path.abspath(path)), _to_yaml(config)
+        with explained(path):
+            _refuse_foreign(path, text)
+            make_folder(path)
+            lock = RunLock(path, command)
+            try:
+                _refuse_foreign(path, text)  # again: now nobody else can write
+                clean_leftovers(path)
+                if (path / manifest.NAME).exists():
+                    _refuse_other_config(path, config, free)
+                    _note_other_versions(path)
+                else:
+                    write_bytes(path / "config.yaml", text)
+                    digest = hashlib.sha256(text).hexdigest()
+                    made = {"command": command, "git_commit": _git_commit(), **(facts or {})}
+                    manifest.create(path, made | {"versions": _versions(), "config_sha256": digest})
+            except BaseException:
+                lock.release()
+                raise
+        return cls(path, lock)
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike) -> RunDir:
+        """A finished or running run, to read from; takes no lock and writes nothing."""
+        path = Path(os.path.abspath(path))
+        if not (path / manifest.NAME).exists():
+            raise UserError(f"{path}: not a run directory: it has no {manifest.NAME}.")
+        manifest.load(path)
+        return cls(path, None)
+
+    def close(self) -> None:
+        if self._lock:
+            self._lock.release()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config the run was made with."""
+        return _read_config(self.path)
+
+    def trees(self, round: int) -> Path:
+        """Folder of append-only shards, one record a question."""
+        return self.path / "rounds" / f"{round:03d}" / "trees"
+
+    def data(self, round: int, role: str) -> Path:
+        """Folder of `sft.jsonl` and `dpo.jsonl`."""
+        return self.path / "rounds" / f"{round:03d}" / "data" / _name(role)
+
+    def checkpoint(self, round: int, role: str) -> Path:
+        return self.path / "checkpoints" / f"{round:03d}" / _name(role)
+
+    def eval(self, system: str) -> Path:
+        """Shard of one record a question and draw."""
+        return self.path / "eval" / f"{_name(system)}.jsonl"
+
+    def export(self, role: str) -> Path:
+        return self.path / "export" / _name(role)
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def results_table(self) -> Path:
+        return self.path / "results.md"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard event files."""
+        return self.path / "tensorboard"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """One phrase for each dotted field that differs, with both values."""
+    before, after = _flatten(old), _flatten(new)
+    return [
+        f"{field} was {_shown(before, field)} and is now {_shown(after, field)}"
+        for field in {**before, **after}
+        if before.get(field, _ABSENT) != after.get(field, _ABSENT)
+        and not any(field == name or field.startswith(name + ".") for name in free)
+    ]
+
+
+def _refuse_other_config(path: Path, config: dict[str, Any], free: Collection[str]) -> None:
+    # Through YAML and back, so that a tuple equals the list it was saved as.
+    found = differences(_read_config(path), yaml.safe_load(_to_yaml(config)), free)
+    if found:
+        raise UserError(
+            f"{path}: made with another config: {'; '.join(found)}. Give the same config to go on "
+            "with it, or choose another --output-dir."
+        )
+
+
+def _refuse_foreign(path: Path, config: bytes) -> None:
+    """Refuses a path that is neither free, nor a run, nor a run whose creation was cut short."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; choose a folder as --output-dir.")
+    if not path.exists() or (path / manifest.NAME).exists():
+        return
+    if (path / manifest.TWIN).exists():
+        manifest.load(path)  # says that the manifest is missing and where its twin is
+    for entry in path.iterdir():
+        ours = entry.name == ".lock" or entry.name.startswith(".tmp-")
+        if not ours and not (entry.name == "config.yaml" and entry.read_bytes() == config):
+            raise UserError(
+                f"{path}: not a run directory (no {manifest.NAME}) and not empty: it holds "
+                f"{entry.name!r}. Choose another --output-dir."
+            )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    expected = manifest.load(path)["config_sha256"]
+    file = path / "config.yaml"
+    if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        raise UserError(
+            f"{file}: missing or not what the run was made with; restore it or choose another "
+            "--output-dir."
+        )
+    return yaml.safe_load(file.read_bytes())
+
+
+def _note_other_versions(path: Path) -> None:
+    """Says on stderr that packages changed since the run began, and keeps the fact."""
+    data, now = manifest.load(path), _versions()
+    last = data.get("resumed_with", [data["versions"]])[-1]
+    if changed := differences(last, now):
+        print(f"{path}: resumed with other packages: {'; '.join(changed)}", file=sys.stderr)
+        manifest.amend(path, resumed_with=[*data.get("resumed_with", []), now])
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    """The commit the package runs from, None when it does not run from a checkout."""
+    root = Path(malt_jax.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _to_yaml(config: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(fields: dict[str, Any], field: str) -> str:
+    text = repr(fields[field]) if field in fields else "absent"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _name(name: str) -> str:
+    """A role's or system's name as one harmless path component."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@._+-]{0,99}", name):
+        raise UserError(
+            f"{name!r}: cannot name a folder; allowed are letters, digits and @ . _ + -, at most "
+            "100, beginning with a letter or digit."
+        )
+    return name

@@ -1,0 +1,53 @@
+"""SIGTERM and Ctrl-C as a request to stop at the next safe point.
+
+A signal belongs to the process, so the request does too: it is the one piece of module state here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from malt_jax.errors import RunStopped
+
+_received: list[int] = []
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return bool(_received)
+
+
+def raise_if_stopped() -> None:
+    """Raises `RunStopped` if a stop was requested; stages call it once their state is saved."""
+    if _received:
+        raise RunStopped(_received[0])
+
+
+@contextmanager
+def graceful_stop() -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT only set the request; any further one is harmless.
+
+    Python delivers signals to the main thread alone; in another thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if _note not in previous.values():  # not when nested: the outer block asks again
+            _received.clear()
+
+
+def _note(number: int, _frame: object) -> None:
+    first = not _received
+    _received.append(number)
+    if first:  # os.write: the signal may have come in the middle of a print
+        os.write(2, b"\nstopping: the state is being saved; the same command will go on from it\n")
