@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
+
+from malt_jax.models.lora_config import LoraConfig
+from malt_jax.models.sharding import named
+from malt_jax.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,154 @@ class Adapter:
     layers: Any
     scale: float
 
+    @property
+    def stacked(self) -> bool:
+        return isinstance(self.layers, dict)
+
 
 jax.tree_util.register_dataclass(Adapter, data_fields=["layers"], meta_fields=["scale"])
+
+
+def projections(spec: ModelSpec) -> dict[str, tuple[tuple[int, str], tuple[int, str]]]:
+    """Each projection's ((inputs, logical axis), (outputs, logical axis))."""
+    model, mlp = (spec.d_model, "embed"), (spec.d_mlp, "mlp")
+    heads = (spec.heads * spec.head_dim, "heads")
+    kv = (spec.kv_heads * spec.head_dim, "kv_heads")
+    return {
+        **{"q": (model, heads), "k": (model, kv), "v": (model, kv), "o": (heads, model)},
+        **{"gate": (model, mlp), "up": (model, mlp), "down": (mlp, model)},
+    }
+
+
+def init_adapter(
+    spec: ModelSpec, config: LoraConfig, key: Array, *, stacked: bool = False
+) -> Adapter:
+    """A float32 adapter that changes nothing yet: one factor of each pair is zero.
+
+    The other is uniform in +-1/sqrt(its inputs), PEFT's choice. Each pair has a key of its own,
+    so stacked and unstacked adapters of one key are equal.
+    """
+    shapes = projections(spec)
+
+    def pair(key: Array, target: str) -> dict[str, Array]:
+        (d_in, _), (d_out, _) = shapes[target]
+        a, b = jnp.zeros((d_in, config.rank)), jnp.zeros((config.rank, d_out))
+        drawn, bound = (b, config.rank**-0.5) if config.zero_side == "a" else (a, d_in**-0.5)
+        drawn = jax.random.uniform(key, drawn.shape, jnp.float32, -bound, bound)
+        return {"a": a, "b": drawn} if config.zero_side == "a" else {"a": drawn, "b": b}
+
+    keys = jax.random.split(key, (spec.num_layers, len(config.targets)))
+    layers = [
+        {target: pair(keys[layer, i], target) for i, target in enumerate(config.targets)}
+        for layer in range(spec.num_layers)
+    ]
+    adapter = Adapter(layers, config.scale)
+    return stack_adapter(adapter) if stacked else adapter
+
+
+def stack_adapter(adapter: Adapter) -> Adapter:
+    """The same adapter for a decoder with stacked layers."""
+    if adapter.stacked:
+        return adapter
+    return replace(adapter, layers=jax.tree.map(lambda *xs: jnp.stack(xs), *adapter.layers))
+
+
+def unstack_adapter(adapter: Adapter) -> Adapter:
+    """The same adapter for a decoder with one module a layer."""
+    if not adapter.stacked:
+        return adapter
+    depth = len(jax.tree.leaves(adapter.layers)[0])
+    layers = [jax.tree.map(lambda x, i=i: x[i], adapter.layers) for i in range(depth)]
+    return replace(adapter, layers=layers)
+
+
+def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
+    """The base with `scale * a @ b` added to its kernels: float32 sums, in the kernels' dtype.
+
+    Takes stacked and unstacked parameters; the base is left as it is.
+    """
+    flat = dict(nnx.to_flat_state(params))
+    stacked = ("layers", "q", "kernel") in flat
+    adapter = stack_adapter(adapter) if stacked else unstack_adapter(adapter)
+    layers = [((), adapter.layers)] if stacked else [((i,), x) for i, x in enumerate(adapter.layers)]
+    for index, targets in layers:
+        for target, pair in targets.items():
+            path = ("layers", *index, target, "kernel")
+            kernel = flat[path][...]
+            update = adapter.scale * (pair["a"] @ pair["b"])
+            merged = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+            flat[path] = flat[path].replace(merged)
+    return nnx.from_flat_state(flat)
+
+
+def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: jax.sharding.Mesh) -> Adapter:
+    """Each factor split like the side of the kernel it touches; the rank stays whole."""
+    shapes = projections(spec)
+
+    def of(path: tuple, leaf: Array) -> jax.sharding.NamedSharding:
+        target, side = path[-2].key, path[-1].key
+        (_, d_in), (_, d_out) = shapes[target]
+        axes = (d_in, None) if side == "a" else (None, d_out)
+        return named((None,) * (leaf.ndim - 2) + axes, leaf.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(of, adapter)
+
+
+def with_dropout(adapter: Adapter, rate: float, key: Array) -> Adapter:
+    """An adapter whose inputs are dropped with probability `rate`, drawn from `key`.
+
+    The draw travels with the pairs as further leaves, so recomputation under remat repeats it.
+    """
+    adding = {"keep": jnp.float32(1.0 - rate)}
+
+    def dropped(layer: dict[str, dict[str, Array]], key: Array) -> dict[str, dict[str, Array]]:
+        keys = jax.random.split(key, len(layer))
+        return {t: {**pair, **adding, "key": keys[i]} for i, (t, pair) in enumerate(layer.items())}
+
+    if not adapter.stacked:
+        keys = jax.random.split(key, len(adapter.layers))
+        return replace(
+            adapter, layers=[dropped(x, k) for x, k in zip(adapter.layers, keys, strict=True)]
+        )
+    depth = len(jax.tree.leaves(adapter.layers)[0])
+    adding = {"keep": jnp.full((depth,), 1.0 - rate, jnp.float32)}
+    keys = jax.vmap(lambda k: jax.random.split(k, len(adapter.layers)))(jax.random.split(key, depth))
+    layers = {
+        t: {**pair, **adding, "key": keys[:, i]}
+        for i, (t, pair) in enumerate(adapter.layers.items())
+    }
+    return replace(adapter, layers=layers)
 
 
 def lora_delta(
     x: Float[Array, "B T i"], pair: dict[str, Array], scale: float
 ) -> Float[Array, "B T o"]:
     """The adapter's contribution to one projection, through the rank: never forms `a @ b`."""
-    a, b = pair["a"].astype(x.dtype), pair["b"].astype(x.dtype)
-    return (x @ a) @ b * jnp.asarray(scale, x.dtype)
+    if "key" in pair:
+        kept = jax.random.bernoulli(pair["key"], pair["keep"], x.shape)
+        x = jnp.where(kept, x / pair["keep"].astype(x.dtype), jnp.zeros((), x.dtype))
+    y = _project(_project(x, pair["a"]), pair["b"])
+    return y * jnp.asarray(scale, x.dtype)
+
+
+@jax.custom_vjp
+def _project(x: Float[Array, "B T i"], w: Float[Array, "i o"]) -> Float[Array, "B T o"]:
+    """`x @ w` in x's dtype, with the gradient of `w` summed in w's own (float32 masters).
+
+    Left to autodiff, the gradient of a bfloat16 product is rounded to bfloat16 before devices add
+    their parts.
+    """
+    return x @ w.astype(x.dtype)
+
+
+def _project_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _project(x, w), (x, w)
+
+
+def _project_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w = saved
+    dw = jnp.einsum("bti,bto->io", x, dy, preferred_element_type=w.dtype)
+    return dy @ w.astype(dy.dtype).T, dw.astype(w.dtype)
+
+
+_project.defvjp(_project_forward, _project_backward)

@@ -1,0 +1,1 @@
+"""The project's own benchmarks, measured beside the reference implementations in the same run."""

@@ -1,0 +1,43 @@
+"""An adapter's fields, apart from the code that builds one, so that reading a config needs no JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from malt_jax.settings import check
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+"""Every projection of a layer, by its name in the decoder."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685), one a role over the frozen base."""
+
+    rank: int = 16
+    """Rank of the update."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
+    targets: tuple[str, ...] = TARGETS
+    """Projections that get an adapter: of q, k, v, o, gate, up, down."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs zeroed in SFT; DPO, which compares likelihoods, uses none."""
+    rslora: bool = False
+    """Rank-stabilised scaling (arXiv 2312.03732): keeps the update's size as the rank grows."""
+    zero_side: Literal["a", "b"] = "b"
+    """Which factor starts at zero, so that training starts from the base model exactly."""
+
+    def __post_init__(self):
+        check(1 <= self.rank <= 4096, f"rank: found {self.rank}, allowed: 1 to 4096.")
+        check(self.alpha > 0, f"alpha: found {self.alpha}, allowed: above 0.")
+        check(0 <= self.dropout < 1, f"dropout: found {self.dropout}, allowed: 0 to below 1.")
+        unknown = [target for target in self.targets if target not in TARGETS]
+        check(
+            not unknown and len(self.targets) >= 1,
+            f"targets: found {', '.join(unknown) or 'none'}, allowed: {', '.join(TARGETS)}.",
+        )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
