@@ -1,0 +1,83 @@
+"""What a task is: questions, a grader, and one prompt template a role.
+
+Everything here is plain data. A `Task` is built once and never changed; to make one of your own,
+see `malt_jax.tasks.custom`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its reference answer.
+
+    `id` is unique in its file and becomes the root of node paths (`Q17/g0/v2`), so it holds no
+    slash. `meta` carries what a task needs beside the text: level, subject, choices, tests.
+    """
+
+    id: str
+    text: str
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The answer read out of one text (None when there is none) and whether it is right.
+
+    `parsed` is canonical, so that equal answers vote together: `1,200.0` and `1200` are `1200`.
+    """
+
+    parsed: str | None
+    correct: bool
+
+
+class Grader(Protocol):
+    """Reads final answers out of model text: the extractor T and the reward 1[T(r) = a*]."""
+
+    def extract(self, text: str) -> str | None:
+        """The final answer stated in `text`, canonical; None when there is none or it is torn."""
+
+    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
+        """Grades `texts[i]` as an answer to `questions[i]`; the two have the same length."""
+
+
+class Loader(Protocol):
+    """Gives the questions of one split."""
+
+    def __call__(
+        self,
+        split: str,
+        path: str | None = None,
+        limit: int | None = None,
+        seed: int | None = None,
+    ) -> list[Question]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of questions, how they are asked and how answers are graded.
+
+    name:          what `task.name` in the config says.
+    description:   one line for people.
+    load:          `load(split, path=None, limit=None, seed=None)`; see `malt_jax.tasks.loading`.
+    grader:        see `malt_jax.tasks.graders`.
+    templates:     prompt by role. Placeholders: `{question}` and `{<role>}` for an earlier turn.
+                   `generator`, `verifier` and `refiner` are always there; `retry` (an agent that
+                   looks at its own answer, `{generator}`) and `debate` (an agent that looks at the
+                   others', `{others}`) may be.
+    answer_format: how a final answer is to be written, for prompts and people.
+    splits:        the split names that `load` accepts.
+    """
+
+    name: str
+    description: str
+    load: Loader
+    grader: Grader
+    templates: Mapping[str, str]
+    answer_format: str
+    splits: tuple[str, ...] = ("train", "eval")

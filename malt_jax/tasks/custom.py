@@ -1,0 +1,127 @@
+"""A task of your own: a question file and the name of a grader, or a dozen lines of Python."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from malt_jax.errors import UserError
+from malt_jax.tasks.base import Grader, Question, Task
+from malt_jax.tasks.files import Row, read_rows
+from malt_jax.tasks.graders import ANSWER_FORMATS, get_grader
+from malt_jax.tasks.loading import choose, to_questions
+from malt_jax.tasks.prompts import role_templates
+
+
+def from_file(grader: str | None = "number", **changes) -> Task:
+    """A task over the user's files, columns `question` and `answer` (`id`, `choices` optional).
+
+    Every further column goes into `meta`. `choices` is a list of texts or an object label -> text,
+    listed below the question. `changes` replace fields of the `Task`.
+    """
+    judge = get_grader(grader or "number")
+    return _task("custom", _FileLoader(judge), judge, ANSWER_FORMATS[grader or "number"], changes)
+
+
+def from_function(
+    name: str,
+    questions: Callable[[str], Iterable[tuple[str, str]]],
+    grader: str | Grader = "number",
+    **changes,
+) -> Task:
+    """A task from a function: `questions(split)` gives (question, answer) pairs.
+
+    `split` is "train" or "eval". `grader` is a grader's name, or an object with `extract` and
+    `grade`; for the latter give `answer_format` too. `changes` replace fields of the `Task`.
+    """
+    judge = get_grader(grader) if isinstance(grader, str) else grader
+    answer_format = ANSWER_FORMATS[grader] if isinstance(grader, str) else "End with the answer."
+    return _task(name, _FunctionLoader(questions, judge), judge, answer_format, changes)
+
+
+def import_task(place: str) -> Task:
+    """The `Task` at `module:attribute`, or what the function there returns."""
+    module, _, attribute = place.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # the user's module stands beside the user's config
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"task.name: {place!r} can't be imported ({error}); "
+            "give module:attribute of a Python module in the current folder or installed"
+        ) from error
+    task = found if isinstance(found, Task) else found() if callable(found) else None
+    if not isinstance(task, Task):
+        raise UserError(f"task.name: {place!r} is a {type(found).__name__}; it must be a Task")
+    return task
+
+
+def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping) -> Task:
+    answer_format = changes.get("answer_format", answer_format)
+    fields = {
+        "name": name,
+        "description": "your own questions",
+        "load": load,
+        "grader": grader,
+        "templates": role_templates(answer_format),
+        "answer_format": answer_format,
+    }
+    fields["templates"] |= changes.get("templates", {})
+    return Task(**fields | {k: v for k, v in changes.items() if k != "templates"})
+
+
+@dataclass(frozen=True)
+class _FileLoader:
+    grader: Grader
+
+    def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
+        if not path:
+            raise UserError(f"task.{split}_path: the task `custom` needs a file; give its path")
+        questions = to_questions(read_rows(path), self._parse, split)
+        return choose(questions, limit, seed)
+
+    def _parse(self, row: Row, split: str) -> Question:
+        text, meta = row.text("question"), {}
+        for column, value in row.values.items():
+            if column == "choices" and value is not None:
+                meta["choices"] = _choices(row, value)
+                text += "".join(f"\n({a}) {b}" for a, b in meta["choices"].items())
+            elif column not in ("id", "question", "answer"):
+                meta[column] = value
+        answer = row.text("answer", numbers=True).strip()
+        question = Question(row.identity(split, "id"), text, answer, meta)
+        check = getattr(self.grader, "check", None)
+        if check and (why := check(question)):
+            raise row.fail(why, "mend the answer, or choose another task.grader")
+        return question
+
+
+@dataclass(frozen=True)
+class _FunctionLoader:
+    questions: Callable[[str], Iterable[tuple[str, str]]]
+    grader: Grader
+
+    def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
+        if path:
+            raise UserError(f"task.{split}_path: this task makes its own questions; leave it out")
+        rows = [
+            Row("the task's questions", f"row {i}", {"question": str(q), "answer": str(a)})
+            for i, (q, a) in enumerate(self.questions(split), start=1)
+        ]
+        return choose(to_questions(rows, _FileLoader(self.grader)._parse, split), limit, seed)
+
+
+def _choices(row: Row, value) -> dict[str, str]:
+    """`choices` as label -> text: from a list of texts, an object, or `{"label", "text"}` lists."""
+    if isinstance(value, Mapping) and set(value) == {"label", "text"}:
+        value = dict(zip(value["label"], value["text"], strict=False))
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = {chr(ord("A") + i): text for i, text in enumerate(value)}
+    if not isinstance(value, Mapping) or not 2 <= len(value) <= 26:
+        raise row.fail("`choices` is not 2 to 26 texts", 'write ["red", "blue"]')
+    return {str(a): row.clean("choices", str(b)) for a, b in value.items()}

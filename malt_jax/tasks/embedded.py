@@ -1,0 +1,80 @@
+"""The embedded arithmetic task: needs no file, no network and no pretrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from malt_jax.errors import UserError
+from malt_jax.tasks import arithmetic
+from malt_jax.tasks.base import Grade, Question, Task
+from malt_jax.tasks.files import Row, read_rows
+from malt_jax.tasks.loading import choose, to_questions
+
+ANSWER_FORMAT = 'End with "x=48".'
+
+# Short, because the embedded model reads one character a token.
+TEMPLATES = {
+    "generator": "G {question} ",
+    "verifier": "V {question} {generator} ",
+    "refiner": "R {question} {generator} {verifier} ",
+    "retry": "R {question} {generator} ",
+}
+
+
+def load(
+    split: str, path: str | None = None, limit: int | None = None, seed: int | None = None
+) -> list[Question]:
+    """`limit` questions (default all) in the order of `seed` (default 0), or those of a file.
+
+    A question's id is made of its numbers, so it is the same question under every seed.
+    """
+    if path is not None:
+        return choose(to_questions(read_rows(path), _parse, split), limit, seed)
+    if split not in arithmetic.SPLITS:
+        raise UserError(f"no split {split!r}; choose from {', '.join(arithmetic.SPLITS)}")
+    available = arithmetic.count(split)
+    if limit is not None and not 0 < limit <= available:
+        raise UserError(
+            f"{limit} arithmetic questions asked for; the {split} split holds {available}"
+        )
+    pairs = (arithmetic.make_question(i, seed or 0, split) for i in range(limit or available))
+    return [Question(_identity(split, text), text, answer) for text, answer in pairs]
+
+
+def _identity(split: str, text: str) -> str:
+    return "-".join([split, *map(str, arithmetic.parse_question(text))])
+
+
+def _parse(row: Row, split: str) -> Question:
+    text = row.text("question")
+    try:
+        identity = _identity(split, text)
+    except ValueError:
+        raise row.fail(f"{text[:40]!r} is no such question", "write it as 7*x+15=351") from None
+    return Question(identity, text, row.text("answer", numbers=True).strip())
+
+
+@dataclass(frozen=True)
+class ArithmeticGrader:
+    """Right when a turn ends in the reference: `14/7=2,x=48` answers 48."""
+
+    def extract(self, text: str) -> str | None:
+        return arithmetic.extract_answer(text)
+
+    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
+        return [
+            Grade(arithmetic.extract_answer(t), arithmetic.is_correct(t, q.answer))
+            for t, q in zip(texts, questions, strict=True)
+        ]
+
+
+def task() -> Task:
+    return Task(
+        name="arithmetic",
+        description="a*x+b=c, solved by a small model trained in minutes",
+        load=load,
+        grader=ArithmeticGrader(),
+        templates=TEMPLATES,
+        answer_format=ANSWER_FORMAT,
+    )

@@ -1,0 +1,247 @@
+"""Reading question files from strangers: JSON lines, CSV and Parquet.
+
+Each row comes back with its place (file, line or row), so that whatever is wrong with it later is
+reported by name. Every error is a `UserError` that says where, what was found, and how to mend it.
+
+Decided: text is UTF-8; a leading byte-order mark is accepted and dropped (Windows editors write
+it); CRLF line ends are accepted; blank lines are skipped; a line holds at most 10 MB; NUL
+characters and lone surrogates are refused, because no tokenizer can encode them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from malt_jax.errors import UserError
+from malt_jax.escape import one_line
+
+MAX_LINE_BYTES = 10_000_000
+MAX_PARQUET_BYTES = 4_000_000_000
+BOM = b"\xef\xbb\xbf"
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file: its values and the words that say where it stands."""
+
+    file: str
+    place: str  # "line 17" or "row 17", counted from 1
+    values: dict[str, Any]
+
+    def fail(self, found: str, mend: str) -> UserError:
+        return UserError(f"{self.file}, {self.place}: {found}; {mend}")
+
+    def has(self, column: str) -> bool:
+        return self.values.get(column) is not None
+
+    def get(self, *columns: str) -> tuple[str, Any]:
+        """The first of `columns` that this row holds, with its value."""
+        for column in columns:
+            if column in self.values:
+                return column, self.values[column]
+        wanted = " or ".join(f"`{c}`" for c in columns)
+        found = ", ".join(sorted(_shown(str(c)) for c in self.values)[:12]) or "none"
+        raise self.fail(f"no column {wanted} (found: {found})", f"add a column {wanted}")
+
+    def text(self, *columns: str, numbers: bool = False) -> str:
+        """A column's text, not blank and encodable. `numbers=True` accepts a number as text."""
+        column, value = self.get(*columns)
+        if numbers and isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            raise self.fail(f"`{column}` is {_kind(value)}", f"`{column}` must be text")
+        return self.clean(column, value)
+
+    def clean(self, column: str, value: str) -> str:
+        """`value` when it is text that a tokenizer can read, else a `UserError`."""
+        if not value.strip():
+            raise self.fail(f"`{column}` is empty", "give it a text or remove the row")
+        if "\0" in value:
+            raise self.fail(f"`{column}` holds a NUL character", "remove it")
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise self.fail(
+                f"`{column}` holds a lone surrogate (half of a character)",
+                "write the file again as valid UTF-8",
+            )
+        return value
+
+    def identity(self, split: str, *columns: str) -> str:
+        """The row's own id where it has one, else split and line: `eval-17`.
+
+        Slashes become dashes, because ids are the roots of node paths.
+        """
+        for column in columns:
+            if self.has(column):
+                value = self.text(column, numbers=True).strip().replace("/", "-")
+                if len(value) > 200 or _CONTROL.search(value):
+                    raise self.fail(
+                        f"`{column}` is longer than 200 characters or holds control characters",
+                        "give a short printable id",
+                    )
+                return value
+        return f"{split}-{self.place.split()[-1]}"
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a `.jsonl`, `.csv` or `.parquet` file, in file order; at least one."""
+    path = Path(path)
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".json": _jsonl,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{_shown(path)}: files ending in {path.suffix or 'nothing'!r} can't be read; "
+            "give a .jsonl, .csv or .parquet file"
+        )
+    try:
+        rows = list(reader(path))
+    except FileNotFoundError:
+        raise UserError(f"{_shown(path)}: no such file; check the path") from None
+    except OSError as error:
+        reason = _shown(error.strerror or str(error))
+        raise UserError(f"{_shown(path)}: can't be read ({reason}); check the path") from None
+    if not rows:
+        raise UserError(f"{_shown(path)}: the file holds no questions; give one with rows")
+    return rows
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(
+                    f"{_shown(path)}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; "
+                    "write one JSON object a line"
+                )
+            if number == 1:
+                line = line.removeprefix(BOM)
+            text = _decode(line, f"{_shown(path)}, line {number}").strip()
+            if text:
+                yield Row(_shown(path), f"line {number}", _object(text, path, number))
+
+
+def _object(text: str, path: Path, number: int) -> dict[str, Any]:
+    place = f"{_shown(path)}, line {number}"
+    try:
+        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{place}, column {error.colno}: not JSON ({error.msg}); write one JSON object a line"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{place}: {reason}; mend the line") from None
+    if not isinstance(value, dict):
+        hint = " (for an array of objects: jq -c '.[]' FILE)" if isinstance(value, list) else ""
+        raise UserError(
+            f"{place}: found {_kind(value)}, not an object; write one JSON object a line{hint}"
+        )
+    return value
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:40]!r} stands twice in one object")
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    text = _decode(path.read_bytes().removeprefix(BOM), _shown(path))
+    old_limit = csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) < len(header):
+            raise UserError(f"{_shown(path)}, line 1: a column name stands twice; name each once")
+        for number, cells in enumerate(reader, start=1):
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{_shown(path)}, row {number}: {len(cells)} fields, the header has "
+                    f"{len(header)}; quote fields that hold commas or line breaks"
+                )
+            yield Row(_shown(path), f"row {number}", dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(
+            f"{_shown(path)}, line {reader.line_num}: not CSV ({error}); quote the fields"
+        ) from None
+    finally:
+        csv.field_size_limit(old_limit)
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            size = sum(
+                file.metadata.row_group(i).total_byte_size
+                for i in range(file.metadata.num_row_groups)
+            )
+            if size > MAX_PARQUET_BYTES:
+                raise UserError(
+                    f"{_shown(path)}: unpacks to {size:,} bytes, more than "
+                    f"{MAX_PARQUET_BYTES:,}; split the file"
+                )
+            values = file.read().to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as error:
+        reason = _shown(str(error).split("\n")[0][:120])
+        raise UserError(f"{_shown(path)}: not a readable Parquet file ({reason})") from None
+    for number, row in enumerate(values, start=1):
+        yield Row(_shown(path), f"row {number}", row)
+
+
+def _decode(data: bytes, place: str) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{place}: UTF-16 text; save the file as UTF-8")
+    if b"\0" in data:
+        raise UserError(f"{place}: holds a NUL byte; save the file as UTF-8 text without it")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place}, byte {error.start + 1}: not UTF-8 (0x{data[error.start]:02x}); "
+            "save the file as UTF-8"
+        ) from None
+
+
+def _kind(value: Any) -> str:
+    kinds = {
+        type(None): "null", bool: "a true/false value", int: "a number", float: "a number",
+        str: "a text", list: "a list", dict: "an object",
+    }  # fmt: skip
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _shown(text: str | Path) -> str:
+    """Text from outside as it may stand in a message."""
+    return one_line(str(text))[:500]

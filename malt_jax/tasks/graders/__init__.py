@@ -1,0 +1,35 @@
+"""Reading and judging final answers: numbers, LaTeX, choices, exact and set answers, code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from malt_jax.errors import UserError
+from malt_jax.tasks.base import Grader
+
+_GRADERS = {
+    "number": "malt_jax.tasks.graders.number:NumberGrader",
+    "choice": "malt_jax.tasks.graders.choice:ChoiceGrader",
+    "exact": "malt_jax.tasks.graders.exact:ExactGrader",
+    "set": "malt_jax.tasks.graders.exact:SetGrader",
+    "latex": "malt_jax.tasks.graders.latex:LatexGrader",
+}
+
+ANSWER_FORMATS = {
+    "number": 'End with a last line of the form "#### 42" that holds only the final number.',
+    "choice": 'End with a last line of the form "The answer is (A)", naming one choice.',
+    "exact": 'End with a last line of the form "Answer: ..." that holds only the answer.',
+    "set": 'End with a last line of the form "Answer: ..." that lists the answers with commas.',
+    "latex": r"End with the final answer in \boxed{...}.",
+}
+
+
+def get_grader(name: str) -> Grader:
+    """The grader called `name`: number, choice, exact, set or latex."""
+    if name not in _GRADERS:
+        near = difflib.get_close_matches(name, _GRADERS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"task.grader: no grader {name!r}; {hint}choose from {', '.join(_GRADERS)}")
+    module, _, kind = _GRADERS[name].partition(":")
+    return getattr(importlib.import_module(module), kind)()

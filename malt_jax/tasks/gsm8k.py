@@ -1,0 +1,41 @@
+"""GSM8K: grade-school word problems whose answers are numbers (arXiv 2110.14168)."""
+
+from __future__ import annotations
+
+from malt_jax.tasks.base import Question, Task
+from malt_jax.tasks.files import Row
+from malt_jax.tasks.graders.number import NumberGrader, Torn, canonical, value_of
+from malt_jax.tasks.loading import Benchmark, Hub
+from malt_jax.tasks.prompts import role_templates
+
+ANSWER_FORMAT = 'End with a last line of the form "#### 42" that holds only the final number.'
+TRAIN = Hub("openai/gsm8k", ("main",), "train")
+
+
+def parse(row: Row, split: str) -> Question:
+    """Columns `question` and `answer`; the answer is a solution that ends in `#### N`."""
+    solution = row.text("answer")
+    _, marker, last = solution.rpartition("####")
+    if not marker:
+        raise row.fail("`answer` holds no `####`", "end the solution with a line `#### 42`")
+    try:
+        answer = canonical(value_of(last))
+    except Torn as torn:
+        raise row.fail(
+            f"what follows `####` is not one number ({torn})", "write `#### 42`"
+        ) from None
+    return Question(row.identity(split, "id"), row.text("question"), answer)
+
+
+def task() -> Task:
+    return Task(
+        name="gsm8k",
+        description="grade-school word problems, numeric answers",
+        load=Benchmark(
+            hub={"train": TRAIN, "eval": Hub("openai/gsm8k", ("main",), "test")},
+            parse={"train": parse, "eval": parse},
+        ),
+        grader=NumberGrader(),
+        templates=role_templates(ANSWER_FORMAT),
+        answer_format=ANSWER_FORMAT,
+    )

@@ -1,0 +1,126 @@
+"""From rows to questions: a benchmark's local files and its home on the hub."""
+
+from __future__ import annotations
+
+import logging
+import random
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from malt_jax.errors import UserError
+from malt_jax.tasks.base import Question
+from malt_jax.tasks.files import Row, read_rows
+
+log = logging.getLogger(__name__)
+
+Parse = Callable[[Row, str], Question]  # (row, split) -> question; raises UserError
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the hub keeps one split: data set, its configurations (joined in order), split."""
+
+    repo: str
+    configs: tuple[str | None, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The loader of a published benchmark: one hub place and one row parser a split.
+
+    Called as `load(split, path, limit, seed)`. With `path` it reads that file and never touches
+    the network; without one it asks the hub through `datasets`.
+    """
+
+    hub: Mapping[str, Hub]
+    parse: Mapping[str, Parse]
+
+    def __call__(
+        self,
+        split: str,
+        path: str | None = None,
+        limit: int | None = None,
+        seed: int | None = None,
+    ) -> list[Question]:
+        if split not in self.parse:
+            raise UserError(f"no split {split!r}; choose from {', '.join(self.parse)}")
+        rows = read_rows(path) if path else _hub_rows(self.hub[split], split)
+        return choose(to_questions(rows, self.parse[split], split), limit, seed)
+
+
+def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
+    """Parses every row; refuses an id that stands twice, counts texts that do (in the log)."""
+    questions: list[Question] = []
+    places: dict[str, str] = {}
+    for row in rows:
+        question = parse(row, split)
+        if question.id in places:
+            raise row.fail(
+                f"the id {question.id!r} stands at {places[question.id]} already",
+                "give each question its own id",
+            )
+        places[question.id] = row.place
+        questions.append(question)
+    if repeated := count_duplicates(questions):
+        log.warning("%s split: %d questions repeat the text of another", split, repeated)
+    return questions
+
+
+def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -> list[Question]:
+    """`limit` questions in file order: the first ones, or with a seed a random draw.
+
+    Draws with one seed are nested: the 100 are among the 200.
+    """
+    if limit is None:
+        return list(questions)
+    if not 0 < limit <= len(questions):
+        raise UserError(
+            f"{limit} questions asked for, the data holds {len(questions)}; "
+            f"ask for 1 to {len(questions)}, or for none in particular to have all"
+        )
+    order = list(range(len(questions)))
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    return [questions[i] for i in sorted(order[:limit])]
+
+
+def normalised(text: str) -> str:
+    """Text for comparison: compatible characters unified, case folded, blanks collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def count_duplicates(questions: Sequence[Question]) -> int:
+    """How many questions repeat the normalised text of an earlier one."""
+    return len(questions) - len({normalised(q.text) for q in questions})
+
+
+def check_overlap(train: Sequence[Question], evaluation: Sequence[Question]) -> None:
+    """Refuses evaluation questions that are also training questions, by normalised text."""
+    seen = {normalised(q.text): q.id for q in train}
+    both = [(seen[normalised(q.text)], q.id) for q in evaluation if normalised(q.text) in seen]
+    if both:
+        named = ", ".join(f"{a} = {b}" for a, b in both[:5]) + (", ..." if len(both) > 5 else "")
+        raise UserError(
+            f"{len(both)} of {len(evaluation)} evaluation questions are also training questions "
+            f"({named}); remove them from task.train_path or task.eval_path"
+        )
+
+
+def _hub_rows(hub: Hub, split: str) -> list[Row]:
+    import datasets
+
+    rows: list[Row] = []
+    for config in hub.configs:
+        try:
+            data = datasets.load_dataset(hub.repo, config, split=hub.split)
+        except Exception as error:  # the hub client's failures share no base class
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"{hub.repo} can't be loaded from the hub ({reason}); "
+                f"give a local file in task.{split}_path"
+            ) from None
+        for values in data:
+            rows.append(Row(hub.repo, f"row {len(rows) + 1}", dict(values)))
+    return rows
