@@ -1,0 +1,68 @@
+"""Text from models, files and users, made harmless for the place it is printed in.
+
+Each function returns text that shows the same characters and can't change anything around it.
+Control characters, lone surrogates and the invisible marks that reorder lines are written out as
+`\\xNN` or `\\uNNNN` everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls but tab and newline, bidirectional marks, line separators, lone surrogates.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
+
+
+def visible(text: str) -> str:
+    """Text safe to print on a terminal: escape sequences show, they do not act."""
+    return _CONTROLS.sub(_written_out, text)
+
+
+def one_line(text: str) -> str:
+    """`visible` text with tabs and newlines as single spaces."""
+    return re.sub(r"[\t\n]+", " ", visible(text))
+
+
+def markdown(text: str) -> str:
+    """Text for one cell or line of Markdown: no markup, no HTML, no column separators."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+    text = re.sub(r"^(\s*)([#+=-]|\d+[.)])", r"\1&#8203;\2", text)  # no heading, no list
+    # A bare address would still become a link, and an @name a mention.
+    return re.sub(r"(?<!\w)@", "&#64;", text.replace("://", ":&#8203;//"))
+
+
+def latex(text: str) -> str:
+    """Text for a LaTeX paragraph or table cell."""
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
+
+
+def csv(text: str) -> str:
+    """One CSV field, quoted; text that a spreadsheet would run as a formula gets a leading '."""
+    text = one_line(text)
+    if text.lstrip()[:1] in tuple("=+-@|%"):
+        text = "'" + text
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -1,0 +1,151 @@
+"""Systems to compare: chains of (role, policy) turns, all written in one small language.
+
+`generator:base verifier:malt refiner:malt` is a chain; every baseline of the publication and every
+role removal is one, so a comparison is a line of config. Policies: `base` (untrained), `sft` (after
+SFT only: the STaR pipeline), `malt` (after all configured training), `star` (SFT on drafts that are
+right themselves: the STaR single agent). Turns may also name the task's `retry` and `debate`
+templates, which sample like the first role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from malt_jax.config import EvalConfig, SystemConfig
+from malt_jax.errors import UserError
+from malt_jax.evaluation.results import single_agent_draws
+from malt_jax.tree.roles import Pipeline, Role
+
+POLICIES = ("base", "sft", "malt", "star")
+DEBATERS = 3
+SINGLE_AGENT = "sa"
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: Role
+    policy: str
+
+
+@dataclass(frozen=True)
+class System:
+    """A chain of turns; with `agents` > 1 each turn is a round in which all agents speak."""
+
+    name: str
+    label: str
+    turns: tuple[Turn, ...]
+    votes: tuple[int, ...]
+    draws: int
+    agents: int = 1
+
+    @property
+    def calls(self) -> int:
+        return len(self.turns) * self.agents
+
+
+def make_systems(
+    config: EvalConfig, pipeline: Pipeline, templates: Mapping[str, str]
+) -> list[System]:
+    """The systems a config asks for, the single agent with draws for every equal-call row."""
+    wanted = standard_systems(pipeline, templates)
+    if config.systems:
+        known = {system.name: system for system in wanted}
+        for index, name in enumerate(config.systems):
+            if name not in known:
+                raise UserError(
+                    f"eval.systems.{index}: {name!r} is not a system here; "
+                    f"allowed: {', '.join(known)}."
+                )
+        # Every row is set beside the single agent at its number of calls, so it is always there.
+        names = dict.fromkeys([SINGLE_AGENT, *config.systems])
+        wanted = [known[name] for name in names]
+    systems = [
+        _system(entry, pipeline, templates, f"eval.extra.{entry.name}") for entry in config.extra
+    ]
+    systems = [_system(entry, pipeline, templates, "eval") for entry in wanted] + systems
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise UserError(f"eval.extra: a system name stands twice in {', '.join(names)}.")
+    calls = {system.name: system.calls for system in systems}
+    votes = {system.name: system.votes for system in systems}
+    draws = single_agent_draws(calls, votes)
+    baseline, _, count = config.baseline.partition("@")
+    if baseline == SINGLE_AGENT and count.isdigit():
+        draws = max(draws, int(count))
+    return [
+        replace(system, draws=max(draws, system.draws)) if system.name == SINGLE_AGENT else system
+        for system in systems
+    ]
+
+
+def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[SystemConfig]:
+    """Every system of the publication that this pipeline and task have the roles for."""
+    names = [role.name for role in pipeline.roles]
+    first = names[0]
+
+    def chain(policy: str, roles: Sequence[str] = names, **other: str) -> tuple[str, ...]:
+        return tuple(f"{name}:{other.get(name, policy)}" for name in roles)
+
+    systems = [SystemConfig(SINGLE_AGENT, (f"{first}:base",), "single agent", (1, 3, 9))]
+    if "retry" in templates:
+        turns = (f"{first}:base", "retry:base", "retry:base")
+        systems.append(SystemConfig("self-correction", turns, "self-correction, 3 turns"))
+    if "debate" in templates:
+        systems.append(
+            SystemConfig("debate", ("debate:base",), "debate, 3 agents x 3 rounds", (1,))
+        )
+    systems += [
+        SystemConfig("ma", chain("base"), "pipeline, untrained"),
+        SystemConfig("star-sa", (f"{first}:star",), "STaR single agent", (1, 3, 9)),
+        SystemConfig("star-ma", chain("sft"), "STaR pipeline (SFT only)"),
+        SystemConfig("malt", chain("malt"), "MALT"),
+    ]
+    if len(names) > 1:
+        systems += [
+            SystemConfig(
+                f"malt-untrained-{name}", chain("malt", **{name: "base"}), f"MALT, {name} untrained"
+            )
+            for name in names
+        ]
+        answering = [role.name for role in pipeline.roles if role.config.answers]
+        kept = [(first,)]
+        if len(names) > 2:
+            kept += [tuple(n for n in names if n != dropped) for dropped in names[1:]]
+        for roles in kept:
+            if any(name in answering for name in roles):
+                label = "MALT, " + " + ".join(roles) + " only"
+                systems.append(SystemConfig("malt-" + "-".join(roles), chain("malt", roles), label))
+    return systems
+
+
+def _system(
+    entry: SystemConfig, pipeline: Pipeline, templates: Mapping[str, str], where: str
+) -> System:
+    chain, agents = entry.chain, 1
+    if len(chain) == 1 and chain[0].startswith("debate:"):
+        policy = chain[0].partition(":")[2]
+        chain = (f"{pipeline.roles[0].name}:{policy}", f"debate:{policy}", f"debate:{policy}")
+        agents = DEBATERS
+    turns = tuple(_turn(text, pipeline, templates, where) for text in chain)
+    if not any(turn.role.config.answers for turn in turns):
+        raise UserError(f"{where}: no turn of {entry.name!r} answers (see pipeline.roles.answers).")
+    return System(
+        entry.name, entry.label or entry.name, turns, entry.votes, max(entry.votes), agents
+    )
+
+
+def _turn(text: str, pipeline: Pipeline, templates: Mapping[str, str], where: str) -> Turn:
+    name, _, policy = text.partition(":")
+    if policy not in POLICIES:
+        raise UserError(
+            f"{where}: found {text!r}, allowed: role:policy with {', '.join(POLICIES)}."
+        )
+    for role in pipeline.roles:
+        if role.name == name:
+            return Turn(role, policy)
+    if name in ("retry", "debate") and name in templates:
+        config = replace(pipeline.roles[0].config, name=name, answers=True)
+        return Turn(Role(config, templates[name]), policy)
+    names = ", ".join(role.name for role in pipeline.roles)
+    raise UserError(f"{where}: {name!r} in {text!r} is not a role here; allowed: {names}.")
