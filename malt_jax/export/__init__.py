@@ -1,0 +1,1 @@
+"""Trained roles out again: merged Hugging Face checkpoints and PEFT adapters."""
