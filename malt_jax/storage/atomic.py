@@ -26,6 +26,7 @@ _MENDS = {
     errno.EPERM: "allow this user to write there",
     errno.EIO: "check that disk",
     errno.ENOTDIR: "remove the file that stands where a folder is needed",
+    errno.EEXIST: "remove the file that stands where a folder is needed",
     errno.EISDIR: "remove the folder that stands where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
@@ -60,7 +61,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(building, path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:
             building.unlink(missing_ok=True)
             raise
@@ -94,12 +95,12 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
         building.mkdir()
         try:
             yield building
-            _sync_tree(building)
+            sync_tree(building)
             if taken:  # a folder cannot be renamed over a full one: see clean_leftovers
                 _remove(old)
                 os.rename(path, old)
             os.rename(building, path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:
             _remove(building)
             if taken and not path.exists():
@@ -129,11 +130,11 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Flushes a folder's list of names to the disk."""
+def sync(path: Path) -> None:
+    """Flushes a file's content, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -141,12 +142,14 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _sync_tree(folder: Path) -> None:
-    for parent, _, files in os.walk(folder):
+def sync_tree(path: Path) -> None:
+    """Flushes a file, or every file and folder at and beneath a folder, to the disk."""
+    if path.is_file():
+        sync(path)
+    for parent, _, files in os.walk(path):
         for name in files:
-            with open(Path(parent, name), "rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def _temporary(path: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from malt_jax.errors import UserError
-from malt_jax.storage.atomic import explained, make_folder, sync_folder
+from malt_jax.storage.atomic import explained, make_folder, sync
 
 
 def encode(record: dict[str, Any]) -> bytes:
@@ -30,9 +30,9 @@ def encode(record: dict[str, Any]) -> bytes:
 
 
 def append_lines(
-    path: str | os.PathLike, records: Iterable[dict[str, Any]], sync: bool = True
+    path: str | os.PathLike, records: Iterable[dict[str, Any]], durable: bool = True
 ) -> None:
-    """Appends the records in one write; when this returns they are on the disk (if `sync`).
+    """Appends the records in one write; when this returns they are on the disk (if `durable`).
 
     A write that fails half-way (a full disk) is taken back before `UserError` is raised.
     """
@@ -49,13 +49,13 @@ def append_lines(
                 rest = memoryview(data)
                 while rest:
                     rest = rest[file.write(rest) :]
-                if sync:
+                if durable:
                     os.fsync(file.fileno())
             except BaseException:
                 file.truncate(size)
                 raise
-        if is_new and sync:
-            sync_folder(path.parent)
+        if is_new and durable:
+            sync(path.parent)
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -91,7 +91,7 @@ def recover(path: str | os.PathLike) -> int:
         except (ValueError, RecursionError):
             file.truncate(start)
             os.fsync(file.fileno())
-    print(f"{path}: the last line was torn and will be done again", file=sys.stderr)
+    print(f"{path}: the last line was torn and is dropped; it will be done again", file=sys.stderr)
     return size - start
 
 

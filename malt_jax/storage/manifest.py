@@ -17,13 +17,13 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from malt_jax.errors import UserError
-from malt_jax.storage.atomic import make_folder, write_bytes
+from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
+from malt_jax.storage.hashing import files_beneath, sha256_all
 
 NAME, TWIN = "manifest.json", "manifest.copy.json"
 Paths = Iterable[str | os.PathLike]
@@ -69,8 +69,8 @@ def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
     paths = [Path(path) for path in paths]
     if missing := [str(path) for path in paths if not path.exists()]:
         raise UserError(f"{', '.join(missing)}: no such file or folder.")
-    files = [file for path in paths for file in _files(path)]
-    hashes = {str(file): digest for file, digest in zip(files, _sha256_all(files), strict=True)}
+    files = [file for path in paths for file in files_beneath(path)]
+    hashes = {str(file): digest for file, digest in zip(files, sha256_all(files), strict=True)}
     known = data["inputs"]
     changed = [path for path, digest in hashes.items() if known.get(path, digest) != digest]
     if changed:
@@ -100,8 +100,9 @@ def seal(
     for unit in units:
         if not (root / unit).exists():
             raise FileNotFoundError(root / unit)
-        files = list(_files(root / unit))
-        for file, digest in zip(files, _sha256_all(files), strict=True):
+        sync_tree(root / unit)  # what the manifest promises must survive a power cut
+        files = list(files_beneath(root / unit))
+        for file, digest in zip(files, sha256_all(files), strict=True):
             data["artefacts"][_relative(root, file)] = {
                 "sha256": digest,
                 "bytes": file.stat().st_size,
@@ -184,7 +185,7 @@ def redo(run: str | os.PathLike, stage: str) -> Path:
 def _damage(root: Path, data: dict[str, Any], paths: list[str]) -> dict[str, tuple[str, str]]:
     """{file: (stage, finding)} for all that differs from the seal at or beneath `paths`."""
     expected = {f: e for f, e in data["artefacts"].items() if _within(f, paths)}
-    found = {_relative(root, file): file for path in paths for file in _files(root / path)}
+    found = {_relative(root, file): file for path in paths for file in files_beneath(root / path)}
     damage = {f: (e["stage"], "missing") for f, e in expected.items() if f not in found}
     for file in found.keys() - expected.keys():
         damage[file] = (_stage_of(data, file, expected), "unknown")
@@ -195,7 +196,7 @@ def _damage(root: Path, data: dict[str, Any], paths: list[str]) -> dict[str, tup
             same_size.append(file)
         else:
             damage[file] = (expected[file]["stage"], f"{size} bytes instead of {sealed}")
-    hashes = _sha256_all([found[file] for file in same_size])
+    hashes = sha256_all([found[file] for file in same_size])
     for file, digest in zip(same_size, hashes, strict=True):
         if digest != expected[file]["sha256"]:
             damage[file] = (expected[file]["stage"], "content changed")
@@ -232,25 +233,6 @@ def _root(run: str | os.PathLike) -> Path:
 def _relative(root: Path, path: str | os.PathLike) -> str:
     # Not resolve(): a folder of the run may be a link to another disk.
     return Path(os.path.abspath(root / path)).relative_to(root).as_posix()
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """The file itself, or every file beneath the folder, in a stable order; none if missing."""
-    if path.is_file():
-        yield path
-    for parent, folders, files in os.walk(path):
-        folders.sort()
-        yield from (Path(parent, name) for name in sorted(files))
-
-
-def _sha256_all(files: list[Path]) -> list[str]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib frees the GIL
-        return list(pool.map(_sha256, files))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # streams, whatever the size
 
 
 def _encode(data: dict[str, Any]) -> bytes:

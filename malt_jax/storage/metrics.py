@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,11 @@ class Metrics:
         self._drop(key, start)
         # A folder a series: TensorBoard purges resumed steps by folder, and compares roles by it.
         name = "/".join(part for part in (stage, f"{round:03d}", role, phase) if part)
-        writer = SummaryWriter(str(self._run.events / name), purge_step=start)
+        writer = SummaryWriter(
+            str(self._run.events / name),
+            purge_step=start,
+            filename_suffix=f".{secrets.token_hex(4)}",  # its own names repeat within a second
+        )
         self._writers.append(writer)
         return Series(self._run, key, name, writer, self._tracker)
 
@@ -81,16 +86,16 @@ class Series:
     tracker: Any
 
     def log(self, step: int, **numbers: float) -> None:
-        """Logs `numbers` at `step`. NaN and infinity, which JSON lacks, become null in the file."""
+        """Logs `numbers` at `step`. NaN and infinity, which JSON lacks, become null."""
         floats = {name: float(value) for name, value in numbers.items()}
-        finite = {name: v if math.isfinite(v) else None for name, v in floats.items()}
+        finite = {name: value for name, value in floats.items() if math.isfinite(value)}
+        line = {"time": time.time(), **self.key, "step": step, **dict.fromkeys(floats), **finite}
         # Not flushed to the disk: a lost line costs a point of a curve, a flush costs every step.
-        line = {"time": time.time(), **self.key, "step": step, **finite}
-        append_lines(self.run.metrics, [line], sync=False)
-        for name, value in floats.items():
+        append_lines(self.run.metrics, [line], durable=False)
+        for name, value in finite.items():
             self.writer.add_scalar(name, value, step)
         if self.tracker:
-            self.tracker.log({f"{self.name}/{name}": value for name, value in floats.items()})
+            self.tracker.log({f"{self.name}/{name}": value for name, value in finite.items()})
 
 
 def _start_tracker(name: str, run: RunDir) -> Any:

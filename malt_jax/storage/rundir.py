@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Collection
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import malt_jax
 from malt_jax.errors import UserError
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import clean_leftovers, explained, make_folder, write_bytes
 from malt_jax.storage.lock import RunLock
+from malt_jax.storage.provenance import git_commit, versions
 
-_PACKAGES = (
-    *("malt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("transformers", "tokenizers", "numpy"),
-)
 _ABSENT = object()
 
 
@@ -68,8 +61,8 @@ class RunDir:
                 else:
                     write_bytes(path / "config.yaml", text)
                     digest = hashlib.sha256(text).hexdigest()
-                    made = {"command": command, "git_commit": _git_commit(), **(facts or {})}
-                    manifest.create(path, made | {"versions": _versions(), "config_sha256": digest})
+                    made = {"command": command, "git_commit": git_commit(), **(facts or {})}
+                    manifest.create(path, made | {"versions": versions(), "config_sha256": digest})
             except BaseException:
                 lock.release()
                 raise
@@ -193,33 +186,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _note_other_versions(path: Path) -> None:
     """Says on stderr that packages changed since the run began, and keeps the fact."""
-    data, now = manifest.load(path), _versions()
+    data, now = manifest.load(path), versions()
     last = data.get("resumed_with", [data["versions"]])[-1]
     if changed := differences(last, now):
         print(f"{path}: resumed with other packages: {'; '.join(changed)}", file=sys.stderr)
         manifest.amend(path, resumed_with=[*data.get("resumed_with", []), now])
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git_commit() -> str | None:
-    """The commit the package runs from, None when it does not run from a checkout."""
-    root = Path(malt_jax.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def _to_yaml(config: dict[str, Any]) -> bytes:

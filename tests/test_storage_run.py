@@ -1,0 +1,446 @@
+"""A run directory under attack: damage, other configs, strangers' folders, signals, resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malt_jax.errors import RunStopped, UserError
+from malt_jax.storage import manifest, signals
+from malt_jax.storage.hashing import fingerprint
+from malt_jax.storage.jsonl import append_lines, read_lines
+from malt_jax.storage.metrics import Metrics
+from malt_jax.storage.rundir import RunDir, differences
+
+CONFIG = {
+    "seed": 1,
+    "quiet": False,
+    "model": {"path": "m", "dtype": "float32"},
+    "roles": [{"name": "generator", "temperature": 0.7}],
+    "wandb": {"project": None},
+}
+
+
+def make_run(path: Path) -> RunDir:
+    """A small finished run: one sealed thing of every kind."""
+    run = RunDir.open(path, CONFIG, "malt run", facts={"devices": ["cpu"]})
+    for shard in range(2):
+        append_lines(run.trees(0) / f"{shard}.jsonl", [{"question_id": f"Q{shard}"}] * 3)
+    manifest.seal(run, "search/000", sorted(run.trees(0).iterdir()))
+    append_lines(run.data(0, "generator") / "sft.jsonl", [{"prompt": "p", "completion": "c"}])
+    manifest.seal(run, "label/000", [run.data(0, "generator")])
+    for step in (10, 20):
+        folder = run.checkpoint(0, "generator") / str(step)
+        (folder / "d").mkdir(parents=True)
+        (folder / "d" / "weights").write_bytes(random.Random(step).randbytes(3000))
+        (folder / "_METADATA").write_text("{}")
+        manifest.seal(run, "train/000/generator", [folder], done=step == 20)
+    run.results.write_text('{"accuracy": 0.5}')
+    manifest.seal(run, "eval", [run.results])
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    with make_run(tmp_path / "run") as made:
+        yield made
+
+
+def sealed_files(run: RunDir) -> list[Path]:
+    return [run.path / name for name in manifest.load(run)["artefacts"]]
+
+
+# ---------------------------------------------------------------- the seal
+
+
+def test_what_is_sealed_is_whole_and_known_to_be_done(run):
+    manifest.verify(run)
+    manifest.verify(run, [run.trees(0), run.results])
+    assert len(sealed_files(run)) == 8
+    assert manifest.stage_done(run, "eval") and not manifest.stage_done(run, "export")
+    newest = manifest.sealed_units(run, "train/000/generator")[-1]
+    assert newest == run.checkpoint(0, "generator") / "20"
+    data = manifest.load(run)
+    assert data["devices"] == ["cpu"] and "jax" in data["versions"] and data["git_commit"]
+
+
+def test_a_hundred_random_damages_are_all_refused_by_name(run, tmp_path):
+    """Bit flips, truncations, growths and deletions of any file a run rests on."""
+    generator = random.Random(0)
+    files = [*sealed_files(run), run.path / "config.yaml", run.path / manifest.NAME]
+    run.close()
+    spare = tmp_path / "spare"
+    shutil.copytree(run.path, spare)
+    for kind in ["flip"] * 55 + ["cut"] * 25 + ["grow"] * 10 + ["delete"] * 10:
+        victim = generator.choice(files)
+        data = bytearray(victim.read_bytes())
+        if kind == "flip":
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        elif kind == "cut":
+            del data[generator.randrange(len(data)) :]
+        elif kind == "grow":
+            data += generator.randbytes(3)
+        victim.unlink()
+        if kind != "delete":
+            victim.write_bytes(data)
+        damaged = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+        with (
+            pytest.raises(UserError) as refusal,
+            RunDir.open(run.path, CONFIG, "malt run") as again,
+        ):
+            manifest.verify(again)
+        assert str(victim.relative_to(run.path)) in str(refusal.value), (kind, victim)
+        left = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+        assert {**left, run.path / ".lock": b""} == {**damaged, run.path / ".lock": b""}
+        shutil.copy2(spare / victim.relative_to(run.path), victim)
+    with RunDir.open(run.path, CONFIG, "malt run") as again:
+        manifest.verify(again)
+
+
+def test_a_file_nobody_sealed_is_refused(run):
+    stranger = run.trees(0) / "9.jsonl"
+    append_lines(stranger, [{"question_id": "Q9"}])
+    with pytest.raises(UserError, match=r"rounds/000/trees/9\.jsonl \(unknown\)"):
+        manifest.verify(run, [run.trees(0)])
+    (run.checkpoint(0, "generator") / "20" / "extra").touch()
+    with pytest.raises(UserError, match=r"checkpoints/000/generator/20/extra \(unknown\)"):
+        manifest.verify(run)
+
+
+def test_an_unfinished_artefact_is_not_taken_for_a_sealed_one(run):
+    append_lines(run.trees(1) / "0.jsonl", [{}])
+    with pytest.raises(UserError, match="rounds/001/trees was never finished"):
+        manifest.verify(run, [run.trees(0), run.trees(1)])
+
+
+def test_the_refusal_offers_the_newest_whole_state(run):
+    (run.checkpoint(0, "generator") / "20" / "_METADATA").write_text("[]")
+    with pytest.raises(UserError) as refusal:
+        manifest.verify(run)
+    assert "--redo train/000/generator" in str(refusal.value)
+    assert "checkpoints/000/generator/10, sealed before it, is whole" in str(refusal.value)
+    (run.checkpoint(0, "generator") / "10" / "_METADATA").unlink()
+    with pytest.raises(UserError, match="rounds/000/data/generator, sealed before it, is whole"):
+        manifest.verify(run)
+
+
+def test_redo_sets_aside_what_is_damaged_and_what_followed_and_keeps_the_rest(run):
+    (run.trees(0) / "1.jsonl").write_text("damaged")
+    aside = manifest.redo(run, "search/000")
+    assert (aside / "rounds/000/trees/1.jsonl").read_text() == "damaged"
+    assert (aside / "checkpoints/000/generator/20/d/weights").exists()
+    assert not run.results.exists() and not run.checkpoint(0, "generator").joinpath("20").exists()
+    manifest.verify(run)
+    assert manifest.sealed_units(run, "search/000") == [run.trees(0) / "0.jsonl"]
+    assert not manifest.stage_done(run, "search/000") and not manifest.stage_done(run, "eval")
+    with pytest.raises(UserError, match=r"no stage named 'eval'.*search/000"):
+        manifest.redo(run, "eval")
+
+
+def test_redo_cut_short_is_refused_until_it_is_repeated(run, monkeypatch):
+    (run.trees(0) / "1.jsonl").write_text("damaged")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(manifest, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        manifest.redo(run, "search/000")
+    with pytest.raises(UserError, match=r"trees/1\.jsonl \(missing\)"):
+        manifest.verify(run)
+    manifest.redo(run, "search/000")
+    manifest.verify(run)
+
+
+def test_sealing_anew_replaces_and_retiring_lets_go(run):
+    first, last = manifest.sealed_units(run, "train/000/generator")
+    third = run.checkpoint(0, "generator") / "30"
+    shutil.copytree(last, third)
+    manifest.seal(run, "train/000/generator", [third], retire=[first])
+    shutil.rmtree(first)
+    manifest.verify(run)
+    assert manifest.sealed_units(run, "train/000/generator") == [last, third]
+    run.results.write_text('{"accuracy": 0.6}')
+    manifest.seal(run, "eval", [run.results])
+    manifest.verify(run)
+
+
+def test_sealing_more_does_not_bless_earlier_damage(run):
+    (run.checkpoint(0, "generator") / "20" / "_METADATA").write_text("[]")
+    third = run.checkpoint(0, "generator") / "30"
+    shutil.copytree(run.checkpoint(0, "generator") / "10", third)
+    manifest.seal(run, "train/000/generator", [third])
+    with pytest.raises(UserError, match="generator/20/_METADATA"):
+        manifest.verify(run)
+
+
+def test_a_lost_manifest_is_refused_and_its_twin_restores_it(run):
+    run.close()
+    (run.path / manifest.NAME).unlink()
+    with pytest.raises(UserError, match=f"missing.*{manifest.TWIN}"):
+        RunDir.open(run.path, CONFIG, "malt run")
+    shutil.copy(run.path / manifest.TWIN, run.path / manifest.NAME)
+    with RunDir.open(run.path, CONFIG, "malt run") as again:
+        manifest.verify(again)
+
+
+def test_a_manifest_cannot_point_outside_its_run(run):
+    data = manifest.load(run)
+    data["stages"]["eval"]["units"] = ["../../victim"]
+    manifest._write(run.path, data)  # even with a valid hash
+    with pytest.raises(UserError, match="leaves the run directory"):
+        manifest.redo(run, "search/000")
+
+
+def test_an_input_that_changed_is_refused_by_name(run, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "config.json").write_bytes(b"{}")
+    manifest.record_inputs(run, [model])
+    manifest.record_inputs(run, [model])
+    (model / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(UserError, match=r"other contents of .*safetensors;"):
+        manifest.record_inputs(run, [model])
+    with pytest.raises(UserError, match="no such file"):
+        manifest.record_inputs(run, [tmp_path / "gone.jsonl"])
+
+
+@pytest.mark.parametrize("change", ["content", "name", "added", "removed", "data"])
+def test_a_fingerprint_forgets_nothing(tmp_path, change):
+    data = {"temperature": 0.7, "template": "{question}"}
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    before = fingerprint([tmp_path], data)
+    assert fingerprint([tmp_path], dict(reversed(data.items()))) == before
+    match change:
+        case "content":
+            (tmp_path / "a").write_text("3")
+        case "name":
+            (tmp_path / "a").rename(tmp_path / "c")
+        case "added":
+            (tmp_path / "c").touch()
+        case "removed":
+            (tmp_path / "b").unlink()
+        case "data":
+            data["temperature"] = 0.8
+    assert fingerprint([tmp_path], data) != before
+    with pytest.raises(FileNotFoundError):
+        fingerprint([tmp_path / "gone"], data)
+
+
+# ---------------------------------------------------------------- opening a run
+
+
+def test_same_config_goes_on_and_writes_nothing(run):
+    run.close()
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
+    with RunDir.open(run.path, json.loads(json.dumps(CONFIG)), "malt run") as again:
+        assert again.config == CONFIG
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_every_differing_field_is_named_with_both_values(run):
+    run.close()
+    other = json.loads(json.dumps(CONFIG))
+    other["seed"] = 2
+    other["model"]["dtype"] = "bfloat16"
+    other["roles"][0]["temperature"] = 1.0
+    other["new"] = {"field": "x" * 500}
+    with pytest.raises(UserError) as refusal:
+        RunDir.open(run.path, other, "malt run")
+    message = str(refusal.value)
+    for part in ("seed was 1 and is now 2", "model.dtype was 'float32' and is now 'bfloat16'"):
+        assert part in message
+    assert "roles was" in message and "new.field was absent" in message
+    assert len(message) < 1000 and "model.path" not in message
+
+
+def test_fields_that_cannot_change_results_are_free(run):
+    run.close()
+    other = json.loads(json.dumps(CONFIG))
+    other["quiet"] = True
+    other["wandb"]["project"] = "p"
+    RunDir.open(run.path, other, "malt run", free={"quiet", "wandb"}).close()
+    with pytest.raises(UserError, match=r"quiet was False and is now True; wandb\.project"):
+        RunDir.open(run.path, other, "malt run")
+
+
+names = st.text(min_size=1, max_size=5).filter(lambda key: "." not in key)
+values = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+)
+configs = st.recursive(
+    st.dictionaries(names, values, max_size=3),
+    lambda inner: st.dictionaries(names, values | inner | st.lists(values, max_size=3), max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(configs, st.text(st.characters(codec=None, exclude_categories=()), max_size=20))
+def test_any_config_resumes_as_itself(tmp_path_factory, config, text):
+    config = {**config, "prompt": text}
+    path = tmp_path_factory.mktemp("any") / "run"
+    RunDir.open(path, config, "malt run").close()
+    RunDir.open(path, config, "malt run").close()
+    assert differences(config, {**config, "prompt": text + "x"}) != []
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "config.yaml", "manifest.copy.json", "a/b"])
+def test_a_strangers_folder_is_refused_untouched(tmp_path, content):
+    target = tmp_path / content
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("mine")
+    with pytest.raises(UserError):
+        RunDir.open(tmp_path, CONFIG, "malt run")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [target]
+    assert target.read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_run_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        RunDir.open(tmp_path / "run", CONFIG, "malt run")
+    with pytest.raises(UserError, match="remove the file"):
+        RunDir.open(tmp_path / "run" / "below", CONFIG, "malt run")
+
+
+def test_reading_needs_a_run_and_disturbs_no_writer(run, tmp_path):
+    assert RunDir.existing(run.path).config == CONFIG
+    with pytest.raises(UserError, match="is writing this run"):
+        RunDir.open(run.path, CONFIG, "malt run")
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDir.existing(tmp_path)
+
+
+def test_killed_at_any_moment_of_its_creation_it_opens_again(tmp_path):
+    code = """
+import sys
+from malt_jax.storage.rundir import RunDir
+config = {"seed": 1}
+print("ready", flush=True)
+RunDir.open(sys.argv[1], config, "malt run").close()
+print("made", flush=True)
+"""
+    generator = random.Random(2)
+    for attempt in range(6):
+        path = tmp_path / str(attempt)
+        child = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(generator.uniform(0, 0.03))
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        with RunDir.open(path, {"seed": 1}, "malt run") as run:
+            assert run.config == {"seed": 1}
+            assert not list(path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".tmp-x", "a\0", "-x", "x" * 200])
+def test_names_cannot_leave_the_run(run, name):
+    for place in (lambda: run.data(0, name), lambda: run.eval(name), lambda: run.export(name)):
+        with pytest.raises(UserError, match="cannot name a folder"):
+            place()
+    assert run.eval("malt@3+sa_9").parent == run.path / "eval"
+
+
+def test_a_read_only_place_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"Permission denied.*choose another folder"):
+        RunDir.open(tmp_path / "run", CONFIG, "malt run")
+
+
+def test_other_packages_are_noted_not_hidden(run, monkeypatch, capsys):
+    from malt_jax.storage import rundir
+
+    run.close()
+    monkeypatch.setattr(rundir, "versions", lambda: {"jax": "99"})
+    RunDir.open(run.path, CONFIG, "malt run").close()
+    assert "'99'" in capsys.readouterr().err
+    assert manifest.load(run)["resumed_with"] == [{"jax": "99"}]
+    RunDir.open(run.path, CONFIG, "malt run").close()
+    assert capsys.readouterr().err == ""
+
+
+def test_storage_needs_no_jax():
+    code = "import malt_jax.storage.metrics, sys; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------- told to stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_only_ask_and_a_second_one_is_harmless(number, capfd):
+    before = signal.getsignal(number)
+    with signals.graceful_stop():
+        signals.raise_if_stopped()
+        assert not signals.stop_requested()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.stop_requested()
+        with pytest.raises(RunStopped) as stop:
+            signals.raise_if_stopped()
+        assert stop.value.signal_number == number
+    assert capfd.readouterr().err.count("being saved") == 1
+    assert signal.getsignal(number) == before and not signals.stop_requested()
+
+
+def test_an_inner_block_does_not_swallow_the_request():
+    with signals.graceful_stop():
+        with signals.graceful_stop():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.stop_requested()
+    assert not signals.stop_requested()
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_a_resumed_series_replaces_what_it_computes_again_and_nothing_else(run):
+    with Metrics(run) as metrics:
+        other = metrics.series("train", 0, "refiner", "sft")
+        series = metrics.series("train", 0, "generator", "sft")
+        for step in range(5):
+            other.log(step, loss=9.0)
+            series.log(step, loss=float(step))
+    with open(run.metrics, "ab") as file:
+        file.write(b'{"torn')
+    with Metrics(run) as metrics:
+        series = metrics.series("train", 0, "generator", "sft", start=3)
+        for step in range(3, 6):
+            series.log(step, loss=10.0 + step, margin=float("nan"))
+    lines = [line for line in read_lines(run.metrics) if line["role"] == "generator"]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [line["loss"] for line in lines] == [0, 1, 2, 13, 14, 15]
+    assert lines[-1]["margin"] is None
+    assert sum(line["role"] == "refiner" for line in read_lines(run.metrics)) == 5
+    events = run.events / "train/000/generator/sft"
+    assert len(list(events.iterdir())) == 2
+    assert (run.events / "train/000/refiner/sft").is_dir()
+
+
+def test_a_tracker_gets_the_numbers_and_a_missing_one_is_named(run, monkeypatch):
+    calls = []
+    fake = types.SimpleNamespace(
+        init=lambda **kwargs: calls.append(kwargs), log=calls.append, finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with Metrics(run, tracker="wandb") as metrics:
+        metrics.series("eval").log(0, accuracy=0.5)
+    assert calls[0]["name"] == "run" and calls[1] == {"eval/000/accuracy": 0.5}
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UserError, match="pip install trackio"):
+        Metrics(run, tracker="trackio")
