@@ -9,57 +9,89 @@ random numbers.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System, Turn
 from malt_jax.models.lora import Adapter
-from malt_jax.sampling.engine import Completion, Request, Sampler
-from malt_jax.tasks.base import Grade, Question
+from malt_jax.sampling.engine import Completion, Request, Sampler, Settings
+from malt_jax.tasks.base import Grade, Grader, Question
 from malt_jax.tree.expand import completion_text, settings
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, render
 
-Policies = Mapping[tuple[str, str], tuple[str, Adapter | None]]
-"""(policy, role) -> (identity, weights): equal identities mean equal weights."""
+
+class Policy(NamedTuple):
+    """Weights under a name: equal identities mean equal weights."""
+
+    identity: str
+    adapter: Adapter | None
+
+
+class Call(NamedTuple):
+    """What determines a completion, and therefore when two systems share one."""
+
+    identity: str
+    settings: Settings
+    prompt: Prompt
+    key: tuple[str, int, int, int]
+    """Question id, draw, agent, turn."""
+
+
+class Drawn(NamedTuple):
+    completion: Completion
+    text: str
+    seconds: float
 
 
 @dataclass
-class _Speaker:
+class Speaker:
     """One agent of one draw of one system on one question, and what it has said."""
 
     system: System
     question: Question
     draw: int
     agent: int
-    texts: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    """Texts by role, the latest last."""
     turns: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        return self.system.name, self.question.id, self.draw
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What runs the calls: the sampler with its policies, the tokenizer, the grader, the rules."""
+
+    sampler: Sampler
+    policies: Mapping[tuple[str, str], Policy]
+    """By (policy, role)."""
+    tokenizer: Any
+    grader: Grader
+    seed: int
+    context: int
+    overflow: str = "refuse"
+    on_calls: Callable[[str, int], None] | None = None
+    """Told the policy's identity and the number of calls before each batch."""
 
 
 def run_systems(
-    systems: Sequence[System],
-    questions: Sequence[Question],
-    policies: Policies,
-    sampler: Sampler,
-    tokenizer: Any,
-    grader: Any,
-    *,
-    seed: int,
-    context: int,
-    overflow: str = "refuse",
-    on_turn: Callable[[str, int], None] | None = None,
+    systems: Sequence[System], questions: Sequence[Question], stage: Stage
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
-    """Records of every system, question and draw, and each system's seconds.
+    """Records of every system, question and draw, and each system's seconds a question and draw.
 
     A call's seconds are its share, by tokens, of the batch it was drawn in; a shared call counts
     in full for every system that uses it.
     """
     speakers = [
-        _Speaker(system, question, draw, agent)
+        Speaker(system, question, draw, agent)
         for system in systems
         for question in questions
         for draw in range(system.draws)
@@ -67,111 +99,128 @@ def run_systems(
     ]
     seconds: dict[str, float] = defaultdict(float)
     for step in range(max(len(system.turns) for system in systems)):
-        speaking = [s for s in speakers if step < len(s.system.turns)]
-        _speak(
-            speaking,
-            step,
-            policies,
-            sampler,
-            tokenizer,
-            grader,
-            seconds,
-            seed=seed,
-            context=context,
-            overflow=overflow,
-            on_turn=on_turn,
-        )
+        _take_turn([s for s in speakers if step < len(s.system.turns)], step, stage, seconds)
     records: dict[str, list[dict[str, Any]]] = {system.name: [] for system in systems}
-    drawn: dict[tuple[str, str, int], list[_Speaker]] = defaultdict(list)
-    for speaker in speakers:
-        drawn[speaker.system.name, speaker.question.id, speaker.draw].append(speaker)
-    for (name, question_id, draw), agents in drawn.items():
-        prediction, correct = _conclude(agents)
-        turns = [turn for agent in agents for turn in agent.turns]
-        records[name].append(
-            {
-                "question_id": question_id,
-                "draw": draw,
-                "prediction": prediction,
-                "correct": correct,
-                "calls": len(turns),
-                "tokens": sum(turn["tokens"] for turn in turns),
-                "turns": turns,
-            }
-        )
-    return records, dict(seconds)
+    for agents in _grouped(speakers).values():
+        records[agents[0].system.name].append(_record(agents))
+    shares = {s.name: seconds[s.name] / (len(questions) * s.draws) for s in systems}
+    return records, shares
 
 
-def _speak(
-    speakers,
-    step,
-    policies,
-    sampler,
-    tokenizer,
-    grader,
-    seconds,
-    *,
-    seed,
-    context,
-    overflow,
-    on_turn,
+def _take_turn(
+    speakers: Sequence[Speaker], step: int, stage: Stage, seconds: dict[str, float]
 ) -> None:
-    """Gives every speaker its turn number `step`, drawing each distinct call once."""
-    said = _said(speakers)
-    calls: dict[tuple, dict[tuple, tuple[Prompt, list[tuple[str, int, int]]]]] = defaultdict(dict)
-    placed: list[tuple[_Speaker, Turn, tuple, tuple, int]] = []
+    """Every speaker's turn number `step`; each distinct call is drawn once."""
+    latest = {key: [next(reversed(a.said.values()), "") for a in agents]
+              for key, agents in _grouped(speakers).items()}
+    calls = []
     for speaker in speakers:
         turn = speaker.system.turns[step]
-        identity, adapter = policies[turn.policy, turn.role.name]
-        others = [
-            t
-            for a, t in said[speaker.system.name, speaker.question.id, speaker.draw]
-            if a != speaker.agent
+        others = [t for a, t in enumerate(latest[speaker.group]) if a != speaker.agent]
+        calls.append(_call(speaker, turn, step, others, stage))
+    drawn = _draw(calls, stage)
+    graded = _grade(
+        ((speaker.question, drawn[call].text)
+         for speaker, call in zip(speakers, calls, strict=True)
+         if speaker.system.turns[step].role.config.answers),
+        stage.grader,
+    )
+    for speaker, call in zip(speakers, calls, strict=True):
+        turn, result = speaker.system.turns[step], drawn[call]
+        grade = graded.get((speaker.question.id, result.text)) if turn.role.config.answers else None
+        speaker.said.pop(turn.role.name, None)  # said again: it becomes the latest
+        speaker.said[turn.role.name] = result.text
+        speaker.turns.append(
+            {
+                "role": turn.role.name,
+                "policy": turn.policy,
+                "prompt": call.prompt.text,
+                "text": result.text,
+                "tokens": len(result.completion.tokens),
+                "logprob": round(float(np.sum(result.completion.logprobs)), 4),
+                "finish": result.completion.finish,
+                "parsed": grade.parsed if grade else None,
+                "correct": bool(grade.correct) if grade else None,
+            }
+        )
+        seconds[speaker.system.name] += result.seconds
+
+
+def _call(
+    speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Stage
+) -> Call:
+    prompt = render(
+        turn.role.template,
+        speaker.question.text,
+        speaker.said,
+        stage.tokenizer,
+        room=stage.context - turn.role.config.max_new_tokens,
+        overflow=stage.overflow,  # type: ignore[arg-type]
+        where=f"{speaker.question.id}, {turn.role.name}",
+        extra={"others": "\n".join(others)},
+    )
+    identity = stage.policies[turn.policy, turn.role.name].identity
+    key = (speaker.question.id, speaker.draw, speaker.agent, step)
+    return Call(identity, settings(turn.role, stage.tokenizer.end_ids), prompt, key)
+
+
+def _draw(calls: Iterable[Call], stage: Stage) -> dict[Call, Drawn]:
+    """Every distinct call's completion; calls of one prompt share its prefix."""
+    adapters = {policy.identity: policy.adapter for policy in stage.policies.values()}
+    batches: dict[tuple[str, Settings], dict[tuple, list[Call]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for call in dict.fromkeys(calls):
+        batches[call.identity, call.settings][call.key[0], call.prompt.ids].append(call)
+    drawn = {}
+    for (identity, how), groups in batches.items():
+        if stage.on_calls:
+            stage.on_calls(identity, sum(map(len, groups.values())))
+        requests = [
+            Request(
+                prompt=ids, keys=np.stack([node_key(stage.seed, "eval", *c.key) for c in group])
+            )
+            for (_, ids), group in groups.items()
         ]
-        prompt = render(
-            turn.role.template,
-            speaker.question.text,
-            speaker.texts,
-            tokenizer,
-            room=context - turn.role.config.max_new_tokens,
-            overflow=overflow,
-            where=f"{speaker.question.id}, {turn.role.name}",
-            extra={"others": "\n".join(others)},
-        )
-        batch = (identity, settings(turn.role, tokenizer.end_ids))
-        entry = (speaker.question.id, prompt.ids)
-        _, keys = calls[batch].setdefault(entry, (prompt, []))
-        # A debater's key differs from its fellows'; agent 0's is that of a lone agent.
-        key = (speaker.question.id, speaker.draw, speaker.agent)
-        if key not in keys:
-            keys.append(key)
-        placed.append((speaker, turn, batch, entry, keys.index(key)))
-    drawn: dict[tuple, list[tuple[Completion, str, Grade, float]]] = {}
-    adapters = {identity: adapter for identity, adapter in policies.values()}
-    for batch, entries in calls.items():
-        identity, how = batch
-        if on_turn:
-            on_turn(identity, sum(len(keys) for _, keys in entries.values()))
         started = time.perf_counter()
-        completions = sampler.sample(
-            [
-                Request(
-                    prompt=prompt.ids,
-                    keys=np.stack([node_key(seed, "eval", *key, step) for key in keys]),
-                )
-                for prompt, keys in entries.values()
-            ],
-            how,
-            adapter=adapters[identity],
-        )
+        completions = stage.sampler.sample(requests, how, adapter=adapters[identity])
         elapsed = time.perf_counter() - started
         total = max(1, sum(len(c.tokens) for group in completions for c in group))
-        for (entry, (_, keys)), group in zip(entries.items(), completions, strict=True):
-            texts = [completion_text(c, tokenizer.end_ids, tokenizer) for c in group]
-            question = (
-                next(s.question for s in speakers if s.question.id == entry[0]) if False else None
-            )
-            drawn[batch, entry] = [
-                (c, text, None, elapsed * len(c.tokens) / total)  # type: ignore[list-item]
-                for c, text in zip(group, texts, strict=True)
-            ]
+        for group, results in zip(groups.values(), completions, strict=True):
+            for call, completion in zip(group, results, strict=True):
+                text = completion_text(completion, stage.tokenizer.end_ids, stage.tokenizer)
+                share = elapsed * len(completion.tokens) / total
+                drawn[call] = Drawn(completion, text, share)
+    return drawn
+
+
+def _grade(
+    answers: Iterable[tuple[Question, str]], grader: Grader
+) -> dict[tuple[str, str], Grade]:
+    """Grades by (question id, text), each distinct one once."""
+    distinct = {(question.id, text): (text, question) for question, text in answers}
+    texts, questions = [t for t, _ in distinct.values()], [q for _, q in distinct.values()]
+    return dict(zip(distinct, grader.grade(texts, questions), strict=True))
+
+
+def _record(agents: Sequence[Speaker]) -> dict[str, Any]:
+    """One draw's record; the prediction is the last answering turn's, by majority over agents."""
+    finals = [next(t for t in reversed(a.turns) if t["correct"] is not None) for a in agents]
+    winner = finals[majority_vote([final["parsed"] for final in finals]).draw]
+    turns = [turn for agent in agents for turn in agent.turns]
+    return {
+        "question_id": agents[0].question.id,
+        "draw": agents[0].draw,
+        "prediction": winner["parsed"],
+        "correct": winner["correct"],
+        "calls": len(turns),
+        "tokens": sum(turn["tokens"] for turn in turns),
+        "turns": turns,
+    }
+
+
+def _grouped(speakers: Iterable[Speaker]) -> dict[tuple[str, str, int], list[Speaker]]:
+    groups: dict[tuple[str, str, int], list[Speaker]] = defaultdict(list)
+    for speaker in speakers:
+        groups[speaker.group].append(speaker)
+    return groups

@@ -1,0 +1,1 @@
+"""Valued trees become each role's SFT examples and DPO pairs, and those become batches."""

@@ -1,0 +1,34 @@
+"""The mesh's fields, apart from the code that builds one, so that reading a config needs no JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from malt_jax.settings import check
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out; 0 lets the run choose."""
+
+    data: int = 0
+    """Replicas of the weights; rows of a batch are split over them."""
+    fsdp: int = 0
+    """Parts each weight is split into, gathered as they are used; rows are split over them too."""
+    tensor: int = 0
+    """Parts heads and MLP channels are split into."""
+    slices: int = 0
+    """TPU slices joined by the data-centre network; replicas of everything else."""
+    rules: dict[str, str] = field(default_factory=dict)
+    """Logical axis -> comma-separated mesh axes, laid over the built-in rules."""
+    coordinator: str | None = None
+    """host:port of process 0; default: detected on Cloud TPU, GKE and Slurm, or one process."""
+    processes: int | None = None
+    """How many processes the run has."""
+    process: int | None = None
+    """This process's index."""
+
+    def __post_init__(self):
+        for name in ("data", "fsdp", "tensor", "slices"):
+            value = getattr(self, name)
+            check(value >= 0, f"{name}: found {value}, allowed: 0 (auto) or more.")

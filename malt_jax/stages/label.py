@@ -1,0 +1,83 @@
+"""Label: valued trees become each role's SFT examples and DPO pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from malt_jax.data.role_data import role_data, star_data, tree_counts
+from malt_jax.errors import UserError
+from malt_jax.stages.session import Session, label_stage
+from malt_jax.storage import manifest
+from malt_jax.storage.atomic import write_bytes, write_json
+from malt_jax.storage.jsonl import encode
+from malt_jax.tree.records import relabel
+
+STAR = "star"
+"""The folder of the single-agent STaR baseline's examples and weights."""
+
+
+def label(session: Session, round: int) -> dict[str, Any]:
+    """Writes `data/ROLE/{sft,dpo}.jsonl` and returns the counts, which are also printed."""
+    stage = label_stage(round)
+    run, config = session.run, session.config
+    summary = run.data(round, "counts").with_suffix(".json")
+    if session.done(stage):
+        return _read(summary)
+    records = [relabel(record, config.search) for record in session.trees(round)]
+    _refuse_repeats(records)
+    roles = [role.name for role in session.pipeline.roles]
+    data = role_data(records, roles, config.data, config.seed)
+    units = []
+    counts: dict[str, Any] = {"trees": tree_counts(records), "roles": {}}
+    for role in roles:
+        for kind, rows in (("sft", data[role].sft), ("dpo", data[role].dpo)):
+            path = run.data(round, role) / f"{kind}.jsonl"
+            write_bytes(path, b"".join(map(encode, rows)))
+            units.append(path)
+        counts["roles"][role] = {
+            "sft": len(data[role].sft),
+            "dpo": len(data[role].dpo),
+            **dict(Counter(data[role].counts)),
+        }
+    path = run.data(round, STAR) / "sft.jsonl"
+    rows = star_data(records, roles[0])
+    write_bytes(path, b"".join(map(encode, rows)))
+    counts["star"] = {"sft": len(rows)}
+    write_json(summary, counts)
+    for line in lines(counts):
+        session.progress.note(line)
+    manifest.seal(run, stage, [*units, path, summary])
+    return counts
+
+
+def lines(counts: dict[str, Any]) -> list[str]:
+    """The counts as sentences for people."""
+    trees = counts["trees"]
+    text = [
+        f"trees: {trees['trees']}, of which {trees['all_right']} all right, "
+        f"{trees['all_wrong']} all wrong, {trees['mixed']} mixed; "
+        f"{trees['unparsed']} answers unparsed, {trees['length']} completions cut at their limit, "
+        f"{trees['cut_prompts']} prompts shortened"
+    ]
+    for role, c in counts["roles"].items():
+        text.append(f"{role}: {c['sft']} SFT examples, {c['dpo']} pairs of {c['pairs_possible']}")
+        if not c["sft"] and not c["dpo"]:
+            text.append(f"{role}: nothing to learn from, it stays as it is")
+    return text
+
+
+def _refuse_repeats(records: list[dict[str, Any]]) -> None:
+    seen = Counter(record["question_id"] for record in records)
+    repeated = [question for question, times in seen.items() if times > 1]
+    if repeated:
+        raise UserError(
+            f"rounds/*/trees: {', '.join(repeated[:5])} stand{'s' if len(repeated) == 1 else ''} in "
+            "the trees twice; join only shards of one search."
+        )
+
+
+def _read(path: Any) -> dict[str, Any]:
+    import json
+
+    return json.loads(path.read_text())

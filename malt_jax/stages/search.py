@@ -1,0 +1,74 @@
+"""Search: every training question becomes a valued tree (method, sections 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import time
+
+from malt_jax.errors import UserError
+from malt_jax.stages.policies import adapters_of_round
+from malt_jax.stages.session import Session, search_stage
+from malt_jax.storage import manifest
+from malt_jax.storage.jsonl import append_lines, read_lines, recover
+from malt_jax.storage.signals import raise_if_stopped
+from malt_jax.tree.expand import expand
+from malt_jax.tree.records import grade_trees
+
+
+def search(session: Session, round: int) -> None:
+    """Expands and grades all trees of a round, a block of questions at a time.
+
+    A block is one shard file, written in one append and then sealed, so a kill costs at most one
+    block. A block that was written in part is drawn again whole, because that gives the very same
+    bytes, and only its missing lines are appended.
+    """
+    stage = search_stage(round)
+    if session.done(stage):
+        return
+    questions, config = session.train_questions, session.config
+    if not questions:
+        raise UserError("task.num_train: no training questions; at least one is needed.")
+    size = config.search.block
+    adapters = adapters_of_round(session, round - 1)
+    sealed = {path.name for path in manifest.sealed_units(session.run, stage)}
+    started = time.perf_counter()
+    for start in range(0, len(questions), size):
+        block = questions[start : start + size]
+        path = session.run.trees(round) / f"{_prefix(session)}{start // size:05d}.jsonl"
+        if path.name in sealed:
+            manifest.verify(session.run, [path])
+            continue
+        recover(path)
+        written = {r["question_id"] for r in read_lines(path)} if path.exists() else set()
+        missing = [question for question in block if question.id not in written]
+        right = None
+        if missing:
+            trees = expand(
+                block,
+                session.pipeline,
+                session.sampler,
+                session.model.tokenizer,
+                seed=config.seed,
+                round=round,
+                adapters=adapters,
+                context=session.context,
+                overflow=config.pipeline.overflow,
+                on_level=lambda role, calls: session.progress.note(f"{stage}: {role.name} x{calls}"),
+            )
+            forest = grade_trees(trees, session.pipeline, session.task.grader, config.search)
+            right = float(forest.rewards.mean())
+            ids = {question.id for question in missing}
+            append_lines(path, [r for r in forest.records if r["question_id"] in ids])
+        manifest.seal(session.run, stage, [path], done=False)
+        session.progress.update(
+            stage, min(start + size, len(questions)), len(questions),
+            **({} if right is None else {"leaves_right": f"{right:.1%}"}),
+        )
+        raise_if_stopped()
+    cost = {"seconds": time.perf_counter() - started, **session.sampler.stats.as_dict()}
+    manifest.seal(session.run, stage, [session.record_cost(stage, cost)])
+
+
+def _prefix(session: Session) -> str:
+    """Shard files of independent slices carry their range, so that joined runs cannot collide."""
+    shard = session.config.search.shard
+    return "" if shard == "1/1" else f"{shard.replace('/', 'of')}-"

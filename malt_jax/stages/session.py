@@ -1,0 +1,163 @@
+"""What every stage of one run shares, made when first needed: questions, model, sampler, metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from malt_jax.config import Config
+from malt_jax.errors import UserError
+from malt_jax.progress import Progress
+from malt_jax.storage import manifest
+from malt_jax.storage.atomic import write_json
+from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    from malt_jax.models.model import Model
+    from malt_jax.sampling.engine import Sampler
+    from malt_jax.storage.metrics import Metrics
+    from malt_jax.tasks.base import Question, Task
+    from malt_jax.tree.roles import Pipeline
+
+
+class Session:
+    """A config at work on a run directory."""
+
+    def __init__(self, config: Config, run: RunDir, progress: Progress):
+        self.config, self.run, self.progress = config, run, progress
+
+    @cached_property
+    def task(self) -> Task:
+        return load_task(self.config)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        from malt_jax.tree.roles import make_pipeline
+
+        return make_pipeline(self.config.pipeline, self.task.templates)
+
+    @cached_property
+    def train_questions(self) -> list[Question]:
+        """This shard's questions of the training split, checked against the evaluation's."""
+        from malt_jax.tasks import check_overlap
+
+        config = self.config.task
+        questions = load_split(self.task, config, "train", config.train_path, config.num_train,
+                               self.config.seed)
+        check_overlap(questions, self.eval_questions)
+        index, count = map(int, self.config.search.shard.split("/"))
+        size = len(questions)
+        return questions[size * (index - 1) // count : size * index // count]
+
+    @cached_property
+    def eval_questions(self) -> list[Question]:
+        config = self.config.task
+        # Every seed is measured on the same questions: seeds differ in what they learn from.
+        return load_split(self.task, config, "eval", config.eval_path, config.num_eval, None)
+
+    @cached_property
+    def model(self) -> Model:
+        from malt_jax.models.model import load_model
+
+        config = self.config.model
+        with self.timed("load the model"):
+            model = load_model(
+                config.path,
+                revision=config.revision,
+                dtype=None if config.dtype == "auto" else config.dtype,
+                stacked=config.stacked,
+            )
+        known = manifest.load(self.run).get("model")
+        facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        if known is None:
+            manifest.amend(self.run, model=facts)
+        elif known["fingerprint"] != facts["fingerprint"]:
+            raise UserError(
+                f"model.path: the weights in {config.path} are not those this run began with "
+                "(their SHA-256 differs); restore them or choose another --output-dir."
+            )
+        return model
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        from malt_jax.sampling.engine import Sampler
+
+        return Sampler(self.model, self.config.sampler)
+
+    @cached_property
+    def context(self) -> int:
+        return self.model.spec.context
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        from malt_jax.storage.metrics import Metrics
+
+        tracker = "wandb" if self.config.wandb else "trackio" if self.config.trackio else None
+        return Metrics(self.run, tracker)
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage is finished; what it made is then checked against its seal."""
+        if not manifest.stage_done(self.run, stage):
+            return False
+        manifest.verify(self.run, manifest.sealed_units(self.run, stage))
+        self.progress.note(f"{stage}: done before")
+        return True
+
+    def trees(self, round: int) -> Iterator[dict[str, Any]]:
+        """The records of a round's finished search, in the order of the questions."""
+        for path in manifest.sealed_units(self.run, search_stage(round)):
+            if path.suffix == ".jsonl":
+                yield from read_lines(path)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.progress.note(f"{what}: {time.perf_counter() - started:.1f} s")
+
+    def record_cost(self, name: str, cost: dict[str, Any]) -> Path:
+        """Keeps what a stage cost; resumed stages add to what was spent before."""
+        path = self.run.path / "cost" / f"{name.replace('/', '-')}.json"
+        write_json(path, cost)
+        return path
+
+
+def search_stage(round: int) -> str:
+    return f"search/{round:03d}"
+
+
+def label_stage(round: int) -> str:
+    return f"label/{round:03d}"
+
+
+def train_stage(round: int, role: str, phase: str) -> str:
+    return f"train/{round:03d}/{role}/{phase}"
+
+
+def load_task(config: Config) -> Task:
+    from malt_jax.tasks import get_task
+
+    return get_task(
+        config.task.name, grader=config.task.grader, allow_code=config.task.allow_code
+    )
+
+
+def load_split(
+    task: Task, config: Any, split: str, path: str | None, limit: int | None, seed: int | None
+) -> list[Question]:
+    """A split's questions; an error names the config field the question came from."""
+    try:
+        return task.load(split, path, limit, seed if path is None else None)
+    except UserError as error:
+        field = f"task.{split}_path" if path else f"task.num_{split}"
+        raise UserError(f"{field}: {error}") from None
+
+
+def shard_config(config: Config, index: int, count: int) -> Config:
+    return replace(config, search=replace(config.search, shard=f"{index}/{count}"))

@@ -1,0 +1,1 @@
+"""Questions become trees: roles, prompts, breadth-first expansion, values, records."""

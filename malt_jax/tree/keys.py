@@ -1,0 +1,24 @@
+"""Random keys that depend on what is drawn and on nothing else.
+
+A node's key is a hash of the seed and its path, so its randomness does not change with the batch
+it sits in, the order of the questions, or how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def node_key(seed: int, *path: str | int) -> np.ndarray:
+    """A threefry key, uint32 `[2]`, for one path such as `(seed, "round 0", "Q17/g2/v0")`."""
+    text = "\x1f".join(map(str, (seed, *path)))
+    return np.frombuffer(hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "<u4")
+
+
+def draw_order(seed: int, count: int, *path: str | int) -> list[int]:
+    """A permutation of `range(count)` that depends only on the seed and the path."""
+    text = "\x1f".join(map(str, (seed, *path)))
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8]
+    return np.random.default_rng(int.from_bytes(digest, "little")).permutation(count).tolist()

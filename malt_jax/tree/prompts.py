@@ -1,0 +1,78 @@
+"""From a role prefix and the turns so far to the token ids a completion is drawn from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from malt_jax.errors import UserError
+
+_PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}", re.IGNORECASE)
+
+
+class PromptTokenizer(Protocol):
+    """What prompts need of a tokenizer; `models.tokenizer.Tokenizer` is one."""
+
+    def prompt_ids(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt: its text, its ids (chat template applied), tokens cut from its turns."""
+
+    text: str
+    ids: tuple[int, ...]
+    cut: int = 0
+
+
+def placeholders(template: str) -> list[str]:
+    """Names in braces, in order; `{question}`, `{previous}` and earlier roles have a meaning."""
+    return _PLACEHOLDER.findall(template)
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with known names in braces replaced, in one pass: braces in values are inert."""
+    return _PLACEHOLDER.sub(lambda m: values.get(m[1].lower(), m[0]), template)
+
+
+def render(
+    template: str,
+    question: str,
+    turns: Mapping[str, str],
+    tokenizer: PromptTokenizer,
+    *,
+    room: int,
+    overflow: Literal["refuse", "truncate"] = "refuse",
+    where: str = "",
+    extra: Mapping[str, str] | None = None,
+) -> Prompt:
+    """The prompt of one turn, at most `room` tokens.
+
+    `turns`: earlier turns' texts by role, in order; `{previous}` is the last of them. A prompt
+    that does not fit is refused (UserError naming `where`), or with `truncate` the longest earlier
+    turn loses its front, where the conclusion is not, until the prompt fits; the tokens cut are
+    counted in the result. A question too long on its own is refused either way.
+    """
+    turns = dict(turns)
+    cut = 0
+    while True:
+        previous = next(reversed(turns.values()), "")
+        text = fill(template, {**turns, "previous": previous, "question": question, **(extra or {})})
+        ids = tuple(tokenizer.prompt_ids(text))
+        if len(ids) <= room:
+            return Prompt(text, ids, cut)
+        lengths = {name: len(tokenizer.encode(turn)) for name, turn in turns.items()}
+        longest = max(lengths, key=lengths.get, default=None)  # type: ignore[arg-type]
+        if overflow == "refuse" or longest is None or lengths[longest] <= 1:
+            way_out = "or set --pipeline.overflow truncate" if turns else "or leave the question out"
+            raise UserError(
+                f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion; "
+                f"lower max_new_tokens, {way_out}."
+            )
+        drop = min(max(len(ids) - room, 1), lengths[longest] - 1)
+        turns[longest] = tokenizer.decode(tokenizer.encode(turns[longest])[drop:])
+        cut += drop

@@ -1,0 +1,63 @@
+"""Roles and the chain they answer in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from malt_jax.config import PipelineConfig, RoleConfig
+from malt_jax.errors import UserError
+from malt_jax.tree.prompts import placeholders
+
+
+@dataclass(frozen=True)
+class Role:
+    """One turn: a name, the role prefix it is conditioned on, and how it samples."""
+
+    config: RoleConfig
+    template: str
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A chain of roles; the published one is generator -> verifier -> refiner."""
+
+    roles: tuple[Role, ...]
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        return tuple(role.config.branch for role in self.roles)
+
+    @property
+    def calls(self) -> int:
+        """Completions a tree holds: n + n^2 + n^3 for three roles of branching n."""
+        return sum(math.prod(self.branches[: d + 1]) for d in range(len(self.branches)))
+
+    def role(self, name: str) -> Role:
+        return next(role for role in self.roles if role.name == name)
+
+
+def make_pipeline(config: PipelineConfig, templates: Mapping[str, str]) -> Pipeline:
+    """The configured chain; a role without a template of its own takes the task's for its name."""
+    roles: list[Role] = []
+    for index, role in enumerate(config.roles):
+        template = role.template or templates.get(role.name)
+        if template is None:
+            raise UserError(
+                f"pipeline.roles.{index}.template: missing; the task has no template for a role "
+                f"named {role.name!r} (it has {', '.join(templates)})."
+            )
+        known = {"question", "previous", *(earlier.name for earlier in roles)}
+        for name in placeholders(template):
+            if name not in known:
+                raise UserError(
+                    f"pipeline.roles.{index}.template: {{{name}}} is not the question or an "
+                    f"earlier role; allowed: {', '.join('{' + k + '}' for k in sorted(known))}."
+                )
+        roles.append(Role(role, template))
+    return Pipeline(tuple(roles))

@@ -1,0 +1,47 @@
+"""Value iteration: leaf rewards backed up a tree of any depth (method, section 3.2).
+
+A pool of Q trees with branching factors b_1 .. b_D is one array of leaf rewards
+`[Q, b_1, ..., b_D]`; level d's values are `[Q, b_1, ..., b_d]`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Backup = Literal["mean", "max", "soft"]
+
+
+def back_up(
+    rewards: Float[Array, "Q *branches"], backup: Backup = "mean", softness: float = 0.25
+) -> list[Float[Array, "Q *_"]]:
+    """Values of every level, the root's children first, the leaves (the rewards) last.
+
+    `mean`: V(node) = mean of its children's values, the published rule:
+    V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij). `max`: their maximum. `soft`: the soft
+    maximum tau log mean exp(V / tau), between the mean (large tau) and the maximum (tau -> 0).
+    """
+    depth = rewards.ndim - 1
+    levels = []
+    for level in range(1, depth + 1):
+        below = tuple(range(level + 1, depth + 1))
+        if backup == "mean":
+            # Every node of a level has the same number of leaves, so the mean of means is the mean
+            # of the leaves; taken at once, a tie with the threshold is exact and not a rounding.
+            levels.append(rewards.mean(axis=below))
+        elif backup == "max":
+            levels.append(rewards.max(axis=below))
+        else:
+            # Soft maxima nest like means: tau log mean exp over all leaves at once.
+            peak = rewards.max(axis=below, keepdims=True)
+            spread = jnp.exp((rewards - peak) / softness).mean(axis=below, keepdims=True)
+            soft = peak + softness * jnp.log(spread)
+            levels.append(soft.reshape(rewards.shape[: level + 1]))
+    return levels
+
+
+def label(values: Float[Array, "*nodes"], threshold: float = 0.5) -> Bool[Array, "*nodes"]:
+    """Positive iff the value is above the threshold, strictly; a tie is negative."""
+    return values > threshold
