@@ -14,14 +14,17 @@ def turns(system: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] |
     """Accuracy by turn over all draws, and the flips from each graded turn to the last.
 
     A turn is graded where every record's turn at that position carries a boolean `correct`. None
-    for systems of fewer than two graded turns.
+    for systems of fewer than two graded turns, and of several agents: their turns have no
+    single order.
     """
+    roles = [turn["role"] for turn in records[0]["turns"]]
+    if roles.count(roles[0]) > 1:
+        return None
     length = max(len(record["turns"]) for record in records)
     graded = [turn for turn in range(length) if _is_graded(records, turn, length)]
     if len(graded) < 2:
         return None
     correct = {turn: [record["turns"][turn]["correct"] for record in records] for turn in graded}
-    roles = {turn: records[0]["turns"][turn]["role"] for turn in graded}
     last = graded[-1]
     return {
         "system": system,

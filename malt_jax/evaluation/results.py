@@ -81,6 +81,7 @@ def summarise(
     cost: Mapping[str, Mapping[str, Any]] | None = None,
     labels: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    confidence: float = 0.95,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """The content of `results.json`.
@@ -92,6 +93,7 @@ def summarise(
       single_agent: the one-call system whose votes are the equal-call baselines.
       levels: the difficulty (or subject) of each question id, for the breakdown.
       run, cost, labels, calibration: passed on as they are.
+      confidence: of every interval.
 
     A turn of a record may carry `correct` (is the answer this turn states right?), from which the
     accuracy by turn and the flips between turns are made. Raises `UserError` where records are
@@ -113,7 +115,7 @@ def summarise(
     votes = _votes(systems, draws, single_agent, baseline)
     for name, info in systems.items():
         for k in votes[name]:
-            row = _row(name, info, k, draws[name], units)
+            row = _row(name, info, k, draws[name], units, confidence)
             rows[row.name] = row
     if baseline not in rows:
         raise UserError(
@@ -125,7 +127,8 @@ def summarise(
         "questions": len({question for _, question in units}),
         "seeds": sorted({seed for seed, _ in units}),
         "baseline": baseline,
-        "systems": _tested(rows, units, baseline, single_agent, bootstrap_seed),
+        "confidence": confidence,
+        "systems": _tested(rows, units, baseline, single_agent, confidence, bootstrap_seed),
         "turns": [found for name in systems if (found := breakdown.turns(name, records[name]))],
         "levels": breakdown.levels(
             {row.name: row.correct for row in rows.values()}, [q for _, q in units], levels
@@ -205,6 +208,7 @@ def _row(
     votes: int,
     draws: Mapping[Unit, list[Record]],
     units: Sequence[Unit],
+    confidence: float,
 ) -> Row:
     used = [draws[unit][:votes] for unit in units]
     outcomes = [statistics.majority_vote([r["prediction"] for r in drawn]) for drawn in used]
@@ -217,7 +221,7 @@ def _row(
         "calls": _calls(draws, votes),
         "tokens": sum(record["tokens"] for record in every) / len(units),
         "accuracy": float(correct.mean()),
-        "interval": list(statistics.wilson_interval(int(correct.sum()), len(units))),
+        "interval": list(statistics.wilson_interval(int(correct.sum()), len(units), confidence)),
         "seconds": None if info.seconds is None else info.seconds * votes,
         # Draws without an answer, and draws in which a turn was cut at its token limit.
         "unparsed": sum(record["prediction"] is None for record in every),
@@ -233,13 +237,20 @@ def _row(
         summary["seeds_sd"] = float(np.std(list(by_seed.values()), ddof=1))
         # Questions shared by the seeds are not independent: resample them whole.
         sums, sizes = _per_question(correct.astype(int), units)
-        summary["interval"] = list(statistics.bootstrap_interval(sums, sizes))
+        summary["interval"] = list(
+            statistics.bootstrap_interval(sums, sizes, confidence=confidence)
+        )
     label = info.label if votes == 1 else f"{info.label}, vote of {votes}"
     return Row(row_name(system, votes), system, label, votes, correct, summary)
 
 
 def _tested(
-    rows: Mapping[str, Row], units: Sequence[Unit], baseline: str, single_agent: str, seed: int
+    rows: Mapping[str, Row],
+    units: Sequence[Unit],
+    baseline: str,
+    single_agent: str,
+    confidence: float,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Each row with its paired tests; Holm's correction runs over all tests of the table."""
     table, family = [], []
@@ -248,7 +259,9 @@ def _tested(
         tests = {}
         for other in dict.fromkeys([baseline, equal_calls]):
             if other != row.name:
-                tests[other] = compare(rows[other].correct, row.correct, units, seed)
+                tests[other] = compare(
+                    rows[other].correct, row.correct, units, confidence=confidence, seed=seed
+                )
                 family.append(tests[other])
         table.append(
             {
@@ -266,7 +279,12 @@ def _tested(
 
 
 def compare(
-    before: np.ndarray, after: np.ndarray, units: Sequence[Unit], seed: int = 0
+    before: np.ndarray,
+    after: np.ndarray,
+    units: Sequence[Unit],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The paired comparison of two systems on the same units: flips, test, difference.
 
@@ -280,7 +298,9 @@ def compare(
         "right_to_wrong": changed.right_to_wrong,
         "p": statistics.clustered_mcnemar(sums),
         "delta": float(after.mean() - before.mean()),
-        "delta_interval": list(statistics.bootstrap_interval(sums, sizes, seed=seed)),
+        "delta_interval": list(
+            statistics.bootstrap_interval(sums, sizes, confidence=confidence, seed=seed)
+        ),
     }
     seeds = np.array([seed for seed, _ in units])
     if len(set(seeds.tolist())) == 1:

@@ -31,10 +31,10 @@ COLUMNS = (
     Column("calls"),
     Column("tokens"),
     Column("accuracy %"),
-    Column("95% interval"),
+    Column("interval"),
     Column("against", number=False),
     Column("difference"),
-    Column("95% interval"),
+    Column("interval"),
     Column("wrong→right"),
     Column("right→wrong"),
     Column("p"),
@@ -99,10 +99,11 @@ def caption(results: Results) -> str:
     """What the table's numbers mean, in one paragraph."""
     seeds = results["seeds"]
     pooled = len(seeds) > 1
+    level = 100 * results["confidence"]
     return (
         f"{results['questions']} questions"
         + (f", {len(seeds)} seeds pooled" if pooled else "")
-        + ". Calls and generated tokens are per question. Accuracy with its "
+        + f". Calls and generated tokens are per question. Accuracy with its {level:g}% "
         + ("bootstrap interval over questions" if pooled else "Wilson interval")
         + "; differences in percentage points on the same questions, with a paired bootstrap "
         + "interval; p from "
@@ -178,7 +179,15 @@ def to_terminal(results: Results) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
-    for heading in ("system", "calls", "tokens", "accuracy %", "95%", "at equal calls", "p (Holm)"):
+    for heading in (
+        "system",
+        "calls",
+        "tokens",
+        "accuracy %",
+        "interval",
+        "at equal calls",
+        "p (Holm)",
+    ):
         table.add_column(heading, justify="left" if heading == "system" else "right")
     for system in results["systems"]:
         test = system["tests"].get(system["equal_calls_baseline"])
