@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
@@ -209,6 +209,7 @@ def joined(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(anything.map(joined), json_values, max_size=3), max_size=4))
 def test_any_text_survives_the_round_trip(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("shard") / "x.jsonl"
@@ -273,6 +274,21 @@ def test_damage_before_the_last_line_is_refused_by_file_and_line(tmp_path, line)
     assert recover(path) == 0
     with pytest.raises(UserError, match=r"x\.jsonl:2: .*remove it"):
         list(read_lines(path))
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=60) | st.lists(st.sampled_from([b"{", b"}", b"\n", b'"a":1'])).map(b"".join)
+)
+def test_any_bytes_are_records_or_a_refusal(tmp_path_factory, raw):
+    path = tmp_path_factory.mktemp("fuzz") / "x.jsonl"
+    path.write_bytes(raw)
+    recover(path)
+    assert raw.startswith(path.read_bytes())
+    try:
+        assert all(isinstance(record, dict) for record in read_lines(path))
+    except UserError as refusal:
+        assert "x.jsonl:" in str(refusal)
 
 
 def test_append_that_fails_half_way_is_taken_back(tmp_path, monkeypatch):

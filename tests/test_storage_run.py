@@ -182,6 +182,57 @@ def test_sealing_more_does_not_bless_earlier_damage(run):
         manifest.verify(run)
 
 
+def test_a_reopened_stage_may_be_written_again(run):
+    manifest.reopen(run, "eval")
+    run.results.write_text('{"accuracy": 0.7}')
+    manifest.verify(run)
+    assert not manifest.stage_done(run, "eval")
+    with pytest.raises(UserError, match=r"results\.json was never finished"):
+        manifest.verify(run, [run.results])
+
+
+def test_killed_while_sealing_all_that_is_sealed_is_whole(tmp_path):
+    code = """
+import sys
+from malt_jax.storage import manifest
+from malt_jax.storage.atomic import atomic_directory
+from malt_jax.storage.rundir import RunDir
+run = RunDir.open(sys.argv[1], {}, "malt run")
+units = manifest.sealed_units(run, "train")
+step = int(units[-1].name) if units else 0
+print("ready", flush=True)
+while True:
+    step += 1
+    with atomic_directory(run.checkpoint(0, "g") / str(step), replace=True) as new:
+        (new / "weights").write_bytes(b"%08d" % step * 10_000)
+    manifest.seal(run, "train", [run.checkpoint(0, "g") / str(step)], done=False)
+    print(step, flush=True)
+"""
+    generator = random.Random(3)
+    for _ in range(6):
+        child = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(generator.uniform(0.01, 0.1))
+        child.kill()
+        promised = child.stdout.read().split()
+        child.wait()
+        child.stdout.close()
+        with RunDir.open(tmp_path, {}, "malt run") as run:
+            manifest.verify(run)
+            steps = [int(unit.name) for unit in manifest.sealed_units(run, "train")]
+        assert steps == list(range(1, len(steps) + 1))
+        assert not promised or steps[-1] >= int(promised[-1])
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=50).map(lambda text: json.dumps(text).encode()))
+def test_no_bytes_pass_for_a_manifest(tmp_path_factory, raw):
+    folder = tmp_path_factory.mktemp("forged")
+    (folder / manifest.NAME).write_bytes(raw)
+    with pytest.raises(UserError, match="cannot be trusted"):
+        manifest.load(folder)
+
+
 def test_a_lost_manifest_is_refused_and_its_twin_restores_it(run):
     run.close()
     (run.path / manifest.NAME).unlink()
@@ -260,7 +311,8 @@ def test_every_differing_field_is_named_with_both_values(run):
     message = str(refusal.value)
     for part in ("seed was 1 and is now 2", "model.dtype was 'float32' and is now 'bfloat16'"):
         assert part in message
-    assert "roles was" in message and "new.field was absent" in message
+    assert "roles.0.temperature was 0.7 and is now 1.0" in message
+    assert "new.field was absent" in message
     assert len(message) < 1000 and "model.path" not in message
 
 

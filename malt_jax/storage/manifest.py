@@ -89,7 +89,8 @@ def seal(
     """Covers `paths` (files or folders in the run) as units of `stage`, to which it adds them.
 
     Units in `retire` (say, checkpoints rotated out) stop being covered and may be deleted
-    afterwards. `done=False` seals progress: the stage itself is still owed.
+    afterwards. `done=False` seals progress: the stage itself is still owed. What is sealed is not
+    written again before `reopen` or `redo`, or a kill in between would leave it looking damaged.
     """
     root, data = _root(run), load(run)
     units = [_relative(root, path) for path in paths]
@@ -138,19 +139,26 @@ def verify(run: str | os.PathLike, paths: Paths | None = None) -> None:
     damage = _damage(root, data, chosen)
     if not damage:
         return
-    stage = next(s for s in data["stages"] if s in {s for s, _ in damage.values()})
+    stage = min((stage for stage, _ in damage.values()), key=list(data["stages"]).index)
     units = _units(data)
-    first = min(
-        (units.index(u) for u in data["stages"][stage]["units"] if _damage(root, data, [u])),
-        default=len(units),
-    )
-    whole = next((u for u in reversed(units[:first]) if not _damage(root, data, [u])), None)
+    hit = [n for n, unit in enumerate(units) if any(_within(file, [unit]) for file in damage)]
+    earlier = units[: min(hit, default=len(units))]
+    whole = next((unit for unit in reversed(earlier) if not _damage(root, data, [unit])), None)
     named = ", ".join(f"{file} ({finding})" for file, (_, finding) in sorted(damage.items()))
     raise UserError(
         f"{root}: not what was sealed: {named}. Nothing of it was used. Restore it (and remove "
         f"what is unknown), or run again with --redo {stage}, which sets it aside and makes it anew"
         + (f"; {whole}, sealed before it, is whole." if whole else ".")
     )
+
+
+def reopen(run: str | os.PathLike, stage: str) -> None:
+    """Makes `stage` owed again and uncovers all its units, which may then be overwritten."""
+    root, data = _root(run), load(run)
+    if stage in data["stages"]:
+        _forget(data, stage, list(data["stages"][stage]["units"]))
+        data["stages"][stage]["done"] = False
+        _write(root, data)
 
 
 def redo(run: str | os.PathLike, stage: str) -> Path:

@@ -43,7 +43,8 @@ class RunDir:
         """Creates the run, or goes on with it, as its only writer.
 
         `config` is plain data. On a run that exists it must equal the config it was made with,
-        but for the dotted fields in `free` (and all below them), which cannot change a result.
+        but for the dotted fields in `free` (and all below them), which cannot change a result
+        (config.yaml keeps their first value).
         `facts` (devices, model, revision) go into the first manifest. Raises `UserError` for a
         folder that is not a run, a run that is being written, or a config that differs.
         """
@@ -197,9 +198,12 @@ def _to_yaml(config: dict[str, Any]) -> bytes:
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; an item of a list of sections is named by its index (`roles.0.x`)."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict) and value:
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
