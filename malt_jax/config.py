@@ -275,7 +275,7 @@ class Config:
 
 
 CANNOT_CHANGE_RESULTS = frozenset(
-    {"output_dir", "quiet", "wandb", "trackio", "export.push_to_hub", "sampler.cache_dir"}
+    {"output_dir", "quiet", "wandb", "trackio", "export.push_to_hub", "sampler.compilation_cache"}
 )
 """Fields a run may be continued with another value of."""
 

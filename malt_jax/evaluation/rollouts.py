@@ -19,7 +19,8 @@ import numpy as np
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System, Turn
 from malt_jax.models.lora import Adapter
-from malt_jax.sampling.engine import Completion, Request, Sampler, Settings
+from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Grade, Grader, Question
 from malt_jax.tree.expand import completion_text, settings
 from malt_jax.tree.keys import node_key

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from malt_jax.models.lora import Adapter
-from malt_jax.sampling.engine import Completion, Request, Sampler, Settings
+from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, render
@@ -85,7 +86,7 @@ def expand(
     tokenizer: Any,
     *,
     seed: int,
-    round: int = 0,
+    round: int | str = 0,
     adapters: Mapping[str, Adapter | None] | None = None,
     context: int,
     overflow: str = "refuse",

@@ -1,0 +1,91 @@
+"""Train: each role is fine-tuned on its own data, SFT and then DPO (method, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from malt_jax.stages.label import STAR
+from malt_jax.stages.policies import (
+    BASE,
+    SHARED,
+    last_phase,
+    load,
+    trainee,
+    weights_folder,
+)
+from malt_jax.stages.session import Session, label_stage, train_stage
+from malt_jax.storage import manifest
+from malt_jax.storage.jsonl import read_lines
+from malt_jax.training.examples import DpoExample, SftExample
+
+
+def train(session: Session, round: int) -> None:
+    """All trainees of a round, one after the other over the one resident base.
+
+    `adapters`: every role on its own data. `shared`: one trainee on all roles' data, mixed in every
+    batch in proportion. Beside them the single agent of the STaR baseline, SFT only. A trainee
+    without data is named and left as it is.
+    """
+    roles = [role.config for role in session.pipeline.roles]
+    for name in dict.fromkeys(trainee(session, role.name) for role in roles):
+        mine = [role for role in roles if trainee(session, role.name) == name]
+        sft_roles = [role.name for role in mine if role.train != "none"]
+        dpo_roles = [role.name for role in mine if role.train == "sft+dpo"]
+        _phase(session, round, name, "sft", sft_roles)
+        _phase(session, round, name, "dpo", dpo_roles)
+    _phase(session, round, STAR, "sft", [STAR])
+
+
+def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[str]) -> None:
+    stage = train_stage(round, name, phase)
+    if session.done(stage):
+        return
+    run, config = session.run, session.config
+    paths = [run.data(round, role) / f"{phase}.jsonl" for role in roles]
+    manifest.verify(run, paths)
+    rows = [row for path in paths for row in read_lines(path)]
+    if not rows:
+        if roles:
+            session.progress.note(f"{stage}: no {phase} data, {name} stays as it is")
+        manifest.seal(run, stage, [])
+        return
+    from malt_jax.training import references
+    from malt_jax.training.loop import train_dpo, train_sft
+
+    begun_from = last_phase(session, round if phase == "dpo" else round - 1, name)
+    start = load(session, begun_from)
+    if start is None:
+        start = session.fresh_weights()
+    folder = weights_folder(session, round, name, phase)
+    work = folder.with_name(f"{phase}-work")
+    series = session.metrics.series("train", round, name, phase)
+    with session.timed(f"{stage} ({len(rows)} rows from {begun_from})"):
+        if phase == "sft":
+            outcome = train_sft(
+                session.model, start, [_sft(row) for row in rows], config.train.sft,
+                folder=work, on_step=series.log, seed=config.seed,
+            )
+        else:
+            outcome = train_dpo(
+                session.model, start, start, [_dpo(row) for row in rows], config.train.dpo,
+                folder=work, on_step=series.log, seed=config.seed,
+            )
+    _keep(session, stage, folder, work, outcome)
+
+
+def _sft(row: dict[str, Any]) -> SftExample:
+    return SftExample(
+        tuple(row["prompt_ids"]), tuple(row["completion_ids"]), row["node_id"],
+        role=row["role"], group=row["question_id"],
+    )
+
+
+def _dpo(row: dict[str, Any]) -> DpoExample:
+    return DpoExample(
+        tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"]),
+        f"{row['chosen_node_id']} > {row['rejected_node_id']}",
+        role=row["role"], group=row["question_id"],
+    )
