@@ -112,8 +112,9 @@ def test_a_hundred_random_damages_are_all_refused_by_name(run, tmp_path):
 def test_a_file_nobody_sealed_is_refused(run):
     stranger = run.trees(0) / "9.jsonl"
     append_lines(stranger, [{"question_id": "Q9"}])
-    with pytest.raises(UserError, match=r"rounds/000/trees/9\.jsonl \(unknown\)"):
+    with pytest.raises(UserError, match=r"rounds/000/trees/9\.jsonl \(unknown\)") as refusal:
         manifest.verify(run, [run.trees(0)])
+    assert "sealed before" not in str(refusal.value)
     (run.checkpoint(0, "generator") / "20" / "extra").touch()
     with pytest.raises(UserError, match=r"checkpoints/000/generator/20/extra \(unknown\)"):
         manifest.verify(run)

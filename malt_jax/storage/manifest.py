@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -102,13 +102,11 @@ def seal(
         if not (root / unit).exists():
             raise FileNotFoundError(root / unit)
         sync_tree(root / unit)  # what the manifest promises must survive a power cut
-        files = list(files_beneath(root / unit))
-        for file, digest in zip(files, sha256_all(files), strict=True):
-            data["artefacts"][_relative(root, file)] = {
-                "sha256": digest,
-                "bytes": file.stat().st_size,
-                "stage": stage,
-            }
+    files = [file for unit in units for file in files_beneath(root / unit)]
+    for file, digest in zip(files, sha256_all(files), strict=True):
+        size = file.stat().st_size
+        covered = {"sha256": digest, "bytes": size, "stage": stage}
+        data["artefacts"][_relative(root, file)] = covered
     _write(root, data)
 
 
@@ -130,7 +128,8 @@ def verify(run: str | os.PathLike, paths: Paths | None = None) -> None:
     """
     root, data = _root(run), load(run)
     chosen = _units(data) if paths is None else [_relative(root, path) for path in paths]
-    unsealed = [path for path in chosen if not any(_within(f, [path]) for f in data["artefacts"])]
+    sealed = {place for file in data["artefacts"] for place in _lineage(file)}
+    unsealed = [path for path in chosen if path not in sealed]
     if paths is not None and unsealed:
         raise UserError(
             f"{root}: {', '.join(unsealed)} was never finished, so it is not used; run the stage "
@@ -140,10 +139,10 @@ def verify(run: str | os.PathLike, paths: Paths | None = None) -> None:
     if not damage:
         return
     stage = min((stage for stage, _ in damage.values()), key=list(data["stages"]).index)
+    hit = {place for file in damage for place in _lineage(file)}
     units = _units(data)
-    hit = [n for n, unit in enumerate(units) if any(_within(file, [unit]) for file in damage)]
-    earlier = units[: min(hit, default=len(units))]
-    whole = next((unit for unit in reversed(earlier) if not _damage(root, data, [unit])), None)
+    first = next((n for n, unit in enumerate(units) if unit in hit), 0)
+    whole = next((u for u in reversed(units[:first]) if not _damage(root, data, [u])), None)
     named = ", ".join(f"{file} ({finding})" for file, (_, finding) in sorted(damage.items()))
     raise UserError(
         f"{root}: not what was sealed: {named}. Nothing of it was used. Restore it (and remove "
@@ -192,7 +191,8 @@ def redo(run: str | os.PathLike, stage: str) -> Path:
 
 def _damage(root: Path, data: dict[str, Any], paths: list[str]) -> dict[str, tuple[str, str]]:
     """{file: (stage, finding)} for all that differs from the seal at or beneath `paths`."""
-    expected = {f: e for f, e in data["artefacts"].items() if _within(f, paths)}
+    chosen = set(paths)
+    expected = {f: e for f, e in data["artefacts"].items() if _within(f, chosen)}
     found = {_relative(root, file): file for path in paths for file in files_beneath(root / path)}
     damage = {f: (e["stage"], "missing") for f, e in expected.items() if f not in found}
     for file in found.keys() - expected.keys():
@@ -221,8 +221,9 @@ def _stage_of(data: dict[str, Any], file: str, expected: dict[str, Any]) -> str:
 
 def _forget(data: dict[str, Any], stage: str, units: list[str]) -> None:
     entry = data["stages"][stage]
-    entry["units"] = [unit for unit in entry["units"] if unit not in units]
-    for file in [file for file in data["artefacts"] if _within(file, units)]:
+    gone = set(units)
+    entry["units"] = [unit for unit in entry["units"] if unit not in gone]
+    for file in [file for file in data["artefacts"] if _within(file, gone)]:
         del data["artefacts"][file]
 
 
@@ -230,8 +231,16 @@ def _units(data: dict[str, Any]) -> list[str]:
     return [unit for entry in data["stages"].values() for unit in entry["units"]]
 
 
-def _within(file: str, paths: list[str]) -> bool:
-    return any(file == path or file.startswith(path + "/") for path in paths)
+def _within(file: str, paths: Collection[str]) -> bool:
+    """Whether `file` is one of `paths` or lies beneath one."""
+    return any(place in paths for place in _lineage(file))
+
+
+def _lineage(file: str) -> Iterator[str]:
+    """The path itself, then the folders it lies in, innermost first."""
+    while file:
+        yield file
+        file = file.rpartition("/")[0]
 
 
 def _root(run: str | os.PathLike) -> Path:
