@@ -1,0 +1,220 @@
+"""Rows, equal-call baselines, corrections, and text that cannot break out of a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import HOSTILE, make_run
+
+from malt_jax import escape
+from malt_jax.errors import UserError
+from malt_jax.evaluation import statistics, tables
+from malt_jax.evaluation.results import (
+    SystemInfo,
+    single_agent_draws,
+    summarise,
+    with_seeds,
+)
+
+
+def _records(system_correct: list[list[bool]], calls: int = 1) -> list[dict]:
+    """Records of draws [question][draw]; a right draw says "1", a wrong one its own number."""
+    return [
+        {
+            **{"question_id": f"Q{q}", "draw": d, "calls": calls, "tokens": 10 * calls},
+            **{"prediction": "1" if right else f"wrong {d}", "correct": right},
+            "turns": [{"role": f"r{t}", "finish": "eos"} for t in range(calls)],
+        }
+        for q, draws in enumerate(system_correct)
+        for d, right in enumerate(draws)
+    ]
+
+
+def _two_systems(malt: list[list[bool]], sa: list[list[bool]]) -> dict:
+    return summarise(
+        {"sa": _records(sa), "malt": _records(malt, 3)},
+        {"sa": SystemInfo("single agent"), "malt": SystemInfo("MALT", (1, 3), seconds=0.5)},
+        "sa@9",
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    run = make_run(tmp_path_factory.mktemp("run"), 40)
+    return json.loads((run / "results.json").read_text())
+
+
+def test_every_row_has_the_single_agent_at_its_own_number_of_calls(results):
+    rows = {row["name"]: row for row in results["systems"]}
+    for row in rows.values():
+        equal = rows[row["equal_calls_baseline"]]
+        assert equal["system"] == "sa" and equal["calls"] == row["calls"]
+        assert (row["equal_calls_baseline"] in row["tests"]) == (equal is not row)
+        assert (results["baseline"] in row["tests"]) == (row["name"] != results["baseline"])
+
+
+def test_a_row_costs_its_votes_times_one_draw(results):
+    rows = {row["name"]: row for row in results["systems"]}
+    assert rows["malt@3"]["calls"] == 3 * rows["malt"]["calls"] == 9
+    assert rows["malt@3"]["seconds"] == pytest.approx(3 * rows["malt"]["seconds"])
+    assert rows["sa@9"]["tokens"] > 8 * rows["sa"]["tokens"]
+
+
+def test_rows_agree_with_votes_counted_by_hand():
+    malt = [[True, False, True], [False, False, True], [True, True, True], [False] * 3]
+    sa = [[True] * 5 + [False] * 4, [False] * 9, [True] * 9, [True] + [False] * 8]
+    rows = {row["name"]: row for row in _two_systems(malt, sa)["systems"]}
+    # Wrong draws all differ: two equal right ones win, one alone ties with whatever came first.
+    assert rows["malt"]["accuracy"] == 0.5
+    assert rows["malt@3"]["accuracy"] == 0.5 and rows["malt@3"]["ties"] == 2
+    assert rows["sa@9"]["accuracy"] == 0.75
+    test = rows["malt@3"]["tests"]["sa@9"]
+    assert (test["wrong_to_right"], test["right_to_wrong"]) == (0, 1)
+    assert test["p"] == statistics.exact_mcnemar(0, 1)
+    assert test["delta"] == -0.25
+
+
+def test_holm_runs_over_all_tests_of_the_table(results):
+    family = [test for row in results["systems"] for test in row["tests"].values()]
+    expected = statistics.holm([test["p"] for test in family])
+    assert [test["p_holm"] for test in family] == expected
+    assert len(family) > len(results["systems"])
+
+
+def test_levels_cover_all_questions_and_average_to_the_accuracy(results):
+    levels = results["levels"]
+    assert sum(level["questions"] for level in levels.values()) == results["questions"]
+    for row in results["systems"]:
+        total = sum(lv["questions"] * lv["accuracy"][row["name"]] for lv in levels.values())
+        assert total / results["questions"] == pytest.approx(row["accuracy"])
+
+
+def test_flips_between_turns_lead_from_the_draft_to_the_answer(results):
+    turns = {entry["system"]: entry for entry in results["turns"]}
+    assert "sa" not in turns
+    entry = turns["malt"]
+    first, last = entry["accuracy"][0], entry["accuracy"][-1]
+    gained = entry["flips"][0]["wrong_to_right"] - entry["flips"][0]["right_to_wrong"]
+    assert last["accuracy"] - first["accuracy"] == pytest.approx(gained / entry["draws"])
+
+
+def test_pooled_seeds_are_clustered_and_also_told_apart():
+    sa = [[True] * 9 if q % 2 else [False] * 9 for q in range(30)]
+    malt = [[True] * 3 if q % 2 or q < 14 else [False] * 3 for q in range(30)]
+    one = {"sa": _records(sa), "malt": _records(malt, 3)}
+    systems = {"sa": SystemInfo("single agent"), "malt": SystemInfo("MALT", (1, 3))}
+    alone = summarise(one, systems, "sa@9")
+    pooled = summarise(with_seeds({1: one, 2: one, 3: one}), systems, "sa@9")
+    row, single = pooled["systems"][-1], alone["systems"][-1]
+    assert row["seeds"] == {"1": row["accuracy"], "2": row["accuracy"], "3": row["accuracy"]}
+    assert row["accuracy"] == single["accuracy"] and row["seeds_sd"] == 0
+    test, own = row["tests"]["sa@9"], single["tests"]["sa@9"]
+    assert test["p"] == pytest.approx(own["p"]), "three copies of one seed prove no more than one"
+    assert test["wrong_to_right"] == 3 * own["wrong_to_right"]
+    assert test["seeds"]["2"]["p"] == own["p"]
+    assert pooled["questions"] == 30 and pooled["seeds"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda r: r["malt"].pop(), "draws"),
+        (lambda r: r["malt"].append(r["malt"][0]), "twice"),
+        (lambda r: r.update(malt=r["malt"][3:]), "same questions"),
+        (lambda r: r.update(sa=[x for x in r["sa"] if x["draw"] < 8]), "8 draws"),
+        (lambda r: r.update(sa=[]), "no records"),
+        (lambda r: r.pop("malt"), "no records"),
+    ],
+)
+def test_incomplete_records_are_refused_by_name(break_it, told):
+    records = {"sa": _records([[True] * 9] * 4), "malt": _records([[True] * 3] * 4, 3)}
+    break_it(records)
+    systems = {"sa": SystemInfo("single agent"), "malt": SystemInfo("MALT", (1, 3))}
+    with pytest.raises(UserError, match=told):
+        summarise(records, systems, "sa@9")
+
+
+def test_an_unknown_baseline_is_refused_with_the_rows_there_are():
+    records = {"sa": _records([[True] * 9])}
+    with pytest.raises(UserError, match=r"'tot'.*sa"):
+        summarise(records, {"sa": SystemInfo("single agent")}, "tot")
+
+
+def test_single_agent_draws_cover_the_dearest_row():
+    assert (
+        single_agent_draws({"sa": 1, "malt": 3, "deep": 5}, {"sa": [9], "malt": [9], "deep": [1]})
+        == 27
+    )
+
+
+def _unescaped_columns(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+def test_markdown_keeps_its_shape_whatever_a_system_is_called(results):
+    hostile = json.loads(json.dumps(results))
+    for row, text in zip(hostile["systems"], HOSTILE, strict=False):
+        row["label"] = text
+    hostile["run"]["model"] = "\n# Heading\n<script>"
+    page = tables.to_markdown(hostile)
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert {_unescaped_columns(line) for line in lines} == {len(tables.COLUMNS), 5}
+    assert "<script" not in page and "<img" not in page and "\x1b" not in page
+    assert page.count("\n# ") == 0 and page.startswith("# Results")
+    assert "](" not in page.replace("\\](", "")
+
+
+def test_every_line_of_markdown_states_calls_and_tokens(results):
+    page = tables.to_markdown(results)
+    for row in results["systems"]:
+        start = f"| {escape.markdown(row['label'])} | {row['calls']} | {row['tokens']:.0f} |"
+        assert start in page
+
+
+def test_latex_has_as_many_columns_as_its_preamble_says(results):
+    hostile = json.loads(json.dumps(results))
+    hostile["systems"][0]["label"] = HOSTILE[6] + " & % # _ ~ ^"
+    page = tables.to_latex(hostile)
+    columns = re.search(r"begin\{tabular\}\{([lr]+)\}", page)[1]
+    for line in page.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+    assert r"\input" not in page
+
+
+def test_csv_reads_back_and_starts_no_formula(results):
+    hostile = json.loads(json.dumps(results))
+    hostile["systems"][0]["label"] = HOSTILE[5]
+    lines = list(csv.reader(io.StringIO(tables.to_csv(hostile))))
+    assert {len(line) for line in lines} == {len(tables.COLUMNS)}
+    assert lines[1][0].startswith("'=HYPERLINK")
+    assert [float(line[3]) for line in lines[1:]]
+
+
+def test_terminal_table_prints_labels_as_text(results):
+    from rich.console import Console
+
+    hostile = json.loads(json.dumps(results))
+    hostile["systems"][0]["label"] = "[bold]x[/bold] \x1b[2J"
+    console = Console(file=io.StringIO(), width=200)
+    console.print(tables.to_terminal(hostile))
+    printed = console.file.getvalue()
+    assert "[bold]x[/bold] \\x1b[2J" in printed and "\x1b[2J" not in printed
+
+
+@given(st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Z", "C"))))
+def test_escaped_text_cannot_leave_its_place(text):
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", escape.visible(text)
+    )
+    line = escape.markdown(text)
+    assert "\n" not in line and "<" not in line and not re.search(r"(?<!\\)(\\\\)*\|", line)
+    assert next(csv.reader([escape.csv(text)]))[0].lstrip("'") == escape.one_line(text).lstrip("'")
+    bare = re.sub(r"\\[{}$&#%_]|\\text\w+\{\}", "", escape.latex(text))
+    assert not set(bare) & set("\\{}$&#%_^~")
