@@ -12,19 +12,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System, Turn
 from malt_jax.models.lora import Adapter
-from malt_jax.sampling.engine import Sampler
 from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Grade, Grader, Question
 from malt_jax.tree.expand import completion_text, settings
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, render
+
+if TYPE_CHECKING:
+    from malt_jax.sampling.engine import Sampler
 
 
 class Policy(NamedTuple):

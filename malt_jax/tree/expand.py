@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from malt_jax.models.lora import Adapter
-from malt_jax.sampling.engine import Sampler
 from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, render
 from malt_jax.tree.roles import Pipeline, Role
+
+if TYPE_CHECKING:
+    from malt_jax.sampling.engine import Sampler
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,6 @@ def settings(role: Role, end_ids: Sequence[int]) -> Settings:
         end_ids=tuple(end_ids),
         stop=config.stop,
     )
-
-
-def node_id(question_id: str, pipeline: Pipeline, path: Sequence[int]) -> str:
-    """A node's path as text, `Q17/g2/v0/r1`: each role's shortest distinct prefix and an index."""
-    turns = zip(abbreviations([role.name for role in pipeline.roles]), path, strict=False)
-    return "/".join([question_id, *(f"{name}{index}" for name, index in turns)])
-
-
-def abbreviations(names: Sequence[str]) -> list[str]:
-    """Each name's shortest prefix that no other name begins with (`generator` -> `g`)."""
-    short = []
-    for name in names:
-        others = [other for other in names if other != name]
-        lengths = (n for n in range(1, len(name) + 1))
-        fits = (n for n in lengths if not any(other.startswith(name[:n]) for other in others))
-        short.append(name[: next(fits, len(name))])
-    return short
 
 
 def completion_text(completion: Completion, end_ids: Sequence[int], tokenizer: Any) -> str:
@@ -106,7 +91,7 @@ def expand(
         for tree in trees:
             for parent in parents:
                 turns = _turns(tree, pipeline, parent)
-                where = node_id(tree.question.id, pipeline, parent)
+                where = pipeline.node_id(tree.question.id, parent)
                 prompt = render(
                     role.template,
                     tree.question.text,
@@ -116,7 +101,7 @@ def expand(
                     overflow=overflow,  # type: ignore[arg-type]
                     where=f"{where}, {role.name}",
                 )
-                ids = (node_id(tree.question.id, pipeline, (*parent, i))
+                ids = (pipeline.node_id(tree.question.id, (*parent, i))
                        for i in range(role.config.branch))
                 keys = np.stack([node_key(seed, "search", round, node) for node in ids])
                 prompts.append(prompt)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from malt_jax.config import SearchConfig
-from malt_jax.tree.expand import Tree, node_id
+from malt_jax.tree.expand import Tree
 from malt_jax.tree.roles import Pipeline
 from malt_jax.tree.values import back_up, label
 
@@ -68,9 +68,9 @@ def grade_trees(
                 grade = graded.get((id(tree), depth, at))
                 rows.append(
                     {
-                        "id": node_id(tree.question.id, pipeline, node.path),
+                        "id": pipeline.node_id(tree.question.id, node.path),
                         "role": role.name,
-                        "parent": node_id(tree.question.id, pipeline, node.path[:-1])
+                        "parent": pipeline.node_id(tree.question.id, node.path[:-1])
                         if depth
                         else None,
                         "prompt": node.prompt.text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from malt_jax.config import PipelineConfig, RoleConfig
@@ -38,8 +38,10 @@ class Pipeline:
         """Completions a tree holds: n + n^2 + n^3 for three roles of branching n."""
         return sum(math.prod(self.branches[: d + 1]) for d in range(len(self.branches)))
 
-    def role(self, name: str) -> Role:
-        return next(role for role in self.roles if role.name == name)
+    def node_id(self, question_id: str, path: Sequence[int]) -> str:
+        """A node's path as text: `Q17/g2/v0/r1`."""
+        short = abbreviations([role.name for role in self.roles])
+        return "/".join([question_id, *(f"{s}{i}" for s, i in zip(short, path, strict=False))])
 
 
 def make_pipeline(config: PipelineConfig, templates: Mapping[str, str]) -> Pipeline:
@@ -61,3 +63,14 @@ def make_pipeline(config: PipelineConfig, templates: Mapping[str, str]) -> Pipel
                 )
         roles.append(Role(role, template))
     return Pipeline(tuple(roles))
+
+
+def abbreviations(names: Sequence[str]) -> list[str]:
+    """Each name's shortest prefix that no other name begins with (`generator` -> `g`)."""
+    short = []
+    for name in names:
+        others = [other for other in names if other != name]
+        lengths = (n for n in range(1, len(name) + 1))
+        fits = (n for n in lengths if not any(other.startswith(name[:n]) for other in others))
+        short.append(name[: next(fits, len(name))])
+    return short
