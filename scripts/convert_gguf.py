@@ -94,7 +94,7 @@ def build_config(field: Callable[..., Any], names: list[str], dtype: str) -> dic
     if arch not in ARCHITECTURES:
         raise UserError(f"architecture {arch!r}: this script converts {', '.join(ARCHITECTURES)}.")
     if field(f"{arch}.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in names:
-        raise UserError("this file scales its rotary embedding, which this script does not convert.")
+        raise UserError("a scaled rotary embedding, which this script does not convert.")
     width, heads = field(f"{arch}.embedding_length"), field(f"{arch}.attention.head_count")
     return {
         "architectures": [ARCHITECTURES[arch]],

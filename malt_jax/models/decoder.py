@@ -239,7 +239,9 @@ class Decoder(nnx.Module):
 
             lora = {} if adapter is None else adapter.layers[i]
             angles = wide if window is None else local
-            x, layer_state = wrap(run)(weights, x, angles, None if state is None else state[i], lora)
+            x, layer_state = wrap(run)(
+                weights, x, angles, None if state is None else state[i], lora
+            )
             new_state.append(layer_state)
         return self.norm(x), new_state
 
@@ -255,7 +257,9 @@ class Decoder(nnx.Module):
             layer = LayerAttention(window, spec.attention_softcap)
             angles = wide
             if window is not None:
-                angles = jax.tree.map(lambda w, s: jnp.where(window == NO_WINDOW, w, s), wide, local)
+                angles = jax.tree.map(
+                    lambda w, s: jnp.where(window == NO_WINDOW, w, s), wide, local
+                )
             block = nnx.merge(graph, weights)
             return block(x, angles, attend, state, layer, lora, scale)
 

@@ -1,0 +1,97 @@
+"""Chat templates from strangers, rendered in a process that can be killed.
+
+A template is a program. It is run in a child process with limits on time, memory and output, in
+the same sandboxed Jinja environment as transformers' (but without a clock, so that a prompt is the
+same on every day), and only a few times: for one user message it comes down to a frame, the text
+before and after the message. Every later prompt is then plain concatenation, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from malt_jax.errors import UserError
+
+SECONDS = 20
+MEGABYTES = 1024
+WORKER = Path(__file__).with_name("chat_template_worker.py")
+
+MARK = "malt8f31probe"
+PROBES = (
+    f"  {MARK}\n\n two \n",
+    f"{MARK} {{{{ 7 * 7 }}}} {{% raw %}} <b>&amp;\\n'\"é",
+    f"# {MARK}",
+)
+"""Messages that show whether a template keeps the message as it is."""
+
+
+@dataclass(frozen=True)
+class ChatFrame:
+    """What a chat template puts around one user message."""
+
+    before: str
+    after: str
+    strip: bool
+    """White space around the message is dropped (Llama 3, Gemma)."""
+
+    def content(self, message: str) -> str:
+        return message.strip() if self.strip else message
+
+    def render(self, message: str) -> str:
+        return self.before + self.content(message) + self.after
+
+
+def chat_frame(template: str, special_tokens: dict[str, str], system: str | None) -> ChatFrame:
+    """The frame of one user message, after a system message if given, ready for the answer.
+
+    Raises UserError if the template fails, refuses the system role, or rewrites messages.
+    """
+    head = [] if system is None else [{"role": "system", "content": system}]
+    conversations = [[*head, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
+    first, *others = _render(template, special_tokens, conversations)
+    before, mark, after = first.partition(MARK)
+    if mark and MARK not in after:
+        for strip in (False, True):
+            frame = ChatFrame(before, after, strip)
+            if all(map(str.__eq__, map(frame.render, PROBES), others)):
+                return frame
+    raise UserError(
+        "the chat template does not put the user's message into the prompt as it is, once; "
+        "edit chat_template in tokenizer_config.json, or remove it to prompt in plain text."
+    )
+
+
+def _render(
+    template: str, special_tokens: dict[str, str], conversations: list[list[dict[str, str]]]
+) -> list[str]:
+    job = {
+        "template": template,
+        "variables": special_tokens,
+        "conversations": conversations,
+        "seconds": SECONDS,
+        "megabytes": MEGABYTES,
+    }
+    try:
+        # -I: nothing of the user's environment or folder is imported.
+        done = subprocess.run(
+            [sys.executable, "-I", str(WORKER)],
+            input=json.dumps(job).encode(),
+            capture_output=True,
+            timeout=2 * SECONDS,
+            env={},
+            check=False,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    except subprocess.TimeoutExpired:
+        answer = {}
+    if "texts" in answer:
+        return answer["texts"]
+    reason = answer.get("error", f"ran past {SECONDS} s or {MEGABYTES} MB")
+    raise UserError(
+        f"the chat template cannot be used: {reason}; edit chat_template in tokenizer_config.json."
+    )

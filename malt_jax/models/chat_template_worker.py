@@ -1,0 +1,78 @@
+"""Runs one chat template under limits: a JSON job on standard input, a JSON answer on output.
+
+Started by chat_template.py as a process of its own; imports nothing of this package.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from typing import Any, NoReturn
+
+from jinja2 import nodes
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_CHARACTERS = 1 << 20
+
+
+class Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` marks training spans; its body renders as it is."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    return json.dumps(value, **{"ensure_ascii": False, **options})
+
+
+def refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def render(job: dict[str, Any]) -> list[str]:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    template = environment.from_string(job["template"])
+    texts = []
+    for messages in job["conversations"]:
+        text = ""
+        for piece in template.generate(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **job["variables"],
+        ):
+            text += piece
+            if len(text) > MAX_CHARACTERS:
+                raise TemplateError(f"it writes more than {MAX_CHARACTERS:,} characters")
+        texts.append(text)
+    return texts
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
+    resource.setrlimit(resource.RLIMIT_AS, (job["megabytes"] << 20,) * 2)
+    try:
+        answer = {"texts": render(job)}
+    except MemoryError:
+        answer = {"error": "it needs too much memory"}
+    except Exception as error:  # whatever a stranger's template raises is its own fault
+        answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What each parameter is called in a Hugging Face checkpoint: the one table load and export share.
+
+A parameter of ours is a path such as `("layers", 3, "q", "kernel")`. Kernels are stored here as
+`[in, out]` and there as `[out, in]`, so they are transposed on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from malt_jax.models.spec import ModelSpec
+
+PROJECTIONS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+NORMS = {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+SANDWICH_NORMS = {
+    **NORMS,
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one parameter stands in a checkpoint."""
+
+    names: tuple[str, ...]
+    """One tensor, or one a layer for a parameter with a leading layer axis."""
+    stacked: bool
+    transposed: bool
+
+
+def source_of(spec: ModelSpec, path: tuple[str | int, ...]) -> Source:
+    """The checkpoint's tensors behind the parameter at `path`; stacked layers have no index."""
+    match path:
+        case ("embed",):
+            return Source(("model.embed_tokens.weight",), stacked=False, transposed=False)
+        case ("head",):
+            return Source((HEAD,), stacked=False, transposed=True)
+        case ("norm", "weight"):
+            return Source(("model.norm.weight",), stacked=False, transposed=False)
+        case ("layers", int(layer), module, leaf):
+            layers, stacked = [layer], False
+        case ("layers", module, leaf):
+            layers, stacked = list(range(spec.num_layers)), True
+        case _:
+            raise ValueError(f"no such parameter: {path}")
+    norms = SANDWICH_NORMS if spec.sandwich_norms else NORMS
+    inner = {**PROJECTIONS, **norms}[str(module)] + (".bias" if leaf == "bias" else ".weight")
+    names = tuple(f"model.layers.{layer}.{inner}" for layer in layers)
+    return Source(names, stacked, transposed=leaf == "kernel")

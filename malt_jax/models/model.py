@@ -1,0 +1,94 @@
+"""`load_model`: a Hugging Face checkpoint as decoder structure, parameters and tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from malt_jax.errors import UserError
+from malt_jax.models import sharding
+from malt_jax.models.checkpoint import Checkpoint
+from malt_jax.models.hf_config import read_spec
+from malt_jax.models.hub import local_folder
+from malt_jax.models.spec import ModelSpec
+from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
+from malt_jax.models.weights import load_params
+from malt_jax.storage.hashing import fingerprint
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder and its tokenizer. Inside jit: `nnx.merge(model.graph, params)`."""
+
+    spec: ModelSpec
+    graph: nnx.GraphDef
+    params: nnx.State
+    tokenizer: Tokenizer
+    path: str
+    """The folder it was read from."""
+    revision: str | None
+    """The hub's commit, if it came from there."""
+    fingerprint: str
+    """SHA-256 over config.json and the weight files."""
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Float32 logits of whole sequences, without padding."""
+        return _logits(self.graph, self.params, jnp.asarray(tokens, jnp.int32))
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(graph: nnx.GraphDef, params: nnx.State, tokens: Array) -> Array:
+    return nnx.merge(graph, params)(tokens)
+
+
+def load_model(
+    path: str | os.PathLike,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    stacked: bool | None = None,
+    *,
+    revision: str | None = None,
+    rules: Mapping[str, tuple[str, ...]] = sharding.RULES,
+) -> Model:
+    """Read a Hugging Face checkpoint: a local folder, or a name on the hub (`org/name`).
+
+    `dtype`: "float32" or "bfloat16"; default float32 on a CPU and bfloat16 elsewhere. `mesh`: the
+    weights are laid over it by `rules`; default one device. `stacked`: one array a parameter with
+    a leading layer axis, scanned, instead of one a layer (see `Decoder`). Everything about the
+    checkpoint that is wrong or not supported raises UserError, before a weight is read where
+    config.json tells.
+    """
+    folder, revision = local_folder(path, revision)
+    spec = read_spec(folder)
+    checkpoint = Checkpoint(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > spec.vocab:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens but the embedding "
+            f"{spec.vocab} rows; tokenizer and weights do not belong together."
+        )
+    graph, params = load_params(
+        checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)
+    )
+    files = [folder / "config.json", *checkpoint.files]
+    return Model(spec, graph, params, tokenizer, str(folder), revision, fingerprint(files))
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r}: expected {' or '.join(DTYPES)}.")
+    return DTYPES[name]

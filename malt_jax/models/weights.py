@@ -1,0 +1,171 @@
+"""A checkpoint's tensors -> sharded device arrays, one tensor at a time.
+
+Each process reads only the slices its devices hold. Host memory peaks at what one tensor needs: its
+local slices as stored, and the same in the target dtype. With stacked layers each layer's part is
+put into the (donated) stack as it arrives, so nothing is held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from malt_jax.errors import UserError
+from malt_jax.models import sharding
+from malt_jax.models.checkpoint import Checkpoint
+from malt_jax.models.decoder import Decoder
+from malt_jax.models.hf_names import HEAD, Source, source_of
+from malt_jax.models.spec import ModelSpec
+
+IGNORED = (".rotary_emb.inv_freq",)
+"""Tensors some old checkpoints carry that hold no weights."""
+
+Rules = Mapping[str, tuple[str, ...]]
+
+
+def abstract_params(spec: ModelSpec, dtype: Any, stacked: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    """The decoder's structure with shapes in place of arrays."""
+    decoder = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0), dtype=dtype, stacked=stacked))
+    return nnx.split(decoder, nnx.Param)
+
+
+def layout(variable: nnx.Variable, source: Source, mesh: Mesh | None, rules: Rules) -> Sharding:
+    """Where a parameter lives: its declared axes laid over the mesh, or the default device."""
+    if mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    axes = variable.get_metadata()["axes"]
+    axes = (None, *axes) if source.stacked else axes
+    return sharding.named(axes, variable.get_value().shape, mesh, rules)
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    dtype: Any,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = sharding.RULES,
+    stacked: bool = False,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The decoder's structure and its parameters, checked: names, shapes, finite values."""
+    graph, abstract = abstract_params(spec, dtype, stacked)
+    flat = dict(nnx.to_flat_state(abstract))
+    sources = {path: source_of(spec, path) for path in flat}
+    _check_names(checkpoint, spec, sources)
+    for path, variable in flat.items():
+        _check_shapes(checkpoint, sources[path], variable.get_value().shape)
+    if spec.tied and HEAD in checkpoint.names:
+        _check_tied_head(checkpoint)
+    loaded, finite = {}, {}
+    for path, variable in flat.items():
+        source, shape = sources[path], variable.get_value().shape
+        where = layout(variable, source, mesh, rules)
+        fetch = partial(_fetch, checkpoint, shape, where, dtype, source)
+        array, flags = fetch()
+        finite.update(flags)
+        loaded[path] = variable.replace(array)
+    for name, flag in finite.items():
+        if not np.asarray(flag):
+            raise UserError(
+                f"{checkpoint.place(name)} holds NaN or infinity; download the checkpoint again, "
+                "or choose another."
+            )
+    return graph, nnx.from_flat_state(loaded)
+
+
+def _fetch(
+    checkpoint: Checkpoint, shape: tuple[int, ...], where: Sharding, dtype: Any, source: Source
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One parameter's array, and for each of its tensors whether all values are finite."""
+    if not source.stacked:
+        (name,) = source.names
+        array = _read(checkpoint, name, shape, where, dtype, source.transposed)
+        return array, {name: _all_finite(array)}
+    stack = jnp.zeros(shape, dtype, device=where)
+    part_where = _without_leading_axis(where)
+    flags = {}
+    for i, name in enumerate(source.names):
+        part = _read(checkpoint, name, shape[1:], part_where, dtype, source.transposed)
+        flags[name] = _all_finite(part)
+        stack = _put_layer(stack, part, i)
+    return stack, flags
+
+
+def _read(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: tuple[int, ...],
+    where: Sharding,
+    dtype: Any,
+    transposed: bool,
+) -> jax.Array:
+    def values(index: tuple[slice, ...]) -> np.ndarray:
+        stored = checkpoint.read(name, index[::-1] if transposed else index)
+        return np.ascontiguousarray((stored.T if transposed else stored).astype(dtype, copy=False))
+
+    return jax.make_array_from_callback(shape, where, values)
+
+
+def _without_leading_axis(where: Sharding) -> Sharding:
+    if isinstance(where, jax.sharding.NamedSharding):
+        return where.update(spec=jax.sharding.PartitionSpec(*where.spec[1:]))
+    return where
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, part, layer, axis=0)
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
+def _check_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Mapping[Any, Source]) -> None:
+    expected = {name for source in sources.values() for name in source.names}
+    missing = sorted(expected - checkpoint.names)
+    if missing:
+        raise UserError(
+            f"{checkpoint.folder}: {len(missing)} tensors of this {spec.family} model are missing, "
+            f"first {missing[0]}; download the checkpoint again."
+        )
+    extra = checkpoint.names - expected - ({HEAD} if spec.tied else set())
+    extra = sorted(name for name in extra if not name.endswith(IGNORED))
+    if extra:
+        raise UserError(
+            f"{checkpoint.place(extra[0])} is no part of a {spec.family} model as config.json "
+            f"describes it ({len(extra)} such tensors); config and weights do not belong together."
+        )
+
+
+def _check_shapes(checkpoint: Checkpoint, source: Source, shape: tuple[int, ...]) -> None:
+    expected = shape[1:] if source.stacked else shape
+    expected = expected[::-1] if source.transposed else expected
+    for name in source.names:
+        found = checkpoint.shape(name)
+        if found != expected:
+            raise UserError(
+                f"{checkpoint.place(name)} has shape {list(found)}, config.json wants "
+                f"{list(expected)}; config and weights do not belong together."
+            )
+
+
+def _check_tied_head(checkpoint: Checkpoint) -> None:
+    embed = "model.embed_tokens.weight"
+    same = checkpoint.shape(HEAD) == checkpoint.shape(embed) and all(
+        np.array_equal(a, b)
+        for a, b in zip(checkpoint.blocks(HEAD), checkpoint.blocks(embed), strict=True)
+    )
+    if not same:
+        raise UserError(
+            f"{checkpoint.place(HEAD)} differs from the embedding, though config.json ties them; "
+            "set tie_word_embeddings to false in config.json if the head is meant."
+        )
