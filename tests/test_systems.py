@@ -1,0 +1,168 @@
+"""Systems and rollouts, with a sampler whose completions say which call they answer."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from malt_jax.config import EvalConfig, PipelineConfig, RoleConfig, SystemConfig
+from malt_jax.errors import UserError
+from malt_jax.evaluation.results import SystemInfo, summarise
+from malt_jax.evaluation.rollouts import Policy, Stage, run_systems
+from malt_jax.evaluation.systems import POLICIES, make_systems
+from malt_jax.sampling.request import Completion
+from malt_jax.tasks.base import Grade, Question
+from malt_jax.tree.roles import make_pipeline
+
+TEMPLATES = {
+    "generator": "G {question}",
+    "verifier": "V {question} {generator}",
+    "refiner": "R {question} {generator} {verifier}",
+    "retry": "T {question} {previous}",
+    "debate": "D {question} {previous} [{others}]",
+}
+ROLES = (RoleConfig("generator", train="sft"), RoleConfig("verifier", answers=False), RoleConfig("refiner"))
+PIPELINE = make_pipeline(PipelineConfig(ROLES), TEMPLATES)
+QUESTIONS = [Question(f"q{i}", f"<{i}>", str(i)) for i in range(3)]
+
+
+class Characters:
+    end_ids = (0,)
+
+    def prompt_ids(self, text):
+        return [ord(c) for c in text]
+
+    encode = prompt_ids
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+@dataclass
+class FakeSampler:
+    """Answers with a digit that is a function of prompt, weights and key; remembers every call."""
+
+    calls: list = field(default_factory=list)
+
+    def sample(self, requests, settings, adapter=None):
+        drawn = []
+        for request in requests:
+            group = []
+            for key in np.asarray(request.keys):
+                call = (adapter, request.prompt, tuple(int(k) for k in key))
+                self.calls.append(call)
+                digit = ord("0") + hash(call) % 3
+                group.append(Completion((digit, 0), (-0.5, -0.25), "eos"))
+            drawn.append(group)
+        return drawn
+
+
+class DigitGrader:
+    def extract(self, text):
+        return text
+
+    def grade(self, texts, questions):
+        return [Grade(t, t == q.answer) for t, q in zip(texts, questions, strict=True)]
+
+
+def roll_out(config=EvalConfig()):
+    systems = make_systems(config, PIPELINE, TEMPLATES)
+    sampler = FakeSampler()
+    trained = {"base": None, "sft": "S", "malt": "M", "star": "T"}
+    policies = {
+        (p, r): Policy(f"{p}/{r}" if p != "base" else "base", trained[p])
+        for p in POLICIES for r in TEMPLATES
+    }
+    # The generator is SFT only: its MALT weights are its SFT weights.
+    policies["malt", "generator"] = policies["sft", "generator"]
+    stage = Stage(sampler, policies, Characters(), DigitGrader(), seed=0, context=1 << 20)
+    records, seconds = run_systems(systems, QUESTIONS, stage)
+    return systems, records, seconds, sampler
+
+
+def test_every_published_system_is_there_with_its_calls():
+    systems = {s.name: s for s in make_systems(EvalConfig(), PIPELINE, TEMPLATES)}
+    calls = {name: system.calls for name, system in systems.items()}
+    assert calls == {
+        "sa": 1, "self-correction": 3, "debate": 9, "ma": 3, "star-sa": 1, "star-ma": 3, "malt": 3,
+        "malt-untrained-generator": 3, "malt-untrained-verifier": 3, "malt-untrained-refiner": 3,
+        "malt-generator": 1, "malt-generator-refiner": 2, "malt-generator-verifier": 2,
+    }
+    assert systems["sa"].draws == 9
+
+
+def test_shared_work_is_drawn_once():
+    systems, records, _, sampler = roll_out()
+    assert len(set(sampler.calls)) == len(sampler.calls)
+    counted = sum(r["calls"] for rows in records.values() for r in rows)
+    assert len(sampler.calls) < counted
+
+
+def test_the_first_three_drafts_of_sa_are_those_of_the_untrained_pipeline():
+    _, records, _, _ = roll_out()
+    drafts = {(r["question_id"], r["draw"]): r["turns"][0]["text"] for r in records["sa"]}
+    for record in records["ma"]:
+        assert record["turns"][0]["text"] == drafts[record["question_id"], record["draw"]]
+
+
+def test_records_carry_calls_tokens_and_every_turn():
+    systems, records, seconds, _ = roll_out()
+    for system in systems:
+        rows = records[system.name]
+        assert len(rows) == len(QUESTIONS) * system.draws
+        for row in rows:
+            assert row["calls"] == system.calls == len(row["turns"])
+            assert row["tokens"] == 2 * row["calls"]
+            assert all(t["logprob"] == -0.75 for t in row["turns"])
+        assert seconds[system.name] >= 0
+
+
+def test_the_prediction_is_the_last_answering_turns():
+    _, records, _, _ = roll_out()
+    for row in records["malt-generator-verifier"]:
+        assert row["prediction"] == row["turns"][0]["text"]  # a verifier does not answer
+    for row in records["malt"]:
+        assert row["prediction"] == row["turns"][2]["text"]
+
+
+def test_debaters_read_each_other_and_vote():
+    _, records, _, _ = roll_out()
+    row = records["debate"][0]
+    first = [row["turns"][agent * 3]["text"] for agent in range(3)]
+    shown = row["turns"][4]["prompt"]  # agent 1, round 2
+    assert shown == f"D <0> {first[1]} [{first[0]}\n{first[2]}]"
+    finals = [row["turns"][agent * 3 + 2]["text"] for agent in range(3)]
+    assert row["prediction"] in finals
+
+
+def test_results_have_an_equal_call_baseline_for_every_row():
+    systems, records, seconds, _ = roll_out()
+    infos = {s.name: SystemInfo(s.label, s.votes, seconds[s.name]) for s in systems}
+    results = summarise(records, infos, "sa@9")
+    rows = {row["name"]: row for row in results["systems"]}
+    for row in rows.values():
+        assert row["equal_calls_baseline"] in rows
+        assert rows[row["equal_calls_baseline"]]["calls"] == row["calls"]
+
+
+def test_a_system_of_ones_own_is_a_line_of_config():
+    mine = SystemConfig("mine", ("generator:base", "refiner:malt"), votes=(1,))
+    systems, records, _, _ = roll_out(EvalConfig(systems=("ma",), extra=(mine,)))
+    assert [s.name for s in systems] == ["sa", "ma", "mine"]
+    assert all(len(r["turns"]) == 2 for r in records["mine"])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (EvalConfig(systems=("malted",)), "eval.systems.0: 'malted'"),
+        (EvalConfig(extra=(SystemConfig("x", ("generator:best",)),)), "generator:best"),
+        (EvalConfig(extra=(SystemConfig("x", ("poet:base",)),)), "'poet'"),
+        (EvalConfig(extra=(SystemConfig("x", ("verifier:base",)),)), "answers"),
+        (EvalConfig(extra=(SystemConfig("sa", ("generator:base",)),)), "twice"),
+    ],
+)
+def test_a_wrong_system_is_refused_by_name(config, words):
+    with pytest.raises(UserError) as error:
+        make_systems(config, PIPELINE, TEMPLATES)
+    assert words in str(error.value)
