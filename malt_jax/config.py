@@ -91,9 +91,7 @@ class RoleConfig:
             f"temperature: found {self.temperature}, allowed: 0 to 10.",
         )
         check(0 < self.top_p <= 1, f"top_p: found {self.top_p}, allowed: above 0, at most 1.")
-        check(
-            0 <= self.top_k < 1 << 31, f"top_k: found {self.top_k}, allowed: 0 (off) or more."
-        )
+        check(0 <= self.top_k < 1 << 31, f"top_k: found {self.top_k}, allowed: 0 (off) or more.")
         check(
             1 <= self.max_new_tokens <= 1 << 17,
             f"max_new_tokens: found {self.max_new_tokens}, allowed: 1 to 131072.",

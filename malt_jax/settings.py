@@ -42,9 +42,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
         path = _join(where, field.name)
         if field.name in data:
             values[field.name] = _convert(hints[field.name], data[field.name], path)
-        elif (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}: missing; give it in the config file or as --{_flag(path)}.")
     try:
         return cls(**values)
@@ -101,7 +99,6 @@ def apply_flags(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     Dashes in flag names stand for underscores; a number selects an entry of a list
     (`--pipeline.roles.0.branch 5`). A bare boolean flag (`--quiet`) means true.
     """
-    data = _copy(data)
     rest = list(flags)
     while rest:
         flag = rest.pop(0)
@@ -111,12 +108,18 @@ def apply_flags(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
         if not separator:
             bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
             text = "true" if bare else rest.pop(0)
-        path = name.replace("-", "_").split(".")
         try:
             value = yaml.load(text, Loader=_Loader) if text.strip() else text
         except (yaml.YAMLError, ValueError):
             value = text
-        _set(data, path, value, name)
+        data = assign(data, name, value)
+    return data
+
+
+def assign(data: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """Nested mappings with one dotted field set; the given ones are not changed."""
+    data = _copy(data)
+    _set(data, field.replace("-", "_").split("."), value, field)
     return data
 
 
@@ -163,7 +166,10 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict) or key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice or is not a name", key_node.start_mark
+                    None,
+                    None,
+                    f"the key {key!r} stands twice or is not a name",
+                    key_node.start_mark,
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

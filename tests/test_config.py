@@ -1,4 +1,4 @@
-"""Configs are read strictly, and every refusal says which field, what was found, what is allowed."""
+"""Configs are read strictly; every refusal says which field, what was found, what is allowed."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,9 @@ def test_the_defaults_are_the_published_method():
 def test_flags_go_over_yaml_over_defaults(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\ntask: {name: gsm8k, num_train: 5}\n")
-    made = config.load(str(path), ["--task.num-train", "7", "--pipeline.roles.1.branch=5", "--quiet"])
+    made = config.load(
+        str(path), ["--task.num-train", "7", "--pipeline.roles.1.branch=5", "--quiet"]
+    )
     assert (made.seed, made.task.name, made.task.num_train) == (3, "gsm8k", 7)
     assert [role.branch for role in made.pipeline.roles] == [3, 5, 3]
     assert made.quiet
@@ -71,7 +73,15 @@ def test_a_wrong_field_is_refused_with_place_finding_and_mend(flags, words):
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [1", "- 1", "a: 1\na: 2", "\x00", "seed: !!python/object:os.system {}", "[" * 3000, "&a [*a]"],
+    [
+        "a: [1",
+        "- 1",
+        "a: 1\na: 2",
+        "\x00",
+        "seed: !!python/object:os.system {}",
+        "[" * 3000,
+        "&a [*a]",
+    ],
 )
 def test_a_broken_yaml_file_is_refused_by_name(tmp_path, text):
     path = tmp_path / "broken.yaml"

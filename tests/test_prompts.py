@@ -33,14 +33,21 @@ def test_braces_in_model_text_are_inert(question, draft):
 
 def test_a_prompt_that_does_not_fit_is_refused_by_name():
     with pytest.raises(UserError, match=r"Q7, verifier.*40 fit.*truncate"):
-        render("V {question} {generator}", "q" * 10, {"generator": "d" * 60}, Characters(),
-               room=40, where="Q7, verifier")
+        render(
+            "V {question} {generator}",
+            "q" * 10,
+            {"generator": "d" * 60},
+            Characters(),
+            room=40,
+            where="Q7, verifier",
+        )
 
 
 def test_truncation_cuts_the_longest_turn_at_its_front_and_counts_it():
     turns = {"generator": "a" * 30 + "END", "verifier": "short"}
-    made = render("{question}{generator}{verifier}", "q", turns, Characters(), room=20,
-                  overflow="truncate")
+    made = render(
+        "{question}{generator}{verifier}", "q", turns, Characters(), room=20, overflow="truncate"
+    )
     assert len(made.ids) == 20 and made.cut == 19
     assert made.text == "q" + "a" * 11 + "END" + "short"
 
@@ -69,6 +76,8 @@ def test_a_template_may_only_name_the_question_and_earlier_turns():
 
 def test_keys_depend_on_seed_and_path_alone():
     assert (node_key(0, "search", 0, "Q1/g0") == node_key(0, "search", 0, "Q1/g0")).all()
-    paths = [(s, "search", r, n) for s in (0, 1) for r in (0, 1) for n in ("Q1/g0", "Q1/g1", "Q10/g0")]
+    paths = [
+        (s, "search", r, n) for s in (0, 1) for r in (0, 1) for n in ("Q1/g0", "Q1/g1", "Q10/g0")
+    ]
     assert len({tuple(node_key(*path)) for path in paths}) == len(paths)
     assert sorted(draw_order(3, 20, "x")) == list(range(20))

@@ -17,10 +17,20 @@ def tree(rewards: list[list[list[int]]], question: str = "Q0", finish: str = "eo
     def add(node_id, role, parent, value, **more):
         nodes.append(
             {
-                "id": node_id, "role": role, "parent": parent, "prompt": f"{role} {parent}",
-                "prompt_ids": [1, hash((role, parent)) % 97], "completion": node_id,
-                "token_ids": [5, *map(ord, node_id), 2], "finish": finish, "value": value,
-                "label": value > 0.5, "parsed": "1", "correct": value > 0.5, "cut": 0, **more,
+                "id": node_id,
+                "role": role,
+                "parent": parent,
+                "prompt": f"{role} {parent}",
+                "prompt_ids": [1, hash((role, parent)) % 97],
+                "completion": node_id,
+                "token_ids": [5, *map(ord, node_id), 2],
+                "finish": finish,
+                "value": value,
+                "label": value > 0.5,
+                "parsed": "1",
+                "correct": value > 0.5,
+                "cut": 0,
+                **more,
             }
         )
 
@@ -68,7 +78,9 @@ def test_one_pair_a_prefix_is_drawn_by_seed_and_by_nothing_else():
     joined = role_data([other, record], ROLES, DataConfig(), seed=1)["refiner"].dpo
     assert [pair for pair in joined if pair["question_id"] == "Q0"] == one
     picks = {
-        tuple(p["chosen_node_id"] for p in role_data([record], ROLES, DataConfig(), s)["refiner"].dpo)
+        tuple(
+            p["chosen_node_id"] for p in role_data([record], ROLES, DataConfig(), s)["refiner"].dpo
+        )
         for s in range(8)
     }
     assert len(picks) > 1

@@ -21,7 +21,11 @@ TEMPLATES = {
     "retry": "T {question} {previous}",
     "debate": "D {question} {previous} [{others}]",
 }
-ROLES = (RoleConfig("generator", train="sft"), RoleConfig("verifier", answers=False), RoleConfig("refiner"))
+ROLES = (
+    RoleConfig("generator", train="sft"),
+    RoleConfig("verifier", answers=False),
+    RoleConfig("refiner"),
+)
 PIPELINE = make_pipeline(PipelineConfig(ROLES), TEMPLATES)
 QUESTIONS = [Question(f"q{i}", f"<{i}>", str(i)) for i in range(3)]
 
@@ -71,7 +75,8 @@ def roll_out(config=EvalConfig()):
     trained = {"base": None, "sft": "S", "malt": "M", "star": "T"}
     policies = {
         (p, r): Policy(f"{p}/{r}" if p != "base" else "base", trained[p])
-        for p in POLICIES for r in TEMPLATES
+        for p in POLICIES
+        for r in TEMPLATES
     }
     # The generator is SFT only: its MALT weights are its SFT weights.
     policies["malt", "generator"] = policies["sft", "generator"]
@@ -84,15 +89,25 @@ def test_every_published_system_is_there_with_its_calls():
     systems = {s.name: s for s in make_systems(EvalConfig(), PIPELINE, TEMPLATES)}
     calls = {name: system.calls for name, system in systems.items()}
     assert calls == {
-        "sa": 1, "self-correction": 3, "debate": 9, "ma": 3, "star-sa": 1, "star-ma": 3, "malt": 3,
-        "malt-untrained-generator": 3, "malt-untrained-verifier": 3, "malt-untrained-refiner": 3,
-        "malt-generator": 1, "malt-generator-refiner": 2, "malt-generator-verifier": 2,
+        "sa": 1,
+        "self-correction": 3,
+        "debate": 9,
+        "ma": 3,
+        "star-sa": 1,
+        "star-ma": 3,
+        "malt": 3,
+        "malt-untrained-generator": 3,
+        "malt-untrained-verifier": 3,
+        "malt-untrained-refiner": 3,
+        "malt-generator": 1,
+        "malt-generator-refiner": 2,
+        "malt-generator-verifier": 2,
     }
     assert systems["sa"].draws == 9
 
 
 def test_shared_work_is_drawn_once():
-    systems, records, _, sampler = roll_out()
+    _, records, _, sampler = roll_out()
     assert len(set(sampler.calls)) == len(sampler.calls)
     counted = sum(r["calls"] for rows in records.values() for r in rows)
     assert len(sampler.calls) < counted

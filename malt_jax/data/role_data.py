@@ -97,9 +97,7 @@ def _family(
         data.dpo.append(_pair(question, role, chosen, rejected))
 
 
-def _choose(
-    pairs: list[tuple[Row, Row]], config: DataConfig, seed: int
-) -> list[tuple[Row, Row]]:
+def _choose(pairs: list[tuple[Row, Row]], config: DataConfig, seed: int) -> list[tuple[Row, Row]]:
     if config.pairs == "all" or not pairs:
         return pairs
     parent = pairs[0][0]["parent"] or pairs[0][0]["id"]

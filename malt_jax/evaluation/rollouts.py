@@ -114,8 +114,10 @@ def _take_turn(
     speakers: Sequence[Speaker], step: int, stage: Stage, seconds: dict[str, float]
 ) -> None:
     """Every speaker's turn number `step`; each distinct call is drawn once."""
-    latest = {key: [next(reversed(a.said.values()), "") for a in agents]
-              for key, agents in _grouped(speakers).items()}
+    latest = {
+        key: [next(reversed(a.said.values()), "") for a in agents]
+        for key, agents in _grouped(speakers).items()
+    }
     calls = []
     for speaker in speakers:
         turn = speaker.system.turns[step]
@@ -123,9 +125,11 @@ def _take_turn(
         calls.append(_call(speaker, turn, step, others, stage))
     drawn = _draw(calls, stage)
     graded = _grade(
-        ((speaker.question, drawn[call].text)
-         for speaker, call in zip(speakers, calls, strict=True)
-         if speaker.system.turns[step].role.config.answers),
+        (
+            (speaker.question, drawn[call].text)
+            for speaker, call in zip(speakers, calls, strict=True)
+            if speaker.system.turns[step].role.config.answers
+        ),
         stage.grader,
     )
     for speaker, call in zip(speakers, calls, strict=True):
@@ -149,9 +153,7 @@ def _take_turn(
         seconds[speaker.system.name] += result.seconds
 
 
-def _call(
-    speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Stage
-) -> Call:
+def _call(speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Stage) -> Call:
     prompt = render(
         turn.role.template,
         speaker.question.text,
@@ -197,9 +199,7 @@ def _draw(calls: Iterable[Call], stage: Stage) -> dict[Call, Drawn]:
     return drawn
 
 
-def _grade(
-    answers: Iterable[tuple[Question, str]], grader: Grader
-) -> dict[tuple[str, str], Grade]:
+def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tuple[str, str], Grade]:
     """Grades by (question id, text), each distinct one once."""
     distinct = {(question.id, text): (text, question) for question, text in answers}
     texts, questions = [t for t, _ in distinct.values()], [q for _, q in distinct.values()]

@@ -6,14 +6,17 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from malt_jax.config import Ablation
 from malt_jax.errors import UserError
 from malt_jax.evaluation.calibration import calibration
 from malt_jax.evaluation.results import SystemInfo, row_name, summarise
 from malt_jax.evaluation.rollouts import Stage, run_systems
 from malt_jax.evaluation.systems import System, make_systems
 from malt_jax.evaluation.tables import to_latex, to_markdown
+from malt_jax.stages.ablate import opened, trained_variant
 from malt_jax.stages.policies import adapters_of_round, policy_table
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
@@ -34,7 +37,8 @@ def evaluate(session: Session) -> dict[str, Any]:
     if not session.done(STAGE):
         roll_out(session, systems)
         _held_out_trees(session)
-        results = summarise_run(session, systems)
+        variants = [_variant(session, ablation) for ablation in config.ablations]
+        results = summarise_run(session, systems, variants)
         write_json(session.run.results, results)
         write_text(session.run.results_table, to_markdown(results))
         table = session.run.results.with_suffix(".tex")
@@ -83,8 +87,11 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
             for name, rows in records.items():
                 rows = [r for r in rows if (r["question_id"], r["draw"]) in owed[name]]
                 append_lines(paths[name], rows)
-            costs[str(start)] = {"seconds": time.perf_counter() - began, "systems": seconds,
-                                 "questions": len(block)}
+            costs[str(start)] = {
+                "seconds": time.perf_counter() - began,
+                "systems": seconds,
+                "questions": len(block),
+            }
             write_json(costs_path, costs)
         session.progress.update(STAGE, min(start + len(block), len(questions)), len(questions))
         raise_if_stopped()
@@ -93,12 +100,36 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
     manifest.seal(run, STAGE, [*paths.values(), cost], done=False)
 
 
-def summarise_run(session: Session, systems: Sequence[System]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Variant:
+    """An ablation's trained pipeline: how the table calls it, and its records."""
+
+    info: SystemInfo
+    name: str
+    records: list[dict[str, Any]]
+
+
+def _variant(session: Session, ablation: Ablation) -> Variant:
+    """Trains one variant of the run and measures its pipeline on the run's own questions."""
+    with opened(session, ablation) as sub:
+        system = trained_variant(session, sub)
+        roll_out(sub, [system])
+        changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
+        info = SystemInfo(f"MALT, {changes}", system.votes, _seconds(sub).get(system.name))
+        records = list(read_lines(sub.run.eval(system.name)))
+        return Variant(info, f"malt-{ablation.name}", records)
+
+
+def summarise_run(
+    session: Session, systems: Sequence[System], variants: Sequence[Variant] = ()
+) -> dict[str, Any]:
     """The content of `results.json`, from the records on disk."""
     config, run = session.config, session.run
     records = {system.name: list(read_lines(run.eval(system.name))) for system in systems}
     seconds = _seconds(session)
     infos = {s.name: SystemInfo(s.label, s.votes, seconds.get(s.name)) for s in systems}
+    records |= {variant.name: variant.records for variant in variants}
+    infos |= {variant.name: variant.info for variant in variants}
     levels = {q.id: q.meta["level"] for q in session.eval_questions if "level" in q.meta}
     before = _held_out_path(session, "before")
     return summarise(
@@ -186,5 +217,3 @@ def _check_baseline(baseline: str, systems: Sequence[System]) -> None:
             f"eval.baseline: {baseline!r} is not a row of the table; "
             f"allowed: {', '.join(dict.fromkeys(rows))}."
         )
-
-

@@ -52,7 +52,9 @@ def search(session: Session, round: int) -> None:
                 adapters=adapters,
                 context=session.context,
                 overflow=config.pipeline.overflow,
-                on_level=lambda role, calls: session.progress.note(f"{stage}: {role.name} x{calls}"),
+                on_level=lambda role, calls: session.progress.note(
+                    f"{stage}: {role.name} x{calls}"
+                ),
             )
             forest = grade_trees(trees, session.pipeline, session.task.grader, config.search)
             right = float(forest.rewards.mean())
@@ -60,7 +62,9 @@ def search(session: Session, round: int) -> None:
             append_lines(path, [r for r in forest.records if r["question_id"] in ids])
         manifest.seal(session.run, stage, [path], done=False)
         session.progress.update(
-            stage, min(start + size, len(questions)), len(questions),
+            stage,
+            min(start + size, len(questions)),
+            len(questions),
             **({} if right is None else {"leaves_right": f"{right:.1%}"}),
         )
         raise_if_stopped()

@@ -48,8 +48,9 @@ class Session:
         from malt_jax.tasks import check_overlap
 
         config = self.config.task
-        questions = load_split(self.task, config, "train", config.train_path, config.num_train,
-                               self.config.seed)
+        questions = load_split(
+            self.task, config, "train", config.train_path, config.num_train, self.config.seed
+        )
         check_overlap(questions, self.eval_questions)
         index, count = map(int, self.config.search.shard.split("/"))
         size = len(questions)
@@ -143,9 +144,7 @@ def train_stage(round: int, role: str, phase: str) -> str:
 def load_task(config: Config) -> Task:
     from malt_jax.tasks import get_task
 
-    return get_task(
-        config.task.name, grader=config.task.grader, allow_code=config.task.allow_code
-    )
+    return get_task(config.task.name, grader=config.task.grader, allow_code=config.task.allow_code)
 
 
 def load_split(

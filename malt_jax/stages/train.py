@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from malt_jax.stages.label import STAR
 from malt_jax.stages.policies import (
-    BASE,
-    SHARED,
     last_phase,
     load,
     trainee,
     weights_folder,
 )
-from malt_jax.stages.session import Session, label_stage, train_stage
+from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.training.examples import DpoExample, SftExample
@@ -52,7 +48,6 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
             session.progress.note(f"{stage}: no {phase} data, {name} stays as it is")
         manifest.seal(run, stage, [])
         return
-    from malt_jax.training import references
     from malt_jax.training.loop import train_dpo, train_sft
 
     begun_from = last_phase(session, round if phase == "dpo" else round - 1, name)
@@ -65,27 +60,44 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
     with session.timed(f"{stage} ({len(rows)} rows from {begun_from})"):
         if phase == "sft":
             outcome = train_sft(
-                session.model, start, [_sft(row) for row in rows], config.train.sft,
-                folder=work, on_step=series.log, seed=config.seed,
+                session.model,
+                start,
+                [_sft(row) for row in rows],
+                config.train.sft,
+                folder=work,
+                on_step=series.log,
+                seed=config.seed,
             )
         else:
             outcome = train_dpo(
-                session.model, start, start, [_dpo(row) for row in rows], config.train.dpo,
-                folder=work, on_step=series.log, seed=config.seed,
+                session.model,
+                start,
+                start,
+                [_dpo(row) for row in rows],
+                config.train.dpo,
+                folder=work,
+                on_step=series.log,
+                seed=config.seed,
             )
     _keep(session, stage, folder, work, outcome)
 
 
 def _sft(row: dict[str, Any]) -> SftExample:
     return SftExample(
-        tuple(row["prompt_ids"]), tuple(row["completion_ids"]), row["node_id"],
-        role=row["role"], group=row["question_id"],
+        tuple(row["prompt_ids"]),
+        tuple(row["completion_ids"]),
+        row["node_id"],
+        role=row["role"],
+        group=row["question_id"],
     )
 
 
 def _dpo(row: dict[str, Any]) -> DpoExample:
     return DpoExample(
-        tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"]),
+        tuple(row["prompt_ids"]),
+        tuple(row["chosen_ids"]),
+        tuple(row["rejected_ids"]),
         f"{row['chosen_node_id']} > {row['rejected_node_id']}",
-        role=row["role"], group=row["question_id"],
+        role=row["role"],
+        group=row["question_id"],
     )

@@ -101,8 +101,10 @@ def expand(
                     overflow=overflow,  # type: ignore[arg-type]
                     where=f"{where}, {role.name}",
                 )
-                ids = (pipeline.node_id(tree.question.id, (*parent, i))
-                       for i in range(role.config.branch))
+                ids = (
+                    pipeline.node_id(tree.question.id, (*parent, i))
+                    for i in range(role.config.branch)
+                )
                 keys = np.stack([node_key(seed, "search", round, node) for node in ids])
                 prompts.append(prompt)
                 requests.append(Request(prompt=prompt.ids, keys=keys))

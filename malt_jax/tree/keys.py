@@ -14,7 +14,9 @@ import numpy as np
 def node_key(seed: int, *path: str | int) -> np.ndarray:
     """A threefry key, uint32 `[2]`, for one path such as `(seed, "round 0", "Q17/g2/v0")`."""
     text = "\x1f".join(map(str, (seed, *path)))
-    return np.frombuffer(hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "<u4")
+    return np.frombuffer(
+        hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "<u4"
+    )
 
 
 def draw_order(seed: int, count: int, *path: str | int) -> list[int]:

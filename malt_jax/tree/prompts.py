@@ -61,14 +61,18 @@ def render(
     cut = 0
     while True:
         previous = next(reversed(turns.values()), "")
-        text = fill(template, {**turns, "previous": previous, "question": question, **(extra or {})})
+        text = fill(
+            template, {**turns, "previous": previous, "question": question, **(extra or {})}
+        )
         ids = tuple(tokenizer.prompt_ids(text))
         if len(ids) <= room:
             return Prompt(text, ids, cut)
         lengths = {name: len(tokenizer.encode(turn)) for name, turn in turns.items()}
         longest = max(lengths, key=lengths.get, default=None)  # type: ignore[arg-type]
         if overflow == "refuse" or longest is None or lengths[longest] <= 1:
-            way_out = "or set --pipeline.overflow truncate" if turns else "or leave the question out"
+            way_out = (
+                "or set --pipeline.overflow truncate" if turns else "or leave the question out"
+            )
             raise UserError(
                 f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion; "
                 f"lower max_new_tokens, {way_out}."
