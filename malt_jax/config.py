@@ -27,7 +27,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and activations; auto: float32 on CPU, bfloat16 on accelerators."""
     stacked: bool = False
-    """Scan over stacked layers: compile time that does not grow with depth, for very deep models."""
+    """Scan over stacked layers: compile time does not grow with depth; for very deep models."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RoleConfig:
     name: str = "generator"
     """The role's name; later templates refer to this turn by it."""
     template: str | None = None
-    """The role prefix with `{question}` and `{<earlier role>}`; default: the task's for this name."""
+    """The role prefix with `{question}` and `{<earlier role>}`; default: the task's own."""
     branch: int = 3
     """Completions drawn from each prefix of this role in the search."""
     temperature: float = 0.3

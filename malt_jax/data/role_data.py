@@ -40,7 +40,7 @@ def role_data(
         for (role, _), siblings in families.items():
             _family(data[role], record["question_id"], role, siblings, config, seed)
     if config.sft == "pairs":
-        for role, rows in data.items():
+        for rows in data.values():
             chosen = {row["chosen_node_id"] for row in rows.dpo}
             rows.sft[:] = [row for row in rows.sft if row["node_id"] in chosen]
     for role in roles:

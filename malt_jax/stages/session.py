@@ -1,4 +1,4 @@
-"""What every stage of one run shares, made when first needed: questions, model, sampler, metrics."""
+"""What the stages of a run share, made when first needed: questions, model, sampler, metrics."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Grade:
     correct: bool
 
 
+@runtime_checkable
 class Grader(Protocol):
     """Reads final answers out of model text: the extractor T and the reward 1[T(r) = a*]."""
 
@@ -46,6 +47,7 @@ class Grader(Protocol):
         """Grades `texts[i]` as an answer to `questions[i]`; the two have the same length."""
 
 
+@runtime_checkable
 class Loader(Protocol):
     """Gives the questions of one split."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from malt_jax.errors import UserError
 
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}", re.IGNORECASE)
 
 
+@runtime_checkable
 class PromptTokenizer(Protocol):
     """What prompts need of a tokenizer; `models.tokenizer.Tokenizer` is one."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from malt_jax.config import SearchConfig
 from malt_jax.tree.expand import Tree
@@ -27,6 +27,24 @@ class Forest:
     rewards: Float[Array, "Q *branches"]
     values: list[Float[Array, "Q *_"]]
     """Per level, the root's children first."""
+
+    def tokens(self, level: int) -> Int[np.ndarray, "Q *_ T"]:
+        """A level's token ids, end tokens included, padded with -1."""
+        return self._padded(level, "token_ids", np.full((), -1, np.int32))
+
+    def logprobs(self, level: int) -> Float[np.ndarray, "Q *_ T"]:
+        """A level's log-probabilities under the model itself, padded with 0."""
+        return self._padded(level, "logprobs", np.zeros((), np.float32))
+
+    def _padded(self, level: int, column: str, pad: np.ndarray) -> np.ndarray:
+        shape = self.values[level].shape
+        sizes = [int(np.prod(self.values[d].shape[1:])) for d in range(level + 1)]
+        first, count = sum(sizes[:-1]), sizes[-1]
+        rows = [n[column] for r in self.records for n in r["nodes"][first : first + count]]
+        padded = np.full((len(rows), max(map(len, rows), default=0)), pad, pad.dtype)
+        for row, values in zip(padded, rows, strict=True):
+            row[: len(values)] = values
+        return padded.reshape(*shape, -1)
 
 
 def grade_trees(
