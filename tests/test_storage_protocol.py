@@ -1,0 +1,45 @@
+"""A whole small run on the storage: interrupted and damaged by the scripts users can run too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TOY = [sys.executable, str(ROOT / "tests/storage_protocol.py"), "{run}"]
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "scripts" / name, *arguments, "--", *TOY]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one():
+    answer = script("reliability_kills.py", "--kills", 8)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "| all | 8 |" in answer.stdout
+
+
+def test_stopped_runs_exit_as_documented_and_go_on():
+    for name in ("TERM", "INT"):
+        answer = script("reliability_kills.py", "--kills", 3, "--signal", name)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_damaged_runs_are_refused_and_redone_on_request(tmp_path):
+    toy = [*TOY[:2], str(tmp_path / "run")]
+    subprocess.run(toy, check=True)
+    answer = script("reliability_damage.py", tmp_path / "run", "--damages", 12)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "12 of 12" in answer.stdout
+
+    weights = tmp_path / "run/export/generator/model.safetensors"
+    shard = tmp_path / "run/rounds/000/trees/00001.jsonl"
+    good, whole = weights.read_bytes(), shard.read_bytes()
+    shard.write_bytes(whole.replace(b"question_id", b"question_ID", 1))
+    refused = subprocess.run(toy, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--redo search/000" in refused.stderr
+    subprocess.run([*toy, "--redo", "search/000"], check=True)
+    assert weights.read_bytes() == good and shard.read_bytes() == whole
+    assert (tmp_path / "run/set-aside/000/rounds/000/trees/00001.jsonl").exists()
