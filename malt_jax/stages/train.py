@@ -35,6 +35,11 @@ def train(session: Session, round: int) -> None:
     _phase(session, round, STAR, "sft", [STAR])
 
 
+def trained_stage(round: int) -> str:
+    """The stage a round's training ends with: once it is done, all of the round's training is."""
+    return train_stage(round, STAR, "sft")
+
+
 def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[str]) -> None:
     stage = train_stage(round, name, phase)
     if session.done(stage):
