@@ -1,0 +1,101 @@
+"""A run directory -> `report.html`, with `report_data/` beside it when there is much to show."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from malt_jax.errors import UserError
+from malt_jax.report import answers, embed, page, trees
+from malt_jax.storage import atomic
+
+
+def build_report(run: str | os.PathLike, questions: answers.Questions | None = None) -> Path:
+    """Writes the report of a run and returns its path.
+
+    `questions` gives the text and reference answer of evaluation questions by id; without it the
+    page shows their first prompt. What the run does not have yet is left out with a sentence.
+    Raises `UserError` when the folder holds nothing to report.
+    """
+    run = Path(run)
+    results = _read_json(run / "results.json")
+    config = _read_yaml(run / "config.yaml")
+    curves = page.learning_curves(run / "metrics.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        pages = embed.Pages(Path(folder))
+        rounds = [
+            found
+            for path in sorted((run / "rounds").glob("[0-9]*"))
+            if (found := _round(path, pages))["questions"]
+        ]
+        order = list(dict.fromkeys(row["system"] for row in (results or {}).get("systems", ())))
+        systems, entries = answers.add_answers(run / "eval", order, questions or {}, pages)
+        pages.close()
+        if not (rounds or results or entries or curves):
+            raise UserError(
+                f"{run}: nothing to report: no trees, metrics or results; run `malt search` first."
+            )
+        inline = pages.bytes <= embed.INLINE_BYTES
+        threshold = float((config.get("search") or {}).get("threshold", 0.5))
+        data = {
+            "threshold": threshold,
+            "folder": None if inline else "report_data/",
+            "rounds": [{key: found[key] for key in ("name", "trained", "questions")}
+                       for found in rounds],
+            "systems": systems,
+            "labels": {row["system"]: row["label"] for row in (results or {}).get("systems", ())
+                       if row["votes"] == 1},
+            "evaluation": entries,
+        }  # fmt: skip
+        text = page.render(
+            name=run.resolve().name,
+            config=config,
+            results=results,
+            curves=curves,
+            trees=[page.tree_figures(found, threshold) for found in rounds],
+            explorer=bool(rounds or entries),
+            data=embed.script_json(data),
+            pages=list(embed.scripts(Path(folder))) if inline else [],
+        )
+        _place(run, text, None if inline else Path(folder))
+    return run / "report.html"
+
+
+def _round(folder: Path, pages: embed.Pages) -> dict[str, Any]:
+    uses = trees.read_uses(folder)
+    read = trees.read_trees(folder)
+    entries, totals = trees.add_trees(read, uses, pages, f"trees{folder.name}")
+    trained = sorted(uses.trained)
+    return {"name": folder.name, "questions": entries, "totals": totals, "trained": trained}
+
+
+def _place(run: Path, text: str, pages: Path | None) -> None:
+    """The pages first, so that a report never names a page that is not there."""
+    beside = run / "report_data"
+    if pages:
+        with atomic.atomic_directory(beside, replace=True) as built:
+            for path in pages.glob("*.js"):
+                shutil.copyfile(path, built / path.name)
+    atomic.write_text(run / "report.html", text)
+    if not pages and beside.exists():
+        shutil.rmtree(beside)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove it and run `malt eval`.") from error
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}

@@ -1,0 +1,214 @@
+"use strict";
+// One search tree: the picture (an icicle, the question on top and the leaves below) and the path
+// that is being read.
+
+/** Draws trees into `host`; `onPath(nodes)` says which path to read. */
+class TreeView {
+  constructor(host, tree, start) {
+    this.tree = tree;
+    this.children = tree.nodes.map(() => []);
+    this.roots = [];
+    tree.nodes.forEach((node, i) => (node.parent < 0 ? this.roots : this.children[node.parent]).push(i));
+    this.picture = el("div", { class: "tree" });
+    this.reading = el("div", { class: "turns" });
+    host.append(this.picture, this.legend(), this.reading);
+    const wanted = tree.nodes.findIndex((node) => node.id === start);
+    this.chosen = wanted >= 0 ? wanted : this.interesting();
+    this.resized = new ResizeObserver(() => this.draw());
+    this.resized.observe(this.picture);
+    this.read();
+  }
+
+  close() { this.resized.disconnect(); }
+
+  /** The leaf to begin with: one whose draft was mended, else spoilt, else the first. */
+  interesting() {
+    const leaves = this.tree.nodes.map((node, i) => i).filter((i) => this.tree.nodes[i].leaf);
+    const draft = (i) => this.tree.nodes[this.path(i)[0]].correct;
+    const right = (i) => this.tree.nodes[i].correct;
+    const found = leaves.find((i) => right(i) && draft(i) === false)
+      ?? leaves.find((i) => !right(i) && draft(i) === true) ?? leaves[0];
+    return found ?? 0;
+  }
+
+  /** Indices from the first turn down to a node. */
+  path(index) {
+    const path = [];
+    for (let i = index; i >= 0; i = this.tree.nodes[i].parent) path.unshift(i);
+    return path;
+  }
+
+  /** The path that is read: through the chosen node, and on by first children to a leaf. */
+  fullPath() {
+    const path = this.path(this.chosen);
+    for (let i = this.chosen; this.children[i].length;) path.push((i = this.children[i][0]));
+    return path;
+  }
+
+  choose(index) {
+    this.chosen = index;
+    this.draw();
+    this.read();
+    this.onchoose?.(this.tree.nodes[index].id);
+  }
+
+  /** Moves by a key: along a level, or up and down the path that is read. */
+  move(key) {
+    const node = this.tree.nodes[this.chosen];
+    if (key === "ArrowUp" && node.parent >= 0) this.choose(node.parent);
+    if (key === "ArrowDown" && this.children[this.chosen].length) this.choose(this.children[this.chosen][0]);
+    if (key === "ArrowLeft" || key === "ArrowRight") {
+      const level = this.tree.nodes.map((_, i) => i).filter((i) => this.tree.nodes[i].depth === node.depth);
+      const next = level[level.indexOf(this.chosen) + (key === "ArrowLeft" ? -1 : 1)];
+      if (next !== undefined) this.choose(next);
+    }
+  }
+
+  /** Where each node stands: its share of the width is that of its leaves. */
+  layout(width) {
+    const spans = this.tree.nodes.map(() => [0, 0]);
+    let at = 0;
+    const place = (i) => {
+      const start = at;
+      if (this.children[i].length) this.children[i].forEach(place);
+      else at += 1;
+      spans[i] = [start, at];
+    };
+    this.roots.forEach(place);
+    const unit = width / Math.max(at, 1);
+    return spans.map(([a, b]) => [a * unit, b * unit]);
+  }
+
+  draw() {
+    const depths = this.tree.roles.length;
+    const leaves = this.tree.nodes.filter((node) => node.leaf).length;
+    const width = Math.max(this.picture.clientWidth - 4, leaves * 10);
+    const [label, row, gap] = [17, 34, 20];
+    const height = depths * (label + row + gap);
+    const spans = this.layout(width);
+    const onPath = new Set(this.fullPath());
+    const y = (node) => node.depth * (label + row + gap) + label;
+    const drawing = svg("svg", { width, height, role: "group", "aria-label": "search tree" });
+    this.tree.roles.forEach((role, depth) => {
+      drawing.append(svg("text", { class: "role", x: 0, y: depth * (label + row + gap) + 11 }, visible(role)));
+    });
+    this.tree.nodes.forEach((node, i) => {
+      const [left, right] = spans[i];
+      const inset = Math.min(1.5, (right - left) * 0.1);
+      const box = [left + inset, right - left - 2 * inset];
+      const classes = `node${onPath.has(i) ? " onpath" : ""}${i === this.chosen ? " chosen" : ""}`;
+      const group = svg("g", { class: classes, "data-id": node.id, click: () => this.choose(i) });
+      group.append(svg("title", {}, visible(this.told(node))));
+      group.append(svg("rect", { x: box[0], y: y(node), width: box[1], height: row, rx: Math.min(4, box[1] / 4), fill: valueColour(node.value) }));
+      const middle = box[0] + box[1] / 2;
+      if (node.leaf) group.append(svg("text", { x: middle, y: y(node) + 21 }, node.correct ? "✓" : "✗"));
+      else if (box[1] > 26) group.append(svg("text", { x: middle, y: y(node) + 21 }, node.value.toFixed(2)));
+      if (node.sft) group.append(svg("circle", { class: "example", cx: box[0] + box[1] / 2, cy: y(node) + row - 5, r: 1.8 }));
+      drawing.append(group);
+    });
+    for (const [chosen, rejected] of this.tree.pairs) drawing.append(this.pair(spans, chosen, rejected, y, row));
+    this.picture.replaceChildren(drawing);
+  }
+
+  /** A preference pair: a curve below two siblings, full at the chosen end, open at the rejected. */
+  pair(spans, chosen, rejected, y, row) {
+    const x = (i) => (spans[i][0] + spans[i][1]) / 2;
+    const top = y(this.tree.nodes[chosen]) + row + 5;
+    const bend = top + 12;
+    return svg("g", {},
+      svg("path", { class: "pair", d: `M${x(chosen)} ${top}C${x(chosen)} ${bend} ${x(rejected)} ${bend} ${x(rejected)} ${top}` }),
+      svg("circle", { class: "end", cx: x(chosen), cy: top, r: 3 }),
+      svg("circle", { class: "end rejected", cx: x(rejected), cy: top, r: 3 }));
+  }
+
+  told(node) {
+    const answer = node.parsed === null ? "" : `, answers ${node.parsed}`;
+    return `${node.id}: value ${node.value.toFixed(2)}${answer}`;
+  }
+
+  legend() {
+    const mark = (...shapes) => svg("svg", { width: 14, height: 12, class: "tree-mark" }, ...shapes);
+    return el("div", { class: "legend" },
+      el("span", {}, "value 0", el("i", { class: "ramp" }), "1"),
+      el("span", {}, mark(svg("circle", { cx: 7, cy: 6, r: 2.2, fill: "currentColor" })), "SFT example"),
+      el("span", {}, mark(svg("path", { d: "M2 4C2 11 12 11 12 4", fill: "none", stroke: "currentColor" }),
+        svg("circle", { cx: 2.5, cy: 3.5, r: 2.2, fill: "currentColor" }),
+        svg("circle", { cx: 11.5, cy: 3.5, r: 2, fill: "none", stroke: "currentColor" })), "DPO pair: full end chosen, open end rejected"));
+  }
+
+  read() {
+    const path = this.fullPath();
+    this.reading.replaceChildren(...path.map((i) => this.turn(i)));
+    this.reading.children[path.indexOf(this.chosen)]?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+
+  turn(index) {
+    const node = this.tree.nodes[index];
+    const facts = [...this.outcome(index), ...turnFacts(node, this.tree.answer), ["training", this.training(index)]];
+    const chip = el("span", { class: "chip", style: `background:${valueColour(node.value)}` },
+      node.leaf ? `reward ${node.value ? 1 : 0}` : `value ${node.value.toFixed(2)}`);
+    return turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node.text, facts, index === this.chosen);
+  }
+
+  outcome(index) {
+    const node = this.tree.nodes[index];
+    const sign = node.label ? "positive: above" : "negative: not above";
+    if (node.leaf) return [["label", `${sign} ${DATA.threshold}`]];
+    const leaves = this.leavesBelow(index);
+    const right = leaves.filter((i) => this.tree.nodes[i].correct).length;
+    return [["leaves", `${right} of ${leaves.length} right`], ["label", `${sign} ${DATA.threshold}`]];
+  }
+
+  leavesBelow(index) {
+    const below = this.children[index];
+    return below.length ? below.flatMap((i) => this.leavesBelow(i)) : [index];
+  }
+
+  /** What the node taught, and why; or why it taught nothing. */
+  training(index) {
+    const node = this.tree.nodes[index];
+    const role = this.tree.roles[node.depth];
+    const name = (i) => this.tree.nodes[i].id.slice(this.tree.nodes[i].id.lastIndexOf("/") + 1);
+    const value = (i) => this.tree.nodes[i].value.toFixed(2);
+    const told = [];
+    if (node.sft) told.push(`SFT example of the ${role}.`);
+    for (const [chosen, rejected] of this.tree.pairs) {
+      if (chosen === index) told.push(`Preferred to ${name(rejected)} (${value(chosen)} over ${value(rejected)}).`);
+      if (rejected === index) told.push(`Rejected for ${name(chosen)} (${value(rejected)} under ${value(chosen)}).`);
+    }
+    if (told.length) return told.join(" ");
+    const trained = this.trained ?? [];
+    if (!trained.some((phase) => phase.startsWith(`${role}/`))) return "None: this role has no training data.";
+    const siblings = node.parent < 0 ? this.roots : this.children[node.parent];
+    const mixed = new Set(siblings.map((i) => this.tree.nodes[i].label)).size > 1;
+    if (node.label && node.finish === "length") return "None: cut at the token limit, so no example to follow.";
+    if (node.label) return "None: positive, but its text is already an example or no pair chose it.";
+    if (!mixed) return "None: negative, and so are all its siblings, which leaves no pair.";
+    return trained.includes(`${role}/dpo`)
+      ? "None: negative, and another sibling was drawn for the pair."
+      : "None: negative, and this role learns from examples only.";
+  }
+}
+
+const FINISHES = { eos: "end token", stop: "stop text", length: "cut at the limit" };
+
+/** Rows of facts that trees and evaluation share. */
+function turnFacts(turn, answer) {
+  const facts = [];
+  if (turn.parsed !== null && turn.parsed !== undefined) {
+    facts.push(["answer", el("span", { class: turn.correct ? "right" : "wrong" }, `${visible(turn.parsed)} ${turn.correct ? "✓" : "✗"}`),
+      turn.correct || !answer ? "" : ` (${visible(answer)})`]);
+  } else if (turn.leaf || turn.correct === false) facts.push(["answer", el("span", { class: "wrong" }, "none found ✗")]);
+  if (turn.logprob !== null) {
+    facts.push(["log-prob.", `${turn.logprob.toFixed(1)}, ${(turn.logprob / Math.max(turn.tokens, 1)).toFixed(2)} a token`]);
+  }
+  facts.push(["length", `${turn.tokens} tokens, ${FINISHES[turn.finish] ?? visible(turn.finish)}`]);
+  return facts;
+}
+
+function turnCard(role, id, chip, text, facts, chosen) {
+  return el("section", { class: `turn${chosen ? " chosen" : ""}` },
+    el("header", {}, el("b", {}, visible(role)), el("span", { class: "id" }, visible(id)), chip),
+    el("p", { class: "said" }, visible(text)),
+    el("dl", {}, facts.map(([name, ...value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
+}
