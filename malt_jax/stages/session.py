@@ -89,7 +89,9 @@ class Session:
     def sampler(self) -> Sampler:
         from malt_jax.sampling.engine import Sampler
 
-        return Sampler(self.model, self.config.sampler)
+        sampler = Sampler(self.model, self.config.sampler)
+        self.progress.watch(sampler.stats.as_dict)
+        return sampler
 
     @cached_property
     def context(self) -> int:
