@@ -96,7 +96,9 @@ def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
     flat = dict(nnx.to_flat_state(params))
     stacked = ("layers", "q", "kernel") in flat
     adapter = stack_adapter(adapter) if stacked else unstack_adapter(adapter)
-    layers = [((), adapter.layers)] if stacked else [((i,), x) for i, x in enumerate(adapter.layers)]
+    layers = (
+        [((), adapter.layers)] if stacked else [((i,), x) for i, x in enumerate(adapter.layers)]
+    )
     for index, targets in layers:
         for target, pair in targets.items():
             path = ("layers", *index, target, "kernel")
@@ -138,7 +140,9 @@ def with_dropout(adapter: Adapter, rate: float, key: Array) -> Adapter:
         )
     depth = len(jax.tree.leaves(adapter.layers)[0])
     adding = {"keep": jnp.full((depth,), 1.0 - rate, jnp.float32)}
-    keys = jax.vmap(lambda k: jax.random.split(k, len(adapter.layers)))(jax.random.split(key, depth))
+    keys = jax.vmap(lambda k: jax.random.split(k, len(adapter.layers)))(
+        jax.random.split(key, depth)
+    )
     layers = {
         t: {**pair, **adding, "key": keys[:, i]}
         for i, (t, pair) in enumerate(adapter.layers.items())

@@ -57,6 +57,9 @@ class LoopConfig:
     micro_tokens: int = 0
     """Padded tokens computed at once; a batch is summed over as many such parts as it needs, which
     changes memory and never the result. 0: 1024 on a CPU, 16384 a device elsewhere."""
+    row_length: int = 0
+    """Tokens a packed row, where no example is longer; 0: what computes least. Roles that share it
+    share compiled programs."""
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers.
     auto: `dots`."""
@@ -75,12 +78,17 @@ class LoopConfig:
 
     def __post_init__(self):
         check(self.max_length >= 8, f"max_length: found {self.max_length}, allowed: 8 or more.")
-        for name in ("micro_tokens", "logit_chunk", "eval_every", "patience", "save_every"):
+        for name in (
+            "micro_tokens",
+            "row_length",
+            "logit_chunk",
+            "eval_every",
+            "patience",
+            "save_every",
+        ):
             value = getattr(self, name)
             check(value >= 0, f"{name}: found {value}, allowed: 0 or more.")
-        check(
-            0 <= self.held_out <= 0.5, f"held_out: found {self.held_out}, allowed: 0 to 0.5."
-        )
+        check(0 <= self.held_out <= 0.5, f"held_out: found {self.held_out}, allowed: 0 to 0.5.")
         check(self.explode > 0, f"explode: found {self.explode}, allowed: above 0.")
 
 

@@ -1,0 +1,161 @@
+"""Sequences packed into rows: no padding between them, and a shared prompt computed once.
+
+A *segment* is a prompt with its completions, the *branches*. In a row it lies as prompt, branch 1,
+branch 2, ...; positions go on from the end of the prompt in each branch, and the attention mask
+(`models.attention.packed_mask`) shows a token its own prompt and its own branch alone. A branch
+therefore gets the numbers it would get alone, and the prompt is computed once for all of them.
+
+Predictions are wanted at completion tokens only. Each is a *target* with the place in the row of
+the token it follows: a completion's first token follows the prompt's last one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Segment(NamedTuple):
+    """A prompt and the completions that share it."""
+
+    prompt: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    sequences: tuple[int, ...]
+    """The caller's number of each branch."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a row."""
+        return len(self.prompt) + self.targets
+
+    @property
+    def targets(self) -> int:
+        return sum(map(len, self.branches))
+
+    @property
+    def unshared(self) -> int:
+        """Tokens if each branch brought its own prompt: the useful tokens of throughput figures."""
+        return len(self.prompt) * len(self.branches) + self.targets
+
+
+class Shape(NamedTuple):
+    """The static sizes of packed rows; one shape is one compiled program."""
+
+    rows: int
+    time: int
+    """Tokens a row, T."""
+    targets: int
+    """Targets a row, C."""
+    sequences: int
+    """Branches a row, S."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows: what the training step reads. A pytree of NumPy or JAX arrays."""
+
+    tokens: Any
+    """[R T] int32."""
+    positions: Any
+    """[R T] int32: place in the token's own sequence."""
+    segments: Any
+    """[R T] int32: 1, 2, ... and 0 for padding."""
+    branches: Any
+    """[R T] int32: 0 for a prompt, b for its b-th completion."""
+    targets: Any
+    """[R C] int32: the tokens to predict."""
+    sources: Any
+    """[R C] int32: where in the row the token before each target lies."""
+    weights: Any
+    """[R C] float32: 1 for a target, 0 for padding."""
+    slots: Any
+    """[R C] int32: which of the row's sequences a target belongs to."""
+    sequences: Any
+    """[R S] int32: the caller's number of each sequence, -1 for none."""
+
+
+jax.tree_util.register_dataclass(
+    Rows, data_fields=[field.name for field in dataclasses.fields(Rows)], meta_fields=[]
+)
+
+
+def fit(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
+    """Segments laid into as few rows of `time` tokens as first-fit-decreasing finds.
+
+    The order is a function of the segments alone. Raises ValueError for one that fits no row.
+    """
+    rows: list[list[Segment]] = []
+    free: list[int] = []
+    for segment in sorted(segments, key=lambda s: (-s.tokens, s.sequences)):
+        if segment.tokens > time:
+            raise ValueError(f"a segment of {segment.tokens} tokens in rows of {time}")
+        for i, left in enumerate(free):
+            if segment.tokens <= left:
+                rows[i].append(segment)
+                free[i] -= segment.tokens
+                break
+        else:
+            rows.append([segment])
+            free.append(time - segment.tokens)
+    return rows
+
+
+def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> Rows:
+    """At most `shape.rows` lists of segments as arrays; missing rows are padding."""
+    wide = lambda n, fill=0: np.full((shape.rows, n), fill, np.int32)  # noqa: E731
+    out = Rows(
+        *(wide(shape.time) for _ in range(4)),
+        targets=wide(shape.targets),
+        sources=wide(shape.targets),
+        weights=np.zeros((shape.rows, shape.targets), np.float32),
+        slots=wide(shape.targets),
+        sequences=wide(shape.sequences, -1),
+    )
+    for r, row in enumerate(rows):
+        at = target = slot = 0
+        for number, (prompt, branches, sequences) in enumerate(row, start=1):
+            last = at + len(prompt) - 1
+            spans = [(0, prompt, 0), *((b, ids, len(prompt)) for b, ids in enumerate(branches, 1))]
+            for branch, ids, position in spans:
+                end = at + len(ids)
+                out.tokens[r, at:end] = ids
+                out.positions[r, at:end] = np.arange(position, position + len(ids))
+                out.segments[r, at:end] = number
+                out.branches[r, at:end] = branch
+                if branch:
+                    place = slice(target, target + len(ids))
+                    out.targets[r, place] = ids
+                    out.sources[r, place] = [last, *range(at, end - 1)]
+                    out.weights[r, place] = 1.0
+                    out.slots[r, place] = slot
+                    out.sequences[r, slot] = sequences[branch - 1]
+                    target, slot = target + len(ids), slot + 1
+                at = end
+    return out
+
+
+def share_prompts(segments: Iterable[Segment], longest: int) -> list[Segment]:
+    """Segments with equal prompts joined, as far as they stay within `longest` tokens.
+
+    In order of first appearance.
+    """
+    joined: list[Segment] = []
+    latest: dict[tuple[int, ...], int] = {}
+    for segment in segments:
+        place = latest.get(segment.prompt)
+        if place is not None and joined[place].tokens + segment.targets <= longest:
+            before = joined[place]
+            joined[place] = Segment(
+                segment.prompt,
+                before.branches + segment.branches,
+                before.sequences + segment.sequences,
+            )
+        else:
+            latest[segment.prompt] = len(joined)
+            joined.append(segment)
+    return joined

@@ -1,0 +1,137 @@
+"""What is learnt from: admission to a length, the held-out share, the order of an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from malt_jax.data.packing import Segment
+
+
+@dataclass(frozen=True)
+class SftExample:
+    """A prompt and the completion to imitate, its end token included."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    id: str
+    role: str = ""
+    group: str = ""
+    """What must not be split between training and held-out data: the question."""
+
+    @property
+    def completions(self) -> tuple[tuple[int, ...], ...]:
+        return (tuple(self.completion_ids),)
+
+
+@dataclass(frozen=True)
+class DpoExample:
+    """A prompt, the completion to prefer and the one to avoid, their end tokens included."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    id: str
+    role: str = ""
+    group: str = ""
+
+    @property
+    def completions(self) -> tuple[tuple[int, ...], ...]:
+        return (tuple(self.chosen_ids), tuple(self.rejected_ids))
+
+
+Example = SftExample | DpoExample
+E = TypeVar("E", SftExample, DpoExample)
+
+
+def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], dict[str, int]]:
+    """Which examples are trained on, as they are after truncation, and what happened to the rest.
+
+    Completions are cut at their end so that prompt and completion fit `max_length`. Dropped are
+    prompts that leave no room (`no_room`), empty completions (`empty`), and pairs that are equal
+    once cut (`equal`). Returns the kept examples' indices, the examples, and the counts, with
+    `truncated` for those cut and kept.
+    """
+    kept, indices = [], []
+    counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
+    for index, example in enumerate(examples):
+        room = max_length - len(example.prompt_ids)
+        cut = tuple(ids[: max(room, 0)] for ids in example.completions)
+        if room < 1 or not example.prompt_ids:
+            counts["no_room"] += 1
+        elif not all(cut):
+            counts["empty"] += 1
+        elif len(cut) == 2 and cut[0] == cut[1]:
+            counts["equal"] += 1
+        else:
+            counts["truncated"] += cut != example.completions
+            names = ("completion_ids",) if len(cut) == 1 else ("chosen_ids", "rejected_ids")
+            kept.append(replace(example, **dict(zip(names, cut, strict=True))))
+            indices.append(index)
+    return indices, kept, dict(counts)
+
+
+def segment(example: Example, number: int) -> Segment:
+    """The example for packing; its completions are the sequences `k * number`, `k * number + 1`."""
+    branches = example.completions
+    first = number * len(branches)
+    numbers = tuple(range(first, first + len(branches)))
+    return Segment(tuple(example.prompt_ids), branches, numbers)
+
+
+def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out; all examples of a group (a question) go together.
+
+    The groups held out are those with the smallest seeded hashes, at least one when `share` is
+    above 0 and there are two groups.
+    """
+    names = [example.group or repr(tuple(example.prompt_ids)) for example in examples]
+    ranked = sorted(set(names), key=lambda name: _hash(f"{seed}/{name}"))
+    count = 0
+    if share > 0 and len(ranked) > 1:
+        count = max(1, round(share * len(ranked)))
+    held = set(ranked[:count])
+    train = [i for i, name in enumerate(names) if name not in held]
+    return train, [i for i, name in enumerate(names) if name in held]
+
+
+def epoch_order(
+    examples: Sequence[Example], seed: int, epoch: int, *, siblings_together: bool = False
+) -> list[int]:
+    """The order of one epoch: a seeded shuffle in which every stretch mixes roles as the whole does.
+
+    Each role's examples are shuffled and spread evenly over the epoch (the i-th of n at
+    (i + 1/2) / n), so that with shared weights no batch belongs to one role. With one role it is a
+    plain shuffle. `siblings_together` shuffles prompts instead, each with its completions.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    roles = sorted({example.role for example in examples})
+    spread: list[tuple[float, int, int]] = []
+    for rank, role in enumerate(roles):
+        units: dict[object, list[int]] = {}
+        for index, example in enumerate(examples):
+            if example.role == role:
+                units.setdefault(example.prompt_ids if siblings_together else index, []).append(
+                    index
+                )
+        blocks = list(units.values())
+        order = [index for block in rng.permutation(len(blocks)) for index in blocks[block]]
+        spread += [((i + 0.5) / len(order), rank, index) for i, index in enumerate(order)]
+    return [index for _, _, index in sorted(spread, key=lambda item: item[:2])]
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of the token ids and ids, in order."""
+    sha = hashlib.sha256()
+    for example in examples:
+        sha.update(repr((example.id, tuple(example.prompt_ids), example.completions)).encode())
+    return sha.hexdigest()
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

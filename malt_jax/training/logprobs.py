@@ -1,0 +1,86 @@
+"""Log-probabilities of completion tokens, without logits of all tokens ever existing at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Head = Callable[[Float[Array, "R c D"]], Float[Array, "R c V"]]
+
+
+def gather_hidden(
+    hidden: Float[Array, "R T D"], sources: Int[Array, "R C"]
+) -> Float[Array, "R C D"]:
+    """The hidden state each target is predicted from."""
+    return jnp.take_along_axis(hidden, sources[:, :, None], axis=1)
+
+
+def token_logprobs(
+    hidden: Float[Array, "R C D"], targets: Int[Array, "R C"], head: Head
+) -> Float[Array, "R C"]:
+    """log p(target) under softmax(head(hidden)), all logits at once; float32."""
+    logits = head(hidden)
+    picked = jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
+    return picked - jax.nn.logsumexp(logits, axis=2)
+
+
+def chunked_logprobs(
+    hidden: Float[Array, "R C D"],
+    targets: Int[Array, "R C"],
+    weights: Float[Array, "R C"],
+    head: Head,
+    chunk: int,
+    *,
+    head_frozen: bool = False,
+) -> Float[Array, "R C"]:
+    """`token_logprobs`, `chunk` targets of each row at a time; 0 where the weight is 0.
+
+    Chunks without a target are skipped. Backward, nothing of size V is kept: each chunk's logits
+    are computed again. With `head_frozen` (no gradient is wanted for `head`) not even that: a
+    token's log-probability depends on its own hidden state alone, so its gradient is taken going
+    forward, one D-vector a token, and going backward only scaled.
+    """
+    rows, length, _ = hidden.shape
+    count = -(-length // chunk)
+    xs = tuple(_chunks(x, count, chunk) for x in (hidden, targets, weights))
+
+    @jax.checkpoint
+    def recomputed(hidden: Array, targets: Array, weights: Array) -> Array:
+        kept = (weights > 0).astype(weights.dtype)
+        some = lambda: token_logprobs(hidden, targets, head) * kept  # noqa: E731
+        return jax.lax.cond(jnp.any(weights > 0), some, lambda: jnp.zeros_like(weights))
+
+    def linearised(hidden: Array, targets: Array, weights: Array) -> Array:
+        at = jax.lax.stop_gradient(hidden)
+
+        def some() -> tuple[Array, Array]:
+            value, pull = jax.vjp(lambda h: token_logprobs(h, targets, head), at)
+            kept = (weights > 0).astype(value.dtype)
+            return value * kept, pull(kept)[0]
+
+        none = lambda: (jnp.zeros_like(weights), jnp.zeros_like(at))  # noqa: E731
+        value, slope = jax.lax.cond(jnp.any(weights > 0), some, none)
+        # Equal to `value`, since hidden == at, and with `slope` as its gradient.
+        return value + jnp.sum(slope * (hidden - at), axis=-1, dtype=value.dtype)
+
+    step = linearised if head_frozen else recomputed
+    _, parts = jax.lax.scan(lambda _, x: (None, step(*x)), None, xs)
+    return jnp.moveaxis(parts, 0, 1).reshape(rows, count * chunk)[:, :length]
+
+
+def _chunks(x: Array, count: int, chunk: int) -> Array:
+    """[R C ...] -> [count R chunk ...], the end padded with zeros."""
+    spare = count * chunk - x.shape[1]
+    x = jnp.pad(x, [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
+
+
+def slot_sums(
+    values: Float[Array, "R C"], slots: Int[Array, "R C"], count: int
+) -> Float[Array, "R S"]:
+    """Sums of the values of each of a row's sequences, in float32 whatever the matrix units do."""
+    mine = slots[:, :, None] == jnp.arange(count)[None, None, :]
+    return jnp.sum(jnp.where(mine, values[:, :, None], jnp.zeros((), values.dtype)), axis=1)

@@ -1,0 +1,325 @@
+"""The loop: steps of a fixed plan, measured, saved, resumed bit for bit, stopped when unsound."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from malt_jax.errors import UserError
+from malt_jax.models.spec import ModelSpec
+from malt_jax.storage.atomic import write_json
+from malt_jax.storage.signals import raise_if_stopped, stop_requested
+from malt_jax.training import checkpoints
+from malt_jax.training.config import LoopConfig
+from malt_jax.training.placement import place_rows, state_shardings
+from malt_jax.training.plan import Micro, Plan
+from malt_jax.training.step import (
+    Batch,
+    Program,
+    Trainable,
+    TrainState,
+    init_state,
+    score_rows,
+    train_step,
+)
+
+FINAL = "final"
+"""The checkpoint a finished training leaves: the best weights."""
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a training is made of, but for the weights it starts from."""
+
+    program: Program
+    spec: ModelSpec
+    frozen: nnx.State | None
+    plan: Plan
+    ids: tuple[tuple[str, ...], ...]
+    """The examples of each step's batch."""
+    totals: tuple[float, ...]
+    """What each step's loss is a mean over."""
+    rates: np.ndarray
+    """Learning rate of each step."""
+    references: np.ndarray
+    """[sequences] The reference's log-probabilities (SFT: zeros)."""
+    held_out: Callable[[Trainable], dict[str, float]] | None
+    """Measures weights on the held-out examples; `score` is what is better when higher."""
+    first_loss: float | None
+    """The preference loss the first step must show."""
+    config: LoopConfig
+    folder: Path
+    seed: int
+    identity: str
+    """Hash of config, data and starting weights: what a checkpoint must have been made with."""
+    mesh: Mesh | None
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training gives back."""
+
+    trainable: Trainable
+    """The best weights by the held-out examples; the last ones where none are held out."""
+    steps: int
+    log: list[dict[str, float]]
+    """One entry a step."""
+    seconds: float
+    tokens: int
+    """Useful tokens trained on: prompt and completion of every sequence, padding excluded."""
+    padding_waste: float
+    peak_bytes: int
+    """Highest memory use of the device, or of the process where a device does not tell."""
+    stopped_early: bool
+    best_step: int | None
+    counts: dict[str, int] = field(default_factory=dict)
+    """Examples dropped (`no_room`, `empty`, `equal`), `truncated`, `trained`, `held_out`."""
+
+
+@dataclass
+class _Progress:
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_score: float = -math.inf
+    worse: int = 0
+    """Measurements since the best one."""
+    stopped_early: bool = False
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutcome:
+    """Trains from `start`, or goes on from the newest checkpoint in the job's folder.
+
+    Raises UserError when a gradient is not finite or explodes (after writing the batch's ids to
+    `stopped-batch.json`) and for checkpoints of another job; RunStopped when told to stop, after
+    saving; AssertionError when DPO does not start from its reference.
+    """
+    with nullcontext() if job.mesh is None else jax.set_mesh(job.mesh):
+        final = job.folder / FINAL
+        if final in checkpoints.sealed(job.folder):
+            progress = _progress_of(job, final)
+            return _outcome(job, checkpoints.load_trainable(final, start), progress)
+        state, progress = _begin(job, start)
+        state = _steps(job, state, progress, on_step)
+        return _finish(job, state, progress)
+
+
+def _begin(job: Job, start: Trainable) -> tuple[TrainState, _Progress]:
+    state = init_state(job.program, start)
+    shardings = state_shardings(job.program, state, job.spec, job.mesh)
+    if shardings is not None:
+        state = jax.device_put(state, shardings)
+    saved = checkpoints.sealed(job.folder, "step-")
+    if not saved:
+        return state, _Progress()
+    progress = _progress_of(job, saved[-1])
+    kept = checkpoints.restore(saved[-1], _kept(state))
+    return replace(state, trainable=kept["trainable"], moments=kept["moments"]), progress
+
+
+def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | None) -> TrainState:
+    config, total = job.config, len(job.plan.steps)
+    shardings = state_shardings(job.program, state, job.spec, job.mesh)
+    outputs = None if shardings is None else (shardings, None)
+    step_fn = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=outputs)
+    eval_every = config.eval_every or max(1, total // 8)
+    batches = _batches(job, progress.step)
+    while progress.step < total and not progress.stopped_early:
+        began = time.perf_counter()
+        for batch in batches:
+            state, metrics = step_fn(job.program, state, job.frozen, batch)
+        # Laid out while the device still works on the step just given to it.
+        batches = _batches(job, progress.step + 1)
+        record = {name: float(value) for name, value in metrics.items()}
+        record["learning_rate"] = float(job.rates[progress.step])
+        _check(job, progress, record)
+        progress.step += 1
+        due = progress.step % eval_every == 0 or progress.step == total
+        if job.held_out is not None and due:
+            record |= _measure(job, state, progress)
+        progress.seconds += time.perf_counter() - began
+        record["tokens_per_s"] = _useful(job, progress.step - 1) / (time.perf_counter() - began)
+        progress.log.append(record)
+        if on_step is not None:
+            on_step(progress.step, record)
+        if stop_requested():
+            _save(job, state, progress)
+            raise_if_stopped()
+        if config.save_every and progress.step % config.save_every == 0 and progress.step < total:
+            _save(job, state, progress)
+    return state
+
+
+def _batches(job: Job, step: int) -> list[Batch]:
+    if step >= len(job.plan.steps):
+        return []
+    micros = job.plan.steps[step]
+    key = jax.random.fold_in(jax.random.key(job.seed), step)
+    return [
+        _batch(job, micro, step, last=i == len(micros) - 1, key=jax.random.fold_in(key, i))
+        for i, micro in enumerate(micros)
+    ]
+
+
+def _batch(job: Job, micro: Micro, step: int, last: bool, key: jax.Array) -> Batch:
+    rows = micro.arrays()
+    reference = np.where(rows.sequences >= 0, job.references[rows.sequences], 0.0)
+    rows, reference = place_rows((rows, reference.astype(np.float32)), job.mesh)
+    return Batch(
+        rows=rows,
+        reference=reference,
+        total=np.float32(job.totals[step]),
+        learning_rate=job.rates[step],
+        last=np.bool_(last),
+        key=key,
+    )
+
+
+def _check(job: Job, progress: _Progress, record: dict[str, float]) -> None:
+    step, norm = progress.step, record["gradient_norm"]
+    if not (math.isfinite(norm) and norm <= job.config.explode and math.isfinite(record["loss"])):
+        place = job.folder / "stopped-batch.json"
+        found = {name: str(value) for name, value in record.items()}
+        write_json(place, {"step": step + 1, "ids": job.ids[step], **found})
+        raise UserError(
+            f"training stopped at step {step + 1}: loss {record['loss']:.4g}, gradient norm "
+            f"{norm:.4g}, allowed: finite and at most {job.config.explode:g}. The weights were "
+            f"left as they were; the batch's ids are in {place}. Lower `learning_rate`, or look "
+            "at these examples."
+        )
+    if step == 0 and job.first_loss is not None:
+        # Rounding alone separates policy and reference; bfloat16 rounds by about 0.4%.
+        slack = 1e-3 if job.program.dtype == "float32" else 5e-2
+        gap = abs(record["preference_loss"] - job.first_loss)
+        if gap > slack * max(1.0, job.first_loss):
+            raise AssertionError(
+                f"DPO starts at a loss of {record['preference_loss']:.6f} instead of "
+                f"{job.first_loss:.6f} (margin {record['margin']:.6f} instead of 0): the reference "
+                "log-probabilities are not those of the policy it starts from"
+            )
+
+
+def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, float]:
+    """Held-out metrics; keeps the weights if they are the best so far."""
+    measured = job.held_out(state.trainable)
+    score = measured.pop("score")
+    if score > progress.best_score:
+        older = checkpoints.sealed(job.folder, "best-")
+        progress.best_score, progress.best_step, progress.worse = score, progress.step, 0
+        name = f"best-{progress.step:08d}"
+        checkpoints.save_trainable(job.folder, name, state.trainable, {"identity": job.identity})
+        for path in older:
+            if path.name != name:
+                checkpoints.remove(path)
+    else:
+        progress.worse += 1
+        progress.stopped_early = 0 < job.config.patience <= progress.worse
+    return measured
+
+
+def _finish(job: Job, state: TrainState, progress: _Progress) -> TrainOutcome:
+    trainable = state.trainable
+    if progress.best_step not in (None, progress.step):
+        best = job.folder / f"best-{progress.best_step:08d}"
+        trainable = checkpoints.load_trainable(best, trainable)
+    facts = {"identity": job.identity, "progress": _plain(progress)}
+    checkpoints.save_trainable(job.folder, FINAL, trainable, facts)
+    for prefix in ("step-", "best-"):
+        for path in checkpoints.sealed(job.folder, prefix):
+            checkpoints.remove(path)
+    return _outcome(job, trainable, progress)
+
+
+def _outcome(job: Job, trainable: Trainable, progress: _Progress) -> TrainOutcome:
+    return TrainOutcome(
+        trainable=trainable,
+        steps=progress.step,
+        log=progress.log,
+        seconds=progress.seconds,
+        tokens=sum(_useful(job, step) for step in range(progress.step)),
+        padding_waste=job.plan.padding_waste,
+        peak_bytes=peak_bytes(),
+        stopped_early=progress.stopped_early,
+        best_step=progress.best_step,
+    )
+
+
+def _useful(job: Job, step: int) -> int:
+    return Plan((job.plan.steps[step],)).useful_tokens
+
+
+def _kept(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds; between steps gradients and sums are zero."""
+    return {"trainable": state.trainable, "moments": state.moments}
+
+
+def _save(job: Job, state: TrainState, progress: _Progress) -> None:
+    facts = {"identity": job.identity, "progress": _plain(progress)}
+    older = checkpoints.sealed(job.folder, "step-")
+    new = checkpoints.save(job.folder, f"step-{progress.step:08d}", _kept(state), facts)
+    for path in older:
+        if path.name != new.name:
+            checkpoints.remove(path)
+
+
+def _plain(progress: _Progress) -> dict[str, Any]:
+    plain = asdict(progress)
+    # JSON has no infinity: without a best step there is no best score.
+    return {**plain, "best_score": progress.best_score if progress.best_step is not None else None}
+
+
+def _progress_of(job: Job, path: Path) -> _Progress:
+    facts = checkpoints.facts(path)
+    if facts["identity"] != job.identity:
+        raise UserError(
+            f"{path}: was made with another config, data or starting weights; remove {job.folder} "
+            "to train anew, or give what it was made with."
+        )
+    saved = facts["progress"]
+    score = -math.inf if saved["best_score"] is None else saved["best_score"]
+    return _Progress(**{**saved, "best_score": score})
+
+
+def score_plan(
+    program: Program,
+    trainable: Trainable | None,
+    frozen: nnx.State | None,
+    plan: Plan,
+    sequences: int,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(summed log-probability, tokens) of the completions of a plan's sequences, float32 each.
+
+    What the plan does not hold is NaN.
+    """
+    logprobs, lengths = (np.full(sequences, np.nan, np.float32) for _ in range(2))
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        for micro in (micro for step in plan.steps for micro in step):
+            rows = micro.arrays()
+            sums, counts = score_rows(program, trainable, frozen, place_rows(rows, mesh))
+            there = rows.sequences >= 0
+            logprobs[rows.sequences[there]] = np.asarray(sums)[there]
+            lengths[rows.sequences[there]] = np.asarray(counts)[there]
+    return logprobs, lengths
+
+
+def peak_bytes() -> int:
+    """Highest memory use so far: of the first device, or of the process on a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return (
+        stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    )

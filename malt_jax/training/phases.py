@@ -1,0 +1,221 @@
+"""The two phases of a role's training: SFT on positives, then DPO against the frozen SFT policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from malt_jax.data.packing import share_prompts
+from malt_jax.models.lora import Adapter
+from malt_jax.models.model import Model
+from malt_jax.training.config import DpoConfig, SftConfig
+from malt_jax.training.examples import (
+    DpoExample,
+    Example,
+    SftExample,
+    admit,
+    digest,
+    epoch_order,
+    segment,
+    split,
+)
+from malt_jax.training.loop import Job, OnStep, TrainOutcome, run, score_plan
+from malt_jax.training.losses import loss_at_reference, preference_loss
+from malt_jax.training.optim import learning_rates
+from malt_jax.training.placement import row_devices
+from malt_jax.training.plan import Plan, make_plan
+from malt_jax.training.references import ReferenceKey, load_or_compute, weights_hash
+from malt_jax.training.step import Program, Trainable, make_program, scoring
+
+
+def train_sft(
+    model: Model,
+    trainable: Trainable,
+    examples: Sequence[SftExample],
+    config: SftConfig,
+    *,
+    folder: Path | str,
+    seed: int = 0,
+    dropout: float = 0.0,
+    on_step: OnStep | None = None,
+    mesh: Mesh | None = None,
+) -> TrainOutcome:
+    """Trains an adapter over the model, or full parameters, to imitate the examples' completions.
+
+    `folder` holds checkpoints; called again on it, the training goes on or its result is returned.
+    With several roles among the examples, every batch mixes them as the whole does. Raises what
+    `loop.run` raises, and UserError when no example is left.
+    """
+    data = _Data(model, examples, config, seed, mesh)
+
+    def held_out(program: Program, frozen: nnx.State | None) -> Callable:
+        def measure(weights: Trainable) -> dict[str, float]:
+            sums, lengths = data.score(program, weights, frozen, data.held_plan)
+            loss = float(-np.nansum(sums) / np.nansum(lengths))
+            return {"held_out_loss": loss, "score": -loss}
+
+        return measure
+
+    references = np.zeros(len(data.examples), np.float32)
+    return data.train(trainable, references, held_out, None, Path(folder), dropout, on_step)
+
+
+def train_dpo(
+    model: Model,
+    policy: Trainable,
+    reference: np.ndarray | Trainable,
+    pairs: Sequence[DpoExample],
+    config: DpoConfig,
+    *,
+    folder: Path | str,
+    seed: int = 0,
+    template: str = "",
+    on_step: OnStep | None = None,
+    mesh: Mesh | None = None,
+) -> TrainOutcome:
+    """Trains `policy` to prefer the chosen completions, against the frozen `reference`.
+
+    `reference`: the SFT policy, whose log-probabilities are computed once and kept in
+    `folder/references.npz`, or those log-probabilities themselves, [pairs, 2] (chosen, rejected).
+    `policy` must start as the reference. `template`: the role's prompt template, part of what the
+    stored log-probabilities are checked against. Else as `train_sft`.
+    """
+    folder = Path(folder)
+    data = _Data(model, pairs, config, seed, mesh)
+    if isinstance(reference, np.ndarray):
+        logprobs = reference[data.indices].reshape(-1)
+    else:
+        key = ReferenceKey(
+            base=model.fingerprint,
+            adapter=weights_hash(reference),
+            data=digest(data.examples),
+            template=hashlib.sha256(template.encode()).hexdigest(),
+        )
+        compute = lambda: data.reference_logprobs(reference).reshape(-1, 2)  # noqa: E731
+        logprobs = load_or_compute(folder / "references.npz", key, compute).reshape(-1)
+
+    def held_out(program: Program, frozen: nnx.State | None) -> Callable:
+        def measure(weights: Trainable) -> dict[str, float]:
+            sums, lengths = (
+                x.reshape(-1, 2)[data.held]
+                for x in data.score(program, weights, frozen, data.held_plan)
+            )
+            result = preference_loss(sums, logprobs.reshape(-1, 2)[data.held], lengths, config)
+            margin = np.asarray(result.chosen_reward - result.rejected_reward)
+            accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
+            loss = float(np.mean(result.loss))
+            # Accuracy decides; among equals the lower loss, squeezed below one pair's worth.
+            score = accuracy - loss / (1.0 + loss) / (len(margin) + 1)
+            return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": score}
+
+        return measure
+
+    first = loss_at_reference(config)
+    return data.train(policy, logprobs, held_out, first, folder, 0.0, on_step)
+
+
+class _Data:
+    """A phase's examples: what was admitted and held out, and the plans to train and measure."""
+
+    def __init__(
+        self,
+        model: Model,
+        examples: Sequence[Example],
+        config: SftConfig | DpoConfig,
+        seed: int,
+        mesh: Mesh | None,
+    ):
+        self.model, self.config, self.seed, self.mesh = model, config, seed, mesh
+        loop = config.loop
+        self.indices, self.examples, self.counts = admit(examples, loop.max_length)
+        train, self.held = split(self.examples, loop.held_out, seed)
+        self.counts |= {"trained": len(train), "held_out": len(self.held)}
+        together = isinstance(config, SftConfig) and config.siblings_together
+        self.batches: list[list[int]] = []
+        for epoch in range(config.epochs):
+            chosen = [self.examples[i] for i in train]
+            order = epoch_order(chosen, seed, epoch, siblings_together=together)
+            order = [train[i] for i in order]
+            size = config.batch_size
+            self.batches += [order[i : i + size] for i in range(0, len(order), size)]
+        self.plan = self._plan(self.batches)
+        self.held_plan = self._plan([self.held] if self.held else [])
+
+    def train(
+        self,
+        start: Trainable,
+        references: np.ndarray,
+        held_out: Callable,
+        first_loss: float | None,
+        folder: Path,
+        dropout: float,
+        on_step: OnStep | None,
+    ) -> TrainOutcome:
+        model, config = self.model, self.config
+        program = self._program(dropout)
+        frozen = model.params if isinstance(start, Adapter) else None
+        described = json.dumps(
+            [dataclasses.asdict(config), self.seed, dropout, digest(self.examples)], sort_keys=True
+        )
+        identity = hashlib.sha256((described + weights_hash(start)).encode()).hexdigest()
+        job = Job(
+            program=program,
+            spec=model.spec,
+            frozen=frozen,
+            plan=self.plan,
+            ids=tuple(tuple(self.examples[i].id for i in batch) for batch in self.batches),
+            totals=tuple(map(self._total, self.batches)),
+            rates=learning_rates(config.optim, len(self.batches)),
+            references=references,
+            held_out=held_out(program, frozen) if self.held else None,
+            first_loss=first_loss,
+            config=config.loop,
+            folder=folder,
+            seed=self.seed,
+            identity=identity,
+            mesh=self.mesh,
+        )
+        return dataclasses.replace(run(job, start, on_step), counts=self.counts)
+
+    def reference_logprobs(self, reference: Trainable) -> np.ndarray:
+        """[sequences] In the rows of the first epoch, so that its first step repeats them."""
+        epoch = Plan(
+            self.plan.steps[: len(self.batches) // self.config.epochs] + self.held_plan.steps
+        )
+        frozen = self.model.params if isinstance(reference, Adapter) else None
+        return self.score(self._program(0.0), reference, frozen, epoch)[0]
+
+    def score(
+        self, program: Program, weights: Trainable, frozen: nnx.State | None, plan: Plan
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sequences = sum(len(example.completions) for example in self.examples)
+        return score_plan(scoring(program), weights, frozen, plan, sequences, self.mesh)
+
+    def _program(self, dropout: float) -> Program:
+        dtype = jax.tree.leaves(self.model.params)[0].dtype
+        return make_program(self.model.graph, dtype, self.config, dropout, jax.default_backend())
+
+    def _plan(self, batches: Sequence[Sequence[int]]) -> Plan:
+        loop = self.config.loop
+        devices = row_devices(self.mesh)
+        default = 1024 if jax.default_backend() == "cpu" else 16384 * devices
+        tokens = loop.micro_tokens or default
+        segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
+        if isinstance(self.config, SftConfig):
+            segments = [share_prompts(batch, loop.max_length) for batch in segments]
+        return make_plan(
+            segments, self.model.spec, tokens, row_multiple=devices, row_length=loop.row_length
+        )
+
+    def _total(self, batch: Sequence[int]) -> float:
+        if isinstance(self.config, DpoConfig):
+            return float(len(batch))
+        return float(sum(len(self.examples[i].completion_ids) for i in batch))

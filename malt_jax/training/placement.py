@@ -1,0 +1,58 @@
+"""Where training's arrays lie on a mesh: weights by their logical axes, rows over the data axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from malt_jax.models.lora import Adapter, adapter_shardings
+from malt_jax.models.sharding import DATA, FSDP, SLICE, named
+from malt_jax.models.spec import ModelSpec
+from malt_jax.training.optim import transformation
+from malt_jax.training.step import Program, TrainState
+
+
+def row_devices(mesh: Mesh | None) -> int:
+    """Devices a micro-batch's rows are split over."""
+    if mesh is None:
+        return 1
+    return int(np.prod([mesh.shape.get(axis, 1) for axis in (SLICE, DATA, FSDP)]))
+
+
+def place_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Host arrays with a leading row axis onto the mesh; every process holds the whole plan."""
+    if mesh is None:
+        return tree
+
+    def put(x: np.ndarray) -> jax.Array:
+        sharding = named(("batch",) + (None,) * (x.ndim - 1), x.shape, mesh)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def state_shardings(
+    program: Program, state: TrainState, spec: ModelSpec, mesh: Mesh | None
+) -> TrainState | None:
+    """The shardings of a training state: moments and gradients lie where their weights do."""
+    if mesh is None:
+        return None
+    whole = NamedSharding(mesh, PartitionSpec())
+    if isinstance(state.trainable, Adapter):
+        weights = adapter_shardings(spec, state.trainable, mesh)
+    else:
+        weights = jax.tree.map(lambda x: x.sharding, state.trainable)
+    moments = optax.tree_map_params(
+        transformation(program.optim),
+        # Adafactor's factored moments have their weights' names but not their shapes.
+        lambda leaf, weight, where: where if leaf.shape == weight.shape else whole,
+        state.moments,
+        state.trainable,
+        weights,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(weights, moments, weights, {name: whole for name in state.sums})

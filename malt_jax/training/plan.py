@@ -1,0 +1,151 @@
+"""The global plan: which rows every step computes, fixed before the first one.
+
+A step's batch is packed into rows and computed in *micro-batches* of few fixed shapes. All
+processes derive the same plan from the same data, so step counts are equal by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from malt_jax.data.packing import Rows, Segment, Shape, fit, lay
+from malt_jax.models.spec import ModelSpec
+
+LADDER = tuple(base << shift for shift in range(5, 18) for base in (2, 3))
+"""Row lengths worth a program: 64, 96, 128, 192, 256, ... Few, so that roles share programs."""
+
+OVERHEAD_TOKENS = 128
+"""What starting a micro-batch costs, in tokens' worth of computing."""
+
+PROGRAM_TOKENS = 20_000
+"""What compiling one more shape costs, in tokens' worth of computing."""
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Rows computed at once."""
+
+    shape: Shape
+    rows: tuple[tuple[Segment, ...], ...]
+
+    def arrays(self) -> Rows:
+        return lay(self.rows, self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Micro-batches of every step."""
+
+    steps: tuple[tuple[Micro, ...], ...]
+
+    @property
+    def useful_tokens(self) -> int:
+        """Prompt and completion tokens of every sequence, as if no prompt were shared."""
+        return sum(s.unshared for micro in self._micros() for row in micro.rows for s in row)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return sum(micro.shape.rows * micro.shape.time for micro in self._micros())
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the computed tokens that is padding."""
+        real = sum(s.tokens for micro in self._micros() for row in micro.rows for s in row)
+        return 1.0 - real / max(self.row_tokens, 1)
+
+    def _micros(self) -> list[Micro]:
+        return [micro for step in self.steps for micro in step]
+
+
+def make_plan(
+    batches: Sequence[Sequence[Segment]],
+    spec: ModelSpec,
+    micro_tokens: int,
+    *,
+    row_multiple: int = 1,
+    row_length: int = 0,
+) -> Plan:
+    """Packs each batch; row lengths and rows a micro-batch are chosen for the least computing.
+
+    Tried are all rows of one length, and a shorter one with a second for what does not fit it.
+    `row_multiple`: the devices a micro-batch's rows are split over. `row_length` fixes the length.
+    """
+    longest = max((s.tokens for batch in batches for s in batch), default=1)
+    top = next(length for length in LADDER if length >= longest)
+    if row_length and row_length >= longest:
+        choices = [(row_length,)]
+    else:
+        choices = [(length,) for length in LADDER if top <= length <= max(top, micro_tokens)]
+        choices += [(length, top) for length in LADDER if longest // 4 <= length < top]
+    sample = batches[:: max(1, len(batches) // 64)]
+    sizes = [
+        (
+            lengths,
+            tuple(_rows_at_once(length, rows, micro_tokens, row_multiple) for length in lengths),
+        )
+        for lengths in choices
+        for rows in (1, 2, 4, 8, 16, 32, 64, 128)
+        if rows == 1 or rows * row_multiple * lengths[0] <= micro_tokens
+    ]
+    attention = _attention_share(spec)
+
+    def cost(size: tuple[tuple[int, ...], tuple[int, ...]]) -> float:
+        total = 0.0
+        for batch in sample:
+            for (time, rows), packed in _pack(batch, size).items():
+                tokens = rows * time * (1 + attention * time) + OVERHEAD_TOKENS * row_multiple
+                total += -(-len(packed) // rows) * tokens
+        return total * len(batches) / max(len(sample), 1) + PROGRAM_TOKENS * len(size[0])
+
+    best = min(sizes, key=cost)
+    packed = [_pack(batch, best) for batch in batches]
+    most: dict[int, int] = {}
+    for step in packed:
+        for (time, _), rows in step.items():
+            branches = max(sum(len(s.branches) for s in row) for row in rows)
+            most[time] = max(most.get(time, 0), branches)
+    return Plan(tuple(_micros(step, most) for step in packed))
+
+
+def _rows_at_once(length: int, rows: int, micro_tokens: int, multiple: int) -> int:
+    return multiple * max(1, min(rows, micro_tokens // (length * multiple)))
+
+
+def _pack(
+    batch: Sequence[Segment], size: tuple[tuple[int, ...], tuple[int, ...]]
+) -> dict[tuple[int, int], list[list[Segment]]]:
+    """{(row length, rows at once): rows}; each segment goes to the shortest length it fits."""
+    packed = {}
+    rest = list(batch)
+    for time, rows in zip(*size, strict=True):
+        here = [s for s in rest if s.tokens <= time]
+        rest = [s for s in rest if s.tokens > time]
+        if here:
+            packed[time, rows] = fit(here, time)
+    return packed
+
+
+def _micros(
+    step: dict[tuple[int, int], list[list[Segment]]], most: dict[int, int]
+) -> tuple[Micro, ...]:
+    micros = []
+    for (time, rows), packed in step.items():
+        # The sizes follow from the length wherever they can, so that other data meets the same
+        # program: room for a target at every token, and for a sequence in every eight.
+        sequences = max(time // 8, 1 << (most[time] - 1).bit_length())
+        shape = Shape(rows, time, time, sequences)
+        for first in range(0, len(packed), rows):
+            micros.append(Micro(shape, tuple(map(tuple, packed[first : first + rows]))))
+    return tuple(micros)
+
+
+def _attention_share(spec: ModelSpec) -> float:
+    """What one more token of row length adds to a token's cost, relative to its matrix products.
+
+    Scores and their softmax run at about a third of the speed of the projections.
+    """
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    weights = spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
+    return 3 * 2 * heads / weights

@@ -1,0 +1,253 @@
+"""One training step as a pure function, and the same forward pass for scoring.
+
+What is trained is either an `Adapter` over frozen base parameters or, for full fine-tuning, the
+parameters themselves (float32 masters, cast to the model's dtype to compute). Everything that
+varies between roles is an argument; `Program` is what is compiled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from malt_jax.data.packing import Rows
+from malt_jax.models.lora import Adapter, with_dropout
+from malt_jax.training.config import DpoConfig, OptimConfig, SftConfig
+from malt_jax.training.logprobs import chunked_logprobs, gather_hidden, slot_sums
+from malt_jax.training.losses import preference_loss, sft_loss
+from malt_jax.training.optim import transformation, update
+
+Trainable = Adapter | nnx.State
+
+
+@dataclass(frozen=True)
+class Program:
+    """The static part of a step; equal programs share one compilation."""
+
+    graph: nnx.GraphDef
+    dtype: str
+    """Of the computation."""
+    optim: OptimConfig
+    loss: DpoConfig | None
+    """The preference loss; None: SFT."""
+    dropout: float
+    remat: str
+    chunk_bytes: int
+    """Size of the logits that exist at once."""
+    logit_chunk: int
+    explode: float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a step changes; donated to it."""
+
+    trainable: Any
+    moments: Any
+    """The optimiser's state."""
+    gradients: Any
+    """Sum over the step's micro-batches so far, float32."""
+    sums: dict[str, Array]
+    """The step's metrics so far."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of a step."""
+
+    rows: Rows
+    reference: Any
+    """[R S] float32: the reference's log-probability of each sequence (SFT: zeros)."""
+    total: Any
+    """Float32 scalar: completion tokens (SFT) or pairs (DPO) of the whole step."""
+    learning_rate: Any
+    last: Any
+    """Whether the step ends with this micro-batch."""
+    key: Any
+    """Of dropout."""
+
+
+def make_program(
+    graph: nnx.GraphDef, dtype: Any, config: SftConfig | DpoConfig, dropout: float, backend: str
+) -> Program:
+    """The program for a phase, blind to all fields that are arguments of the step."""
+    loop, dpo = config.loop, isinstance(config, DpoConfig)
+    plain = OptimConfig()
+    optim = replace(
+        config.optim,
+        learning_rate=plain.learning_rate,
+        schedule=plain.schedule,
+        warmup=plain.warmup,
+        final=plain.final,
+    )
+    loss = None
+    if dpo:
+        defaults = DpoConfig()
+        loss = replace(config, epochs=1, batch_size=1, optim=defaults.optim, loop=defaults.loop)
+    return Program(
+        graph=graph,
+        dtype=jnp.dtype(dtype).name,
+        optim=optim,
+        loss=loss,
+        dropout=0.0 if dpo else dropout,
+        remat="dots" if loop.remat == "auto" else loop.remat,
+        chunk_bytes=(64 if backend == "cpu" else 512) << 20,
+        logit_chunk=loop.logit_chunk,
+        explode=loop.explode,
+    )
+
+
+def scoring(program: Program) -> Program:
+    """The part of a program that `score_rows` depends on, so that phases share its compilation."""
+    return replace(program, optim=OptimConfig(), loss=None, dropout=0.0, remat="none", explode=0.0)
+
+
+def init_state(program: Program, trainable: Trainable) -> TrainState:
+    """Fresh moments and empty sums; the trainable's buffers are copied, since steps donate them."""
+    masters = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
+    return TrainState(
+        trainable=masters,
+        moments=transformation(program.optim).init(masters),
+        gradients=jax.tree.map(jnp.zeros_like, masters),
+        sums={name: jnp.zeros((), jnp.float32) for name in metric_names(program)},
+    )
+
+
+def metric_names(program: Program) -> tuple[str, ...]:
+    if program.loss is None:
+        return ("loss", "tokens")
+    pairs = ("accuracy", "ties", "margin", "chosen_reward", "rejected_reward")
+    return ("loss", "preference_loss", "nll", *pairs, "pairs")
+
+
+def train_step(
+    program: Program, state: TrainState, frozen: nnx.State | None, batch: Batch
+) -> tuple[TrainState, dict[str, Array]]:
+    """Adds a micro-batch's gradient; with the step's last one, updates the weights.
+
+    Losses are sums over the micro-batch divided by the whole step's total, so the sum of gradients
+    is that of one large batch. A gradient that is not finite or exceeds `explode` changes nothing.
+    Metrics are those of the step so far, `gradient_norm` is 0 before its last micro-batch.
+    """
+
+    def loss(trainable: Trainable) -> tuple[Array, dict[str, Array]]:
+        key = batch.key if program.dropout else None
+        logprobs = policy_logprobs(program, trainable, frozen, batch.rows, key)
+        if program.loss is None:
+            value = sft_loss(logprobs, batch.rows.weights, batch.total)
+            return value, {"loss": value, "tokens": jnp.sum(batch.rows.weights)}
+        return _preferences(program.loss, logprobs, batch)
+
+    gradients, parts = jax.grad(loss, has_aux=True)(state.trainable)
+    gradients = jax.tree.map(jnp.add, state.gradients, gradients)
+    sums = {name: state.sums[name] + parts[name] for name in state.sums}
+
+    def finish(state: TrainState) -> tuple[TrainState, Array]:
+        norm = optax.global_norm(gradients)
+        moved, moments = update(
+            program.optim, gradients, state.moments, state.trainable, batch.learning_rate
+        )
+        sound = jnp.isfinite(norm) & (norm <= program.explode)
+        keep = lambda new, old: jax.tree.map(partial(jnp.where, sound), new, old)  # noqa: E731
+        return TrainState(
+            trainable=keep(moved, state.trainable),
+            moments=keep(moments, state.moments),
+            gradients=jax.tree.map(jnp.zeros_like, gradients),
+            sums=jax.tree.map(jnp.zeros_like, sums),
+        ), norm
+
+    def go_on(state: TrainState) -> tuple[TrainState, Array]:
+        return replace(state, gradients=gradients, sums=sums), jnp.zeros((), jnp.float32)
+
+    state, norm = jax.lax.cond(batch.last, finish, go_on, state)
+    return state, {**sums, "gradient_norm": norm}
+
+
+@partial(jax.jit, static_argnums=0)
+def score_rows(
+    program: Program, trainable: Trainable | None, frozen: nnx.State | None, rows: Rows
+) -> tuple[Float[Array, "R S"], Float[Array, "R S"]]:
+    """Each packed sequence's completion: summed log-probability, and number of tokens."""
+    logprobs = policy_logprobs(program, trainable, frozen, rows, None, scoring=True)
+    return _by_sequence(logprobs, rows)
+
+
+def policy_logprobs(
+    program: Program,
+    trainable: Trainable | None,
+    frozen: nnx.State | None,
+    rows: Rows,
+    key: Array | None,
+    *,
+    scoring: bool = False,
+) -> Float[Array, "R C"]:
+    """Log-probability of every target of packed rows; 0 at padding. None: the bare base model."""
+    adapter, params = None, frozen
+    if isinstance(trainable, Adapter):
+        adapter = trainable if key is None else with_dropout(trainable, program.dropout, key)
+    elif trainable is not None:
+        params = jax.tree.map(lambda x: x.astype(program.dtype), trainable)
+    decoder = nnx.merge(program.graph, params)
+    hidden = decoder.hidden_packed(
+        rows.tokens, rows.positions, rows.segments, rows.branches, adapter, _remat(program.remat)
+    )
+    count = rows.targets.shape[0]
+    fitting = program.chunk_bytes // (4 * decoder.spec.vocab * count)
+    chunk = program.logit_chunk // count or max(16, fitting // 16 * 16)
+    return chunked_logprobs(
+        gather_hidden(hidden, rows.sources),
+        rows.targets,
+        rows.weights,
+        decoder.logits,
+        min(max(chunk, 1), rows.targets.shape[1]),
+        head_frozen=adapter is not None and not scoring,
+    )
+
+
+def _remat(policy: str) -> Callable | None:
+    if policy == "none":
+        return None
+    policies = jax.checkpoint_policies
+    saved = policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return partial(jax.checkpoint, policy=saved)
+
+
+def _by_sequence(logprobs: Array, rows: Rows) -> tuple[Array, Array]:
+    count = rows.sequences.shape[1]
+    sums = slot_sums(logprobs * rows.weights, rows.slots, count)
+    return sums, slot_sums(rows.weights, rows.slots, count)
+
+
+def _preferences(
+    config: DpoConfig, logprobs: Array, batch: Batch
+) -> tuple[Array, dict[str, Array]]:
+    """The loss and metrics of the pairs in a micro-batch, as sums over them / pairs of the step."""
+    pair = lambda x: x.reshape(x.shape[0], -1, 2)  # noqa: E731
+    policy, lengths = (pair(x) for x in _by_sequence(logprobs, batch.rows))
+    valid = (pair(batch.rows.sequences)[:, :, 0] >= 0).astype(jnp.float32)
+    result = preference_loss(policy, pair(batch.reference), lengths, config)
+    mean = lambda x: jnp.sum(x * valid) / batch.total  # noqa: E731
+    margin = result.chosen_reward - result.rejected_reward
+    preference, nll = mean(result.loss), mean(result.nll)
+    loss = preference + config.nll_weight * nll if config.nll_weight else preference
+    return loss, {
+        "loss": loss,
+        "preference_loss": preference,
+        "nll": nll,
+        "accuracy": mean((margin > 0).astype(jnp.float32)),
+        "ties": mean((margin == 0).astype(jnp.float32)),
+        "margin": mean(margin),
+        "chosen_reward": mean(result.chosen_reward),
+        "rejected_reward": mean(result.rejected_reward),
+        "pairs": jnp.sum(valid),
+    }
