@@ -472,7 +472,7 @@ def test_a_resumed_series_replaces_what_it_computes_again_and_nothing_else(run):
     with open(run.metrics, "ab") as file:
         file.write(b'{"torn')
     with Metrics(run) as metrics:
-        series = metrics.series("train", 0, "generator", "sft", start=3)
+        series = metrics.series("train", 0, "generator", "sft")
         for step in range(3, 6):
             series.log(step, loss=10.0 + step, margin=float("nan"))
     lines = [line for line in read_lines(run.metrics) if line["role"] == "generator"]

@@ -1,8 +1,8 @@
 """Every logged number: one line of metrics.jsonl, one TensorBoard point, a tracker if asked for.
 
-Rule on resuming: a step that is computed again is logged again, and its old line goes. So a series
-(one stage, round, role and phase) is opened at the step it starts or goes on from; its lines at
-that step and beyond are dropped, in TensorBoard too, and all other lines stay.
+Rule on resuming: a step that is computed again is logged again, and its old line goes. So the first
+step a process logs in a series (one stage, round, role and phase) drops that series' older lines at
+that step and beyond, in TensorBoard too; all other lines stay.
 """
 
 from __future__ import annotations
@@ -25,35 +25,18 @@ class Metrics:
 
     def __init__(self, run: RunDir, tracker: str | None = None):
         self._run = run
-        self._writers: list[Any] = []
+        self._writers: dict[str, Any] = {}
         recover(run.metrics)
         self._tracker = _start_tracker(tracker, run) if tracker else None
 
     def series(
-        self,
-        stage: str,
-        round: int = 0,
-        role: str | None = None,
-        phase: str | None = None,
-        start: int = 0,
+        self, stage: str, round: int = 0, role: str | None = None, phase: str | None = None
     ) -> Series:
-        """Opens a series that is about to log step `start` and what follows."""
-        from tensorboardX import SummaryWriter
-
-        key = {"stage": stage, "round": round, "role": role, "phase": phase}
-        self._drop(key, start)
-        # A folder a series: TensorBoard purges resumed steps by folder, and compares roles by it.
-        name = "/".join(part for part in (stage, f"{round:03d}", role, phase) if part)
-        writer = SummaryWriter(
-            str(self._run.events / name),
-            purge_step=start,
-            filename_suffix=f".{secrets.token_hex(4)}",  # its own names repeat within a second
-        )
-        self._writers.append(writer)
-        return Series(self._run, key, name, writer, self._tracker)
+        """The series of these four names, to log to at rising steps."""
+        return Series(self, {"stage": stage, "round": round, "role": role, "phase": phase})
 
     def close(self) -> None:
-        for writer in self._writers:
+        for writer in self._writers.values():
             writer.close()
         if self._tracker:
             self._tracker.finish()
@@ -64,38 +47,56 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _drop(self, key: dict[str, Any], start: int) -> None:
+    def write(self, series: Series, step: int, numbers: dict[str, float]) -> None:
+        """What `Series.log` does."""
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        line = {"time": time.time(), **series.key, "step": step, **dict.fromkeys(numbers), **finite}
+        if series.name not in self._writers:
+            self._drop(series, step)
+            self._writers[series.name] = self._open_events(series, step)
+        # Not flushed to the disk: a lost line costs a point of a curve, a flush costs every step.
+        append_lines(self._run.metrics, [line], durable=False)
+        for name, value in finite.items():
+            self._writers[series.name].add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.log({f"{series.name}/{name}": value for name, value in finite.items()})
+
+    def _drop(self, series: Series, start: int) -> None:
         if not self._run.metrics.exists():
             return
         lines = list(read_lines(self._run.metrics))
-        kept = [
-            line for line in lines if not (key.items() <= line.items() and line["step"] >= start)
-        ]
+        key = series.key.items()
+        kept = [line for line in lines if line.get("step", 0) < start or not key <= line.items()]
         if len(kept) < len(lines):
             write_bytes(self._run.metrics, b"".join(map(encode, kept)))
+
+    def _open_events(self, series: Series, start: int) -> Any:
+        from tensorboardX import SummaryWriter
+
+        # A folder a series: TensorBoard purges resumed steps by folder, and compares roles by it.
+        return SummaryWriter(
+            str(self._run.events / series.name),
+            purge_step=start,
+            filename_suffix=f".{secrets.token_hex(4)}",  # its own names repeat within a second
+        )
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve per number: logs at rising steps. Made by `Metrics.series`."""
+    """One curve per number. Made by `Metrics.series`."""
 
-    run: RunDir
+    metrics: Metrics
     key: dict[str, Any]
-    name: str
-    writer: Any
-    tracker: Any
+
+    @property
+    def name(self) -> str:
+        """As a path: `train/000/generator/sft`."""
+        parts = (f"{part:03d}" if isinstance(part, int) else part for part in self.key.values())
+        return "/".join(part for part in parts if part)
 
     def log(self, step: int, **numbers: float) -> None:
         """Logs `numbers` at `step`. NaN and infinity, which JSON lacks, become null."""
-        floats = {name: float(value) for name, value in numbers.items()}
-        finite = {name: value for name, value in floats.items() if math.isfinite(value)}
-        line = {"time": time.time(), **self.key, "step": step, **dict.fromkeys(floats), **finite}
-        # Not flushed to the disk: a lost line costs a point of a curve, a flush costs every step.
-        append_lines(self.run.metrics, [line], durable=False)
-        for name, value in finite.items():
-            self.writer.add_scalar(name, value, step)
-        if self.tracker:
-            self.tracker.log({f"{self.name}/{name}": value for name, value in finite.items()})
+        self.metrics.write(self, step, {name: float(value) for name, value in numbers.items()})
 
 
 def _start_tracker(name: str, run: RunDir) -> Any:
