@@ -8,6 +8,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "load_model": "malt_jax.models.model",
     "Model": "malt_jax.models.model",
+    "search": "malt_jax.tree.search",
+    "Forest": "malt_jax.tree.records",
+    "Question": "malt_jax.tasks.base",
+    "Task": "malt_jax.tasks.base",
+    "Pipeline": "malt_jax.pipeline",
 }
 """Public name -> the module it lives in; `malt --help` needs none of it."""
 

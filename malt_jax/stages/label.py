@@ -72,8 +72,8 @@ def _refuse_repeats(records: list[dict[str, Any]]) -> None:
     repeated = [question for question, times in seen.items() if times > 1]
     if repeated:
         raise UserError(
-            f"rounds/*/trees: {', '.join(repeated[:5])} stand{'s' if len(repeated) == 1 else ''} in "
-            "the trees twice; join only shards of one search."
+            f"rounds/*/trees: more than one tree of {', '.join(repeated[:5])}; join only shards of "
+            "one search."
         )
 
 
