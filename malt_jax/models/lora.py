@@ -96,10 +96,8 @@ def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
     flat = dict(nnx.to_flat_state(params))
     stacked = ("layers", "q", "kernel") in flat
     adapter = stack_adapter(adapter) if stacked else unstack_adapter(adapter)
-    layers = (
-        [((), adapter.layers)] if stacked else [((i,), x) for i, x in enumerate(adapter.layers)]
-    )
-    for index, targets in layers:
+    layers = {(): adapter.layers} if stacked else {(i,): x for i, x in enumerate(adapter.layers)}
+    for index, targets in layers.items():
         for target, pair in targets.items():
             path = ("layers", *index, target, "kernel")
             kernel = flat[path][...]
@@ -127,27 +125,19 @@ def with_dropout(adapter: Adapter, rate: float, key: Array) -> Adapter:
 
     The draw travels with the pairs as further leaves, so recomputation under remat repeats it.
     """
-    adding = {"keep": jnp.float32(1.0 - rate)}
-
-    def dropped(layer: dict[str, dict[str, Array]], key: Array) -> dict[str, dict[str, Array]]:
-        keys = jax.random.split(key, len(layer))
-        return {t: {**pair, **adding, "key": keys[i]} for i, (t, pair) in enumerate(layer.items())}
-
-    if not adapter.stacked:
-        keys = jax.random.split(key, len(adapter.layers))
-        return replace(
-            adapter, layers=[dropped(x, k) for x, k in zip(adapter.layers, keys, strict=True)]
+    stacked = adapter.stacked
+    layers = [adapter.layers] if stacked else adapter.layers
+    depth = len(jax.tree.leaves(adapter.layers)[0]) if stacked else len(layers)
+    keys = jax.random.split(key, (depth, len(layers[0])))
+    keep = jnp.full((depth,), 1.0 - rate, jnp.float32)
+    marked = []
+    for i, layer in enumerate(layers):
+        at = slice(None) if stacked else i
+        draws = [{"key": keys[at, j], "keep": keep[at]} for j in range(len(layer))]
+        marked.append(
+            {t: pair | draw for (t, pair), draw in zip(layer.items(), draws, strict=True)}
         )
-    depth = len(jax.tree.leaves(adapter.layers)[0])
-    adding = {"keep": jnp.full((depth,), 1.0 - rate, jnp.float32)}
-    keys = jax.vmap(lambda k: jax.random.split(k, len(adapter.layers)))(
-        jax.random.split(key, depth)
-    )
-    layers = {
-        t: {**pair, **adding, "key": keys[:, i]}
-        for i, (t, pair) in enumerate(adapter.layers.items())
-    }
-    return replace(adapter, layers=layers)
+    return replace(adapter, layers=marked[0] if stacked else marked)
 
 
 def lora_delta(

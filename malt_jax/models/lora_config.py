@@ -1,4 +1,4 @@
-"""An adapter's fields, apart from the code that builds one, so that reading a config needs no JAX."""
+"""An adapter's fields, apart from the code that builds one: reading a config needs no JAX."""
 
 from __future__ import annotations
 

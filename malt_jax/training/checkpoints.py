@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not count.
 
     FOLDER/NAME/state/      Orbax: one array a leaf, by its path in the tree
-    FOLDER/NAME/seal.json   {"facts": ..., "leaves": {path: [dtype, shape]}, "files": {file: SHA-256}}
+    FOLDER/NAME/seal.json   {"facts", "leaves": {path: [dtype, shape]}, "files": {file: SHA-256}}
 
 `seal.json` is written last and atomically, so a folder without one is a save that was cut short. It
 also covers what Orbax does not: a flipped bit, and a wrong dtype, which Orbax casts silently.
@@ -99,7 +99,7 @@ def load_trainable(path: Path, like: Tree) -> Tree:
     expected = "adapter" if isinstance(like, Adapter) else "full"
     if found["kind"] != expected:
         raise UserError(
-            f"{path}: holds {found['kind']} weights, not {expected}; check `train.full`."
+            f"{path}: holds {found['kind']} weights, not {expected}; give the `train.full` it has."
         )
     if not isinstance(like, Adapter):
         return restore(path, like)

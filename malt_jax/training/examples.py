@@ -103,7 +103,7 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
 def epoch_order(
     examples: Sequence[Example], seed: int, epoch: int, *, siblings_together: bool = False
 ) -> list[int]:
-    """The order of one epoch: a seeded shuffle in which every stretch mixes roles as the whole does.
+    """One epoch's order: a seeded shuffle in which every stretch mixes roles as the whole does.
 
     Each role's examples are shuffled and spread evenly over the epoch (the i-th of n at
     (i + 1/2) / n), so that with shared weights no batch belongs to one role. With one role it is a

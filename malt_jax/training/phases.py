@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.data.packing import share_prompts
+from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
 from malt_jax.training.config import DpoConfig, SftConfig
@@ -146,6 +147,8 @@ class _Data:
             order = [train[i] for i in order]
             size = config.batch_size
             self.batches += [order[i : i + size] for i in range(0, len(order), size)]
+        if not self.batches:
+            raise UserError(f"no example to train on is left of {len(examples)}: {self.counts}.")
         self.plan = self._plan(self.batches)
         self.held_plan = self._plan([self.held] if self.held else [])
 

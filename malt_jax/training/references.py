@@ -1,4 +1,4 @@
-"""The reference's log-probabilities: computed once a round, kept beside the data, never mixed up."""
+"""The reference's log-probabilities: computed once a round, stored, and never mixed up."""
 
 from __future__ import annotations
 
