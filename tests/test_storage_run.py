@@ -406,6 +406,29 @@ def test_names_cannot_leave_the_run(run, name):
     assert run.eval("malt@3+sa_9").parent == run.path / "eval"
 
 
+def test_a_run_withdrawn_before_it_held_anything_leaves_no_trace(tmp_path):
+    path = tmp_path / "a" / "b" / "run"
+    with RunDir.open(path, CONFIG, "malt run") as run:
+        run.withdraw()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with RunDir.open(tmp_path / "mine", CONFIG, "malt run") as run:
+        run.withdraw()
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+
+
+def test_a_run_that_holds_something_is_never_withdrawn(run, tmp_path):
+    run.withdraw()  # begun here, but full
+    run.close()
+    with RunDir.open(run.path, CONFIG, "malt run") as again:
+        again.withdraw()
+    manifest.verify(run)
+    RunDir.open(tmp_path / "empty", CONFIG, "malt run").close()
+    with RunDir.open(tmp_path / "empty", CONFIG, "malt run") as again:
+        again.withdraw()  # empty, but begun by an earlier command
+    assert (tmp_path / "empty" / manifest.NAME).exists()
+
+
 def test_a_read_only_place_is_a_sentence(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -467,14 +490,14 @@ def test_a_resumed_series_replaces_what_it_computes_again_and_nothing_else(run):
         other = metrics.series("train", 0, "refiner", "sft")
         series = metrics.series("train", 0, "generator", "sft")
         for step in range(5):
-            other.log(step, loss=9.0)
-            series.log(step, loss=float(step))
+            other.log(step, {"loss": 9.0})
+            series.log(step, {"loss": float(step)})
     with open(run.metrics, "ab") as file:
         file.write(b'{"torn')
     with Metrics(run) as metrics:
         series = metrics.series("train", 0, "generator", "sft")
         for step in range(3, 6):
-            series.log(step, loss=10.0 + step, margin=float("nan"))
+            series.log(step, {"loss": 10.0 + step, "margin": float("nan")})
     lines = [line for line in read_lines(run.metrics) if line["role"] == "generator"]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
     assert [line["loss"] for line in lines] == [0, 1, 2, 13, 14, 15]
@@ -492,7 +515,7 @@ def test_a_tracker_gets_the_numbers_and_a_missing_one_is_named(run, monkeypatch)
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with Metrics(run, tracker="wandb") as metrics:
-        metrics.series("eval").log(0, accuracy=0.5)
+        metrics.series("eval").log(0, {"accuracy": 0.5})
     assert calls[0]["name"] == "run" and calls[1] == {"eval/000/accuracy": 0.5}
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(UserError, match="pip install trackio"):

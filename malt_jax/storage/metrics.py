@@ -11,6 +11,7 @@ import importlib
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,9 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, series: Series, step: int, numbers: dict[str, float]) -> None:
+    def write(self, series: Series, step: int, numbers: Mapping[str, float]) -> None:
         """What `Series.log` does."""
+        numbers = {name: float(value) for name, value in numbers.items()}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         line = {"time": time.time(), **series.key, "step": step, **dict.fromkeys(numbers), **finite}
         if series.name not in self._writers:
@@ -94,9 +96,9 @@ class Series:
         parts = (f"{part:03d}" if isinstance(part, int) else part for part in self.key.values())
         return "/".join(part for part in parts if part)
 
-    def log(self, step: int, **numbers: float) -> None:
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs `numbers` at `step`. NaN and infinity, which JSON lacks, become null."""
-        self.metrics.write(self, step, {name: float(value) for name, value in numbers.items()})
+        self.metrics.write(self, step, numbers)
 
 
 def _start_tracker(name: str, run: RunDir) -> Any:

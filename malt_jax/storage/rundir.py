@@ -9,7 +9,8 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ _ABSENT = object()
 class RunDir:
     """One run on disk. Use it as a context manager: leaving it lets another process write."""
 
-    def __init__(self, path: Path, lock: RunLock | None):
+    def __init__(
+        self, path: Path, lock: RunLock | None, is_new: bool = False, folders: Sequence[Path] = ()
+    ):
         self.path, self._lock = path, lock
+        self._is_new, self._folders = is_new, folders  # of `withdraw`
 
     @classmethod
     def open(
@@ -51,12 +55,14 @@ class RunDir:
         path, text = Path(os.path.abspath(path)), _to_yaml(config)
         with explained(path):
             _refuse_foreign(path, text)
+            folders = [folder for folder in (path, *path.parents) if not folder.exists()]
             make_folder(path)
             lock = RunLock(path, command)
             try:
                 _refuse_foreign(path, text)  # again: now nobody else can write
                 clean_leftovers(path)
-                if (path / manifest.NAME).exists():
+                is_new = not (path / manifest.NAME).exists()
+                if not is_new:
                     _refuse_other_config(path, config, free)
                     _note_other_versions(path)
                 else:
@@ -67,7 +73,17 @@ class RunDir:
             except BaseException:
                 lock.release()
                 raise
-        return cls(path, lock)
+        return cls(path, lock, is_new, folders)
+
+    @classmethod
+    def check(
+        cls, path: str | os.PathLike, config: dict[str, Any], *, free: Collection[str] = ()
+    ) -> None:
+        """Raises what `open` would for this folder and config, and writes nothing."""
+        path = Path(os.path.abspath(path))
+        _refuse_foreign(path, _to_yaml(config))
+        if (path / manifest.NAME).exists():
+            _refuse_other_config(path, config, free)
 
     @classmethod
     def existing(cls, path: str | os.PathLike) -> RunDir:
@@ -78,9 +94,32 @@ class RunDir:
         manifest.load(path)
         return cls(path, None)
 
+    def withdraw(self) -> None:
+        """Takes a run away again that this object began and that still holds nothing.
+
+        So a command that is refused right after opening leaves no folder behind.
+        """
+        # In this order: cut short at any point, what is left can be opened again.
+        own = [manifest.TWIN, manifest.NAME, "config.yaml", ".lock"]
+        if self._is_new and {entry.name for entry in self.path.iterdir()} <= set(own):
+            for name in own:
+                (self.path / name).unlink(missing_ok=True)
+            for folder in self._folders:
+                with suppress(OSError):  # somebody else has begun to use it
+                    folder.rmdir()
+
     def close(self) -> None:
         if self._lock:
             self._lock.release()
+
+    def withdraw(self) -> None:
+        """Removes a run that holds nothing yet, so that refused input leaves nothing behind."""
+        ours = {"config.yaml", manifest.NAME, manifest.TWIN, ".lock"}
+        if {entry.name for entry in self.path.iterdir()} <= ours:
+            # In this order, because a config.yaml alone is a run whose creation was cut short.
+            for name in (manifest.TWIN, manifest.NAME, "config.yaml", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
 
     def __enter__(self) -> RunDir:
         return self
