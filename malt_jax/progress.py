@@ -1,25 +1,199 @@
-"""What a running command says on standard error: a live line on a terminal, plain lines elsewhere."""
+"""What a running command says on standard error: a live panel on a terminal, plain lines elsewhere.
+
+Results never come here: they go to standard output. Texts may come from models and files, so
+control characters in them are written out and markup in them is not interpreted.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from malt_jax.escape import one_line
+
+Source = Callable[[], Mapping[str, Any]]
+"""Current figures of something at work, by name: the sampler's `stats.as_dict`."""
+EVERY = 5.0
+"""Seconds between two plain lines about one stage, at least."""
+
+
+def open_progress(quiet: bool = False, command: str = "run") -> Progress:
+    """The progress that suits standard error: nothing, a live panel, or plain lines."""
+    if not quiet and sys.stderr.isatty():
+        return Dashboard(command)
+    return Progress(quiet)
+
+
+@dataclass
+class Task:
+    """How far one stage is."""
+
+    stage: str
+    done: int
+    total: int
+    started: float
+    """When it was first heard of, and at how many."""
+    first: int
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def seconds_left(self, now: float) -> float | None:
+        """At the pace so far; None before there is a pace."""
+        if self.done <= self.first or self.done >= self.total:
+            return None
+        return (now - self.started) * (self.total - self.done) / (self.done - self.first)
 
 
 class Progress:
-    """Says what is being done. `quiet` says nothing. Results never come here: they go to stdout."""
+    """Plain lines. `quiet` says nothing. A context manager: leaving it ends what is live."""
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.perf_counter):
         self.quiet = quiet
-        self.started = time.perf_counter()
+        self.clock = clock
+        self.started = clock()
+        self.task: Task | None = None
+        self._source: Source = dict
+        self._said = -EVERY
 
     def note(self, text: str) -> None:
         """One line about something that happened."""
         if not self.quiet:
-            print(f"[{time.perf_counter() - self.started:6.1f} s] {text}", file=sys.stderr, flush=True)
+            elapsed = self.clock() - self.started
+            print(f"[{elapsed:6.1f} s] {one_line(text)}", file=sys.stderr, flush=True)
 
     def update(self, stage: str, done: int, total: int, **numbers: Any) -> None:
-        """How far a stage is, with whatever numbers describe it."""
-        shown = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in numbers.items())
-        self.note(f"{stage}: {done}/{total}" + (f", {shown}" if shown else ""))
+        """How far a stage is, with whatever numbers describe it; called as often as one likes.
+
+        Numbers that come as text are shown as they are, others with three digits.
+        """
+        now = self.clock()
+        new = self.task is None or self.task.stage != stage
+        if new:
+            self.task = Task(stage, done, total, now, done)
+        self.task.done, self.task.total = done, total
+        self.task.numbers.update(numbers)
+        self._show(now, always=new or done >= total)
+
+    def watch(self, source: Source) -> None:
+        """Figures to show beside every update from now on; asked again each time."""
+        self._source = source
+
+    def figures(self) -> dict[str, str]:
+        """Everything known about the present stage, as names and texts."""
+        now, task = self.clock(), self.task
+        watched = dict(self._source())
+        shown: dict[str, str] = {}
+        if tokens := watched.get("tokens_generated"):
+            seconds = watched["prefill_seconds"] + watched["decode_seconds"]
+            shown["tokens/s"] = f"{tokens / seconds:,.0f}" if seconds else "-"
+            shown["padding waste"] = f"{watched['padding_waste']:.1%}"
+        if task is not None:
+            shown |= {k.replace("_", " "): _number(v) for k, v in task.numbers.items()}
+        if memory := _memory(computing=bool(watched)):
+            shown["memory"] = f"{memory / 1e9:.2f} GB"
+        left = task.seconds_left(now) if task else None
+        if left is not None:
+            shown["left"] = duration(left)
+        return shown
+
+    def close(self) -> None:
+        """Ends what is live; noting goes on as plain lines."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show(self, now: float, always: bool) -> None:
+        if self.quiet or not (always or now - self._said >= EVERY):
+            return
+        self._said = now
+        task = self.task
+        assert task is not None
+        shown = "".join(f", {name} {text}" for name, text in self.figures().items())
+        self.note(f"{task.stage}: {task.done:,}/{task.total:,}{shown}")
+
+
+class Dashboard(Progress):
+    """A few live lines at the foot of the terminal; notes scroll by above them."""
+
+    def __init__(self, command: str, clock: Callable[[], float] = time.perf_counter, console=None):
+        from rich.console import Console
+        from rich.live import Live
+
+        super().__init__(clock=clock)
+        self.command = command
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live = Live(
+            get_renderable=self.panel,
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,  # results keep going to standard output
+        )
+        self._live.start()
+
+    def note(self, text: str) -> None:
+        from rich.text import Text
+
+        elapsed = self.clock() - self.started
+        self.console.print(Text(f"{duration(elapsed):>8}  ", style="dim") + Text(one_line(text)))
+
+    def panel(self) -> Any:
+        """The live lines: command and time, the stage's bar, its figures."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        elapsed = duration(self.clock() - self.started)
+        head = Text.assemble((f"malt {self.command}", "bold"), (f"  {elapsed}", "dim"))
+        if self.task is None:
+            return head
+        task = self.task
+        line = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=max(task.total, 1), completed=task.done, width=30)
+        count = f"{task.done:,}/{task.total:,}"
+        line.add_row(head, Text(one_line(task.stage)), bar, Text(count))
+        figures = "  ·  ".join(f"{name} {text}" for name, text in self.figures().items())
+        return Group(line, Text(one_line(figures), style="dim"))
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _show(self, now: float, always: bool) -> None:
+        """Nothing to do: the panel is drawn anew four times a second."""
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:31`, `3:12:31`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _memory(computing: bool) -> int | None:
+    """Bytes in use now: on the first device where that is an accelerator, else by this process.
+
+    `computing`: JAX is at work, so that asking it starts nothing. None where nobody says.
+    """
+    if computing:
+        import jax
+
+        if found := jax.local_devices()[0].memory_stats():
+            return found.get("bytes_in_use")
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None

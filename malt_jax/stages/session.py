@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from malt_jax.sampling.engine import Sampler
     from malt_jax.storage.metrics import Metrics
     from malt_jax.tasks.base import Question, Task
+    from malt_jax.training.step import Trainable
     from malt_jax.tree.roles import Pipeline
 
 
 class Session:
     """A config at work on a run directory."""
 
-    def __init__(self, config: Config, run: RunDir, progress: Progress):
-        self.config, self.run, self.progress = config, run, progress
+    def __init__(self, config: Config, run: RunDir | None, progress: Progress):
+        """`run` may be None, and be set later, while only questions and prompts are looked at."""
+        self.config, self.progress = config, progress
+        self.run: RunDir = run  # type: ignore[assignment]
 
     @cached_property
     def task(self) -> Task:
@@ -96,6 +99,19 @@ class Session:
     @cached_property
     def context(self) -> int:
         return self.model.spec.context
+
+    def fresh_weights(self, name: str) -> Trainable:
+        """What a trainee begins with: an adapter that changes nothing yet, or the base itself."""
+        if self.config.train.full:
+            return self.model.params
+        import jax
+
+        from malt_jax.models.lora import init_adapter
+        from malt_jax.tree.keys import node_key
+
+        key = jax.random.wrap_key_data(node_key(self.config.seed, "adapter", name))
+        stacked = self.config.model.stacked
+        return init_adapter(self.model.spec, self.config.train.lora, key, stacked=stacked)
 
     @cached_property
     def metrics(self) -> Metrics:

@@ -9,8 +9,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,8 @@ _ABSENT = object()
 class RunDir:
     """One run on disk. Use it as a context manager: leaving it lets another process write."""
 
-    def __init__(
-        self, path: Path, lock: RunLock | None, is_new: bool = False, folders: Sequence[Path] = ()
-    ):
+    def __init__(self, path: Path, lock: RunLock | None):
         self.path, self._lock = path, lock
-        self._is_new, self._folders = is_new, folders  # of `withdraw`
 
     @classmethod
     def open(
@@ -55,14 +51,12 @@ class RunDir:
         path, text = Path(os.path.abspath(path)), _to_yaml(config)
         with explained(path):
             _refuse_foreign(path, text)
-            folders = [folder for folder in (path, *path.parents) if not folder.exists()]
             make_folder(path)
             lock = RunLock(path, command)
             try:
                 _refuse_foreign(path, text)  # again: now nobody else can write
                 clean_leftovers(path)
-                is_new = not (path / manifest.NAME).exists()
-                if not is_new:
+                if (path / manifest.NAME).exists():
                     _refuse_other_config(path, config, free)
                     _note_other_versions(path)
                 else:
@@ -73,7 +67,7 @@ class RunDir:
             except BaseException:
                 lock.release()
                 raise
-        return cls(path, lock, is_new, folders)
+        return cls(path, lock)
 
     @classmethod
     def check(
@@ -93,20 +87,6 @@ class RunDir:
             raise UserError(f"{path}: not a run directory: it has no {manifest.NAME}.")
         manifest.load(path)
         return cls(path, None)
-
-    def withdraw(self) -> None:
-        """Takes a run away again that this object began and that still holds nothing.
-
-        So a command that is refused right after opening leaves no folder behind.
-        """
-        # In this order: cut short at any point, what is left can be opened again.
-        own = [manifest.TWIN, manifest.NAME, "config.yaml", ".lock"]
-        if self._is_new and {entry.name for entry in self.path.iterdir()} <= set(own):
-            for name in own:
-                (self.path / name).unlink(missing_ok=True)
-            for folder in self._folders:
-                with suppress(OSError):  # somebody else has begun to use it
-                    folder.rmdir()
 
     def close(self) -> None:
         if self._lock:

@@ -1,0 +1,89 @@
+"""`malt ask`: a trained pipeline at work in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from malt_jax.commands.command import Argument, Command, Invocation, Option
+from malt_jax.errors import UserError
+from malt_jax.escape import one_line, visible
+
+if TYPE_CHECKING:
+    from malt_jax.pipeline import Answer, Pipeline
+
+
+def run(invocation: Invocation) -> None:
+    options = invocation.options
+    from malt_jax.pipeline import Pipeline
+
+    pipeline = Pipeline.load(options.run)
+    if options.question is not None:
+        _ask(pipeline, options.question, options.votes, options.seed)
+        return
+    for question in _lines():
+        try:
+            _ask(pipeline, question, options.votes, options.seed)
+        except UserError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(f"malt: {visible(str(error))}", file=sys.stderr)
+
+
+def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise UserError(f"the question is not text in UTF-8: {one_line(question)[:60]}")
+    heard: tuple[int, str] | None = None
+
+    def on_text(draw: int, role: str, text: str) -> None:
+        nonlocal heard
+        if heard != (draw, role):
+            print("" if heard is None else "\n")
+            print(f"[{draw + 1}/{votes}] {role}")
+            heard = (draw, role)
+        print(visible(text), end="", flush=True)
+
+    answer = pipeline.ask(question, votes=votes, seed=seed, on_text=on_text)
+    print("\n")
+    print(vote(answer), flush=True)
+
+
+def vote(answer: Answer) -> str:
+    """The draws' predictions and what they come to."""
+    each = ", ".join("no answer" if v is None else one_line(v) for v in answer.votes)
+    final = "no answer" if answer.prediction is None else one_line(answer.prediction)
+    return f"answer: {final}" if len(answer.votes) == 1 else f"votes: {each}\nanswer: {final}"
+
+
+def _lines() -> Iterator[str]:
+    """Questions a user types, or those of a file on standard input, one a line."""
+    if sys.stdin.isatty():
+        print("One question a line; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        if sys.stdin.isatty():
+            print("? ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError:
+            raise UserError("standard input is not text in UTF-8; convert it first.") from None
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+COMMAND = Command(
+    name="ask",
+    summary="answers with a trained run's pipeline, each turn as it is written",
+    about="Runs the roles one after the other, several times, and takes the majority vote. "
+    "Without a question it reads lines, from the terminal or a pipe.",
+    run=run,
+    arguments=(Argument("question", "What to ask, in quotes.", required=False),),
+    options=(
+        Option("--run", "The trained run.", "DIR", required=True),
+        Option("--votes", "Draws of the whole pipeline that vote.", "N", 3, int),
+        Option("--seed", "Of the draws; default: the run's.", "N", None, int),
+    ),
+    examples=('malt ask "7*x+15=351" --run runs/quickstart',),
+)

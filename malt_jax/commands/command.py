@@ -1,0 +1,197 @@
+"""What a command of `malt` is: its words, its flags, its help, and the reading of them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from malt_jax.errors import UserError
+
+LEFT = 32
+"""Columns of the left half of help."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag of a command itself; without a `value` it is a switch."""
+
+    flag: str
+    help: str
+    value: str = ""
+    default: Any = None
+    read: Callable[[str], Any] = str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A word of the command line that is no flag."""
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of a command: its own words and flags, and those left for the config's fields."""
+
+    command: Command
+    options: argparse.Namespace
+    fields: list[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. `run` prints results on standard output; failures are exceptions."""
+
+    name: str
+    summary: str
+    """One line, for the list of commands."""
+    about: str
+    """A few lines, for its own help."""
+    run: Callable[[Invocation], None]
+    arguments: tuple[Argument, ...] = ()
+    options: tuple[Option, ...] = ()
+    fields: tuple[str, ...] = ()
+    """Config fields its help shows; a command without any takes no config."""
+    examples: tuple[str, ...] = ()
+
+    @property
+    def takes_config(self) -> bool:
+        return bool(self.fields)
+
+    @property
+    def usage(self) -> str:
+        words = ["malt", self.name]
+        for argument in self.arguments:
+            word = "|".join(argument.choices) or argument.name.upper()
+            words.append(word if argument.required else f"[{word}]")
+        for option in () if self.takes_config else self.options:
+            word = f"{option.flag} {option.value}".strip()
+            words.append(word if option.required else f"[{word}]")
+        if self.takes_config:
+            words.append("--config FILE.yaml [--FIELD VALUE ...]")
+        return " ".join(words)
+
+    @property
+    def own_options(self) -> tuple[Option, ...]:
+        """Its flags with those every command of its kind has."""
+        config = Option("--config", "The YAML file with the run's fields.", "FILE")
+        return (config, *self.options) if self.takes_config else self.options
+
+
+CONFIG_FLAGS = (
+    Option("--output-dir", "The run directory; one of the same config is continued.", "DIR"),
+    Option("--quiet", "No progress on standard error."),
+)
+"""Fields of the config that read like flags of every command that works on a run."""
+
+
+def parse(command: Command, words: Sequence[str]) -> Invocation:
+    """Splits the words after a command's name; raises UserError for words it does not know."""
+    parser = _Parser(prog=f"malt {command.name}", add_help=False, allow_abbrev=False)
+    for argument in command.arguments:
+        parser.add_argument(
+            argument.name,
+            choices=argument.choices or None,
+            nargs=None if argument.required else "?",
+        )
+    for option in command.own_options:
+        if option.value:
+            parser.add_argument(
+                option.flag, default=option.default, type=option.read, required=option.required
+            )
+        else:
+            parser.add_argument(option.flag, action="store_true")
+    options, rest = parser.parse_known_args(list(words))
+    if rest and not command.takes_config:
+        raise UserError(_unexpected(command, rest[0], ()))
+    if command.takes_config:
+        _refuse_unknown_fields(command, rest)
+    return Invocation(command, options, rest)
+
+
+def help_text(command: Command, field_lines: Callable[[Iterable[str], int], list[str]]) -> str:
+    """The help of one command. `field_lines` prints config fields by name, at a width."""
+    width = screen_width()
+    lines = [f"malt {command.name}: {command.summary}", "", f"  {command.usage}", ""]
+    lines += textwrap.wrap(command.about, width, break_on_hyphens=False)
+    if command.arguments:
+        lines += ["", "Arguments"]
+        for argument in command.arguments:
+            lines += row(f"  {argument.name.upper()}", argument.help, width)
+    shown = command.own_options + (CONFIG_FLAGS if command.takes_config else ())
+    if shown:
+        lines += ["", "Flags"]
+        for option in shown:
+            default = "" if option.default is None else f" [{option.default}]"
+            lines += row(f"  {option.flag} {option.value}", option.help + default, width)
+    if command.takes_config:
+        lines += ["", "Fields that matter here, with [defaults]; `malt fields` lists all of them"]
+        lines += field_lines(command.fields, width)
+    lines += ["", "Example" if len(command.examples) == 1 else "Examples"]
+    lines += [f"  {example}" for example in command.examples]
+    return "\n".join(lines)
+
+
+def row(left: str, right: str, width: int, column: int = LEFT) -> list[str]:
+    """One entry of help in two columns; a long left half has its line to itself."""
+    wrapped = textwrap.wrap(right, width - column, break_on_hyphens=False) or [""]
+    indented = [" " * column + line for line in wrapped]
+    if len(left) >= column:
+        return [left.rstrip(), *indented]
+    return [(left.ljust(column) + wrapped[0]).rstrip(), *indented[1:]]
+
+
+def screen_width() -> int:
+    """Columns to print help in: those of the terminal, within what is pleasant to read."""
+    return min(max(shutil.get_terminal_size((100, 40)).columns, 60), 100)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.removeprefix("malt ")
+        raise UserError(f"{name}: {message}; see `{self.prog} --help`.")
+
+
+def _refuse_unknown_fields(command: Command, rest: Sequence[str]) -> None:
+    """Names a flag that is neither the command's nor under a section of the config.
+
+    What is wrong below a section, the reading of the config says.
+    """
+    from malt_jax.config import Config
+    from malt_jax.settings import field_types
+
+    sections = field_types(Config)
+    previous = ""
+    for word in rest:
+        if word.startswith("--") and len(word) > 2:
+            name = word[2:].partition("=")[0].replace("-", "_")
+            if name.split(".")[0] not in sections:
+                raise UserError(_unexpected(command, word.partition("=")[0], sections))
+        elif not previous.startswith("--") or "=" in previous:
+            raise UserError(_unexpected(command, word, ()))
+        previous = word
+
+
+def _unexpected(command: Command, word: str, sections: Iterable[str]) -> str:
+    flags = [option.flag for option in (*command.own_options, *CONFIG_FLAGS)]
+    flags += [f"--{name.replace('_', '-')}" for name in sections]
+    hint = nearest(word, flags) if word.startswith("--") else ""
+    return (
+        f"{command.name}: {word!r} is not a flag, field or argument here.{hint} "
+        f"See `malt {command.name} --help`."
+    )

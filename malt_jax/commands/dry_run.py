@@ -1,0 +1,146 @@
+"""`--dry-run`: what a command would do, read from everything it would read, written nowhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from malt_jax.commands.command import Invocation
+from malt_jax.commands.launch import check_model, check_questions, look, read_config
+from malt_jax.escape import one_line, visible
+
+if TYPE_CHECKING:
+    from malt_jax.config import Config
+    from malt_jax.models.spec import ModelSpec
+    from malt_jax.models.tokenizer import Tokenizer
+    from malt_jax.stages.session import Session
+
+
+def describe(invocation: Invocation) -> str:
+    """The whole account as text; raises UserError for what the command would refuse."""
+    from malt_jax.config import CANNOT_CHANGE_RESULTS
+    from malt_jax.progress import Progress
+    from malt_jax.settings import to_dict
+    from malt_jax.storage.rundir import RunDir
+
+    config = read_config(invocation)
+    session = look(config, Progress(quiet=True))
+    RunDir.check(config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS)
+    check_questions(session)
+    spec, tokenizer = check_model(config)
+    lines = [
+        f"malt {invocation.command.name} would do this. Nothing was written.",
+        "",
+        *_run(config),
+        *_model(config, spec, tokenizer),
+        *_search(session),
+        *_training(config),
+        *_systems(session),
+        *_prompts(session, spec, tokenizer),
+    ]
+    return "\n".join(lines)
+
+
+def _run(config: Config) -> Iterator[str]:
+    from pathlib import Path
+
+    from malt_jax.storage import manifest
+
+    yield f"run directory: {Path(config.output_dir).absolute()}"
+    if Path(config.output_dir, manifest.NAME).exists():
+        stages = manifest.load(config.output_dir)["stages"]
+        done = [name for name, stage in stages.items() if stage["done"]]
+        begun = [name for name, stage in stages.items() if not stage["done"]]
+        yield f"  it is there already; finished: {', '.join(done) or 'nothing'}"
+        if begun:
+            yield f"  begun: {', '.join(begun)}"
+    else:
+        yield "  it would be made"
+
+
+def _model(config: Config, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:
+    chat = "its chat template" if tokenizer.has_chat_template else "no chat template"
+    yield f"model: {one_line(config.model.path)}"
+    yield (
+        f"  {spec.family}, {spec.num_layers} layers of width {spec.d_model}, a context of "
+        f"{spec.context:,} tokens, a vocabulary of {spec.vocab:,}, {chat}"
+    )
+
+
+def _search(session: Session) -> Iterator[str]:
+    config, pipeline = session.config, session.pipeline
+    questions = len(session.train_questions)
+    branches = pipeline.branches
+    levels = [math.prod(branches[: depth + 1]) for depth in range(len(branches))]
+    yield f"task: {session.task.name}, {one_line(session.task.description)}"
+    yield f"  {questions:,} questions to search, {len(session.eval_questions):,} to evaluate on"
+    yield f"search: {config.rounds} round{'s' * (config.rounds > 1)}"
+    yield (
+        f"  {' + '.join(map(str, levels))} = {pipeline.calls} completions a question, "
+        f"{pipeline.calls * questions:,} a round; {levels[-1]} answers a question are graded"
+    )
+    for role in pipeline.roles:
+        own = role.config
+        yield (
+            f"  {own.name}: {own.branch} a prefix, temperature {own.temperature:g}, "
+            f"at most {own.max_new_tokens} tokens"
+        )
+    yield (
+        f"label: value by {config.search.backup}, positive above {config.search.threshold:g}; "
+        f"SFT on {config.data.sft}, pairs {config.data.pairs}, "
+        f"{config.data.pairs_per_prefix} a prefix"
+    )
+
+
+def _training(config: Config) -> Iterator[str]:
+    train = config.train
+    weights = "all weights" if train.full else f"LoRA of rank {train.lora.rank}"
+    whose = "one set for all roles" if config.sharing == "shared" else "each role its own"
+    yield f"train: {weights}, {whose}"
+    for role in config.pipeline.roles:
+        phases = {"none": "nothing", "sft": "SFT", "sft+dpo": "SFT, then DPO"}[role.train]
+        yield f"  {role.name}: {phases}"
+    for name, phase in (("SFT", train.sft), ("DPO", train.dpo)):
+        plural = "s" * (phase.epochs > 1)
+        beta = f", beta {train.dpo.beta:g}" if name == "DPO" else ""
+        yield (
+            f"  {name}: {phase.epochs} epoch{plural}, batch {phase.batch_size}, "
+            f"learning rate {phase.optim.learning_rate:g}{beta}"
+        )
+
+
+def _systems(session: Session) -> Iterator[str]:
+    from malt_jax.evaluation.systems import make_systems
+
+    systems = make_systems(session.config.eval, session.pipeline, session.task.templates)
+    yield f"eval: {len(systems)} systems against {session.config.eval.baseline}"
+    for system in systems:
+        turns = " ".join(f"{turn.role.name}:{turn.policy}" for turn in system.turns)
+        agents = f" x {system.agents} agents" if system.agents > 1 else ""
+        votes = ", ".join(map(str, system.votes))
+        yield f"  {one_line(system.name)}: {turns}{agents}; votes of {votes}"
+
+
+def _prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:
+    """The first question's prompt of each role; a turn that is still to be written is named."""
+    from malt_jax.tree.prompts import render
+
+    question = session.train_questions[0]
+    said: dict[str, str] = {}
+    for role in session.pipeline.roles:
+        prompt = render(
+            role.template,
+            question.text,
+            said,
+            tokenizer,
+            room=spec.context - role.config.max_new_tokens,
+            overflow=session.config.pipeline.overflow,
+            where=f"{question.id}, {role.name}",
+        )
+        text = tokenizer.render(prompt.text) if tokenizer.has_chat_template else prompt.text
+        tokens = f"{len(prompt.ids)} tokens" + (" without the turns before" if said else "")
+        yield ""
+        yield f"first prompt of the {role.name}, {tokens}:"
+        yield from (f"  | {line}" for line in visible(text).splitlines())
+        said[role.name] = f"[what the {role.name} says]"

@@ -1,0 +1,126 @@
+"""`malt init`: a commented config to start from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from malt_jax.commands.command import Argument, Command, Invocation, Option
+from malt_jax.commands.fields import config_fields
+from malt_jax.errors import UserError
+
+CHOSEN = (
+    *("model.path", "model.dtype", "task.name", "task.train_path", "task.eval_path"),
+    *("task.num_train", "task.num_eval", "task.grader", "search.backup", "search.threshold"),
+    *("search.block", "data.pairs", "data.pairs_per_prefix", "train.lora.rank"),
+    *("train.lora.alpha", "train.sft.epochs", "train.sft.batch_size"),
+    *("train.sft.optim.learning_rate", "train.dpo.epochs", "train.dpo.batch_size"),
+    *("train.dpo.optim.learning_rate", "train.dpo.beta", "eval.baseline", "eval.trees"),
+    *("seed", "rounds", "sharing", "output_dir"),
+)
+"""Fields a first config spells out; `malt fields` lists the others."""
+ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "train", "answers")
+
+
+def run(invocation: Invocation) -> None:
+    from malt_jax.storage.atomic import write_text
+
+    options = invocation.options
+    output = Path(options.output) if options.output else None
+    if output and output.exists():
+        raise UserError(f"{output}: exists; choose another --output.")
+    text = starter(options.task, options.model, str(output or "FILE.yaml"))
+    if output is None:
+        print(text, end="")
+    else:
+        write_text(output, text)
+        print(output)
+
+
+def starter(task: str, model: str, place: str) -> str:
+    """The text of a config for a task and a model; it loads as it is."""
+    from malt_jax.tasks import get_task
+
+    found = get_task(task, grader="number", allow_code=True)
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{task}-{Path(model).name}").strip("-.")
+    values: dict[str, Any] = {
+        "model.path": model,
+        "task.name": task,
+        "output_dir": f"runs/{name}",
+    }
+    if task == "custom":
+        values |= {"task.train_path": "train.csv", "task.eval_path": "eval.csv",
+                   "task.grader": "number"}  # fmt: skip
+    lines = [
+        f"# {found.name}: {found.description}".replace("\n", " "),
+        "#",
+        f"#   malt plan --config {place}              what it will cost, before it starts",
+        f"#   malt run --config {place} --dry-run     questions, prompts, systems",
+        f"#   malt run --config {place}               the run; again: it goes on",
+        "#",
+        "# Every other field and its default: malt fields",
+    ]
+    section: list[str] = []
+    for field in config_fields():
+        if field.path == "pipeline.roles.N.name":
+            lines += _roles()
+        if field.path not in CHOSEN:
+            continue
+        *above, leaf = field.path.split(".")
+        shared = 0
+        while shared < min(len(section), len(above)) and section[shared] == above[shared]:
+            shared += 1
+        if not shared:
+            lines.append("")
+        lines += [f"{'  ' * depth}{above[depth]}:" for depth in range(shared, len(above))]
+        section = above
+        value = values.get(field.path, field.default)
+        lines += _entry(leaf, value, field.help, "  " * len(above))
+    return "\n".join(lines) + "\n"
+
+
+def _roles() -> list[str]:
+    """The default chain, each role spelled out; its help stands at the first."""
+    from malt_jax.config import Config
+    from malt_jax.settings import to_dict
+
+    helps = {f.path.rpartition(".")[2]: f for f in config_fields() if ".roles.N." in f.path}
+    lines = ["", "pipeline:", "  # In the order of their turns.", "  roles:"]
+    for index, role in enumerate(to_dict(Config().pipeline.roles)):
+        for name in ROLE_FIELDS:
+            help_text = helps[name].help if index == 0 else ""
+            entry = _entry(name, role[name], help_text, "      ")
+            if name == ROLE_FIELDS[0]:
+                entry[-1] = entry[-1].replace("      ", "    - ", 1)
+            lines += entry
+    return lines
+
+
+def _entry(name: str, value: Any, help_text: str, indent: str) -> list[str]:
+    comment = [f"{indent}# {help_text}"] if help_text else []
+    return [*comment, f"{indent}{name}: {_scalar(value)}"]
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+COMMAND = Command(
+    name="init",
+    summary="writes a commented config for a task and a model",
+    about="Prints the config, or writes it to a new file. `malt tasks` and `malt models` list what "
+    "to choose from; the task `custom` reads questions and answers from a file of your own.",
+    run=run,
+    arguments=(
+        Argument("task", "A name of `malt tasks`, or module:attribute."),
+        Argument("model", "A local Hugging Face directory or a hub name."),
+    ),
+    options=(Option("--output", "The file to write; it must not exist.", "FILE"),),
+    examples=("malt init gsm8k Qwen/Qwen2.5-1.5B-Instruct --output configs/mine.yaml",),
+)

@@ -1,0 +1,126 @@
+"""From a command line to a session on a run directory, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from malt_jax.commands.command import Invocation
+from malt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from malt_jax.config import Config
+    from malt_jax.models.spec import ModelSpec
+    from malt_jax.models.tokenizer import Tokenizer
+    from malt_jax.progress import Progress
+    from malt_jax.stages.session import Session
+
+
+def read_config(invocation: Invocation) -> Config:
+    """The config file with the flags over it; without a file, that of the run standing there."""
+    from malt_jax import config, settings
+    from malt_jax.storage import manifest
+    from malt_jax.storage.rundir import RunDir
+
+    flags = invocation.fields
+    if invocation.options.config:
+        return config.load(invocation.options.config, flags)
+    folder = str(settings.apply_flags({}, flags).get("output_dir") or config.Config().output_dir)
+    if Path(folder, manifest.NAME).exists():
+        return config.from_dict(RunDir.existing(folder).config, [*flags, "--output-dir", folder])
+    return config.load(None, flags)
+
+
+@contextmanager
+def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Session]:
+    """A session as the run's only writer, which SIGTERM and Ctrl-C stop at the next safe point.
+
+    `reads_input`: the command works on questions and the model, so both are looked at first: a
+    wrong file or checkpoint must not leave a run directory behind.
+    """
+    from malt_jax import progress
+    from malt_jax.config import CANNOT_CHANGE_RESULTS
+    from malt_jax.settings import to_dict
+    from malt_jax.storage import manifest
+    from malt_jax.storage.rundir import RunDir
+    from malt_jax.storage.signals import graceful_stop
+
+    config, command = read_config(invocation), invocation.command.name
+    with graceful_stop(), progress.open_progress(config.quiet, command) as shown:
+        session = look(config, shown)
+        new = not Path(config.output_dir, manifest.NAME).exists()
+        if reads_input:
+            check_questions(session)
+            check_model(config)
+        facts = {"devices": devices()} if new else None
+        with RunDir.open(
+            config.output_dir,
+            to_dict(config),
+            f"malt {command}",
+            free=CANNOT_CHANGE_RESULTS,
+            facts=facts,
+        ) as run:
+            session.run = run
+            try:
+                if invocation.options.redo:
+                    aside = manifest.redo(run, invocation.options.redo)
+                    shown.note(f"{invocation.options.redo}: what was damaged or later is in {aside}")
+                yield session
+            except UserError:
+                run.withdraw()
+                raise
+            finally:
+                if "metrics" in session.__dict__:
+                    session.metrics.close()
+
+
+def look(config: Config, progress: Progress) -> Session:
+    """A session without a run directory: its questions, roles and systems, but no stage."""
+    from malt_jax.stages.session import Session
+
+    return Session(config, None, progress)
+
+
+def check_questions(session: Session) -> None:
+    """Reads everything that names questions, roles or systems, for the errors in it."""
+    from malt_jax.evaluation.systems import make_systems
+
+    make_systems(session.config.eval, session.pipeline, session.task.templates)
+    if not session.train_questions or not session.eval_questions:
+        split = "eval" if session.train_questions else "train"
+        raise UserError(f"task.{split}_path: no question; at least one is needed.")
+
+
+def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
+    """The structure and tokenizer of the base model, without its weights but for their headers."""
+    from malt_jax.models.checkpoint import Checkpoint
+    from malt_jax.models.hf_config import read_spec
+    from malt_jax.models.hub import local_folder
+    from malt_jax.models.tokenizer import load_tokenizer
+
+    try:
+        folder, _ = local_folder(config.model.path, config.model.revision)
+        spec = read_spec(folder)
+        Checkpoint(folder)
+        return spec, load_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"model.path: {error}") from None
+
+
+def devices() -> list[str]:
+    """What JAX computes on, one line a device."""
+    import jax
+
+    return [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()]
+
+
+def print_table(table: Any) -> None:
+    """A `rich` table on standard output, as wide as it needs where that is not a terminal."""
+    import sys
+
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    console.print(table)

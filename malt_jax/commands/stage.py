@@ -1,0 +1,210 @@
+"""The commands that work on a run directory: the whole loop, and each of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from malt_jax.commands.command import Command, Invocation, Option
+from malt_jax.commands.launch import open_session, print_table
+from malt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from malt_jax.stages.session import Session
+
+DRY_RUN = Option("--dry-run", "Say what would happen, with each role's first prompt; write nothing.")
+REDO = Option(
+    "--redo",
+    "Make a finished stage (as search/000) owed again, and what came after it.",
+    "STAGE",
+)
+READ_INPUT = ("run", "search", "eval")
+
+
+def run(invocation: Invocation, work: Callable[[Session], dict[str, Any] | None]) -> None:
+    """Opens the run, does `work` and prints the table of the results it returns."""
+    if invocation.options.dry_run:
+        from malt_jax.commands.dry_run import describe
+
+        print(describe(invocation))
+        return
+    reads_input = invocation.command.name in READ_INPUT
+    with open_session(invocation, reads_input=reads_input) as session:
+        results = work(session)
+    if results:
+        from malt_jax.evaluation.tables import to_terminal
+
+        print_table(to_terminal(results))
+
+
+def whole_run(session: Session) -> dict[str, Any]:
+    from malt_jax.stages.run import run as run_all
+
+    results = run_all(session)
+    session.progress.note(f"report: {session.run.report}")
+    return results
+
+
+def search(session: Session) -> None:
+    from malt_jax.stages.search import search as stage
+    from malt_jax.stages.session import search_stage
+    from malt_jax.stages.train import trained_stage
+
+    def needs(round: int) -> str | None:
+        return trained_stage(round - 1) if round else None
+
+    _every_round(session, stage, search_stage, needs)
+
+
+def label(session: Session) -> None:
+    from malt_jax.stages.label import label as stage
+    from malt_jax.stages.session import label_stage, search_stage
+
+    _every_round(session, stage, label_stage, search_stage)
+
+
+def train(session: Session) -> None:
+    from malt_jax.stages.session import label_stage
+    from malt_jax.stages.train import train as stage
+    from malt_jax.stages.train import trained_stage
+
+    _every_round(session, stage, trained_stage, label_stage)
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    from malt_jax.stages.evaluate import evaluate as stage
+    from malt_jax.stages.train import trained_stage
+
+    _require(session, trained_stage(session.config.rounds - 1))
+    return stage(session)
+
+
+def export(session: Session) -> None:
+    from malt_jax.stages.export import export as stage
+    from malt_jax.stages.train import trained_stage
+
+    _require(session, trained_stage(session.config.rounds - 1))
+    stage(session)
+    print(session.run.path / "export")
+
+
+def report(session: Session) -> dict[str, Any] | None:
+    import json
+
+    from malt_jax.stages.report import report as stage
+
+    stage(session)
+    print(session.run.report)
+    results = session.run.results
+    return json.loads(results.read_text()) if results.exists() else None
+
+
+def _every_round(
+    session: Session,
+    stage: Callable[[Session, int], Any],
+    name: Callable[[int], str],
+    needs: Callable[[int], str | None],
+) -> None:
+    """Runs a stage for every round whose earlier stage is there, in order.
+
+    When that is missing for the first round still owed, there is nothing to do and it is named.
+    """
+    from malt_jax.storage.manifest import stage_done
+
+    worked = False
+    for round in range(session.config.rounds):
+        before = needs(round)
+        if before and not stage_done(session.run, before):
+            if worked:
+                session.progress.note(f"{name(round)}: waits for {before}")
+                return
+            _require(session, before)
+        worked = worked or not stage_done(session.run, name(round))
+        stage(session, round)
+
+
+def _require(session: Session, stage: str) -> None:
+    from malt_jax.storage.manifest import stage_done
+
+    if not stage_done(session.run, stage):
+        command = stage.partition("/")[0]
+        raise UserError(
+            f"{session.run.path}: {stage} is not finished, and this stage works on what it makes; "
+            f"run `malt {command}` with the same config first, or `malt run` for everything."
+        )
+
+
+def _command(name: str, work: Callable, summary: str, about: str, *fields: str) -> Command:
+    return Command(
+        name=name,
+        summary=summary,
+        about=about,
+        run=partial(run, work=work),
+        options=(DRY_RUN, REDO),
+        fields=fields,
+        examples=(f"malt {name} --config configs/quickstart.yaml --output-dir runs/quickstart",),
+    )
+
+
+COMMANDS = (
+    _command(
+        "run",
+        whole_run,
+        "the whole loop: search, label, train, evaluate, export, report",
+        "Goes on where it stopped when it is run again with the same config and --output-dir; with "
+        "a config that would change results it refuses and names the fields. Prints the table of "
+        "results.",
+        *("model.path", "task.name", "task.train_path", "task.eval_path", "task.num_train"),
+        *("task.num_eval", "rounds", "sharing", "seed"),
+    ),
+    _command(
+        "search",
+        search,
+        "a tree of answers, critiques and revisions for every training question",
+        "Draws n + n^2 + n^3 completions a question, grades the leaves and backs their reward up "
+        "to a value for every node. Writes RUN/rounds/000/trees.",
+        *("task.name", "task.train_path", "task.num_train", "pipeline.roles.N.branch"),
+        *("pipeline.roles.N.temperature", "pipeline.roles.N.max_new_tokens", "search.backup"),
+        *("search.threshold", "search.block", "search.shard"),
+    ),
+    _command(
+        "label",
+        label,
+        "valued trees become each role's SFT examples and DPO pairs",
+        "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read.",
+        *("search.threshold", "search.backup", "data.sft", "data.pairs", "data.pairs_per_prefix"),
+    ),
+    _command(
+        "train",
+        train,
+        "fine-tunes each role on its own data, SFT and then DPO",
+        "One adapter a role over one resident base. Writes RUN/checkpoints/000/ROLE.",
+        *("train.lora.rank", "train.full", "train.sft.epochs", "train.sft.optim.learning_rate"),
+        *("train.dpo.epochs", "train.dpo.beta", "train.dpo.optim.learning_rate"),
+        *("train.sft.batch_size", "sharing"),
+    ),
+    _command(
+        "eval",
+        evaluate,
+        "every system on the same held-out questions, and the table that compares them",
+        "Runs the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
+        "results.json and results.md, and prints the table.",
+        *("task.eval_path", "task.num_eval", "eval.systems", "eval.baseline", "eval.trees"),
+        *("eval.confidence", "eval.block"),
+    ),
+    _command(
+        "export",
+        export,
+        "a merged model and a PEFT adapter a role, in Hugging Face format",
+        "Writes RUN/export/ROLE with tokenizer and model card, and prints the folder.",
+        *("export.merged", "export.push_to_hub"),
+    ),
+    _command(
+        "report",
+        report,
+        "one self-contained page: results, cost, curves and every tree",
+        "Writes RUN/report.html from what the run has so far, and prints its path and the results.",
+        "output_dir",
+    ),
+)

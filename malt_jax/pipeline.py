@@ -1,0 +1,174 @@
+"""A trained run's chain of roles as an object that answers questions.
+
+    Pipeline.load("runs/gsm8k").ask("How many legs have three cats?").text
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from malt_jax import config
+from malt_jax.errors import UserError
+from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.progress import Progress
+from malt_jax.sampling.request import Request
+from malt_jax.stages.policies import adapters_of_round
+from malt_jax.stages.session import Session
+from malt_jax.stages.train import trained_stage
+from malt_jax.storage.manifest import stage_done
+from malt_jax.storage.rundir import RunDir
+from malt_jax.tree.expand import completion_text, settings
+from malt_jax.tree.keys import node_key
+from malt_jax.tree.prompts import render
+from malt_jax.tree.roles import Role
+
+OnText = Callable[[int, str, str], None]
+"""Told of new text while it is written: the draw, the role's name, the text."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one role said."""
+
+    role: str
+    text: str
+    tokens: int
+    finish: str
+    """`eos`, `stop` or `length`."""
+    answer: str | None
+    """The answer read from it; None where there is none or the role does not answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Independent draws of the pipeline on one question, and their majority vote."""
+
+    draws: tuple[tuple[Turn, ...], ...]
+    votes: tuple[str | None, ...]
+    """Each draw's prediction."""
+    winner: int
+    """The earliest draw whose prediction won."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The winning draw's turns."""
+        return self.draws[self.winner]
+
+    @property
+    def text(self) -> str:
+        """The winning draw's last turn."""
+        return self.turns[-1].text
+
+    @property
+    def prediction(self) -> str | None:
+        return self.votes[self.winner]
+
+
+class Pipeline:
+    """The roles of a run with the weights they ended training with."""
+
+    def __init__(self, session: Session):
+        self._session = session
+        self._policies = adapters_of_round(session, session.config.rounds - 1)
+
+    @classmethod
+    def load(cls, run: str | os.PathLike) -> Pipeline:
+        """The pipeline of a run whose training is finished; reads the run, writes nothing."""
+        directory = RunDir.existing(run)
+        made_with = config.from_dict(directory.config)
+        owed = trained_stage(made_with.rounds - 1)
+        if not stage_done(directory, owed):
+            raise UserError(
+                f"{directory.path}: not trained yet ({owed} is not finished); finish it with "
+                f"`malt run --output-dir {directory.path}`."
+            )
+        return cls(Session(made_with, directory, Progress(quiet=True)))
+
+    def ask(
+        self, question: str, votes: int = 3, seed: int | None = None, on_text: OnText | None = None
+    ) -> Answer:
+        """Runs the chain `votes` times, one draw after the other, and takes the vote.
+
+        The same question, seed (default: the run's) and draw give the same text every time.
+        """
+        if votes < 1:
+            raise UserError(f"votes: found {votes}, allowed: 1 or more.")
+        if not question.strip():
+            raise UserError("the question is empty; write one.")
+        seed = self._session.config.seed if seed is None else seed
+        draws = tuple(self._draw(question, seed, draw, on_text) for draw in range(votes))
+        predictions = tuple(_prediction(turns) for turns in draws)
+        return Answer(draws, predictions, majority_vote(predictions).draw)
+
+    def _draw(
+        self, question: str, seed: int, draw: int, on_text: OnText | None
+    ) -> tuple[Turn, ...]:
+        turns: list[Turn] = []
+        for role in self._session.pipeline.roles:
+            hear = on_text and (lambda text, name=role.name: on_text(draw, name, text))
+            key = node_key(seed, "ask", question, draw, len(turns))
+            turns.append(self._turn(role, question, turns, key, hear))
+        return tuple(turns)
+
+    def _turn(
+        self,
+        role: Role,
+        question: str,
+        said: Sequence[Turn],
+        key: Any,
+        hear: Callable[[str], None] | None,
+    ) -> Turn:
+        session = self._session
+        tokenizer = session.model.tokenizer
+        prompt = render(
+            role.template,
+            question,
+            {turn.role: turn.text for turn in said},
+            tokenizer,
+            room=session.context - role.config.max_new_tokens,
+            overflow=session.config.pipeline.overflow,
+            where=f"the question, {role.name}",
+        )
+        stream = _Stream(tokenizer, hear) if hear else None
+        [[completion]] = session.sampler.sample(
+            [Request(prompt.ids, key[None])],
+            settings(role, tokenizer.end_ids),
+            adapter=self._policies[role.name],
+            on_tokens=stream and (lambda _request, _completion, new: stream.add(new)),
+        )
+        text = completion_text(completion, tokenizer.end_ids, tokenizer)
+        if stream:
+            stream.finish(text)
+        answer = session.task.grader.extract(text) if role.config.answers else None
+        return Turn(role.name, text, len(completion.tokens), completion.finish, answer)
+
+
+def _prediction(turns: Sequence[Turn]) -> str | None:
+    """The answer of the last turn that gave one to read; the last role always does."""
+    return turns[-1].answer
+
+
+class _Stream:
+    """Tokens in, text out as soon as it is certain: never half of a character."""
+
+    def __init__(self, tokenizer: Any, hear: Callable[[str], None]):
+        self._tokenizer, self._hear = tokenizer, hear
+        self._ids: list[int] = []
+        self._told = ""
+
+    def add(self, tokens: Sequence[int]) -> None:
+        self._ids += [int(token) for token in tokens]
+        self._tell(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
+
+    def finish(self, text: str) -> None:
+        """The whole text is known."""
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        # A tokenizer may still change its last characters; they are told once they stand.
+        if len(text) > len(self._told) and text.startswith(self._told):
+            self._hear(text[len(self._told) :])
+            self._told = text
