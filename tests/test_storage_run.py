@@ -406,27 +406,23 @@ def test_names_cannot_leave_the_run(run, name):
     assert run.eval("malt@3+sa_9").parent == run.path / "eval"
 
 
-def test_a_run_withdrawn_before_it_held_anything_leaves_no_trace(tmp_path):
-    path = tmp_path / "a" / "b" / "run"
-    with RunDir.open(path, CONFIG, "malt run") as run:
-        run.withdraw()
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "mine").mkdir()
-    with RunDir.open(tmp_path / "mine", CONFIG, "malt run") as run:
-        run.withdraw()
-    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+def test_a_run_that_holds_nothing_is_withdrawn_and_any_other_is_not(run, tmp_path):
+    with RunDir.open(tmp_path / "empty", CONFIG, "malt run") as empty:
+        empty.withdraw()
+    assert not (tmp_path / "empty").exists()
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    run.withdraw()
+    assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
 
-def test_a_run_that_holds_something_is_never_withdrawn(run, tmp_path):
-    run.withdraw()  # begun here, but full
-    run.close()
-    with RunDir.open(run.path, CONFIG, "malt run") as again:
-        again.withdraw()
-    manifest.verify(run)
-    RunDir.open(tmp_path / "empty", CONFIG, "malt run").close()
-    with RunDir.open(tmp_path / "empty", CONFIG, "malt run") as again:
-        again.withdraw()  # empty, but begun by an earlier command
-    assert (tmp_path / "empty" / manifest.NAME).exists()
+def test_checking_a_folder_refuses_as_opening_does_and_writes_nothing(run, tmp_path):
+    RunDir.check(tmp_path / "new", CONFIG)
+    RunDir.check(run.path, CONFIG)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="seed was 1 and is now 2"):
+        RunDir.check(run.path, {**CONFIG, "seed": 2})
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDir.check(tmp_path, CONFIG)
 
 
 def test_a_read_only_place_is_a_sentence(tmp_path, monkeypatch):
