@@ -1,0 +1,83 @@
+"""How many prompts fit: bytes a slot takes, from the model and the shapes, against a budget."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from malt_jax.errors import UserError
+from malt_jax.models.spec import ModelSpec
+
+LOGIT_COPIES = 4
+"""Float32 copies of a row's logits alive at once in the draw: logits, weights, threshold search."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Capacities of one run's caches."""
+
+    slots: int
+    width: int
+    places: int
+    """Prefix tokens a slot can hold."""
+    ring: int
+    """New tokens a row can hold."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the caches of one run take on each device, and what they may take."""
+
+    bytes_per_slot: int
+    allowed: int
+
+    @property
+    def slots(self) -> int:
+        return self.allowed // self.bytes_per_slot
+
+    def need(self, slots: int) -> int:
+        return slots * self.bytes_per_slot
+
+
+def slot_bytes(spec: ModelSpec, shapes: Shapes, dtype: Any) -> int:
+    """Bytes of one slot: its prefix, its rows' suffixes and logits."""
+    element = jnp.dtype(dtype).itemsize
+    per_head = spec.head_dim * element + (4 if dtype == jnp.int8 else 0)
+    token = 2 * spec.num_layers * spec.kv_heads * per_head
+    logits = LOGIT_COPIES * 4 * spec.vocab
+    return token * (shapes.places + shapes.width * shapes.ring) + shapes.width * logits
+
+
+def budget(
+    spec: ModelSpec, shapes: Shapes, dtype: Any, memory_gb: float, devices: int = 1
+) -> Budget:
+    """The plan for slots of these capacities, split over `devices` where the mesh splits them.
+
+    Raises UserError with the sizes that would fit when not even one slot does.
+    """
+    allowed = int(memory_gb * 2**30) if memory_gb else int(0.8 * free_bytes())
+    each = -(-slot_bytes(spec, shapes, dtype) // devices)
+    if each > allowed:
+        fixed = slot_bytes(spec, Shapes(1, shapes.width, 0, 0), dtype) // devices
+        token = (each - fixed) / (shapes.places + shapes.width * shapes.ring)
+        tokens = max(0, int((allowed - fixed) / token))
+        raise UserError(
+            f"sampler.memory_gb: one prompt of {shapes.places} tokens with {shapes.width} "
+            f"completions of {shapes.ring} at a time takes {each / 2**30:.2f} GiB a device, and "
+            f"{allowed / 2**30:.2f} are allowed: that is {tokens} tokens of prompt and completions "
+            "together; shorten max_new_tokens or the prompts, lower sampler.width, or set "
+            "sampler.cache to int8."
+        )
+    return Budget(each, allowed)
+
+
+def free_bytes() -> int:
+    """Free memory of a device, or of the host for a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

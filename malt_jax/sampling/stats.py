@@ -1,0 +1,51 @@
+"""What the sampler did and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass
+class Stats:
+    """Sums over every call of one sampler."""
+
+    completions: int = 0
+    tokens_generated: int = 0
+    """Tokens of returned completions."""
+    prefill_tokens_naive: int = 0
+    """Prompt tokens if every completion computed its own prompt."""
+    prefill_tokens_computed: int = 0
+    """Prompt tokens whose keys and values were computed."""
+    prefill_tokens_padded: int = 0
+    """The same with the padding of the prefill calls."""
+    row_steps: int = 0
+    """Decode steps times rows."""
+    row_steps_useful: int = 0
+    """Those that made a token of a returned completion."""
+    executables: int = 0
+    compile_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    host_wait_seconds: float = 0.0
+    """Time in which the device may have waited for the host between two chunks."""
+    peak_bytes: int = 0
+    """The largest cache held, per device, by the memory plan."""
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of row-steps spent on finished or empty rows."""
+        return 1 - self.row_steps_useful / self.row_steps if self.row_steps else 0.0
+
+    @property
+    def host_wait_fraction(self) -> float:
+        """Of decode time."""
+        return self.host_wait_seconds / self.decode_seconds if self.decode_seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            **values,
+            "padding_waste": self.padding_waste,
+            "host_wait_fraction": self.host_wait_fraction,
+        }
