@@ -156,17 +156,16 @@ COMMANDS = (
         "a config that would change results it refuses and names the fields. Prints the table of "
         "results.",
         *("model.path", "task.name", "task.train_path", "task.eval_path", "task.num_train"),
-        *("task.num_eval", "rounds", "sharing", "seed"),
+        *("task.num_eval", "rounds", "sharing"),
     ),
     _command(
         "search",
         search,
-        "a tree of answers, critiques and revisions for every training question",
+        "a tree of answers, critiques and revisions for every question",
         "Draws n + n^2 + n^3 completions a question, grades the leaves and backs their reward up "
         "to a value for every node. Writes RUN/rounds/000/trees.",
         *("task.name", "task.train_path", "task.num_train", "pipeline.roles.N.branch"),
-        *("pipeline.roles.N.temperature", "pipeline.roles.N.max_new_tokens", "search.backup"),
-        *("search.threshold", "search.block", "search.shard"),
+        *("pipeline.roles.N.temperature", "search.backup", "search.threshold", "search.shard"),
     ),
     _command(
         "label",
@@ -187,7 +186,7 @@ COMMANDS = (
     _command(
         "eval",
         evaluate,
-        "every system on the same held-out questions, and the table that compares them",
+        "every system on the same held-out questions, compared in a table",
         "Runs the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
         "results.json and results.md, and prints the table.",
         *("task.eval_path", "task.num_eval", "eval.systems", "eval.baseline", "eval.trees"),

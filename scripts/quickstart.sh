@@ -1,0 +1,15 @@
+#!/bin/sh
+# The whole method on the model and task in the package, from nothing but Python (3.11 or 3.12):
+#
+#   sh scripts/quickstart.sh
+#
+# Installs into .venv, then runs search, labelling, training, evaluation, export and report. Prints
+# the table of results; the report is runs/quickstart/report.html. Run again, it goes on where it
+# stopped. Fields of the config may follow: sh scripts/quickstart.sh --seed 1 --output-dir runs/one
+set -eu
+cd "$(dirname "$0")/.."
+if [ ! -x .venv/bin/malt ]; then
+  "${PYTHON:-python3}" -m venv .venv
+  .venv/bin/python -m pip install --quiet .
+fi
+exec .venv/bin/malt run --config configs/quickstart.yaml "$@"

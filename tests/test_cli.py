@@ -1,0 +1,263 @@
+"""The command line: help that fits a screen and is quick, errors that mend, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_checkpoint import tiny_checkpoint
+
+from malt_jax import cli, config
+from malt_jax.commands import completion, init
+from malt_jax.commands.command import Command
+from malt_jax.commands.fields import config_fields
+from malt_jax.errors import RunStopped
+
+COMMANDS = [command.name for command in cli.all_commands()]
+HEAVY = ("jax", "flax", "transformers", "numpy", "torch", "datasets", "rich", "scipy")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def malt(*words: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "malt_jax.cli", *words], capture_output=True, text=True, **more
+    )
+
+
+def fails(capsys, *words: str) -> str:
+    """The one message of a call that the user got wrong."""
+    assert cli.main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("malt: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_the_contract_s_commands_exist():
+    expected = "run search label train eval export report ask plan bench init tasks models"
+    assert set(expected.split()) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_fits_a_screen(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 8 <= len(lines) <= 42
+    assert all(len(line) <= 90 for line in lines)
+    assert any(line.startswith("Example") for line in lines)
+
+
+def test_help_imports_nothing_heavy_and_is_quick():
+    for words in (["--help"], ["run", "--help"], ["fields"]):
+        script = (
+            "import sys, time; started = time.perf_counter()\n"
+            f"from malt_jax.cli import main; status = main({words!r})\n"
+            f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+            "print(status, heavy, time.process_time() < 1.0, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-S", "-c", f"import site; site.main()\n{script}"],
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.stderr.strip() == "0 [] True"
+
+
+def test_every_field_has_help_and_every_shown_field_exists():
+    fields = {field.path: field for field in config_fields()}
+    assert all(field.help for field in fields.values())
+    for command in cli.all_commands():
+        assert set(command.fields) <= set(fields)
+
+
+def test_a_misspelt_command_flag_or_field_is_named_with_the_nearest(capsys):
+    assert "Did you mean 'search'?" in fails(capsys, "serch")
+    assert "Did you mean '--dry-run'?" in fails(capsys, "run", "--dryrun")
+    assert "Did you mean 'num_train'?" in fails(capsys, "run", "--task.num-tran", "3")
+    assert "Did you mean '--sharing'?" in fails(capsys, "run", "--sharin", "shared")
+    assert "Did you mean 'train.dpo'?" in fails(capsys, "fields", "train.dop")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "extra"],
+        ["run", "--config"],
+        ["run", "--config", "missing.yaml"],
+        ["run", "--seed", "1.5"],
+        ["run", "--seed", "-1"],
+        ["run", "--rounds", "many"],
+        ["ask"],
+        ["ask", "a", "b", "--run", "x"],
+        ["ask", "a", "--run", "missing"],
+        ["ask", "a", "--run", "x", "--votes", "few"],
+        ["ask", "a", "--run", "x", "--seed.x", "1"],
+        ["bench"],
+        ["bench", "everything"],
+        ["init", "gsm8k"],
+        ["init", "gms8k", "model"],
+        ["completion", "tcsh"],
+        ["tasks", "--all"],
+        ["--verbose"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_words_are_one_message_and_exit_2(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_control_characters_in_a_message_are_written_out(capsys):
+    assert "\x1b" not in fails(capsys, "run", "--config", "a\x1b[31m")
+
+
+def _raising(error: BaseException) -> Command:
+    def run(invocation):
+        raise error
+
+    return Command("run", "", "", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), 130),
+        (RunStopped(signal.SIGINT), 130),
+        (RunStopped(signal.SIGTERM), 143),
+        (ZeroDivisionError("\x1b[2J"), 1),
+    ],
+)
+def test_exit_statuses(error, status, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "all_commands", lambda: (_raising(error),))
+    assert cli.main(["run"]) == status
+    err = capsys.readouterr().err
+    assert ("Traceback" in err) == (status == 1) and "\x1b" not in err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m malt_jax.cli fields | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def test_dry_run_says_everything_and_writes_nothing(model, tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--model.path", str(model), "--output-dir", str(out), "--task.num-train", "7"]
+    flags += ["--task.num-eval", "5", "--pipeline.roles.0.max-new-tokens", "20"]
+    for role in (1, 2):
+        flags += [f"--pipeline.roles.{role}.max-new-tokens", "20"]
+    before = sorted(tmp_path.rglob("*"))
+    for stage in ("run", "search", "label", "train", "eval", "export", "report"):
+        assert cli.main([stage, "--dry-run", *flags]) == 0
+        said = capsys.readouterr().out
+        assert "7 questions to search, 5 to evaluate" in said
+        assert "3 + 9 + 27 = 39 completions a question, 273 a round" in said
+        for role in ("generator", "verifier", "refiner"):
+            assert f"first prompt of the {role}" in said
+        assert "[what the verifier says]" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["label", "train", "eval", "export"])
+def test_a_stage_names_the_stage_that_is_missing_before_it(stage, model, tmp_path, capsys):
+    flags = ["--model.path", str(model), "--task.num-train", "2", "--task.num-eval", "2"]
+    message = fails(capsys, stage, *flags, "--quiet", "--output-dir", str(tmp_path / "run"))
+    assert "is not finished" in message and "run `malt" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_refused_input_leaves_no_run_directory(model, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "7*x+15=351"}\n')
+    for words in (
+        ["--model.path", str(model), "--task.train-path", str(bad)],
+        ["--model.path", str(tmp_path / "nothing")],
+        ["--model.path", str(model), "--eval.systems", "mlat"],
+        ["--model.path", str(model), "--pipeline.roles.0.template", "{answer}"],
+    ):
+        fails(capsys, "run", "--output-dir", out, "--quiet", *words)
+        assert not Path(out).exists()
+
+
+def test_without_a_config_the_one_of_the_run_is_taken(tmp_path, capsys, monkeypatch):
+    from malt_jax.commands.command import parse
+    from malt_jax.commands.launch import read_config
+    from malt_jax.settings import to_dict
+    from malt_jax.storage.rundir import RunDir
+
+    monkeypatch.chdir(tmp_path)
+    made = config.load(None, ["--seed", "7", "--output-dir", "elsewhere"])
+    RunDir.open("here", to_dict(made), "test").close()
+    report = next(command for command in cli.all_commands() if command.name == "report")
+    found = read_config(parse(report, ["--output-dir", "here"]))
+    assert (found.seed, found.output_dir) == (7, "here")
+    assert read_config(parse(report, [])).seed == 0
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "gsm8k", "csqa", "custom"])
+def test_init_writes_a_commented_config_that_loads(task, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    assert cli.main(["init", task, "org/model-1B", "--output", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == str(path)
+    made = config.load(str(path))
+    assert (made.task.name, made.model.path) == (task, "org/model-1B")
+    assert made.output_dir == f"runs/{task}-model-1B"
+    assert made.pipeline == config.Config().pipeline and made.train == config.Config().train
+    assert path.read_text().count("#") > len(init.CHOSEN)
+    assert "exists" in fails(capsys, "init", task, "org/model-1B", "--output", str(path))
+
+
+def test_init_quotes_what_yaml_would_read_as_something_else(tmp_path):
+    for name in ("no", "1e3", "a: b", "# x", "null", "it's"):
+        assert yaml.safe_load(init.starter("gsm8k", name, "x.yaml"))["model"]["path"] == name
+
+
+def test_lists_name_everything(capsys):
+    from malt_jax.tasks import task_names
+
+    assert cli.main(["tasks"]) == 0
+    tasks = capsys.readouterr().out
+    assert all(name in tasks for name in task_names())
+    assert cli.main(["models"]) == 0
+    assert "qwen2" in capsys.readouterr().out
+
+
+def test_bash_completes_commands_flags_fields_and_choices(tmp_path):
+    script = tmp_path / "malt.bash"
+    script.write_text(completion.bash(cli.all_commands()))
+
+    def complete(*words: str) -> set[str]:
+        command = (
+            f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+            '_malt; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.stderr == ""
+        return set(done.stdout.split())
+
+    assert complete("malt", "se") == {"search"}
+    assert complete("malt", "run", "--dry") == {"--dry-run"}
+    assert complete("malt", "run", "--task.num") == {"--task.num-train", "--task.num-eval"}
+    assert complete("malt", "bench", "s") == {"sampler"}
+
+
+def test_fish_and_zsh_scripts_cover_every_command(capsys):
+    for shell in ("fish", "zsh"):
+        assert cli.main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert all(name in script for name in COMMANDS)
+
+
+def test_version_names_package_jax_and_device():
+    done = malt("--version", env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0
+    assert "malt-jax 0." in done.stdout and "jax 0." in done.stdout and "cpu" in done.stdout
