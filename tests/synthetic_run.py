@@ -108,7 +108,9 @@ def _problem(index: int) -> tuple[str, int, random.Random]:
 
 def _draft(rng: random.Random, index: int, right: bool, words: int) -> tuple[str, int]:
     _, answer, _ = _problem(index)
-    said = answer if right else answer + rng.choice((-3, 3, -10, 10, 1, -6))
+    # A question has one tempting mistake, which voting alone cannot wash out.
+    tempting = random.Random(index).choice((-3, 3, -10, 10))
+    said = answer if right else answer + rng.choice((tempting, tempting, tempting, 1))
     text = (
         "First I count what was bought, the boxes times the things in each box. Then I take away "
         f"what was given to the friend{'' if right else ' and forget something on the way'}, and "
@@ -131,9 +133,8 @@ def _critique(rng: random.Random, index: int, found: bool, words: int) -> str:
 def _node(rng: random.Random, name: str, role: str, parent: str | None, text: str, **rest: Any):
     tokens = max(4, len(text) // 4)
     finish = "length" if rng.random() < 0.02 else "eos"
-    prompt = f"You are the {role}.\n..."
     return {
-        **{"id": name, "role": role, "parent": parent, "prompt": prompt, "prompt_ids": [1, 2]},
+        **{"id": name, "role": role, "parent": parent, "prompt_ids": [1, 2]},
         **{"cut": 0, "completion": text, "token_ids": [rng.randrange(999) for _ in range(tokens)]},
         "logprobs": [round(-rng.expovariate(4), 5) for _ in range(tokens)],
         "finish": finish,
@@ -170,12 +171,23 @@ def _tree(rng: random.Random, question_id: str, index: int, gain: float, words: 
         for node in level:
             values = [child["value"] for child in below if child["parent"] == node["id"]]
             node["value"] = round(sum(values) / len(values), 6)
+    by_id = {node["id"]: node for level in levels for node in level}
+    for node in by_id.values():
+        node["prompt"] = _prompt(node, question, by_id)
     nodes = [{**node, "label": node["value"] > 0.5} for level in levels for node in level]
     return {
         **{"question_id": question_id, "question": question, "answer": str(answer)},
         **{"meta": {"level": 1 + index % 5}, "branches": [3, 3, 3], "roles": list(ROLES)},
         "nodes": nodes,
     }
+
+
+def _prompt(node: dict, question: str, by_id: dict[str, dict]) -> str:
+    parts, here = [], node
+    while here["parent"] is not None:
+        here = by_id[here["parent"]]
+        parts.insert(0, f"{here['role']}: {here['completion']}")
+    return "\n\n".join([f"You are the {node['role']}. {question}", *parts])
 
 
 def _role_data(trees: list[dict], role: str) -> tuple[list[dict], list[dict]]:
@@ -208,7 +220,7 @@ def _role_data(trees: list[dict], role: str) -> tuple[list[dict], list[dict]]:
 
 def _answers(rng: random.Random, system: str, index: int, words: int) -> list[dict]:
     _, skill, mends, roles, draws, _ = SYSTEMS[system]
-    ease = random.Random(f"ease/{index}").uniform(-0.4, 0.4)
+    ease = random.Random(f"ease/{index}").uniform(-0.7, 0.7)
     skill = min(0.97, max(0.03, skill + ease))
     records = []
     for draw in range(draws):
@@ -225,7 +237,8 @@ def _answers(rng: random.Random, system: str, index: int, words: int) -> list[di
                 graded = {"parsed": str(said), "correct": correct}
             turns.append(
                 {
-                    **{"role": role, "policy": system.partition("-")[0], "prompt": "..."},
+                    **{"role": role, "policy": system.partition("-")[0]},
+                    "prompt": f"You are the {role}. {_problem(index)[0]}",
                     **{"text": text, "tokens": len(text) // 4, "finish": "eos", **graded},
                     "logprob": -rng.expovariate(0.1),
                 }

@@ -35,8 +35,8 @@ def accuracy_against_tokens(results: Results) -> str:
     tokens = [max(row["tokens"], 1.0) for row in rows]
     chart = Chart(
         (min(tokens) * 0.8, max(tokens) * 1.25), (max(low - 0.03, 0), min(high + 0.03, 1)),
-        "accuracy against generated tokens a question", width=760, height=400, log_x=True,
-        right=150, top=28, bottom=44,
+        "accuracy against generated tokens a question", width=960, height=400, log_x=True,
+        right=190, top=34, bottom=44,
     )  # fmt: skip
     across = ticks(*chart.y)
     chart.y_axis(across, [f"{100 * v:.0f}" for v in across], "accuracy %")
@@ -113,7 +113,7 @@ def reward_by_depth(levels: Sequence[tuple[str, float, float, float, float | Non
     if len(levels) < 2:
         return ""
     chart = Chart((0, len(levels) - 1), (0, 1), "reward by tree depth", width=420, height=240,
-                  right=76, top=28)  # fmt: skip
+                  right=92, top=34)  # fmt: skip
     chart.y_axis([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"], "reward %")
     chart.x_axis(range(len(levels)), [level[0] for level in levels])
     upper = [(i, level[3]) for i, level in enumerate(levels)]
@@ -158,14 +158,11 @@ def learning_curve(title: str, name: str, points: Sequence[tuple[int, float]]) -
     return chart.svg()
 
 
-def smooth(points: Sequence[tuple[int, float]], memory: float = 0.85) -> list[tuple[int, float]]:
-    """An exponential moving average, corrected for its start."""
-    average, weight, curve = 0.0, 0.0, []
-    for step, value in points:
-        average = memory * average + (1 - memory) * value
-        weight = memory * weight + (1 - memory)
-        curve.append((step, average / weight))
-    return curve
+def smooth(points: Sequence[tuple[int, float]], reach: int = 5) -> list[tuple[int, float]]:
+    """Each value averaged with its neighbours, `reach` to either side: smooth, and not late."""
+    values = [value for _, value in points]
+    windows = (values[max(i - reach, 0) : i + reach + 1] for i in range(len(values)))
+    return [(step, sum(w) / len(w)) for (step, _), w in zip(points, windows, strict=True)]
 
 
 def cost_by_stage(cost: Mapping[str, Mapping[str, Any]]) -> str:
@@ -194,7 +191,7 @@ def cost_by_stage(cost: Mapping[str, Mapping[str, Any]]) -> str:
 def reliability(role: str, found: Mapping[str, Any]) -> str:
     """Success observed in held-out branches over the value that predicted it."""
     chart = Chart((0, 1), (0, 1), f"reliability of the {role}'s values", width=300, height=250,
-                  left=40, right=12, top=34)  # fmt: skip
+                  left=40, right=12, top=46)  # fmt: skip
     auc = "not defined" if found["auc"] is None else f"{found['auc']:.2f}"
     chart.label(0, 12, f"{role}: AUC {auc}, Brier {found['brier']:.3f}", "ink")
     chart.label(0, 27, f"(always the mean: {found['brier_base']:.3f})")

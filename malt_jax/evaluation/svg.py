@@ -113,7 +113,7 @@ class Chart:
             self.line(self.left, y, self.width - self.right, y, "line")
             self.marks.append(text(self.left - 8, y + 4, label, text_anchor="end"))
         if name:
-            self.marks.append(text(0, self.top - 4, name))
+            self.marks.append(text(0, self.top - 14, name))
 
     def x_axis(self, values: Sequence[float], labels: Sequence[str], name: str = "") -> None:
         y = self.height - self.bottom + 16

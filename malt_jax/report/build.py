@@ -14,6 +14,7 @@ import yaml
 
 from malt_jax.errors import UserError
 from malt_jax.report import answers, embed, page, trees
+from malt_jax.report.prompts import Templates
 from malt_jax.storage import atomic
 
 
@@ -29,11 +30,11 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     config = _read_yaml(run / "config.yaml")
     curves = page.learning_curves(run / "metrics.jsonl")
     with tempfile.TemporaryDirectory() as folder:
-        pages = embed.Pages(Path(folder))
+        pages, templates = embed.Pages(Path(folder)), Templates()
         rounds = [
             found
             for path in sorted((run / "rounds").glob("[0-9]*"))
-            if (found := _round(path, pages))["questions"]
+            if (found := _round(path, pages, templates))["questions"]
         ]
         order = list(dict.fromkeys(row["system"] for row in (results or {}).get("systems", ())))
         systems, entries = answers.add_answers(run / "eval", order, questions or {}, pages)
@@ -46,9 +47,11 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
         threshold = float((config.get("search") or {}).get("threshold", 0.5))
         data = {
             "threshold": threshold,
+            "last": next((found["totals"].roles[-1] for found in rounds), "last turn"),
             "folder": None if inline else "report_data/",
             "rounds": [{key: found[key] for key in ("name", "trained", "questions")}
                        for found in rounds],
+            "prompts": templates.texts,
             "systems": systems,
             "labels": {row["system"]: row["label"] for row in (results or {}).get("systems", ())
                        if row["votes"] == 1},
@@ -68,10 +71,10 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     return run / "report.html"
 
 
-def _round(folder: Path, pages: embed.Pages) -> dict[str, Any]:
+def _round(folder: Path, pages: embed.Pages, templates: Templates) -> dict[str, Any]:
     uses = trees.read_uses(folder)
     read = trees.read_trees(folder)
-    entries, totals = trees.add_trees(read, uses, pages, f"trees{folder.name}")
+    entries, totals = trees.add_trees(read, uses, pages, f"trees{folder.name}", templates)
     trained = sorted(uses.trained)
     return {"name": folder.name, "questions": entries, "totals": totals, "trained": trained}
 

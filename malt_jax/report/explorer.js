@@ -9,8 +9,8 @@ const treeFilters = [
   ["all wrong", (e) => !e.leaves.includes("1")],
   ["mixed", (e) => e.leaves.includes("0") && e.leaves.includes("1")],
   ["flips", (e) => e.saved + e.broke > 0],
-  ["refiner saved it", (e) => e.saved > 0],
-  ["refiner broke it", (e) => e.broke > 0],
+  [`${DATA.last} saved it`, (e) => e.saved > 0],
+  [`${DATA.last} broke it`, (e) => e.broke > 0],
 ];
 
 const answerFilters = [
@@ -19,8 +19,8 @@ const answerFilters = [
   ["broken", (e) => vote(e, 0) === "1" && vote(e, 1) === "0"],
   ["both right", (e) => vote(e, 0) === "1" && vote(e, 1) === "1"],
   ["both wrong", (e) => vote(e, 0) === "0" && vote(e, 1) === "0"],
-  ["refiner saved it", (e) => "sx".includes(marks(e, 1)[1])],
-  ["refiner broke it", (e) => "bx".includes(marks(e, 1)[1])],
+  [`${DATA.last} saved it`, (e) => "sx".includes(marks(e, 1)[1])],
+  [`${DATA.last} broke it`, (e) => "bx".includes(marks(e, 1)[1])],
 ];
 
 const state = { source: null, filter: "all", search: "", shown: [], open: null, view: null, sides: [0, 0], draws: [0, 0] };

@@ -139,7 +139,9 @@ class TreeView {
   read() {
     const path = this.fullPath();
     this.reading.replaceChildren(...path.map((i) => this.turn(i)));
-    this.reading.children[path.indexOf(this.chosen)]?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    // Sideways only: scrollIntoView would move the whole page.
+    const card = this.reading.children[path.indexOf(this.chosen)];
+    if (card) this.reading.scrollLeft = card.offsetLeft - this.reading.offsetLeft - 12;
   }
 
   turn(index) {
@@ -147,7 +149,17 @@ class TreeView {
     const facts = [...this.outcome(index), ...turnFacts(node, this.tree.answer), ["training", this.training(index)]];
     const chip = el("span", { class: "chip", style: `background:${valueColour(node.value)}` },
       node.leaf ? `reward ${node.value ? 1 : 0}` : `value ${node.value.toFixed(2)}`);
-    return turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node.text, facts, index === this.chosen);
+    const card = turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node.text, facts, index === this.chosen);
+    card.append(el("details", {}, el("summary", {}, "prompt"), el("p", { class: "said" }, visible(this.prompt(index)))));
+    return card;
+  }
+
+  /** What the model read before it wrote a node: the template with the texts put back. */
+  prompt(index) {
+    const { prompt } = this.tree.nodes[index];
+    if (typeof prompt === "string") return prompt;
+    const turns = this.path(index).map((i) => this.tree.nodes[i].text);
+    return DATA.prompts[prompt].replace(/\ue000(q|\d+)\ue001/g, (_, name) => (name === "q" ? this.tree.question : turns[name]));
   }
 
   outcome(index) {
@@ -182,7 +194,9 @@ class TreeView {
     const siblings = node.parent < 0 ? this.roots : this.children[node.parent];
     const mixed = new Set(siblings.map((i) => this.tree.nodes[i].label)).size > 1;
     if (node.label && node.finish === "length") return "None: cut at the token limit, so no example to follow.";
-    if (node.label) return "None: positive, but its text is already an example or no pair chose it.";
+    const twin = siblings.find((i) => i !== index && this.tree.nodes[i].sft && this.tree.nodes[i].text === node.text);
+    if (node.label && twin !== undefined) return `None: the same text is an example already, as ${name(twin)}.`;
+    if (node.label) return "None: positive, but no pair chose it.";
     if (!mixed) return "None: negative, and so are all its siblings, which leaves no pair.";
     return trained.includes(`${role}/dpo`)
       ? "None: negative, and another sibling was drawn for the pair."
@@ -200,7 +214,8 @@ function turnFacts(turn, answer) {
       turn.correct || !answer ? "" : ` (${visible(answer)})`]);
   } else if (turn.leaf || turn.correct === false) facts.push(["answer", el("span", { class: "wrong" }, "none found ✗")]);
   if (turn.logprob !== null) {
-    facts.push(["log-prob.", `${turn.logprob.toFixed(1)}, ${(turn.logprob / Math.max(turn.tokens, 1)).toFixed(2)} a token`]);
+    const each = turn.logprob / Math.max(turn.tokens, 1);
+    facts.push(["log-prob.", `${turn.logprob.toFixed(1)}, ${each.toFixed(2)} a token`.replaceAll("-", "−")]);
   }
   facts.push(["length", `${turn.tokens} tokens, ${FINISHES[turn.finish] ?? visible(turn.finish)}`]);
   return facts;

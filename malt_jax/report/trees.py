@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.report.embed import Pages
+from malt_jax.report.prompts import Templates
 from malt_jax.storage.jsonl import read_lines
 
 Tree = Mapping[str, Any]
@@ -62,21 +63,22 @@ def read_trees(round_folder: Path) -> Iterator[Tree]:
 
 
 def add_trees(
-    trees: Iterable[Tree], uses: Uses, pages: Pages, group: str
+    trees: Iterable[Tree], uses: Uses, pages: Pages, group: str, templates: Templates
 ) -> tuple[list[dict[str, Any]], Totals]:
     """Pages every tree; returns the list's entries and the totals."""
     entries, totals = [], Totals()
     for tree in trees:
-        page, place = pages.add(group, compact(tree, uses))
+        page, place = pages.add(group, compact(tree, uses, templates))
         entries.append(entry(tree) | {"page": page, "at": place})
         _count(tree, totals)
     return entries, totals
 
 
-def compact(tree: Tree, uses: Uses) -> dict[str, Any]:
+def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
     """One tree for its page: texts, and numbers in place of token lists; parents by index."""
     nodes = tree["nodes"]
     index = {node["id"]: i for i, node in enumerate(nodes)}
+    by_id = {node["id"]: node for node in nodes}
     roles = list(dict.fromkeys(node["role"] for node in nodes))
     pairs = [
         (index[chosen], index[rejected])
@@ -95,6 +97,7 @@ def compact(tree: Tree, uses: Uses) -> dict[str, Any]:
                 "depth": roles.index(node["role"]),
                 "parent": -1 if node["parent"] is None else index[node["parent"]],
                 "text": node["completion"],
+                "prompt": templates.number(node["prompt"], tree["question"], _earlier(node, by_id)),
                 "value": node["value"],
                 "label": node["label"],
                 "correct": own_correct(node),
@@ -108,6 +111,15 @@ def compact(tree: Tree, uses: Uses) -> dict[str, Any]:
             for node in nodes
         ],
     }
+
+
+def _earlier(node: Mapping[str, Any], by_id: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The texts of the turns before a node, the first turn's first."""
+    texts = []
+    while node["parent"] is not None:
+        node = by_id[node["parent"]]
+        texts.insert(0, node["completion"])
+    return texts
 
 
 def own_correct(node: Mapping[str, Any]) -> bool | None:

@@ -1,0 +1,247 @@
+"""The report as a file: what it holds, what it must not, and what it does with half a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import HOSTILE, make_run
+
+from malt_jax.errors import UserError
+from malt_jax.evaluation import plots
+from malt_jax.report import build_report, tree_text
+from malt_jax.report.embed import script_json
+from malt_jax.report.prompts import Templates, expand
+from malt_jax.report.trees import entry, read_trees
+
+any_text = st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Z", "C")))
+
+
+class Page(HTMLParser):
+    """The elements of a page, and what its scripts hold."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: Counter = Counter()
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.scripts: list[str] = []
+        self._in_script = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self._in_script = tag == "script"
+        if self._in_script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._in_script = False
+
+    def handle_data(self, data):
+        if self._in_script:
+            self.scripts[-1] += data
+
+    @property
+    def data(self) -> dict:
+        return json.loads(self.scripts[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "demo", 20, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Page:
+    return Page(build_report(run))
+
+
+def test_page_holds_every_question_of_every_round(run, page):
+    assert [found["name"] for found in page.data["rounds"]] == ["000", "001"]
+    for found in page.data["rounds"]:
+        trees = {tree["question_id"]: tree for tree in read_trees(run / "rounds" / found["name"])}
+        assert [question["id"] for question in found["questions"]] == list(trees)
+    assert len(page.data["evaluation"]) == 20
+    assert page.data["folder"] is None and not (run / "report_data").exists()
+
+
+def test_page_asks_nothing_of_the_network(page):
+    for _, name, value in page.attributes:
+        assert name not in ("src", "href", "action", "data") or value.startswith("#")
+    assert page.tags["link"] == page.tags["img"] == page.tags["iframe"] == 0
+    policy = next(v for _, name, v in page.attributes if name == "content" and "default-src" in v)
+    assert "default-src 'none'" in policy and "http" not in policy
+
+
+def test_model_text_adds_no_element_to_the_page(run, page, tmp_path):
+    harmless = tmp_path / "harmless"
+    shutil.copytree(run, harmless)
+    for path in [*harmless.rglob("*.jsonl")]:
+        text = path.read_text()
+        for hostile in HOSTILE:
+            text = text.replace(json.dumps(hostile)[1:-1], "plain")
+        path.write_text(text)
+    assert Page(build_report(harmless)).tags == page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_system_names_and_run_facts_are_text(run, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(run, copied)
+    results = json.loads((copied / "results.json").read_text())
+    before = Page(build_report(copied)).tags
+    for row, hostile in zip(results["systems"], HOSTILE, strict=False):
+        row["label"] = hostile
+    results["run"]["model"] = HOSTILE[1]
+    (copied / "results.json").write_text(json.dumps(results))
+    path = build_report(copied)
+    assert Page(path).tags == before
+    assert "\x1b" not in path.read_text() and "\u202e" not in path.read_text()
+
+
+@given(st.recursive(any_text | st.integers() | st.none(), st.lists, max_leaves=8))
+def test_embedded_data_is_inert_and_reads_back(data):
+    text = script_json(data)
+    assert text.isascii() and not set(text) & set("<>&\x00")
+    assert json.loads(text) == data
+
+
+def test_numbers_that_json_lacks_are_refused():
+    with pytest.raises(ValueError):
+        script_json([float("nan")])
+
+
+@given(st.text("ab{}\ue000q\ue0010 "), st.lists(st.text("ab\ue0001\ue001q "), max_size=3))
+def test_every_prompt_can_be_put_together_again(question, turns):
+    templates = Templates()
+    prompt = "role: " + question + "".join(f"\nturn {turn}" for turn in turns) + " end"
+    number = templates.number(prompt, question, turns)
+    kept = templates.texts[number] if isinstance(number, int) else number
+    expanded = expand(kept, question, turns) if isinstance(number, int) else kept
+    assert expanded == prompt
+
+
+def test_prompts_of_a_role_share_one_template(page):
+    assert len(page.data["prompts"]) == 3
+
+
+def test_saved_and_broken_leaves_are_those_whose_draft_was_otherwise(run):
+    for tree in read_trees(run / "rounds" / "000"):
+        nodes = {node["id"]: node for node in tree["nodes"]}
+        leaves = [node for node in tree["nodes"] if "reward" in node]
+        drafted = [nodes["/".join(leaf["id"].split("/")[:2])]["correct"] for leaf in leaves]
+        right = [bool(leaf["reward"]) for leaf in leaves]
+        found = entry(tree)
+        assert found["saved"] == sum(r and not d for r, d in zip(right, drafted, strict=True))
+        assert found["broke"] == sum(d and not r for r, d in zip(right, drafted, strict=True))
+        assert found["leaves"] == "".join("01"[r] for r in right)
+
+
+def test_a_report_of_the_same_run_is_the_same_file(run):
+    first = build_report(run).read_bytes()
+    assert build_report(run).read_bytes() == first
+
+
+def test_large_runs_keep_the_page_small_and_page_out_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("malt_jax.report.embed.INLINE_BYTES", 100_000)
+    monkeypatch.setattr("malt_jax.report.embed.PAGE_BYTES", 60_000)
+    run = make_run(tmp_path / "run", 12)
+    path = build_report(run)
+    files = sorted((run / "report_data").iterdir())
+    named = {q["page"] for found in Page(path).data["rounds"] for q in found["questions"]}
+    named |= {q["page"] for q in Page(path).data["evaluation"]}
+    assert {file.stem for file in files} == named and len(files) > 4
+    assert path.stat().st_size < 200_000
+    for file in files:
+        call = re.fullmatch(r'maltPage\("([\w-]+)",(.*)\);\n', file.read_text(), re.S)
+        assert call[1] == file.stem and json.loads(call[2])
+    monkeypatch.undo()
+    build_report(run)
+    assert not (run / "report_data").exists(), "pages nothing refers to are left behind"
+
+
+def test_five_hundred_questions_stay_below_five_megabytes(tmp_path):
+    run = make_run(tmp_path / "run", 500)
+    assert build_report(run).stat().st_size < 5_000_000
+    assert (run / "report_data").exists()
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (["rounds"], ["No system has been measured", "Nothing has been trained", "no results yet"]),
+        (["metrics.jsonl"], ["There are no trees yet", "nothing to explore"]),
+        (["results.json"], ["There are no trees yet", "Nothing has been trained"]),
+        (["eval"], ["No system has been measured", "There are no trees yet"]),
+    ],
+)
+def test_what_is_missing_is_told_in_a_sentence(run, tmp_path, kept, told):
+    part = tmp_path / "part"
+    part.mkdir()
+    for name in kept:
+        copy = shutil.copytree if (run / name).is_dir() else shutil.copy
+        copy(run / name, part / name)
+    text = build_report(part).read_text()
+    assert all(sentence in text for sentence in told)
+
+
+def test_trees_without_role_data_and_without_leaves_right_are_shown(run, tmp_path):
+    part = tmp_path / "part"
+    folder = part / "rounds" / "000" / "trees"
+    folder.mkdir(parents=True)
+    tree = next(iter(read_trees(run / "rounds" / "000")))
+    for node in tree["nodes"]:
+        node.update(value=0.0, label=False, correct=None)
+        if "reward" in node:
+            node.update(reward=0, correct=False)
+    (folder / "00000.jsonl").write_text(json.dumps(tree) + "\n")
+    assert Page(build_report(part)).data["rounds"][0]["trained"] == []
+
+
+def test_an_empty_folder_and_torn_results_are_refused(tmp_path):
+    with pytest.raises(UserError, match="nothing to report"):
+        build_report(tmp_path)
+    (tmp_path / "results.json").write_text('{"run":')
+    with pytest.raises(UserError, match=r"results\.json: not JSON"):
+        build_report(tmp_path)
+
+
+def test_every_figure_is_well_formed_whatever_names_it_holds(run):
+    results = json.loads((run / "results.json").read_text())
+    for row, hostile in zip(results["systems"], HOSTILE, strict=False):
+        row["label"] = row["system"] = hostile
+    figures = [
+        plots.accuracy_against_tokens(results),
+        plots.cost_by_stage({HOSTILE[0]: {"seconds": 0.0}, "a/b": {"seconds": 2.0}}),
+        plots.value_histogram(HOSTILE[1], {0.0: 3, 1.0: 4}, 0.5),
+        plots.value_histogram("many", {i / 40: 1 for i in range(41)}, 0.0),
+        plots.reward_by_depth([(HOSTILE[2], 0, 0.5, 1, None), ("r", 0, 0.5, 1, 0.5)]),
+        plots.learning_curve(HOSTILE[3], "loss", [(0, 1.0), (1, 1.0)]),
+        *(plots.reliability(HOSTILE[4], found) for found in results["calibration"].values()),
+    ]
+    for figure in figures:
+        assert ElementTree.fromstring(figure).tag.endswith("svg")
+
+
+def test_figures_of_nothing_are_empty():
+    assert plots.cost_by_stage({}) == plots.reward_by_depth([]) == ""
+    assert plots.learning_curve("a", "b", [(0, 1.0)]) == ""
+
+
+def test_tree_text_shows_each_node_once_within_the_width(run):
+    for tree in read_trees(run / "rounds" / "000"):
+        lines = tree_text(tree, width=72).splitlines()
+        assert len(lines) == 2 + len(tree["nodes"])
+        assert all(len(line) <= 72 for line in lines)
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join(lines))
+        assert sum("✓" in line for line in lines) >= sum(n.get("reward", 0) for n in tree["nodes"])
