@@ -16,7 +16,7 @@ from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
 
 if TYPE_CHECKING:
-    from malt_jax.training.checkpoints import Trainable
+    from malt_jax.training.step import Trainable
 
 BASE = "base"
 SHARED = "shared"
@@ -54,12 +54,13 @@ def load(session: Session, identity: str) -> Trainable | None:
     """The weights of an identity, checked against their seal; None for the base."""
     if identity == BASE:
         return None
-    from malt_jax.training.checkpoints import load_weights
+    from malt_jax.training.checkpoints import load_trainable
+    from malt_jax.training.loop import FINAL
 
     round, name, phase = identity.split("/")
     folder = weights_folder(session, int(round), name, phase)
     manifest.verify(session.run, [folder])
-    return load_weights(folder, session.fresh_weights())
+    return load_trainable(folder / FINAL, session.fresh_weights(name))
 
 
 def adapters_of_round(session: Session, round: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from malt_jax.report.page import build_report
+from malt_jax.report.build import build_report
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 
@@ -13,6 +13,8 @@ def report(session: Session) -> None:
     """Writes `report.html` (and its paged data) from the files of the run."""
     if session.done(STAGE):
         return
+    questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
     with session.timed(STAGE):
-        written = build_report(session.run.path)
-    manifest.seal(session.run, STAGE, written)
+        page = build_report(session.run.path, questions)
+    data = page.with_name("report_data")
+    manifest.seal(session.run, STAGE, [page, data] if data.exists() else [page])

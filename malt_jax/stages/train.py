@@ -16,6 +16,8 @@ from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.training.examples import DpoExample, SftExample
+from malt_jax.training.loop import TrainOutcome
+from malt_jax.training.phases import train_dpo, train_sft
 
 
 def train(session: Session, round: int) -> None:
@@ -53,25 +55,23 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
             session.progress.note(f"{stage}: no {phase} data, {name} stays as it is")
         manifest.seal(run, stage, [])
         return
-    from malt_jax.training.loop import train_dpo, train_sft
-
     begun_from = last_phase(session, round if phase == "dpo" else round - 1, name)
     start = load(session, begun_from)
     if start is None:
-        start = session.fresh_weights()
+        start = session.fresh_weights(name)
     folder = weights_folder(session, round, name, phase)
-    work = folder.with_name(f"{phase}-work")
     series = session.metrics.series("train", round, name, phase)
-    with session.timed(f"{stage} ({len(rows)} rows from {begun_from})"):
+    with session.timed(f"{stage}, {len(rows)} rows, from {begun_from}"):
         if phase == "sft":
             outcome = train_sft(
                 session.model,
                 start,
                 [_sft(row) for row in rows],
                 config.train.sft,
-                folder=work,
-                on_step=series.log,
+                folder=folder,
                 seed=config.seed,
+                dropout=config.train.lora.dropout,
+                on_step=series.log,
             )
         else:
             outcome = train_dpo(
@@ -80,11 +80,33 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
                 start,
                 [_dpo(row) for row in rows],
                 config.train.dpo,
-                folder=work,
-                on_step=series.log,
+                folder=folder,
                 seed=config.seed,
+                template="\n".join(role.template for role in session.pipeline.roles),
+                on_step=series.log,
             )
-    _keep(session, stage, folder, work, outcome)
+    session.progress.note(f"{stage}: {_sentence(outcome)}")
+    cost = session.record_cost(
+        stage,
+        {
+            "seconds": outcome.seconds,
+            "steps": outcome.steps,
+            "tokens": outcome.tokens,
+            "padding_waste": outcome.padding_waste,
+            "peak_bytes": outcome.peak_bytes,
+            "counts": outcome.counts,
+        },
+    )
+    manifest.seal(run, stage, [folder, cost])
+
+
+def _sentence(outcome: TrainOutcome) -> str:
+    """The last step's numbers, and what happened on the way."""
+    last = outcome.log[-1] if outcome.log else {}
+    shown = [f"{name} {last[name]:.3f}" for name in ("loss", "accuracy", "margin") if name in last]
+    counts = [f"{count} {name}" for name, count in outcome.counts.items() if count]
+    stopped = [f"stopped early, best step {outcome.best_step}"] if outcome.stopped_early else []
+    return ", ".join([f"{outcome.steps} steps in {outcome.seconds:.1f} s", *shown, *counts, *stopped])
 
 
 def _sft(row: dict[str, Any]) -> SftExample:
