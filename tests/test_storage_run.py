@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -476,6 +477,26 @@ def test_an_inner_block_does_not_swallow_the_request():
             os.kill(os.getpid(), signal.SIGTERM)
         assert signals.stop_requested()
     assert not signals.stop_requested()
+
+
+def test_forked_workers_survive_ctrl_c_and_end_when_terminated(capfd):
+    def work(started) -> None:
+        started.set()
+        time.sleep(60)
+
+    forking = multiprocessing.get_context("fork")
+    with signals.graceful_stop():
+        started = forking.Event()
+        worker = forking.Process(target=work, args=(started,))
+        worker.start()
+        assert started.wait(10)
+        os.kill(worker.pid, signal.SIGINT)
+        worker.join(0.2)
+        assert worker.is_alive()
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGTERM and not signals.stop_requested()
+    assert "being saved" not in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- metrics

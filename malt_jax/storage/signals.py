@@ -51,3 +51,16 @@ def _note(number: int, _frame: object) -> None:
     _received.append(number)
     if first:  # os.write: the signal may have come in the middle of a print
         os.write(2, b"\nstopping: the state is being saved; the same command will go on from it\n")
+
+
+def _in_children() -> None:
+    """Forked workers end when told to, and leave Ctrl-C, which reaches them too, to this process.
+
+    A worker that died of it would look like an answer that cannot be graded.
+    """
+    for number, action in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.SIG_IGN)):
+        if signal.getsignal(number) is _note:
+            signal.signal(number, action)
+
+
+os.register_at_fork(after_in_child=_in_children)
