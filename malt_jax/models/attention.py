@@ -59,7 +59,7 @@ def packed_mask(
     order = jnp.arange(positions.shape[1])
     same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
     lineage = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-    mask = same & lineage & (order[:, None] >= order[None, :])
+    mask = same & lineage & (order[:, None] >= order[None, :])[None]
     if window is not None:
         mask &= positions[:, :, None] - positions[:, None, :] < window
     return mask

@@ -68,7 +68,7 @@ class Linear(nnx.Module):
     ) -> Float[Array, "B T o"]:
         y = x @ self.kernel[...]
         if self.bias is not None:
-            y = y + self.bias[...]
+            y = y + self.bias[...][None, None]
         return y if lora is None else y + lora_delta(x, lora, scale)
 
 
@@ -83,7 +83,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        weight = self.weight[...]
+        weight = jnp.broadcast_to(self.weight[...], y.shape)
         if self.plus_one:
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
         # Llama's order: back to the model's dtype first, then the weight.

@@ -36,14 +36,15 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 def rotation(
     positions: Int[Array, "B T"], rope: Rope, head_dim: int
-) -> tuple[Float[Array, "B T 1 h/2"], Float[Array, "B T 1 h/2"]]:
+) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Cosine and sine of every position's angles, in float32 whatever the model's dtype."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(rope, head_dim)
-    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    inverse = inverse_frequencies(rope, head_dim)
+    angles = positions[:, :, None, None].astype(jnp.float32) * inverse[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(
-    x: Float[Array, "B T N h"], cos: Float[Array, "B T 1 h/2"], sin: Float[Array, "B T 1 h/2"]
+    x: Float[Array, "B T N h"], cos: Float[Array, "B T 1 half"], sin: Float[Array, "B T 1 half"]
 ) -> Float[Array, "B T N h"]:
     """Rotate the channel pairs (i, i + h/2), Hugging Face's half-split layout."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
