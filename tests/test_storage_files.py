@@ -362,11 +362,8 @@ def test_lock_dies_with_its_process_even_if_a_forked_worker_lives_on(tmp_path):
 import os, sys, time
 from malt_jax.storage.lock import RunLock
 lock = RunLock(sys.argv[1], "malt run")
-worker = os.fork()
-if worker == 0:
-    time.sleep(60)
-    os._exit(0)
-print(worker, flush=True)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
     child = spawn(code, tmp_path)
