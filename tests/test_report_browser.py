@@ -1,0 +1,289 @@
+"""The report in a real browser: clicks, keys, themes, a phone. Needs Chromium and selenium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from synthetic_run import HOSTILE, make_run
+
+from malt_jax.report import build_report
+from malt_jax.report.trees import entry, read_trees
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
+)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--force-prefers-reduced-motion",
+)
+QUESTIONS = 24
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run whose data is paged out beside the page, as a large run's is."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "demo", QUESTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("malt_jax.report.embed.INLINE_BYTES", 0)
+        patch.setattr("malt_jax.report.embed.PAGE_BYTES", 100_000)
+        build_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trees(run) -> dict[str, dict]:
+    return {tree["question_id"]: tree for tree in read_trees(run / "rounds" / "000")}
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.implicitly_wait(5)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(chromium, run):
+    """The report, freshly opened; afterwards the console must be empty and the title ours."""
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    _size(chromium, 1280, 900)
+    _open(chromium, run / "report.html")
+    yield chromium
+    assert chromium.title == "demo · malt report"
+    assert [line["message"] for line in chromium.get_log("browser")] == []
+
+
+def _open(driver, path: Path, place: str = "") -> None:
+    driver.get("about:blank")  # a change of the fragment alone would not load the page again
+    driver.get(path.resolve().as_uri() + place)
+    driver.find_element("css selector", "#detail h3, #detail .empty")
+
+
+def _size(driver, width: int, height: int) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def _all(driver, selector: str) -> list:
+    return driver.find_elements("css selector", selector)
+
+
+def _texts(driver, selector: str) -> list[str]:
+    return [found.text for found in _all(driver, selector)]
+
+
+def _press(driver, *keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(driver).send_keys(*keys).perform()
+
+
+def _click(driver, selector: str, text: str = "") -> None:
+    found = next(one for one in _all(driver, selector) if text in one.text)
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+    found.click()
+
+
+def _question(driver, name: str) -> None:
+    """Clicks a question in the list and waits for it: its page of data may have to be loaded."""
+    item = driver.find_element("css selector", f'#questions li[data-id="{name}"]')
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", item)
+    item.click()
+    _wait(driver, lambda: _shown(driver) == name)
+
+
+def _wait(driver, done) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 20, 0.05).until(lambda _: done())
+
+
+def _shown(driver) -> str:
+    return driver.find_element("css selector", "#detail h3").text
+
+
+def _chosen(driver) -> str:
+    return driver.find_element("css selector", ".node.chosen").get_attribute("data-id")
+
+
+def test_every_question_is_listed_and_the_first_is_open(page, trees):
+    assert len(_all(page, "#questions li")) == QUESTIONS
+    assert _shown(page) == "Q0"
+    assert len(_all(page, ".tree .node")) == 39
+    assert len(_all(page, ".turns > .turn")) == 3
+
+
+def test_filters_show_exactly_the_questions_they_name(page, trees):
+    def leaves(tree):
+        return {node["reward"] for node in tree["nodes"] if "reward" in node}
+
+    expected = {
+        "all right": [name for name, tree in trees.items() if leaves(tree) == {1}],
+        "all wrong": [name for name, tree in trees.items() if leaves(tree) == {0}],
+        "mixed": [name for name, tree in trees.items() if leaves(tree) == {0, 1}],
+        "refiner saved it": [name for name, tree in trees.items() if entry(tree)["saved"]],
+        "refiner broke it": [name for name, tree in trees.items() if entry(tree)["broke"]],
+    }
+    for name, questions in expected.items():
+        _click(page, "#filters button", name)
+        assert [e.get_attribute("data-id") for e in _all(page, "#questions li")] == questions
+    assert expected["mixed"] and expected["refiner saved it"]
+
+
+def test_search_finds_by_words_in_any_order(page, trees):
+    _press(page, "/")
+    _press(page, "boxes maya")
+    found = [e.get_attribute("data-id") for e in _all(page, "#questions li")]
+    assert found == [name for name, tree in trees.items() if "Maya" in tree["question"]]
+    assert page.find_element("id", "count").text == f"{len(found)} of {QUESTIONS} questions"
+
+
+def test_a_clicked_node_shows_its_path_with_the_numbers_of_the_record(page, trees):
+    _question(page, "Q9")
+    leaf = next(node for node in trees["Q9"]["nodes"] if node["id"] == "Q9/g2/v1/r1")
+    page.find_element("css selector", '[data-id="Q9/g2/v1/r1"]').click()
+    assert _texts(page, ".turn header .id") == ["g2", "v1", "r1"]
+    nodes = {node["id"]: node for node in trees["Q9"]["nodes"]}
+    said = _texts(page, ".turn > .said")
+    assert said == [nodes[n]["completion"] for n in ("Q9/g2", "Q9/g2/v1", "Q9/g2/v1/r1")]
+    facts = _all(page, ".turn dl")[2].text
+    assert f"{len(leaf['token_ids'])} tokens" in facts
+    assert f"{sum(leaf['logprobs']):.1f}".replace("-", "−") in facts
+    assert page.current_url.endswith("#trees000/Q9/g2/v1/r1")
+
+
+def test_nodes_tell_what_they_taught(page, run):
+    folder = run / "rounds" / "000" / "data" / "verifier"
+    pair = json.loads((folder / "dpo.jsonl").read_text().splitlines()[0])
+    example = json.loads((folder / "sft.jsonl").read_text().splitlines()[0])
+    for node, told in (
+        (pair["chosen_node_id"], f"Preferred to {pair['rejected_node_id'].split('/')[-1]}"),
+        (pair["rejected_node_id"], f"Rejected for {pair['chosen_node_id'].split('/')[-1]}"),
+        (example["node_id"], "SFT example of the verifier"),
+    ):
+        _open(page, run / "report.html", f"#trees000/{node}")
+        assert _chosen(page) == node
+        assert told in _all(page, ".turn dl")[1].text
+    assert len(_all(page, ".tree .pair")) >= 1 and _all(page, ".tree .example")
+
+
+def test_the_prompt_is_what_the_model_read(page, trees):
+    _question(page, "Q10")
+    prompts = page.execute_script(
+        "return [...document.querySelectorAll('.turn details .said')].map(e => e.textContent)"
+    )
+    path = ["Q10", *_texts(page, ".turn header .id")]
+    nodes = {node["id"]: node for node in trees["Q10"]["nodes"]}
+    assert prompts == [nodes["/".join(path[: i + 2])]["prompt"] for i in range(3)]
+
+
+def test_the_keyboard_reaches_questions_and_nodes(page):
+    page.execute_script("document.getElementById('explorer').scrollIntoView()")
+    _press(page, "j", "j", "k")
+    _wait(page, lambda: _shown(page) == "Q1")
+    page.find_element("css selector", '[data-id="Q1/g0"]').click()
+    for key, node in (
+        ("\ue014", "Q1/g1"),  # right
+        ("\ue015", "Q1/g1/v0"),  # down
+        ("\ue012", "Q1/g0/v2"),  # left
+        ("\ue015", "Q1/g0/v2/r0"),
+        ("\ue013", "Q1/g0/v2"),  # up
+    ):
+        _press(page, key)
+        assert _chosen(page) == node
+    _press(page, "?")
+    assert page.find_element("id", "help").is_displayed()
+    _press(page, "\ue00c")
+    assert not page.find_element("id", "help").is_displayed()
+
+
+def test_model_text_is_shown_as_text(page):
+    for index, hostile in enumerate(HOSTILE):
+        _question(page, f"Q{index}")
+        said = page.find_element("css selector", ".turn > .said").text
+        assert said.splitlines()[0][:6] == hostile[:6] or "\\u" in said
+        added = "return document.querySelectorAll('#detail :is(img, script, a, b > *)').length"
+        assert page.execute_script(added) == 0
+    assert page.execute_script("return document.title") == "demo · malt report"
+
+
+def test_before_and_after_stand_side_by_side(page, run):
+    _click(page, "#sources button", "Before and after")
+    _click(page, "#filters button", "fixed")
+    # The last one: the first ones hold hostile text.
+    question = _all(page, "#questions li")[-1].get_attribute("data-id")
+    _question(page, question)
+    assert _texts(page, ".side .who > span") == ["vote wrong ✗ of 3", "vote right ✓ of 3"]
+    after = [json.loads(line) for line in (run / "eval" / "malt.jsonl").read_text().splitlines()]
+    drawn = [r for r in after if r["question_id"] == question]
+    page.find_elements("css selector", ".side:last-child .draws button")[1].click()
+    said = _texts(page, ".side:last-child .said")
+    assert said == [turn["text"] for turn in drawn[1]["turns"]]
+    _click(page, ".side:first-child select option", "single agent")
+    assert len(_all(page, ".side:first-child .turn")) == 1
+    assert len(_all(page, ".side:first-child .draws button")) == 27
+
+
+def test_the_table_can_be_read_against_either_baseline(page):
+    rows = len([row for row in _all(page, "table.results tbody tr") if row.is_displayed()])
+    _click(page, ".choice button", "sa@9")
+    shown = [row for row in _all(page, "table.results tbody tr") if row.is_displayed()]
+    assert len(shown) == rows and {row.get_attribute("class").split()[0] for row in shown} == {
+        "baseline"
+    }
+
+
+def test_theme_follows_the_system_and_the_button(page, run):
+    def background():
+        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    light = background()
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [dark]})
+    night = background()
+    assert night != light
+    _press(page, "t")
+    assert background() == light
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    page.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme")
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(page, run):
+    _size(page, 390, 844)
+    _open(page, run / "report.html")
+    width = page.execute_script("return document.documentElement.scrollWidth")
+    assert width <= 390
+    page.find_element("css selector", '[data-id="Q0/g2/v2/r2"]').click()
+    assert _chosen(page) == "Q0/g2/v2/r2"
+
+
+def test_a_missing_page_of_data_is_named(chromium, run, tmp_path):
+    shutil.copy(run / "report.html", tmp_path / "report.html")
+    _open(chromium, tmp_path / "report.html")
+    assert "report_data/trees000-0000.js could not be loaded" in _texts(chromium, "#detail")[0]
+    chromium.get_log("browser")
+
+
+def test_a_self_contained_page_opens_without_its_neighbours(chromium, tmp_path):
+    run = make_run(tmp_path / "demo", 4)
+    alone = shutil.move(build_report(run), tmp_path / "alone.html")
+    _open(chromium, Path(alone))
+    assert _shown(chromium) == "Q0" and len(_all(chromium, ".tree .node")) == 39
+    assert chromium.get_log("browser") == []
