@@ -19,10 +19,20 @@ __all__ = [
     "task_names",
 ]
 
-# name -> module and function that builds the task
-_BUILDERS = {
-    "arithmetic": "malt_jax.tasks.embedded:task",
-    "gsm8k": "malt_jax.tasks.gsm8k:task",
+# name -> module, function that builds the task, its arguments
+_BUILDERS: dict[str, tuple[str, str, tuple]] = {
+    "arithmetic": ("embedded", "task", ()),
+    "gsm8k": ("gsm8k", "task", ()),
+    "gsm_symbolic": ("gsm_symbolic", "task", ("main",)),
+    "gsm_symbolic_p1": ("gsm_symbolic", "task", ("p1",)),
+    "gsm_symbolic_p2": ("gsm_symbolic", "task", ("p2",)),
+    "math": ("competition_math", "task", ("math",)),
+    "math500": ("competition_math", "task", ("math500",)),
+    "csqa": ("csqa", "task", ()),
+    "strategyqa": ("strategyqa", "task", ()),
+    "logic": ("logic", "task", ()),
+    "humaneval": ("programs", "humaneval", ()),
+    "mbpp": ("programs", "mbpp", ()),
 }
 _RUNS_CODE = ("humaneval", "mbpp")
 
@@ -32,7 +42,7 @@ def task_names() -> list[str]:
     return [*_BUILDERS, "custom"]
 
 
-def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) -> Task:
+def get_task(name: str, *, grader: str = "number", allow_code: bool = False) -> Task:
     """The task called `name`.
 
     `custom` reads the user's own question file, graded by `grader` (`number`, `choice`, `exact`,
@@ -43,11 +53,6 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
         from malt_jax.tasks.custom import from_file
 
         return from_file(grader=grader)
-    if grader is not None:
-        raise UserError(
-            f"task.grader: {grader!r} was given for task {name!r}, which has its own; "
-            "leave it out, or set task.name to custom"
-        )
     if ":" in name:
         from malt_jax.tasks.custom import import_task
 
@@ -59,6 +64,6 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
             f"task.name: no task {name!r}; {hint}choose from {', '.join(task_names())}, "
             "or give your own as module:attribute"
         )
-    module, _, function = _BUILDERS[name].partition(":")
-    build = getattr(importlib.import_module(module), function)
-    return build(allow_code=allow_code) if name in _RUNS_CODE else build()
+    module, function, arguments = _BUILDERS[name]
+    build = getattr(importlib.import_module(f"malt_jax.tasks.{module}"), function)
+    return build(allow_code=allow_code) if name in _RUNS_CODE else build(*arguments)

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader, Question, Task
+from malt_jax.tasks.csqa import choices_of
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders import ANSWER_FORMATS, get_grader
 from malt_jax.tasks.loading import choose, to_questions
 from malt_jax.tasks.prompts import role_templates
 
 
-def from_file(grader: str | None = "number", **changes) -> Task:
+def from_file(grader: str = "number", **changes) -> Task:
     """A task over the user's files, columns `question` and `answer` (`id`, `choices` optional).
 
     Every further column goes into `meta`. `choices` is a list of texts or an object label -> text,
     listed below the question. `changes` replace fields of the `Task`.
     """
-    judge = get_grader(grader or "number")
-    return _task("custom", _FileLoader(judge), judge, ANSWER_FORMATS[grader or "number"], changes)
+    judge = get_grader(grader)
+    return _task("custom", _FileLoader(judge), judge, ANSWER_FORMATS[grader], changes)
 
 
 def from_function(
@@ -89,7 +90,7 @@ class _FileLoader:
         text, meta = row.text("question"), {}
         for column, value in row.values.items():
             if column == "choices" and value is not None:
-                meta["choices"] = _choices(row, value)
+                meta["choices"] = choices_of(row, value)
                 text += "".join(f"\n({a}) {b}" for a, b in meta["choices"].items())
             elif column not in ("id", "question", "answer"):
                 meta[column] = value
@@ -114,14 +115,3 @@ class _FunctionLoader:
             for i, (q, a) in enumerate(self.questions(split), start=1)
         ]
         return choose(to_questions(rows, _FileLoader(self.grader)._parse, split), limit, seed)
-
-
-def _choices(row: Row, value) -> dict[str, str]:
-    """`choices` as label -> text: from a list of texts, an object, or `{"label", "text"}` lists."""
-    if isinstance(value, Mapping) and set(value) == {"label", "text"}:
-        value = dict(zip(value["label"], value["text"], strict=False))
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        value = {chr(ord("A") + i): text for i, text in enumerate(value)}
-    if not isinstance(value, Mapping) or not 2 <= len(value) <= 26:
-        raise row.fail("`choices` is not 2 to 26 texts", 'write ["red", "blue"]')
-    return {str(a): row.clean("choices", str(b)) for a, b in value.items()}

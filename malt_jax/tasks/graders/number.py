@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from malt_jax.tasks.base import Grade, Question
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
 MAX_DIGITS = 60
 MAX_EXPONENT = 300
@@ -78,7 +78,7 @@ _MULTIPLIERS = {
 }  # fmt: skip
 _SHORT = {"k": 10**3, "K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # these stand attached
 _MULTIPLIER = re.compile(rf"(?:[\s-]*({'|'.join(_MULTIPLIERS)})|({'|'.join(_SHORT)}))(?![A-Za-z&])")
-_UNKNOWN = re.compile(r"\s*[xyzni](?![A-Za-z])|\s*\\?pi\b")  # 3x, 3n, 3i, 3 pi
+_UNKNOWN = re.compile(r"\s*[xyzni](?![A-Za-z])|\s*\\?pi\b|!")  # 3x, 3n, 3i, 3 pi, 3!
 
 _NEGATED = re.compile(r"\b(?:not|never|neither|wrong|incorrect|cannot)\b|n['’]t\b", re.IGNORECASE)
 _DENIED = re.compile(r"(?:\b(?:not|never)|n['’]t)(?:\s+[A-Za-z]+){0,2}\W*$", re.IGNORECASE)
@@ -103,8 +103,8 @@ _LEAD = re.compile(
 
 def value_of(words: str) -> Fraction:
     """The one number that `words` say. Raises `Torn` when they say none, several, or a task."""
-    if _NEGATED.search(words) or _HEDGE.search(words):
-        raise Torn("negated or hedged")
+    if len(words) > MAX_SPAN or refused(words):
+        raise Torn("long, negated or hedged")
     words = plain(words)
     first = re.search("[0-9]", words)
     if first is None or _BOUND.search(words[: first.start()]):
@@ -112,16 +112,22 @@ def value_of(words: str) -> Fraction:
     words = _EXPLAINED.sub(r"\1", words, count=1)
     values = set()
     for part in _PARTS.split(words):
-        part = part.rpartition("=")[2]
+        *left, part = part.split("=")
         if _COMPUTE.search(part):
             raise Torn("left to compute")
         numbers = _numbers(part)
         if len(numbers) > 1:
             raise Torn("several numbers")
         values.update(numbers)
+        values.update(_number(w.strip(), "") for w in left if _BODY.fullmatch(w.strip()))  # 17 = 18
     if len(values) != 1:
         raise Torn("no number, or several")
     return values.pop()
+
+
+def refused(words: str) -> bool:
+    """Whether the words deny what they state, or state one of several numbers."""
+    return bool(_NEGATED.search(words) or _HEDGE.search(words))
 
 
 def plain(words: str) -> str:
@@ -194,12 +200,12 @@ def final_number(text: str) -> Fraction | None:
         if statement.form == "prose" and not re.search("[0-9]", statement.span):
             if _NEGATED.search(statement.before + statement.span):
                 return None
-            continue  # "the answer is correct"
-        if statement.form == "hash" and not _LEAD.match(plain(statement.span)):
+            continue  # words only
+        if statement.form == "hash" and not _LEAD.match(plain(statement.span[:MAX_SPAN])):
             rest = text[statement.end :]  # a Markdown heading
             break
         try:
-            return value_of(statement.before + " " + statement.span)
+            return value_of(f"{statement.before} {statement.span}")
         except Torn:
             return None
     return _last_number(rest)
@@ -210,7 +216,10 @@ def _last_number(text: str) -> Fraction | None:
     lines = [s for s in re.split(r"\n|(?<=[.!?])\s", text) if re.search("[0-9]", s)]
     if not lines:
         return None
-    words = plain(re.sub(r"^\s*[-*•]\s+", "", lines[-1])).rpartition("=")[2]
+    line = re.sub(r"^\s*[-*•]\s+", "", lines[-1])
+    if len(line) > MAX_SPAN:
+        line = line[-MAX_SPAN:].partition(" ")[2]
+    words = plain(line).rpartition("=")[2]
     runs = list(_RUN.finditer(words))
     if not runs or _HEDGE.search(words):
         return None

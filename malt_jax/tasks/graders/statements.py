@@ -13,14 +13,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_HASH = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
+MAX_SPAN = 400  # characters; what is longer is no final answer
+
+# The spans are looked ahead at, so that a second statement on the same line is found too.
+_HASH = re.compile(rf"(?<!#)####(?!#)[ \t]*(?=([^\n]{{0,{MAX_SPAN + 1}}}))")
 _PROSE = re.compile(
-    r"\banswers?\b(?P<between>[^.:=\n]{0,80}?)(?::|=|(?<![A-Za-z])(?:is|are)(?![A-Za-z'’]))[\s:*_]*"
-    r"(?P<span>[^\n]*)",
+    r"(?<!\bto )\banswers?\b(?P<between>[^.:=\n]{0,80}?)"
+    r"(?::|=|(?<![A-Za-z])(?:is|are)(?![A-Za-z'’]))"
+    rf"[\s:*_]*(?=(?P<span>[^\n]{{0,{MAX_SPAN + 1}}}))",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 _JOIN = re.compile(r"[\s$.]*(?:,|;|&|\\text\s*\{\s*(?:or|and)\s*\}|\bor\b|\band\b)[\s$]*")
+_COMMENT = re.compile(
+    r"(?:also |indeed )?(?:correct|right|verified|confirmed|clear|as follows)\b", re.I
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*|\")")
 
 
@@ -41,9 +48,12 @@ class Statement:
 def statements(text: str) -> list[Statement]:
     """All statements of a final answer, in the order of the text."""
     found = _boxes(text)
-    found += [Statement("hash", m[1], m.start(), m.end()) for m in _HASH.finditer(text)]
+    for match in _HASH.finditer(text):
+        found.append(Statement("hash", match[1], match.start(), match.end(1)))
     for match in _PROSE.finditer(text):
         span = match["span"]
+        if _COMMENT.match(span):
+            continue  # "the answer is correct" states none
         stop = _SENTENCE_END.search(span)
         span = span[: stop.start()] if stop else span
         end = match.start("span") + len(span)

@@ -1,0 +1,62 @@
+r"""MATH and MATH-500: competition problems with LaTeX answers (arXiv 2103.03874, 2305.20050)."""
+
+from __future__ import annotations
+
+from malt_jax.tasks.base import Question, Task
+from malt_jax.tasks.files import Row
+from malt_jax.tasks.graders import ANSWER_FORMATS
+from malt_jax.tasks.graders.latex import MAX_LENGTH, LatexGrader
+from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.loading import Benchmark, Hub
+from malt_jax.tasks.prompts import role_templates
+
+SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
+    "prealgebra", "precalculus",
+)  # fmt: skip
+MATH = "EleutherAI/hendrycks_math"
+EVAL = {
+    "math": Hub(MATH, SUBJECTS, "test"),
+    "math500": Hub("HuggingFaceH4/MATH-500", (None,), "test"),
+}
+
+
+def parse(row: Row, split: str) -> Question:
+    r"""Columns `problem` or `question`, and `answer` or `solution`, with `level` and `subject`.
+
+    The answer is bare LaTeX or a solution with a last `\boxed{}`.
+    """
+    column, _ = row.get("answer", "solution")
+    text = row.text(column, numbers=True).strip()
+    boxes = [s for s in statements(text) if s.form == "box"]
+    answer = boxes[-1].span if boxes else text
+    if not answer or len(answer) > MAX_LENGTH or (column == "solution" and not boxes):
+        raise row.fail(
+            f"`{column}` holds no final answer", r"end it with \boxed{42} or give the answer alone"
+        )
+    meta = {}
+    if row.has("level"):
+        level = row.text("level", numbers=True).strip()
+        meta["level"] = level.removeprefix("Level ").strip()
+    if row.has("subject") or row.has("type"):
+        meta["subject"] = row.text("subject", "type")
+    text = row.text("problem", "question")
+    return Question(row.identity(split, "unique_id", "id"), text, answer, meta)
+
+
+def task(name: str) -> Task:
+    answer_format = ANSWER_FORMATS["latex"]
+    return Task(
+        name=name,
+        description={
+            "math": "competition mathematics, LaTeX answers",
+            "math500": "500 problems of MATH's test split",
+        }[name],
+        load=Benchmark(
+            hub={"train": Hub(MATH, SUBJECTS, "train"), "eval": EVAL[name]},
+            parse={"train": parse, "eval": parse},
+        ),
+        grader=LatexGrader(),
+        templates=role_templates(answer_format),
+        answer_format=answer_format,
+    )

@@ -1,0 +1,176 @@
+"""Grading programs by running them against the benchmark's tests.
+
+The submitted code runs in a process of its own, locked in by every layer the system has
+(`jail.limits`); the tests run in another and see only plain values (`jail`). Passing is shown by a
+random token that the testing process prints at the end: exit statuses mean nothing, and the
+submitted code's process never holds the token or the tests.
+
+What this does not protect from: faults in the kernel, and layers that this system does not have
+(the log names them). It is a fence, not a virtual machine; for code from an adversary use one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from malt_jax.errors import UserError
+from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.graders.jail.limits import has_landlock
+
+log = logging.getLogger(__name__)
+
+JAIL = Path(__file__).with_name("jail")
+LAYERS = {
+    "namespaces": "submitted code can reach the network and signal your processes",
+    "landlock": "submitted code can read your files",
+}
+_FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class CodeGrader:
+    """Right when the tests in `question.meta["code"]` hold.
+
+    That is an object `{"setup", "tests", "names"}`: code that both sides start from, the tests,
+    and the names that the tests take from the solution.
+
+    allow_code: must be True; nobody runs a model's code by accident.
+    seconds:    wall-clock limit of one program, and its processor time.
+    memory:     bytes of address space.
+    workers:    programs that run at the same time.
+    """
+
+    allow_code: bool = False
+    seconds: float = 10.0
+    memory: int = 1 << 30
+    workers: int = 2
+
+    def __post_init__(self):
+        if not self.allow_code:
+            raise UserError(
+                "task.allow_code is false, and grading this task runs code that the model wrote. "
+                "It runs in a process without network, files or other processes where the system "
+                "can do that, but not in a virtual machine: it is no protection from faults in the "
+                "kernel. To accept that, set --task.allow-code true"
+            )
+        if os.geteuid() == 0 and not has_landlock() and not _public(os.__file__):
+            raise UserError(
+                "code can't be run: as root it runs as the user nobody, who can't read Python at "
+                f"{os.path.dirname(os.__file__)}; use another user or another installation"
+            )
+
+    def extract(self, text: str) -> str | None:
+        """The last fenced block with a definition in it; without fences, the whole text."""
+        blocks = _FENCE.findall(text)
+        defining = [b for b in blocks if re.search(r"^\s*(?:def|class)\s", b, re.MULTILINE)]
+        code = (defining or blocks or [text])[-1].rstrip()
+        return code if code.strip() else None
+
+    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
+        codes = [self.extract(text) for text in texts]
+        pairs = list(zip(codes, questions, strict=True))
+        with ThreadPoolExecutor(self.workers) as pool:
+            held = pool.map(lambda pair: pair[0] is not None and self._passes(*pair), pairs)
+            return [Grade(code, passed) for code, passed in zip(codes, held, strict=True)]
+
+    def check(self, question: Question) -> str | None:
+        """Why the question can't be graded; None when it can."""
+        missing = {"setup", "tests", "names"} - set(question.meta.get("code", {}))
+        return f"meta holds no code with {', '.join(sorted(missing))}" if missing else None
+
+    def _passes(self, code: str, question: Question) -> bool:
+        tests = question.meta["code"]
+        token = secrets.token_hex(16)
+        limits = {"seconds": self.seconds, "memory": self.memory}
+        program = _program(code, tests["setup"], tests["names"])
+        here, there = socket.socketpair()
+        with tempfile.TemporaryDirectory() as folder, here, there:
+            os.chmod(folder, 0o755)
+            judge = _start("judge", here, folder)
+            solution = _start("solution", there, folder)
+            here.close()
+            there.close()
+            try:
+                _give(solution, {"code": program, **limits})
+                _give(judge, {**tests, "token": token, **limits})
+                said = _read(judge, self.seconds)
+            finally:
+                for process in (judge, solution):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    process.stdin.close()
+                    process.stdout.close()
+        layers, _, rest = said.partition("\n")
+        _tell(layers)
+        return rest.strip() == token
+
+
+def _program(code: str, setup: str, names: Sequence[str]) -> str:
+    """The solution with the benchmark's own beginning: a body is put under it, a whole follows."""
+    whole = any(re.search(rf"^(?:def|class)\s+{re.escape(n)}\b", code, re.MULTILINE) for n in names)
+    return f"{setup}\n{code}" if whole or not setup.strip() else f"{setup.rstrip()}\n{code}"
+
+
+def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-I", str(JAIL), role, str(channel.fileno())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[channel.fileno()],
+        start_new_session=True,
+        cwd=folder,
+        env=_ENVIRONMENT,
+    )
+
+
+def _give(process: subprocess.Popen, order: dict) -> None:
+    try:
+        process.stdin.write(json.dumps(order).encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died; the missing token says so
+
+
+def _read(process: subprocess.Popen, seconds: float) -> str:
+    """What the process prints until it ends or time is up, 4 kB at most."""
+    said, deadline = b"", time.monotonic() + seconds
+    while len(said) < 4096 and (left := deadline - time.monotonic()) > 0:
+        if not select.select([process.stdout], [], [], left)[0]:
+            break
+        chunk = os.read(process.stdout.fileno(), 4096)
+        if not chunk:
+            break
+        said += chunk
+    return said.decode("utf-8", "replace")
+
+
+@cache
+def _tell(layers: str) -> None:
+    """Says once what the system could not do."""
+    for layer, consequence in LAYERS.items():
+        if layers and layer not in layers.split():
+            log.warning("code grading without %s: %s", layer, consequence)
+
+
+def _public(path: str) -> bool:
+    """Whether everybody can reach `path`."""
+    real = Path(path).resolve()
+    return all(p.stat().st_mode & 0o001 for p in real.parents) and bool(real.stat().st_mode & 0o004)

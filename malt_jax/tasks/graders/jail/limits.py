@@ -1,0 +1,151 @@
+"""Locking the current process in, with what the system offers to an ordinary user.
+
+`enter` applies every layer it can and names those that hold:
+
+- `rlimits`     processor time, memory, no files written, no processes or threads, few open files
+- `user`        root becomes nobody
+- `namespaces`  no network, no view of other processes and of their shared memory (Linux)
+- `landlock`    reads only Python's own folders, writes nothing (Linux >= 5.13)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import sysconfig
+
+NOBODY = 65534
+_NAMESPACES = 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000  # network, pid, ipc, host name
+_NEW_USER = 0x10000000
+_PDEATHSIG, _SET_DUMPABLE, _KEEP_CAPABILITIES, _NO_NEW_PRIVS = 1, 4, 8, 38
+_DAC_READ_SEARCH = 1 << 2
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read file, read folder
+_FILE = 1 << 0 | 1 << 1 | 1 << 2  # what a rule on a single file may hold
+_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # file-system rights known to each ABI version
+
+
+def enter(seconds: float, memory: int) -> list[str]:
+    """Locks this process in for good, at most `seconds` of processor time and `memory` bytes.
+
+    Continues in a child where a process namespace needs one; the parent waits for it and exits.
+    """
+    layers = ["rlimits"]
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    root = os.geteuid() == 0
+    if libc and _unshare(libc, root):
+        layers.append("namespaces")
+        _continue_in_child()
+    if libc:
+        libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if _landlock(libc):
+            layers.append("landlock")
+    if root:
+        if libc:
+            libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        layers.append("user")
+    if libc:
+        # Landlock says what may be read: reading root's own Python installation stays possible.
+        _keep_capabilities(libc, _DAC_READ_SEARCH if root and "landlock" in layers else 0)
+        libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after setuid, which clears it
+        libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # no tracing by processes of the same user
+    _limit(seconds, memory)
+    return layers
+
+
+def has_landlock() -> bool:
+    """Whether this kernel has Landlock."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(_CREATE_RULESET, None, 0, 1) >= 1
+
+
+def _limit(seconds: float, memory: int) -> None:
+    processor = max(1, int(seconds) + 1)
+    wanted = {
+        "RLIMIT_CPU": processor,
+        "RLIMIT_AS": memory,
+        "RLIMIT_FSIZE": 0,
+        "RLIMIT_NPROC": 0,
+        "RLIMIT_NOFILE": 64,
+        "RLIMIT_CORE": 0,
+    }
+    for name, value in wanted.items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # not all on every system
+            resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def _unshare(libc, root: bool) -> bool:
+    """Enters namespaces of its own; an ordinary user needs a user namespace for that."""
+    uid, gid = os.geteuid(), os.getegid()
+    if libc.unshare(_NAMESPACES | (0 if root else _NEW_USER)) != 0:
+        return False
+    if not root:
+        lines = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+        for name, line in lines.items():
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(line)
+    return True
+
+
+def _continue_in_child() -> None:
+    """Goes on as the first process of the new process namespace: when it ends, all in it end."""
+    child = os.fork()
+    if child:
+        for descriptor in range(256):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)  # else the other side never sees the end of the channel
+        os.waitpid(child, 0)
+        os._exit(0)
+
+
+def _landlock(libc) -> bool:
+    """Allows reading Python's own folders and nothing else. False where the kernel can't."""
+    version = libc.syscall(_CREATE_RULESET, None, 0, 1)
+    if version < 1:
+        return False
+    handled = (1 << _RIGHTS.get(version, 16)) - 1
+    words = [handled]
+    if version >= 4:
+        words.append(0b11)  # TCP bind and connect
+    if version >= 6:
+        words.append(0b11)  # abstract sockets and signals out of this domain
+    ruleset = libc.syscall(
+        _CREATE_RULESET, (ctypes.c_uint64 * len(words))(*words), 8 * len(words), 0
+    )
+    if ruleset < 0:
+        return False
+    for path in _readable():
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_PATH)
+            allowed = _READ if os.path.isdir(path) else _READ & _FILE
+            if path == os.devnull:
+                allowed = _FILE & ~1
+            # struct landlock_path_beneath_attr, packed: u64 allowed_access, s32 parent_fd
+            rule = allowed.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
+            libc.syscall(_ADD_RULE, ruleset, 1, rule, 0)
+            os.close(descriptor)
+    held = libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0
+    os.close(ruleset)
+    return held
+
+
+def _readable() -> set[str]:
+    """Python's libraries and what the dynamic loader needs to load them."""
+    paths = {*sysconfig.get_paths().values(), sys.base_prefix + "/lib", sys.prefix + "/lib"}
+    paths |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"}
+    paths |= {"/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", os.devnull}
+    return {path for path in paths if os.path.exists(path)}
+
+
+def _keep_capabilities(libc, bits: int) -> None:
+    """Gives up all capabilities, also those a new user namespace grants, but `bits`."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    libc.capset(header, (ctypes.c_uint32 * 6)(bits, bits, 0, 0, 0, 0))

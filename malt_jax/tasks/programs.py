@@ -1,0 +1,116 @@
+"""HumanEval and MBPP: short Python functions, judged by tests (arXiv 2107.03374, 2108.07732).
+
+HumanEval has no training questions: its train split is MBPP's. MBPP's question shows the first of
+its tests, which fixes the function's name, and is graded on all of them: shown all, as published, a
+policy trained on the reward could answer with the table of tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+
+from malt_jax.tasks.base import Question, Task
+from malt_jax.tasks.files import Row
+from malt_jax.tasks.graders.code import CodeGrader
+from malt_jax.tasks.loading import Benchmark, Hub
+from malt_jax.tasks.prompts import role_templates
+
+ANSWER_FORMAT = "End with the complete Python code in one ```python block."
+HUMANEVAL, MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"
+
+
+def parse_humaneval(row: Row, split: str) -> Question:
+    """Columns `task_id`, `prompt`, `test`, `entry_point` and `canonical_solution`."""
+    prompt, entry = row.text("prompt"), row.text("entry_point").strip()
+    if not entry.isidentifier():
+        raise row.fail(f"`entry_point` is {entry[:40]!r}", "give the function's name")
+    tests = f"{row.text('test')}\n\ncheck({entry})\n"
+    _parsed(row, "test", tests)
+    _parsed(row, "prompt", prompt)
+    code = {"setup": prompt, "tests": tests, "names": [entry]}
+    text = f"Complete this Python function.\n\n```python\n{prompt.rstrip()}\n```"
+    answer = row.text("canonical_solution") if row.has("canonical_solution") else entry
+    return Question(row.identity(split, "task_id"), text, answer, {"code": code})
+
+
+def parse_mbpp(row: Row, split: str) -> Question:
+    """Columns `task_id`, `text` (or `prompt`), `code`, `test_list` and imports for the tests."""
+    _, listed = row.get("test_list")
+    if not isinstance(listed, list) or not listed or not all(isinstance(t, str) for t in listed):
+        raise row.fail("`test_list` is not a list of texts", 'write ["assert f(1) == 2"]')
+    tests = "\n".join(row.clean("test_list", test) for test in listed)
+    setup = ""
+    if row.has("test_setup_code") and row.values["test_setup_code"]:
+        setup = row.text("test_setup_code")
+    elif row.has("test_imports") and isinstance(row.values["test_imports"], list):
+        setup = "\n".join(str(line) for line in row.values["test_imports"])
+    names = free_names(_parsed(row, "test_setup_code", setup), _parsed(row, "test_list", tests))
+    if not names:
+        raise row.fail("`test_list` calls no function of the solution", "mend the tests")
+    asked = row.text("text", "prompt").strip()
+    text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{listed[0]}\n```"
+    code = {"setup": setup, "tests": tests, "names": names}
+    identity = row.identity(split, "task_id")
+    return Question(identity, text, row.text("code"), {"code": code})
+
+
+def free_names(setup: ast.Module, tests: ast.Module) -> list[str]:
+    """Names that the tests use and neither Python nor the setup nor the tests define, sorted."""
+    used, defined = set(), set(dir(builtins))
+    for tree in (setup, tests):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+            elif isinstance(node, ast.alias):
+                defined.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.arg):
+                defined.add(node.arg)
+    return sorted(used - defined)
+
+
+def _parsed(row: Row, column: str, code: str) -> ast.Module:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise row.fail(f"`{column}` is not Python ({error})", "mend the code") from None
+
+
+def humaneval(allow_code: bool = False) -> Task:
+    return _task(
+        "humaneval",
+        "164 Python functions, judged by their tests (trains on MBPP)",
+        Benchmark(
+            hub={
+                "train": Hub(MBPP, ("full",), "train"),
+                "eval": Hub(HUMANEVAL, (None,), "test"),
+            },
+            parse={"train": parse_mbpp, "eval": parse_humaneval},
+        ),
+        allow_code,
+    )
+
+
+def mbpp(allow_code: bool = False) -> Task:
+    return _task(
+        "mbpp",
+        "short Python programs, judged by their tests",
+        Benchmark(
+            hub={"train": Hub(MBPP, ("full",), "train"), "eval": Hub(MBPP, ("full",), "test")},
+            parse={"train": parse_mbpp, "eval": parse_mbpp},
+        ),
+        allow_code,
+    )
+
+
+def _task(name: str, description: str, load: Benchmark, allow_code: bool) -> Task:
+    return Task(
+        name=name,
+        description=description,
+        load=load,
+        grader=CodeGrader(allow_code=allow_code),
+        templates=role_templates(ANSWER_FORMAT),
+        answer_format=ANSWER_FORMAT,
+    )

@@ -1,0 +1,36 @@
+"""StrategyQA: yes/no questions whose steps are not in the question (arXiv 2101.02235)."""
+
+from __future__ import annotations
+
+from malt_jax.tasks.base import Question, Task
+from malt_jax.tasks.files import Row
+from malt_jax.tasks.graders.choice import ChoiceGrader
+from malt_jax.tasks.loading import Benchmark, Hub
+from malt_jax.tasks.prompts import role_templates
+
+ANSWER_FORMAT = 'End with a last line "The answer is yes" or "The answer is no".'
+HUB = "ChilleD/StrategyQA"
+_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
+
+
+def parse(row: Row, split: str) -> Question:
+    """Columns `question` and `answer`, the latter true/false or the word yes or no."""
+    _, answer = row.get("answer")
+    word = _WORDS.get(str(answer).strip().lower()) if isinstance(answer, bool | str) else None
+    if word is None:
+        raise row.fail("`answer` is not true or false", "write true, false, yes or no")
+    return Question(row.identity(split, "qid", "id"), row.text("question"), word)
+
+
+def task() -> Task:
+    return Task(
+        name="strategyqa",
+        description="yes/no questions that take several steps",
+        load=Benchmark(
+            hub={"train": Hub(HUB, (None,), "train"), "eval": Hub(HUB, (None,), "test")},
+            parse={"train": parse, "eval": parse},
+        ),
+        grader=ChoiceGrader(choices={"yes": "", "no": ""}, aliases={"true": "yes", "false": "no"}),
+        templates=role_templates(ANSWER_FORMAT),
+        answer_format=ANSWER_FORMAT,
+    )
