@@ -108,11 +108,7 @@ def apply_flags(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
         if not separator:
             bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
             text = "true" if bare else rest.pop(0)
-        try:
-            value = yaml.load(text, Loader=_Loader) if text.strip() else text
-        except (yaml.YAMLError, ValueError):
-            value = text
-        data = assign(data, name, value)
+        data = assign(data, name, _scalar(text))
     return data
 
 
@@ -208,8 +204,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)  # type: ignore[arg-type]
     if origin is tuple:
-        if isinstance(value, str):
+        if isinstance(value, str):  # a flag: --eval.systems sa,malt
             value = [item for item in value.split(",") if item]
+            if args[0] is not str:
+                value = [_scalar(item) for item in value]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            value = [value]
         if not isinstance(value, list | tuple):
             raise UserError(f"{path}: expected a list, found {_show(value)}.")
         return tuple(_convert(args[0], item, f"{path}.{i}") for i, item in enumerate(value))
@@ -233,6 +233,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"{path}: the text holds a NUL character.")
     return value
+
+
+def _scalar(text: str) -> Any:
+    """What a flag's text means: a YAML value, or itself where it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader) if text.strip() else text
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, name: str) -> None:
