@@ -118,7 +118,14 @@ def to_markdown(results: Results) -> str:
     """The content of `results.md`."""
     head = [column.heading for column in COLUMNS]
     rule = ["---:" if column.number else ":---" for column in COLUMNS]
-    body = [[escape.markdown(cell) for cell in line] for line in rows(results)]
+    # Numbers are ours; names and labels may be anybody's.
+    body = [
+        [
+            cell if column.number else escape.markdown(cell)
+            for column, cell in zip(COLUMNS, line, strict=True)
+        ]
+        for line in rows(results)
+    ]
     lines = ["| " + " | ".join(line) + " |" for line in [head, rule, *body]]
     run = ", ".join(f"{key}: {value}" for key, value in results["run"].items())
     parts = ["# Results"]

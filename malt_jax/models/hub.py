@@ -12,11 +12,17 @@ FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", 
 """What is fetched: weights, configs and tokenizer; no pickles, no code."""
 
 
+EMBEDDED = "quickstart"
+"""The name of the tiny model that is shipped with the package."""
+
+
 def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
     """The folder, and the commit where the name is the hub's (`org/name`).
 
-    A folder that exists is used as it is, without any network.
+    A folder that exists, and the embedded model, are used as they are, without any network.
     """
+    if os.fspath(path) == EMBEDDED:
+        return Path(__file__).parents[1] / "assets" / EMBEDDED, None
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
