@@ -1,0 +1,165 @@
+"""Model and data cards: what was trained, on what, how well, and how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from malt_jax import escape
+
+METHOD = "[MALT](https://arxiv.org/abs/2412.01928)"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a role's card says, from the run."""
+
+    role: str
+    roles: Sequence[str]
+    templates: Mapping[str, str]
+    base: str
+    revision: str | None
+    license: str | None
+    """Of the base, as its own card or config states it; None when it states none."""
+    task: str
+    seed: int
+    policy: str
+    """Identity of the weights, as `000/refiner/dpo`."""
+    sampling: Mapping[str, Any]
+    rank: int | None
+    results: Mapping[str, Any] | None
+
+
+def model_card(facts: CardFacts) -> str:
+    """README.md of one exported role."""
+    head = {
+        "base_model": facts.base,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["malt", "malt-jax", "lora", "dpo"],
+    }
+    if facts.license:
+        head["license"] = facts.license
+    chain = " -> ".join(facts.roles)
+    revision = f", revision `{facts.revision}`" if facts.revision else ""
+    text = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).strip(),
+        "---",
+        f"# {escape.markdown(facts.role)}: one role of a {METHOD} pipeline",
+        f"The {facts.role} of the chain {chain}, trained with malt-jax on `{facts.task}` "
+        f"(seed {facts.seed}, weights `{facts.policy}`) over `{facts.base}`{revision}. "
+        + (f"The base's licence is {facts.license}." if facts.license else
+           "The base states no licence here; look it up before you share this."),
+        "It was trained on outcomes alone: trees of sampled answers graded at their leaves, values "
+        "backed up the tree, SFT on positive nodes and DPO on siblings. It is made for its place "
+        "in the chain and was not checked for anything else.",
+        "## Results",
+        _results(facts.results),
+        "## Prompt",
+        "One user message (with the chat template where the tokenizer has one); names in braces "
+        "are the question and earlier turns:",
+        _fenced(facts.templates[facts.role]),
+        "Sampling: " + ", ".join(f"{key} {value}" for key, value in facts.sampling.items()) + ".",
+        "## The whole chain",
+        "### transformers",
+        _fenced(_transformers(facts), "python"),
+        "### PEFT",
+        _fenced(_peft(facts), "python"),
+        "### vLLM",
+        _fenced(_vllm(facts), "sh"),
+        "A request then names its role as the model.",
+    ]  # fmt: skip
+    return "\n\n".join(text).replace("---\n\n", "---\n", 1).replace("\n\n---", "\n---", 1) + "\n"
+
+
+def data_card(role: str, task: str, base: str, counts: Mapping[str, Any]) -> str:
+    """README.md of one role's training data, ready for `load_dataset`."""
+    configs = [
+        {"config_name": kind, "data_files": f"{kind}.jsonl"}
+        for kind in ("sft", "dpo")
+        if counts.get(kind)
+    ]
+    head = {"configs": configs, "tags": ["malt", "malt-jax"]}
+    return (
+        "\n\n".join(
+            [
+                "---\n" + yaml.safe_dump(head, sort_keys=False).strip() + "\n---",
+                f"# Data of the {escape.markdown(role)}",
+                f"Sampled from `{base}` on `{task}` by {METHOD}: {counts.get('sft', 0)} SFT examples "
+                f"(positive nodes) and {counts.get('dpo', 0)} preference pairs (siblings under one "
+                "prefix). The columns are TRL's, beside provenance: `question_id`, `node_id`, `value`, "
+                "and the exact token ids that were trained on. The text was written by a model.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def base_license(folder: Path) -> str | None:
+    """The licence a base model's own card states in its header."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    try:
+        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        return None
+    return str(head["license"]) if isinstance(head, dict) and head.get("license") else None
+
+
+def _results(results: Mapping[str, Any] | None) -> str:
+    if not results:
+        return "Not evaluated."
+    rows = [row for row in results["systems"] if row["system"] in ("sa", "ma", "star-ma", "malt")]
+    lines = [
+        "| system | calls | tokens | accuracy % | 95% interval |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        low, high = row["interval"]
+        lines.append(
+            f"| {escape.markdown(row['label'])} | {row['calls']} | {row['tokens']:.0f} "
+            f"| {100 * row['accuracy']:.1f} | {100 * low:.1f} to {100 * high:.1f} |"
+        )
+    return "\n".join(lines) + f"\n\n{results['questions']} questions; calls and tokens a question."
+
+
+def _fenced(text: str, language: str = "") -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _transformers(facts: CardFacts) -> str:
+    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+roles = {list(facts.roles)!r}
+models = {{role: AutoModelForCausalLM.from_pretrained(f"export/{{role}}") for role in roles}}
+tokenizer = AutoTokenizer.from_pretrained("export/{facts.role}")"""
+
+
+def _peft(facts: CardFacts) -> str:
+    first, *others = facts.roles
+    lines = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({facts.base!r})",
+        f'model = PeftModel.from_pretrained(base, "export/{first}/adapter", "{first}")',
+        *(f'model.load_adapter("export/{role}/adapter", "{role}")' for role in others),
+        f'model.set_adapter("{facts.role}")',
+    ]
+    return "\n".join(lines)
+
+
+def _vllm(facts: CardFacts) -> str:
+    modules = " \\\n".join(f"  {role}=export/{role}/adapter" for role in facts.roles)
+    rank = f" --max-lora-rank {facts.rank}" if facts.rank else ""
+    return f"vllm serve {facts.base} --enable-lora{rank} --lora-modules \\\n{modules}"

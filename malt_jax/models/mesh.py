@@ -1,0 +1,147 @@
+"""The mesh a run computes on: chosen from device count, model size and memory, and said why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from malt_jax.errors import UserError
+from malt_jax.models.mesh_config import MeshConfig
+from malt_jax.models.sharding import DATA, FSDP, RULES, SLICE, TENSOR
+from malt_jax.models.spec import ModelSpec
+
+AXES = (SLICE, DATA, FSDP, TENSOR)
+WEIGHT_SHARE = 0.5
+"""Of a device's memory, at most this for weights; the rest is for caches and activations."""
+MAX_TENSOR = 8
+"""Tensor parallelism talks in every layer: it stays within a host or a torus axis."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many parts each mesh axis has, and why."""
+
+    slices: int
+    data: int
+    fsdp: int
+    tensor: int
+    why: str
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.slices, self.data, self.fsdp, self.tensor
+
+
+def choose_layout(
+    config: MeshConfig,
+    devices: int,
+    slices: int,
+    spec: ModelSpec,
+    weight_bytes: int,
+    device_bytes: int | None,
+) -> Layout:
+    """The configured layout, its zeros filled in.
+
+    The weights are split over as few devices as leave half of each for caches and activations:
+    first over `fsdp`, which costs one gather a layer, and over `tensor` where decoding, which reads
+    all weights for every token, gains from it; what is left replicates (`data`). Without a known
+    memory (a CPU) nothing is split that the config does not split.
+    """
+    slices = config.slices or slices
+    if devices % slices:
+        raise UserError(f"mesh.slices: {devices} devices do not divide into {slices} slices.")
+    per_slice = devices // slices
+    fixed = [getattr(config, name) for name in (DATA, FSDP, TENSOR)]
+    given = math.prod(size for size in fixed if size)
+    if per_slice % given or (all(fixed) and given != per_slice):
+        raise UserError(
+            f"mesh: data x fsdp x tensor is {' x '.join(map(str, fixed))}, which does not make up "
+            f"the {per_slice} devices of a slice; set one of them to 0 (auto)."
+        )
+    free = per_slice // given
+    data, fsdp, tensor = fixed
+    split = (fsdp or 1) * (tensor or 1)
+    why = []
+    needed = 1
+    if device_bytes:
+        needed = math.ceil(weight_bytes / (WEIGHT_SHARE * device_bytes))
+        why.append(
+            f"weights of {weight_bytes / 2**30:.1f} GiB need {needed} x "
+            f"{device_bytes / 2**30:.0f} GiB at half of each device"
+        )
+    if not tensor:
+        tensor = 1
+        while split * tensor < needed and _may_split(spec, tensor * 2, free):
+            tensor *= 2
+        free //= tensor
+        split *= tensor
+    if not fsdp:
+        fsdp = 1
+        while split * fsdp < needed and free % (fsdp * 2) == 0:
+            fsdp *= 2
+        free //= fsdp
+    if not data:
+        data, free = free, 1
+    elif free > 1:  # data is fixed: what is left can only split the weights further
+        fsdp, free = fsdp * free, 1
+    why.append(f"{data * slices} replicas over {devices} devices")
+    return Layout(slices, data, fsdp, tensor, "; ".join(why))
+
+
+def _may_split(spec: ModelSpec, tensor: int, free: int) -> bool:
+    """Heads and key heads must divide, or attention would be computed in part on every device."""
+    fits = spec.heads % tensor == 0 and spec.kv_heads % tensor == 0 and spec.d_mlp % tensor == 0
+    return fits and tensor <= MAX_TENSOR and free % tensor == 0
+
+
+def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a layout over `devices` (default: all), slices outermost over the DCN."""
+    devices = list(jax.devices() if devices is None else devices)
+    if math.prod(layout.shape) != len(devices):
+        raise UserError(
+            f"mesh: {' x '.join(map(str, layout.shape))} (slices, data, fsdp, tensor) is not the "
+            f"{len(devices)} devices there are."
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    if layout.slices > 1 and hasattr(devices[0], "slice_index"):
+        from jax.experimental import mesh_utils
+
+        inner = (1, *layout.shape[1:])
+        outer = (layout.slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+        return Mesh(grid, AXES, axis_types=types)
+    if devices[0].platform == "tpu":
+        return jax.make_mesh(layout.shape, AXES, axis_types=types, devices=devices)
+    return Mesh(np.asarray(devices).reshape(layout.shape), AXES, axis_types=types)
+
+
+def rules(config: MeshConfig) -> Mapping[str, tuple[str, ...]]:
+    """The built-in rules with the config's laid over them."""
+    for axis, names in config.rules.items():
+        for name in filter(None, names.split(",")):
+            if name not in AXES:
+                raise UserError(
+                    f"mesh.rules.{axis}: {name!r} is not a mesh axis; allowed: {', '.join(AXES)}."
+                )
+    own = {axis: tuple(filter(None, names.split(","))) for axis, names in config.rules.items()}
+    return {**RULES, **own}
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """How many TPU slices the devices come from; 1 elsewhere."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def device_memory(device: Any) -> int | None:
+    """Bytes a device offers, where it tells."""
+    try:
+        stats = device.memory_stats() or {}
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    return stats.get("bytes_limit") if device.platform != "cpu" else None

@@ -1,0 +1,64 @@
+"""Layouts: every device is used once, the weights fit, and a wrong one is refused by field."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malt_jax.errors import UserError
+from malt_jax.models.mesh import choose_layout, rules
+from malt_jax.models.mesh_config import MeshConfig
+from malt_jax.models.spec import ModelSpec, Rope
+
+SPEC = ModelSpec("llama", 128256, 4096, 32, 32, 8, 128, 14336, 8192, Rope(5e5))
+GIB = 2**30
+
+
+@given(st.integers(0, 8), st.sampled_from([1, 2, 4]), st.integers(1, 200), st.integers(8, 96))
+def test_auto_uses_every_device_once(power, slices, weights, memory):
+    devices = slices * 2**power
+    layout = choose_layout(MeshConfig(), devices, slices, SPEC, weights * GIB, memory * GIB)
+    total = layout.slices * layout.data * layout.fsdp * layout.tensor
+    assert total == devices and layout.slices == slices
+    assert SPEC.kv_heads % layout.tensor == 0
+
+
+def test_weights_are_split_no_further_than_they_must():
+    one = choose_layout(MeshConfig(), 8, 1, SPEC, 16 * GIB, 95 * GIB)
+    assert one.shape == (1, 8, 1, 1)
+    split = choose_layout(MeshConfig(), 16, 1, SPEC, 16 * GIB, 16 * GIB)
+    assert split.fsdp * split.tensor >= 2 and "16.0 GiB" in split.why
+
+
+def test_a_cpu_replicates():
+    assert choose_layout(MeshConfig(), 8, 1, SPEC, 99 * GIB, None).shape == (1, 8, 1, 1)
+
+
+def test_what_is_given_is_kept_and_the_rest_filled_in():
+    layout = choose_layout(MeshConfig(fsdp=4), 8, 1, SPEC, GIB, None)
+    assert layout.shape == (1, 2, 4, 1)
+    layout = choose_layout(MeshConfig(data=1, tensor=2), 8, 1, SPEC, GIB, None)
+    assert layout.shape == (1, 1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data": 3}, "mesh: data x fsdp x tensor"),
+        ({"data": 2, "fsdp": 2, "tensor": 1}, "set one of them to 0"),
+        ({"slices": 3}, "mesh.slices"),
+    ],
+)
+def test_a_layout_that_does_not_make_up_the_devices_is_refused(fields, words):
+    with pytest.raises(UserError, match=words):
+        choose_layout(dataclasses.replace(MeshConfig(), **fields), 8, 1, SPEC, GIB, None)
+
+
+def test_rules_are_laid_over_the_built_in_ones():
+    mine = rules(MeshConfig(rules={"embed": "", "mlp": "tensor,fsdp"}))
+    assert (
+        mine["embed"] == () and mine["mlp"] == ("tensor", "fsdp") and mine["heads"] == ("tensor",)
+    )
+    with pytest.raises(UserError, match=r"mesh\.rules\.mlp: 'sideways'"):
+        rules(MeshConfig(rules={"mlp": "sideways"}))
