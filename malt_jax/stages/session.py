@@ -19,6 +19,8 @@ from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from malt_jax.models.model import Model
     from malt_jax.sampling.engine import Sampler
     from malt_jax.storage.metrics import Metrics
@@ -67,6 +69,7 @@ class Session:
 
     @cached_property
     def model(self) -> Model:
+        from malt_jax.models.mesh import rules as mesh_rules
         from malt_jax.models.model import load_model
 
         config = self.config.model
@@ -75,7 +78,9 @@ class Session:
                 config.path,
                 revision=config.revision,
                 dtype=None if config.dtype == "auto" else config.dtype,
+                mesh=self.mesh,
                 stacked=config.stacked,
+                rules=mesh_rules(self.config.mesh),
             )
         known = manifest.load(self.run).get("model")
         facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}

@@ -72,6 +72,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
                 seed=config.seed,
                 dropout=config.train.lora.dropout,
                 on_step=series.log,
+                mesh=session.mesh,
             )
         else:
             outcome = train_dpo(
@@ -84,6 +85,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
                 seed=config.seed,
                 template="\n".join(role.template for role in session.pipeline.roles),
                 on_step=series.log,
+                mesh=session.mesh,
             )
     session.progress.note(f"{stage}: {_sentence(outcome)}")
     cost = session.record_cost(
@@ -106,7 +108,9 @@ def _sentence(outcome: TrainOutcome) -> str:
     shown = [f"{name} {last[name]:.3f}" for name in ("loss", "accuracy", "margin") if name in last]
     counts = [f"{count} {name}" for name, count in outcome.counts.items() if count]
     stopped = [f"stopped early, best step {outcome.best_step}"] if outcome.stopped_early else []
-    return ", ".join([f"{outcome.steps} steps in {outcome.seconds:.1f} s", *shown, *counts, *stopped])
+    return ", ".join(
+        [f"{outcome.steps} steps in {outcome.seconds:.1f} s", *shown, *counts, *stopped]
+    )
 
 
 def _sft(row: dict[str, Any]) -> SftExample:
