@@ -49,7 +49,7 @@ def update(
 ) -> tuple[Any, Any]:
     """(new parameters, new moments) of one step."""
     # Optax mixes Python floats with integer step counts, which strict promotion forbids.
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         direction, moments = transformation(config).update(gradients, moments, params)
     return jax.tree.map(lambda w, d: w - learning_rate * d, params, direction), moments
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -105,11 +106,9 @@ def train_dpo(
 
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
-            sums, lengths = (
-                x.reshape(-1, 2)[data.held]
-                for x in data.score(program, weights, frozen, data.held_plan)
-            )
-            result = preference_loss(sums, logprobs.reshape(-1, 2)[data.held], lengths, config)
+            sums, lengths = data.score(program, weights, frozen, data.held_plan)
+            pairs = (jnp.asarray(x.reshape(-1, 2)[data.held]) for x in (sums, logprobs, lengths))
+            result = preference_loss(*pairs, config)
             margin = np.asarray(result.chosen_reward - result.rejected_reward)
             accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
             loss = float(np.mean(result.loss))

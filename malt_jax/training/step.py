@@ -140,14 +140,7 @@ def train_step(
     Metrics are those of the step so far, `gradient_norm` is 0 before its last micro-batch.
     """
 
-    def loss(trainable: Trainable) -> tuple[Array, dict[str, Array]]:
-        key = batch.key if program.dropout else None
-        logprobs = policy_logprobs(program, trainable, frozen, batch.rows, key)
-        if program.loss is None:
-            value = sft_loss(logprobs, batch.rows.weights, batch.total)
-            return value, {"loss": value, "tokens": jnp.sum(batch.rows.weights)}
-        return _preferences(program.loss, logprobs, batch)
-
+    loss = lambda weights: batch_loss(program, weights, frozen, batch)  # noqa: E731
     gradients, parts = jax.grad(loss, has_aux=True)(state.trainable)
     gradients = jax.tree.map(jnp.add, state.gradients, gradients)
     sums = {name: state.sums[name] + parts[name] for name in state.sums}
@@ -171,6 +164,18 @@ def train_step(
 
     state, norm = jax.lax.cond(batch.last, finish, go_on, state)
     return state, {**sums, "gradient_norm": norm}
+
+
+def batch_loss(
+    program: Program, trainable: Trainable, frozen: nnx.State | None, batch: Batch
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """A micro-batch's part of its step's loss, and of the step's metrics."""
+    key = batch.key if program.dropout else None
+    logprobs = policy_logprobs(program, trainable, frozen, batch.rows, key)
+    if program.loss is not None:
+        return _preferences(program.loss, logprobs, batch)
+    value = sft_loss(logprobs, batch.rows.weights, batch.total)
+    return value, {"loss": value, "tokens": jnp.sum(batch.rows.weights)}
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,0 +1,188 @@
+"""The losses, their metrics and their gradients are TRL's, to 1e-4 in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import write_model
+
+from malt_jax.models.model import load_model
+from malt_jax.training.config import DpoConfig, SftConfig
+from malt_jax.training.examples import DpoExample, segment
+from malt_jax.training.plan import make_plan
+from malt_jax.training.step import Batch, batch_loss, make_program
+
+torch = pytest.importorskip("torch", reason="the golden values come from torch; pip install .[test]")
+trl = pytest.importorskip("trl", reason="the golden values come from TRL; pip install .[test]")
+
+PAIRS = 4
+BETA = 0.2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("golden") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, dtype="float32", stacked=False)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[DpoExample]:
+    rng = np.random.default_rng(0)
+    draw = lambda low, high: tuple(rng.integers(4, 50, rng.integers(low, high)).tolist())
+    return [DpoExample(draw(3, 9), draw(2, 12), draw(2, 12), str(i)) for i in range(PAIRS)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray:
+    """Made-up reference log-probabilities, so that margins are not 0."""
+    return np.random.default_rng(1).uniform(-45.0, -25.0, (PAIRS, 2)).astype(np.float32)
+
+
+def _trainer(kind: str, folder: Path, tmp_path: Path, rows: list[dict], **options):
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, config = (
+        (trl.SFTTrainer, trl.SFTConfig) if kind == "sft" else (trl.DPOTrainer, trl.DPOConfig)
+    )
+
+    class Trainer(base):
+        def _prepare_dataset(self, dataset, *_, **__):
+            return dataset
+
+    args = config(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none",
+        gradient_checkpointing=False, **options,
+    )  # fmt: skip
+    return Trainer(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+
+
+def _torch_gradients(model) -> dict[str, np.ndarray]:
+    layer = model.model.layers[1]
+    named = {
+        "embed": model.model.embed_tokens.weight,
+        "q": layer.self_attn.q_proj.weight,
+        "down": layer.mlp.down_proj.weight,
+        "norm": layer.input_layernorm.weight,
+    }
+    return {name: weight.grad.numpy().copy() for name, weight in named.items()}
+
+
+def _our_gradients(gradients: nnx.State) -> dict[str, np.ndarray]:
+    flat = dict(nnx.to_flat_state(gradients))
+    return {
+        "embed": np.asarray(flat["embed",][...]),
+        "q": np.asarray(flat["layers", 1, "q", "kernel"][...]).T,
+        "down": np.asarray(flat["layers", 1, "down", "kernel"][...]).T,
+        "norm": np.asarray(flat["layers", 1, "attention_norm", "weight"][...]),
+    }
+
+
+def _ours(model, examples, config, references, total):
+    program = make_program(model.graph, jnp.float32, config, 0.0, "cpu")
+    segments = [segment(example, i) for i, example in enumerate(examples)]
+    (micros,) = make_plan([segments], model.spec, 4096, row_length=64).steps
+    loss = jax.jit(
+        jax.value_and_grad(lambda w, b: batch_loss(program, w, None, b), has_aux=True)
+    )
+    totals, metrics, gradients = 0.0, {}, None
+    for micro in micros:
+        rows = micro.arrays()
+        known = np.where(rows.sequences >= 0, references[rows.sequences], 0).astype(np.float32)
+        batch = Batch(
+            jax.tree.map(jnp.asarray, rows), jnp.asarray(known), jnp.float32(total),
+            jnp.float32(0), jnp.asarray(True), jax.random.key(0),
+        )  # fmt: skip
+        (value, parts), slope = loss(model.params, batch)
+        totals += float(value)
+        metrics = {k: metrics.get(k, 0.0) + float(v) for k, v in parts.items()}
+        gradients = slope if gradients is None else jax.tree.map(jnp.add, gradients, slope)
+    return totals, metrics, _our_gradients(gradients)
+
+
+OPTIONS = {
+    "sigmoid": (DpoConfig(beta=BETA), {"loss_type": ["sigmoid"]}),
+    "ipo": (DpoConfig(beta=BETA, loss="ipo"), {"loss_type": ["ipo"]}),
+    "cdpo": (
+        DpoConfig(beta=BETA, label_smoothing=0.1),
+        # On one pair TRL's `aot`, which sorts a batch, is conservative DPO.
+        {"loss_type": ["aot"], "label_smoothing": 0.1},
+    ),
+    "length": (DpoConfig(beta=BETA, length_normalised=True), {"loss_type": ["sigmoid_norm"]}),
+    "rpo": (
+        DpoConfig(beta=BETA, nll_weight=0.5),
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_preference_losses_are_trls(name, folder, model, pairs, reference, tmp_path):
+    config, options = OPTIONS[name]
+    rows = [
+        {"prompt_ids": [*p.prompt_ids], "chosen_ids": [*p.chosen_ids], "rejected_ids": [*p.rejected_ids]}
+        for p in pairs
+    ]  # fmt: skip
+    trainer = _trainer("dpo", folder, tmp_path, rows, beta=BETA, **options)
+    trainer.precompute_ref_logps = True
+    trainer.model.train()
+    losses = []
+    # One pair at a time: the mean of TRL's losses of single pairs is the mean over pairs, also
+    # where TRL averages over the batch's tokens.
+    for i, row in enumerate(rows):
+        inputs = trainer.data_collator([row])
+        inputs["ref_chosen_logps"] = torch.tensor(reference[i, :1])
+        inputs["ref_rejected_logps"] = torch.tensor(reference[i, 1:])
+        loss = trainer._compute_loss(trainer.model, inputs, False) / PAIRS
+        loss.backward()
+        losses.append(float(loss))
+    theirs = {k: float(np.mean(v)) for k, v in trainer._metrics["train"].items()}
+
+    loss, metrics, gradients = _ours(model, pairs, config, reference.reshape(-1), PAIRS)
+    np.testing.assert_allclose(loss, sum(losses), rtol=1e-4)
+    for ours, name_ in {
+        "chosen_reward": "rewards/chosen",
+        "rejected_reward": "rewards/rejected",
+        "margin": "rewards/margins",
+        "accuracy": "rewards/accuracies",
+    }.items():
+        np.testing.assert_allclose(metrics[ours], theirs[name_], rtol=1e-4, atol=1e-4)
+    for key, expected in _torch_gradients(trainer.model).items():
+        np.testing.assert_allclose(gradients[key], expected, atol=1e-4, err_msg=key)
+
+
+def test_the_sft_loss_is_trls(folder, model, pairs, tmp_path):
+    from malt_jax.training.examples import SftExample
+
+    examples = [SftExample(p.prompt_ids, p.chosen_ids, p.id) for p in pairs]
+    rows = [
+        {
+            "input_ids": [*e.prompt_ids, *e.completion_ids],
+            "labels": [-100] * len(e.prompt_ids) + [*e.completion_ids],
+        }
+        for e in examples
+    ]
+    trainer = _trainer("sft", folder, tmp_path, rows, max_length=None)
+    trainer.model.train()
+    expected = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    expected.backward()
+    tokens = sum(len(e.completion_ids) for e in examples)
+    loss, metrics, gradients = _ours(model, examples, SftConfig(), np.zeros(PAIRS), tokens)
+    assert metrics["tokens"] == tokens
+    np.testing.assert_allclose(loss, float(expected), rtol=1e-4)
+    for key, slope in _torch_gradients(trainer.model).items():
+        np.testing.assert_allclose(gradients[key], slope, atol=1e-4, err_msg=key)
