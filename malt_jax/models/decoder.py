@@ -157,7 +157,7 @@ class Decoder(nnx.Module):
         self.embed = param(rngs, init, (spec.vocab, spec.d_model), ("vocab", "embed"), dtype)
         if stacked:
             build = nnx.vmap(lambda r: Layer(spec, rngs=r, dtype=dtype), in_axes=0, out_axes=0)
-            self.layers = build(rngs.fork(split=spec.num_layers))
+            self.layers = build(rngs.split(spec.num_layers))
         else:
             self.layers = nnx.List([Layer(spec, **kw) for _ in range(spec.num_layers)])
         self.norm = RMSNorm(spec.d_model, spec, **kw)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -42,7 +43,7 @@ class Model:
     fingerprint: str
     """SHA-256 over config.json and the weight files."""
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    def __call__(self, tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
         """Float32 logits of whole sequences, without padding."""
         return _logits(self.graph, self.params, jnp.asarray(tokens, jnp.int32))
 

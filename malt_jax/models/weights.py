@@ -120,7 +120,7 @@ def _without_leading_axis(where: Sharding) -> Sharding:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _put_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+def _put_layer(stack: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, part, layer, axis=0)
 
 

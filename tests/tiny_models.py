@@ -1,0 +1,122 @@
+"""Tiny random checkpoints of every supported family, as transformers itself would save them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCAB = 264  # 256 bytes, the specials, and rows no token uses
+
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+}
+GEMMA = {**SMALL, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7}
+ORIGINAL_CONTEXT = 16
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", {**SMALL, "num_key_value_heads": 4}),
+    "llama3.1": (
+        "Llama",
+        {
+            **SMALL,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": ORIGINAL_CONTEXT,
+            },
+            "rope_theta": 500000.0,
+        },
+    ),
+    "llama-linear": ("Llama", {**SMALL, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "llama-biases": ("Llama", {**SMALL, "attention_bias": True, "mlp_bias": True}),
+    "smollm2": ("Llama", {**SMALL, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
+    "mistral": ("Mistral", {**SMALL, "sliding_window": 7}),
+    "qwen2": ("Qwen2", SMALL),
+    "qwen2-windows": (
+        "Qwen2",
+        {**SMALL, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3", {**SMALL, "head_dim": 16, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2",
+        {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+}
+
+
+def save_tokenizer(folder: Path, template: str | None = CHATML, tokens: int = 0) -> None:
+    """A byte-level tokenizer of 256 bytes, the specials, and `tokens` more."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = [*SPECIALS, *(f"<extra {i}>" for i in range(tokens))]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
+    if template is not None:
+        config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def hf_model(family: str, seed: int = 0) -> Any:
+    """A transformers model whose every parameter is random, norms and biases too."""
+    import torch
+    import transformers
+
+    kind, settings = FAMILIES[family]
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    config._attn_implementation = "eager"
+    causal = {"Gemma3Text": "Gemma3"}.get(kind, kind)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{causal}ForCausalLM")(config).eval()
+    for name, value in model.named_parameters():
+        if value.ndim == 2:
+            value.data.normal_(std=1.5 * value.shape[1] ** -0.5)
+        else:
+            centre = 1.0 if "norm" in name and not kind.startswith("Gemma") else 0.0
+            value.data.normal_(mean=centre, std=0.3)
+    return model
+
+
+def save_checkpoint(folder: Path, family: str, *, seed: int = 0, **options: Any) -> Path:
+    """`hf_model` and a tokenizer in a folder."""
+    hf_model(family, seed).save_pretrained(folder, **options)
+    save_tokenizer(folder)
+    return folder
