@@ -94,10 +94,45 @@ class Session:
         return model
 
     @cached_property
+    def mesh(self) -> Mesh | None:
+        """The mesh of the config over all devices; None for one device."""
+        import jax
+
+        from malt_jax.models.hf_config import read_spec
+        from malt_jax.models.hub import local_folder
+        from malt_jax.models.mesh import (
+            AXES,
+            choose_layout,
+            device_memory,
+            make_mesh,
+            slice_count,
+        )
+        from malt_jax.models.weights import abstract_params
+
+        devices = jax.devices()
+        if len(devices) == 1:
+            return None
+        folder, _ = local_folder(self.config.model.path, self.config.model.revision)
+        spec = read_spec(folder)
+        itemsize = 4 if devices[0].platform == "cpu" else 2
+        _, params = abstract_params(spec, "float32", stacked=True)
+        size = itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
+        layout = choose_layout(
+            self.config.mesh,
+            len(devices),
+            slice_count(devices),
+            spec,
+            size,
+            device_memory(devices[0]),
+        )
+        self.progress.note(f"mesh {dict(zip(AXES, layout.shape, strict=True))}: {layout.why}")
+        return make_mesh(layout, devices)
+
+    @cached_property
     def sampler(self) -> Sampler:
         from malt_jax.sampling.engine import Sampler
 
-        sampler = Sampler(self.model, self.config.sampler)
+        sampler = Sampler(self.model, self.config.sampler, mesh=self.mesh)
         self.progress.watch(sampler.stats.as_dict)
         return sampler
 
