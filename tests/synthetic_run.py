@@ -61,6 +61,9 @@ def make_run(
             _write(folder / "data" / role / "sft.jsonl", sft)
             if role != "generator":
                 _write(folder / "data" / role / "dpo.jsonl", dpo)
+    for when, gain in (("before", 0.0), ("after", 0.3)):
+        held_out = [_tree(rng, f"E{i}", i, gain, words) for i in range(min(questions, 8))]
+        _write(path / "eval" / "trees" / f"{when}.jsonl", held_out)
     records = {
         name: [
             record

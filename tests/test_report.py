@@ -7,6 +7,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from malt_jax.evaluation import plots
 from malt_jax.report import build_report, tree_text
 from malt_jax.report.embed import script_json
 from malt_jax.report.prompts import Templates, expand
-from malt_jax.report.trees import entry, read_trees
+from malt_jax.report.trees import entry
+from malt_jax.storage.jsonl import read_lines
 
 any_text = st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Z", "C")))
 
@@ -61,16 +63,22 @@ def run(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "demo", 20, rounds=2)
 
 
+def _trees(run: Path, folder: str = "000") -> Iterator[dict]:
+    return read_lines(run / "rounds" / folder / "trees" / "00000.jsonl")
+
+
 @pytest.fixture(scope="module")
 def page(run) -> Page:
     return Page(build_report(run))
 
 
 def test_page_holds_every_question_of_every_round(run, page):
-    assert [found["name"] for found in page.data["rounds"]] == ["000", "001"]
-    for found in page.data["rounds"]:
-        trees = {tree["question_id"]: tree for tree in read_trees(run / "rounds" / found["name"])}
-        assert [question["id"] for question in found["questions"]] == list(trees)
+    groups = {group["key"]: group for group in page.data["groups"]}
+    assert list(groups) == ["trees000", "trees001", "heldout-before", "heldout-after"]
+    for group, folder in zip(groups.values(), ("000", "001"), strict=False):
+        trees = [tree["question_id"] for tree in _trees(run, folder)]
+        assert [question["id"] for question in group["questions"]] == trees
+    assert groups["heldout-before"]["trained"] is None
     assert len(page.data["evaluation"]) == 20
     assert page.data["folder"] is None and not (run / "report_data").exists()
 
@@ -136,7 +144,7 @@ def test_prompts_of_a_role_share_one_template(page):
 
 
 def test_saved_and_broken_leaves_are_those_whose_draft_was_otherwise(run):
-    for tree in read_trees(run / "rounds" / "000"):
+    for tree in _trees(run):
         nodes = {node["id"]: node for node in tree["nodes"]}
         leaves = [node for node in tree["nodes"] if "reward" in node]
         drafted = [nodes["/".join(leaf["id"].split("/")[:2])]["correct"] for leaf in leaves]
@@ -158,7 +166,7 @@ def test_large_runs_keep_the_page_small_and_page_out_the_rest(tmp_path, monkeypa
     run = make_run(tmp_path / "run", 12)
     path = build_report(run)
     files = sorted((run / "report_data").iterdir())
-    named = {q["page"] for found in Page(path).data["rounds"] for q in found["questions"]}
+    named = {q["page"] for found in Page(path).data["groups"] for q in found["questions"]}
     named |= {q["page"] for q in Page(path).data["evaluation"]}
     assert {file.stem for file in files} == named and len(files) > 4
     assert path.stat().st_size < 200_000
@@ -182,7 +190,7 @@ def test_five_hundred_questions_stay_below_five_megabytes(tmp_path):
         (["rounds"], ["No system has been measured", "Nothing has been trained", "no results yet"]),
         (["metrics.jsonl"], ["There are no trees yet", "nothing to explore"]),
         (["results.json"], ["There are no trees yet", "Nothing has been trained"]),
-        (["eval"], ["No system has been measured", "There are no trees yet"]),
+        (["eval"], ["No system has been measured", "Nothing has been trained"]),
     ],
 )
 def test_what_is_missing_is_told_in_a_sentence(run, tmp_path, kept, told):
@@ -199,13 +207,13 @@ def test_trees_without_role_data_and_without_leaves_right_are_shown(run, tmp_pat
     part = tmp_path / "part"
     folder = part / "rounds" / "000" / "trees"
     folder.mkdir(parents=True)
-    tree = next(iter(read_trees(run / "rounds" / "000")))
+    tree = next(_trees(run))
     for node in tree["nodes"]:
         node.update(value=0.0, label=False, correct=None)
         if "reward" in node:
             node.update(reward=0, correct=False)
     (folder / "00000.jsonl").write_text(json.dumps(tree) + "\n")
-    assert Page(build_report(part)).data["rounds"][0]["trained"] == []
+    assert Page(build_report(part)).data["groups"][0]["trained"] == []
 
 
 def test_an_empty_folder_and_torn_results_are_refused(tmp_path):
@@ -239,7 +247,7 @@ def test_figures_of_nothing_are_empty():
 
 
 def test_tree_text_shows_each_node_once_within_the_width(run):
-    for tree in read_trees(run / "rounds" / "000"):
+    for tree in _trees(run):
         lines = tree_text(tree, width=72).splitlines()
         assert len(lines) == 2 + len(tree["nodes"])
         assert all(len(line) <= 72 for line in lines)

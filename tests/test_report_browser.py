@@ -10,7 +10,8 @@ import pytest
 from synthetic_run import HOSTILE, make_run
 
 from malt_jax.report import build_report
-from malt_jax.report.trees import entry, read_trees
+from malt_jax.report.trees import entry
+from malt_jax.storage.jsonl import read_lines
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -39,7 +40,8 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trees(run) -> dict[str, dict]:
-    return {tree["question_id"]: tree for tree in read_trees(run / "rounds" / "000")}
+    shard = run / "rounds" / "000" / "trees" / "00000.jsonl"
+    return {tree["question_id"]: tree for tree in read_lines(shard)}
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +235,8 @@ def test_before_and_after_stand_side_by_side(page, run):
     assert _texts(page, ".side .who > span") == ["vote wrong ✗ of 3", "vote right ✓ of 3"]
     after = [json.loads(line) for line in (run / "eval" / "malt.jsonl").read_text().splitlines()]
     drawn = [r for r in after if r["question_id"] == question]
-    page.find_elements("css selector", ".side:last-child .draws button")[1].click()
+    second = page.find_elements("css selector", ".side:last-child .draws button")[1]
+    page.execute_script("arguments[0].click()", second)
     said = _texts(page, ".side:last-child .said")
     assert said == [turn["text"] for turn in drawn[1]["turns"]]
     _click(page, ".side:first-child select option", "single agent")
@@ -287,3 +290,14 @@ def test_a_self_contained_page_opens_without_its_neighbours(chromium, tmp_path):
     _open(chromium, Path(alone))
     assert _shown(chromium) == "Q0" and len(_all(chromium, ".tree .node")) == 39
     assert chromium.get_log("browser") == []
+
+
+def test_a_held_out_question_is_found_in_its_trees_before_and_after(page):
+    _click(page, "#sources button", "Held-out trees, untrained")
+    _wait(page, lambda: _shown(page) == "E0")
+    assert "held out" in _all(page, ".turn dl")[0].text
+    _click(page, ".nav .step button", "same question: held-out trees, trained")
+    _wait(page, lambda: "heldout-after/E0" in page.current_url)
+    _click(page, ".nav .step button", "same question: before and after")
+    _wait(page, lambda: "eval/E0" in page.current_url)
+    assert len(_all(page, ".side")) == 2

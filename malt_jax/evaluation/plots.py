@@ -5,6 +5,7 @@ Each function takes plain data and returns one `<svg>`, or "" where there is not
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ _HUES = ("green", "purple", "gold", "orange")
 def value_colour(value: float) -> str:
     """The CSS colour of a node value: orange at 0, neutral at one half, blue at 1."""
     near, share = ("low", 1 - 2 * value) if value < 0.5 else ("high", 2 * value - 1)
-    return f"color-mix(in oklab, var(--value-{near}) {100 * share:.0f}%, var(--value-mid))"
+    end, middle = colour(f"value-{near}"), colour("value-mid")
+    return f"color-mix(in oklab, {end} {100 * share:.0f}%, {middle})"
 
 
 def accuracy_against_tokens(results: Results) -> str:
@@ -149,7 +151,7 @@ def learning_curve(title: str, name: str, points: Sequence[tuple[int, float]]) -
     chart.label(0, 12, f"{title}, {name}", "ink")
     across = ticks(*chart.y, 4)
     chart.y_axis(across, [short(v) for v in across])
-    along = ticks(*chart.x, 4)
+    along = [step for step in ticks(*chart.x, 4) if step == int(step)]
     chart.x_axis(along, [short(v) for v in along], "step")
     noisy = len(points) > 20
     if noisy:
@@ -177,8 +179,8 @@ def cost_by_stage(cost: Mapping[str, Mapping[str, Any]]) -> str:
     for index, (name, seconds) in enumerate(stages):
         y = index * row + 16
         end = chart.px(seconds)
-        stage = name.partition("/")[0]
-        hue = {"search": "blue", "train": "orange"}.get(stage, "green")
+        kind = re.split("[-/]", name)[0]
+        hue = {"search": "blue", "train": "orange"}.get(kind, "green")
         chart.label(chart.left - 10, y, name, "ink", text_anchor="end")
         chart.marks.append(
             f'<rect x="{chart.left}" y="{y - 11}" width="{max(end - chart.left, 1):.1f}" '

@@ -23,6 +23,9 @@ COLOURS = {
     "purple": "#8a5fa8",
     "gold": "#a98307",
     "grey": "#8d9299",
+    "value-low": "#e58e55",
+    "value-mid": "#eeece6",
+    "value-high": "#6aa5dc",
 }
 """The palette (Okabe and Ito's hues, toned down): distinct for colour-blind readers too."""
 

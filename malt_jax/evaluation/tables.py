@@ -114,6 +114,22 @@ def caption(results: Results) -> str:
     )
 
 
+def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the run as (name, text); of nested facts, those that say something."""
+    told = []
+    for name, value in run.items():
+        if isinstance(value, Mapping):
+            parts = [
+                str(part)[:16] if key == "fingerprint" else str(part)
+                for key, part in value.items()
+                if part is not None
+            ]
+            value = ", ".join(parts)
+        if value is not None and value != "":
+            told.append((name.replace("_", " "), str(value)))
+    return told
+
+
 def to_markdown(results: Results) -> str:
     """The content of `results.md`."""
     head = [column.heading for column in COLUMNS]
@@ -127,7 +143,7 @@ def to_markdown(results: Results) -> str:
         for line in rows(results)
     ]
     lines = ["| " + " | ".join(line) + " |" for line in [head, rule, *body]]
-    run = ", ".join(f"{key}: {value}" for key, value in results["run"].items())
+    run = ", ".join(f"{key}: {value}" for key, value in facts(results["run"]))
     parts = ["# Results"]
     if run:
         parts.append(escape.markdown(run))

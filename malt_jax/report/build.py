@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     curves = page.learning_curves(run / "metrics.jsonl")
     with tempfile.TemporaryDirectory() as folder:
         pages, templates = embed.Pages(Path(folder)), Templates()
-        rounds = [
-            found
-            for path in sorted((run / "rounds").glob("[0-9]*"))
-            if (found := _round(path, pages, templates))["questions"]
+        groups = [
+            group
+            for key, name, files, data in _sources(run)
+            if (group := trees.add_trees(key, name, files, data, pages, templates)).questions
         ]
         order = list(dict.fromkeys(row["system"] for row in (results or {}).get("systems", ())))
         systems, entries = answers.add_answers(run / "eval", order, questions or {}, pages)
         pages.close()
-        if not (rounds or results or entries or curves):
+        if not (groups or results or entries or curves):
             raise UserError(
                 f"{run}: nothing to report: no trees, metrics or results; run `malt search` first."
             )
@@ -47,10 +47,10 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
         threshold = float((config.get("search") or {}).get("threshold", 0.5))
         data = {
             "threshold": threshold,
-            "last": next((found["totals"].roles[-1] for found in rounds), "last turn"),
+            "last": next((group.totals.roles[-1] for group in groups), "last turn"),
             "folder": None if inline else "report_data/",
-            "rounds": [{key: found[key] for key in ("name", "trained", "questions")}
-                       for found in rounds],
+            "groups": [{"key": group.key, "name": group.name, "trained": group.trained,
+                        "questions": group.questions} for group in groups],
             "prompts": templates.texts,
             "systems": systems,
             "labels": {row["system"]: row["label"] for row in (results or {}).get("systems", ())
@@ -59,11 +59,11 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
         }  # fmt: skip
         text = page.render(
             name=run.resolve().name,
-            config=config,
+            roles=[role["name"] for role in (config.get("pipeline") or {}).get("roles", ())],
             results=results,
             curves=curves,
-            trees=[page.tree_figures(found, threshold) for found in rounds],
-            explorer=bool(rounds or entries),
+            trees=[page.tree_figures(group, threshold) for group in groups],
+            explorer=bool(groups or entries),
             data=embed.script_json(data),
             pages=list(embed.scripts(Path(folder))) if inline else [],
         )
@@ -71,12 +71,16 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     return run / "report.html"
 
 
-def _round(folder: Path, pages: embed.Pages, templates: Templates) -> dict[str, Any]:
-    uses = trees.read_uses(folder)
-    read = trees.read_trees(folder)
-    entries, totals = trees.add_trees(read, uses, pages, f"trees{folder.name}", templates)
-    trained = sorted(uses.trained)
-    return {"name": folder.name, "questions": entries, "totals": totals, "trained": trained}
+def _sources(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None]]:
+    """Key, name, files and role data of every set of trees: the rounds, then the held-out ones."""
+    rounds = sorted(path for path in (run / "rounds").glob("[0-9]*") if path.is_dir())
+    for folder in rounds:
+        name = "Search trees" if len(rounds) == 1 else f"Search trees, round {int(folder.name)}"
+        files = sorted(folder.glob("trees/*.jsonl"))
+        yield f"trees{folder.name}", name, files, folder / "data"
+    for when, name in (("before", "untrained"), ("after", "trained")):
+        files = sorted((run / "eval" / "trees").glob(f"{when}.jsonl"))
+        yield f"heldout-{when}", f"Held-out trees, {name}", files, None
 
 
 def _place(run: Path, text: str, pages: Path | None) -> None:

@@ -31,12 +31,11 @@ const vote = (entry, side) => marks(entry, side)[0];
 const bits = (entry, side) => marks(entry, side).slice(3);
 
 function sources() {
-  const rounds = DATA.rounds.map((round) => ({
-    key: `trees${round.name}`, name: DATA.rounds.length > 1 ? `Trees, round ${round.name}` : "Search trees",
-    entries: round.questions, filters: treeFilters, trained: round.trained, isTree: true,
+  const groups = DATA.groups.map((group) => ({
+    key: group.key, name: group.name, entries: group.questions, filters: treeFilters, trained: group.trained, isTree: true,
   }));
-  if (!DATA.evaluation.length) return rounds;
-  return [...rounds, { key: "eval", name: "Before and after", entries: DATA.evaluation, filters: answerFilters, isTree: false }];
+  if (!DATA.evaluation.length) return groups;
+  return [...groups, { key: "eval", name: "Before and after", entries: DATA.evaluation, filters: answerFilters, isTree: false }];
 }
 
 const SOURCES = sources();
@@ -136,10 +135,8 @@ function show(record, node) {
   const body = el("div");
   $("detail").replaceChildren(heading(record), el("p", { class: "question" }, visible(record.question)), body);
   if (state.source.isTree) {
-    state.view = new TreeView(body, record, node);
-    state.view.trained = state.source.trained;
+    state.view = new TreeView(body, record, node, state.source.trained);
     state.view.onchoose = remember;
-    state.view.read();
     remember(record.nodes[state.view.chosen].id);
   } else compare(body, record);
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ CURVES = ("loss", "accuracy", "margin")
 """Logged numbers worth a curve, where a training has them."""
 
 
-def render(*, results: Mapping[str, Any] | None, **parts: Any) -> str:
+def render(*, results: Mapping[str, Any] | None, roles: Sequence[str], **parts: Any) -> str:
     """`report.html` from the template; all text in it is escaped, the figures are our own."""
     import jinja2
 
@@ -40,17 +41,17 @@ def render(*, results: Mapping[str, Any] | None, **parts: Any) -> str:
     return environment.get_template("page.html.j2").render(
         **parts,
         results=results,
-        evaluation=_evaluation(results) if results else None,
+        evaluation=_evaluation(results, roles) if results else None,
         style=(HERE / "style.css").read_text(encoding="utf-8"),
         scripts=[(HERE / name).read_text(encoding="utf-8") for name in scripts],
     )
 
 
-def tree_figures(found: Mapping[str, Any], threshold: float) -> dict[str, Any]:
-    """What all trees of a round show together: kinds of questions, values by role and by depth."""
-    totals, entries = found["totals"], found["questions"]
+def tree_figures(group: trees.Group, threshold: float) -> dict[str, Any]:
+    """What all trees of a group show together: kinds of questions, values by role and by depth."""
+    totals, entries = group.totals, group.questions
     return {
-        "name": found["name"],
+        "name": group.name,
         "questions": len(entries),
         "kinds": Counter(_kind(entry["leaves"]) for entry in entries),
         "saved": sum(entry["saved"] > 0 for entry in entries),
@@ -88,7 +89,8 @@ def learning_curves(path: Path) -> list[dict[str, Any]]:
     return [{"round": round, "figures": figures} for round, figures in sorted(rounds.items())]
 
 
-def _evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(results: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    cost = stages(results["cost"], roles)
     bounds = [bound for row in results["systems"] for bound in row["interval"]]
     return {
         "headline": _headline(results),
@@ -97,11 +99,39 @@ def _evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
         "low": min(bounds),
         "span": (max(bounds) - min(bounds)) or 1.0,
         "scatter": plots.accuracy_against_tokens(results),
-        "cost": plots.cost_by_stage(results["cost"]),
+        "cost": plots.cost_by_stage(cost),
+        "stages": cost,
+        "labels": list(_counts(results["labels"])),
+        "facts": tables.facts(results["run"]),
         "reliability": [
             plots.reliability(role, found) for role, found in results["calibration"].items()
         ],
     }
+
+
+def stages(
+    cost: Mapping[str, Mapping[str, Any]], roles: Sequence[str]
+) -> dict[str, Mapping[str, Any]]:
+    """The stages in the order they ran: round by round search and training, then the rest."""
+
+    def order(name: str) -> tuple:
+        kind, *rest = re.split("[-/]", name)
+        rank = {"search": 0, "train": 1}.get(kind, 2)
+        round = next((part for part in rest if part.isdigit()), "") if rank < 2 else "~"
+        role = next((i for i, role in enumerate(roles) if role in rest), len(roles))
+        return round, rank, role, "dpo" in rest
+
+    return {name: cost[name] for name in sorted(cost, key=order)}
+
+
+def _counts(labels: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Nested counts as rows of (name, counts)."""
+    own = {key: count for key, count in labels.items() if not isinstance(count, Mapping)}
+    if own:
+        yield name or "all", own
+    for key, inner in labels.items():
+        if isinstance(inner, Mapping):
+            yield from _counts(inner, key)
 
 
 def _headline(results: Mapping[str, Any]) -> dict[str, Any] | None:

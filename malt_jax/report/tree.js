@@ -4,8 +4,9 @@
 
 /** Draws trees into `host`; `onPath(nodes)` says which path to read. */
 class TreeView {
-  constructor(host, tree, start) {
+  constructor(host, tree, start, trained) {
     this.tree = tree;
+    this.trained = trained;
     this.children = tree.nodes.map(() => []);
     this.roots = [];
     tree.nodes.forEach((node, i) => (node.parent < 0 ? this.roots : this.children[node.parent]).push(i));
@@ -103,7 +104,7 @@ class TreeView {
       const middle = box[0] + box[1] / 2;
       if (node.leaf) group.append(svg("text", { x: middle, y: y(node) + 21 }, node.correct ? "✓" : "✗"));
       else if (box[1] > 26) group.append(svg("text", { x: middle, y: y(node) + 21 }, node.value.toFixed(2)));
-      if (node.sft) group.append(svg("circle", { class: "example", cx: box[0] + box[1] / 2, cy: y(node) + row - 5, r: 1.8 }));
+      if (node.sft.includes(this.tree.roles[node.depth])) group.append(svg("circle", { class: "example", cx: box[0] + box[1] / 2, cy: y(node) + row - 5, r: 1.8 }));
       drawing.append(group);
     });
     for (const [chosen, rejected] of this.tree.pairs) drawing.append(this.pair(spans, chosen, rejected, y, row));
@@ -183,18 +184,20 @@ class TreeView {
     const name = (i) => this.tree.nodes[i].id.slice(this.tree.nodes[i].id.lastIndexOf("/") + 1);
     const value = (i) => this.tree.nodes[i].value.toFixed(2);
     const told = [];
-    if (node.sft) told.push(`SFT example of the ${role}.`);
+    if (node.sft.includes(role)) told.push(`SFT example of the ${role}.`);
+    if (node.sft.includes("star")) told.push("SFT example of the STaR baseline.");
     for (const [chosen, rejected] of this.tree.pairs) {
       if (chosen === index) told.push(`Preferred to ${name(rejected)} (${value(chosen)} over ${value(rejected)}).`);
       if (rejected === index) told.push(`Rejected for ${name(chosen)} (${value(rejected)} under ${value(chosen)}).`);
     }
     if (told.length) return told.join(" ");
-    const trained = this.trained ?? [];
+    const { trained } = this;
+    if (!trained) return "None: the question is held out.";
     if (!trained.some((phase) => phase.startsWith(`${role}/`))) return "None: this role has no training data.";
     const siblings = node.parent < 0 ? this.roots : this.children[node.parent];
     const mixed = new Set(siblings.map((i) => this.tree.nodes[i].label)).size > 1;
     if (node.label && node.finish === "length") return "None: cut at the token limit, so no example to follow.";
-    const twin = siblings.find((i) => i !== index && this.tree.nodes[i].sft && this.tree.nodes[i].text === node.text);
+    const twin = siblings.find((i) => i !== index && this.tree.nodes[i].sft.includes(role) && this.tree.nodes[i].text === node.text);
     if (node.label && twin !== undefined) return `None: the same text is an example already, as ${name(twin)}.`;
     if (node.label) return "None: positive, but no pair chose it.";
     if (!mixed) return "None: negative, and so are all its siblings, which leaves no pair.";

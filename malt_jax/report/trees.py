@@ -13,20 +13,20 @@ from malt_jax.report.prompts import Templates
 from malt_jax.storage.jsonl import read_lines
 
 Tree = Mapping[str, Any]
-SHORT = 160
+SHORT = 300
 """Characters of a question that the list shows and the search looks through."""
 
 
 @dataclass
 class Uses:
-    """Which nodes of a round were learnt from."""
+    """Which nodes were learnt from."""
 
-    trained: set[str] = field(default_factory=set)
+    phases: set[str] = field(default_factory=set)
     """Roles and phases with data, as `verifier/dpo`."""
-    examples: set[str] = field(default_factory=set)
-    """Ids of the nodes that are SFT examples."""
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Node id -> whose SFT example it is: its role's, or `star` for the STaR baseline's."""
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
-    """(chosen, rejected) node ids by question."""
+    """Question id -> (chosen, rejected) node ids."""
 
 
 @dataclass
@@ -41,37 +41,54 @@ class Totals:
     trees: int = 0
 
 
-def read_uses(round_folder: Path) -> Uses:
-    """The node ids named in a round's `data/ROLE/sft.jsonl` and `dpo.jsonl`."""
+@dataclass
+class Group:
+    """A set of trees: a round of the search, or the held-out ones."""
+
+    key: str
+    name: str
+    trained: list[str] | None
+    """Roles and phases that learnt from these trees; None where nothing may."""
+    questions: list[dict[str, Any]]
+    """One entry of the explorer's list a tree."""
+    totals: Totals
+
+
+def read_uses(folder: Path) -> Uses:
+    """The node ids named in `ROLE/sft.jsonl` and `ROLE/dpo.jsonl` of a round's data."""
     uses = Uses()
-    for folder in sorted(path for path in round_folder.glob("data/*") if path.is_dir()):
-        if (folder / "sft.jsonl").exists():
-            for row in read_lines(folder / "sft.jsonl"):
-                uses.examples.add(row["node_id"])
-                uses.trained.add(f"{row['role']}/sft")
-        if (folder / "dpo.jsonl").exists():
-            for row in read_lines(folder / "dpo.jsonl"):
-                pair = (row["chosen_node_id"], row["rejected_node_id"])
-                uses.pairs[row["question_id"]].append(pair)
-                uses.trained.add(f"{row['role']}/dpo")
+    for path in sorted(folder.glob("*/sft.jsonl")):
+        for row in read_lines(path):
+            uses.examples[row["node_id"]].append(row["role"])
+            uses.phases.add(f"{row['role']}/sft")
+    for path in sorted(folder.glob("*/dpo.jsonl")):
+        for row in read_lines(path):
+            pair = (row["chosen_node_id"], row["rejected_node_id"])
+            uses.pairs[row["question_id"]].append(pair)
+            uses.phases.add(f"{row['role']}/dpo")
     return uses
 
 
-def read_trees(round_folder: Path) -> Iterator[Tree]:
-    for shard in sorted(round_folder.glob("trees/*.jsonl")):
-        yield from read_lines(shard)
-
-
 def add_trees(
-    trees: Iterable[Tree], uses: Uses, pages: Pages, group: str, templates: Templates
-) -> tuple[list[dict[str, Any]], Totals]:
-    """Pages every tree; returns the list's entries and the totals."""
-    entries, totals = [], Totals()
-    for tree in trees:
-        page, place = pages.add(group, compact(tree, uses, templates))
-        entries.append(entry(tree) | {"page": page, "at": place})
-        _count(tree, totals)
-    return entries, totals
+    key: str,
+    name: str,
+    files: Iterable[Path],
+    data: Path | None,
+    pages: Pages,
+    templates: Templates,
+) -> Group:
+    """Reads the trees in `files`, pages every one, and sums them up.
+
+    `data` is the folder of the role data made from them, None for held-out trees.
+    """
+    uses = read_uses(data) if data else Uses()
+    group = Group(key, name, sorted(uses.phases) if data else None, [], Totals())
+    for file in files:
+        for tree in read_lines(file):
+            page, place = pages.add(key, compact(tree, uses, templates))
+            group.questions.append(entry(tree) | {"page": page, "at": place})
+            _count(tree, group.totals)
+    return group
 
 
 def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
                 "logprob": round(sum(node["logprobs"]), 3),
                 "tokens": len(node["token_ids"]),
                 "finish": node["finish"],
-                "sft": node["id"] in uses.examples,
+                "sft": uses.examples.get(node["id"], []),
             }
             for node in nodes
         ],
