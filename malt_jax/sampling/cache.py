@@ -7,6 +7,9 @@ A suffix is a ring over the decode loop's own clock: at each step all rows write
 so a step is one in-place slice update, and a row's own tokens are the last `length + 1` places.
 Rows may begin and end at any step. Keys are stored rotated to their absolute position, so the order
 in the ring does not matter.
+
+Layouts are those the matrix products read directly. With keys stored `[places, h]`, or rows as
+`[S, w]`, XLA was seen to copy every ring once or more a step.
 """
 
 from __future__ import annotations
@@ -22,23 +25,25 @@ from malt_jax.models.spec import ModelSpec
 
 
 class KV(NamedTuple):
-    """One layer's keys and values, `[..., K, places, h]`, with int8's scales `[..., K, places]`."""
+    """One layer's keys and values for each of `B` slots or rows.
 
-    k: Array
-    v: Array
-    k_scale: Array | None = None
-    v_scale: Array | None = None
+    The scales are those of an int8 cache, None otherwise.
+    """
+
+    k: Float[Array, "B K h places"] | Int[Array, "B K h places"]
+    v: Float[Array, "B K places h"] | Int[Array, "B K places h"]
+    k_scale: Float[Array, "B K places"] | None = None
+    v_scale: Float[Array, "B K places"] | None = None
 
 
-def empty(spec: ModelSpec, lead: tuple[int, ...], places: int, dtype: Any) -> list[KV]:
-    """A cache of zeros, one entry a layer: `lead` is (S,) for prefixes, (S, w) for suffixes."""
+def empty(spec: ModelSpec, count: int, places: int, dtype: Any) -> list[KV]:
+    """A cache of zeros, one entry a layer."""
+    shape, h = (count, spec.kv_heads, places), spec.head_dim
+    scales = (shape, shape) if dtype == jnp.int8 else ()
 
     def layer() -> KV:
-        shape = (*lead, spec.kv_heads, places)
-        if dtype != jnp.int8:
-            return KV(*(jnp.zeros((*shape, spec.head_dim), dtype) for _ in range(2)))
-        values = (jnp.zeros((*shape, spec.head_dim), dtype) for _ in range(2))
-        return KV(*values, *(jnp.zeros(shape, jnp.float32) for _ in range(2)))
+        values = (jnp.zeros((*shape[:2], h, places), dtype), jnp.zeros((*shape, h), dtype))
+        return KV(*values, *(jnp.zeros(shape, jnp.float32) for shape in scales))
 
     return [layer() for _ in range(spec.num_layers)]
 
@@ -50,71 +55,100 @@ def quantise(x: Float[Array, "*b h"]) -> tuple[Int[Array, "*b h"], Float[Array, 
     return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
 
 
-def stored(k: Float[Array, "*b K n h"], v: Float[Array, "*b K n h"], like: KV) -> KV:
+def stored(k: Float[Array, "B n K h"], v: Float[Array, "B n K h"], like: KV) -> KV:
     """New keys and values in the form the cache keeps them in."""
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if like.k_scale is None:
-        return KV(k.astype(like.k.dtype), v.astype(like.v.dtype))
+        return KV(jnp.swapaxes(k.astype(like.k.dtype), 2, 3), v.astype(like.v.dtype))
     (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
-    return KV(k, v, k_scale, v_scale)
+    return KV(jnp.swapaxes(k, 2, 3), v, k_scale, v_scale)
 
 
-def append(suffix: KV, k: Float[Array, "S w K h"], v: Float[Array, "S w K h"], clock: Array) -> KV:
+PLACE_AXIS = KV(k=3, v=2, k_scale=2, v_scale=2)
+
+
+def append(
+    suffix: KV, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], clock: Int[Array, ""]
+) -> KV:
     """Write one token a row at the ring's place `clock`."""
-    new = stored(k[:, :, :, None], v[:, :, :, None], suffix)
-    return jax.tree.map(
-        lambda ring, x: jax.lax.dynamic_update_slice_in_dim(ring, x, clock, axis=3), suffix, new
+    return KV(
+        *(
+            None
+            if ring is None
+            else jax.lax.dynamic_update_slice_in_dim(ring, new, clock, axis=axis)
+            for ring, new, axis in zip(suffix, stored(k, v, suffix), PLACE_AXIS, strict=True)
+        )
     )
 
 
 def decode_attention(
-    q: Float[Array, "S w H h"],
+    q: Float[Array, "R 1 H h"],
     prefix: KV,
     suffix: KV,
     prefix_mask: Bool[Array, "S w P"],
-    suffix_mask: Bool[Array, "S w N"],
+    suffix_mask: Bool[Array, "R N"],
     softcap: float | None,
-) -> Float[Array, "S w H h"]:
-    """One token a row against its slot's shared prefix and its own suffix; `q` comes scaled."""
-    slots, width, heads, head_dim = q.shape
-    groups = prefix.k.shape[1]
-    q = q.reshape(slots, width, groups, heads // groups, head_dim)
-    shared = _scores("swkrh,skph->skwrp", q, prefix.k, prefix.k_scale, "skp->sk11p")
-    own = _scores("swkrh,swknh->skwrn", q, suffix.k, suffix.k_scale, "swkn->skw1n")
-    if softcap is not None:
-        shared, own = softcap * jnp.tanh(shared / softcap), softcap * jnp.tanh(own / softcap)
-    shared = jnp.where(prefix_mask[:, None, :, None], shared, MASKED)
-    own = jnp.where(suffix_mask[:, None, :, None], own, MASKED)
+) -> Float[Array, "R 1 H h"]:
+    """One token a row against its slot's shared prefix and its own suffix; `q` comes scaled.
+
+    The rows of slot s are `s * w` to `s * w + w - 1`.
+    """
+    (slots, width, _), (rows, _, heads, head_dim) = prefix_mask.shape, q.shape
+    groups, repeats = prefix.k.shape[1], heads // prefix.k.shape[1]
+    q = q.reshape(rows, groups, repeats, head_dim)
+    by_slot = q.reshape(slots, width, groups, repeats, head_dim).swapaxes(1, 2)
+    by_slot = by_slot.reshape(slots, groups, width * repeats, head_dim)
+    shared = _scores(by_slot, prefix.k, prefix.k_scale, softcap)
+    mask = jnp.repeat(prefix_mask, repeats, axis=1)[:, None]
+    shared = jnp.where(mask, shared, MASKED)
+    own = _scores(q, suffix.k, suffix.k_scale, softcap)
+    own = jnp.where(suffix_mask[:, None, None], own, MASKED)
     # One softmax over both blocks without joining them. A row always sees its own last token, so
     # the maximum is a real score and masked places weigh exactly 0.
-    top = jnp.maximum(
-        jnp.max(shared, axis=-1, keepdims=True), jnp.max(own, axis=-1, keepdims=True)
-    )
-    shared, own = jnp.exp(shared - top), jnp.exp(own - top)
-    total = jnp.sum(shared, axis=-1, keepdims=True) + jnp.sum(own, axis=-1, keepdims=True)
-    out = _mix("skwrp,skph->swkrh", shared / total, prefix.v, prefix.v_scale, "skp->sk11p", q.dtype)
-    out += _mix("skwrn,swknh->swkrh", own / total, suffix.v, suffix.v_scale, "swkn->skw1n", q.dtype)
-    return out.reshape(slots, width, heads, head_dim)
+    top = jnp.maximum(_by_row(jnp.max(shared, axis=-1), rows), jnp.max(own, axis=-1))
+    shared = jnp.exp(shared - _by_slot(top, slots)[..., None])
+    own = jnp.exp(own - top[..., None])
+    total = _by_row(jnp.sum(shared, axis=-1), rows) + jnp.sum(own, axis=-1)
+    out = _by_row(_mix(shared, prefix.v, prefix.v_scale, q.dtype), rows)
+    out = out + _mix(own, suffix.v, suffix.v_scale, q.dtype)
+    return (out / total[..., None]).astype(q.dtype).reshape(rows, 1, heads, head_dim)
 
 
-def _scores(sum_: str, q: Array, k: Array, scale: Array | None, layout: str) -> Array:
-    scores = jnp.einsum(sum_, q, k.astype(q.dtype), preferred_element_type=jnp.float32)
-    return scores if scale is None else scores * _laid_out(scale, layout)
+def _by_row(x: Float[Array, "S K wr *h"], rows: int) -> Float[Array, "R K r *h"]:
+    slots, groups, both = x.shape[:3]
+    width = rows // slots
+    x = x.reshape(slots, groups, width, both // width, *x.shape[3:]).swapaxes(1, 2)
+    return x.reshape(rows, groups, both // width, *x.shape[4:])
+
+
+def _by_slot(x: Float[Array, "R K r"], slots: int) -> Float[Array, "S K wr"]:
+    rows, groups, repeats = x.shape
+    x = x.reshape(slots, rows // slots, groups, repeats).swapaxes(1, 2)
+    return x.reshape(slots, groups, -1)
+
+
+def _scores(
+    q: Float[Array, "B K t h"], k: Array, scale: Array | None, softcap: float | None
+) -> Float[Array, "B K t places"]:
+    """Soft-capped logits in float32."""
+    scores = jnp.einsum("bkth,bkhp->bktp", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+    if scale is not None:
+        scores = scores * scale[:, :, None]
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _mix(
-    sum_: str, weights: Array, v: Array, scale: Array | None, layout: str, dtype: Any
-) -> Array:
+    weights: Float[Array, "B K t places"], v: Array, scale: Array | None, dtype: Any
+) -> Float[Array, "B K t h"]:
+    """The weighted sum of values, accumulated in float32."""
     if scale is not None:
-        weights = weights * _laid_out(scale, layout)
-    return jnp.einsum(sum_, weights.astype(dtype), v.astype(dtype))
-
-
-def _laid_out(scale: Array, layout: str) -> Array:
-    """Transpose a scale and give it the unit axes written as `1`: `swkn->skw1n`."""
-    source, target = layout.split("->")
-    moved = jnp.transpose(scale, [source.index(axis) for axis in target if axis != "1"])
-    units = [i for i, axis in enumerate(target) if axis == "1"]
-    return jnp.expand_dims(moved, units)
+        weights = weights * scale[:, :, None]
+    return jnp.einsum(
+        "bktp,bkph->bkth",
+        weights.astype(dtype),
+        v.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def extend_attention(
@@ -132,27 +166,29 @@ def extend_attention(
     What the block holds from `start` on is not read.
     """
     batch, time, heads, head_dim = q.shape
-    groups, places = block.k.shape[1], block.k.shape[2]
-    new = stored(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), block)
+    groups, places = block.v.shape[1:3]
     place = jnp.arange(places, dtype=jnp.int32)
     offset = place[None, :] - start[:, None]
     fresh = (offset >= 0) & (offset < length[:, None])
     source = jnp.clip(offset, 0, time - 1)
 
-    def merge(old: Array, x: Array) -> Array:
-        extra = (None,) * (x.ndim - 3)
-        x = jnp.take_along_axis(x, source[(slice(None), None, slice(None), *extra)], axis=2)
-        return jnp.where(fresh[(slice(None), None, slice(None), *extra)], x, old)
+    def merge(old: Array | None, new: Array | None, axis: int) -> Array | None:
+        if old is None or new is None:
+            return None
+        shape = [1] * old.ndim
+        shape[0], shape[axis] = batch, places
+        new = jnp.take_along_axis(new, source.reshape(shape), axis=axis)
+        return jnp.where(fresh.reshape(shape), new, old)
 
-    block = jax.tree.map(merge, block, new)
+    block = KV(*map(merge, block, stored(k, v, block), PLACE_AXIS))
     position = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
     distance = position[:, :, None] - place[None, None, :]
     mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    q = q.reshape(batch, time, groups, heads // groups, head_dim)
-    scores = _scores("btkrh,bkph->bkrtp", q, block.k, block.k_scale, "bkp->bk11p")
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
-    out = _mix("bkrtp,bkph->btkrh", weights, block.v, block.v_scale, "bkp->bk11p", q.dtype)
+    # [B, T, K, r, h] -> [B, K, T * r, h]: the heads of a group share its keys.
+    q = q.reshape(batch, time, groups, -1, head_dim).swapaxes(1, 2)
+    scores = _scores(q.reshape(batch, groups, -1, head_dim), block.k, block.k_scale, softcap)
+    mask = jnp.repeat(mask, heads // groups, axis=1)[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+    out = _mix(weights, block.v, block.v_scale, q.dtype).astype(q.dtype)
+    out = out.reshape(batch, groups, time, -1, head_dim).swapaxes(1, 2)
     return out.reshape(batch, time, heads, head_dim), block

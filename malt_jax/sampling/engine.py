@@ -136,25 +136,30 @@ class Sampler:
         device = _Device(self, shapes, adapter, settings)
         stats, grown = self.stats, []
         while not pool.finished:
-            started = time.perf_counter()
+            started = time.perf_counter() - stats.compile_seconds
             for call in self._prefill(pool.admit(), shapes):
                 device.extend(call)
             # With work left, a chunk ends early when an eighth of the slots is free.
             enough = max(1, shapes.slots // 8) if pool.can_fill else shapes.slots
             device.decode(pool, enough)
-            dispatched = time.perf_counter()
+            dispatched = time.perf_counter() - stats.compile_seconds
             self._look(pool, grown, on_tokens)
-            late, looked = device.ready(), time.perf_counter()
+            late, looked = device.ready(), time.perf_counter() - stats.compile_seconds
             rows, log = device.result()
             if bool(log.bad):
                 raise UserError(
                     "model: its logits hold NaN or infinity, so the weights or the adapter are "
                     "broken; load them anew or train with a lower learning rate."
                 )
-            stats.decode_seconds += time.perf_counter() - started
-            stats.host_wait_seconds += (looked if late else dispatched) - started
+            returned = time.perf_counter() - stats.compile_seconds
             stats.row_steps += int(log.steps) * shapes.slots * shapes.width
             grown = pool.absorb(rows, log)
+            absorbed = time.perf_counter() - stats.compile_seconds
+            # The device is without work from its result to the next dispatch, and while the host
+            # looks at what was drawn if it looks for longer than the device decodes.
+            stats.seconds += absorbed - started
+            stats.host_wait_seconds += (looked if late else dispatched) - started
+            stats.host_wait_seconds += absorbed - returned
         self._look(pool, grown, on_tokens)
         stats.row_steps_useful += pool.useful_steps
         done = [[draft.done() for draft in drafts] for drafts in pool.drafts]
@@ -207,8 +212,8 @@ class _Device:
     def __init__(self, sampler: Sampler, shapes: Shapes, adapter: Adapter | None, how: Settings):
         self._sampler, self._shapes, self._adapter = sampler, shapes, adapter
         spec, dtype = sampler.spec, sampler._dtype
-        self._prefix = cache.empty(spec, (shapes.slots,), shapes.places, dtype)
-        self._suffix = cache.empty(spec, (shapes.slots, shapes.width), shapes.ring, dtype)
+        self._prefix = cache.empty(spec, shapes.slots, shapes.places, dtype)
+        self._suffix = cache.empty(spec, shapes.slots * shapes.width, shapes.ring, dtype)
         self._clock = np.int32(0)
         ends = [*how.end_ids, *[-1] * (MAX_END_IDS - len(how.end_ids))]
         self._end_ids = np.array(ends, np.int32)

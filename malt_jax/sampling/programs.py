@@ -106,7 +106,7 @@ def decode(
     A row that finishes goes on with its slot's next queued completion in the very next step.
     """
     decoder = nnx.merge(graph, params)
-    places = prefix[0].k.shape[2]
+    places = prefix[0].k.shape[3]
     log = Log(
         sibling=jnp.full((chunk, *rows.sibling.shape), IDLE, jnp.int32),
         token=jnp.zeros((chunk, *rows.sibling.shape), jnp.int32),
@@ -163,18 +163,16 @@ def _hidden(decoder, adapter, prefix, suffix, rows, slots, clock, places):
     in_prefix = jnp.broadcast_to(place < slots.prefix[:, None, None], (slots_, width, places))
     back = position[:, :, None] - place
     age = (clock - jnp.arange(ring, dtype=jnp.int32)) % ring
-    in_suffix = age[None, None, :] <= rows.length[:, :, None]
+    in_suffix = age[None, :] <= rows.length.reshape(-1, 1)
 
     def attend(q, k, v, state, layer):
         shared, own = state
-        q, k, v = (x.reshape(slots_, width, *x.shape[2:]) for x in (q, k, v))
         own = append(own, k, v, clock)
         prefix_mask, suffix_mask = in_prefix, in_suffix
         if layer.window is not None:
             prefix_mask = prefix_mask & (back < layer.window)
-            suffix_mask = suffix_mask & (age < layer.window)[None, None, :]
-        out = decode_attention(q, shared, own, prefix_mask, suffix_mask, layer.softcap)
-        return out.reshape(slots_ * width, 1, *out.shape[2:]), own
+            suffix_mask = suffix_mask & (age < layer.window)[None, :]
+        return decode_attention(q, shared, own, prefix_mask, suffix_mask, layer.softcap), own
 
     hidden, suffix = decoder.hidden(
         rows.token.reshape(-1, 1),

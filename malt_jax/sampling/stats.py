@@ -25,10 +25,10 @@ class Stats:
     """Those that made a token of a returned completion."""
     executables: int = 0
     compile_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    seconds: float = 0.0
+    """Prefill and decode, without compiling."""
     host_wait_seconds: float = 0.0
-    """Time in which the device may have waited for the host between two chunks."""
+    """The part of it in which the device may have waited for the host."""
     peak_bytes: int = 0
     """The largest cache held, per device, by the memory plan."""
 
@@ -39,8 +39,7 @@ class Stats:
 
     @property
     def host_wait_fraction(self) -> float:
-        """Of decode time."""
-        return self.host_wait_seconds / self.decode_seconds if self.decode_seconds else 0.0
+        return self.host_wait_seconds / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
