@@ -116,7 +116,8 @@ def base_license(folder: Path) -> str | None:
 def _results(results: Mapping[str, Any] | None) -> str:
     if not results:
         return "Not evaluated."
-    rows = [row for row in results["systems"] if row["system"] in ("sa", "ma", "star-ma", "malt")]
+    shown = ("sa", "ma", "star-ma", "malt")
+    rows = [row for row in results["systems"] if row["system"] in shown]
     lines = [
         "| system | calls | tokens | accuracy % | 95% interval |",
         "| :--- | ---: | ---: | ---: | ---: |",

@@ -1,9 +1,92 @@
-"""Export: every trained role in Hugging Face format (placeholder until export lands)."""
+"""Export: every role in Hugging Face format, merged and as a PEFT adapter, with a model card."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from flax import nnx
+
+from malt_jax.errors import UserError
+from malt_jax.export.cards import CardFacts, base_license, model_card
+from malt_jax.export.role import export_role
+from malt_jax.models.lora import Adapter
+from malt_jax.stages.policies import last_phase, load, trainee
 from malt_jax.stages.session import Session
+from malt_jax.storage import manifest
+from malt_jax.storage.signals import raise_if_stopped
+
+STAGE = "export"
 
 
 def export(session: Session) -> None:
-    raise NotImplementedError
+    """Writes `export/ROLE` and `export/ROLE/adapter` for every role, from its last checkpoint.
+
+    A role that was not trained is exported as the base it is, without an adapter.
+    """
+    if session.done(STAGE):
+        return
+    run, config = session.run, session.config
+    sealed = manifest.sealed_units(run, STAGE)
+    for role in session.pipeline.roles:
+        folder = run.export(role.name)
+        if folder in sealed:
+            continue
+        identity = last_phase(session, config.rounds - 1, trainee(session, role.name))
+        weights = load(session, identity)
+        adapter = weights if isinstance(weights, Adapter) else None
+        with session.timed(f"{STAGE} {role.name} ({identity})"):
+            export_role(
+                session.model,
+                adapter,
+                folder,
+                lora=config.train.lora,
+                params=weights if isinstance(weights, nnx.State) else None,
+                merged=config.export.merged,
+                card=model_card(_facts(session, role.name, identity)),
+                replace=True,
+            )
+        manifest.seal(run, STAGE, [folder], done=False)
+        raise_if_stopped()
+    manifest.seal(run, STAGE, [])
+    if config.export.push_to_hub:
+        _push(session, config.export.push_to_hub)
+
+
+def _facts(session: Session, role: str, identity: str) -> CardFacts:
+    config, results = session.config, session.run.results
+    sampling = next(r.config for r in session.pipeline.roles if r.name == role)
+    return CardFacts(
+        role=role,
+        roles=[r.name for r in session.pipeline.roles],
+        templates={r.name: r.template for r in session.pipeline.roles},
+        base=config.model.path,
+        revision=session.model.revision,
+        license=base_license(session.model.folder),
+        task=config.task.name,
+        seed=config.seed,
+        policy=identity,
+        sampling={
+            name: getattr(sampling, name)
+            for name in ("temperature", "top_p", "top_k", "max_new_tokens")
+        },
+        rank=None if config.train.full else config.train.lora.rank,
+        results=json.loads(results.read_text()) if results.exists() else None,
+    )
+
+
+def _push(session: Session, name: str) -> Any:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    for role in session.pipeline.roles:
+        target = f"{name}-{role.name}"
+        try:
+            api.create_repo(target, private=True, exist_ok=True)
+            api.upload_folder(repo_id=target, folder_path=session.run.export(role.name))
+        except Exception as error:  # the hub's client lets many kinds of network errors through
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"export.push_to_hub: {target}: {first}; the export itself is whole in "
+                f"{session.run.export(role.name)}."
+            ) from error

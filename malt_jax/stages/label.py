@@ -7,9 +7,10 @@ from typing import Any
 
 from malt_jax.data.role_data import role_data, star_data, tree_counts
 from malt_jax.errors import UserError
+from malt_jax.export.cards import data_card
 from malt_jax.stages.session import Session, label_stage
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import write_bytes, write_json
+from malt_jax.storage.atomic import write_bytes, write_json, write_text
 from malt_jax.storage.jsonl import encode
 from malt_jax.tree.records import relabel
 
@@ -40,6 +41,11 @@ def label(session: Session, round: int) -> dict[str, Any]:
             "dpo": len(data[role].dpo),
             **dict(Counter(data[role].counts)),
         }
+        card = run.data(round, role) / "README.md"
+        write_text(
+            card, data_card(role, config.task.name, config.model.path, counts["roles"][role])
+        )
+        units.append(card)
     path = run.data(round, STAR) / "sft.jsonl"
     rows = star_data(records, roles[0])
     write_bytes(path, b"".join(map(encode, rows)))
