@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_checkpoint import tiny_checkpoint
 
+import tiny
 from malt_jax import cli, config
 from malt_jax.commands import completion, init
 from malt_jax.commands.command import Command
@@ -24,7 +24,7 @@ HEAVY = ("jax", "flax", "transformers", "numpy", "torch", "datasets", "rich", "s
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
 
 
 def malt(*words: str, **more) -> subprocess.CompletedProcess:
@@ -210,7 +210,7 @@ def test_init_writes_a_commented_config_that_loads(task, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(path)
     made = config.load(str(path))
     assert (made.task.name, made.model.path) == (task, "org/model-1B")
-    assert made.output_dir == f"runs/{task}-model-1B"
+    assert made.output_dir == "runs/mine"
     assert made.pipeline == config.Config().pipeline and made.train == config.Config().train
     assert path.read_text().count("#") > len(init.CHOSEN)
     assert "exists" in fails(capsys, "init", task, "org/model-1B", "--output", str(path))
@@ -218,7 +218,7 @@ def test_init_writes_a_commented_config_that_loads(task, tmp_path, capsys):
 
 def test_init_quotes_what_yaml_would_read_as_something_else(tmp_path):
     for name in ("no", "1e3", "a: b", "# x", "null", "it's"):
-        assert yaml.safe_load(init.starter("gsm8k", name, "x.yaml"))["model"]["path"] == name
+        assert yaml.safe_load(init.starter("gsm8k", name))["model"]["path"] == name
 
 
 def test_lists_name_everything(capsys):

@@ -32,7 +32,7 @@ def run(invocation: Invocation) -> None:
     output = Path(options.output) if options.output else None
     if output and output.exists():
         raise UserError(f"{output}: exists; choose another --output.")
-    text = starter(options.task, options.model, str(output or "FILE.yaml"))
+    text = starter(options.task, options.model, output)
     if output is None:
         print(text, end="")
     else:
@@ -40,12 +40,17 @@ def run(invocation: Invocation) -> None:
         print(output)
 
 
-def starter(task: str, model: str, place: str) -> str:
-    """The text of a config for a task and a model; it loads as it is."""
+def starter(task: str, model: str, output: Path | None = None) -> str:
+    """The text of a config for a task and a model; it loads as it is.
+
+    The run directory is named after the file it is written to, or else after task and model.
+    """
     from malt_jax.tasks import get_task
 
     found = get_task(task, grader="number", allow_code=True)
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{task}-{Path(model).name}").strip("-.")
+    name = output.stem if output else f"{task}-{Path(model).name}"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "malt"
+    place = output or "FILE.yaml"
     values: dict[str, Any] = {
         "model.path": model,
         "task.name": task,

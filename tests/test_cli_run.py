@@ -1,0 +1,151 @@
+"""The stages one command at a time on a random model, and the trained run answering questions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny
+from malt_jax import cli, escape
+from malt_jax.errors import UserError
+from malt_jax.pipeline import Pipeline
+from malt_jax.stages.train import trained_stage
+from malt_jax.storage import manifest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for `--task.name tiny:LUCK`
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory) -> list[str]:
+    """The flags of a run in seconds, its directory last."""
+    folder = tmp_path_factory.mktemp("cli")
+    model = tiny.write_model(folder / "model")
+    data = {**tiny.SMALL, "model": {"path": str(model)}}
+    data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    return ["--config", str(folder / "config.yaml"), "--quiet", "--output-dir", str(folder / "run")]
+
+
+@pytest.fixture(scope="module")
+def trained(configured) -> Path:
+    for stage in ("search", "label", "train"):
+        assert cli.main([stage, *configured]) == 0
+    return Path(configured[-1])
+
+
+def test_stage_by_stage_is_the_loop(trained, configured, capsys):
+    assert manifest.stage_done(trained, trained_stage(0))
+    assert cli.main(["eval", *configured]) == 0
+    out, err = capsys.readouterr()
+    assert "MALT" in out and "accuracy" in out and err == ""
+    assert json.loads((trained / "results.json").read_text())["questions"] == 5
+    assert cli.main(["report", *configured]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == str(trained / "report.html")
+
+
+def test_another_config_is_exit_2_and_names_the_field(trained, configured, capsys):
+    assert cli.main(["search", *configured, "--search.threshold", "0.25"]) == 2
+    assert "search.threshold was 0.5 and is now 0.25" in capsys.readouterr().err
+
+
+def test_redo_of_a_stage_that_never_was_names_those_there_are(trained, configured, capsys):
+    assert cli.main(["label", *configured, "--redo", "labl/000"]) == 2
+    assert "label/000" in capsys.readouterr().err
+
+
+def test_damage_is_exit_2_and_redo_mends_it(trained, configured, capsys, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "run")
+    flags = [*configured[:-1], str(copy)]
+    damaged = copy / "rounds/000/data/refiner/sft.jsonl"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1])
+    assert cli.main(["label", *flags]) == 2
+    message = capsys.readouterr().err
+    assert "refiner/sft.jsonl" in message and "--redo label/000" in message
+    assert cli.main(["label", *flags, "--redo", "label/000"]) == 0
+    assert damaged.read_bytes() == whole
+
+
+def test_told_to_stop_the_state_is_saved_and_the_status_says_so(trained, configured, tmp_path):
+    """SIGTERM while blocks of a single question are searched; what was begun is whole."""
+    run = tmp_path / "run"
+    flags = [*configured[:-1], str(run), "--search.block", "1", "--task.num-train", "40"]
+
+    def stop_after_a_block() -> None:
+        while not list(run.glob("rounds/000/trees/*.jsonl")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_a_block, daemon=True).start()
+    assert cli.main(["search", *flags]) == 143
+    written = list(run.glob("rounds/000/trees/*.jsonl"))
+    assert 1 <= len(written) < 40
+    manifest.verify(run)
+    assert len(manifest.sealed_units(run, "search/000")) == len(written)
+
+
+def test_the_pipeline_answers_the_same_every_time(trained):
+    pipeline = Pipeline.load(trained)
+    heard: list[tuple[int, str, str]] = []
+    first = pipeline.ask("e1+1=?", votes=3, on_text=lambda *told: heard.append(told))
+    again = pipeline.ask("e1+1=?", votes=3)
+    assert first == again
+    assert len(first.votes) == 3 and first.prediction == first.votes[first.winner]
+    assert first.text == first.turns[-1].text
+    for draw, turns in enumerate(first.draws):
+        assert [turn.role for turn in turns] == ["generator", "verifier", "refiner"]
+        for turn in turns:
+            streamed = "".join(t for d, role, t in heard if (d, role) == (draw, turn.role))
+            assert streamed == turn.text
+    assert pipeline.ask("e1+1=?", votes=1, seed=5) != pipeline.ask("e1+1=?", votes=1, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("question", "votes", "message"),
+    [("", 3, "empty"), ("a", 0, "votes"), ("a" * 500, 1, "tokens")],
+)
+def test_questions_that_cannot_be_asked_are_named(trained, question, votes, message):
+    with pytest.raises(UserError, match=message):
+        Pipeline.load(trained).ask(question, votes=votes)
+
+
+def test_ask_shows_every_turn_and_the_vote(trained, capsys):
+    assert cli.main(["ask", "e1+1=?", "--run", str(trained)]) == 0
+    out = capsys.readouterr().out
+    for draw in (1, 2, 3):
+        for role in ("generator", "verifier", "refiner"):
+            assert f"[{draw}/3] {role}" in out
+    assert "votes: " in out and "answer: " in out
+
+
+def test_ask_reads_lines_where_no_question_is_given(trained, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("e1+1=?\n\ne2+2=?\n"))
+    assert cli.main(["ask", "--run", str(trained), "--votes", "1"]) == 0
+    assert capsys.readouterr().out.count("answer: ") == 2
+
+
+def test_what_a_model_writes_cannot_act_on_the_terminal(trained, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "malt_jax.models.tokenizer.Tokenizer.decode", lambda self, ids, **_: "\x1b[2J" * len([*ids])
+    )
+    assert cli.main(["ask", "e1+1=?", "--run", str(trained), "--votes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and escape.visible("\x1b[2J") in out
+
+
+def test_a_run_that_is_not_trained_does_not_answer_as_if_it_were(configured, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    assert cli.main(["search", *configured[:-1], folder, "--task.num-train", "1"]) == 0
+    assert cli.main(["ask", "e1+1=?", "--run", folder]) == 2
+    assert "not trained yet" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""Every command, file and snippet in the documentation is run, and every name in it exists.
+
+A code block that begins with `# file: NAME` is written to that file; any other Python is run. Commands
+that would take long are run with `--dry-run`; any model's hub name stands for a random one of a few
+kilobytes, any `runs/...` for a run of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import tiny
+from malt_jax import cli
+from malt_jax.commands.command import parse
+from malt_jax.tasks.base import Question
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LONG = ("run", "search", "label", "train", "eval", "export", "report")
+PARSED_ONLY = ("ask", "bench", "plan")
+"""Commands that need a trained run, or minutes; tests of their own run them."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tiny.write_model(tmp_path_factory.mktemp("model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, model) -> Path:
+    sys.path.insert(0, str(Path(__file__).parent))
+    folder = tmp_path_factory.mktemp("docs")
+    data = {**tiny.SMALL, "model": {"path": str(model)}, "output_dir": str(folder / "run")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    for stage in ("search", "label", "train"):
+        assert cli.main([stage, "--config", str(folder / "config.yaml"), "--quiet"]) == 0
+    return folder / "run"
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text())
+
+
+def malt_commands(text: str) -> list[list[str]]:
+    """The words of every `malt` command in a shell block."""
+    joined = text.replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in joined.splitlines()]
+    return [words[1:] for words in lines if words[:1] == ["malt"]]
+
+
+def ids(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_and_files_of_a_page_work_in_order(page, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs", dirs_exist_ok=True)
+    monkeypatch.setattr("malt_jax.models.hub.local_folder", lambda *_: (model, None))
+    monkeypatch.setattr("malt_jax.tasks.loading.from_hub", _hub, raising=False)
+    monkeypatch.setattr("malt_jax.stages.session.load_split", _split(tmp_path))
+    commands = {command.name: command for command in cli.all_commands()}
+    for kind, text in blocks(page):
+        if found := re.match(r"# file: (\S+)\n", text):
+            Path(found[1]).write_text(text[found.end() :])
+        if kind != "sh":
+            continue
+        for name, *words in malt_commands(text):
+            if name in PARSED_ONLY:
+                parse(commands[name], words)
+                continue
+            dry = ["--dry-run"] if name in LONG and "--dry-run" not in words else []
+            status = cli.main([name, *words, *dry])
+            assert status == 0, f"malt {name} {' '.join(words)}: {capsys.readouterr().err}"
+
+
+def _hub(*_, **__):
+    raise AssertionError("a documentation command without --dry-run reached for the hub")
+
+
+def _split(folder: Path):
+    """The loader of the session, with two questions in place of what is on the hub."""
+    from malt_jax.stages.session import load_split
+
+    def load(task, config, split, path, limit, seed):
+        if path or task.name in ("arithmetic", "custom") or ":" in config.name:
+            return load_split(task, config, split, path, limit, seed)
+        return [Question(f"{split}{n}", f"{split} {n}?", "1") for n in range(2)]
+
+    return load
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_python_of_a_page_runs(page, request, model, tmp_path, monkeypatch, capsys):
+    code = [t for kind, t in blocks(page) if kind == "python" and not t.startswith("# file: ")]
+    if not code:
+        return
+    run = request.getfixturevalue("trained")
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/mine").symlink_to(run)
+    monkeypatch.setattr("malt_jax.models.model.local_folder", lambda *_: (model, None))
+    names = {
+        "MODEL": model,
+        "RUN": run,
+        "tokens": np.ones((2, 5), np.int32),
+        "questions": [Question("Q1", "1+1=?", "2")],
+    }
+    for text in code:
+        exec(compile(text, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_names_and_links_of_a_page_exist(page):
+    text = page.read_text()
+    for name in set(re.findall(r"`(malt_jax(?:\.\w+)+)`", text)):
+        module, _, attribute = name.rpartition(".")
+        try:
+            import_module(name)
+        except ImportError:
+            assert hasattr(import_module(module), attribute), name
+    for link in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_fields_a_page_names_exist():
+    """Dotted names in backticks that begin with a section of the config are fields of it."""
+    from malt_jax.commands.fields import config_fields
+
+    paths = {re.sub(r"\.N\b", "", field.path) for field in config_fields()}
+    prefixes = {path.rsplit(".", depth)[0] for path in paths for depth in range(path.count(".") + 1)}
+    sections = "model|task|pipeline|search|data|train|sampler|eval|export|mesh"
+    for page in PAGES:
+        for name in re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:: [^`]*)?`", page.read_text()):
+            assert name in prefixes, f"{page.name}: {name}"
+
+
+def test_the_reference_has_every_public_name():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    headings = re.findall("^##.*", import_module("api_reference").reference(), re.MULTILINE)
+    written = re.findall("^##.*", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert written == headings, "run `python scripts/api_reference.py > docs/api.md`"
