@@ -19,7 +19,6 @@ import re
 import select
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,30 +34,37 @@ from malt_jax.tasks.graders.statements import statements
 MAX_LENGTH = 1000  # characters; a longer answer is no answer
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SPACING = re.compile(r"\\(?:left|right|displaystyle|[,!;: ]|quad|qquad)(?![a-zA-Z])|[\s$~]|\\\$")
+_SPACING = re.compile(
+    r"\\(?:left|right|displaystyle|[,!;: ]|quad|qquad)(?![a-zA-Z])|\\?\$"
+    r"|\s(?![0-9])|(?<![0-9,])\s|(?<=,)\s(?![0-9]{3}(?![0-9]))"  # "1 2" and "1, 234" are not 12, 1234
+)
+_PLAIN = re.compile(r"\s*[({]?\s*[-+]?\s*[0-9.][0-9.,/]*(?:e[-+]?[0-9]+)?\s*[)}]?\s*")
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}\.?|([A-Za-z][A-Za-z ]+)\.?")
 _UNIT = re.compile(
     r"(?<=[0-9}%])\s*\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z][^{}]*\}(?:\^\{?[23]\}?)?"
 )
+_RELATION = re.compile(r"\\(?:neq?|not|leq?|geq?|lt|gt)(?![a-zA-Z])|[<>≠≤≥]")
+_LIST = re.compile(r"[0-9]\s*[,;]\s+[0-9]|\d\s+\d")
 _BASE = re.compile(r"(?<=[0-9A-F])_\{?([0-9]+)\}?")
 
 
 def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
     latex = latex.strip().rstrip(".").replace("\u2212", "-").replace("\\%", "").replace("%", "")
-    latex = _SPACING.sub("", _UNIT.sub("", latex))
+    latex = " ".join(_UNIT.sub("", latex).replace(",\\!", "{,}").split())
+    latex = re.sub(r"(?<=[0-9])\{,\}(?=[0-9]{3})", ",", _SPACING.sub("", latex))
     latex = re.sub(r"\\[dt]frac", r"\\frac", latex)
     latex = re.sub(r"\\frac([0-9])([0-9])", r"\\frac{\1}{\2}", latex)
     return re.sub(r"\^\{?\\circ\}?", "", latex)
 
 
 def plain_number(latex: str) -> Fraction | None:
-    """The value of LaTeX that is a number and nothing else (a unit in `\\text{}` may follow)."""
-    latex = re.sub(r"^[A-Za-z]=", "", tidy(latex))
-    if re.search(r"(?!\\frac|\\times|\\cdot)\\|[A-Za-z_(]", re.sub(r"\\[a-z]+", "", latex)):
+    """The value of LaTeX that is one number and nothing else; a unit in `\\text{}` may follow."""
+    words = number.plain(re.sub(r"^[A-Za-z]=", "", tidy(latex)))
+    if not _PLAIN.fullmatch(words):
         return None
     try:
-        return number.value_of(latex)
+        return number.value_of(words)
     except number.Torn:
         return None
 
@@ -93,6 +99,9 @@ def decided(gold: str, answer: str) -> bool | None:
         return bool(tidy(answer))
     if number.refused(answer) and not number.refused(gold):
         return False
+    sides = {plain_number(side) for side in answer.split("=")} - {None}
+    if len(sides) > 1:
+        return False  # 17 = 18
     values = plain_number(gold), plain_number(answer)
     if None not in values:
         return values[0] == values[1]
@@ -100,6 +109,10 @@ def decided(gold: str, answer: str) -> bool | None:
         given = _WORDS.fullmatch(answer.strip())
         said = (given[1] or given[2]) if given else answer
         return tidy_words(said).strip("()") == tidy_words(word[1] or word[2]).strip("()")
+    if _RELATION.search(answer) and not _RELATION.search(gold):
+        return False
+    if values[0] is not None and _LIST.search(answer):
+        return False
     bases = _BASE.findall(gold), _BASE.findall(answer)
     if all(bases) and bases[0] != bases[1]:
         return False
@@ -129,7 +142,7 @@ class _Worker:
         except BrokenPipeError:
             self.stop()
             return False
-        if self._line(seconds + 5) != "true":
+        if self._line(10 * seconds + 5) != "true":
             if self.process.poll() is not None:
                 self.stop()
             return False
@@ -174,21 +187,26 @@ class _Worker:
 
 @dataclass(frozen=True)
 class LatexGrader:
-    """Mathematical equality with the reference, decided within `seconds` a pair.
+    """Mathematical equality with the reference, decided in `seconds` of processor time a pair.
 
-    workers: processes that compare at the same time. They live as long as this grader.
+    workers: processes that compare at the same time. They live until `close` or the program's end.
     """
 
     seconds: float = 3.0
     workers: int = 2
     _idle: queue.SimpleQueue = field(default_factory=queue.SimpleQueue, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __post_init__(self):
         for _ in range(self.workers):
-            worker = _Worker()
+            self._idle.put(_Worker())
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Ends the workers; a later `grade` starts new ones."""
+        for _ in range(self.workers):
+            worker = self._idle.get()
+            worker.stop()
             self._idle.put(worker)
-            atexit.register(worker.stop)
 
     def extract(self, text: str) -> str | None:
         formula = final_formula(text)

@@ -28,6 +28,7 @@ _JOIN = re.compile(r"[\s$.]*(?:,|;|&|\\text\s*\{\s*(?:or|and)\s*\}|\bor\b|\band\
 _COMMENT = re.compile(
     r"(?:also |indeed )?(?:correct|right|verified|confirmed|clear|as follows)\b", re.I
 )
+_CHECK = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:\w+\s+)?$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*|\")")
 
 
@@ -52,8 +53,8 @@ def statements(text: str) -> list[Statement]:
         found.append(Statement("hash", match[1], match.start(), match.end(1)))
     for match in _PROSE.finditer(text):
         span = match["span"]
-        if _COMMENT.match(span):
-            continue  # "the answer is correct" states none
+        if _COMMENT.match(span) or _CHECK.search(text[max(0, match.start() - 30) : match.start()]):
+            continue  # "the answer is correct", "to check our answer:" state none
         stop = _SENTENCE_END.search(span)
         span = span[: stop.start()] if stop else span
         end = match.start("span") + len(span)
@@ -67,8 +68,9 @@ def _boxes(text: str) -> list[Statement]:
     position = 0
     while opening := _BOX.search(text, position):
         position = closing_brace(text, opening.end())
-        span = text[opening.end() : position - 1] if position else ""
-        position = position or len(text)
+        if not position:
+            return [*found, Statement("box", "", opening.start(), len(text))]
+        span = text[opening.end() : position - 1]
         box = Statement("box", span.strip(), opening.start(), position)
         if found and _JOIN.fullmatch(joint := text[found[-1].end : box.start]):
             word = " or " if "or" in joint else ", "

@@ -1,0 +1,251 @@
+"""The code grader: right programs pass; nothing that only pretends to be right does."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from malt_jax.errors import UserError
+from malt_jax.tasks.base import Question
+from malt_jax.tasks.graders.code import CodeGrader
+
+GRADER = CodeGrader(allow_code=True, seconds=20)
+
+ADD = Question(
+    "add",
+    "",
+    "",
+    {
+        "code": {
+            "setup": "import math\n\ndef add(a, b):\n    '''The sum.'''\n",
+            "tests": "assert add(1, 2) == 3\nassert add([1], [2, 3]) == [1, 2, 3]\n",
+            "names": ["add"],
+        }
+    },
+)
+
+RIGHT = [
+    "def add(a, b): return a + b",
+    "    return a + b",
+    "add = lambda a, b: a + b\ndef unused(): pass",
+    "import operator\nadd = operator.add\ndef unused(): pass",
+    "class Adder:\n    def __call__(self, a, b): return a + b\nadd = Adder()",
+    "def add(a, b):\n    print('x' * 10_000_000)\n    return a + b",
+    "import sys\ndef add(a, b):\n    sys.stderr.write('noise')\n    return a + b",
+    "from typing import List\ndef add(a: List[int], b): return a + b",
+    "import re, json, collections, heapq, itertools, functools\ndef add(a, b): return a + b",
+    "def add(a, b):\n    try:\n        open('f', 'w').write('x')\n    except OSError: pass\n    return a + b",
+]
+
+WRONG = [
+    "def add(a, b): return a - b",
+    "def add(a, b): return None",
+    "def add(a): return a",
+    "def plus(a, b): return a + b",
+    "def add(a, b) return a + b",
+    "def add(a, b): raise ValueError",
+    "",
+    "I can't do that.",
+    "add = 3",
+    # leaving with a good exit status
+    "import sys\nsys.exit(0)",
+    "import os\nos._exit(0)",
+    "raise SystemExit(0)",
+    "exit()",
+    "quit(0)",
+    "def add(a, b):\n    import sys; sys.exit(0)",
+    "def add(a, b):\n    import os; os._exit(0)",
+    "def add(a, b): raise SystemExit(0)",
+    "def add(a, b): raise KeyboardInterrupt",
+    "def add(a, b): raise GeneratorExit",
+    "def add(a, b): raise StopIteration",
+    "import atexit, os\natexit.register(lambda: os._exit(0))",
+    "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+    "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+    "import os, signal\nos.kill(0, signal.SIGTERM)",
+    "import os, signal\nos.kill(-1, signal.SIGKILL)",
+    "import ctypes\nctypes.string_at(0)",
+    "def add(a, b): return add(a, b)",
+    "import sys\nsys.setrecursionlimit(10**9)\ndef add(a, b): return add(a, b)",
+    # answers that lie about themselves
+    "class X:\n    def __eq__(self, o): return True\ndef add(a, b): return X()",
+    "class X(int):\n    def __eq__(self, o): return True\ndef add(a, b): return X(7)",
+    "class X(list):\n    def __eq__(self, o): return True\ndef add(a, b): return X()",
+    "class X(str):\n    def __eq__(self, o): return True\n    __hash__ = str.__hash__\ndef add(a, b): return X()",
+    "class X:\n    def __getattr__(self, n): return lambda *a: True\ndef add(a, b): return X()",
+    "class M(type):\n    def __eq__(c, o): return True\nclass X(metaclass=M): pass\ndef add(a, b): return X",
+    "from unittest.mock import ANY\ndef add(a, b): return ANY",
+    "from unittest.mock import MagicMock\ndef add(a, b): return MagicMock()",
+    "def add(a, b): return float('nan')",
+    "def add(a, b): return NotImplemented",
+    "def add(a, b): return ['object', 0]",
+    "def add(a, b): return ['value', 3]",
+    "def add(a, b):\n    while True: yield 1",
+    # patching what the tests run on
+    "import builtins\nbuiltins.AssertionError = None\ndef add(a, b): return 0",
+    "import builtins\nbuiltins.all = lambda *a: True\nbuiltins.print = None\ndef add(a, b): return 0",
+    "import builtins\nbuiltins.compile = builtins.exec = lambda *a, **k: None\ndef add(a, b): return 0",
+    "import operator\noperator.eq = lambda a, b: True\ndef add(a, b): return 0",
+    "import json\njson.dumps = lambda *a, **k: '[\"value\", 3]'\ndef add(a, b): return 0",
+    "import sys\nfor m in list(sys.modules.values()):\n    for n in dir(m):\n        pass\nimport wire\ndef add(a, b): return 0",
+    "import sys\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\ndef add(a, b): return 0",
+    "import sys\nsys.excepthook = lambda *a: None\ndef add(a, b): return 0",
+    "__name__ = '__main__'\n__builtins__ = {}\ndef add(a, b): return 0",
+    "import warnings, gc\ngc.disable()\ndef add(a, b): return 0",
+    # looking for the token or the tests
+    "import sys\nf = sys._getframe()\nwhile f:\n    for v in f.f_locals.values():\n        try: print(v['token'])\n        except Exception: pass\n    f = f.f_back\ndef add(a, b): return 0",
+    "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'token' in o: print(o['token'])\ndef add(a, b): return 0",
+    "import sys\nprint(sys.argv, sys.orig_argv)\ndef add(a, b): return 0",
+    "import os\nprint(os.environ)\ndef add(a, b): return 0",
+    "import sys\nprint(sys.stdin.read())\ndef add(a, b): return 0",
+    "import os\nfor fd in range(64):\n    try: print(os.read(fd, 4096))\n    except OSError: pass\ndef add(a, b): return 0",
+    "import os\nfor fd in range(64):\n    try: os.write(fd, b'[\"value\", 3]\\n' * 10)\n    except OSError: pass\ndef add(a, b): return 0",
+    "import os\nfor fd in range(64):\n    try: os.close(fd)\n    except OSError: pass\ndef add(a, b): return 0",
+    "import os\nfor p in os.listdir('/proc'):\n    try: print(open(f'/proc/{p}/cmdline').read(), open(f'/proc/{p}/environ').read())\n    except OSError: pass\ndef add(a, b): return 0",
+    "import os\nfor p in range(1, 100):\n    try: open(f'/proc/{p}/mem', 'wb')\n    except OSError: pass\ndef add(a, b): return 0",
+    "import os\nprint(open('/proc/self/mem', 'rb').read(10))\ndef add(a, b): return 3",
+    "import inspect\nprint(inspect.stack())\ndef add(a, b): return 0",
+    "import ctypes\nctypes.CDLL(None).ptrace(16, 1, 0, 0)\ndef add(a, b): return 0",
+    # using up the machine
+    "while True: pass",
+    "def add(a, b):\n    while True: pass",
+    "import time\ntime.sleep(1000)",
+    "x = 'x' * 10**12",
+    "x = []\nwhile True: x.append('x' * 10**7)",
+    "import os\nos.fork()\ndef add(a, b): return a + b",
+    "import os\nwhile True: os.fork()",
+    "import threading\nthreading.Thread(target=print).start()\ndef add(a, b): return a + b",
+    "import subprocess\nsubprocess.run(['true'])\ndef add(a, b): return a + b",
+    "import os\nos.execv('/bin/true', ['true'])",
+    "import os\nos.system('true') and 1 / 0\nos.fork()\ndef add(a, b): return a + b",
+    "def add(a, b): return 'x' * 10**8",
+    "def add(a, b): return 10 ** (10 ** 7)",
+    "def add(a, b):\n    x = []\n    x.append(x)\n    return x",
+    "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
+    "x = 9 ** 9 ** 9",
+    "import re\nre.match('(a+)+$', 'a' * 100 + 'b')",
+    # reaching out
+    "open('/etc/passwd').read()\ndef add(a, b): return a + b",
+    "open('/tmp/left_behind', 'w').write('x')\ndef add(a, b): return a + b",
+    "open('left_behind', 'w').write('x')\ndef add(a, b): return a + b",
+    "import os\nos.listdir('/')\ndef add(a, b): return a + b",
+    "import os\nos.listdir('/home')\ndef add(a, b): return a + b",
+    "import os\nos.mkdir('x')\ndef add(a, b): return a + b",
+    "import os\nos.remove(os.__file__)\ndef add(a, b): return a + b",
+    "import os\nos.chmod('.', 0)\nopen('f', 'w')\ndef add(a, b): return a + b",
+    "import os\nos.environ['HOME']\ndef add(a, b): return a + b",
+    "import os\nos.setuid(0)\ndef add(a, b): return a + b",
+    "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)\ndef add(a, b): return a + b",
+    "import socket\nsocket.socket().connect(('1.1.1.1', 53))\ndef add(a, b): return a + b",
+    "import urllib.request\nurllib.request.urlopen('http://example.org', timeout=1)\ndef add(a, b): return a + b",
+    "import os\nos.kill(1, 9)\nos.fork()\ndef add(a, b): return a + b",
+]  # fmt: skip
+
+# Programs whose end is a limit; they are run with a short one.
+ENDLESS = ("sleep", "while", "(a+)+", "9 ** 9", "10 ** 7", "10**8", "10**9", "10**12", "fd in range")
+SLOW = [code for code in WRONG if any(mark in code for mark in ENDLESS)]
+
+
+def isolated() -> bool:
+    """Whether this system gives the grader every layer (some tests are about those)."""
+    import subprocess
+    import sys
+
+    from malt_jax.tasks.graders.code import JAIL
+
+    script = (
+        "import sys; sys.path.append(sys.argv[1]); import limits; print(limits.enter(9, 1<<30))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(JAIL)], capture_output=True, text=True
+    ).stdout
+    return "namespaces" in said and "landlock" in said
+
+
+def fenced(code: str) -> str:
+    return f"Here it is.\n\n```python\n{code}\n```\nDone."
+
+
+def test_right_programs_pass():
+    grades = GRADER.grade([fenced(code) for code in RIGHT], [ADD] * len(RIGHT))
+    assert [c for c, grade in zip(RIGHT, grades, strict=True) if not grade.correct] == []
+
+
+def test_programs_that_pretend_fail():
+    if not isolated():
+        pytest.skip("this system offers no namespaces or no Landlock")
+    quick = [code for code in WRONG if code not in SLOW]
+    grades = GRADER.grade([fenced(code) for code in quick], [ADD] * len(quick))
+    assert [c for c, grade in zip(quick, grades, strict=True) if grade.correct] == []
+    assert not os.path.exists("/tmp/left_behind") and not os.path.exists("left_behind")
+
+
+@pytest.mark.timeout(120)
+def test_programs_without_end_fail_in_bounded_time():
+    grader = CodeGrader(allow_code=True, seconds=2)
+    start = time.monotonic()
+    grades = grader.grade([fenced(code) for code in SLOW], [ADD] * len(SLOW))
+    assert not any(grade.correct for grade in grades)
+    assert time.monotonic() - start < 4 * len(SLOW) + 10
+
+
+def test_the_tables_are_large_enough():
+    assert len(RIGHT) + len(WRONG) >= 100
+
+
+def test_code_is_run_only_when_asked_for():
+    with pytest.raises(UserError, match=r"allow_code.*not in a virtual machine"):
+        CodeGrader()
+
+
+@pytest.mark.parametrize(
+    ("setup", "tests", "names", "code", "verdict"),
+    [
+        # objects of the solution's own classes can be made and handed back
+        ("", "assert area(Box(2, 3)) == 6", ["Box", "area"],
+         "class Box:\n    def __init__(s, a, b): s.a, s.b = a, b\ndef area(x): return x.a * x.b", True),
+        ("", "assert f(2)(3) == 5", ["f"], "def f(a): return lambda b: a + b", True),
+        # results keep their types
+        ("", "assert f() == (1, [2], {3: {4}}, None, True, 1.5, b'x')", ["f"],
+         "def f(): return (1, [2], {3: {4}}, None, True, 1.5, b'x')", True),
+        ("", "assert f() == [1]", ["f"], "def f(): return (1,)", False),
+        ("", "assert list(f()) == [0, 1]", ["f"], "def f(): yield from range(2)", True),
+        ("", "assert f() == [0, 1]", ["f"], "def f(): yield from range(2)", False),
+        ("", "assert f() == 0.1 + 0.2", ["f"], "def f(): return 0.1 + 0.2", True),
+        ("", "assert f() == 2 ** 200", ["f"], "def f(): return 2 ** 200", True),
+        ("", "assert f()", ["f"], "def f(): return object()", False),
+        # exceptions arrive as themselves
+        ("", "try:\n    f()\nexcept ValueError:\n    pass\nelse:\n    assert False", ["f"],
+         "def f(): raise ValueError('no')", True),
+        ("", "try:\n    f()\nexcept ValueError:\n    pass\nelse:\n    assert False", ["f"],
+         "def f(): raise KeyError('no')", False),
+        ("", "try:\n    f()\nexcept Exception:\n    pass", ["f"], "def f():\n    import os; os._exit(0)",
+         False),
+        # helpers of the setup serve both sides
+        ("def twice(x): return 2 * x\n\ndef f(x):\n    '''Half.'''\n", "assert f(twice(4)) == 4",
+         ["f"], "    return x // 2", True),
+        ("def twice(x): return 2 * x\n\ndef f(x):\n    '''Four times.'''\n", "assert f(4) == 16",
+         ["f"], "def f(x):\n    return twice(twice(x))", True),
+    ],
+)  # fmt: skip
+def test_values_cross_between_judge_and_solution(setup, tests, names, code, verdict):
+    question = Question("q", "", "", {"code": {"setup": setup, "tests": tests, "names": names}})
+    assert GRADER.grade([fenced(code)], [question])[0].correct == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("```python\ndef f(): pass\n```", "def f(): pass"),
+        ("```\ndef f(): pass\n```\nTest:\n```python\nf()\n```", "def f(): pass"),
+        ("```python\ndef f(): 1\n```\nBetter:\n```python\ndef f(): 2\n```", "def f(): 2"),
+        ("```python\ndef f(): pass", "def f(): pass"),
+        ("def f(): pass", "def f(): pass"),
+        ("", None),
+        ("  \n", None),
+    ],
+)
+def test_the_last_definition_is_extracted(text, code):
+    assert GRADER.extract(text) == code

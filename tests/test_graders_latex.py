@@ -1,0 +1,135 @@
+r"""The LaTeX grader: equal mathematics passes, nothing else, and always in bounded time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malt_jax.tasks.base import Question
+from malt_jax.tasks.graders.latex import LatexGrader, final_formula
+
+EQUAL = [  # (reference, answer)
+    ("18", "18"), ("18", "18.0"), ("18", "18.00"), ("18", "+18"), ("18", "x=18"), ("18", r"18\%"),
+    ("18", r"18\text{ cm}"), ("18", r"18\text{ cm}^2"), ("18", r"18\,\text{dollars}"),
+    ("90", r"90^\circ"), (r"90^\circ", "90"), (r"90^{\circ}", "90"), ("5", r"\$5"), ("5", "5."),
+    ("1234", "1,234"), ("1234", r"1{,}234"), (r"11,\! 111,\! 100", "11111100"), ("1000", "10^3"),
+    (r"\frac{1}{2}", "0.5"), ("0.5", r"\frac12"), (r"\frac{1}{2}", r"\dfrac{1}{2}"),
+    (r"\frac{1}{2}", "1/2"), (r"\frac{14}{3}", r"4\frac{2}{3}"), (r"-\frac{3}{4}", r"\frac{-3}{4}"),
+    (r"\frac{3}{4}", r"\frac{6}{8}"), (r"\frac{1}{3}", r"\tfrac{1}{3}"), ("-5", r"\left(-5\right)"),
+    (r"2\sqrt{3}", r"\sqrt{12}"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), ("4", "2+2"),
+    ("4", r"\sqrt{16}"), (r"3\sqrt{13}", r"\sqrt{117}"), (r"\pi", r"\pi"), (r"2\pi", r"\pi\cdot 2"),
+    (r"\frac{\pi}{2}", r"\pi/2"), (r"x^2+2x+1", r"(x+1)^2"), ("x+1", "1+x"), ("2x", r"x\cdot 2"),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \frac{\pi}{2})"), ("(1,2)", "( 1 , 2 )"),
+    ("(1,2)", r"\left(1,2\right)"), ("1,2", "2,1"), ("1,-2", "-2, 1"), (r"\{1,2\}", r"\{2,1\}"),
+    ("[0,1)", "[0, 1)"), (r"(-\infty, 2)", r"(-\infty,2)"), (r"\text{Evelyn}", r"\text{Evelyn}"),
+    (r"\text{Evelyn}", "Evelyn"), (r"\text{Evelyn}", r"\text{evelyn}"), (r"\text{(C)}", r"\text{C}"),
+    (r"\text{even}", r"\textbf{even}"), ("x > 1", "x>1"), (r"y = 2x + 3", "y=2x+3"), ("e^2", "e^{2}"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), ("3i", "3i"),
+    ("1+2i", "2i+1"), ("4210_5", "4210_{5}"), ("-1", "−1"), (r"\frac{9}{7}", r"\frac{9}{7}."),
+    (r"\log_2 8", "3"), (r"\binom{5}{2}", "10"), ("6", "3!"), (r"|{-3}|", "3"), ("2^{10}", "1024"),
+]  # fmt: skip
+UNEQUAL = [
+    ("18", "17"), ("18", "-18"), ("18", "1.8"), ("18", "180"), ("18", "18.01"), ("18", "18x"),
+    ("18", "17 or 18"), ("18", "17, 18"), ("18", "18, 19"), ("18", r"17 \text{ or } 18"),
+    ("18", "17=18"), ("18", "18=17"), ("18", "<18"), ("18", r"\neq 18"), ("18", r"\text{not } 18"),
+    ("0.18", r"18\%"), (r"\frac{1}{2}", r"50\%"), (r"\frac{1}{3}", "0.333333"), ("2", r"2\pi"),
+    (r"\frac{1}{3}", "0.33333333"), (r"\pi", "3.14"), (r"\pi", "3.14159265"), ("e", "2.718281828"),
+    (r"\frac{1}{2}", r"\frac{2}{1}"), (r"\frac{1}{2}", "2"), (r"\sqrt{2}", "1.41421356"),
+    (r"2\sqrt{3}", r"3\sqrt{2}"), (r"\sqrt{2}", "2"), (r"x^2", "x"), ("2x", "2y"), ("2a", "2b"),
+    ("2a", "2"), ("x+1", "x-1"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("(1,2)", r"\{1,2\}"),
+    ("[0,1)", "[0,1]"), ("1,2", "1"), ("1,2", "1,2,3"), ("1,2,3", "1,2"), (r"\{1,2\}", "(1,2)"),
+    (r"\text{Evelyn}", "Carla"), (r"\text{Evelyn}", "nylevE"), (r"\text{odd}", r"\text{even}"),
+    (r"\text{(C)}", r"\text{(B)}"), (r"\text{Evelyn}", r"\text{Evelyn or Carla}"), ("abc", "cab"),
+    ("x > 1", "x < 1"), ("x > 1", r"x \geq 1"), ("1+2i", "1-2i"), ("i", "1"), ("3i", "3"),
+    ("10_2", "10_3"), ("1000000", "1000000.4"), ("3", "3.0000001"), ("12", "1 2"), ("1234", "1, 234"), ("7", r"\infty"),
+    ("5!", "5"), ("100000000", "100000000!"), (r"\frac{1}{0}", r"\frac{2}{0}"), ("0", "10^{-20}"),
+    ("18", ""), ("18", r"\,"), ("18", "?"), ("18", r"\text{eighteen}"), ("18", r"\frac{18}{"),
+    ("18", "{" * 500), ("18", r"\left" * 100), ("18", "1" * 900), ("18", r"\undefined{18}{3}"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
+]  # fmt: skip
+HOSTILE = [
+    r"10^{10^{10}}",
+    r"9^{9^{9^9}}",
+    r"((99999!)!)!",
+    r"(" * 400 + "x" + ")" * 400,
+]
+TEXTS = [  # (text, the formula that counts)
+    (r"\boxed{17} no wait \boxed{18}", "18"),
+    (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+    (r"\boxed{x^{2^{3}}}", "x^{2^{3}}"),
+    (r"\boxed{18", None),
+    (r"\boxed{17} and \boxed{18", None),
+    (r"\boxed{}", None),
+    ("The answer is $x=5$.", "x=5"),
+    (r"The answer is \(x=5\).", "x=5"),
+    ("The answer is: 5", "5"),
+    ("The answer is not $5$.", None),
+    (r"\boxed{5}. The answer is correct.", "5"),
+    (r"\boxed{1}, \boxed{2}", "1, 2"),
+    ("We get\n$x = 5$", "5"),
+    ("I don't know", None),
+    ("", None),
+    (r"\boxed{" + "1" * 2000 + "}", None),
+]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    grader = LatexGrader(seconds=1.5)
+    yield grader
+    grader.close()
+
+
+def graded(grader, pairs):
+    texts = [rf"\boxed{{{answer}}}" for _, answer in pairs]
+    grades = grader.grade(texts, [Question("q", "", reference) for reference, _ in pairs])
+    return [grade.correct for grade in grades]
+
+
+def test_equal_mathematics_passes(grader):
+    verdicts = graded(grader, EQUAL)
+    assert [pair for pair, verdict in zip(EQUAL, verdicts, strict=True) if not verdict] == []
+
+
+def test_anything_else_fails(grader):
+    verdicts = graded(grader, UNEQUAL)
+    assert [pair for pair, verdict in zip(UNEQUAL, verdicts, strict=True) if verdict] == []
+
+
+def test_the_tables_are_large_enough():
+    assert len(EQUAL) + len(UNEQUAL) >= 100
+
+
+@pytest.mark.parametrize(("text", "formula"), TEXTS)
+def test_the_last_statement_counts(text, formula):
+    assert final_formula(text) == formula
+
+
+@pytest.mark.timeout(60)
+def test_computations_without_end_are_wrong_in_bounded_time(grader):
+    start = time.monotonic()
+    assert graded(grader, [("18", answer) for answer in HOSTILE]) == [False] * len(HOSTILE)
+    assert time.monotonic() - start < len(HOSTILE) * 7 + 10
+    assert graded(grader, [(r"2\sqrt{3}", r"\sqrt{12}")]) == [True]  # a new worker does its work
+
+
+def test_a_killed_worker_is_replaced():
+    grader = LatexGrader(workers=1)
+    pair = [(r"2\sqrt{3}", r"\sqrt{12}")]
+    assert graded(grader, pair) == [True]
+    worker = grader._idle.get()
+    worker.process.kill()
+    worker.process.wait()
+    grader._idle.put(worker)
+    assert graded(grader, pair) == [True]
+    grader.close()
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=100))
+def test_any_text_has_a_formula_or_none(text):
+    formula = final_formula(text)
+    assert formula is None or formula.strip()

@@ -1,0 +1,372 @@
+"""Every task: its published columns are read, its prompts are whole, its splits do not overlap."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from malt_jax.errors import UserError
+from malt_jax.tasks import check_overlap, custom, get_task, task_names
+from malt_jax.tasks.base import Question, Task
+from malt_jax.tree.prompts import fill, placeholders
+
+COMMON = {"id": "c1", "answerKey": "B"}
+MBPP = {
+    "task_id": 2,
+    "text": "Write a function to add.",
+    "code": "def add(a, b): return a + b",
+    "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
+    "test_setup_code": "",
+}
+ROWS = {  # task -> rows in its published columns, the text and the answer expected of the last
+    "gsm8k": ([{"question": "How many?", "answer": "So 1,200.\n#### 1,200"}], "How many?", "1200"),
+    "gsm_symbolic": (
+        [
+            {"id": 0, "instance": i, "question": f"How many {i}?", "answer": f"#### {i}"}
+            for i in (3, 4)
+        ],
+        "How many 4?",
+        "4",
+    ),
+    "math": (
+        [
+            {
+                "problem": "Add.",
+                "solution": r"So $\boxed{\frac{1}{2}}$.",
+                "level": "Level 5",
+                "type": "Algebra",
+            }
+        ],
+        "Add.",
+        r"\frac{1}{2}",
+    ),
+    "math500": (
+        [
+            {
+                "problem": "Add.",
+                "solution": r"So $\boxed{2}$.",
+                "answer": r"\left( 3, 2 \right)",
+                "level": 5,
+                "subject": "Algebra",
+                "unique_id": "test/algebra/1.json",
+            }
+        ],
+        "Add.",
+        r"\left( 3, 2 \right)",
+    ),
+    "csqa": (
+        [
+            COMMON
+            | {
+                "question": {
+                    "stem": "Where?",
+                    "choices": [{"label": "A", "text": "here"}, {"label": "B", "text": "there"}],
+                }
+            },
+            COMMON
+            | {
+                "id": "c2",
+                "question": "Where?",
+                "choices": {"label": ["A", "B"], "text": ["here", "there"]},
+            },
+        ],
+        "Where?\n(A) here\n(B) there",
+        "B",
+    ),
+    "strategyqa": ([{"qid": "s1", "question": "Do birds?", "answer": True}], "Do birds?", "yes"),
+    "logic": ([{"question": "Who?", "answer": "A knave", "family": "x"}], "Who?", "A knave"),
+    "arithmetic": ([{"question": "7*x+15=351", "answer": 48}], "7*x+15=351", "48"),
+    "mbpp": (
+        [MBPP],
+        "Write a function to add.\nThe code must pass tests like this one:\n\n"
+        "```python\nassert add(1, 2) == 3\n```",
+        MBPP["code"],
+    ),
+    "humaneval": (
+        [
+            {
+                "task_id": "HumanEval/0",
+                "prompt": "def add(a, b):\n    '''Adds.'''\n",
+                "canonical_solution": "    return a + b\n",
+                "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+                "entry_point": "add",
+            }
+        ],
+        "Complete this Python function.\n\n```python\ndef add(a, b):\n    '''Adds.'''\n```",
+        "    return a + b\n",
+    ),
+}
+RIGHT = {
+    "gsm8k": "#### 1200",
+    "gsm_symbolic": "#### 4",
+    "math": r"\boxed{0.5}",
+    "math500": r"\boxed{(3,2)}",
+    "csqa": "The answer is (B)",
+    "strategyqa": "The answer is yes.",
+    "logic": "Answer: a knave",
+    "mbpp": "```python\ndef add(a, b): return a + b\n```",
+    "humaneval": "```python\ndef add(a, b):\n    return a + b\n```",
+}
+WRONG = {
+    "gsm8k": "#### 120",
+    "gsm_symbolic": "#### 3",
+    "math": r"\boxed{2}",
+    "math500": r"\boxed{(2,3)}",
+    "csqa": "The answer is (A)",
+    "strategyqa": "The answer is no.",
+    "logic": "Answer: a knight",
+    "mbpp": "```python\ndef add(a, b): return 3\n```",
+    "humaneval": "```python\ndef add(a, b):\n    return 0\n```",
+}
+BAD_ROWS = [
+    ("math", {"problem": "Add.", "solution": "So 2."}, "no final answer"),
+    ("math", {"problem": "Add.", "answer": r"\boxed{}"}, "no final answer"),
+    ("math", {"problem": "Add.", "answer": "x" * 2000}, "no final answer"),
+    ("math", {"answer": "2"}, "no column `problem` or `question`"),
+    ("csqa", COMMON | {"question": "Where?"}, "no column `choices`"),
+    ("csqa", COMMON | {"question": {"stem": "Where?"}}, "no column `choices`"),
+    ("csqa", COMMON | {"question": "Where?", "choices": {"label": ["A"], "text": []}}, "choices"),
+    ("csqa", COMMON | {"question": "Where?", "choices": [1, 2]}, "`choices` is not"),
+    ("csqa", COMMON | {"question": "Where?", "choices": ["x"]}, "`choices` is not"),
+    ("csqa", {"question": "Where?", "choices": ["x", "y"], "answerKey": "F"}, "one of A, B"),
+    (
+        "csqa",
+        {"question": "Where?", "choices": ["x", "y"], "answerKey": ""},
+        "`answerKey` is empty",
+    ),
+    ("strategyqa", {"question": "Do?", "answer": "perhaps"}, "not true or false"),
+    ("strategyqa", {"question": "Do?", "answer": 1}, "not true or false"),
+    ("arithmetic", {"question": "2+2", "answer": "4"}, "write it as 7*x+15=351"),
+    ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
+    ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
+    ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),
+    ("mbpp", MBPP | {"test_list": ["assert 1 == 1"]}, "calls no function"),
+    ("humaneval", {"prompt": "def f(", "entry_point": "f", "test": "pass"}, "not Python"),
+    ("humaneval", {"prompt": "x", "entry_point": "f()", "test": "pass"}, "`entry_point`"),
+]
+
+
+def load_rows(tmp_path, task: Task, rows, split="eval"):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return task.load(split, str(path))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_published_columns_are_read_and_graded(tmp_path, name):
+    rows, text, answer = ROWS[name]
+    task = get_task(name, allow_code=True)
+    questions = load_rows(tmp_path, task, rows)
+    last = questions[-1]
+    assert (last.text, last.answer, len(questions)) == (text, answer, len(rows))
+    assert "/" not in last.id
+    json.dumps(dict(last.meta))  # goes into the tree records
+    if name in RIGHT:
+        grades = task.grader.grade([RIGHT[name], WRONG[name]], [last, last])
+        assert [grade.correct for grade in grades] == [True, False]
+        assert grades[0].parsed
+
+
+def test_difficulty_and_subject_go_into_meta(tmp_path):
+    for name in ("math", "math500"):
+        question = load_rows(tmp_path, get_task(name), ROWS[name][0])[0]
+        assert question.meta == {"level": "5", "subject": "Algebra"}
+
+
+@pytest.mark.parametrize(("name", "row", "words"), BAD_ROWS)
+def test_a_row_of_another_layout_is_refused_by_name(tmp_path, name, row, words):
+    with pytest.raises(UserError, match="line 1") as error:
+        load_rows(tmp_path, get_task(name, allow_code=True), [row])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", [n for n in task_names()])
+def test_templates_are_whole(name):
+    task = get_task(name, allow_code=True)
+    order = ["question", "generator", "verifier"]
+    for role, allowed in {"generator": 1, "verifier": 2, "refiner": 3}.items():
+        template = task.templates[role]
+        assert placeholders(template) == order[:allowed]
+        filled = fill(
+            template, {"question": "{verifier}", "generator": "{question}", "verifier": "v"}
+        )
+        assert filled.count("{verifier}") == 1  # texts with braces are inert
+    assert set(placeholders(task.templates["retry"])) == {"question", "generator"}
+    if "debate" in task.templates:
+        assert set(placeholders(task.templates["debate"])) == {"question", "others"}
+        for role in ("generator", "refiner", "judge", "retry", "debate"):
+            assert task.answer_format in task.templates[role]
+    assert task.name == name and task.description and task.splits == ("train", "eval")
+
+
+def test_the_number_of_questions_and_their_draw(tmp_path):
+    task = get_task("gsm8k")
+    rows = [{"question": f"How many {i}?", "answer": f"#### {i}"} for i in range(50)]
+    everything = load_rows(tmp_path, task, rows)
+    path = str(tmp_path / "data.jsonl")
+    assert task.load("eval", path, 10) == everything[:10]
+    ten, twenty = (task.load("eval", path, n, 1) for n in (10, 20))
+    assert ten != everything[:10] and task.load("eval", path, 10, 1) == ten
+    assert set(q.id for q in ten) < set(q.id for q in twenty)
+    for limit in (0, -1, 51):
+        with pytest.raises(UserError, match="holds 50"):
+            task.load("eval", path, limit)
+    with pytest.raises(UserError, match="choose from train, eval"):
+        task.load("test", path)
+
+
+def test_overlap_is_refused_by_id():
+    train = [Question("t1", "How  many\neggs?", "1"), Question("t2", "Why?", "2")]
+    check_overlap(train, [Question("e1", "How few?", "1")])
+    with pytest.raises(UserError, match=r"1 of 2 .*t1 = e1"):
+        check_overlap(train, [Question("e1", "how many EGGS?", "1"), Question("e2", "x", "1")])
+
+
+def test_generated_splits_do_not_overlap_and_repeat():
+    for name in ("arithmetic", "logic"):
+        if name == "logic":
+            pytest.importorskip("reasoning_gym")
+        task = get_task(name)
+        train, evaluation = (task.load(split, limit=60, seed=1) for split in ("train", "eval"))
+        check_overlap(train, evaluation)
+        assert len({q.id for q in train}) == 60
+        assert task.load("train", limit=60, seed=1) == train
+        assert task.load("train", limit=60, seed=2) != train
+    assert len({q.meta["subject"] for q in train}) >= 2
+    texts = [f"So.\nAnswer: {q.answer}" for q in train]
+    assert all(grade.correct for grade in task.grader.grade(texts, train))
+    shifted = task.grader.grade(texts, [Question("", "", q.answer + "x") for q in train])
+    assert not any(grade.correct for grade in shifted)
+
+
+def test_a_missing_hub_is_a_user_error(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(UserError, match=r"openai/gsm8k .*no route to host.*task\.train_path"):
+        get_task("gsm8k").load("train")
+
+
+def test_hub_rows_are_parsed_as_local_ones(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(repo, config, split):
+        asked.append((repo, config, split))
+        return [{"problem": f"Add {config}.", "solution": r"\boxed{2}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    questions = get_task("math").load("eval")
+    assert len(asked) == len(questions) == 7
+    assert asked[0] == ("EleutherAI/hendrycks_math", "algebra", "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gms8k", "did you mean 'gsm8k'"),
+        ("qqqq", "choose from arithmetic"),
+        ("", "choose from"),
+        ("nowhere:TASK", "can't be imported"),
+        ("json:nothing", "can't be imported"),
+        ("json:dumps", "must be a Task"),
+        (":x", "can't be imported"),
+    ],
+)
+def test_an_unknown_task_is_refused_with_a_hint(name, words):
+    with pytest.raises(UserError) as error:
+        get_task(name)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_code_tasks_need_permission(name):
+    with pytest.raises(UserError, match="allow_code"):
+        get_task(name)
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer", "right", "wrong"),
+    [
+        ("number", "1,200", "#### 1200", "#### 12"),
+        ("exact", "Paris", "Answer: paris", "Answer: Rome"),
+        ("set", "red, blue", "Answer: blue and red", "Answer: blue"),
+        ("latex", r"\frac{1}{2}", r"\boxed{0.5}", r"\boxed{5}"),
+        ("choice", "B", "The answer is (B)", "The answer is (C)"),
+    ],
+)
+def test_your_own_file_is_a_task(tmp_path, grader, answer, right, wrong):
+    task = get_task("custom", grader=grader)
+    row = {"question": "What?", "answer": answer, "source": "book"}
+    if grader == "choice":
+        row["choices"] = ["red", "blue", "green"]
+    question = load_rows(tmp_path, task, [row])[0]
+    assert question.id == "eval-1" and question.meta["source"] == "book"
+    grades = task.grader.grade([right, wrong], [question] * 2)
+    assert [grade.correct for grade in grades] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer"), [("number", "many"), ("choice", "Q1"), ("exact", "?!.")]
+)
+def test_your_own_answers_must_be_gradable(tmp_path, grader, answer):
+    with pytest.raises(UserError, match=r"line 1.*choose another task\.grader"):
+        load_rows(
+            tmp_path, get_task("custom", grader=grader), [{"question": "What?", "answer": answer}]
+        )
+
+
+def test_your_own_task_needs_a_file_and_a_known_grader():
+    with pytest.raises(UserError, match=r"task\.train_path"):
+        get_task("custom").load("train")
+    with pytest.raises(UserError, match="did you mean 'number'"):
+        get_task("custom", grader="numbr")
+
+
+def test_your_own_function_is_a_task(tmp_path, monkeypatch):
+    (tmp_path / "my_task.py").write_text(
+        "from malt_jax.tasks.custom import from_function\n"
+        "def questions(split):\n"
+        "    start = 0 if split == 'train' else 100\n"
+        "    for i in range(start, start + 5):\n"
+        "        yield f'What is {i} + 1?', str(i + 1)\n"
+        "TASK = from_function('plus_one', questions)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    task = get_task("my_task:TASK")
+    train, evaluation = task.load("train"), task.load("eval")
+    check_overlap(train, evaluation)
+    assert len(train) == 5 and train[1].answer == "2"
+    assert task.grader.grade(["#### 2"], [train[1]])[0].correct
+    assert "####" in task.templates["generator"]
+
+
+def test_your_own_templates_and_grader_are_kept():
+    task = custom.from_file("exact", templates={"generator": "Q: {question}"}, name="mine")
+    assert task.templates["generator"] == "Q: {question}"
+    assert "{generator}" in task.templates["verifier"]
+    assert task.name == "mine"
+
+
+def test_nothing_heavy_is_imported_for_the_names():
+    script = (
+        "import sys; from malt_jax.tasks import task_names, get_task; get_task('gsm8k');"
+        "print({'jax', 'numpy', 'datasets', 'sympy', 'pyarrow', 'transformers'} & set(sys.modules))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == "set()"
+
+
+def test_ids_hold_no_slash_and_no_blank_surprise(tmp_path):
+    rows = [{"id": f"a/{i}/b", "question": f"q{i}", "answer": "#### 1"} for i in range(3)]
+    ids = [q.id for q in load_rows(tmp_path, get_task("gsm8k"), rows)]
+    assert all(re.fullmatch(r"a-\d-b", identity) for identity in ids)
