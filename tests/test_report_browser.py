@@ -88,7 +88,9 @@ def _all(driver, selector: str) -> list:
 
 
 def _texts(driver, selector: str) -> list[str]:
-    return [found.text for found in _all(driver, selector)]
+    """The shown texts, read at one moment: the page may replace elements at any time."""
+    read = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
+    return driver.execute_script(read, selector)
 
 
 def _press(driver, *keys: str) -> None:
@@ -118,11 +120,11 @@ def _wait(driver, done) -> None:
 
 
 def _shown(driver) -> str:
-    return driver.find_element("css selector", "#detail h3").text
+    return "".join(_texts(driver, "#detail h3"))
 
 
 def _chosen(driver) -> str:
-    return driver.find_element("css selector", ".node.chosen").get_attribute("data-id")
+    return driver.execute_script("return document.querySelector('.node.chosen').dataset.id")
 
 
 def test_every_question_is_listed_and_the_first_is_open(page, trees):
@@ -165,7 +167,7 @@ def test_a_clicked_node_shows_its_path_with_the_numbers_of_the_record(page, tree
     nodes = {node["id"]: node for node in trees["Q9"]["nodes"]}
     said = _texts(page, ".turn > .said")
     assert said == [nodes[n]["completion"] for n in ("Q9/g2", "Q9/g2/v1", "Q9/g2/v1/r1")]
-    facts = _all(page, ".turn dl")[2].text
+    facts = _texts(page, ".turn dl")[2]
     assert f"{len(leaf['token_ids'])} tokens" in facts
     assert f"{sum(leaf['logprobs']):.1f}".replace("-", "−") in facts
     assert page.current_url.endswith("#trees000/Q9/g2/v1/r1")
@@ -182,7 +184,7 @@ def test_nodes_tell_what_they_taught(page, run):
     ):
         _open(page, run / "report.html", f"#trees000/{node}")
         assert _chosen(page) == node
-        assert told in _all(page, ".turn dl")[1].text
+        assert told in _texts(page, ".turn dl")[1]
     assert len(_all(page, ".tree .pair")) >= 1 and _all(page, ".tree .example")
 
 
@@ -219,7 +221,7 @@ def test_the_keyboard_reaches_questions_and_nodes(page):
 def test_model_text_is_shown_as_text(page):
     for index, hostile in enumerate(HOSTILE):
         _question(page, f"Q{index}")
-        said = page.find_element("css selector", ".turn > .said").text
+        said = _texts(page, ".turn > .said")[0]
         assert said.splitlines()[0][:6] == hostile[:6] or "\\u" in said
         added = "return document.querySelectorAll('#detail :is(img, script, a, b > *)').length"
         assert page.execute_script(added) == 0
@@ -295,7 +297,7 @@ def test_a_self_contained_page_opens_without_its_neighbours(chromium, tmp_path):
 def test_a_held_out_question_is_found_in_its_trees_before_and_after(page):
     _click(page, "#sources button", "Held-out trees, untrained")
     _wait(page, lambda: _shown(page) == "E0")
-    assert "held out" in _all(page, ".turn dl")[0].text
+    assert "held out" in _texts(page, ".turn dl")[0]
     _click(page, ".nav .step button", "same question: held-out trees, trained")
     _wait(page, lambda: "heldout-after/E0" in page.current_url)
     _click(page, ".nav .step button", "same question: before and after")
