@@ -1,6 +1,6 @@
 """A trained run's chain of roles as an object that answers questions.
 
-    Pipeline.load("runs/gsm8k").ask("How many legs have three cats?").text
+Pipeline.load("runs/gsm8k").ask("How many legs have three cats?").text
 """
 
 from __future__ import annotations

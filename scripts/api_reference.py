@@ -1,6 +1,6 @@
 """The public Python names with their docstrings: `docs/api.md`.
 
-    python scripts/api_reference.py > docs/api.md
+python scripts/api_reference.py > docs/api.md
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _call(name: str, thing: Any) -> str:
     except (TypeError, ValueError):
         return ""
     parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
-    text = str(signature.replace(parameters=parameters)).replace("'", "").replace("<factory>", "...")
+    text = str(signature.replace(parameters=parameters))
+    text = text.replace("'", "").replace("<factory>", "...")
     return f"```py\n{name}{text}\n```"
 
 

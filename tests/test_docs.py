@@ -1,8 +1,8 @@
 """Every command, file and snippet in the documentation is run, and every name in it exists.
 
-A code block that begins with `# file: NAME` is written to that file; any other Python is run. Commands
-that would take long are run with `--dry-run`; any model's hub name stands for a random one of a few
-kilobytes, any `runs/...` for a run of it.
+A code block that begins with `# file: NAME` is written to that file; any other Python is run.
+Commands that would take long are run with `--dry-run`; any model's hub name stands for a random one
+of a few kilobytes, `runs/mine` for a run of it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def test_the_fields_a_page_names_exist():
     from malt_jax.commands.fields import config_fields
 
     paths = {re.sub(r"\.N\b", "", field.path) for field in config_fields()}
-    prefixes = {path.rsplit(".", depth)[0] for path in paths for depth in range(path.count(".") + 1)}
+    prefixes = {path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1)}
     sections = "model|task|pipeline|search|data|train|sampler|eval|export|mesh"
     for page in PAGES:
         for name in re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:: [^`]*)?`", page.read_text()):

@@ -45,11 +45,8 @@ def run(invocation: Invocation) -> None:
 def bash(commands: Sequence[Command]) -> str:
     """A script for bash; zsh reads it too."""
     cases = [f'      {c.name}) words="{" ".join(f for f, _ in flags(c))}" ;;' for c in commands]
-    choices = [
-        f'      {c.name}) words="{" ".join(choice for a in c.arguments for choice in a.choices)}" ;;'
-        for c in commands
-        if any(a.choices for a in c.arguments)
-    ]
+    of_words = {c.name: [choice for a in c.arguments for choice in a.choices] for c in commands}
+    choices = [f'      {n}) words="{" ".join(words)}" ;;' for n, words in of_words.items() if words]
     return BASH.format(
         commands=" ".join(c.name for c in commands),
         cases="\n".join(cases),
@@ -73,13 +70,15 @@ def fish(commands: Sequence[Command]) -> str:
 
 def flags(command: Command) -> list[tuple[str, str]]:
     """Every flag of a command with its help, config fields last; entries of lists are left out."""
-    found = [(option.flag, option.help) for option in (*command.own_options, *CONFIG_FLAGS)]
-    if not command.takes_config:
-        return [*found[: len(command.own_options)], ("--help", "Help.")]
-    from malt_jax.commands.fields import config_fields
+    found = {option.flag: option.help for option in command.own_options}
+    if command.takes_config:
+        from malt_jax.commands.fields import config_fields
 
-    found += [(f.flag, f.help) for f in config_fields() if ".N." not in f.path]
-    return [*dict(reversed(found)).items()][::-1] + [("--help", "Help.")]
+        found |= {option.flag: option.help for option in CONFIG_FLAGS}
+        for field in config_fields():
+            if ".N." not in field.path:
+                found.setdefault(field.flag, field.help)
+    return [*found.items(), ("--help", "Help.")]
 
 
 def _quoted(text: str) -> str:

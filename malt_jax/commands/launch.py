@@ -64,9 +64,8 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
         ) as run:
             session.run = run
             try:
-                if invocation.options.redo:
-                    aside = manifest.redo(run, invocation.options.redo)
-                    shown.note(f"{invocation.options.redo}: what was damaged or later is in {aside}")
+                if stage := invocation.options.redo:
+                    shown.note(f"{stage} again; set aside in {manifest.redo(run, stage)}")
                 yield session
             except UserError:
                 run.withdraw()

@@ -41,8 +41,8 @@ def models(invocation: Invocation) -> None:
     print_table(table)
     print()
     print(f"{SUPPORTED}:")
-    print("checkpoints in safetensors, from a local directory or the hub, and `quickstart`, the tiny")
-    print("model in the package. A context is as long as config.json says. Refused by name:")
+    print("checkpoints in safetensors, from a local directory or the hub, and `quickstart`, the")
+    print("tiny model in the package. The context is config.json's. Refused by name:")
     for meaning in dict.fromkeys(REFUSED.values()):
         print(f"  a checkpoint that {meaning}")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
 from malt_jax.commands.command import Command, Invocation, Option
-from malt_jax.commands.launch import check_model, look, read_config
 
 
 def run(invocation: Invocation) -> None:
@@ -22,9 +19,16 @@ COMMAND = Command(
         Option("--topology", "A TPU slice, as v5p:2x2x4 (needs the extra `tpu`).", "NAME"),
         Option("--json", "Print one JSON object instead of tables."),
     ),
-    fields=("model.path", "task.num_train", "pipeline.roles.N.branch",
-            "pipeline.roles.N.max_new_tokens", "mesh.data", "mesh.fsdp", "mesh.tensor",
-            "train.full"),  # fmt: skip
+    fields=(
+        "model.path",
+        "task.num_train",
+        "pipeline.roles.N.branch",
+        "pipeline.roles.N.max_new_tokens",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+        "train.full",
+    ),
     examples=(
         "malt plan --config configs/gsm8k.yaml",
         "malt plan --config configs/gsm8k.yaml --topology v5p:2x2x4",

@@ -13,7 +13,7 @@ from malt_jax.errors import UserError
 if TYPE_CHECKING:
     from malt_jax.stages.session import Session
 
-DRY_RUN = Option("--dry-run", "Say what would happen, with each role's first prompt; write nothing.")
+DRY_RUN = Option("--dry-run", "Say what would happen, with first prompts; write nothing.")
 REDO = Option(
     "--redo",
     "Make a finished stage (as search/000) owed again, and what came after it.",
