@@ -90,10 +90,11 @@ def data_card(role: str, task: str, base: str, counts: Mapping[str, Any]) -> str
             [
                 "---\n" + yaml.safe_dump(head, sort_keys=False).strip() + "\n---",
                 f"# Data of the {escape.markdown(role)}",
-                f"Sampled from `{base}` on `{task}` by {METHOD}: {counts.get('sft', 0)} SFT examples "
-                f"(positive nodes) and {counts.get('dpo', 0)} preference pairs (siblings under one "
-                "prefix). The columns are TRL's, beside provenance: `question_id`, `node_id`, `value`, "
-                "and the exact token ids that were trained on. The text was written by a model.",
+                f"Sampled from `{base}` on `{task}` by {METHOD}: {counts.get('sft', 0)} SFT "
+                f"examples (positive nodes) and {counts.get('dpo', 0)} preference pairs (siblings "
+                "under one prefix). The columns are TRL's, beside provenance: `question_id`, "
+                "`node_id`, `value`, and the exact token ids that were trained on. The text was "
+                "written by a model.",
             ]
         )
         + "\n"
