@@ -223,12 +223,15 @@ def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
     if kind == "linear":
         return Rope(theta, "linear", section.number("factor"))
     if kind == "llama3":
+        low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
+        if not low < high:
+            raise section.refuse("high_freq_factor", f"= {high}: expected above {low}")
         return Rope(
             theta,
             "llama3",
             factor=section.number("factor"),
-            low_freq_factor=section.number("low_freq_factor"),
-            high_freq_factor=section.number("high_freq_factor"),
+            low_freq_factor=low,
+            high_freq_factor=high,
             original_context=section.integer("original_max_position_embeddings", largest=1 << 30),
         )
     raise section.refuse(key, f"= {kind!r} is not supported. Supported: default, linear, llama3")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,11 +38,16 @@ class Model:
     params: nnx.State
     tokenizer: Tokenizer
     path: str
-    """The folder it was read from."""
+    """What was asked for: a folder or a hub name."""
     revision: str | None
     """The hub's commit, if it came from there."""
     fingerprint: str
-    """SHA-256 over config.json and the weight files."""
+    """SHA-256 over weights, config, tokenizer and chat template."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are on this machine."""
+        return self.tokenizer.folder
 
     def __call__(self, tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
         """Float32 logits of whole sequences, without padding."""
@@ -82,8 +88,8 @@ def load_model(
     graph, params = load_params(
         checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)
     )
-    files = [folder / "config.json", *checkpoint.files]
-    return Model(spec, graph, params, tokenizer, str(folder), revision, fingerprint(files))
+    print_of_files = fingerprint([*checkpoint.files, *tokenizer.files, folder / "config.json"])
+    return Model(spec, graph, params, tokenizer, os.fspath(path), revision, print_of_files)
 
 
 def _dtype(dtype: Any) -> Any:

@@ -11,6 +11,18 @@ from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, chat_frame
 from malt_jax.models.hf_config import read_json
 
+FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+"""What a checkpoint may say about text: a merged model takes these over unchanged."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "<|endoftext|>")
 """What chat templates close a turn with; one counts where it is in the vocabulary and template."""
@@ -26,6 +38,10 @@ class Tokenizer:
         pad = backend.pad_token_id
         self.pad_id: int = pad if pad is not None else (end_ids[0] if end_ids else 0)
         self._frame = lru_cache(maxsize=8)(self._make_frame)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer puts around a text (a BOS)."""

@@ -1,0 +1,117 @@
+"""What is exported is what was trained: transformers and PEFT give our logits."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_models import VOCAB, save_checkpoint
+
+from malt_jax.errors import UserError
+from malt_jax.export.role import export_role
+from malt_jax.models.lora import init_adapter
+from malt_jax.models.lora_config import LoraConfig
+from malt_jax.models.model import load_model
+
+torch = pytest.importorskip("torch", reason="parity needs torch: pip install '.[test]'")
+pytest.importorskip("peft", reason="parity needs peft: pip install '.[test]'")
+
+TOKENS = np.random.default_rng(1).integers(0, VOCAB, (2, 24)).astype(np.int32)
+
+
+def trained_adapter(spec, config: LoraConfig, stacked: bool):
+    """An adapter as after training: neither factor is zero."""
+    adapter = init_adapter(spec, config, jax.random.key(0), stacked=stacked)
+    leaves, tree = jax.tree.flatten(adapter)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def our_logits(model, adapter) -> np.ndarray:
+    tokens = jnp.asarray(TOKENS)
+    decode = jax.jit(lambda p, a: nnx.merge(model.graph, p)(tokens, adapter=a))
+    return np.asarray(decode(model.params, adapter))
+
+
+def hf_logits(model) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS.astype(np.int64))).logits.numpy()
+
+
+def hf_load(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+CASES = [
+    ("smollm2", False, LoraConfig(rank=4, alpha=8.0)),
+    ("qwen2", True, LoraConfig(rank=3, alpha=5.0, targets=("q", "v"), rslora=True)),
+    ("gemma3", True, LoraConfig(rank=2, alpha=4.0, targets=("o", "gate", "up", "down"))),
+]
+
+
+@pytest.mark.parametrize("family,stacked,lora", CASES)
+def test_merged_model_adapter_on_base_and_ours_agree(family, stacked, lora, tmp_path):
+    from peft import PeftModel
+
+    base = save_checkpoint(tmp_path / "base", family)
+    model = load_model(base, stacked=stacked)
+    adapter = trained_adapter(model.spec, lora, stacked)
+    out = tmp_path / "export"
+    export_role(model, adapter, out, lora=lora, card="# card", shard_bytes=20_000)
+
+    ours = our_logits(model, adapter)
+    assert np.abs(ours - our_logits(model, None)).max() > 0.1  # the adapter does something
+    np.testing.assert_allclose(hf_logits(hf_load(out)), ours, atol=1e-4, rtol=0)
+    peft = PeftModel.from_pretrained(hf_load(base), out / "adapter")
+    np.testing.assert_allclose(hf_logits(peft), ours, atol=1e-4, rtol=0)
+    # and our own loader takes its own export back, tokenizer included
+    again = load_model(out)
+    np.testing.assert_allclose(np.asarray(again(TOKENS)), ours, atol=1e-4, rtol=0)
+    assert again.tokenizer.prompt_ids("hi") == model.tokenizer.prompt_ids("hi")
+    assert again.tokenizer.end_ids == model.tokenizer.end_ids
+    assert (out / "model.safetensors.index.json").is_file()
+    assert (out / "README.md").read_text() == "# card"
+
+
+def test_every_field_of_the_adapter_config_reads_back(tmp_path):
+    from peft import PeftConfig
+
+    base = save_checkpoint(tmp_path / "base", "smollm2")
+    model = load_model(base)
+    lora = LoraConfig(rank=4, alpha=8.0, targets=("q", "down"), rslora=True)
+    adapter = trained_adapter(model.spec, lora, False)
+    export_role(model, adapter, tmp_path / "out", lora=lora, merged=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
+    config = PeftConfig.from_pretrained(tmp_path / "out" / "adapter")
+    assert (config.r, config.lora_alpha, config.use_rslora) == (4, 8.0, True)
+    assert config.target_modules == {"q_proj", "down_proj"}
+    assert config.base_model_name_or_path == str(base)
+    assert (config.peft_type, config.task_type, config.bias) == ("LORA", "CAUSAL_LM", "none")
+    assert config.inference_mode
+
+
+def test_fully_trained_weights_export_in_the_dtype_they_ran_in(tmp_path):
+    model = load_model(save_checkpoint(tmp_path / "base", "mistral"), dtype="bfloat16")
+    trained = jax.tree.map(lambda x: x * 0.5, model.params)
+    export_role(model, None, tmp_path / "out", params=trained)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    again = load_model(tmp_path / "out", dtype="bfloat16")
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), again.params, trained))
+
+
+def test_an_export_never_replaces_a_folder_unasked(tmp_path):
+    model = load_model(save_checkpoint(tmp_path / "base", "smollm2"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(UserError, match="already exists"):
+        export_role(model, None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+    export_role(model, None, tmp_path / "out", replace=True)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
