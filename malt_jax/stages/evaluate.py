@@ -50,6 +50,7 @@ def evaluate(session: Session) -> dict[str, Any]:
 
 def roll_out(session: Session, systems: Sequence[System]) -> None:
     """One record a question and draw in each system's file, a block of questions at a time."""
+    session.record_inputs()
     config, run = session.config, session.run
     questions = session.eval_questions
     paths = {system.name: run.eval(system.name) for system in systems}

@@ -24,6 +24,7 @@ def search(session: Session, round: int) -> None:
     stage = search_stage(round)
     if session.done(stage):
         return
+    session.record_inputs()
     questions, config = session.train_questions, session.config
     if not questions:
         raise UserError("task.num_train: no training questions; at least one is needed.")

@@ -170,9 +170,16 @@ class Session:
 
     def trees(self, round: int) -> Iterator[dict[str, Any]]:
         """The records of a round's finished search, in the order of the questions."""
-        for path in manifest.sealed_units(self.run, search_stage(round)):
+        units = manifest.sealed_units(self.run, search_stage(round))
+        manifest.verify(self.run, units)
+        for path in units:
             if path.suffix == ".jsonl":
                 yield from read_lines(path)
+
+    def record_inputs(self) -> None:
+        """Hashes the question files; a run is not continued over files that have changed."""
+        task = self.config.task
+        manifest.record_inputs(self.run, filter(None, [task.train_path, task.eval_path]))
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
