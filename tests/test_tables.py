@@ -95,6 +95,13 @@ def test_levels_cover_all_questions_and_average_to_the_accuracy(results):
         assert total / results["questions"] == pytest.approx(row["accuracy"])
 
 
+def test_levels_are_in_the_order_of_their_numbers():
+    levels = {f"Q{i}": f"Level {level}" for i, level in enumerate((10, 2, 1, 2))}
+    records = {"sa": _records([[True]] * 4)}
+    found = summarise(records, {"sa": SystemInfo("single agent")}, "sa", levels=levels)
+    assert list(found["levels"]) == ["Level 1", "Level 2", "Level 10"]
+
+
 def test_flips_between_turns_lead_from_the_draft_to_the_answer(results):
     turns = {entry["system"]: entry for entry in results["turns"]}
     assert "sa" not in turns

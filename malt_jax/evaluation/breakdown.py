@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,5 +71,11 @@ def levels(
             "questions": len(set(names[own == level])),
             "accuracy": {row: float(right[own == level].mean()) for row, right in correct.items()},
         }
-        for level in sorted(set(own.tolist()))
+        for level in sorted(set(own.tolist()), key=_natural)
     }
+
+
+def _natural(level: str) -> list[tuple[bool, int, str]]:
+    """Sorts numbers inside text as numbers: `Level 2` before `Level 10`."""
+    parts = re.split(r"(\d+)", level)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
