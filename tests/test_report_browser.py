@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic_run import HOSTILE, make_run
 
 from malt_jax.report import build_report
 from malt_jax.report.trees import entry
 from malt_jax.storage.jsonl import read_lines
+from synthetic_run import HOSTILE, make_run
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -10,7 +10,6 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import HOSTILE, make_run
 
 from malt_jax import escape
 from malt_jax.errors import UserError
@@ -21,6 +20,7 @@ from malt_jax.evaluation.results import (
     summarise,
     with_seeds,
 )
+from synthetic_run import HOSTILE, make_run
 
 
 def _records(system_correct: list[list[bool]], calls: int = 1) -> list[dict]:
