@@ -27,10 +27,10 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
 
     class Clock(TrainerCallback):
         def __init__(self):
-            self.steps: list[float] = []
+            self.steps: list[tuple[float, float]] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.steps.append(time.perf_counter())
+            self.steps.append((time.perf_counter(), time.process_time()))
 
     class Sft(SFTTrainer):
         def _prepare_dataset(self, dataset, *_, **__):
@@ -101,11 +101,12 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
     prepared = time.perf_counter()
     trainer.train()
     first = sum(lengths[i] for i in order[: job["batch"]])
-    seconds = clock.steps[-1] - clock.steps[0]
+    seconds, cpu = (b - a for a, b in zip(clock.steps[0], clock.steps[-1], strict=True))
     rest = sum(lengths) - first
     return {
         "tokens_per_s": rest / seconds,
         "seconds": seconds,
+        "cpu_tokens_per_s": rest / cpu,
         "prepare_s": prepared - began,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }

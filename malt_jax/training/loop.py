@@ -152,7 +152,8 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         if job.held_out is not None and due:
             record |= _measure(job, state, progress)
         progress.seconds += time.perf_counter() - began
-        record["tokens_per_s"] = _useful(job, progress.step - 1) / (time.perf_counter() - began)
+        record["useful_tokens"] = _useful(job, progress.step - 1)
+        record["tokens_per_s"] = record["useful_tokens"] / (time.perf_counter() - began)
         progress.log.append(record)
         if on_step is not None:
             on_step(progress.step, record)

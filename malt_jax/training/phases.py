@@ -122,6 +122,26 @@ def train_dpo(
     return data.train(policy, logprobs, held_out, first, folder, 0.0, on_step)
 
 
+def reference_logprobs(
+    model: Model,
+    reference: Trainable,
+    pairs: Sequence[DpoExample],
+    config: DpoConfig,
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """[pairs, 2] float32: the reference's log-probabilities of chosen and rejected completions.
+
+    NaN for pairs `train_dpo` would drop. With its config and seed the numbers are computed in the
+    rows it trains on.
+    """
+    data = _Data(model, pairs, config, seed, mesh)
+    logprobs = np.full((len(pairs), 2), np.nan, np.float32)
+    logprobs[data.indices] = data.reference_logprobs(reference).reshape(-1, 2)
+    return logprobs
+
+
 class _Data:
     """A phase's examples: what was admitted and held out, and the plans to train and measure."""
 

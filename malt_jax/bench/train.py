@@ -1,0 +1,223 @@
+"""`malt bench train`: training throughput and memory, beside TRL + PEFT in the same run.
+
+Both train LoRA adapters on all linear layers over the same token ids, in real GSM8K lengths
+(`bench.lengths`), in float32, each in a process of its own so that its peak memory is its own.
+Useful tokens are prompt and completion tokens of every sequence (a DPO pair is two sequences),
+whatever a side pads, shares or skips; the first step is left out on both sides, and compiling on
+ours. A DPO training's time includes computing the reference's log-probabilities once.
+
+    python -m malt_jax.bench.train --model DIR --stage dpo
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from malt_jax.models.spec import ModelSpec
+    from malt_jax.training.examples import Example
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="", help="a local Hugging Face directory")
+    parser.add_argument("--stage", choices=("sft", "dpo"), default="sft")
+    parser.add_argument("--batch", type=int, default=8, help="examples or pairs a step")
+    parser.add_argument("--steps", type=int, default=4, help="steps, the first one not timed")
+    parser.add_argument("--rank", type=int, default=16, help="LoRA rank")
+    parser.add_argument("--micro-tokens", type=int, default=0, help="train.*.loop.micro_tokens")
+    parser.add_argument("--row-length", type=int, default=0, help="train.*.loop.row_length")
+    parser.add_argument("--remat", default="auto", choices=("auto", "none", "dots", "full"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--no-peer", action="store_true", help="do not run TRL + PEFT")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures both sides; the result is printed as the last line of standard output."""
+    job = {
+        "model": str(Path(args.model).absolute()),
+        "stage": args.stage,
+        "batch": args.batch,
+        "steps": args.steps,
+        "rank": args.rank,
+        "micro_tokens": args.micro_tokens,
+        "row_length": args.row_length,
+        "remat": args.remat,
+        "dtype": args.dtype,
+        "threads": os.cpu_count(),
+    }
+    result = _worker("malt_jax.bench.train", ["--worker", json.dumps(job)])
+    result = {"bench": "train", **job, **result}
+    peers = {name: importlib.util.find_spec(name) for name in ("torch", "trl", "peft")}
+    if args.no_peer or not all(peers.values()):
+        missing = [name for name, found in peers.items() if not found]
+        return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
+    # TRL's default recomputes activations; without that it is faster and larger. The ratio is
+    # against its faster setting, the memory beside it of its leaner one.
+    settings = {"default": True, "no_checkpointing": False}
+    found = {
+        name: _worker(
+            "malt_jax.bench.train_peer",
+            [json.dumps({**job, "checkpointing": on, "precompute": False})],
+        )
+        for name, on in settings.items()
+    }
+    fastest = max(peer["tokens_per_s"] for peer in found.values())
+    return {
+        **result,
+        "trl": found,
+        "trl_tokens_per_s": fastest,
+        "trl_peak_bytes": min(peer["peak_bytes"] for peer in found.values()),
+        "ratio": result["tokens_per_s"] / fastest,
+        "ratio_to_trl_defaults": result["tokens_per_s"] / found["default"]["tokens_per_s"],
+    }
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Our side, in this process."""
+    import jax
+
+    from malt_jax.bench.lengths import dpo_examples, sft_examples
+    from malt_jax.models.lora import init_adapter
+    from malt_jax.models.lora_config import LoraConfig
+    from malt_jax.models.model import load_model
+    from malt_jax.training.config import DpoConfig, LoopConfig, SftConfig
+    from malt_jax.training.loop import peak_bytes
+    from malt_jax.training.phases import reference_logprobs, train_dpo, train_sft
+
+    model = load_model(job["model"], dtype=job["dtype"], stacked=True)
+    lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
+    adapter = init_adapter(model.spec, lora, jax.random.key(0), stacked=True)
+    count, vocab = job["batch"] * job["steps"], model.spec.vocab
+    loop = LoopConfig(
+        micro_tokens=job["micro_tokens"], row_length=job["row_length"], remat=job["remat"]
+    )
+    common = {"epochs": 1, "batch_size": job["batch"], "loop": loop}
+    compiling = CompileClock()
+    finished: list[tuple[float, float, float]] = []
+
+    def on_step(step: int, record: dict[str, float]) -> None:
+        finished.append((time.perf_counter(), time.process_time(), compiling.seconds))
+
+    reference_s = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        if job["stage"] == "sft":
+            examples: list[Any] = sft_examples(count, vocab, 0)
+            outcome = train_sft(
+                model, adapter, examples, SftConfig(**common), folder=folder, on_step=on_step
+            )
+        else:
+            examples = dpo_examples(count, vocab, 0)
+            began = time.perf_counter()
+            reference = reference_logprobs(model, adapter, examples, DpoConfig(**common))
+            reference_s = time.perf_counter() - began - compiling.seconds
+            outcome = train_dpo(
+                model,
+                adapter,
+                reference,
+                examples,
+                DpoConfig(**common),
+                folder=folder,
+                on_step=on_step,
+            )
+    elapsed, cpu, compiled = (b - a for a, b in zip(finished[0], finished[-1], strict=True))
+    seconds = elapsed - compiled
+    tokens = outcome.tokens - outcome.log[0]["useful_tokens"]
+    # The reference pass covers every step; the timed ones carry their share of it.
+    seconds += reference_s * tokens / outcome.tokens
+    rate = matmul_flops(job["dtype"])
+    flops = model_flops(model.spec, examples) * tokens / outcome.tokens
+    return {
+        "device": jax.devices()[0].device_kind,
+        "tokens_per_s": tokens / seconds,
+        "seconds": seconds,
+        "cpu_tokens_per_s": tokens / cpu,
+        "reference_s": reference_s,
+        "model_flops_utilisation": flops / seconds / rate,
+        "matmul_flops_per_s": rate,
+        "peak_bytes": peak_bytes(),
+        "padding_waste": outcome.padding_waste,
+        "compile_s": compiling.seconds,
+    }
+
+
+class CompileClock:
+    """Seconds JAX has spent tracing, lowering and compiling in this process since it was made."""
+
+    def __init__(self):
+        import jax
+
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, seconds: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += seconds
+
+
+def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
+    """What LoRA training on these examples requires, with shared prompts computed once.
+
+    Forward and backward to the activations (frozen weights have no gradient: two passes, not
+    three), logits at completion tokens, scores and values of visible keys (three passes). A DPO
+    pair adds the reference's forward pass.
+    """
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    weights = spec.num_layers * spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
+    total = 0.0
+    for example in examples:
+        prompt, branches = len(example.prompt_ids), [len(c) for c in example.completions]
+        tokens = prompt + sum(branches)
+        visible = prompt**2 / 2 + sum(prompt * c + c**2 / 2 for c in branches)
+        linear = 2.0 * (weights * tokens + spec.d_model * spec.vocab * sum(branches))
+        attention = 4.0 * spec.num_layers * heads * visible
+        reference = linear + attention if len(branches) == 2 else 0.0
+        total += 2 * linear + 3 * attention + reference
+    return total
+
+
+def matmul_flops(dtype: str) -> float:
+    """The device's best measured rate of square matrix products, floating-point operations a s."""
+    import jax
+    import jax.numpy as jnp
+
+    sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
+    product = jax.jit(jnp.matmul)
+    best = 0.0
+    for size in sizes:
+        x = jnp.ones((size, size), dtype)
+        product(x, x).block_until_ready()
+        for _ in range(5):
+            began = time.perf_counter()
+            product(x, x).block_until_ready()
+            best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def _worker(module: str, arguments: list[str]) -> dict[str, Any]:
+    """The JSON a worker process prints last."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="malt bench train", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args()
+    print(json.dumps(measure(json.loads(args.worker)) if args.worker else run(args)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A checkpoint is whole, fits, and is what was saved; or it is refused."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_model import SPEC
+
+from malt_jax.errors import UserError
+from malt_jax.models.lora import init_adapter, unstack_adapter
+from malt_jax.models.lora_config import LoraConfig
+from malt_jax.training import checkpoints
+from malt_jax.training.references import ReferenceKey, load_or_compute, weights_hash
+
+TREE = {"w": jnp.arange(600.0).reshape(20, 30), "n": {"count": jnp.int32(3)}}
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    path = checkpoints.save(tmp_path, "step-1", TREE, {"step": 1})
+    restored = checkpoints.restore(path, jax.tree.map(jnp.zeros_like, TREE))
+    jax.tree.map(np.testing.assert_array_equal, restored, TREE)
+    assert checkpoints.facts(path) == {"step": 1}
+    assert checkpoints.sealed(tmp_path, "step-") == [path]
+
+
+def test_a_save_cut_short_does_not_count(tmp_path):
+    path = checkpoints.save(tmp_path, "step-1", TREE, {})
+    (path / checkpoints.SEAL).unlink()
+    assert checkpoints.sealed(tmp_path) == []
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        checkpoints.restore(path, TREE)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    path = checkpoints.save(tmp_path, "step-1", TREE, {})
+    files = [f for f in sorted((path / checkpoints.STATE).rglob("*")) if f.is_file()]
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        if not content:
+            continue
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="is not what was saved"):
+            checkpoints.restore(path, TREE)
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    checkpoints.restore(path, TREE)
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        {"w": jnp.zeros((20, 30), jnp.bfloat16), "n": {"count": jnp.int32(0)}},
+        {"w": jnp.zeros((30, 20)), "n": {"count": jnp.int32(0)}},
+        {"w": jnp.zeros((20, 30))},
+        {**TREE, "more": jnp.zeros(1)},
+    ],
+    ids=["dtype", "shape", "missing", "extra"],
+)
+def test_another_dtype_shape_or_set_of_arrays_is_refused(tmp_path, like):
+    path = checkpoints.save(tmp_path, "step-1", TREE, {})
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoints.restore(path, like)
+
+
+def test_an_adapter_is_restored_stacked_or_not_and_with_its_scale(tmp_path):
+    adapter = init_adapter(SPEC, LoraConfig(rank=4), jax.random.key(0), stacked=True)
+    path = checkpoints.save_trainable(tmp_path, "final", adapter, {"role": "verifier"})
+    listed = unstack_adapter(adapter)
+    blank = jax.tree.map(jnp.zeros_like, listed)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.load_trainable(path, blank), listed)
+    other = init_adapter(SPEC, LoraConfig(rank=4, alpha=8.0), jax.random.key(0))
+    with pytest.raises(UserError, match="scaled by 8"):
+        checkpoints.load_trainable(path, other)
+    with pytest.raises(UserError, match="adapter weights, not full"):
+        checkpoints.load_trainable(path, TREE)
+
+
+def test_references_made_for_anything_else_are_refused_by_name(tmp_path):
+    path, key = tmp_path / "references.npz", ReferenceKey("base", "adapter", "data", "template")
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert np.array_equal(load_or_compute(path, key, lambda: values), values)
+    again = load_or_compute(path, key, lambda: pytest.fail("computed twice"))
+    assert np.array_equal(again, values)
+    for name in ("base", "adapter", "data", "template"):
+        other = ReferenceKey(**{**vars(key), name: "changed"})
+        with pytest.raises(UserError, match=f"computed with another {name};"):
+            load_or_compute(path, other, lambda: values)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_or_compute(path, key, lambda: values)
+
+
+def test_a_weights_hash_tells_one_changed_number():
+    adapter = init_adapter(SPEC, LoraConfig(rank=4), jax.random.key(0), stacked=True)
+    changed = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-6), adapter)
+    assert weights_hash(adapter) != weights_hash(changed)
+    assert weights_hash(adapter) == weights_hash(jax.tree.map(jnp.array, adapter))
