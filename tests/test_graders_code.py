@@ -1,15 +1,18 @@
+# ruff: noqa: E501 (programs stand on one line each)
 """The code grader: right programs pass; nothing that only pretends to be right does."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Question
-from malt_jax.tasks.graders.code import CodeGrader
+from malt_jax.tasks.graders.code import JAIL, CodeGrader
 
 GRADER = CodeGrader(allow_code=True, seconds=20)
 
@@ -144,7 +147,17 @@ WRONG = [
 ]  # fmt: skip
 
 # Programs whose end is a limit; they are run with a short one.
-ENDLESS = ("sleep", "while", "(a+)+", "9 ** 9", "10 ** 7", "10**8", "10**9", "10**12", "fd in range")
+ENDLESS = (
+    "sleep",
+    "while",
+    "(a+)+",
+    "9 ** 9",
+    "10 ** 7",
+    "10**8",
+    "10**9",
+    "10**12",
+    "fd in range",
+)
 SLOW = [code for code in WRONG if any(mark in code for mark in ENDLESS)]
 
 
@@ -152,8 +165,6 @@ def isolated() -> bool:
     """Whether this system gives the grader every layer (some tests are about those)."""
     import subprocess
     import sys
-
-    from malt_jax.tasks.graders.code import JAIL
 
     script = (
         "import sys; sys.path.append(sys.argv[1]); import limits; print(limits.enter(9, 1<<30))"
@@ -189,6 +200,29 @@ def test_programs_without_end_fail_in_bounded_time():
     grades = grader.grade([fenced(code) for code in SLOW], [ADD] * len(SLOW))
     assert not any(grade.correct for grade in grades)
     assert time.monotonic() - start < 4 * len(SLOW) + 10
+
+
+def orphans() -> set[int]:
+    """Processes of the grader whose parent is gone."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{name}/cmdline").read_text()
+            parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]
+            if str(JAIL) in command and parent == "1":
+                found.add(int(name))
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("place", ["", "def add(a, b):\n    "], ids=["when loaded", "when called"])
+def test_nothing_outlives_its_grading(place):
+    before = orphans()
+    code = "import ctypes, os, signal, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); os.setsid()"
+    code += "; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
+    grades = CodeGrader(allow_code=True, seconds=2).grade([fenced(place + code)], [ADD])
+    assert not grades[0].correct
+    assert orphans() <= before
 
 
 def test_the_tables_are_large_enough():

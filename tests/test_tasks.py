@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from malt_jax.errors import UserError
-from malt_jax.tasks import check_overlap, custom, get_task, task_names
+from malt_jax.tasks import arithmetic, check_overlap, custom, get_task, task_names
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tree.prompts import fill, placeholders
 
@@ -22,6 +22,7 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
     "test_setup_code": "",
 }
+SUM = arithmetic.make_question(0, seed=0, split="eval")
 ROWS = {  # task -> rows in its published columns, the text and the answer expected of the last
     "gsm8k": ([{"question": "How many?", "answer": "So 1,200.\n#### 1,200"}], "How many?", "1200"),
     "gsm_symbolic": (
@@ -79,7 +80,7 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
     ),
     "strategyqa": ([{"qid": "s1", "question": "Do birds?", "answer": True}], "Do birds?", "yes"),
     "logic": ([{"question": "Who?", "answer": "A knave", "family": "x"}], "Who?", "A knave"),
-    "arithmetic": ([{"question": "7*x+15=351", "answer": 48}], "7*x+15=351", "48"),
+    "arithmetic": ([{"question": SUM[0], "answer": int(SUM[1])}], *SUM),
     "mbpp": (
         [MBPP],
         "Write a function to add.\nThe code must pass tests like this one:\n\n"
@@ -140,7 +141,7 @@ BAD_ROWS = [
     ),
     ("strategyqa", {"question": "Do?", "answer": "perhaps"}, "not true or false"),
     ("strategyqa", {"question": "Do?", "answer": 1}, "not true or false"),
-    ("arithmetic", {"question": "2+2", "answer": "4"}, "write it as 7*x+15=351"),
+    ("arithmetic", {"question": "What is 2?", "answer": "4"}, "write it as"),
     ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),
@@ -231,11 +232,11 @@ def test_generated_splits_do_not_overlap_and_repeat():
         if name == "logic":
             pytest.importorskip("reasoning_gym")
         task = get_task(name)
-        train, evaluation = (task.load(split, limit=60, seed=1) for split in ("train", "eval"))
+        train, evaluation = (task.load(split, limit=24, seed=1) for split in ("train", "eval"))
         check_overlap(train, evaluation)
-        assert len({q.id for q in train}) == 60
-        assert task.load("train", limit=60, seed=1) == train
-        assert task.load("train", limit=60, seed=2) != train
+        assert len({q.id for q in train}) == 24
+        assert task.load("train", limit=24, seed=1) == train
+        assert task.load("train", limit=24, seed=2) != train
     assert len({q.meta["subject"] for q in train}) >= 2
     texts = [f"So.\nAnswer: {q.answer}" for q in train]
     assert all(grade.correct for grade in task.grader.grade(texts, train))
@@ -276,7 +277,8 @@ def test_hub_rows_are_parsed_as_local_ones(monkeypatch):
         ("", "choose from"),
         ("nowhere:TASK", "can't be imported"),
         ("json:nothing", "can't be imported"),
-        ("json:dumps", "must be a Task"),
+        ("json:dumps", "raised TypeError"),
+        ("json:decoder", "must be a Task"),
         (":x", "can't be imported"),
     ],
 )
@@ -314,7 +316,7 @@ def test_your_own_file_is_a_task(tmp_path, grader, answer, right, wrong):
 
 
 @pytest.mark.parametrize(
-    ("grader", "answer"), [("number", "many"), ("choice", "Q1"), ("exact", "?!.")]
+    ("grader", "answer"), [("number", "many"), ("choice", "Q1"), ("exact", "!.")]
 )
 def test_your_own_answers_must_be_gradable(tmp_path, grader, answer):
     with pytest.raises(UserError, match=r"line 1.*choose another task\.grader"):

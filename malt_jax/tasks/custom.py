@@ -56,7 +56,10 @@ def import_task(place: str) -> Task:
             f"task.name: {place!r} can't be imported ({error}); "
             "give module:attribute of a Python module in the current folder or installed"
         ) from error
-    task = found if isinstance(found, Task) else found() if callable(found) else None
+    try:
+        task = found() if callable(found) else found
+    except Exception as error:  # the user's function: whatever it raises
+        raise UserError(f"task.name: {place!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise UserError(f"task.name: {place!r} is a {type(found).__name__}; it must be a Task")
     return task

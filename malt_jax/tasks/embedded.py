@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ def load(
 ) -> list[Question]:
     """`limit` questions (default all) in the order of `seed` (default 0), or those of a file.
 
-    A question's id is made of its numbers, so it is the same question under every seed.
+    A question's id is a hash of its text, so it means the same question under every seed.
     """
     if path is not None:
         return choose(to_questions(read_rows(path), _parse, split), limit, seed)
@@ -43,21 +44,23 @@ def load(
 
 
 def _identity(split: str, text: str) -> str:
-    return "-".join([split, *map(str, arithmetic.parse_question(text))])
+    return f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _parse(row: Row, split: str) -> Question:
     text = row.text("question")
     try:
-        identity = _identity(split, text)
-    except ValueError:
-        raise row.fail(f"{text[:40]!r} is no such question", "write it as 7*x+15=351") from None
-    return Question(identity, text, row.text("answer", numbers=True).strip())
+        arithmetic.parse_question(text)
+    except ValueError as error:
+        example, _ = arithmetic.make_question(0, 0, split)
+        raise row.fail(str(error)[:200], f"write it as {example}") from None
+    answer = row.text("answer", numbers=True).strip()
+    return Question(_identity(split, text), text, answer)
 
 
 @dataclass(frozen=True)
 class ArithmeticGrader:
-    """Right when a turn ends in the reference: `14/7=2,x=48` answers 48."""
+    """Right when what `arithmetic` reads at the end of a turn is the reference."""
 
     def extract(self, text: str) -> str | None:
         return arithmetic.extract_answer(text)

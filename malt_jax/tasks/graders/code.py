@@ -11,6 +11,7 @@ What this does not protect from: faults in the kernel, and layers that this syst
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ JAIL = Path(__file__).with_name("jail")
 LAYERS = {
     "namespaces": "submitted code can reach the network and signal your processes",
     "landlock": "submitted code can read your files",
+    "readonly": "submitted code can change the modes and times of your files",
 }
 _FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
@@ -113,10 +115,7 @@ class CodeGrader:
                 said = _read(judge, self.seconds)
             finally:
                 for process in (judge, solution):
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                    process.stdin.close()
-                    process.stdout.close()
+                    _stop(process)
         layers, _, rest = said.partition("\n")
         _tell(layers)
         return rest.strip() == token
@@ -141,12 +140,22 @@ def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
     )
 
 
+def _stop(process: subprocess.Popen) -> None:
+    """Ends the process with all that it started (see `jail.limits` for who listens to SIGTERM)."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
 def _give(process: subprocess.Popen, order: dict) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it died; the missing token says so
         process.stdin.write(json.dumps(order).encode())
+    with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    except BrokenPipeError:
-        pass  # it died; the missing token says so
 
 
 def _read(process: subprocess.Popen, seconds: float) -> str:

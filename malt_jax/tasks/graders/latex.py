@@ -36,7 +36,7 @@ MAX_LENGTH = 1000  # characters; a longer answer is no answer
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SPACING = re.compile(
     r"\\(?:left|right|displaystyle|[,!;: ]|quad|qquad)(?![a-zA-Z])|\\?\$"
-    r"|\s(?![0-9])|(?<![0-9,])\s|(?<=,)\s(?![0-9]{3}(?![0-9]))"  # "1 2" and "1, 234" are not 12, 1234
+    r"|\s(?![0-9])|(?<![0-9,])\s|(?<=,)\s(?![0-9]{3}(?![0-9]))"  # "1 2" and "1, 234" keep theirs
 )
 _PLAIN = re.compile(r"\s*[({]?\s*[-+]?\s*[0-9.][0-9.,/]*(?:e[-+]?[0-9]+)?\s*[)}]?\s*")
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}\.?|([A-Za-z][A-Za-z ]+)\.?")

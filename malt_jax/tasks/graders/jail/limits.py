@@ -5,6 +5,7 @@
 - `rlimits`     processor time, memory, no files written, no processes or threads, few open files
 - `user`        root becomes nobody
 - `namespaces`  no network, no view of other processes and of their shared memory (Linux)
+- `readonly`    no file's mode or times changed (Linux >= 5.12, with namespaces)
 - `landlock`    reads only Python's own folders, writes nothing (Linux >= 5.13)
 """
 
@@ -19,10 +20,12 @@ import sys
 import sysconfig
 
 NOBODY = 65534
-_NAMESPACES = 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000  # network, pid, ipc, host name
+_NAMESPACES = 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000 | 0x00020000
+"""Network, processes, inter-process communication, host name, mounts."""
 _NEW_USER = 0x10000000
 _PDEATHSIG, _SET_DUMPABLE, _KEEP_CAPABILITIES, _NO_NEW_PRIVS = 1, 4, 8, 38
 _DAC_READ_SEARCH = 1 << 2
+_MOUNT_SETATTR, _HERE, _RECURSIVE = 442, -100, 0x8000
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read file, read folder
 _FILE = 1 << 0 | 1 << 1 | 1 << 2  # what a rule on a single file may hold
@@ -39,7 +42,9 @@ def enter(seconds: float, memory: int) -> list[str]:
     root = os.geteuid() == 0
     if libc and _unshare(libc, root):
         layers.append("namespaces")
-        _continue_in_child()
+        if _all_read_only(libc):
+            layers.append("readonly")
+        _continue_in_child(libc)
     if libc:
         libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
         if _landlock(libc):
@@ -95,15 +100,31 @@ def _unshare(libc, root: bool) -> bool:
     return True
 
 
-def _continue_in_child() -> None:
-    """Goes on as the first process of the new process namespace: when it ends, all in it end."""
+def _all_read_only(libc) -> bool:
+    """Makes every mount read-only for this process: no modes or times of files can be changed."""
+    read_only, private = 1 | 2, 1 << 18  # and no set-user-id programs
+    attributes = (ctypes.c_uint64 * 4)(read_only, 0, private, 0)  # struct mount_attr
+    return libc.syscall(_MOUNT_SETATTR, _HERE, b"/", _RECURSIVE, attributes, 32) == 0
+
+
+def _continue_in_child(libc) -> None:
+    """Goes on as the first process of the new process namespace: when it ends, all in it end.
+
+    The parent stays outside, where nothing inside can reach it, and ends the child when it is told
+    to end (SIGTERM) or its own parent dies: the child could rid itself of groups and death signals.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child:
         for descriptor in range(256):
             with contextlib.suppress(OSError):
                 os.close(descriptor)  # else the other side never sees the end of the channel
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+        libc.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.waitpid(child, 0)
         os._exit(0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _landlock(libc) -> bool:
