@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import VOCAB, save_checkpoint
 
 from malt_jax.errors import UserError
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.model import load_model
+from tiny_models import VOCAB, save_checkpoint
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install '.[test]'")
 pytest.importorskip("peft", reason="parity needs peft: pip install '.[test]'")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_models import FAMILIES, VOCAB, hf_model, save_tokenizer
 
 from malt_jax.models.model import load_model
+from tiny_models import FAMILIES, VOCAB, hf_model, save_tokenizer
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install '.[test]'")
 

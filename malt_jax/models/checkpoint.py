@@ -65,7 +65,7 @@ class Checkpoint:
         row = 4 * math.prod(shape[1:])
         step = max(1, bytes_each // max(1, row))
         for start in range(0, shape[0], step):
-            yield self.read(name, (slice(start, start + step),))
+            yield self.read(name, (slice(start, min(start + step, shape[0])),))
 
 
 def _open(path: Path) -> Iterator[tuple[str, Any]]:

@@ -216,8 +216,8 @@ class Decoder(nnx.Module):
         transform put around each layer.
         """
         spec = self.spec
-        embed = self.embed[...]
-        x = embed[tokens]
+        # Gathered over its width first, the table gives rows that lie as the batch does.
+        x = constrain(self.embed[...], "vocab", None)[tokens]
         if spec.embed_scale != 1.0:
             x = x * jnp.asarray(spec.embed_scale, x.dtype)
         x = constrain(x, "batch", None, None)

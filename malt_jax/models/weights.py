@@ -106,9 +106,16 @@ def _read(
     dtype: Any,
     transposed: bool,
 ) -> jax.Array:
+    seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
     def values(index: tuple[slice, ...]) -> np.ndarray:
-        stored = checkpoint.read(name, index[::-1] if transposed else index)
-        return np.ascontiguousarray((stored.T if transposed else stored).astype(dtype, copy=False))
+        # Devices that hold the same slice share one read.
+        key = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
+        if key not in seen:
+            stored = checkpoint.read(name, index[::-1] if transposed else index)
+            stored = (stored.T if transposed else stored).astype(dtype, copy=False)
+            seen[key] = np.ascontiguousarray(stored)
+        return seen[key]
 
     return jax.make_array_from_callback(shape, where, values)
 

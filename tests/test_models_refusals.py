@@ -1,0 +1,358 @@
+"""Checkpoints from strangers: what is wrong or not supported is refused by name, exit status 2.
+
+No torch: the checkpoints are written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from malt_jax.errors import UserError
+from malt_jax.models.checkpoint import Checkpoint
+from malt_jax.models.hf_config import read_spec
+from malt_jax.models.model import load_model
+from tiny_models import VOCAB, save_tokenizer
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+
+
+def tensors(layers: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "model.embed_tokens.weight": (VOCAB, 8),
+        "model.norm.weight": (8,),
+        "lm_head.weight": (VOCAB, 8),
+    }
+    for i in range(layers):
+        inner = {
+            "input_layernorm": (8,),
+            "post_attention_layernorm": (8,),
+            "self_attn.q_proj": (8, 8),
+            "self_attn.k_proj": (4, 8),
+            "self_attn.v_proj": (4, 8),
+            "self_attn.o_proj": (8, 8),
+            "mlp.gate_proj": (12, 8),
+            "mlp.up_proj": (12, 8),
+            "mlp.down_proj": (8, 12),
+        }
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in inner.items()}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def checkpoint(folder: Path, *, config: dict | None = None, weights: dict | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | (config or {})))
+    save_file(tensors() if weights is None else weights, folder / "model.safetensors")
+    save_tokenizer(folder)
+    return folder
+
+
+def refused(folder: Path, *parts: str) -> None:
+    """Loading fails with one sentence that names each part."""
+    with pytest.raises(UserError) as caught:
+        load_model(folder)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+GOOD_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+BAD_CONFIGS = {
+    "another architecture": ({"model_type": "gpt2"}, "gpt2"),
+    "no architecture": ({"model_type": None}, "model_type"),
+    "a list for a name": ({"model_type": ["llama"]}, "model_type"),
+    "a classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+    "mixtral": ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+    "qwen3 moe": ({"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts"),
+    "experts in a dense name": ({"num_local_experts": 4}, "mixture of experts"),
+    "multimodal": ({"model_type": "gemma3", "vision_config": {"a": 1}}, "multimodal"),
+    "remote code": ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "both directions": ({"use_bidirectional_attention": True}, "both directions"),
+    "chunked attention": ({"attention_chunk_size": 8}, "chunks"),
+    "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+    "longrope": ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
+    "dynamic": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    "rope without its factor": ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+    "rope is not an object": ({"rope_scaling": "linear"}, "rope_scaling"),
+    "rope factor NaN": ({"rope_scaling": GOOD_ROPE | {"factor": float("nan")}}, "factor"),
+    "equal rope bounds": ({"rope_scaling": GOOD_ROPE | {"high_freq_factor": 1.0}}, "high_freq"),
+    "part of the head rotated": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "ropes by layer": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
+    "unknown activation": ({"hidden_act": "relu"}, "relu"),
+    "width missing": ({"hidden_size": None}, "hidden_size"),
+    "width negative": ({"hidden_size": -8}, "hidden_size"),
+    "width huge": ({"hidden_size": 10**12}, "hidden_size"),
+    "width a fraction": ({"hidden_size": 8.5}, "hidden_size"),
+    "width true": ({"hidden_size": True}, "hidden_size"),
+    "layers zero": ({"num_hidden_layers": 0}, "num_hidden_layers"),
+    "theta infinite": ({"rope_theta": float("inf")}, "rope_theta"),
+    "theta text": ({"rope_theta": "10000"}, "rope_theta"),
+    "eps negative": ({"rms_norm_eps": -1e-5}, "rms_norm_eps"),
+    "kv heads do not divide": ({"num_key_value_heads": 3}, "num_key_value_heads"),
+    "odd head": ({"head_dim": 3}, "head_dim"),
+    "tied as text": ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+    "eos outside the vocabulary": ({"eos_token_id": 10**6}, "eos_token_id"),
+    "window zero": ({"model_type": "mistral", "architectures": None, "sliding_window": 0},
+                    "sliding_window"),
+    "layer types of another length": (
+        {"model_type": "qwen2", "architectures": None, "layer_types": ["full_attention"]},
+        "layer_types"),
+    "unknown layer type": (
+        {"model_type": "qwen2", "architectures": None, "layer_types": ["full_attention", "x"]},
+        "layer_types"),
+    "layer types not a list": (
+        {"model_type": "qwen2", "architectures": None, "layer_types": 3}, "layer_types"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_config_that_is_not_supported_is_refused_before_weights(case, tmp_path):
+    change, named = BAD_CONFIGS[case]
+    folder = checkpoint(tmp_path, config=change, weights={"not": np.zeros(1, np.float32)})
+    refused(folder, "config.json", named)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
+def test_a_config_that_is_not_json_is_refused(content, tmp_path):
+    checkpoint(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    refused(tmp_path, "config.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    [*CONFIG, "rope_scaling", "rope_parameters", "layer_types", "sliding_window", "head_dim",
+     "use_sliding_window", "max_window_layers", "attention_bias", "partial_rotary_factor"]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.dictionaries(KEYS, JSON, max_size=4), family=st.sampled_from(
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]))  # fmt: skip
+def test_any_config_gives_a_spec_or_a_refusal(changes, family, tmp_path):
+    config = CONFIG | {"model_type": family, "architectures": None} | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    try:
+        read_spec(tmp_path)
+    except UserError as error:
+        assert str(tmp_path) in str(error)
+
+
+def test_a_checkpoint_in_every_stored_dtype_loads(tmp_path):
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        folder = tmp_path / np.dtype(dtype).name
+        checkpoint(folder, weights={k: v.astype(dtype) for k, v in tensors().items()})
+        logits = load_model(folder)(np.zeros((1, 3), np.int32))
+        assert logits.dtype == np.float32 and np.isfinite(np.asarray(logits)).all()
+
+
+def change(name: str, value: np.ndarray | None) -> dict[str, np.ndarray]:
+    changed = tensors() | ({} if value is None else {name: value})
+    return {k: v for k, v in changed.items() if value is not None or k != name}
+
+
+Q, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"
+POISON = np.ones((8, 8), np.float32)
+POISON[3, 4] = np.nan
+BAD_WEIGHTS = {
+    "missing": (change(Q, None), (Q, "missing")),
+    "extra": (change("model.layers.2.mlp.up_proj.weight", POISON), ("model.layers.2", "no part")),
+    "a bias too many": (change(Q.replace("weight", "bias"), np.ones(8, np.float32)), ("bias",)),
+    "wrong shape": (change(Q, np.ones((8, 4), np.float32)), (Q, "[8, 4]", "[8, 8]")),
+    "transposed": (change("model.layers.0.mlp.up_proj.weight", np.ones((8, 12), np.float32)),
+                   ("up_proj", "[8, 12]", "[12, 8]")),
+    "wrong rank": (change(NORM, np.ones((1, 8), np.float32)), (NORM, "[1, 8]")),
+    "integers": (change(Q, np.ones((8, 8), np.int8)), (Q, "I8", "unquantised")),
+    "doubles": (change(Q, np.ones((8, 8), np.float64)), (Q, "F64")),
+    "NaN": (change(Q, POISON), (Q, "NaN")),
+    "infinity": (change(NORM, np.full(8, -np.inf, np.float32)), (NORM, "infinity")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_WEIGHTS)
+def test_weights_that_do_not_fit_are_refused_by_tensor(case, tmp_path):
+    weights, named = BAD_WEIGHTS[case]
+    refused(checkpoint(tmp_path, weights=weights), "model.safetensors", *named) if (
+        case != "missing"
+    ) else refused(checkpoint(tmp_path, weights=weights), *named)
+
+
+def test_nan_in_one_layer_of_a_stack_is_named(tmp_path):
+    folder = checkpoint(tmp_path, weights=change(Q, POISON))
+    with pytest.raises(UserError, match=Q):
+        load_model(folder, stacked=True)
+
+
+def test_a_tied_head_stored_twice_must_be_equal(tmp_path):
+    weights = tensors()
+    tied = {"tie_word_embeddings": True}
+    refused(checkpoint(tmp_path / "a", config=tied, weights=weights), "lm_head.weight", "ties")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    assert load_model(checkpoint(tmp_path / "b", config=tied, weights=weights)).spec.tied
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+    folder = checkpoint(tmp_path)
+    save_tokenizer(folder, tokens=20)
+    refused(folder, "279 tokens", f"{VOCAB} rows")
+
+
+def lying_header(data: bytes, change) -> bytes:
+    (length,) = struct.unpack("<Q", data[:8])
+    header = change(json.loads(data[8 : 8 + length]))
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def outside(header):
+    header[Q]["data_offsets"] = [10**9, 10**9 + 256]
+    return header
+
+
+def overlapping(header):
+    header[Q]["data_offsets"] = header["model.layers.0.self_attn.q_proj.weight"]["data_offsets"]
+    return header
+
+
+def wrong_size(header):
+    header[Q]["shape"] = [8, 80]
+    return header
+
+
+def overflowing(header):
+    header[Q]["shape"] = [2**62, 2**62]
+    return header
+
+
+BAD_FILES = {
+    "empty": lambda data: b"",
+    "truncated values": lambda data: data[:-5],
+    "truncated header": lambda data: data[:100],
+    "header longer than the file": lambda data: struct.pack("<Q", 10**9) + data[8:],
+    "header of 2^63 bytes": lambda data: struct.pack("<Q", 2**63) + data[8:],
+    "header is not JSON": lambda data: data[:8] + b"x" * (len(data) - 8),
+    "bytes outside the file": lambda data: lying_header(data, outside),
+    "overlapping tensors": lambda data: lying_header(data, overlapping),
+    "shape larger than its bytes": lambda data: lying_header(data, wrong_size),
+    "shape that overflows": lambda data: lying_header(data, overflowing),
+    "a pickle by another name": lambda data: b"\x80\x04\x95" + data,
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_safetensors_file_that_lies_is_refused(case, tmp_path):
+    path = checkpoint(tmp_path) / "model.safetensors"
+    path.write_bytes(BAD_FILES[case](path.read_bytes()))
+    refused(tmp_path, "model.safetensors", "not a whole safetensors file")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_damage_to_a_header_is_a_refusal_or_harmless(data, tmp_path):
+    path = tmp_path / "model.safetensors"
+    if not path.exists():
+        save_file({"a": np.ones((2, 3), np.float32)}, path)
+        (tmp_path / "whole").write_bytes(path.read_bytes())
+    content = bytearray((tmp_path / "whole").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    try:
+        opened = Checkpoint(tmp_path)
+        for name in opened.names:
+            list(opened.blocks(name))
+    except UserError:
+        pass
+
+
+def split(folder: Path) -> dict[str, str]:
+    """The checkpoint as two shards; returns the weight map, which is not yet written."""
+    checkpoint(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {"one.safetensors": names[:9], "two.safetensors": names[9:]}
+    for shard, inside in shards.items():
+        save_file({name: weights[name] for name in inside}, folder / shard)
+    return {name: shard for shard, inside in shards.items() for name in inside}
+
+
+def index(folder: Path, weight_map: object) -> Path:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_shards_load_as_one_file_does(tmp_path):
+    tokens = np.arange(6, dtype=np.int32).reshape(1, 6)
+    whole = load_model(checkpoint(tmp_path / "whole"))(tokens)
+    parts = load_model(index(tmp_path / "parts", split(tmp_path / "parts")))(tokens)
+    np.testing.assert_array_equal(np.asarray(whole), np.asarray(parts))
+
+
+@pytest.mark.parametrize(
+    "shard", ["../one.safetensors", "/etc/one.safetensors", "a/../../one.safetensors", "..",
+              ".safetensors", "x\0.safetensors", "none.safetensors", "one.bin", 7, None]
+)  # fmt: skip
+def test_a_shard_outside_the_folder_is_never_opened(shard, tmp_path):
+    folder = tmp_path / "model"
+    weight_map = split(folder)
+    (folder / "one.safetensors").rename(tmp_path / "one.safetensors")
+    refused(index(folder, weight_map | {Q: shard}), "safetensors")
+
+
+def test_an_index_must_say_where_tensors_really_are(tmp_path):
+    weight_map = split(tmp_path)
+    other = {"one.safetensors": "two.safetensors", "two.safetensors": "one.safetensors"}
+    refused(index(tmp_path, weight_map | {Q: other[weight_map[Q]]}), Q)
+    refused(index(tmp_path, []), "weight_map")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickles_are_never_opened(name, tmp_path):
+    checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    refused(tmp_path, name, "pickle", "safetensors")
+
+
+def test_a_folder_without_weights_config_or_existence_is_refused(tmp_path):
+    refused(tmp_path / "nowhere", "nowhere", "no such folder")
+    refused(tmp_path, "config.json")
+    checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    refused(tmp_path / "model", "no weights")
+
+
+def test_a_hub_name_without_a_network_says_what_to_do():
+    with pytest.raises(UserError, match=r"some/model-that-is-not-there.*hub.*path"):
+        load_model("some/model-that-is-not-there")

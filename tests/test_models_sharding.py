@@ -1,0 +1,30 @@
+"""Weights laid over eight devices are the weights of one, and nobody reads more than it holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny_models import save_checkpoint
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_every_mesh_holds_the_weights_of_one_device(family, tmp_path):
+    pytest.importorskip("torch", reason="the checkpoint is made by transformers with torch")
+    save_checkpoint(tmp_path, family, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, HERE / "sharded_loading.py", tmp_path],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
