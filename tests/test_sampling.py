@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from flax import nnx
 
 from malt_jax.errors import UserError
 from malt_jax.models.decoder import Decoder
+from malt_jax.models.lora import init_adapter
+from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.spec import ModelSpec, Rope
 from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.engine import Request, Sampler, Settings
@@ -149,16 +152,124 @@ def assert_same(model, requests, settings, drawn, adapter=None):
 
 
 ENDS = tuple(range(8))
+DRAWN = Settings(temperature=1.0, max_new_tokens=12, end_ids=ENDS)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize(
+    ("family", "width"), [(name, 1 + i % 2) for i, name in enumerate(FAMILIES)]
+)
 def test_same_as_naive_for_every_family(family, width):
     model = make_model(FAMILIES[family])
     requests = make_requests(7, 3)
-    settings = Settings(temperature=1.0, max_new_tokens=12, end_ids=ENDS)
-    config = SamplerConfig(**{**vars(SMALL), "width": width})
-    drawn = Sampler(model, config).sample(requests, settings)
-    finishes = {c.finish for group in drawn for c in group}
-    assert finishes == {"eos", "length"}
-    assert_same(model, requests, settings, drawn)
+    drawn = Sampler(model, replace(SMALL, width=width)).sample(requests, DRAWN)
+    assert {c.finish for group in drawn for c in group} == {"eos", "length"}
+    assert_same(model, requests, DRAWN, drawn)
+
+
+@pytest.fixture(scope="module")
+def sampler(model):
+    return Sampler(model, SMALL)
+
+
+SETTINGS = {
+    "greedy": Settings(temperature=0.0, max_new_tokens=6),
+    "top-k": Settings(temperature=1.3, top_k=5, max_new_tokens=10, end_ids=ENDS),
+    "top-p": Settings(temperature=1.3, top_p=0.6, max_new_tokens=10, end_ids=ENDS),
+    "both": Settings(temperature=2.0, top_k=9, top_p=0.7, max_new_tokens=16, end_ids=ENDS),
+    "one token": Settings(temperature=1.0, max_new_tokens=1),
+    "stop text": Settings(temperature=1.0, max_new_tokens=14, stop=("F", "zz", "HI"), end_ids=(3,)),
+}
+
+
+def test_any_settings_equal_the_naive_loop_and_compile_nothing_new(model, sampler):
+    requests = make_requests(9, 2, seed=1)
+    sampler.sample(requests, DRAWN)
+    before = sampler.stats.executables
+    for settings in SETTINGS.values():
+        assert_same(model, requests[:4], settings, sampler.sample(requests, settings)[:4])
+    assert sampler.stats.executables == before
+
+
+def test_number_of_programs_is_one_decode_and_one_extend_a_bucket(model):
+    sampler = Sampler(model, SMALL)
+    for seed in range(3):
+        sampler.sample(make_requests(8 + seed, 3, seed), DRAWN)
+    assert sampler.stats.executables == 1 + len(SMALL.prefill_buckets)
+
+
+def test_order_and_company_of_requests_change_nothing(model, sampler):
+    requests = make_requests(12, 3, seed=2)
+    order = np.random.default_rng(0).permutation(12)
+    drawn = sampler.sample(requests, DRAWN)
+    shuffled = sampler.sample([requests[i] for i in order], DRAWN)
+    for place, i in enumerate(order):
+        assert [c.tokens for c in shuffled[place]] == [c.tokens for c in drawn[i]]
+        for mine, other in zip(shuffled[place], drawn[i], strict=True):
+            np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_many_completions_of_few_prompts_and_of_one_token(model, sampler):
+    requests = [*make_requests(2, 11, seed=3), Request((5,), make_requests(1, 2)[0].keys)]
+    assert_same(model, requests, DRAWN, sampler.sample(requests, DRAWN))
+    assert sampler.sample([Request((5,), np.zeros((0, 2), np.uint32))], DRAWN) == [[]]
+
+
+def test_every_new_token_is_passed_on_once(sampler):
+    requests = make_requests(6, 3, seed=4)
+    seen = {}
+    hook = lambda i, j, new: seen.setdefault((i, j), []).extend(new)  # noqa: E731
+    drawn = sampler.sample(requests, SETTINGS["stop text"], on_tokens=hook)
+    for (i, j), tokens in seen.items():
+        assert tuple(tokens) == drawn[i][j].tokens
+
+
+def test_adapters_switch_without_compiling_and_act_as_in_the_naive_loop(model):
+    sampler = Sampler(model, SMALL)
+    requests = make_requests(4, 2, seed=5)
+    config = LoraConfig(rank=2, alpha=4.0)
+    counts = []
+    for seed in range(2):
+        adapter = init_adapter(model.spec, config, jax.random.key(seed))
+        leaves, tree = jax.tree.flatten(adapter)
+        keys = jax.random.split(jax.random.key(seed + 10), len(leaves))
+        leaves = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        adapter = jax.tree.unflatten(tree, leaves)
+        drawn = sampler.sample(requests, DRAWN, adapter=adapter)
+        assert_same(model, requests, DRAWN, drawn, adapter)
+        counts.append(sampler.stats.executables)
+    assert counts[0] == counts[1]
+
+
+def test_broken_weights_are_named(model):
+    params = jax.tree.map(lambda x: x * np.float32("nan"), model.params)
+    broken = SimpleNamespace(**{**vars(model), "params": params})
+    with pytest.raises(UserError, match="NaN"):
+        Sampler(broken, SMALL).sample(make_requests(2, 1), DRAWN)
+
+
+def test_int8_cache_is_close_to_the_exact_one(model):
+    requests = make_requests(6, 2, seed=6)
+    exact = Sampler(model, SMALL).sample(requests, DRAWN)
+    rounded = Sampler(model, replace(SMALL, cache="int8")).sample(requests, DRAWN)
+    gaps = [
+        abs(a.logprobs[0] - b.logprobs[0])
+        for left, right in zip(exact, rounded, strict=True)
+        for a, b in zip(left, right, strict=True)
+        if a.tokens[0] == b.tokens[0]
+    ]
+    assert len(gaps) >= 8
+    assert 0 < max(gaps) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request((), np.zeros((1, 2), np.uint32)), "empty"),
+        (Request((1,) * 60, np.zeros((1, 2), np.uint32)), "context of 64"),
+        (Request((61,), np.zeros((1, 2), np.uint32)), "vocabulary"),
+        (Request((1,) * 30, np.zeros((1, 2), np.uint32)), "largest bucket"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_refused(sampler, request_, message):
+    with pytest.raises(UserError, match=message):
+        sampler.sample([request_], DRAWN)

@@ -19,11 +19,11 @@ class SamplerConfig:
     row idle; more reads less memory, but a slot then waits for its longest completion."""
     memory_gb: float = 0.0
     """GiB per device for caches and temporaries; 0: 80% of what is free."""
-    prefix_buckets: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+    prefix_buckets: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
     """Prompt capacities there is a program for, in tokens."""
     new_token_buckets: tuple[int, ...] = (32, 128, 256, 512, 1024, 2048, 4096)
     """Completion capacities there is a program for, in tokens."""
-    prefill_buckets: tuple[int, ...] = (16, 64, 256)
+    prefill_buckets: tuple[int, ...] = (32, 256)
     """By how many tokens a prompt grows in one prefill call."""
     prefill_tokens: int = 0
     """Tokens in one prefill call, over all its prompts; 0: 256 on a CPU, 4096 elsewhere."""

@@ -7,17 +7,23 @@ the device decodes, the host looks for stop texts in what the chunk before has d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
+from malt_jax.models.sharding import RULES
+from malt_jax.models.spec import ModelSpec
 from malt_jax.sampling import cache, memory, programs
 from malt_jax.sampling.compiled import Programs, use_cache_dir
 from malt_jax.sampling.config import SamplerConfig
@@ -40,7 +46,7 @@ ACCELERATOR_ROWS = 512
 class Sampler:
     """Draws completions from one model; adapters and settings change without compiling anew."""
 
-    def __init__(self, model: Any, config: SamplerConfig | None = None, mesh: Any = None):
+    def __init__(self, model: Any, config: SamplerConfig | None = None, mesh: Mesh | None = None):
         self.config = config or SamplerConfig()
         self.model, self.spec, self.mesh = model, model.spec, mesh
         self.stats = Stats()
@@ -50,6 +56,8 @@ class Sampler:
         self._best_rows = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
         self._prefill_tokens = self.config.prefill_tokens or (256 if platform == "cpu" else 4096)
         self._params = model.params
+        self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
+        self._shards = _extent(mesh, "slots", 0)
         dtype = jax.tree.leaves(self._params)[0].dtype
         self._dtype = jnp.int8 if self.config.cache == "int8" else dtype
 
@@ -68,21 +76,29 @@ class Sampler:
         """
         self._check(requests, settings)
         ring = _bucket(self.config.new_token_buckets, settings.max_new_tokens, "max_new_tokens")
-        groups: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            places = _bucket(
-                self.config.prefix_buckets, max(1, len(request.prompt) - 1), "a prompt"
-            )
-            groups.setdefault(places, []).append(index)
+        groups = self._group(requests)
         done: list[list[Completion]] = [[] for _ in requests]
         for places, members in sorted(groups.items()):
             chosen = [requests[i] for i in members]
             hook = on_tokens and (lambda i, j, new, m=members: on_tokens(m[i], j, new))
-            for index, drawn in zip(
-                members, self._run(chosen, settings, adapter, hook, places, ring), strict=True
-            ):
+            with self._context():
+                results = self._run(chosen, settings, adapter, hook, places, ring)
+            for index, drawn in zip(members, results, strict=True):
                 done[index] = drawn
         return done
+
+    def _group(self, requests: Sequence[Request]) -> dict[int, list[int]]:
+        """Requests by prompt capacity; a group too small to keep the rows busy joins the next."""
+        groups: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            need = max(1, len(request.prompt) - 1)
+            places = _bucket(self.config.prefix_buckets, need, "a prompt")
+            groups.setdefault(places, []).append(index)
+        sizes = sorted(groups)
+        for small, larger in pairwise(sizes):
+            if sum(len(requests[i].keys) for i in groups[small]) < 4 * self._best_rows:
+                groups[larger] += groups.pop(small)
+        return groups
 
     def _check(self, requests: Sequence[Request], settings: Settings) -> None:
         for index, request in enumerate(requests):
@@ -106,21 +122,36 @@ class Sampler:
                 )
 
     def _shapes(self, completions: int, places: int, ring: int) -> Shapes:
-        """The smallest power of two of slots that holds the work, up to what is best and fits."""
+        """Slots near the number of completions: the most that is best and fits, or that over 4^k.
+
+        A ladder this coarse keeps the programs few; slots left over take completions from others.
+        """
         width = self.config.width
         plan = memory.budget(
-            self.spec, Shapes(1, width, places, ring), self._dtype, self.config.memory_gb
+            self.spec,
+            Shapes(1, width, places, ring),
+            self._dtype,
+            self.config.memory_gb,
+            self._shards,
+            _extent(self.mesh, "kv_heads", self.spec.kv_heads),
         )
-        wanted = self.config.slots or max(1, self._best_rows // width)
+        wanted = self.config.slots or max(1, self._best_rows // width) * self._shards
         if self.config.slots and plan.slots < wanted:
             raise UserError(
                 f"sampler.slots: {wanted} slots need {plan.need(wanted) / 2**30:.2f} GiB a device, "
                 f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.slots}."
             )
         most = min(wanted, plan.slots)
-        slots = min(most, 1 << max(0, (-(-completions // width) - 1)).bit_length())
+        slots = most
+        while slots > 1 and completions * 2 <= slots * width:
+            slots = -(-slots // 4)
+        slots = -(-slots // self._shards) * self._shards
         self.stats.peak_bytes = max(self.stats.peak_bytes, plan.need(slots))
         return Shapes(slots, width, places, ring)
+
+    def saturated(self, prompt_tokens: int, new_tokens: int) -> Saturated:
+        """The decode program with every row busy to the end, for measuring what a step costs."""
+        return Saturated(self, prompt_tokens, new_tokens)
 
     def _run(
         self,
@@ -212,8 +243,8 @@ class _Device:
     def __init__(self, sampler: Sampler, shapes: Shapes, adapter: Adapter | None, how: Settings):
         self._sampler, self._shapes, self._adapter = sampler, shapes, adapter
         spec, dtype = sampler.spec, sampler._dtype
-        self._prefix = cache.empty(spec, shapes.slots, shapes.places, dtype)
-        self._suffix = cache.empty(spec, shapes.slots * shapes.width, shapes.ring, dtype)
+        self._prefix = _allocate(spec, shapes.slots, shapes.places, dtype)
+        self._suffix = _allocate(spec, shapes.slots * shapes.width, shapes.ring, dtype)
         self._clock = np.int32(0)
         ends = [*how.end_ids, *[-1] * (MAX_END_IDS - len(how.end_ids))]
         self._end_ids = np.array(ends, np.int32)
@@ -249,6 +280,45 @@ class _Device:
 
     def result(self) -> tuple[programs.Rows, programs.Log]:
         return jax.device_get((self._rows, self._log))
+
+
+class Saturated:
+    """Endless chunks of decoding at full batch: no end tokens, nothing to refill."""
+
+    def __init__(self, sampler: Sampler, prompt_tokens: int, new_tokens: int):
+        config, rows = sampler.config, sampler._best_rows
+        places = _bucket(config.prefix_buckets, prompt_tokens, "a prompt")
+        ring = _bucket(config.new_token_buckets, new_tokens, "max_new_tokens")
+        self.shapes = sampler._shapes(rows, places, ring)
+        self.kv_itemsize = jnp.dtype(sampler._dtype).itemsize
+        keys = np.zeros((self.shapes.width, 2), np.uint32)
+        request = Request((0,) * prompt_tokens, keys)
+        how = Settings(max_new_tokens=ring)
+        slots = self.shapes.slots
+        self._pool = Pool([request] * slots, how, slots, self.shapes.width, places)
+        self._pool.admit()
+        self._context = sampler._context
+        with self._context():
+            self._device = _Device(sampler, self.shapes, None, how)
+
+    def chunk(self) -> int:
+        """Decode one chunk; returns its steps."""
+        with self._context():
+            self._device.decode(self._pool, self.shapes.slots)
+            return int(self._device.result()[1].steps)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _allocate(spec: ModelSpec, count: int, places: int, dtype: Any) -> list[cache.KV]:
+    return programs.laid_out(cache.empty(spec, count, places, dtype))
+
+
+def _extent(mesh: Mesh | None, axis: str, size: int) -> int:
+    """Into how many parts the mesh splits a logical axis of this size; 0: of any size."""
+    if mesh is None:
+        return 1
+    parts = math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
+    return parts if size % parts == 0 else 1
 
 
 def _bucket(sizes: Sequence[int], need: int, what: str) -> int:

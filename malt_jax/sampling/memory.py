@@ -30,17 +30,20 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the caches of one run take on each device, and what they may take."""
+    """What a slot takes on a device that holds it, and what a device may give to all of its."""
 
     bytes_per_slot: int
     allowed: int
+    shards: int = 1
+    """Parts of the mesh the slots are split over."""
 
     @property
     def slots(self) -> int:
-        return self.allowed // self.bytes_per_slot
+        return self.allowed // self.bytes_per_slot * self.shards
 
     def need(self, slots: int) -> int:
-        return slots * self.bytes_per_slot
+        """Bytes on the device that holds most of `slots`."""
+        return -(-slots // self.shards) * self.bytes_per_slot
 
 
 def slot_bytes(spec: ModelSpec, shapes: Shapes, dtype: Any) -> int:
@@ -53,26 +56,31 @@ def slot_bytes(spec: ModelSpec, shapes: Shapes, dtype: Any) -> int:
 
 
 def budget(
-    spec: ModelSpec, shapes: Shapes, dtype: Any, memory_gb: float, devices: int = 1
+    spec: ModelSpec,
+    shapes: Shapes,
+    dtype: Any,
+    memory_gb: float,
+    shards: int = 1,
+    head_parts: int = 1,
 ) -> Budget:
-    """The plan for slots of these capacities, split over `devices` where the mesh splits them.
+    """The plan for slots of these capacities; the mesh splits slots in `shards`, heads in parts.
 
-    Raises UserError with the sizes that would fit when not even one slot does.
+    Raises UserError with the size that would fit when not even one slot does.
     """
     allowed = int(memory_gb * 2**30) if memory_gb else int(0.8 * free_bytes())
-    each = -(-slot_bytes(spec, shapes, dtype) // devices)
+    each = -(-slot_bytes(spec, shapes, dtype) // head_parts)
     if each > allowed:
-        fixed = slot_bytes(spec, Shapes(1, shapes.width, 0, 0), dtype) // devices
+        fixed = slot_bytes(spec, Shapes(1, shapes.width, 0, 0), dtype) / head_parts
         token = (each - fixed) / (shapes.places + shapes.width * shapes.ring)
         tokens = max(0, int((allowed - fixed) / token))
         raise UserError(
             f"sampler.memory_gb: one prompt of {shapes.places} tokens with {shapes.width} "
-            f"completions of {shapes.ring} at a time takes {each / 2**30:.2f} GiB a device, and "
-            f"{allowed / 2**30:.2f} are allowed: that is {tokens} tokens of prompt and completions "
-            "together; shorten max_new_tokens or the prompts, lower sampler.width, or set "
-            "sampler.cache to int8."
+            f"completions of {shapes.ring} at a time takes {each / 2**30:.3f} GiB a device, and "
+            f"{allowed / 2**30:.3f} are allowed, enough for {tokens} tokens of prompt and "
+            "completions together; shorten max_new_tokens or the prompts, lower sampler.width, "
+            "or set sampler.cache to int8."
         )
-    return Budget(each, allowed)
+    return Budget(each, allowed, shards)
 
 
 def free_bytes() -> int:

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from malt_jax.models.lora import Adapter
+from malt_jax.models.sharding import constrain
 from malt_jax.sampling.cache import KV, append, decode_attention, extend_attention
 from malt_jax.sampling.filters import draw
 
@@ -85,7 +86,12 @@ def extend(
         return out, jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state, block)
 
     _, prefix = decoder.hidden(tokens, positions, attend, prefix, adapter)
-    return prefix
+    return laid_out(prefix)
+
+
+def laid_out(caches: list[KV]) -> list[KV]:
+    """On a mesh: slots and rows over the data axes, key heads over the tensor axis."""
+    return jax.tree.map(lambda x: constrain(x, "slots", "kv_heads", *[None] * (x.ndim - 2)), caches)
 
 
 def decode(
@@ -148,10 +154,10 @@ def decode(
         return suffix, rows, taken, log, (clock + 1) % suffix[0].k.shape[3]
 
     taken = jnp.zeros(rows.sibling.shape[0], jnp.int32)
-    suffix, rows, _, log, clock = jax.lax.while_loop(
-        going, step, (suffix, rows, taken, log, clock)
-    )
-    return suffix, rows, log, clock
+    suffix, rows, _, log, clock = jax.lax.while_loop(going, step, (suffix, rows, taken, log, clock))
+    # The host reads all but the caches, in every process.
+    rows, log, clock = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), (rows, log, clock))
+    return laid_out(suffix), rows, log, clock
 
 
 def _hidden(decoder, adapter, prefix, suffix, rows, slots, clock, places):

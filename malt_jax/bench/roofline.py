@@ -1,0 +1,107 @@
+"""What a decode step must move and compute, and how near it comes to what the machine allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from malt_jax.models.spec import ModelSpec
+from malt_jax.sampling.memory import Shapes
+
+ROUNDS = 5
+"""Times everything is measured, in turns; the best counts, for others may share the machine."""
+
+
+def step_cost(spec: ModelSpec, shapes: Shapes, itemsize: int, kv_itemsize: int) -> dict[str, float]:
+    """Floating-point operations and bytes of one decode step with all rows busy.
+
+    Weights are read once. Every place of the caches counts, filled or not: static shapes read them.
+    """
+    rows = shapes.slots * shapes.width
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    layer = spec.d_model * (2 * q + 2 * kv + 3 * spec.d_mlp)
+    weights = spec.num_layers * layer + spec.d_model * spec.vocab
+    places = shapes.places + shapes.ring
+    attention = 2 * 2 * spec.num_layers * q * places * rows
+    cached = shapes.slots * shapes.places + rows * shapes.ring
+    return {
+        "flops": 2 * weights * rows + attention,
+        "bytes": weights * itemsize
+        + 2 * spec.num_layers * kv * cached * kv_itemsize
+        + 4 * rows * spec.vocab,
+    }
+
+
+def measure(
+    spec: ModelSpec,
+    shapes: Shapes,
+    dtype: Any,
+    kv_itemsize: int,
+    decode: Callable[[], int],
+) -> dict[str, float]:
+    """The fraction of this machine's own rates that decoding reaches.
+
+    `decode` runs a chunk with all rows busy and returns its steps. The matrix rate is that of the
+    model's own MLP products at this number of rows, each with its own weights, and nothing else.
+    """
+    rows = shapes.slots * shapes.width
+    products, flops = _mlp_products(spec, rows, dtype)
+    stream = jnp.ones(1 << 26, dtype)
+    read = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+    copy = jax.jit(lambda x: x + 1)
+    best = {"product": np.inf, "read": np.inf, "copy": np.inf, "step": np.inf}
+    for _ in range(ROUNDS + 1):  # the first round compiles
+        timed = {
+            "product": _seconds(products),
+            "read": _seconds(lambda: read(stream)),
+            "copy": _seconds(lambda: copy(stream)),
+        }
+        began = time.perf_counter()
+        timed["step"] = 1 / max(1, decode()) * (time.perf_counter() - began)
+        best = {name: min(best[name], timed[name]) for name in best}
+    cost = step_cost(spec, shapes, jnp.dtype(dtype).itemsize, kv_itemsize)
+    rates = {
+        "matmul_flops_per_s": flops / best["product"],
+        "read_bytes_per_s": stream.nbytes / best["read"],
+        "copy_bytes_per_s": 2 * stream.nbytes / best["copy"],
+    }
+    by_matmul = cost["flops"] / rates["matmul_flops_per_s"]
+    by_memory = cost["bytes"] / rates["read_bytes_per_s"]
+    return {
+        "rows": rows,
+        **{f"step_{name}": value for name, value in cost.items()},
+        **rates,
+        "step_seconds": best["step"],
+        "step_seconds_by_matmul": by_matmul,
+        "step_seconds_by_memory": by_memory,
+        "matmul_fraction": by_matmul / best["step"],
+        "memory_fraction": by_memory / best["step"],
+    }
+
+
+def _mlp_products(spec: ModelSpec, rows: int, dtype: Any) -> tuple[Callable[[], Any], float]:
+    keys = jax.random.split(jax.random.key(0), spec.num_layers)
+    shape = (spec.d_model, spec.d_mlp)
+    up = [jax.random.normal(key, shape, dtype) * spec.d_model**-0.5 for key in keys]
+    down = [jax.random.normal(key, shape[::-1], dtype) * spec.d_mlp**-0.5 for key in keys]
+
+    @jax.jit
+    def run(x: jax.Array, up: list[jax.Array], down: list[jax.Array]) -> jax.Array:
+        for first, second in zip(up, down, strict=True):
+            x = (x @ first) @ second
+        return x
+
+    x = jnp.ones((rows, spec.d_model), dtype)
+    flops = 2.0 * 2 * rows * spec.d_model * spec.d_mlp * spec.num_layers
+    return lambda: run(x, up, down), flops
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - began

@@ -1,0 +1,162 @@
+"""`malt bench sampler`: expanding real trees, beside transformers' `generate` in the same run.
+
+Both sides answer the same prompts in the same order of roles, with the same limits and end tokens,
+each in a process of its own so that its peak memory is its own. The prompts are those of the tree
+this sampler expands; transformers draws its own completions for them with `num_return_sequences`,
+in batches of similar length, at the batch size that was fastest on the first role's prompts.
+Tokens are generated tokens up to and with the end token; compiling and loading are left out on
+both sides.
+
+    python -m malt_jax.bench.sampler --model DIR --questions 8 --branch 3 --max-new-tokens 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="", help="a local Hugging Face directory")
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--branch", type=int, default=3, help="completions of every prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--train-path", help="a GSM8K file; default: built-in word problems")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by platform")
+    parser.add_argument("--slots", type=int, default=0, help="sampler.slots")
+    parser.add_argument("--width", type=int, default=1, help="sampler.width")
+    parser.add_argument("--cache", choices=("auto", "int8"), default="auto", help="sampler.cache")
+    parser.add_argument("--weights", choices=("auto", "int8"), default="auto")
+    parser.add_argument("--peer-batches", default="4,8,16", help="prompts a batch it may choose")
+    parser.add_argument("--no-peer", action="store_true", help="do not run transformers")
+    parser.add_argument("--no-roofline", action="store_true")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures both sides; the result is printed as the last line of standard output."""
+    job = {name: value for name, value in vars(args).items() if name != "worker"}
+    job["model"] = str(Path(args.model).absolute())
+    with tempfile.TemporaryDirectory() as folder:
+        job["prompts"] = str(Path(folder) / "prompts.json")
+        result = _worker("malt_jax.bench.sampler", ["--worker", json.dumps(job)])
+        missing = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
+        if args.no_peer or missing:
+            return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
+        job.update(dtype=result["dtype"], device=result["platform"])
+        peer = _worker("malt_jax.bench.sampler_peer", [json.dumps(job)])
+    ratio = result["tokens_per_s"] / peer["tokens_per_s"]
+    return {**result, "hf_tokens_per_s": peer["tokens_per_s"], "ratio": ratio, "hf": peer}
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Our side, in this process; writes the tree's prompts for the other side."""
+    import jax
+
+    from malt_jax.bench.questions import word_problems
+    from malt_jax.models.model import load_model
+    from malt_jax.sampling.config import SamplerConfig
+    from malt_jax.sampling.engine import Sampler
+    from malt_jax.tasks import gsm8k
+    from malt_jax.tree.expand import expand
+
+    model = load_model(job["model"], dtype=job["dtype"])
+    names = ("slots", "width", "cache", "weights")
+    sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
+    count = job["questions"]
+    if job["train_path"]:
+        questions = gsm8k.task().load("train", job["train_path"], count, 0)
+    else:
+        questions = word_problems(count)
+    began = time.perf_counter()
+    trees = expand(
+        questions,
+        _pipeline(job),
+        sampler,
+        model.tokenizer,
+        seed=0,
+        context=model.spec.context,
+        on_level=lambda role, calls: print(f"{role.name}: {calls} completions", file=sys.stderr),
+    )
+    stats = sampler.stats
+    seconds = time.perf_counter() - began - stats.compile_seconds
+    levels = [
+        list(dict.fromkeys(node.prompt.ids for tree in trees for node in tree.levels[depth]))
+        for depth in range(3)
+    ]
+    Path(job["prompts"]).write_text(json.dumps(levels))
+    device = jax.local_devices()[0]
+    result = {
+        "bench": "sampler",
+        **{name: job[name] for name in ("questions", "branch", "max_new_tokens", "temperature")},
+        "tokens_per_s": stats.tokens_generated / seconds,
+        "seconds": seconds,
+        **stats.as_dict(),
+        "compile_s": stats.compile_seconds,
+        "cache_bytes": stats.peak_bytes,
+        "peak_bytes": peak_bytes(device),
+        "device": f"{device.device_kind}, {os.cpu_count()} cores",
+        "platform": device.platform,
+        "dtype": jax.tree.leaves(model.params)[0].dtype.name,
+        "load_average": os.getloadavg()[0],
+    }
+    if not job["no_roofline"]:
+        from malt_jax.bench.roofline import measure as roofline
+
+        bench = sampler.saturated(max(map(len, levels[-1])), job["max_new_tokens"])
+        result["roofline"] = roofline(
+            model.spec, bench.shapes, result["dtype"], bench.kv_itemsize, bench.chunk
+        )
+    return result
+
+
+def peak_bytes(device: Any) -> int:
+    """The most memory the device had in use; for a CPU, this process's."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _pipeline(job: dict[str, Any]) -> Any:
+    from malt_jax.config import PipelineConfig, RoleConfig
+    from malt_jax.tasks import gsm8k
+    from malt_jax.tree.roles import make_pipeline
+
+    drawn = {
+        "branch": job["branch"],
+        "temperature": job["temperature"],
+        "max_new_tokens": job["max_new_tokens"],
+    }
+    roles = tuple(RoleConfig(name, **drawn) for name in ("generator", "verifier", "refiner"))
+    return make_pipeline(PipelineConfig(roles=roles), gsm8k.task().templates)
+
+
+def _worker(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The JSON a worker process prints last."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="malt bench sampler", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args()
+    print(json.dumps(measure(json.loads(args.worker)) if args.worker else run(args)))
+
+
+if __name__ == "__main__":
+    main()

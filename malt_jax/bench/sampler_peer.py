@@ -1,0 +1,85 @@
+"""transformers' `generate` on the same prompts: the process `bench.sampler` compares with.
+
+    python -m malt_jax.bench.sampler_peer '{"model": DIR, "prompts": FILE, "branch": 3, ...}'
+
+Prints one JSON object. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Generated tokens a second over all roles' prompts, at the fastest of the batch sizes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from malt_jax.models.tokenizer import load_tokenizer
+
+    device = "cuda" if job["device"] == "gpu" and torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation="sdpa"
+    )
+    model = model.to(device).eval()
+    tokenizer = load_tokenizer(Path(job["model"]))
+    ends = list(tokenizer.end_ids)
+
+    def generate(prompts: Sequence[Sequence[int]]) -> int:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        with torch.inference_mode():
+            out = model.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                do_sample=True,
+                temperature=job["temperature"],
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=job["max_new_tokens"],
+                num_return_sequences=job["branch"],
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+            )
+        return sum(_length(row, ends) for row in out[:, longest:].tolist())
+
+    def timed(prompts: Sequence[Sequence[int]], batch: int) -> tuple[int, float]:
+        began, tokens = time.perf_counter(), 0
+        ordered = sorted(prompts, key=len)
+        for first in range(0, len(ordered), batch):
+            tokens += generate(ordered[first : first + batch])
+        return tokens, time.perf_counter() - began
+
+    with open(job["prompts"]) as file:
+        levels = json.load(file)
+    generate(levels[0][:1])
+    sizes = [int(size) for size in job["peer_batches"].split(",")]
+    probe = {size: timed(levels[1][: max(sizes)], size) for size in sizes}
+    batch = max(sizes, key=lambda size: probe[size][0] / probe[size][1])
+    results = [timed(level, batch) for level in levels]
+    tokens, seconds = (sum(column) for column in zip(*results, strict=True))
+    return {
+        "tokens_per_s": tokens / seconds,
+        "tokens": tokens,
+        "seconds": seconds,
+        "batch": batch,
+        "tokens_per_s_by_batch": {size: t / s for size, (t, s) in probe.items()},
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _length(tokens: Sequence[int], ends: Sequence[int]) -> int:
+    """Tokens up to and with the first end token."""
+    return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))

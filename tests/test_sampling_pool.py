@@ -1,0 +1,147 @@
+"""The pool on the host alone: what is computed, what is shared, which rows idle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from malt_jax.errors import UserError
+from malt_jax.models.spec import ModelSpec, Rope
+from malt_jax.sampling.memory import Shapes, budget, slot_bytes
+from malt_jax.sampling.pool import Pool
+from malt_jax.sampling.prefill import calls
+from malt_jax.sampling.programs import IDLE, Log, Rows
+from malt_jax.sampling.request import Request, Settings
+
+END = 1
+
+
+class Device:
+    """Stands in for the device: checks every read of a prefix, decodes to given lengths."""
+
+    def __init__(self, slots: int, places: int):
+        self.held = np.full((slots, places), -1)
+        self.computed = 0
+
+    def extend(self, call) -> None:
+        read = self.held[call.source].copy()
+        for row, target in enumerate(call.target):
+            if target == len(self.held):
+                continue
+            start, length = call.start[row], call.length[row]
+            assert np.all(read[row, :start] >= 0)
+            self.held[target] = -1
+            self.held[target, :start] = read[row, :start]
+            self.held[target, start : start + length] = call.tokens[row, :length]
+            self.computed += int(length)
+
+    def decode(self, pool: Pool, lengths, chunk: int, enough: int) -> tuple[Rows, Log]:
+        """`lengths[request][sibling]` tokens a completion; what `programs.decode` does."""
+        rows, plan = Rows(*(x.copy() for x in pool.rows)), pool.plan()
+        for slot in np.flatnonzero(pool.request >= 0):
+            prompt = pool.requests[pool.request[slot]].prompt
+            assert tuple(self.held[slot, : len(prompt) - 1]) == prompt[:-1]
+        shape = (chunk, *rows.sibling.shape)
+        log = [np.full(shape, IDLE, np.int32), np.zeros(shape, np.int32), np.zeros(shape)]
+        taken, step = np.zeros(len(plan.queued), int), 0
+        while step < chunk and (rows.sibling == IDLE).all(axis=1).sum() < enough:
+            log[0][step] = rows.sibling
+            for slot, row in np.argwhere(rows.sibling != IDLE):
+                sibling = rows.sibling[slot, row]
+                assert tuple(rows.key[slot, row]) == tuple(
+                    pool.requests[pool.request[slot]].keys[sibling]
+                )
+                rows.length[slot, row] += 1
+                log[1][step, slot, row] = 7
+                if rows.length[slot, row] == lengths[pool.request[slot]][sibling]:
+                    log[1][step, slot, row] = END
+                    rows.length[slot, row], rows.sibling[slot, row] = 0, IDLE
+                    if taken[slot] < plan.queued[slot]:
+                        rows.sibling[slot, row] = plan.sibling[slot] + taken[slot]
+                        rows.key[slot, row] = plan.keys[slot, taken[slot]]
+                        taken[slot] += 1
+            step += 1
+        return rows, Log(*log, steps=np.int32(step), bad=np.bool_(False))
+
+
+def simulate(requests, lengths, slots, width=1, chunk=16, sizes=(32, 256), places=1024):
+    """Runs a pool to its end; returns (prefill tokens, row-steps, useful row-steps)."""
+    settings = Settings(max_new_tokens=1000, end_ids=(END,))
+    pool, device, steps = Pool(requests, settings, slots, width, places), Device(slots, places), 0
+    while not pool.finished:
+        for call in calls(pool.admit(), slots, sizes, 256):
+            device.extend(call)
+        enough = max(1, slots // 8) if pool.can_fill else slots
+        rows, log = device.decode(pool, lengths, chunk, enough)
+        steps += int(log.steps) * slots * width
+        pool.absorb(rows, log)
+    for drafts, wanted in zip(pool.drafts, lengths, strict=True):
+        assert [len(d.tokens) for d in drafts] == list(wanted)
+        assert all(d.finish == "eos" for d in drafts)
+    return device.computed, steps, pool.useful_steps
+
+
+def some_keys(rng, n):
+    return rng.integers(0, 2**32, (n, 2), dtype=np.uint32)
+
+
+@pytest.mark.parametrize("slots", [1, 4, 64])
+def test_a_tree_of_three_roles_computes_every_head_once(slots):
+    """200-token questions, 400-token turns, n = 3: at most 7,500 tokens a question, not 33,000."""
+    rng, n, questions = np.random.default_rng(0), 3, 4
+    text = lambda count: tuple(rng.integers(2, 1000, count).tolist())  # noqa: E731
+    paths = [text(200) for _ in range(questions)]
+    computed = naive = 0
+    for _ in range(3):
+        requests = [Request(path, some_keys(rng, n)) for path in paths]
+        lengths = [rng.integers(1, 60, n).tolist() for _ in paths]
+        computed += simulate(requests, lengths, slots, places=2048)[0]
+        naive += n * sum(map(len, paths))
+        paths = [path + text(400) for path in paths for _ in range(n)]
+    assert naive == questions * 33_000
+    assert computed <= questions * 7_500
+
+
+@pytest.mark.parametrize(("slots", "width", "n"), [(16, 1, 3), (64, 1, 3), (8, 4, 16), (16, 1, 1)])
+def test_padding_waste_is_at_most_a_tenth(slots, width, n):
+    """Lengths as GSM8K's worked answers (log-normal, mean 126), four batches of work or more."""
+    rng = np.random.default_rng(1)
+    count = max(8 * slots * width // n, 1)
+    requests = [Request(tuple(rng.integers(2, 99, 80).tolist()), some_keys(rng, n))
+                for _ in range(count)]  # fmt: skip
+    lengths = np.clip(rng.lognormal(4.73, 0.45, (count, n)), 10, 400).astype(int).tolist()
+    _, steps, useful = simulate(requests, lengths, slots, width)
+    assert useful == sum(map(sum, lengths))
+    assert 1 - useful / steps <= 0.10
+
+
+def test_a_prompt_grown_in_pieces_from_any_source_is_whole():
+    rng = np.random.default_rng(2)
+    for _ in range(12):
+        heads = [tuple(rng.integers(2, 4, rng.integers(1, 30)).tolist()) for _ in range(4)]
+        requests = [
+            Request(
+                heads[rng.integers(4)] + tuple(rng.integers(2, 4, rng.integers(1, 40)).tolist()),
+                some_keys(rng, int(rng.integers(1, 5))),
+            )
+            for _ in range(15)
+        ]
+        lengths = [rng.integers(1, 9, len(r.keys)).tolist() for r in requests]
+        slots, width = int(rng.integers(1, 6)), int(rng.integers(1, 3))
+        simulate(requests, lengths, slots, width, chunk=3, sizes=(4, 16), places=80)
+
+
+SPEC = ModelSpec("llama", 1000, 64, 2, 4, 2, 16, 128, 4096, Rope(1e4))
+
+
+def test_memory_plan_counts_the_caches_and_holds_the_budget():
+    shapes = Shapes(1, 2, 512, 128)
+    plan = budget(SPEC, shapes, np.dtype(np.float32), memory_gb=1.0)
+    cached = 2 * SPEC.num_layers * SPEC.kv_heads * SPEC.head_dim * 4 * (512 + 2 * 128)
+    assert plan.bytes_per_slot == slot_bytes(SPEC, shapes, np.dtype(np.float32)) >= cached
+    assert plan.need(plan.slots) <= 2**30 < plan.need(plan.slots + 1)
+
+
+def test_too_large_a_request_is_refused_with_the_size_that_fits():
+    with pytest.raises(UserError, match=r"enough for [1-9][0-9]* tokens"):
+        budget(SPEC, Shapes(1, 1, 1 << 20, 4096), np.dtype(np.float32), memory_gb=0.1)
