@@ -185,6 +185,13 @@ def test_no_text_is_right_for_two_different_references():
         assert sum(says(text, ChoiceGrader(), q) for q in questions) <= 1, text
 
 
+def test_a_text_that_two_choices_share_decides_nothing_alone():
+    question = Question("q", "", "A", {"choices": {"A": "home", "B": "barn", "C": "home"}})
+    assert says("The answer is (A) home.", ChoiceGrader(), question)
+    assert not says("The answer is (C) home.", ChoiceGrader(), question)
+    assert not says("The answer is home.", ChoiceGrader(), question)
+
+
 def test_the_tables_are_large_enough():
     assert len(SAYS_B) + len(NOT_B) >= 100
 

@@ -14,7 +14,7 @@ from malt_jax.errors import UserError
 from malt_jax.tasks.base import Question
 from malt_jax.tasks.graders.code import JAIL, CodeGrader
 
-GRADER = CodeGrader(allow_code=True, seconds=20)
+GRADER = CodeGrader(allow_code=True, seconds=10)
 
 ADD = Question(
     "add",

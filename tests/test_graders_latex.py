@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables)
 r"""The LaTeX grader: equal mathematics passes, nothing else, and always in bounded time."""
 
 from __future__ import annotations

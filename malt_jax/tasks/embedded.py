@@ -12,7 +12,7 @@ from malt_jax.tasks.base import Grade, Question, Task
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.loading import choose, to_questions
 
-ANSWER_FORMAT = 'End with "x=48".'
+ANSWER_FORMAT = "End with an equals sign and the answer."
 
 # Short, because the embedded model reads one character a token.
 TEMPLATES = {
@@ -75,7 +75,7 @@ class ArithmeticGrader:
 def task() -> Task:
     return Task(
         name="arithmetic",
-        description="a*x+b=c, solved by a small model trained in minutes",
+        description="sums in one line, for a small model trained in minutes",
         load=load,
         grader=ArithmeticGrader(),
         templates=TEMPLATES,

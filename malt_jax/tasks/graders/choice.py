@@ -65,15 +65,17 @@ class ChoiceGrader:
     def _label(self, words: str, choices: Mapping[str, str]) -> str | None:
         """The one label that `words` name from their start, or None."""
         words = _MARKUP.sub("", words).strip().strip("\"'“”").strip()
-        by_text = {_key(t): label for label, t in choices.items() if _key(t)}
-        if (label := by_text.get(_key(words))) is not None:
-            return label
+        by_text: dict[str, list[str]] = {}  # two choices of CommonsenseQA can have one text
+        for name, text in choices.items():
+            by_text.setdefault(_key(text), []).append(name)
+        if _key(words) and (owners := by_text.get(_key(words))):
+            return owners[0] if len(owners) == 1 else None
         names = {label.casefold(): label for label in choices} | dict(self.aliases)
         label, rest = _split(words, names)
         if label is None or _other_label(rest, choices):
             return None
         told = _key(rest)
-        if told in by_text and by_text[told] != label:
+        if told and label not in by_text.get(told, [label]):
             return None  # "(A) enforce" where enforce is B
         return label
 
