@@ -1,0 +1,111 @@
+"""config.json as published (transformers 4) and as transformers 5 rewrites it: one ModelSpec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from malt_jax.models.hf_config import read_spec
+from malt_jax.models.spec import Rope
+
+LLAMA3_SCALING = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                  "original_max_position_embeddings": 8192, "rope_type": "llama3"}  # fmt: skip
+COMMON = {"attention_bias": False, "attention_dropout": 0.0, "torch_dtype": "bfloat16"}
+PUBLISHED = {
+    "Llama-2-7b": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 4096,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_scaling": None, "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+    "Llama-3.2-1B": COMMON | {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 64,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
+        "max_position_embeddings": 131072, "mlp_bias": False, "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+        "rope_scaling": LLAMA3_SCALING, "rope_theta": 500000.0, "tie_word_embeddings": True,
+        "vocab_size": 128256,
+    },
+    "Mistral-7B-v0.1": {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096,
+        "tie_word_embeddings": False, "vocab_size": 32000,
+    },
+    "Mistral-7B-v0.3": {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "sliding_window": None,
+        "tie_word_embeddings": False, "vocab_size": 32768,
+    },
+    "Qwen2.5-0.5B": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": 896, "intermediate_size": 4864, "max_position_embeddings": 32768,
+        "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "sliding_window": 32768, "tie_word_embeddings": True, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "Qwen3-0.6B": COMMON | {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
+        "max_position_embeddings": 40960, "max_window_layers": 28, "num_attention_heads": 16,
+        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+        "tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "gemma-2-2b": COMMON | {
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2",
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304, "intermediate_size": 9216, "max_position_embeddings": 8192,
+        "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "sliding_window": 4096, "vocab_size": 256000,
+    },
+    "gemma-3-1b": COMMON | {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text",
+        "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+        "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 26,
+        "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6,
+        "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+        "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
+    },
+}  # fmt: skip
+
+
+def spec_of(folder: Path, config: dict):
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_spec(folder)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_both_spellings_give_one_spec(name, tmp_path):
+    from transformers import AutoConfig
+
+    published = spec_of(tmp_path, PUBLISHED[name])
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "rewritten")
+    assert "rope_parameters" in (tmp_path / "rewritten" / "config.json").read_text()
+    assert read_spec(tmp_path / "rewritten") == published
+
+
+def test_what_the_families_are_told_apart_by(tmp_path):
+    specs = {name: spec_of(tmp_path, config) for name, config in PUBLISHED.items()}
+    assert specs["Llama-3.2-1B"].rope == Rope(500000.0, "llama3", 32.0, 1.0, 4.0, 8192)
+    assert specs["Mistral-7B-v0.1"].windows == (4096,) * 32
+    assert not specs["Mistral-7B-v0.3"].has_windows and not specs["Qwen2.5-0.5B"].has_windows
+    qwen = specs["Qwen2.5-0.5B"]
+    assert (qwen.qkv_bias, qwen.out_bias, qwen.tied) == (True, False, True)
+    assert specs["Qwen3-0.6B"].qk_norm and specs["Qwen3-0.6B"].head_dim == 128
+    assert specs["gemma-2-2b"].windows == (4096, None) * 13
+    assert (specs["gemma-2-2b"].attention_softcap, specs["gemma-2-2b"].logit_softcap) == (50, 30)
+    gemma = specs["gemma-3-1b"]
+    assert gemma.windows == ((512,) * 5 + (None,)) * 4 + (512, 512)
+    assert (gemma.rope.theta, gemma.local_rope) == (1e6, Rope(1e4))
+    assert gemma.tied and gemma.embed_scale == 1152**0.5 and gemma.query_scale == 256**-0.5
