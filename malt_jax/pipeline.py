@@ -26,7 +26,7 @@ from malt_jax.tree.prompts import render
 from malt_jax.tree.roles import Role
 
 OnText = Callable[[int, str, str], None]
-"""Told of new text while it is written: the draw, the role's name, the text."""
+"""Told of text while it is written: draw, role, text. A turn begins with an empty text."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Pipeline:
 
 
 def _prediction(turns: Sequence[Turn]) -> str | None:
-    """The answer of the last turn that gave one to read; the last role always does."""
+    """The answer read from the last turn, which a pipeline always has one in."""
     return turns[-1].answer
 
 
@@ -158,9 +158,10 @@ class _Stream:
         self._tokenizer, self._hear = tokenizer, hear
         self._ids: list[int] = []
         self._told = ""
+        hear("")
 
     def add(self, tokens: Sequence[int]) -> None:
-        self._ids += [int(token) for token in tokens]
+        self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
         self._tell(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
 
     def finish(self, text: str) -> None:

@@ -13,35 +13,24 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-import tiny
+import cli_run
 from malt_jax import cli, escape
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.stages.train import trained_stage
 from malt_jax.storage import manifest
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for `--task.name tiny:LUCK`
-
 
 @pytest.fixture(scope="module")
-def configured(tmp_path_factory) -> list[str]:
+def configured() -> list[str]:
     """The flags of a run in seconds, its directory last."""
-    folder = tmp_path_factory.mktemp("cli")
-    model = tiny.write_model(folder / "model")
-    data = {**tiny.SMALL, "model": {"path": str(model)}}
-    data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(data))
-    return ["--config", str(folder / "config.yaml"), "--quiet", "--output-dir", str(folder / "run")]
+    return [*cli_run.flags()]
 
 
 @pytest.fixture(scope="module")
-def trained(configured) -> Path:
-    for stage in ("search", "label", "train"):
-        assert cli.main([stage, *configured]) == 0
-    return Path(configured[-1])
+def trained() -> Path:
+    return cli_run.trained()
 
 
 def test_stage_by_stage_is_the_loop(trained, configured, capsys):
@@ -113,7 +102,7 @@ def test_the_pipeline_answers_the_same_every_time(trained):
 
 @pytest.mark.parametrize(
     ("question", "votes", "message"),
-    [("", 3, "empty"), ("a", 0, "votes"), ("a" * 500, 1, "tokens")],
+    [("", 3, "empty"), ("a", 0, "votes"), ("a" * 5000, 1, "tokens")],
 )
 def test_questions_that_cannot_be_asked_are_named(trained, question, votes, message):
     with pytest.raises(UserError, match=message):

@@ -7,7 +7,6 @@ of a few kilobytes, `runs/mine` for a run of it.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -17,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-import tiny
+import cli_run
 from malt_jax import cli
 from malt_jax.commands.command import parse
 from malt_jax.tasks.base import Question
@@ -33,22 +31,8 @@ PARSED_ONLY = ("ask", "bench", "plan")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tiny.write_model(tmp_path_factory.mktemp("model"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, model) -> Path:
-    sys.path.insert(0, str(Path(__file__).parent))
-    folder = tmp_path_factory.mktemp("docs")
-    data = {**tiny.SMALL, "model": {"path": str(model)}, "output_dir": str(folder / "run")}
-    (folder / "config.yaml").write_text(yaml.safe_dump(data))
-    for stage in ("search", "label", "train"):
-        assert cli.main([stage, "--config", str(folder / "config.yaml"), "--quiet"]) == 0
-    return folder / "run"
+def model() -> Path:
+    return cli_run.model()
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -105,11 +89,11 @@ def _split(folder: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_python_of_a_page_runs(page, request, model, tmp_path, monkeypatch, capsys):
+def test_python_of_a_page_runs(page, model, tmp_path, monkeypatch):
     code = [t for kind, t in blocks(page) if kind == "python" and not t.startswith("# file: ")]
     if not code:
         return
-    run = request.getfixturevalue("trained")
+    run = cli_run.trained()
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)

@@ -1,0 +1,48 @@
+"""One run of `tiny`'s model by the command line, made once a process and shared by the tests."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+import tiny
+from malt_jax import cli
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `--task.name tiny:LUCK`
+
+
+@functools.cache
+def model() -> Path:
+    """A checkpoint whose context is long enough for the prompts of real tasks."""
+    folder = tiny.write_model(_folder() / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    return folder
+
+
+@functools.cache
+def flags() -> tuple[str, ...]:
+    """The command line of the run, but for the command; the run directory comes last."""
+    data = {**tiny.SMALL, "model": {"path": str(model())}}
+    data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
+    config = _folder() / "config.yaml"
+    config.write_text(yaml.safe_dump(data))
+    return ("--config", str(config), "--quiet", "--output-dir", str(_folder() / "run"))
+
+
+@functools.cache
+def trained() -> Path:
+    """The run directory, searched, labelled and trained."""
+    for stage in ("search", "label", "train"):
+        assert cli.main([stage, *flags()]) == 0
+    return Path(flags()[-1])
+
+
+@functools.cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="malt-cli-"))
