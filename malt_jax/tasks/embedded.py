@@ -16,10 +16,11 @@ ANSWER_FORMAT = "End with an equals sign and the answer."
 
 # Short, because the embedded model reads one character a token.
 TEMPLATES = {
-    "generator": "G {question} ",
-    "verifier": "V {question} {generator} ",
-    "refiner": "R {question} {generator} {verifier} ",
-    "retry": "R {question} {generator} ",
+    "generator": "solve|{question}|",
+    "verifier": "check|{question}|{generator}|",
+    "refiner": "fix|{question}|{generator}|{verifier}|",
+    "retry": "retry|{question}|{previous}|",
+    "debate": "debate|{question}|{previous}\n{others}|",
 }
 
 
