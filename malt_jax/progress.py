@@ -87,7 +87,7 @@ class Progress:
         watched = dict(self._source())
         shown: dict[str, str] = {}
         if tokens := watched.get("tokens_generated"):
-            seconds = watched["prefill_seconds"] + watched["decode_seconds"]
+            seconds = watched["seconds"]
             shown["tokens/s"] = f"{tokens / seconds:,.0f}" if seconds else "-"
             shown["padding waste"] = f"{watched['padding_waste']:.1%}"
         if task is not None:

@@ -13,8 +13,7 @@ from malt_jax.progress import Dashboard, Progress, duration, open_progress
 
 STATS = {
     "tokens_generated": 9000,
-    "prefill_seconds": 1.0,
-    "decode_seconds": 2.0,
+    "seconds": 3.0,
     "padding_waste": 0.031,
 }
 

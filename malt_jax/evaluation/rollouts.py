@@ -23,7 +23,7 @@ from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Grade, Grader, Question
 from malt_jax.tree.expand import completion_text, settings
 from malt_jax.tree.keys import node_key
-from malt_jax.tree.prompts import Prompt, render
+from malt_jax.tree.prompts import Prompt, placeholders, render
 
 if TYPE_CHECKING:
     from malt_jax.sampling.engine import Sampler
@@ -154,6 +154,9 @@ def _take_turn(
 
 
 def _call(speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Stage) -> Call:
+    # A role that was removed from the chain leaves its place in later prompts empty.
+    known = {*speaker.said, "previous", "question"}
+    absent = {name: "" for name in placeholders(turn.role.template) if name not in known}
     prompt = render(
         turn.role.template,
         speaker.question.text,
@@ -162,7 +165,7 @@ def _call(speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Sta
         room=stage.context - turn.role.config.max_new_tokens,
         overflow=stage.overflow,  # type: ignore[arg-type]
         where=f"{speaker.question.id}, {turn.role.name}",
-        extra={"others": "\n".join(others)},
+        extra={**absent, "others": "\n".join(others)},
     )
     identity = stage.policies[turn.policy, turn.role.name].identity
     key = (speaker.question.id, speaker.draw, speaker.agent, step)

@@ -3,8 +3,9 @@
 `generator:base verifier:malt refiner:malt` is a chain; every baseline of the publication and every
 role removal is one, so a comparison is a line of config. Policies: `base` (untrained), `sft` (after
 SFT only: the STaR pipeline), `malt` (after all configured training), `star` (SFT on drafts that are
-right themselves: the STaR single agent). Turns may also name the task's `retry` and `debate`
-templates, which sample like the first role.
+right themselves: the STaR single agent). Turns may also name the task's own further templates:
+`retry` and `debate`, said by the first role, and `judge`, said by the first role that does not
+answer: its critique with a final answer, for a chain that ends there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from malt_jax.evaluation.results import single_agent_draws
 from malt_jax.tree.roles import Pipeline, Role
 
 POLICIES = ("base", "sft", "malt", "star")
+FURTHER_TURNS = ("retry", "debate", "judge")
 DEBATERS = 3
 SINGLE_AGENT = "sa"
 
@@ -115,8 +117,19 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
         for roles in kept:
             if any(name in answering for name in roles):
                 label = "MALT, " + " + ".join(roles) + " only"
-                systems.append(SystemConfig("malt-" + "-".join(roles), chain("malt", roles), label))
+                said = roles
+                if roles[-1] not in answering and "judge" in templates:
+                    said = (*roles[:-1], "judge")
+                systems.append(SystemConfig("malt-" + "-".join(roles), chain("malt", said), label))
     return systems
+
+
+def speaker(name: str, pipeline: Pipeline) -> Role:
+    """The role whose weights and settings a turn is said with: its own, or a further turn's."""
+    for role in pipeline.roles:
+        if role.name == name or (name == "judge" and not role.config.answers):
+            return role
+    return pipeline.roles[0]
 
 
 def _system(
@@ -144,8 +157,8 @@ def _turn(text: str, pipeline: Pipeline, templates: Mapping[str, str], where: st
     for role in pipeline.roles:
         if role.name == name:
             return Turn(role, policy)
-    if name in ("retry", "debate") and name in templates:
-        config = replace(pipeline.roles[0].config, name=name, answers=True)
+    if name in FURTHER_TURNS and name in templates:
+        config = replace(speaker(name, pipeline).config, name=name, answers=True)
         return Turn(Role(config, templates[name]), policy)
     names = ", ".join(role.name for role in pipeline.roles)
     raise UserError(f"{where}: {name!r} in {text!r} is not a role here; allowed: {names}.")

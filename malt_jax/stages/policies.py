@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.evaluation.rollouts import Policy
+from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
 from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
 
@@ -76,13 +77,12 @@ def adapters_of_round(session: Session, round: int) -> dict[str, Any]:
 
 
 def policy_table(session: Session) -> Mapping[tuple[str, str], Policy]:
-    """Every (policy, role), with the task's extra turns speaking with the first role's weights."""
+    """Every (policy, turn)."""
     last = session.config.rounds - 1
     names = [role.name for role in session.pipeline.roles]
-    speaker = {name: name for name in names} | {"retry": names[0], "debate": names[0]}
     identities = {}
-    for turn, role in speaker.items():
-        name = trainee(session, role)
+    for turn in (*names, *FURTHER_TURNS):
+        name = trainee(session, speaker(turn, session.pipeline).name)
         identities["base", turn] = BASE
         identities["sft", turn] = last_phase(session, last, name, ("sft",))
         identities["malt", turn] = last_phase(session, last, name)
