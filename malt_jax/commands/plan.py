@@ -6,7 +6,35 @@ from malt_jax.commands.command import Command, Invocation, Option
 
 
 def run(invocation: Invocation) -> None:
-    pass
+    import json
+    import os
+    import sys
+
+    from malt_jax.commands.launch import print_table, read_config
+
+    options = invocation.options
+    if options.topology:
+        # What is compiled for the slice runs nowhere: this machine's own devices stay free.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from malt_jax.planning.chips import find_target
+    from malt_jax.planning.plan import make_plan
+    from malt_jax.planning.specs import find_spec
+    from malt_jax.planning.table import tables
+
+    config = read_config(invocation)
+    spec, source = find_spec(config.model.path, config.model.revision)
+    target = find_target(options.topology)
+
+    def note(name: str) -> None:
+        if not config.quiet:
+            print(f"{'compiling' if target.devices else 'counting'} {name}", file=sys.stderr)
+
+    plan = make_plan(config, spec, target, whole=options.whole, on_program=note)
+    plan["model"]["spec"] = source
+    for table in tables(plan):
+        print_table(table)
+    if options.json:
+        print(json.dumps(plan))
 
 
 COMMAND = Command(
@@ -16,8 +44,9 @@ COMMAND = Command(
     "program for that TPU slice, on this machine, and prints memory and time per program.",
     run=run,
     options=(
-        Option("--topology", "A TPU slice, as v5p:2x2x4 (needs the extra `tpu`).", "NAME"),
-        Option("--json", "Print one JSON object instead of tables."),
+        Option("--topology", "A TPU slice, as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
+        Option("--whole", "Compile all layers, not two small depths that tell the rest."),
+        Option("--json", "Print one JSON object after the tables, as the last line."),
     ),
     fields=(
         "model.path",

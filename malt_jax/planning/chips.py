@@ -1,0 +1,101 @@
+"""Accelerators a run can be planned for, and what a topology's name means.
+
+Figures are the vendors' published ones: dense bfloat16 rate, memory and its bandwidth. TPUs:
+cloud.google.com/tpu/docs, pages of v5e, v5p and v6e; H100: the SXM5 data sheet.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from malt_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator. Rates are None where none is published (a CPU)."""
+
+    name: str
+    platform: str
+    memory: int | None
+    """Bytes; None: unknown, so nothing is said to fit or not."""
+    flops: float | None
+    """bfloat16 operations a second."""
+    bandwidth: float | None
+    """Bytes a second between memory and the chip."""
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", "tpu", 16 << 30, 197e12, 819e9),
+        Chip("v5p", "tpu", 95 << 30, 459e12, 2765e9),
+        Chip("v6e", "tpu", 32 << 30, 918e12, 1640e9),
+        Chip("h100", "gpu", 80 << 30, 989e12, 3350e9),
+        Chip("gpu16", "gpu", 16 << 30, None, None),
+    )
+}
+"""By the name a topology begins with; `gpu16` is any GPU of 16 GiB."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run is planned for."""
+
+    name: str
+    chip: Chip
+    count: int
+    devices: Sequence[Any] | None
+    """Devices to compile for; None where no compiler for them is at hand."""
+
+
+def find_target(topology: str | None) -> Target:
+    """The target of `v5p:4x4x4` (a TPU slice), `h100:1` (GPUs), or of the devices at hand.
+
+    A TPU slice is described by libtpu, without a TPU. Raises UserError for a name that is none.
+    """
+    if topology is None:
+        return _at_hand()
+    name, _, shape = topology.partition(":")
+    if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", shape):
+        raise UserError(
+            f"--topology: found {topology!r}, allowed: CHIP:SHAPE as v5p:4x4x4, v5e:4x4 or h100:1; "
+            f"chips: {', '.join(CHIPS)}."
+        )
+    chip, count = CHIPS[name], math.prod(map(int, shape.split("x")))
+    devices = _tpu_devices(topology) if chip.platform == "tpu" else None
+    return Target(topology, chip, count, devices)
+
+
+def _tpu_devices(topology: str) -> Sequence[Any]:
+    # libtpu otherwise asks the cloud's metadata server who it is, and locks the machine's TPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # libtpu's errors and its absence come as several kinds
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--topology: {topology!r} could not be described ({first}). It needs libtpu "
+            "(pip install 'malt-jax[tpu]') and a shape that chip is offered in."
+        ) from error
+
+
+def _at_hand() -> Target:
+    import jax
+
+    devices = jax.devices()
+    kind = devices[0].device_kind.lower()
+    known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
+    known["h100"] = "h100"
+    name = next((chip for word, chip in known.items() if word in kind), None)
+    chip = CHIPS[name] if name else Chip(kind, devices[0].platform, None, None, None)
+    return Target(f"{len(devices)} x {kind}", chip, len(devices), devices)

@@ -1,0 +1,65 @@
+"""Reads the communication out of a compiled program's text."""
+
+from __future__ import annotations
+
+import math
+import re
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16,
+        "f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """{kind: {count, bytes}} of one execution: bytes of what each collective gives a chip.
+
+    A loop's are counted as often as it runs where the compiler knows that, and once otherwise.
+    """
+    lines: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            name = found[1]
+            lines[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif name:
+            lines[name].append(line)
+    totals: dict[str, dict[str, int]] = {}
+    _count(entry, 1, lines, totals)
+    return totals
+
+
+def _count(
+    name: str, times: int, lines: dict[str, list[str]], totals: dict[str, dict[str, int]]
+) -> None:
+    for line in lines.get(name, ()):
+        if found := _COLLECTIVE.search(line):
+            total = totals.setdefault(found[2], {"count": 0, "bytes": 0})
+            sizes = [_bytes(*array) for array in _ARRAY.findall(found[1])]
+            # An asynchronous start gives (operands, results): its results are the second half.
+            sizes = sizes[len(sizes) // 2 :] if found[3] and len(sizes) > 1 else sizes
+            total["count"] += times
+            total["bytes"] += times * sum(sizes)
+        trips = _TRIPS.search(line) if " while(" in line else None
+        for called in _called(line):
+            _count(called, times * (int(trips[1]) if trips else 1), lines, totals)
+
+
+def _called(line: str) -> list[str]:
+    names = _CALLED.findall(line)
+    for group in _BRANCHES.findall(line):
+        names += [part.strip().lstrip("%") for part in group.split(",")]
+    return names
+
+
+def _bytes(kind: str, shape: str) -> int:
+    if kind not in BITS:
+        return 0
+    return math.prod(int(size) for size in shape.split(",") if size) * BITS[kind] // 8

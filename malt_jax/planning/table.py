@@ -1,0 +1,97 @@
+"""A plan as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+GIB = 2**30
+
+
+def tables(plan: dict[str, Any]) -> Iterator[Any]:
+    """`rich` renderables: the run in words, its programs, its stages, what would fit."""
+    yield from _head(plan)
+    yield _programs(plan)
+    if plan["stages"]:
+        yield _stages(plan)
+    else:
+        yield "No rate is known for this device, so no hours: measure it with `malt bench`."
+    yield from _verdict(plan)
+
+
+def _head(plan: dict[str, Any]) -> Iterator[str]:
+    model, target, work, mesh = (plan[name] for name in ("model", "target", "work", "mesh"))
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.items() if name != "why")
+    yield (
+        f"model: {model['path']}, {model['parameters']:,} parameters, "
+        f"{model['bytes_per_chip'] / GIB:.2f} GiB a chip"
+    )
+    yield f"target: {target['name']}, {target['chips']} chips; mesh {axes}: {mesh['why']}"
+    yield (
+        f"search: {work['train_questions']:,} questions x {work['rounds']} rounds, "
+        f"{work['tree_calls']:,} completions of {work['tree_tokens']:,} tokens a round"
+    )
+    yield (
+        f"evaluation: {work['eval_questions']:,} questions, at most {work['eval_calls']:,} "
+        f"completions of {work['eval_tokens']:,} tokens"
+    )
+    assumed = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in plan["assumptions"].items())
+    yield f"assumed: {assumed}"
+
+
+def _programs(plan: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    depths = plan["programs"][0]["compiled_at_layers"]
+    how = "by formula, nothing compiled"
+    if plan["compiled"]:
+        how = f"compiled with {' and '.join(map(str, depths))} of {plan['model']['layers']} layers"
+    table = Table(title=f"programs, GiB a chip ({how})")
+    for column in ("program", "computes"):
+        table.add_column(column)
+    for column in ("arguments", "temporaries", "code", "total", "TFLOP", "GB moved"):
+        table.add_column(column, justify="right")
+    for column in ("collectives", "seconds", "fits"):
+        table.add_column(column)
+    for program in plan["programs"]:
+        size = lambda name, p=program: f"{p.get(name, 0) / GIB:.2f}"  # noqa: E731
+        moved = program.get("bytes_moved")
+        table.add_row(
+            program["name"],
+            program["shape"],
+            size("arguments"),
+            size("temporaries"),
+            size("code"),
+            size("total_bytes"),
+            f"{program['flops'] / 1e12:.3g}",
+            "" if moved is None else f"{moved / 1e9:.3g}",
+            _collectives(program.get("collectives", {})),
+            "" if program["seconds"] is None else f"{program['seconds']:.4f}",
+            {True: "yes", False: "no", None: "unknown"}[program["fits"]],
+        )
+    return table
+
+
+def _collectives(found: dict[str, dict[str, float]]) -> str:
+    return "; ".join(
+        f"{round(total['count'])} {kind} {total['bytes'] / 1e9:.3g} GB"
+        for kind, total in found.items()
+    )
+
+
+def _stages(plan: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("stage", "hours", "chip-hours", title="at the compiler's speed, a lower bound")
+    for stage in plan["stages"]:
+        table.add_row(stage["name"], f"{stage['hours']:.2f}", f"{stage['chip_hours']:.1f}")
+    return table
+
+
+def _verdict(plan: dict[str, Any]) -> Iterator[str]:
+    if plan["fits"]:
+        known = plan["target"]["chip_bytes"]
+        yield f"fits {known / GIB:.0f} GiB a chip." if known else "memory of the device: unknown."
+    for program in plan["programs"]:
+        if program["instead"]:
+            yield f"{program['name']} does not fit; nearest that should: {program['instead']}"
