@@ -165,11 +165,16 @@ def _call(speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Sta
         room=stage.context - turn.role.config.max_new_tokens,
         overflow=stage.overflow,  # type: ignore[arg-type]
         where=f"{speaker.question.id}, {turn.role.name}",
-        extra={**absent, "others": "\n".join(others)},
+        extra={**absent, **_others(others)},
     )
     identity = stage.policies[turn.policy, turn.role.name].identity
     key = (speaker.question.id, speaker.draw, speaker.agent, step)
     return Call(identity, settings(turn.role, stage.tokenizer.end_ids), prompt, key)
+
+
+def _others(texts: Sequence[str]) -> dict[str, str]:
+    """What a debate template may name: `{others}`, one a line, or `{other_1}`, `{other_2}`, ..."""
+    return {"others": "\n".join(texts), **{f"other_{i}": t for i, t in enumerate(texts, start=1)}}
 
 
 def _draw(calls: Iterable[Call], stage: Stage) -> dict[Call, Drawn]:

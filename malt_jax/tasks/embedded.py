@@ -20,7 +20,7 @@ TEMPLATES = {
     "verifier": "check|{question}|{generator}|",
     "refiner": "fix|{question}|{generator}|{verifier}|",
     "retry": "retry|{question}|{previous}|",
-    "debate": "debate|{question}|{previous}\n{others}|",
+    "debate": "debate|{question}|{previous};{other_1};{other_2}|",
 }
 
 
