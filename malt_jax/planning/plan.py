@@ -145,8 +145,7 @@ def _stages(
 
     blocks = math.ceil(work.train_questions / config.search.block)
     search = config.rounds * sum(
-        sampling(r.nodes, r.completion, r.longest, r.prefixes, r.prompt, blocks)
-        for r in work.roles
+        sampling(r.nodes, r.completion, r.longest, r.prefixes, r.prompt, blocks) for r in work.roles
     )
     last = work.roles[-1]
     eval_blocks = math.ceil(work.eval_questions / config.eval.block) * 3 * len(work.roles)

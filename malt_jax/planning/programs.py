@@ -27,7 +27,7 @@ from malt_jax.models.sharding import RULES, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.chips import Target
-from malt_jax.planning.work import Assumptions, Work
+from malt_jax.planning.work import Work
 from malt_jax.sampling import cache, memory, programs
 from malt_jax.sampling.engine import ACCELERATOR_ROWS, BEST_ROWS
 from malt_jax.sampling.memory import Shapes
@@ -178,8 +178,9 @@ def device_bytes(tree: Any) -> int:
 
     def of(x: jax.ShapeDtypeStruct) -> int:
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        return math.prod(shape) * (4 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
-                                   else x.dtype.itemsize)
+        return math.prod(shape) * (
+            4 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else x.dtype.itemsize
+        )
 
     return sum(map(of, jax.tree.leaves(tree)))
 
@@ -336,9 +337,7 @@ def _rows(
 
     batch = list(map(example, range(part.batch_size)))
     tokens = part.loop.micro_tokens or (1024 if cpu else 16384 * devices)
-    return make_plan(
-        [batch], spec, tokens, row_multiple=devices, row_length=part.loop.row_length
-    )
+    return make_plan([batch], spec, tokens, row_multiple=devices, row_length=part.loop.row_length)
 
 
 def _largest(plan: Plan) -> Any:

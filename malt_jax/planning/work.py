@@ -77,8 +77,10 @@ class Work:
 def count_work(config: Config, assume: Assumptions) -> Work:
     """The work of one round and the evaluation."""
     train, evaluate = QUESTIONS.get(config.task.name, UNKNOWN_QUESTIONS)
-    train = min(config.task.num_train or train, train) if config.task.name in QUESTIONS else (
-        config.task.num_train or train
+    train = (
+        min(config.task.num_train or train, train)
+        if config.task.name in QUESTIONS
+        else (config.task.num_train or train)
     )
     evaluate = config.task.num_eval or evaluate
     roles = tuple(_roles(config, assume, train))

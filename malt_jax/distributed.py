@@ -1,0 +1,141 @@
+"""Several processes as one run, on JAX's own distributed runtime.
+
+Every process runs the same command and holds the same plan, so all of them make the same calls in
+the same order. Process 0 writes the run directory; see docs/scaling.md for what is shared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from malt_jax.errors import UserError
+from malt_jax.models.mesh_config import MeshConfig
+
+COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
+
+HEARTBEAT_SECONDS = 30
+"""A process that is silent for this long is taken for dead, and the others are ended."""
+JOIN_SECONDS = 300
+"""How long process 0 waits for all others to come."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all processes of the run."""
+
+    coordinator: str
+    """host:port of process 0."""
+    processes: int
+    process: int
+
+
+def find_place(config: MeshConfig, env: Mapping[str, str] = os.environ) -> Place | None:
+    """The place that fields of `mesh` or MALT_* variables give; fields go first. None: neither.
+
+    Raises UserError when only a part of it is given, or a number is out of range.
+    """
+    given = {
+        "coordinator": config.coordinator or env.get(COORDINATOR) or None,
+        "processes": _number(config.processes, PROCESSES, env),
+        "process": _number(config.process, PROCESS, env),
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise UserError(
+            f"mesh.{missing[0]}: missing, though {', '.join(n for n in given if n not in missing)} "
+            f"is given; set mesh.coordinator, mesh.processes and mesh.process (or {COORDINATOR}, "
+            f"{PROCESSES} and {PROCESS}), or none of them."
+        )
+    place = Place(**given)  # type: ignore[arg-type]
+    if not place.processes >= 1:
+        raise UserError(f"mesh.processes: found {place.processes}, allowed: 1 or more.")
+    if not 0 <= place.process < place.processes:
+        raise UserError(
+            f"mesh.process: found {place.process}, allowed: 0 to {place.processes - 1}."
+        )
+    host, _, port = place.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"mesh.coordinator: found {place.coordinator!r}, allowed: host:port, as 10.0.0.1:1234."
+        )
+    return place
+
+
+def detectable(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this machine is one of several that JAX can find by itself: Slurm, GKE, Cloud TPU."""
+    if env.get("SLURM_JOB_ID") and int(env.get("SLURM_NTASKS") or 1) > 1:
+        return True
+    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
+        return True
+    chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
+    return chips and env.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+
+
+def initialize(config: MeshConfig) -> None:
+    """Joins this process to the run's others, before JAX is first used; alone it does nothing.
+
+    Processes find each other by `find_place`, or by themselves where `detectable`. When one dies,
+    JAX's heartbeat ends the others after at most `HEARTBEAT_SECONDS` and its next check, with a
+    message that names the one that is gone. Raises UserError when the others do not come.
+    """
+    import jax
+
+    place = find_place(config)
+    if jax.distributed.is_initialized() or (place is None and not detectable()):
+        return
+    if place is not None and place.processes == 1:
+        return
+    # Ignored by all platforms but the CPU, which has no collectives across processes of its own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    known = {} if place is None else {
+        "coordinator_address": place.coordinator,
+        "num_processes": place.processes,
+        "process_id": place.process,
+    }  # fmt: skip
+    try:
+        jax.distributed.initialize(
+            **known,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = place.coordinator if place else "found by JAX on this cluster"
+        raise UserError(
+            f"mesh.coordinator: the processes of this run ({where}) did not come together: {first}. "
+            "Start the same command on every host, with the same coordinator, and look whether its "
+            "port can be reached."
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this process writes what all of them share."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process of the run is at the barrier of this name."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _number(field: int | None, name: str, env: Mapping[str, str]) -> int | None:
+    if field is not None:
+        return field
+    text = env.get(name)
+    if not text:
+        return None
+    if not text.isdigit():
+        raise UserError(f"{name}: found {text!r}, allowed: a whole number.")
+    return int(text)
