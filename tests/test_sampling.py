@@ -190,11 +190,16 @@ def test_any_settings_equal_the_naive_loop_and_compile_nothing_new(model, sample
     assert sampler.stats.executables == before
 
 
-def test_number_of_programs_is_one_decode_and_one_extend_a_bucket(model):
-    sampler = Sampler(model, SMALL)
-    for seed in range(3):
-        sampler.sample(make_requests(8 + seed, 3, seed), DRAWN)
-    assert sampler.stats.executables == 1 + len(SMALL.prefill_buckets)
+def test_programs_are_known_before_the_run(model):
+    """`2 r - 1 + r t` for r rungs of slots and t prefill buckets; no later call adds one."""
+    sampler = Sampler(model, replace(SMALL, slots=8, prefill_buckets=(8,)))
+    assert len(sampler.ladder(20, 12)) == 2
+    assert sampler.warm_up(20, 12) == 2 * 2 - 1 + 2 * 1
+    for count, n in ((1, 1), (3, 2), (30, 3)):
+        requests = make_requests(count, n, seed=count)
+        drawn = sampler.sample(requests, DRAWN)
+        assert_same(model, requests[:2], DRAWN, drawn[:2])
+    assert sampler.stats.executables == 5
 
 
 def test_order_and_company_of_requests_change_nothing(model, sampler):

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from malt_jax.models.spec import ModelSpec
+from malt_jax.sampling.engine import Sampler
 from malt_jax.sampling.memory import Shapes
+from malt_jax.sampling.pool import Pool
+from malt_jax.sampling.request import Request, Settings
 
 ROUNDS = 5
 """Times everything is measured, in turns; the best counts, for others may share the machine."""
@@ -37,24 +40,21 @@ def step_cost(spec: ModelSpec, shapes: Shapes, itemsize: int, kv_itemsize: int) 
     }
 
 
-def measure(
-    spec: ModelSpec,
-    shapes: Shapes,
-    dtype: Any,
-    kv_itemsize: int,
-    decode: Callable[[], int],
-) -> dict[str, float]:
-    """The fraction of this machine's own rates that decoding reaches.
+def measure(sampler: Sampler, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+    """The fraction of this machine's own rates that decoding at full batch reaches.
 
-    `decode` runs a chunk with all rows busy and returns its steps. The matrix rate is that of the
-    model's own MLP products at this number of rows, each with its own weights, and nothing else.
+    The matrix rate is that of the model's own MLP products at this number of rows, each with its
+    own weights, and nothing else.
     """
-    rows = shapes.slots * shapes.width
+    shapes = sampler.ladder(prompt_tokens, new_tokens)[-1]
+    decode = _saturated(sampler, shapes, prompt_tokens)
+    spec, rows = sampler.spec, shapes.slots * shapes.width
+    dtype = sampler.dtype
     products, flops = _mlp_products(spec, rows, dtype)
     stream = jnp.ones(1 << 26, dtype)
     read = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     copy = jax.jit(lambda x: x + 1)
-    best = {"product": np.inf, "read": np.inf, "copy": np.inf, "step": np.inf}
+    best = dict.fromkeys(("product", "read", "copy", "step"), float("inf"))
     for _ in range(ROUNDS + 1):  # the first round compiles
         timed = {
             "product": _seconds(products),
@@ -62,9 +62,10 @@ def measure(
             "copy": _seconds(lambda: copy(stream)),
         }
         began = time.perf_counter()
-        timed["step"] = 1 / max(1, decode()) * (time.perf_counter() - began)
+        steps = decode()
+        timed["step"] = (time.perf_counter() - began) / steps
         best = {name: min(best[name], timed[name]) for name in best}
-    cost = step_cost(spec, shapes, jnp.dtype(dtype).itemsize, kv_itemsize)
+    cost = step_cost(spec, shapes, jnp.dtype(dtype).itemsize, sampler.cache_dtype.itemsize)
     rates = {
         "matmul_flops_per_s": flops / best["product"],
         "read_bytes_per_s": stream.nbytes / best["read"],
@@ -77,11 +78,28 @@ def measure(
         **{f"step_{name}": value for name, value in cost.items()},
         **rates,
         "step_seconds": best["step"],
+        "tokens_per_s": rows / best["step"],
         "step_seconds_by_matmul": by_matmul,
         "step_seconds_by_memory": by_memory,
         "matmul_fraction": by_matmul / best["step"],
         "memory_fraction": by_memory / best["step"],
     }
+
+
+def _saturated(sampler: Sampler, shapes: Shapes, prompt_tokens: int) -> Callable[[], int]:
+    """Decodes a chunk with all rows busy to its end; returns its steps."""
+    keys = np.zeros((shapes.width, 2), np.uint32)
+    requests = [Request((0,) * prompt_tokens, keys)] * shapes.slots
+    how = Settings(max_new_tokens=max(shapes.ring, sampler.config.chunk_steps + 1))
+    pool = Pool(requests, how, shapes.slots, shapes.width, shapes.places)
+    pool.admit()
+    device = sampler.device(shapes)
+
+    def decode() -> int:
+        device.decode(pool, enough=shapes.slots)
+        return int(device.result()[1].steps)
+
+    return decode
 
 
 def _mlp_products(spec: ModelSpec, rows: int, dtype: Any) -> tuple[Callable[[], Any], float]:

@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -104,8 +103,6 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         **stats.as_dict(),
         "compile_s": stats.compile_seconds,
-        "cache_bytes": stats.peak_bytes,
-        "peak_bytes": peak_bytes(device),
         "device": f"{device.device_kind}, {os.cpu_count()} cores",
         "platform": device.platform,
         "dtype": jax.tree.leaves(model.params)[0].dtype.name,
@@ -114,19 +111,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     if not job["no_roofline"]:
         from malt_jax.bench.roofline import measure as roofline
 
-        bench = sampler.saturated(max(map(len, levels[-1])), job["max_new_tokens"])
-        result["roofline"] = roofline(
-            model.spec, bench.shapes, result["dtype"], bench.kv_itemsize, bench.chunk
-        )
+        result["roofline"] = roofline(sampler, max(map(len, levels[-1])), job["max_new_tokens"])
     return result
-
-
-def peak_bytes(device: Any) -> int:
-    """The most memory the device had in use; for a CPU, this process's."""
-    stats = device.memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _pipeline(job: dict[str, Any]) -> Any:

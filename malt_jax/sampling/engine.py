@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -23,14 +24,14 @@ from jax.sharding import Mesh
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import RULES
-from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling import cache, memory, programs
+from malt_jax.sampling import memory
 from malt_jax.sampling.compiled import Programs, use_cache_dir
 from malt_jax.sampling.config import SamplerConfig
+from malt_jax.sampling.device import Device
 from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.pool import Admission, Pool
-from malt_jax.sampling.prefill import Call, calls
-from malt_jax.sampling.request import MAX_END_IDS, Completion, Request, Settings
+from malt_jax.sampling.prefill import Call, calls, padding
+from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.sampling.stats import Stats
 
 __all__ = ["Completion", "Request", "Sampler", "Settings"]
@@ -58,8 +59,9 @@ class Sampler:
         self._params = model.params
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self._shards = _extent(mesh, "slots", 0)
-        dtype = jax.tree.leaves(self._params)[0].dtype
-        self._dtype = jnp.int8 if self.config.cache == "int8" else dtype
+        self.dtype = model.params["embed"][...].dtype
+        """Of weights and activations."""
+        self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
 
     def sample(
         self,
@@ -75,19 +77,17 @@ class Sampler:
         served.
         """
         self._check(requests, settings)
-        ring = _bucket(self.config.new_token_buckets, settings.max_new_tokens, "max_new_tokens")
-        groups = self._group(requests)
         done: list[list[Completion]] = [[] for _ in requests]
-        for places, members in sorted(groups.items()):
+        for members in self._group(requests):
             chosen = [requests[i] for i in members]
             hook = on_tokens and (lambda i, j, new, m=members: on_tokens(m[i], j, new))
             with self._context():
-                results = self._run(chosen, settings, adapter, hook, places, ring)
+                results = self._run(chosen, settings, adapter, hook)
             for index, drawn in zip(members, results, strict=True):
                 done[index] = drawn
         return done
 
-    def _group(self, requests: Sequence[Request]) -> dict[int, list[int]]:
+    def _group(self, requests: Sequence[Request]) -> list[list[int]]:
         """Requests by prompt capacity; a group too small to keep the rows busy joins the next."""
         groups: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
@@ -98,7 +98,7 @@ class Sampler:
         for small, larger in pairwise(sizes):
             if sum(len(requests[i].keys) for i in groups[small]) < 4 * self._best_rows:
                 groups[larger] += groups.pop(small)
-        return groups
+        return [groups[size] for size in sorted(groups)]
 
     def _check(self, requests: Sequence[Request], settings: Settings) -> None:
         for index, request in enumerate(requests):
@@ -121,37 +121,66 @@ class Sampler:
                     f"{self.spec.vocab - 1}; the prompt was made with another tokenizer."
                 )
 
-    def _shapes(self, completions: int, places: int, ring: int) -> Shapes:
-        """Slots near the number of completions: the most that is best and fits, or that over 4^k.
+    def ladder(self, prompt_tokens: int, new_tokens: int) -> list[Shapes]:
+        """The shapes that prompts and completions up to these lengths run in, smallest first.
 
-        A ladder this coarse keeps the programs few; slots left over take completions from others.
+        Raises UserError when they don't fit in memory, with what would.
         """
-        width = self.config.width
-        plan = memory.budget(
-            self.spec,
-            Shapes(1, width, places, ring),
-            self._dtype,
-            self.config.memory_gb,
-            self._shards,
-            _extent(self.mesh, "kv_heads", self.spec.kv_heads),
+        config, width = self.config, self.config.width
+        one = Shapes(
+            slots=1,
+            width=width,
+            places=_bucket(config.prefix_buckets, max(1, prompt_tokens - 1), "a prompt"),
+            ring=_bucket(config.new_token_buckets, new_tokens, "max_new_tokens"),
         )
-        wanted = self.config.slots or max(1, self._best_rows // width) * self._shards
-        if self.config.slots and plan.slots < wanted:
+        head_parts = _extent(self.mesh, "kv_heads", self.spec.kv_heads)
+        plan = memory.budget(
+            self.spec, one, self.cache_dtype, config.memory_gb, self._shards, head_parts
+        )
+        wanted = config.slots or max(1, self._best_rows // width) * self._shards
+        if config.slots and plan.slots < wanted:
             raise UserError(
                 f"sampler.slots: {wanted} slots need {plan.need(wanted) / 2**30:.2f} GiB a device, "
                 f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.slots}."
             )
-        most = min(wanted, plan.slots)
-        slots = most
-        while slots > 1 and completions * 2 <= slots * width:
-            slots = -(-slots // 4)
-        slots = -(-slots // self._shards) * self._shards
-        self.stats.peak_bytes = max(self.stats.peak_bytes, plan.need(slots))
-        return Shapes(slots, width, places, ring)
+        rungs = memory.ladder(min(wanted, plan.slots), self._shards)
+        self._slot_bytes = plan.bytes_per_slot
+        return [replace(one, slots=slots) for slots in rungs]
 
-    def saturated(self, prompt_tokens: int, new_tokens: int) -> Saturated:
-        """The decode program with every row busy to the end, for measuring what a step costs."""
-        return Saturated(self, prompt_tokens, new_tokens)
+    def device(
+        self, shapes: Shapes, adapter: Adapter | None = None, end_ids: Sequence[int] = ()
+    ) -> Device:
+        """Empty caches of these shapes."""
+        return Device(
+            self._programs,
+            self.model.graph,
+            self._params,
+            self.spec,
+            adapter,
+            shapes,
+            self.cache_dtype,
+            self.config.chunk_steps,
+            end_ids,
+        )
+
+    def warm_up(self, prompt_tokens: int, new_tokens: int, adapter: Adapter | None = None) -> int:
+        """Compile what calls with prompts and completions up to these lengths can need.
+
+        Returns the number of executables there are then; such calls add none. It is
+        `2 r - 1 + r t` for r rungs of slots and t prefill buckets, for each capacity and for
+        calls with and without adapter.
+        """
+        rungs = self.ladder(prompt_tokens, new_tokens)
+        for lower, shapes in zip([None, *rungs], rungs, strict=False):
+            with self._context():
+                device = self.device(shapes, adapter)
+                nothing = Pool([], Settings(), shapes.slots, shapes.width, shapes.places)
+                for size in self.config.prefill_buckets:
+                    device.extend(padding(size, self._prefill_tokens, shapes.slots))
+                device.decode(nothing, enough=0)
+                if lower:
+                    device.shrink(np.arange(lower.slots))
+        return self.stats.executables
 
     def _run(
         self,
@@ -159,51 +188,56 @@ class Sampler:
         settings: Settings,
         adapter: Adapter | None,
         on_tokens: OnTokens | None,
-        places: int,
-        ring: int,
     ) -> list[list[Completion]]:
-        shapes = self._shapes(sum(len(r.keys) for r in requests), places, ring)
-        pool = Pool(requests, settings, shapes.slots, shapes.width, places)
-        device = _Device(self, shapes, adapter, settings)
-        stats, grown = self.stats, []
+        rungs = self.ladder(max(len(r.prompt) for r in requests), settings.max_new_tokens)
+        completions = sum(len(r.keys) for r in requests)
+        fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.slots * shapes.width)
+        shapes = next(fits, rungs[-1])
+        device = self.device(shapes, adapter, settings.end_ids)
+        held = self._slot_bytes * -(-shapes.slots // self._shards)
+        self.stats.cache_bytes = max(self.stats.cache_bytes, held)
+        pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places)
+        clock = _Clock(self.stats)
+        grown: list[tuple[int, int, int]] = []
         while not pool.finished:
-            started = time.perf_counter() - stats.compile_seconds
-            for call in self._prefill(pool.admit(), shapes):
+            clock.host()
+            for call in self._prefill(pool.admit(), shapes.slots):
                 device.extend(call)
-            # With work left, a chunk ends early when an eighth of the slots is free.
-            enough = max(1, shapes.slots // 8) if pool.can_fill else shapes.slots
+            lower = _lower(rungs, device.shapes)
+            while lower and not pool.can_fill and pool.busy <= lower:
+                device.shrink(pool.shrink(lower))
+                lower = _lower(rungs, device.shapes)
+            shapes = device.shapes
+            # A chunk ends early when free slots can be filled, or the caches can be smaller.
+            enough = max(1, shapes.slots // 16) if pool.can_fill else shapes.slots - lower
             device.decode(pool, enough)
-            dispatched = time.perf_counter() - stats.compile_seconds
+            clock.overlapped()
             self._look(pool, grown, on_tokens)
-            late, looked = device.ready(), time.perf_counter() - stats.compile_seconds
+            clock.device(waited=device.ready())
             rows, log = device.result()
+            clock.host()
             if bool(log.bad):
                 raise UserError(
                     "model: its logits hold NaN or infinity, so the weights or the adapter are "
                     "broken; load them anew or train with a lower learning rate."
                 )
-            returned = time.perf_counter() - stats.compile_seconds
-            stats.row_steps += int(log.steps) * shapes.slots * shapes.width
+            self.stats.row_steps += int(log.steps) * shapes.slots * shapes.width
             grown = pool.absorb(rows, log)
-            absorbed = time.perf_counter() - stats.compile_seconds
-            # The device is without work from its result to the next dispatch, and while the host
-            # looks at what was drawn if it looks for longer than the device decodes.
-            stats.seconds += absorbed - started
-            stats.host_wait_seconds += (looked if late else dispatched) - started
-            stats.host_wait_seconds += absorbed - returned
         self._look(pool, grown, on_tokens)
+        clock.stop()
+        return self._finish(requests, pool)
+
+    def _finish(self, requests: Sequence[Request], pool: Pool) -> list[list[Completion]]:
+        done, stats = [[draft.done() for draft in drafts] for drafts in pool.drafts], self.stats
         stats.row_steps_useful += pool.useful_steps
-        done = [[draft.done() for draft in drafts] for drafts in pool.drafts]
         for request, completions in zip(requests, done, strict=True):
             stats.prefill_tokens_naive += len(request.prompt) * len(completions)
             stats.completions += len(completions)
             stats.tokens_generated += sum(len(c.tokens) for c in completions)
         return done
 
-    def _prefill(self, admissions: list[Admission], shapes: Shapes) -> Iterable[Call]:
-        for call in calls(
-            admissions, shapes.slots, self.config.prefill_buckets, self._prefill_tokens
-        ):
+    def _prefill(self, admissions: list[Admission], slots: int) -> Iterable[Call]:
+        for call in calls(admissions, slots, self.config.prefill_buckets, self._prefill_tokens):
             self.stats.prefill_tokens_computed += int(call.length.sum())
             self.stats.prefill_tokens_padded += call.tokens.size
             yield call
@@ -237,80 +271,46 @@ def stop_length(
     return next((n for n in range(before + 1, count) if found(n)), count)
 
 
-class _Device:
-    """One run's caches and executables."""
+class _Clock:
+    """Sums a run's time, and the part in which the device may have had nothing to do."""
 
-    def __init__(self, sampler: Sampler, shapes: Shapes, adapter: Adapter | None, how: Settings):
-        self._sampler, self._shapes, self._adapter = sampler, shapes, adapter
-        spec, dtype = sampler.spec, sampler._dtype
-        self._prefix = _allocate(spec, shapes.slots, shapes.places, dtype)
-        self._suffix = _allocate(spec, shapes.slots * shapes.width, shapes.ring, dtype)
-        self._clock = np.int32(0)
-        ends = [*how.end_ids, *[-1] * (MAX_END_IDS - len(how.end_ids))]
-        self._end_ids = np.array(ends, np.int32)
-        self._like = jax.tree.structure(adapter), *(x.shape for x in jax.tree.leaves(adapter))
+    def __init__(self, stats: Stats):
+        self._stats, self._phase = stats, "host"
+        self._since = self._now()
 
-    def extend(self, call: Call) -> None:
-        sampler = self._sampler
-        function = partial(programs.extend, sampler.model.graph)
-        args = (sampler._params, self._adapter, self._prefix, *call)
-        key = ("extend", call.tokens.shape, self._shapes, self._like)
-        self._prefix = sampler._programs.get(key, function, (2,), args)(*args)
+    def _now(self) -> float:
+        return time.perf_counter() - self._stats.compile_seconds
 
-    def decode(self, pool: Pool, enough: int) -> None:
-        sampler = self._sampler
-        function = partial(programs.decode, sampler.model.graph, sampler.config.chunk_steps)
-        args = (
-            sampler._params,
-            self._adapter,
-            self._prefix,
-            self._suffix,
-            pool.rows,
-            pool.plan(),
-            self._end_ids,
-            self._clock,
-            np.int32(enough),
-        )
-        key = ("decode", self._shapes, self._like)
-        program = sampler._programs.get(key, function, (3,), args)
-        self._suffix, self._rows, self._log, self._clock = program(*args)
+    def _enter(self, phase: str) -> float:
+        now = self._now()
+        spent, self._since = now - self._since, now
+        self._stats.seconds += spent
+        if self._phase == "host":
+            self._stats.host_wait_seconds += spent
+        self._phase = phase
+        return spent
 
-    def ready(self) -> bool:
-        return self._log.steps.is_ready()
+    def host(self) -> None:
+        """The host works and the device has nothing to do."""
+        self._enter("host")
 
-    def result(self) -> tuple[programs.Rows, programs.Log]:
-        return jax.device_get((self._rows, self._log))
+    def overlapped(self) -> None:
+        """The device was given work, and the host has work beside it."""
+        self._enter("overlapped")
+
+    def device(self, waited: bool) -> None:
+        """The host has nothing left to do; `waited`: the device was done before."""
+        spent = self._enter("device")
+        # How long it waited is not known: no longer than the host worked beside it.
+        self._stats.host_wait_seconds += spent if waited else 0.0
+
+    def stop(self) -> None:
+        self._enter("host")
 
 
-class Saturated:
-    """Endless chunks of decoding at full batch: no end tokens, nothing to refill."""
-
-    def __init__(self, sampler: Sampler, prompt_tokens: int, new_tokens: int):
-        config, rows = sampler.config, sampler._best_rows
-        places = _bucket(config.prefix_buckets, prompt_tokens, "a prompt")
-        ring = _bucket(config.new_token_buckets, new_tokens, "max_new_tokens")
-        self.shapes = sampler._shapes(rows, places, ring)
-        self.kv_itemsize = jnp.dtype(sampler._dtype).itemsize
-        keys = np.zeros((self.shapes.width, 2), np.uint32)
-        request = Request((0,) * prompt_tokens, keys)
-        how = Settings(max_new_tokens=ring)
-        slots = self.shapes.slots
-        self._pool = Pool([request] * slots, how, slots, self.shapes.width, places)
-        self._pool.admit()
-        self._context = sampler._context
-        with self._context():
-            self._device = _Device(sampler, self.shapes, None, how)
-
-    def chunk(self) -> int:
-        """Decode one chunk; returns its steps."""
-        with self._context():
-            self._device.decode(self._pool, self.shapes.slots)
-            return int(self._device.result()[1].steps)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _allocate(spec: ModelSpec, count: int, places: int, dtype: Any) -> list[cache.KV]:
-    return programs.laid_out(cache.empty(spec, count, places, dtype))
+def _lower(rungs: Sequence[Shapes], shapes: Shapes) -> int:
+    """Slots of the next smaller shapes, or 0."""
+    return max((rung.slots for rung in rungs if rung.slots < shapes.slots), default=0)
 
 
 def _extent(mesh: Mesh | None, axis: str, size: int) -> int:

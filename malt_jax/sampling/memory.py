@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,22 @@ class Budget:
     def need(self, slots: int) -> int:
         """Bytes on the device that holds most of `slots`."""
         return -(-slots // self.shards) * self.bytes_per_slot
+
+
+MIN_SLOTS = 4
+"""Fewer are not worth a program of their own."""
+
+
+def ladder(most: int, shards: int = 1) -> list[int]:
+    """Numbers of slots there are programs for: `most`, halved down to a few, rising.
+
+    A run begins at the rung its work fills, and goes down as its last completions end. Rungs are
+    multiples of `shards` so that a mesh divides them.
+    """
+    rungs = [max(1, most // shards)]
+    while rungs[-1] >= 2 * MIN_SLOTS / shards and rungs[-1] > 1:
+        rungs.append(-(-rungs[-1] // 2))
+    return [rung * shards for rung in reversed(rungs)]
 
 
 def slot_bytes(spec: ModelSpec, shapes: Shapes, dtype: Any) -> int:
@@ -89,3 +106,11 @@ def free_bytes() -> int:
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """The most memory the first device had in use; for a CPU, this process's."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

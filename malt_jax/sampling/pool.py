@@ -84,6 +84,19 @@ class Pool:
         """Whether a slot that becomes free would find work."""
         return bool(self.pending) or bool(np.any(self.next < self.end))
 
+    @property
+    def busy(self) -> int:
+        """Slots at work."""
+        return int(np.sum(self.request != EMPTY))
+
+    def shrink(self, slots: int) -> np.ndarray:
+        """Keep this many slots, those at work among them; returns which."""
+        kept = np.argsort(self.request == EMPTY, kind="stable")[:slots]
+        self.rows = Rows(*(x[kept] for x in self.rows))
+        self.request, self.next, self.end = self.request[kept], self.next[kept], self.end[kept]
+        self.resident = self.resident[kept]
+        return kept
+
     def admit(self) -> list[Admission]:
         """Give every free slot work, as long as there is any, and start it in its rows."""
         admissions: list[Admission] = []

@@ -33,6 +33,11 @@ def batch_size(size: int, prefill_tokens: int, slots: int) -> int:
     return max(1, min(slots, prefill_tokens // size))
 
 
+def padding(size: int, prefill_tokens: int, slots: int) -> Call:
+    """A call that does nothing, for its shapes."""
+    return _call([], batch_size(size, prefill_tokens, slots), size, slots)
+
+
 def calls(
     admissions: Sequence[Admission], slots: int, sizes: Sequence[int], prefill_tokens: int
 ) -> Iterator[Call]:

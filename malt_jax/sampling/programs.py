@@ -94,6 +94,17 @@ def laid_out(caches: list[KV]) -> list[KV]:
     return jax.tree.map(lambda x: constrain(x, "slots", "kv_heads", *[None] * (x.ndim - 2)), caches)
 
 
+def shrink(
+    prefix: list[KV], suffix: list[KV], slots: Int[Array, "S"], rows: Int[Array, "R"]
+) -> tuple[list[KV], list[KV]]:
+    """The caches of some of the slots, and of their rows."""
+    prefix, suffix = (
+        jax.tree.map(lambda x, kept=kept: jnp.take(x, kept, axis=0, mode="clip"), caches)
+        for caches, kept in ((prefix, slots), (suffix, rows))
+    )
+    return laid_out(prefix), laid_out(suffix)
+
+
 def decode(
     graph: nnx.GraphDef,
     chunk: int,

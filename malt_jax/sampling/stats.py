@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from malt_jax.sampling.memory import peak_bytes
+
 
 @dataclass
 class Stats:
@@ -29,8 +31,8 @@ class Stats:
     """Prefill and decode, without compiling."""
     host_wait_seconds: float = 0.0
     """The part of it in which the device may have waited for the host."""
-    peak_bytes: int = 0
-    """The largest cache held, per device, by the memory plan."""
+    cache_bytes: int = 0
+    """The most that caches and logits took on one device, by the memory plan."""
 
     @property
     def padding_waste(self) -> float:
@@ -45,6 +47,7 @@ class Stats:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             **values,
+            "peak_bytes": peak_bytes(),
             "padding_waste": self.padding_waste,
             "host_wait_fraction": self.host_wait_fraction,
         }
