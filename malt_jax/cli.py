@@ -102,7 +102,7 @@ def overview() -> str:
         "",
         "Examples",
         "  malt run --config configs/quickstart.yaml",
-        '  malt ask "7*x+15=351" --run runs/quickstart',
+        '  malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',
     ]
     return "\n".join(lines)
 

@@ -261,3 +261,7 @@ def test_version_names_package_jax_and_device():
     done = malt("--version", env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0
     assert "malt-jax 0." in done.stdout and "jax 0." in done.stdout and "cpu" in done.stdout
+
+
+def test_a_topology_that_is_none_is_named(model, capsys):
+    assert "allowed: CHIP:SHAPE" in fails(capsys, "plan", "--topology", "h100")

@@ -85,5 +85,5 @@ COMMAND = Command(
         Option("--votes", "Draws of the whole pipeline that vote.", "N", 3, int),
         Option("--seed", "Of the draws; default: the run's.", "N", None, int),
     ),
-    examples=('malt ask "7*x+15=351" --run runs/quickstart',),
+    examples=('malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',),
 )

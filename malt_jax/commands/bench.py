@@ -84,9 +84,7 @@ COMMAND = Command(
         "model.path",
         "model.dtype",
         "sampler.slots",
-        "sampler.cache",
         "train.sft.batch_size",
-        "train.lora.rank",
     ),
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
 )

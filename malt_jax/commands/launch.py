@@ -42,12 +42,15 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     """
     from malt_jax import progress
     from malt_jax.config import CANNOT_CHANGE_RESULTS
+    from malt_jax.distributed import initialize
     from malt_jax.settings import to_dict
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
     from malt_jax.storage.signals import graceful_stop
+    from malt_jax.storage.writers import meet, writes
 
     config, command = read_config(invocation), invocation.command.name
+    initialize(config.mesh)
     with graceful_stop(), progress.open_progress(config.quiet, command) as shown:
         session = look(config, shown)
         new = not Path(config.output_dir, manifest.NAME).exists()
@@ -64,8 +67,9 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
         ) as run:
             session.run = run
             try:
-                if stage := invocation.options.redo:
+                if (stage := invocation.options.redo) and writes():
                     shown.note(f"{stage} again; set aside in {manifest.redo(run, stage)}")
+                meet("stages begin")
                 yield session
             except UserError:
                 run.withdraw()
@@ -116,10 +120,13 @@ def devices() -> list[str]:
 
 
 def print_table(table: Any) -> None:
-    """A `rich` table on standard output, as wide as it needs where that is not a terminal."""
+    """A `rich` table, or a line of text, on standard output; wide where that is no terminal."""
     import sys
 
     from rich.console import Console
 
+    from malt_jax.escape import one_line
+
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    text = one_line(table) if isinstance(table, str) else table
+    console.print(text, markup=False, highlight=False)
