@@ -273,7 +273,10 @@ class Config:
 
 
 CANNOT_CHANGE_RESULTS = frozenset(
-    {"output_dir", "quiet", "wandb", "trackio", "export.push_to_hub", "sampler.compilation_cache"}
+    {
+        *("output_dir", "quiet", "wandb", "trackio", "export.push_to_hub", "sampler.cache_dir"),
+        *("mesh.coordinator", "mesh.processes", "mesh.process"),
+    }
 )
 """Fields a run may be continued with another value of."""
 

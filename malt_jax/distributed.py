@@ -13,6 +13,7 @@ from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.models.mesh_config import MeshConfig
+from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
 
@@ -107,27 +108,20 @@ def initialize(config: MeshConfig) -> None:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = place.coordinator if place else "found by JAX on this cluster"
         raise UserError(
-            f"mesh.coordinator: the processes of this run ({where}) did not come together: {first}. "
+            f"mesh.coordinator: the processes of this run ({where}) did not come together: "
+            f"{first}. "
             "Start the same command on every host, with the same coordinator, and look whether its "
             "port can be reached."
         ) from error
-
-
-def is_main() -> bool:
-    """Whether this process writes what all of them share."""
-    import jax
-
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits until every process of the run is at the barrier of this name."""
-    import jax
-
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+        writers.join(jax.process_index() == 0, _meet)
 
-        multihost_utils.sync_global_devices(name)
+
+def _meet(place: str) -> None:
+    """Waits until every process of the run is at this place; refuses one that is elsewhere."""
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(place)
 
 
 def _number(field: int | None, name: str, env: Mapping[str, str]) -> int | None:

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from malt_jax.models.lora_config import LoraConfig
-from malt_jax.models.sharding import named
+from malt_jax.models.sharding import AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 
 
@@ -107,11 +107,11 @@ def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
     return nnx.from_flat_state(flat)
 
 
-def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: jax.sharding.Mesh) -> Adapter:
+def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: AnyMesh) -> Adapter:
     """Each factor split like the side of the kernel it touches; the rank stays whole."""
     shapes = projections(spec)
 
-    def of(path: tuple, leaf: Array) -> jax.sharding.NamedSharding:
+    def of(path: tuple, leaf: Any) -> jax.sharding.NamedSharding:
         target, side = path[-2].key, path[-1].key
         (_, d_in), (_, d_out) = shapes[target]
         axes = (d_in, None) if side == "a" else (None, d_out)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+AnyMesh = Mesh | AbstractMesh
+"""An abstract one has sizes but no devices: enough to plan with."""
 
 DATA, FSDP, TENSOR, SLICE = "data", "fsdp", "tensor", "slice"
 
@@ -28,7 +31,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def partition(
     axes: tuple[str | None, ...],
     shape: tuple[int, ...],
-    mesh: Mesh | jax.sharding.AbstractMesh,
+    mesh: AnyMesh,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
     """The partition of one array: each logical axis over its mesh axes where they divide it."""
@@ -51,7 +54,7 @@ def partition(
 def named(
     axes: tuple[str | None, ...],
     shape: tuple[int, ...],
-    mesh: Mesh,
+    mesh: AnyMesh,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> NamedSharding:
     return NamedSharding(mesh, partition(axes, shape, mesh, rules))

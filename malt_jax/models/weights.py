@@ -36,7 +36,9 @@ def abstract_params(spec: ModelSpec, dtype: Any, stacked: bool) -> tuple[nnx.Gra
     return nnx.split(decoder, nnx.Param)
 
 
-def layout(variable: nnx.Variable, source: Source, mesh: Mesh | None, rules: Rules) -> Sharding:
+def layout(
+    variable: nnx.Variable, source: Source, mesh: sharding.AnyMesh | None, rules: Rules
+) -> Sharding:
     """Where a parameter lives: its declared axes laid over the mesh, or the default device."""
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])

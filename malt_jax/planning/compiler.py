@@ -1,9 +1,9 @@
 """What a program costs: from its jaxpr, and from the compiler for the target's own chips.
 
-A transformer's layers are alike, so a program's memory, operations and communication are a constant
-plus a part for each layer. It is compiled at two small depths and extended linearly to the model's,
-which keeps minutes from becoming hours for deep models; a model that is not deeper is compiled as it
-is, and so is every program with `whole`.
+A transformer's layers are alike, so a program's memory, operations and communication are a
+constant plus a part for each layer. It is compiled at two small depths and extended linearly to the
+model's, which keeps minutes from becoming hours for deep models; a model that is not deeper is
+compiled as it is, and so is every program with `whole`.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from malt_jax.config import Config
 from malt_jax.data.packing import Segment, lay
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
 from malt_jax.models.mesh import rules
-from malt_jax.models.sharding import RULES, named
+from malt_jax.models.sharding import RULES, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.chips import Target
@@ -37,8 +37,6 @@ from malt_jax.training import step as training
 from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.placement import row_devices, state_shardings
 from malt_jax.training.plan import Plan, make_plan
-
-AnyMesh = Mesh | AbstractMesh
 
 
 @dataclass(frozen=True)

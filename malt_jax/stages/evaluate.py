@@ -23,6 +23,7 @@ from malt_jax.storage import manifest
 from malt_jax.storage.atomic import write_json, write_text
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
 from malt_jax.storage.signals import raise_if_stopped
+from malt_jax.storage.writers import writes
 from malt_jax.tree.expand import expand
 from malt_jax.tree.records import grade_trees
 
@@ -198,7 +199,8 @@ def _held_out_trees(session: Session) -> None:
             overflow=config.pipeline.overflow,
         )
         forest = grade_trees(trees, session.pipeline, session.task.grader, config.search)
-        path.unlink(missing_ok=True)
+        if writes():
+            path.unlink(missing_ok=True)
         append_lines(path, forest.records)
         manifest.seal(session.run, STAGE, [path], done=False)
         raise_if_stopped()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from malt_jax.report.build import build_report
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
+from malt_jax.storage.writers import writes
 
 STAGE = "report"
 
@@ -15,6 +16,6 @@ def report(session: Session) -> None:
         return
     questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
     with session.timed(STAGE):
-        page = build_report(session.run.path, questions)
+        page = build_report(session.run.path, questions) if writes() else session.run.report
     data = page.with_name("report_data")
     manifest.seal(session.run, STAGE, [page, data] if data.exists() else [page])

@@ -17,6 +17,7 @@ from malt_jax.storage import manifest
 from malt_jax.storage.atomic import write_json
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
+from malt_jax.storage.writers import meet
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -84,6 +85,7 @@ class Session:
             )
         known = manifest.load(self.run).get("model")
         facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        meet("model looked up")
         if known is None:
             manifest.amend(self.run, model=facts)
         elif known["fingerprint"] != facts["fingerprint"]:

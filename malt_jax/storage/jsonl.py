@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from malt_jax.errors import UserError
 from malt_jax.storage.atomic import explained, make_folder, sync
+from malt_jax.storage.writers import writes
 
 
 def encode(record: dict[str, Any]) -> bytes:
@@ -36,6 +37,8 @@ def append_lines(
 
     A write that fails half-way (a full disk) is taken back before `UserError` is raised.
     """
+    if not writes():
+        return
     path = Path(path)
     data = b"".join(map(encode, records))
     with explained(path):
@@ -78,7 +81,7 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 def recover(path: str | os.PathLike) -> int:
     """Truncates a torn last line (no newline, or not JSON), says so, returns the bytes dropped."""
     path = Path(path)
-    if not path.exists() or path.stat().st_size == 0:
+    if not writes() or not path.exists() or path.stat().st_size == 0:
         return 0
     with explained(path), open(path, "r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:

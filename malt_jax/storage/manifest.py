@@ -24,6 +24,7 @@ from typing import Any
 from malt_jax.errors import UserError
 from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
 from malt_jax.storage.hashing import files_beneath, sha256_all
+from malt_jax.storage.writers import meet
 
 NAME, TWIN = "manifest.json", "manifest.copy.json"
 Paths = Iterable[str | os.PathLike]
@@ -80,7 +81,7 @@ def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
         )
     if not hashes.keys() <= known.keys():
         known.update(hashes)
-        _write(_root(run), data)
+        _write_together(_root(run), data)
 
 
 def seal(
@@ -92,6 +93,7 @@ def seal(
     afterwards. `done=False` seals progress: the stage itself is still owed. What is sealed is not
     written again before `reopen` or `redo`, or a kill in between would leave it looking damaged.
     """
+    meet(f"seal {stage}")  # what is to be covered has been written
     root, data = _root(run), load(run)
     units = [_relative(root, path) for path in paths]
     entry = data["stages"].setdefault(stage, {"done": False, "units": []})
@@ -107,7 +109,7 @@ def seal(
         size = file.stat().st_size
         covered = {"sha256": digest, "bytes": size, "stage": stage}
         data["artefacts"][_relative(root, file)] = covered
-    _write(root, data)
+    _write_together(root, data)
 
 
 def stage_done(run: str | os.PathLike, stage: str) -> bool:
@@ -262,3 +264,9 @@ def _write(root: Path, data: dict[str, Any]) -> None:
     raw = _encode({key: value for key, value in data.items() if key != "seal"})
     write_bytes(root / NAME, raw)
     write_bytes(root / TWIN, raw)
+
+
+def _write_together(root: Path, data: dict[str, Any]) -> None:
+    meet("manifest read")  # all have read the one that this follows from
+    _write(root, data)
+    meet("manifest written")

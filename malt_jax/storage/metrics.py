@@ -19,6 +19,7 @@ from malt_jax.errors import UserError
 from malt_jax.storage.atomic import write_bytes
 from malt_jax.storage.jsonl import append_lines, encode, read_lines, recover
 from malt_jax.storage.rundir import RunDir
+from malt_jax.storage.writers import writes
 
 
 class Metrics:
@@ -28,7 +29,7 @@ class Metrics:
         self._run = run
         self._writers: dict[str, Any] = {}
         recover(run.metrics)
-        self._tracker = _start_tracker(tracker, run) if tracker else None
+        self._tracker = _start_tracker(tracker, run) if tracker and writes() else None
 
     def series(
         self, stage: str, round: int = 0, role: str | None = None, phase: str | None = None
@@ -50,6 +51,8 @@ class Metrics:
 
     def write(self, series: Series, step: int, numbers: Mapping[str, float]) -> None:
         """What `Series.log` does."""
+        if not writes():
+            return
         numbers = {name: float(value) for name, value in numbers.items()}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         line = {"time": time.time(), **series.key, "step": step, **dict.fromkeys(numbers), **finite}

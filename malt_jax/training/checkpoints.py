@@ -21,6 +21,7 @@ import jax
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter, stack_adapter, unstack_adapter
 from malt_jax.storage.atomic import explained, make_folder, write_json
+from malt_jax.storage.writers import meet, writes
 
 SEAL, STATE = "seal.json", "state"
 Tree = TypeVar("Tree")
@@ -33,14 +34,16 @@ def save(folder: Path, name: str, tree: Any, facts: dict[str, Any]) -> Path:
     path = (folder / name).absolute()
     leaves = _leaves(tree)
     with explained(path):
-        if jax.process_index() == 0:
+        if writes():
             shutil.rmtree(path, ignore_errors=True)
             make_folder(path)
+        meet(f"checkpoint {name} begins")
         ocp.save(path / STATE, leaves)
-        if jax.process_index() == 0:
+        if writes():
             kinds = {key: [str(leaf.dtype), list(leaf.shape)] for key, leaf in leaves.items()}
             seal = {"facts": facts, "leaves": kinds, "files": _hashes(path)}
             write_json(path / SEAL, seal)
+    meet(f"checkpoint {name} sealed")
     return path
 
 
@@ -81,6 +84,8 @@ def sealed(folder: Path, prefix: str = "") -> list[Path]:
 
 def remove(path: Path) -> None:
     """Takes a checkpoint away, its seal first, so that half a folder never counts."""
+    if not writes():
+        return
     (path / SEAL).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 

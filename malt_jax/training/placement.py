@@ -10,13 +10,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from malt_jax.models.lora import Adapter, adapter_shardings
-from malt_jax.models.sharding import DATA, FSDP, SLICE, named
+from malt_jax.models.sharding import DATA, FSDP, SLICE, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.training.optim import transformation
 from malt_jax.training.step import Program, TrainState
 
 
-def row_devices(mesh: Mesh | None) -> int:
+def row_devices(mesh: AnyMesh | None) -> int:
     """Devices a micro-batch's rows are split over."""
     if mesh is None:
         return 1
@@ -36,7 +36,7 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def state_shardings(
-    program: Program, state: TrainState, spec: ModelSpec, mesh: Mesh | None
+    program: Program, state: TrainState, spec: ModelSpec, mesh: AnyMesh | None
 ) -> TrainState | None:
     """The shardings of a training state: moments and gradients lie where their weights do."""
     if mesh is None:

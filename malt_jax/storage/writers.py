@@ -1,0 +1,28 @@
+"""One run directory, several processes: process 0 writes it, the others follow.
+
+All processes of a run make the same calls in the same order. A follower leaves every write out, and
+all of them meet before and after what one has written is relied on by the rest. One process alone
+never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_processes: list[tuple[bool, Callable[[str], None]]] = []
+
+
+def join(writes: bool, meet: Callable[[str], None]) -> None:
+    """Makes this process one of several; `meet(place)` returns once all are at that place."""
+    _processes[:] = [(writes, meet)]
+
+
+def writes() -> bool:
+    """Whether this process writes the run directory."""
+    return not _processes or _processes[0][0]
+
+
+def meet(place: str) -> None:
+    """Waits for the run's other processes."""
+    if _processes:
+        _processes[0][1](place)
