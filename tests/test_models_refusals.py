@@ -155,7 +155,7 @@ KEYS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes=st.dictionaries(KEYS, JSON, max_size=4), family=st.sampled_from(
     ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]))  # fmt: skip
 def test_any_config_gives_a_spec_or_a_refusal(changes, family, tmp_path):
@@ -275,7 +275,7 @@ def test_a_safetensors_file_that_lies_is_refused(case, tmp_path):
     refused(tmp_path, "model.safetensors", "not a whole safetensors file")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_damage_to_a_header_is_a_refusal_or_harmless(data, tmp_path):
     path = tmp_path / "model.safetensors"

@@ -14,10 +14,9 @@ from tiny_models import save_checkpoint
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
-def test_every_mesh_holds_the_weights_of_one_device(family, tmp_path):
+def test_every_mesh_holds_the_weights_of_one_device(tmp_path):
     pytest.importorskip("torch", reason="the checkpoint is made by transformers with torch")
-    save_checkpoint(tmp_path, family, max_shard_size="20KB")
+    save_checkpoint(tmp_path, "qwen2", max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
