@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from malt_jax.data.packing import share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
-from malt_jax.models.model import Model
+from malt_jax.models.spec import ModelSpec
 from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.examples import (
     DpoExample,
@@ -38,8 +39,18 @@ from malt_jax.training.references import ReferenceKey, load_or_compute, weights_
 from malt_jax.training.step import Program, Trainable, make_program, scoring
 
 
+@runtime_checkable
+class BaseModel(Protocol):
+    """What training needs of a `models.model.Model`."""
+
+    spec: ModelSpec
+    graph: nnx.GraphDef
+    params: nnx.State
+    fingerprint: str
+
+
 def train_sft(
-    model: Model,
+    model: BaseModel,
     trainable: Trainable,
     examples: Sequence[SftExample],
     config: SftConfig,
@@ -71,7 +82,7 @@ def train_sft(
 
 
 def train_dpo(
-    model: Model,
+    model: BaseModel,
     policy: Trainable,
     reference: np.ndarray | Trainable,
     pairs: Sequence[DpoExample],
@@ -123,7 +134,7 @@ def train_dpo(
 
 
 def reference_logprobs(
-    model: Model,
+    model: BaseModel,
     reference: Trainable,
     pairs: Sequence[DpoExample],
     config: DpoConfig,
@@ -147,7 +158,7 @@ class _Data:
 
     def __init__(
         self,
-        model: Model,
+        model: BaseModel,
         examples: Sequence[Example],
         config: SftConfig | DpoConfig,
         seed: int,
