@@ -114,7 +114,7 @@ def initialize(config: MeshConfig) -> None:
             "port can be reached."
         ) from error
     if jax.process_count() > 1:
-        writers.join(jax.process_index() == 0, _meet)
+        writers.join(jax.process_index() == 0, _meet, _any_of)
 
 
 def _meet(place: str) -> None:
@@ -122,6 +122,14 @@ def _meet(place: str) -> None:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(place)
+
+
+def _any_of(flag: bool) -> bool:
+    """Whether any process's flag is set."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _number(field: int | None, name: str, env: Mapping[str, str]) -> int | None:

@@ -12,19 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from malt_jax.errors import RunStopped
+from malt_jax.storage.writers import any_of
 
 _received: list[int] = []
 
 
 def stop_requested() -> bool:
-    """Whether a signal has asked this process to stop."""
-    return bool(_received)
+    """Whether a signal has asked this process, or another of the run, to stop."""
+    return any_of(bool(_received))
 
 
 def raise_if_stopped() -> None:
     """Raises `RunStopped` if a stop was requested; stages call it once their state is saved."""
-    if _received:
-        raise RunStopped(_received[0])
+    if stop_requested():
+        raise RunStopped(_received[0] if _received else signal.SIGTERM)
 
 
 @contextmanager

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_processes: list[tuple[bool, Callable[[str], None]]] = []
+_processes: list[tuple[bool, Callable[[str], None], Callable[[bool], bool]]] = []
 
 
-def join(writes: bool, meet: Callable[[str], None]) -> None:
-    """Makes this process one of several; `meet(place)` returns once all are at that place."""
-    _processes[:] = [(writes, meet)]
+def join(writes: bool, meet: Callable[[str], None], any_of: Callable[[bool], bool]) -> None:
+    """Makes this process one of several.
+
+    `meet(place)` returns once all are at that place, `any_of(flag)` whether any process's is set.
+    """
+    _processes[:] = [(writes, meet, any_of)]
 
 
 def writes() -> bool:
@@ -26,3 +29,8 @@ def meet(place: str) -> None:
     """Waits for the run's other processes."""
     if _processes:
         _processes[0][1](place)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag of any process is set, the same answer in all of them."""
+    return _processes[0][2](flag) if _processes else flag
