@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from malt_jax.report.build import build_report
+from malt_jax.stages.evaluate import STAGE as EVALUATED
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.writers import writes
@@ -11,11 +12,18 @@ STAGE = "report"
 
 
 def report(session: Session) -> None:
-    """Writes `report.html` (and its paged data) from the files of the run."""
+    """Writes `report.html` (and its paged data) from the files of the run.
+
+    Before the evaluation is finished the page shows what there is and is not sealed, so that a
+    later call makes it anew.
+    """
     if session.done(STAGE):
         return
     questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
     with session.timed(STAGE):
         page = build_report(session.run.path, questions) if writes() else session.run.report
+    if not manifest.stage_done(session.run, EVALUATED):
+        session.progress.note("report: the run is not evaluated yet; the page shows what there is")
+        return
     data = page.with_name("report_data")
     manifest.seal(session.run, STAGE, [page, data] if data.exists() else [page])
