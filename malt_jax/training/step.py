@@ -56,7 +56,7 @@ class TrainState:
     """The optimiser's state."""
     gradients: Any
     """Sum over the step's micro-batches so far, float32."""
-    sums: dict[str, Array]
+    sums: dict[str, Any]
     """The step's metrics so far."""
 
 
