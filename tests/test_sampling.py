@@ -252,18 +252,17 @@ def test_broken_weights_are_named(model):
         Sampler(broken, SMALL).sample(make_requests(2, 1), DRAWN)
 
 
-def test_int8_cache_is_close_to_the_exact_one(model):
-    requests = make_requests(6, 2, seed=6)
-    exact = Sampler(model, SMALL).sample(requests, DRAWN)
-    rounded = Sampler(model, replace(SMALL, cache="int8")).sample(requests, DRAWN)
-    gaps = [
-        abs(a.logprobs[0] - b.logprobs[0])
-        for left, right in zip(exact, rounded, strict=True)
-        for a, b in zip(left, right, strict=True)
-        if a.tokens[0] == b.tokens[0]
-    ]
-    assert len(gaps) >= 8
-    assert 0 < max(gaps) < 0.1
+@pytest.mark.parametrize("what", ["cache", "weights"])
+def test_int8_is_close_to_exact(model, what):
+    """One token a completion: later ones would compare log-probabilities of different texts."""
+    requests = make_requests(16, 3, seed=6)
+    how = Settings(temperature=1.0, max_new_tokens=1)
+    exact = Sampler(model, SMALL).sample(requests, how)
+    rounded = Sampler(model, replace(SMALL, **{what: "int8"})).sample(requests, how)
+    pairs = [pair for groups in zip(exact, rounded, strict=True) for pair in zip(*groups)]  # noqa: B905
+    gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in pairs if a.tokens == b.tokens]
+    assert len(gaps) >= 0.9 * len(pairs)
+    assert 0 < max(gaps) < 0.2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -155,4 +157,4 @@ def test_too_large_a_request_is_refused_with_the_size_that_fits():
 def test_rungs_halve_down_and_divide_over_the_mesh(most, shards):
     rungs = ladder(most, shards)
     assert rungs[-1] == most and all(rung % shards == 0 for rung in rungs)
-    assert all(a < b <= 2 * a for a, b in zip(rungs, rungs[1:], strict=False))
+    assert all(a < b <= 2 * a for a, b in pairwise(rungs))

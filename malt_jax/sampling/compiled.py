@@ -25,6 +25,9 @@ class Programs:
     ) -> Any:
         """The executable of `function` for arguments of these shapes, compiled on first need."""
         if key not in self._programs:
+            # XLA's CPU compiler was seen to hang for good while a program was still running: both
+            # wait for threads of the one pool.
+            jax.block_until_ready(args)
             started = time.perf_counter()
             lowered = jax.jit(function, donate_argnums=donate).lower(*args)
             self._programs[key] = lowered.compile()

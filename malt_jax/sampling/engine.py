@@ -31,6 +31,7 @@ from malt_jax.sampling.device import Device
 from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.pool import Admission, Pool
 from malt_jax.sampling.prefill import Call, calls, padding
+from malt_jax.sampling.quantised import quantise_kernels
 from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.sampling.stats import Stats
 
@@ -56,7 +57,8 @@ class Sampler:
         platform = jax.default_backend()
         self._best_rows = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
         self._prefill_tokens = self.config.prefill_tokens or (256 if platform == "cpu" else 4096)
-        self._params = model.params
+        int8 = self.config.weights == "int8"
+        self._params = quantise_kernels(model.params) if int8 else model.params
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self._shards = _extent(mesh, "slots", 0)
         self.dtype = model.params["embed"][...].dtype
