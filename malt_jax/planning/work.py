@@ -30,8 +30,6 @@ class Assumptions:
     """Nodes that become SFT examples."""
     paired_share: float = 0.5
     """Prefixes whose children are not all alike, which is what a pair needs."""
-    occupancy: float = 0.9
-    """Decode rows that have something to write."""
 
 
 @dataclass(frozen=True)
