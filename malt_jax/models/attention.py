@@ -33,14 +33,20 @@ def grouped_attention(
     """
     batch, time, heads, head_dim = q.shape
     groups = k.shape[2]
-    q = q.reshape(batch, time, groups, heads // groups, head_dim)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    shared = heads // groups
+    # Heads first, and the heads that share a key head as one tall matrix: batched products of
+    # plain matrices, which a CPU multiplies several times faster than the transposed ones.
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    q = q.reshape(batch, groups, shared * time, head_dim)
+    scores = jnp.einsum("bkth,bksh->bkts", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, shared, time, -1)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v)
-    return out.reshape(batch, time, heads, head_dim)
+    weights = weights.reshape(batch, groups, shared * time, -1)
+    out = jnp.einsum("bkts,bksh->bkth", weights, v).reshape(batch, heads, time, head_dim)
+    return jnp.moveaxis(out, 1, 2)
 
 
 def packed_mask(

@@ -62,7 +62,7 @@ class LoopConfig:
     share compiled programs."""
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers.
-    auto: `dots`."""
+    auto: `none` on a CPU, where micro-batches are small, and `dots` elsewhere."""
     logit_chunk: int = 0
     """Completion tokens whose logits exist at once; 0: as many as make about 64 MB."""
     held_out: float = 0.0

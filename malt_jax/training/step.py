@@ -100,7 +100,7 @@ def make_program(
         optim=optim,
         loss=loss,
         dropout=0.0 if dpo else dropout,
-        remat="dots" if loop.remat == "auto" else loop.remat,
+        remat=loop.remat if loop.remat != "auto" else "none" if backend == "cpu" else "dots",
         chunk_bytes=(64 if backend == "cpu" else 512) << 20,
         logit_chunk=loop.logit_chunk,
         explode=loop.explode,
