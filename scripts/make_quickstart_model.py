@@ -82,8 +82,10 @@ STAGES = (
     Stage("textbook", 300, (0.04, 0.66, 0.26, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
     Stage("lifelike", 600, (0.12, 0.58, 0.26, 0.02, 0.02), 0.6, 0.4, (0.02, 4e-4), carry=True),
     Stage("revision", 600, (0.28, 0.48, 0.20, 0.02, 0.02), 0.65, 0.4, (0.015, 2e-4), carry=True),
+    Stage("practice", 500, (0.20, 0.62, 0.14, 0.02, 0.02), 0.65, 0.4, (0.015, 2e-4), carry=True),
 )
-"""Arithmetic falls into place while the learning rate goes to zero: twice, from two heights."""
+"""Arithmetic falls into place while the learning rate goes to zero: three times; the last one is
+for checking, which must be learnt well enough to be worth hearing."""
 
 BLANK_CHECKS = 0.1
 """Share of `fix` documents whose critic said a bare `ok`; the refiner then keeps the draft."""
