@@ -3,20 +3,26 @@
     python scripts/make_quickstart_model.py
 
 It writes `malt_jax/assets/quickstart/` (a Hugging Face directory of under 4 MB) and prints, at the
-end, how good each role is on held-out questions. About 4.6 million tokens: 5 minutes on two
-free CPU cores, 12 when others share them.
+end, how good each role is on held-out questions. About 5.8 million tokens: nine minutes on two CPU
+cores (6 min 42 s for the first four stages, 2 min 2 s for the last).
 
-The model is made in four stages, all on generated dialogues over questions of the *train* split:
+The model is made in five stages, all on generated dialogues over questions of the *train* split:
 
 1. a primer: direct answers, careful checks, corrections that follow the check;
 2. a textbook: mostly checks and corrections;
 3. a lifelike corpus with the learning rate going to zero: a share of its critics says `ok` without
    checking and a share of its refiners repeats the draft whatever the critic found;
-4. the same again with more direct answers, from a lower learning rate.
+4. the same again with more direct answers, from a lower learning rate;
+5. the same again with more checks.
 
 So the base can check and can correct, but often does not bother. Nothing is added to its samples:
 its faults are those of its corpus and of a short training. The same seed on the same machine and
 versions gives the same model.
+
+The shipped weights come from these stages, but not in one go: `practice` was added after the first
+four had been run and judged too poor at checking, and was run from their result with a random
+stream of its own (seed 1). A run of this script gives a model like it, not the same bytes; how
+different two such models are, and what that does to the results, is said in docs/method.md.
 
 The decoder is written out in plain JAX: matrix products are kept two-dimensional, which trains
 about 1.5 times faster on a CPU than `[B, T, D] @ [D, F]`, whose weight gradient contracts two axes.
@@ -402,7 +408,8 @@ Trained from random weights, first {textbook} steps on textbook dialogues, then 
 a more lifelike mix in which {lazy} of the critics say `ok` without checking and {deaf}
 of the refiners repeat the draft against a critique. All questions come from the task's train split;
 the held-out questions were never seen. It is deliberately small and briefly trained: answering in
-one step is often off by one or two. No noise is added to its samples.
+one step is often off by one or two. No noise is added to its samples. The stages of the shipped
+weights were not run in one go; the script's first lines say how.
 
 ## Prompts (one turn ends at `</s>`)
 | role | prompt | a good turn |
