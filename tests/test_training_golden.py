@@ -17,7 +17,9 @@ from malt_jax.training.examples import DpoExample, segment
 from malt_jax.training.plan import make_plan
 from malt_jax.training.step import Batch, batch_loss, make_program
 
-torch = pytest.importorskip("torch", reason="the golden values come from torch; pip install .[test]")
+torch = pytest.importorskip(
+    "torch", reason="the golden values come from torch; pip install .[test]"
+)
 trl = pytest.importorskip("trl", reason="the golden values come from TRL; pip install .[test]")
 
 PAIRS = 4
@@ -96,9 +98,7 @@ def _ours(model, examples, config, references, total):
     program = make_program(model.graph, jnp.float32, config, 0.0, "cpu")
     segments = [segment(example, i) for i, example in enumerate(examples)]
     (micros,) = make_plan([segments], model.spec, 4096, row_length=64).steps
-    loss = jax.jit(
-        jax.value_and_grad(lambda w, b: batch_loss(program, w, None, b), has_aux=True)
-    )
+    loss = jax.jit(jax.value_and_grad(lambda w, b: batch_loss(program, w, None, b), has_aux=True))
     totals, metrics, gradients = 0.0, {}, None
     for micro in micros:
         rows = micro.arrays()

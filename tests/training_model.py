@@ -50,7 +50,11 @@ def sft_examples(count: int, seed: int = 0, role: str = "") -> list[SftExample]:
     rng = np.random.default_rng(seed)
     return [
         SftExample(
-            ids(rng, rng.integers(3, 12)), ids(rng, rng.integers(2, 12)), f"{role}{i}", role, f"Q{i}"
+            ids(rng, rng.integers(3, 12)),
+            ids(rng, rng.integers(2, 12)),
+            f"{role}{i}",
+            role,
+            f"Q{i}",
         )
         for i in range(count)
     ]
