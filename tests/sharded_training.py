@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
-from training_model import SPEC, TinyModel, dpo_examples, sft_examples, tiny_model
 
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.lora_config import LoraConfig
@@ -20,6 +19,7 @@ from malt_jax.training import checkpoints
 from malt_jax.training.config import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.training.loop import FINAL
 from malt_jax.training.phases import train_dpo, train_sft
+from training_model import SPEC, TinyModel, dpo_examples, sft_examples, tiny_model
 
 AXES = ("data", "fsdp", "tensor")
 LAYOUTS = {
@@ -75,7 +75,9 @@ def main() -> None:
         for layout, (shape, order) in LAYOUTS.items():
             results[layout] = losses(mesh_of(shape, order), folder / layout)
         results["full_one"] = losses(None, folder / "full_one", full=True)
-        results["full_mixed"] = losses(mesh_of((2, 2, 2), range(8)), folder / "full_mixed", full=True)
+        results["full_mixed"] = losses(
+            mesh_of((2, 2, 2), range(8)), folder / "full_mixed", full=True
+        )
         # Saved on 8 devices, restored on one.
         like = init_adapter(SPEC, LoraConfig(rank=4), jax.random.key(1), stacked=True)
         restored = checkpoints.load_trainable(folder / "mixed" / "sft" / FINAL, like)

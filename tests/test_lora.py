@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from training_model import SPEC, tiny_model
 
 from malt_jax.errors import UserError
 from malt_jax.models.lora import (
@@ -19,6 +18,7 @@ from malt_jax.models.lora import (
     with_dropout,
 )
 from malt_jax.models.lora_config import LoraConfig
+from training_model import SPEC, tiny_model
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, SPEC.vocab, (2, 9)))
 

@@ -11,12 +11,12 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from training_model import SPEC, ids, tiny_model
 
 from malt_jax.data.packing import Segment, Shape, fit, lay, share_prompts
 from malt_jax.training.config import SftConfig
 from malt_jax.training.plan import make_plan
 from malt_jax.training.step import make_program, policy_logprobs, score_rows, scoring
+from training_model import SPEC, ids, tiny_model
 
 token = st.integers(1, 40)
 segments_of = st.lists(
@@ -72,11 +72,14 @@ def test_each_target_follows_its_source_in_its_own_sequence(drawn):
 def test_sharing_prompts_keeps_every_branch_and_the_limit(drawn, longest):
     segments = _numbered(drawn)
     joined = share_prompts(segments, longest)
-    pairs = lambda many: sorted(
-        (number, s.prompt, branch)
-        for s in many
-        for number, branch in zip(s.sequences, s.branches, strict=True)
-    )
+
+    def pairs(many):
+        return sorted(
+            (number, s.prompt, branch)
+            for s in many
+            for number, branch in zip(s.sequences, s.branches, strict=True)
+        )
+
     assert pairs(joined) == pairs(segments)
     assert all(s.tokens <= longest or s in segments for s in joined)
 
@@ -148,6 +151,5 @@ def test_a_segment_too_long_for_a_row_is_refused_and_long_ones_get_rows_of_their
     plan = make_plan(short, SPEC, 1024)
     lengths = {m.shape.time for step in plan.steps for m in step}
     assert max(lengths) >= 908 and min(lengths) < 300, lengths
-    assert sorted(n for step in plan.steps for m in step for r in m.rows for s in r for n in s.sequences) == [
-        *range(1600), 9999
-    ]  # fmt: skip
+    rows = [row for step in plan.steps for micro in step for row in micro.rows]
+    assert sorted(n for row in rows for s in row for n in s.sequences) == [*range(1600), 9999]

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import write_model
 
 from malt_jax.models.model import load_model
 from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.examples import DpoExample, segment
 from malt_jax.training.plan import make_plan
 from malt_jax.training.step import Batch, batch_loss, make_program
+from tiny import write_model
 
 torch = pytest.importorskip(
     "torch", reason="the golden values come from torch; pip install .[test]"
@@ -39,7 +39,10 @@ def model(folder):
 @pytest.fixture(scope="module")
 def pairs() -> list[DpoExample]:
     rng = np.random.default_rng(0)
-    draw = lambda low, high: tuple(rng.integers(4, 50, rng.integers(low, high)).tolist())
+
+    def draw(low, high):
+        return tuple(rng.integers(4, 50, rng.integers(low, high)).tolist())
+
     return [DpoExample(draw(3, 9), draw(2, 12), draw(2, 12), str(i)) for i in range(PAIRS)]
 
 
@@ -134,9 +137,13 @@ OPTIONS = {
 def test_preference_losses_are_trls(name, folder, model, pairs, reference, tmp_path):
     config, options = OPTIONS[name]
     rows = [
-        {"prompt_ids": [*p.prompt_ids], "chosen_ids": [*p.chosen_ids], "rejected_ids": [*p.rejected_ids]}
+        {
+            "prompt_ids": [*p.prompt_ids],
+            "chosen_ids": [*p.chosen_ids],
+            "rejected_ids": [*p.rejected_ids],
+        }
         for p in pairs
-    ]  # fmt: skip
+    ]
     trainer = _trainer("dpo", folder, tmp_path, rows, beta=BETA, **options)
     trainer.precompute_ref_logps = True
     trainer.model.train()

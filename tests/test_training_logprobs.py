@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from training_model import SPEC, tiny_model
 
 from malt_jax.training.logprobs import chunked_logprobs, slot_sums, token_logprobs
+from training_model import SPEC, tiny_model
 
 R, C, D, V = 2, 21, SPEC.d_model, SPEC.vocab
 
@@ -47,7 +47,9 @@ def test_values_and_gradients_are_the_direct_ones(data, frozen, softcap, chunk):
         logprobs = token_logprobs(hidden, targets, head) * weights
         return jnp.sum(logprobs * scale), logprobs
 
-    both = lambda f: jax.jit(jax.value_and_grad(f, has_aux=True))(hidden)
+    def both(f):
+        return jax.jit(jax.value_and_grad(f, has_aux=True))(hidden)
+
     ((_, got), slope), ((_, expected), exact) = both(chunked), both(direct)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(slope, exact, atol=1e-5)
@@ -58,7 +60,9 @@ def test_a_trained_head_gets_its_gradient(data):
     kernel = jax.random.normal(jax.random.key(3), (D, V))
 
     def total(kernel, chunk):
-        head = lambda h: h @ kernel
+        def head(h):
+            return h @ kernel
+
         return jnp.sum(chunked_logprobs(hidden, targets, weights, head, chunk))
 
     np.testing.assert_allclose(

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_model import SPEC, dpo_examples, ids, sft_examples, tiny_model
 
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.models.lora import init_adapter
@@ -23,6 +22,7 @@ from malt_jax.training.examples import DpoExample, SftExample, admit, epoch_orde
 from malt_jax.training.loop import FINAL
 from malt_jax.training.phases import train_dpo, train_sft
 from malt_jax.training.step import train_step
+from training_model import SPEC, dpo_examples, ids, sft_examples, tiny_model
 
 FAST = OptimConfig(learning_rate=1e-2, warmup=0.0)
 LOOP = {"row_length": 64, "micro_tokens": 128}
@@ -78,7 +78,10 @@ def test_killed_at_any_step_and_resumed_the_weights_are_bitwise_the_same(tmp_pat
     assert seen == list(range(step, whole.steps + 1))
     same(resumed.trainable, whole.trainable)
     assert resumed.best_step == whole.best_step
-    without_time = lambda log: [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in log]
+
+    def without_time(log):
+        return [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in log]
+
     assert without_time(resumed.log) == without_time(whole.log)
 
 
@@ -211,7 +214,10 @@ def test_a_question_is_never_on_both_sides_of_the_split():
         SftExample((1, i), (2,), f"{i}{j}", group=f"Q{i}") for i in range(20) for j in range(3)
     ]
     train, held = split(examples, 0.25, seed=1)
-    groups = lambda many: {examples[i].group for i in many}
+
+    def groups(many):
+        return {examples[i].group for i in many}
+
     assert len(groups(held)) == 5 and not groups(held) & groups(train)
     assert sorted(train + held) == list(range(60))
     assert split(examples, 0.25, seed=2)[1] != held

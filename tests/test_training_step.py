@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_model import SPEC, dpo_examples, sft_examples, tiny_model
 
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.lora_config import LoraConfig
@@ -18,6 +17,7 @@ from malt_jax.training.examples import segment
 from malt_jax.training.optim import learning_rates, transformation, update
 from malt_jax.training.plan import make_plan
 from malt_jax.training.step import Batch, batch_loss, init_state, make_program, train_step
+from training_model import SPEC, dpo_examples, sft_examples, tiny_model
 
 STEP = jax.jit(train_step, static_argnums=0)
 
@@ -62,7 +62,10 @@ def test_accumulated_parts_equal_the_large_batch(kind, full):
     small, large = (_batches(examples, rows, total) for rows in (1, 8))
     assert len(small) > len(large)
     grads = jax.jit(jax.grad(lambda w, b: batch_loss(program, w, frozen, b)[0]))
-    total_of = lambda parts: jax.tree.map(lambda *x: sum(x), *parts)
+
+    def total_of(parts):
+        return jax.tree.map(lambda *x: sum(x), *parts)
+
     summed = total_of(grads(trainable, b) for b in small)
     whole = total_of(grads(trainable, b) for b in large)
     for a, b in zip(jax.tree.leaves(summed), jax.tree.leaves(whole), strict=True):
@@ -141,7 +144,10 @@ def test_rematerialisation_changes_memory_only(remat):
     for policy in ("dots", remat):
         config = SftConfig(loop=LoopConfig(remat=policy))
         program = make_program(model.graph, jnp.float32, config, 0.1, "cpu")
-        loss = lambda w, p=program: batch_loss(p, w, model.params, batch)[0]
+
+        def loss(w, p=program):
+            return batch_loss(p, w, model.params, batch)[0]
+
         slopes.append(jax.grad(loss)(_adapter()))
     for a, b in zip(*map(jax.tree.leaves, slopes), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
