@@ -26,8 +26,6 @@ class ModelConfig:
     """Hub revision: a branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and activations; auto: float32 on CPU, bfloat16 on accelerators."""
-    stacked: bool = False
-    """Scan over stacked layers: compile time does not grow with depth; for very deep models."""
 
 
 @dataclass(frozen=True)

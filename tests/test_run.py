@@ -137,9 +137,10 @@ def test_the_first_preference_step_logs_ln_2(finished):
     "flags",
     [
         ("--sharing", "shared", "--rounds", "2"),
+        ("--train.full", "--train.sft.optim.learning-rate", "1e-4"),
         ("--pipeline.roles", '[{"name": "generator", "branch": 2, "max_new_tokens": 8}]'),
     ],
-    ids=["shared weights, two rounds", "one role"],
+    ids=["shared weights, two rounds", "all weights", "one role"],
 )
 def test_variants_of_the_method_are_a_config_change(flags, model_folder, loaded, tmp_path):
     config = configured(model_folder, tmp_path / "run", *flags, "--eval.systems", "sa,malt")

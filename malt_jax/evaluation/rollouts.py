@@ -18,7 +18,6 @@ import numpy as np
 
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System, Turn
-from malt_jax.models.lora import Adapter
 from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Grade, Grader, Question
 from malt_jax.tree.expand import completion_text, settings
@@ -33,7 +32,7 @@ class Policy(NamedTuple):
     """Weights under a name: equal identities mean equal weights."""
 
     identity: str
-    adapter: Adapter | None
+    adapter: Any
 
 
 class Call(NamedTuple):

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.errors import UserError
@@ -36,6 +37,9 @@ from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.sampling.stats import Stats
 
 __all__ = ["Completion", "Request", "Sampler", "Settings"]
+
+Weights = Adapter | nnx.State | None
+"""What a call draws with: an adapter over the model, whole weights in its place, or the model."""
 
 OnTokens = Callable[[int, int, list[int]], None]
 """Called with (request, completion, new token ids) as they come."""
@@ -69,7 +73,7 @@ class Sampler:
         self,
         requests: Sequence[Request],
         settings: Settings,
-        adapter: Adapter | None = None,
+        adapter: Weights = None,
         on_tokens: OnTokens | None = None,
     ) -> list[list[Completion]]:
         """One completion a key for every request, in their order.
@@ -150,13 +154,17 @@ class Sampler:
         return [replace(one, slots=slots) for slots in rungs]
 
     def device(
-        self, shapes: Shapes, adapter: Adapter | None = None, end_ids: Sequence[int] = ()
+        self, shapes: Shapes, adapter: Weights = None, end_ids: Sequence[int] = ()
     ) -> Device:
         """Empty caches of these shapes."""
+        params = self._params
+        if isinstance(adapter, nnx.State):
+            params = quantise_kernels(adapter) if self.config.weights == "int8" else adapter
+            adapter = None
         return Device(
             self._programs,
             self.model.graph,
-            self._params,
+            params,
             self.spec,
             adapter,
             shapes,
@@ -165,7 +173,7 @@ class Sampler:
             end_ids,
         )
 
-    def warm_up(self, prompt_tokens: int, new_tokens: int, adapter: Adapter | None = None) -> int:
+    def warm_up(self, prompt_tokens: int, new_tokens: int, adapter: Weights = None) -> int:
         """Compile what calls with prompts and completions up to these lengths can need.
 
         Returns the number of executables there are then; such calls add none. It is
@@ -188,7 +196,7 @@ class Sampler:
         self,
         requests: Sequence[Request],
         settings: Settings,
-        adapter: Adapter | None,
+        adapter: Weights,
         on_tokens: OnTokens | None,
     ) -> list[list[Completion]]:
         rungs = self.ladder(max(len(r.prompt) for r in requests), settings.max_new_tokens)

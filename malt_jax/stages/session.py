@@ -80,7 +80,6 @@ class Session:
                 revision=config.revision,
                 dtype=None if config.dtype == "auto" else config.dtype,
                 mesh=self.mesh,
-                stacked=config.stacked,
                 rules=mesh_rules(self.config.mesh),
             )
         known = manifest.load(self.run).get("model")
@@ -152,8 +151,7 @@ class Session:
         from malt_jax.tree.keys import node_key
 
         key = jax.random.wrap_key_data(node_key(self.config.seed, "adapter", name))
-        stacked = self.config.model.stacked
-        return init_adapter(self.model.spec, self.config.train.lora, key, stacked=stacked)
+        return init_adapter(self.model.spec, self.config.train.lora, key)
 
     @cached_property
     def metrics(self) -> Metrics:

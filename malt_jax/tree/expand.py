@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from malt_jax.models.lora import Adapter
 from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
@@ -72,15 +71,16 @@ def expand(
     *,
     seed: int,
     round: int | str = 0,
-    adapters: Mapping[str, Adapter | None] | None = None,
+    adapters: Mapping[str, Any] | None = None,
     context: int,
     overflow: str = "refuse",
     on_level: Callable[[Role, int], None] | None = None,
 ) -> list[Tree]:
     """The whole tree of every question, one level of all trees at a time.
 
-    `adapters`: the policy of each role by name; a role without one is the base. `context`: the
-    model's longest sequence in tokens. A node's key comes from the seed, the round and its path.
+    `adapters`: each role's policy by name, an adapter or whole weights; without one it is the base.
+    `context`: the model's longest sequence in tokens. A node's key comes from the seed, the round
+    and its path.
     """
     trees = [Tree(question, []) for question in questions]
     for depth, role in enumerate(pipeline.roles):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malt_jax.config import PipelineConfig, SearchConfig
-from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
 from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.engine import Sampler
@@ -24,7 +23,7 @@ def search(
     *,
     task: Task | str = "gsm8k",
     seed: int = 0,
-    adapters: Mapping[str, Adapter | None] | None = None,
+    adapters: Mapping[str, Any] | None = None,
     sampler: Any = None,
     config: SearchConfig | None = None,
 ) -> Forest:
