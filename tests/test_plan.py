@@ -114,7 +114,7 @@ def test_what_does_not_fit_names_what_would(small):
     assert decode["instead"].startswith("sampler.slots: ")
 
 
-def test_two_depths_tell_the_cost_of_all_layers(small):
+def test_two_depths_tell_arguments_and_flops_of_all_layers(small):
     settings, spec = small
     device = jax.devices("cpu")[:1]
     target = Target("cpu", CHIPS["h100"], 1, device)
@@ -123,7 +123,6 @@ def test_two_depths_tell_the_cost_of_all_layers(small):
     for a, b in zip(near["programs"], whole["programs"], strict=True):
         assert a["arguments"] == b["arguments"]
         np.testing.assert_allclose(a["flops"], b["flops"])
-        assert abs(a["temporaries"] - b["temporaries"]) < 0.35 * b["total_bytes"]
     assert isinstance(near["mesh"]["why"], str)
 
 

@@ -18,6 +18,7 @@ from malt_jax.export.safetensors_writer import Stored, write_checkpoint
 from malt_jax.models.hf_config import read_json
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter
+from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.tokenizer import FILES as TOKENIZER_FILES
 
@@ -73,15 +74,6 @@ def adapter_pair(
         pair = adapter.layers.get(path[-2])
         return None if pair is None else {side: x[index] for side, x in pair.items()}
     return adapter.layers[index].get(path[-2])
-
-
-def to_host(x: jax.Array) -> np.ndarray:
-    """The whole array as NumPy, gathered first where other processes hold parts of it."""
-    if not x.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        return np.asarray(process_allgather(x, tiled=True))
-    return np.asarray(x)
 
 
 @partial(jax.jit, static_argnames="scale")

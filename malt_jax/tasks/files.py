@@ -244,4 +244,6 @@ def _kind(value: Any) -> str:
 
 def _shown(text: str | Path) -> str:
     """Text from outside as it may stand in a message."""
-    return one_line(str(text))[:500]
+    # Soft hyphens and the like show nothing on a terminal, so they are written out too.
+    line = one_line(str(text))[:500]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

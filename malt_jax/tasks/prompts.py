@@ -56,7 +56,7 @@ Problem:
 {question}
 
 Your solution:
-{generator}"""
+{previous}"""
 
 _DEBATE = """\
 Solve the problem. Others have solved it too; their solutions are given and may be wrong. Use them \

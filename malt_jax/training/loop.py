@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.errors import UserError
+from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
 from malt_jax.storage.atomic import write_json
 from malt_jax.storage.signals import raise_if_stopped, stop_requested
@@ -313,8 +314,8 @@ def score_plan(
             rows = micro.arrays()
             sums, counts = score_rows(program, trainable, frozen, place_rows(rows, mesh))
             there = rows.sequences >= 0
-            logprobs[rows.sequences[there]] = np.asarray(sums)[there]
-            lengths[rows.sequences[there]] = np.asarray(counts)[there]
+            logprobs[rows.sequences[there]] = to_host(sums)[there]
+            lengths[rows.sequences[there]] = to_host(counts)[there]
     return logprobs, lengths
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from malt_jax.errors import UserError
+from malt_jax.models.sharding import to_host
 from malt_jax.storage.atomic import write_bytes
 
 
@@ -36,7 +37,7 @@ def weights_hash(trainable: Any) -> str:
     """SHA-256 over the names, dtypes and bytes of an adapter's or a model's arrays."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(trainable)[0]:
-        array = np.asarray(leaf)
+        array = to_host(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
