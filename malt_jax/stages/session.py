@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +187,7 @@ class Session:
         self.progress.note(f"{what}: {time.perf_counter() - started:.1f} s")
 
     def record_cost(self, name: str, cost: dict[str, Any]) -> Path:
-        """Keeps what a stage cost; resumed stages add to what was spent before."""
+        """Keeps what a stage cost in this process; what a killed one spent is not in it."""
         path = self.run.path / "cost" / f"{name.replace('/', '-')}.json"
         write_json(path, cost)
         return path
@@ -221,7 +220,3 @@ def load_split(
     except UserError as error:
         field = f"task.{split}_path" if path else f"task.num_{split}"
         raise UserError(f"{field}: {error}") from None
-
-
-def shard_config(config: Config, index: int, count: int) -> Config:
-    return replace(config, search=replace(config.search, shard=f"{index}/{count}"))
