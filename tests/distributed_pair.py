@@ -38,7 +38,7 @@ def main() -> None:
     requests = [Request((1, 5 + i, 6, 7), keys + i) for i in range(4)]
     sampler = Sampler(
         model,
-        SamplerConfig(prefix_buckets=(8,), new_token_buckets=(8,), prefill_buckets=(8,),
+        SamplerConfig(prefix_buckets=(8,), new_token_buckets=(8,),
                       memory_gb=0.1, cache_dir=None),
         mesh=mesh,
     )  # fmt: skip

@@ -24,8 +24,9 @@ SMALL = SamplerConfig(
     slots=4,
     prefix_buckets=(24,),
     new_token_buckets=(16,),
-    prefill_buckets=(4, 8),
     prefill_tokens=16,
+    prefill_lane=4,
+    streams=1,
     chunk_steps=5,
     cache_dir=None,
 )
@@ -191,15 +192,15 @@ def test_any_settings_equal_the_naive_loop_and_compile_nothing_new(model, sample
 
 
 def test_programs_are_known_before_the_run(model):
-    """`2 r - 1 + r t` for r rungs of slots and t prefill buckets; no later call adds one."""
-    sampler = Sampler(model, replace(SMALL, slots=8, prefill_buckets=(8,)))
+    """`r (2 + t) + r - 1` for r rungs of slots, t sizes of prefill calls; no call adds one."""
+    sampler = Sampler(model, replace(SMALL, slots=8))
     assert len(sampler.ladder(20, 12)) == 2
-    assert sampler.warm_up(20, 12) == 2 * 2 - 1 + 2 * 1
+    assert sampler.warm_up(20, 12) == 2 * (2 + 2) + 1
     for count, n in ((1, 1), (3, 2), (30, 3)):
         requests = make_requests(count, n, seed=count)
         drawn = sampler.sample(requests, DRAWN)
         assert_same(model, requests[:2], DRAWN, drawn[:2])
-    assert sampler.stats.executables == 5
+    assert sampler.stats.executables == 9
 
 
 def test_order_and_company_of_requests_change_nothing(model, sampler):
@@ -211,6 +212,32 @@ def test_order_and_company_of_requests_change_nothing(model, sampler):
         assert [c.tokens for c in shuffled[place]] == [c.tokens for c in drawn[i]]
         for mine, other in zip(shuffled[place], drawn[i], strict=True):
             np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_streams_side_by_side_draw_what_one_does(model):
+    sampler = Sampler(model, replace(SMALL, slots=8, streams=2))
+    sampler._best_rows = 8  # enough work for two
+    requests = make_requests(17, 3, seed=6)
+    for settings in (DRAWN, SETTINGS["stop text"]):
+        assert_same(model, requests, settings, sampler.sample(requests, settings))
+    assert sampler.stats.tokens_generated == sampler.stats.row_steps_useful
+    assert sampler.stats.completions == 2 * 17 * 3
+
+
+def test_a_stream_that_fails_ends_the_others(model, monkeypatch):
+    sampler = Sampler(model, replace(SMALL, slots=8, streams=2))
+    sampler._best_rows = 8
+    run, steps = sampler._run, []
+
+    def fail_first(requests, *rest):
+        if not steps:
+            steps.append(0)
+            raise UserError("no")
+        return run(requests, *rest)
+
+    monkeypatch.setattr(sampler, "_run", fail_first)
+    with pytest.raises(UserError, match="no"):
+        sampler.sample(make_requests(17, 3, seed=6), DRAWN)
 
 
 def test_many_completions_of_few_prompts_and_of_one_token(model, sampler):

@@ -11,7 +11,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
 from malt_jax.sampling.memory import Shapes, budget, ladder, slot_bytes
 from malt_jax.sampling.pool import Pool
-from malt_jax.sampling.prefill import calls
+from malt_jax.sampling.prefill import Extend, Fork, Lanes, calls
 from malt_jax.sampling.programs import IDLE, Log, Rows
 from malt_jax.sampling.request import Request, Settings
 
@@ -25,17 +25,20 @@ class Device:
         self.held = np.full((slots, places), -1)
         self.computed = 0
 
-    def extend(self, call) -> None:
-        read = self.held[call.source].copy()
-        for row, target in enumerate(call.target):
-            if target == len(self.held):
-                continue
-            start, length = call.start[row], call.length[row]
-            assert np.all(read[row, :start] >= 0)
-            self.held[target] = -1
-            self.held[target, :start] = read[row, :start]
-            self.held[target, start : start + length] = call.tokens[row, :length]
+    def prefill(self, call: Fork | Extend) -> None:
+        if isinstance(call, Fork):
+            read = self.held[call.source].copy()
+            for row, target in enumerate(call.target):
+                if target < len(self.held):
+                    self.held[target] = read[row]
+            return
+        lanes = [i for i, target in enumerate(call.target) if target < len(self.held)]
+        for lane in lanes:
+            slot, start, length = call.target[lane], call.start[lane], call.length[lane]
+            self.held[slot, start : start + length] = call.tokens[lane, :length]
+            self.held[slot, start + length :] = -1
             self.computed += int(length)
+        assert all(np.all(self.held[call.target[i], : call.start[i]] >= 0) for i in lanes)
 
     def decode(self, pool: Pool, lengths, chunk: int, enough: int) -> tuple[Rows, Log]:
         """`lengths[request][sibling]` tokens a completion; what `programs.decode` does."""
@@ -66,13 +69,13 @@ class Device:
         return rows, Log(*log, steps=np.int32(step), bad=np.bool_(False))
 
 
-def simulate(requests, lengths, slots, width=1, chunk=16, sizes=(32, 256), places=1024):
+def simulate(requests, lengths, slots, width=1, chunk=16, lanes=(16, 256), places=1024):
     """Runs a pool to its end; returns (prefill tokens, row-steps, useful row-steps)."""
     settings = Settings(max_new_tokens=1000, end_ids=(END,))
     pool, device, steps = Pool(requests, settings, slots, width, places), Device(slots, places), 0
     while not pool.finished:
-        for call in calls(pool.admit(), slots, sizes, 256):
-            device.extend(call)
+        for call in calls(pool.admit(), slots, Lanes.of(*lanes)):
+            device.prefill(call)
         lower = [rung for rung in ladder(slots) if rung < slots]
         while lower and not pool.can_fill and pool.busy <= lower[-1]:
             slots = lower.pop()
@@ -134,7 +137,7 @@ def test_a_prompt_grown_in_pieces_from_any_source_is_whole():
         ]
         lengths = [rng.integers(1, 9, len(r.keys)).tolist() for r in requests]
         slots, width = int(rng.integers(1, 6)), int(rng.integers(1, 3))
-        simulate(requests, lengths, slots, width, chunk=3, sizes=(4, 16), places=80)
+        simulate(requests, lengths, slots, width, chunk=3, lanes=(4, 16), places=80)
 
 
 SPEC = ModelSpec("llama", 1000, 64, 2, 4, 2, 16, 128, 4096, Rope(1e4))

@@ -109,7 +109,7 @@ SMALL = {
             {"name": "refiner", **ROLE},
         ]
     },
-    "sampler": {"prefix_buckets": [64], "new_token_buckets": [8], "prefill_buckets": [64]},
+    "sampler": {"prefix_buckets": [64], "new_token_buckets": [8]},
     "train": {"lora": {"rank": 4}, "sft": {"epochs": 1}, "dpo": {"epochs": 1}},
     "eval": {"trees": 2},
 }

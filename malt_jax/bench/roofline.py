@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,10 +21,13 @@ ROUNDS = 5
 """Times everything is measured, in turns; the best counts, for others may share the machine."""
 
 
-def step_cost(spec: ModelSpec, shapes: Shapes, itemsize: int, kv_itemsize: int) -> dict[str, float]:
-    """Floating-point operations and bytes of one decode step with all rows busy.
+def step_cost(
+    spec: ModelSpec, shapes: Shapes, streams: int, itemsize: int, kv_itemsize: int
+) -> dict[str, float]:
+    """Floating-point operations and bytes of one decode step of all streams, all rows busy.
 
-    Weights are read once. Every place of the caches counts, filled or not: static shapes read them.
+    Each stream reads the weights once. Every place of the caches counts, filled or not: static
+    shapes read them.
     """
     rows = shapes.slots * shapes.width
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
@@ -33,10 +37,13 @@ def step_cost(spec: ModelSpec, shapes: Shapes, itemsize: int, kv_itemsize: int) 
     attention = 2 * 2 * spec.num_layers * q * places * rows
     cached = shapes.slots * shapes.places + rows * shapes.ring
     return {
-        "flops": 2 * weights * rows + attention,
-        "bytes": weights * itemsize
-        + 2 * spec.num_layers * kv * cached * kv_itemsize
-        + 4 * rows * spec.vocab,
+        "flops": streams * (2 * weights * rows + attention),
+        "bytes": streams
+        * (
+            weights * itemsize
+            + 2 * spec.num_layers * kv * cached * kv_itemsize
+            + 4 * rows * spec.vocab
+        ),
     }
 
 
@@ -47,8 +54,9 @@ def measure(sampler: Sampler, prompt_tokens: int, new_tokens: int) -> dict[str, 
     own weights, and nothing else.
     """
     shapes = sampler.ladder(prompt_tokens, new_tokens)[-1]
-    decode = _saturated(sampler, shapes, prompt_tokens)
-    spec, rows = sampler.spec, shapes.slots * shapes.width
+    streams = sampler.streams
+    decode = _side_by_side([_saturated(sampler, shapes, prompt_tokens) for _ in range(streams)])
+    spec, rows = sampler.spec, shapes.slots * shapes.width * streams
     dtype = sampler.dtype
     products, flops = _mlp_products(spec, rows, dtype)
     stream = jnp.ones(1 << 26, dtype)
@@ -65,7 +73,7 @@ def measure(sampler: Sampler, prompt_tokens: int, new_tokens: int) -> dict[str, 
         steps = decode()
         timed["step"] = (time.perf_counter() - began) / steps
         best = {name: min(best[name], timed[name]) for name in best}
-    cost = step_cost(spec, shapes, jnp.dtype(dtype).itemsize, sampler.cache_dtype.itemsize)
+    cost = step_cost(spec, shapes, streams, jnp.dtype(dtype).itemsize, sampler.cache_dtype.itemsize)
     rates = {
         "matmul_flops_per_s": flops / best["product"],
         "read_bytes_per_s": stream.nbytes / best["read"],
@@ -98,6 +106,16 @@ def _saturated(sampler: Sampler, shapes: Shapes, prompt_tokens: int) -> Callable
     def decode() -> int:
         device.decode(pool, enough=shapes.slots)
         return int(device.result()[1].steps)
+
+    return decode
+
+
+def _side_by_side(decodes: Sequence[Callable[[], int]]) -> Callable[[], int]:
+    """All of them at once, each in a thread of its own; returns the steps each makes."""
+
+    def decode() -> int:
+        with ThreadPoolExecutor(len(decodes)) as threads:
+            return max(future.result() for future in [threads.submit(d) for d in decodes])
 
     return decode
 

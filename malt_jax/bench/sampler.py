@@ -3,7 +3,7 @@
 Both sides answer the same prompts in the same order of roles, with the same limits and end tokens,
 each in a process of its own so that its peak memory is its own. The prompts are those of the tree
 this sampler expands; transformers draws its own completions for them with `num_return_sequences`,
-in batches of similar length, at the batch size that was fastest on the first role's prompts.
+in batches of similar length, at the batch size that was fastest on some of the second role's.
 Tokens are generated tokens up to and with the end token; compiling and loading are left out on
 both sides.
 
@@ -99,9 +99,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     result = {
         "bench": "sampler",
         **{name: job[name] for name in ("questions", "branch", "max_new_tokens", "temperature")},
+        **stats.as_dict(),
         "tokens_per_s": stats.tokens_generated / seconds,
         "seconds": seconds,
-        **stats.as_dict(),
         "compile_s": stats.compile_seconds,
         "device": f"{device.device_kind}, {os.cpu_count()} cores",
         "platform": device.platform,

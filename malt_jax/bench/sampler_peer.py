@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+PROBE = 32
+"""New tokens a completion while the batch size is chosen."""
+
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Generated tokens a second over all roles' prompts, at the fastest of the batch sizes."""
@@ -31,7 +34,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = load_tokenizer(Path(job["model"]))
     ends = list(tokenizer.end_ids)
 
-    def generate(prompts: Sequence[Sequence[int]]) -> int:
+    def generate(prompts: Sequence[Sequence[int]], limit: int) -> int:
         longest = max(map(len, prompts))
         ids = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -43,27 +46,28 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
                 temperature=job["temperature"],
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=job["max_new_tokens"],
+                max_new_tokens=limit,
                 num_return_sequences=job["branch"],
                 eos_token_id=ends,
                 pad_token_id=ends[0],
             )
         return sum(_length(row, ends) for row in out[:, longest:].tolist())
 
-    def timed(prompts: Sequence[Sequence[int]], batch: int) -> tuple[int, float]:
+    def timed(prompts: Sequence[Sequence[int]], batch: int, limit: int) -> tuple[int, float]:
         began, tokens = time.perf_counter(), 0
         ordered = sorted(prompts, key=len)
         for first in range(0, len(ordered), batch):
-            tokens += generate(ordered[first : first + batch])
+            tokens += generate(ordered[first : first + batch], limit)
         return tokens, time.perf_counter() - began
 
     with open(job["prompts"]) as file:
         levels = json.load(file)
-    generate(levels[0][:1])
+    generate(levels[0][:1], 2)
     sizes = [int(size) for size in job["peer_batches"].split(",")]
-    probe = {size: timed(levels[1][: max(sizes)], size) for size in sizes}
+    longest = job["max_new_tokens"]
+    probe = {size: timed(levels[1][: max(sizes)], size, min(longest, PROBE)) for size in sizes}
     batch = max(sizes, key=lambda size: probe[size][0] / probe[size][1])
-    results = [timed(level, batch) for level in levels]
+    results = [timed(level, batch, longest) for level in levels]
     tokens, seconds = (sum(column) for column in zip(*results, strict=True))
     return {
         "tokens_per_s": tokens / seconds,

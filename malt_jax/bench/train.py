@@ -1,7 +1,7 @@
 """`malt bench train`: training throughput and memory, beside TRL + PEFT in the same run.
 
 Both train LoRA adapters on all linear layers over the same token ids, in real GSM8K lengths
-(`bench.lengths`), in float32, each in a process of its own so that its peak memory is its own.
+(`bench.lengths`), in one dtype, each in a process of its own so that its peak memory is its own.
 Useful tokens are prompt and completion tokens of every sequence (a DPO pair is two sequences),
 whatever a side pads, shares or skips; the first step is left out on both sides, and compiling on
 ours. A DPO training's time includes computing the reference's log-probabilities once.
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.no_peer or not all(peers.values()):
         missing = [name for name, found in peers.items() if not found]
         return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
+    job["device"] = result["platform"]
     # TRL's default recomputes activations; without that it is faster and larger. The ratio is
     # against its faster setting, the memory beside it of its leaner one.
     settings = {"default": True, "no_checkpointing": False}
@@ -139,6 +140,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     flops = model_flops(model.spec, examples) * tokens / outcome.tokens
     return {
         "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
         "tokens_per_s": tokens / seconds,
         "seconds": seconds,
         "cpu_tokens_per_s": tokens / cpu,

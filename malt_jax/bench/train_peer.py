@@ -42,7 +42,9 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
 
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    gpu = job["device"] == "gpu" and torch.cuda.is_available()
+    half = job["dtype"] == "bfloat16"
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     vocab, count = model.config.vocab_size, job["batch"] * job["steps"]
     lora = LoraConfig(
@@ -53,8 +55,8 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         "per_device_train_batch_size": job["batch"],
         "num_train_epochs": 1,
         "max_length": None,
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": not gpu,
+        "bf16": half,
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
@@ -108,7 +110,9 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         "seconds": seconds,
         "cpu_tokens_per_s": rest / cpu,
         "prepare_s": prepared - began,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+        "peak_bytes": torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
 
 

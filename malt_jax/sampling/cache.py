@@ -155,34 +155,26 @@ def extend_attention(
     q: Float[Array, "B T H h"],
     k: Float[Array, "B T K h"],
     v: Float[Array, "B T K h"],
-    block: KV,
+    prefix: KV,
+    target: Int[Array, "B"],
     start: Int[Array, "B"],
     length: Int[Array, "B"],
     window: Int[Array, ""] | int | None,
     softcap: float | None,
 ) -> tuple[Float[Array, "B T H h"], KV]:
-    """`length` new tokens after the first `start` of a prefix block; returns the block with them.
+    """`length` new tokens after the first `start` of slot `target`; returns the slots with them.
 
-    What the block holds from `start` on is not read.
+    All lanes' keys and values are written before any is read, so lanes of one slot may follow
+    one another. What a slot holds beyond a lane's own tokens is not read.
     """
     batch, time, heads, head_dim = q.shape
-    groups, places = block.v.shape[1:3]
-    place = jnp.arange(places, dtype=jnp.int32)
-    offset = place[None, :] - start[:, None]
-    fresh = (offset >= 0) & (offset < length[:, None])
-    source = jnp.clip(offset, 0, time - 1)
-
-    def merge(old: Array | None, new: Array | None, axis: int) -> Array | None:
-        if old is None or new is None:
-            return None
-        shape = [1] * old.ndim
-        shape[0], shape[axis] = batch, places
-        new = jnp.take_along_axis(new, source.reshape(shape), axis=axis)
-        return jnp.where(fresh.reshape(shape), new, old)
-
-    block = KV(*map(merge, block, stored(k, v, block), PLACE_AXIS))
-    position = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
-    distance = position[:, :, None] - place[None, None, :]
+    groups, places = prefix.v.shape[1:3]
+    step = jnp.arange(time, dtype=jnp.int32)[None, :]
+    position = start[:, None] + step
+    place = jnp.where(step < length[:, None], position, places)  # beyond the last one: dropped
+    prefix = _write(prefix, k, v, target[:, None], place)
+    block = jax.tree.map(lambda x: x.at[target].get(mode="clip"), prefix)
+    distance = position[:, :, None] - jnp.arange(places, dtype=jnp.int32)[None, None, :]
     mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     # [B, T, K, r, h] -> [B, K, T * r, h]: the heads of a group share its keys.
     q = q.reshape(batch, time, groups, -1, head_dim).swapaxes(1, 2)
@@ -191,4 +183,25 @@ def extend_attention(
     weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
     out = _mix(weights, block.v, block.v_scale, q.dtype).astype(q.dtype)
     out = out.reshape(batch, groups, time, -1, head_dim).swapaxes(1, 2)
-    return out.reshape(batch, time, heads, head_dim), block
+    return out.reshape(batch, time, heads, head_dim), prefix
+
+
+def _write(
+    prefix: KV,
+    k: Float[Array, "B T K h"],
+    v: Float[Array, "B T K h"],
+    slot: Int[Array, "B 1"],
+    place: Int[Array, "B T"],
+) -> KV:
+    """Tokens at their places in their slots; places and slots out of range are dropped."""
+    k_scale = v_scale = None
+    if prefix.k_scale is not None:
+        (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
+    put = lambda x, at, new: x.at[at].set(new.astype(x.dtype), mode="drop")  # noqa: E731
+    k_at, v_at = (slot, slice(None), slice(None), place), (slot, slice(None), place)
+    return KV(
+        k=put(prefix.k, k_at, k),
+        v=put(prefix.v, v_at, v),
+        k_scale=None if k_scale is None else put(prefix.k_scale, v_at, k_scale),
+        v_scale=None if v_scale is None else put(prefix.v_scale, v_at, v_scale),
+    )

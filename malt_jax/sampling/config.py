@@ -17,16 +17,37 @@ class SamplerConfig:
     width: int = 1
     """Completions of one prompt that decode side by side, reading one shared prefix. 1 leaves no
     row idle; more reads less memory, but a slot then waits for its longest completion."""
+    streams: int = 0
+    """Batches that decode side by side, each from a thread of its own, and share the slots; 0: 2 on
+    a CPU of several cores, 1 elsewhere."""
     memory_gb: float = 0.0
     """GiB per device for caches and temporaries; 0: 80% of what is free."""
-    prefix_buckets: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+    prefix_buckets: tuple[int, ...] = (
+        *(64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048),
+        *(3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768),
+    )
     """Prompt capacities there is a program for, in tokens."""
-    new_token_buckets: tuple[int, ...] = (32, 128, 256, 512, 1024, 2048, 4096)
+    new_token_buckets: tuple[int, ...] = (
+        16,
+        32,
+        64,
+        96,
+        128,
+        192,
+        256,
+        384,
+        512,
+        768,
+        1024,
+        2048,
+        4096,
+    )
     """Completion capacities there is a program for, in tokens."""
-    prefill_buckets: tuple[int, ...] = (32, 256)
-    """By how many tokens a prompt grows in one prefill call."""
     prefill_tokens: int = 0
     """Tokens in one prefill call, over all its prompts; 0: 256 on a CPU, 4096 elsewhere."""
+    prefill_lane: int = 0
+    """Tokens of one prompt that stay together in a prefill call, so at most one less is padding at
+    a prompt's end; 0: 16 on a CPU, 128 elsewhere."""
     chunk_steps: int = 16
     """Decode steps between two looks of the host, at most."""
     weights: Literal["auto", "int8"] = "auto"
@@ -42,13 +63,15 @@ class SamplerConfig:
         for name, least in (
             ("slots", 0),
             ("width", 1),
+            ("streams", 0),
             ("memory_gb", 0),
             ("prefill_tokens", 0),
+            ("prefill_lane", 0),
             ("chunk_steps", 1),
         ):
             value = getattr(self, name)
             check(value >= least, f"{name}: found {value}, allowed: {least} or more.")
-        for name in ("prefix_buckets", "new_token_buckets", "prefill_buckets"):
+        for name in ("prefix_buckets", "new_token_buckets"):
             sizes = getattr(self, name)
             rising = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
             check(

@@ -18,7 +18,7 @@ from malt_jax.sampling import cache, programs
 from malt_jax.sampling.compiled import Programs
 from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.pool import Pool
-from malt_jax.sampling.prefill import Call
+from malt_jax.sampling.prefill import Extend, Fork
 from malt_jax.sampling.request import MAX_END_IDS
 
 
@@ -40,38 +40,52 @@ class Device:
         self.shapes = shapes
         self._compiled, self._graph, self._chunk = compiled, graph, chunk_steps
         self._params, self._adapter = params, adapter
-        self._prefix = _allocate(spec, shapes.slots, shapes.places, cache_dtype)
-        self._suffix = _allocate(spec, shapes.slots * shapes.width, shapes.ring, cache_dtype)
+        with compiled.idle():
+            self._prefix = _allocate(spec, shapes.slots, shapes.places, cache_dtype)
+            self._suffix = _allocate(spec, shapes.slots * shapes.width, shapes.ring, cache_dtype)
+            compiled.users.add(self)
         self._clock = np.int32(0)
         self._end_ids = np.full(MAX_END_IDS, -1, np.int32)
         self._end_ids[: len(end_ids)] = end_ids
         leaves, structure = jax.tree.flatten(adapter)
         self._like = (structure, *((x.shape, x.dtype) for x in leaves))
 
-    def extend(self, call: Call) -> None:
-        """Grow prompts: `programs.extend`."""
-        function = partial(programs.extend, self._graph)
-        args = (self._params, self._adapter, self._prefix, *call)
-        key = ("extend", call.tokens.shape, self.shapes, self._like)
-        self._prefix = self._compiled.get(key, function, (2,), args)(*args)
+    def prefill(self, call: Fork | Extend) -> None:
+        """Copy heads, or grow prompts: `programs.fork` or `programs.extend`."""
+        with self._compiled.turn:
+            if isinstance(call, Fork):
+                function, args, donate = programs.fork, (self._prefix, *call), 0
+                key = ("fork", self.shapes)
+            else:
+                function = partial(programs.extend, self._graph)
+                args, donate = (self._params, self._adapter, self._prefix, *call), 2
+                key = ("extend", call.tokens.shape, self.shapes, self._like)
+            self._prefix = self._compiled.get(key, function, (donate,), args)(*args)
 
     def decode(self, pool: Pool, enough: int) -> None:
         """Decode a chunk: `programs.decode`."""
         function = partial(programs.decode, self._graph, self._chunk)
-        caches = (self._params, self._adapter, self._prefix, self._suffix)
-        args = (*caches, pool.rows, pool.plan(), self._end_ids, self._clock, np.int32(enough))
-        program = self._compiled.get(("decode", self.shapes, self._like), function, (3,), args)
-        self._suffix, self._rows, self._log, self._clock = program(*args)
+        key, plan = ("decode", self.shapes, self._like), pool.plan()
+        with self._compiled.turn:
+            caches = (self._params, self._adapter, self._prefix, self._suffix)
+            args = (*caches, pool.rows, plan, self._end_ids, self._clock, np.int32(enough))
+            program = self._compiled.get(key, function, (3,), args)
+            self._suffix, self._rows, self._log, self._clock = program(*args)
 
     def shrink(self, kept: np.ndarray) -> None:
         """Go on with some of the slots."""
         width = self.shapes.width
         rows = (kept[:, None] * width + np.arange(width)).reshape(-1)
-        args = (self._prefix, self._suffix, kept.astype(np.int32), rows.astype(np.int32))
         key = ("shrink", self.shapes, len(kept))
-        program = self._compiled.get(key, programs.shrink, (), args)
-        self._prefix, self._suffix = program(*args)
+        with self._compiled.turn:
+            args = (self._prefix, self._suffix, kept.astype(np.int32), rows.astype(np.int32))
+            program = self._compiled.get(key, programs.shrink, (), args)
+            self._prefix, self._suffix = program(*args)
         self.shapes = replace(self.shapes, slots=len(kept))
+
+    def wait(self) -> None:
+        """Until the device has done all it was given."""
+        jax.block_until_ready((self._prefix, self._suffix))
 
     def ready(self) -> bool:
         """Whether the last chunk is done."""

@@ -8,8 +8,11 @@ the device decodes, the host looks for stop texts in what the chunk before has d
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,7 +34,7 @@ from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.device import Device
 from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.pool import Admission, Pool
-from malt_jax.sampling.prefill import Call, calls, padding
+from malt_jax.sampling.prefill import Extend, Fork, Lanes, calls, no_forks
 from malt_jax.sampling.quantised import quantise_kernels
 from malt_jax.sampling.request import Completion, Request, Settings
 from malt_jax.sampling.stats import Stats
@@ -49,6 +52,12 @@ BEST_ROWS = {"cpu": 64}
 ACCELERATOR_ROWS = 512
 
 
+def prefill_lanes(config: SamplerConfig, platform: str) -> Lanes:
+    """The shapes of prefill calls on a platform."""
+    lane, call = (16, 256) if platform == "cpu" else (128, 4096)
+    return Lanes.of(config.prefill_lane or lane, config.prefill_tokens or call)
+
+
 class Sampler:
     """Draws completions from one model; adapters and settings change without compiling anew."""
 
@@ -60,7 +69,11 @@ class Sampler:
         self._programs = Programs(self.stats)
         platform = jax.default_backend()
         self._best_rows = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
-        self._prefill_tokens = self.config.prefill_tokens or (256 if platform == "cpu" else 4096)
+        # XLA runs a decode step's thin products on one core; a second stream keeps another busy.
+        cores = os.cpu_count() if platform == "cpu" and mesh is None else 1
+        self.streams = self.config.streams or min(2, cores or 1)
+        """Batches that may decode side by side."""
+        self._lanes = prefill_lanes(self.config, platform)
         int8 = self.config.weights == "int8"
         self._params = quantise_kernels(model.params) if int8 else model.params
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
@@ -87,11 +100,51 @@ class Sampler:
         for members in self._group(requests):
             chosen = [requests[i] for i in members]
             hook = on_tokens and (lambda i, j, new, m=members: on_tokens(m[i], j, new))
-            with self._context():
-                results = self._run(chosen, settings, adapter, hook)
+            results = self._spread(chosen, settings, adapter, hook)
             for index, drawn in zip(members, results, strict=True):
                 done[index] = drawn
         return done
+
+    def _spread(
+        self,
+        requests: Sequence[Request],
+        settings: Settings,
+        adapter: Weights,
+        on_tokens: OnTokens | None,
+    ) -> list[list[Completion]]:
+        """The requests' completions, drawn in as many streams as there is work for.
+
+        A stream takes neighbours in the order of their tokens, so that heads are still shared.
+        """
+        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
+        count = self._stream_count(requests) if on_tokens is None else 1
+        stop = threading.Event()
+
+        def run(members: Sequence[int]) -> list[list[Completion]]:
+            with self._context():
+                return self._run([requests[i] for i in members], settings, adapter, on_tokens, stop)
+
+        if count == 1:
+            return run(range(len(requests)))
+        shares = [order[len(order) * k // count : len(order) * (k + 1) // count]
+                  for k in range(count)]  # fmt: skip
+        done: list[list[Completion]] = [[] for _ in requests]
+        with ThreadPoolExecutor(count) as threads:
+            futures = [threads.submit(run, share) for share in shares]
+            try:
+                for share, future in zip(shares, futures, strict=True):
+                    for index, drawn in zip(share, future.result(), strict=True):
+                        done[index] = drawn
+            except BaseException:  # also Ctrl-C: the other streams must not go on for nothing
+                stop.set()
+                raise
+        return done
+
+    def _stream_count(self, requests: Sequence[Request]) -> int:
+        """One stream unless each of several gets half of the platform's best batch."""
+        completions = sum(len(request.keys) for request in requests)
+        worth = max(1, 2 * completions // self._best_rows)
+        return min(self.streams, worth, len(requests))
 
     def _group(self, requests: Sequence[Request]) -> list[list[int]]:
         """Requests by prompt capacity; a group too small to keep the rows busy joins the next."""
@@ -128,7 +181,7 @@ class Sampler:
                 )
 
     def ladder(self, prompt_tokens: int, new_tokens: int) -> list[Shapes]:
-        """The shapes that prompts and completions up to these lengths run in, smallest first.
+        """The shapes a stream runs prompts and completions up to these lengths in, smallest first.
 
         Raises UserError when they don't fit in memory, with what would.
         """
@@ -143,13 +196,15 @@ class Sampler:
         plan = memory.budget(
             self.spec, one, self.cache_dtype, config.memory_gb, self._shards, head_parts
         )
-        wanted = config.slots or max(1, self._best_rows // width) * self._shards
+        streams = self.streams
+        wanted = config.slots or max(1, self._best_rows // width) * self._shards * streams
         if config.slots and plan.slots < wanted:
             raise UserError(
                 f"sampler.slots: {wanted} slots need {plan.need(wanted) / 2**30:.2f} GiB a device, "
                 f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.slots}."
             )
-        rungs = memory.ladder(min(wanted, plan.slots), self._shards)
+        most = max(1, min(wanted, plan.slots) // streams)
+        rungs = memory.ladder(most, self._shards)
         self._slot_bytes = plan.bytes_per_slot
         return [replace(one, slots=slots) for slots in rungs]
 
@@ -177,16 +232,17 @@ class Sampler:
         """Compile what calls with prompts and completions up to these lengths can need.
 
         Returns the number of executables there are then; such calls add none. It is
-        `2 r - 1 + r t` for r rungs of slots and t prefill buckets, for each capacity and for
-        calls with and without adapter.
+        `r (2 + t) + r - 1` for r rungs of slots and t sizes of prefill calls, for each capacity and
+        for calls with and without adapter.
         """
         rungs = self.ladder(prompt_tokens, new_tokens)
         for lower, shapes in zip([None, *rungs], rungs, strict=False):
             with self._context():
                 device = self.device(shapes, adapter)
                 nothing = Pool([], Settings(), shapes.slots, shapes.width, shapes.places)
-                for size in self.config.prefill_buckets:
-                    device.extend(padding(size, self._prefill_tokens, shapes.slots))
+                device.prefill(no_forks(shapes.slots))
+                for count in self._lanes.counts:
+                    device.prefill(self._lanes.padding(count, shapes.slots))
                 device.decode(nothing, enough=0)
                 if lower:
                     device.shrink(np.arange(lower.slots))
@@ -198,21 +254,22 @@ class Sampler:
         settings: Settings,
         adapter: Weights,
         on_tokens: OnTokens | None,
+        stop: threading.Event,
     ) -> list[list[Completion]]:
         rungs = self.ladder(max(len(r.prompt) for r in requests), settings.max_new_tokens)
         completions = sum(len(r.keys) for r in requests)
         fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.slots * shapes.width)
         shapes = next(fits, rungs[-1])
         device = self.device(shapes, adapter, settings.end_ids)
-        held = self._slot_bytes * -(-shapes.slots // self._shards)
+        held = self._slot_bytes * -(-shapes.slots // self._shards) * self.streams
         self.stats.cache_bytes = max(self.stats.cache_bytes, held)
         pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places)
         clock = _Clock(self.stats)
         grown: list[tuple[int, int, int]] = []
-        while not pool.finished:
+        while not pool.finished and not stop.is_set():
             clock.host()
             for call in self._prefill(pool.admit(), shapes.slots):
-                device.extend(call)
+                device.prefill(call)
             lower = _lower(rungs, device.shapes)
             while lower and not pool.can_fill and pool.busy <= lower:
                 device.shrink(pool.shrink(lower))
@@ -231,25 +288,29 @@ class Sampler:
                     "model: its logits hold NaN or infinity, so the weights or the adapter are "
                     "broken; load them anew or train with a lower learning rate."
                 )
-            self.stats.row_steps += int(log.steps) * shapes.slots * shapes.width
+            self.stats.add(row_steps=int(log.steps) * shapes.slots * shapes.width)
             grown = pool.absorb(rows, log)
         self._look(pool, grown, on_tokens)
         clock.stop()
-        return self._finish(requests, pool)
+        return [] if stop.is_set() else self._finish(requests, pool)
 
     def _finish(self, requests: Sequence[Request], pool: Pool) -> list[list[Completion]]:
-        done, stats = [[draft.done() for draft in drafts] for drafts in pool.drafts], self.stats
-        stats.row_steps_useful += pool.useful_steps
-        for request, completions in zip(requests, done, strict=True):
-            stats.prefill_tokens_naive += len(request.prompt) * len(completions)
-            stats.completions += len(completions)
-            stats.tokens_generated += sum(len(c.tokens) for c in completions)
+        done = [[draft.done() for draft in drafts] for drafts in pool.drafts]
+        self.stats.add(
+            row_steps_useful=pool.useful_steps,
+            prefill_tokens_naive=sum(len(r.prompt) * len(r.keys) for r in requests),
+            completions=sum(map(len, done)),
+            tokens_generated=sum(len(c.tokens) for drawn in done for c in drawn),
+        )
         return done
 
-    def _prefill(self, admissions: list[Admission], slots: int) -> Iterable[Call]:
-        for call in calls(admissions, slots, self.config.prefill_buckets, self._prefill_tokens):
-            self.stats.prefill_tokens_computed += int(call.length.sum())
-            self.stats.prefill_tokens_padded += call.tokens.size
+    def _prefill(self, admissions: list[Admission], slots: int) -> Iterable[Fork | Extend]:
+        for call in calls(admissions, slots, self._lanes):
+            if isinstance(call, Extend):
+                self.stats.add(
+                    prefill_tokens_computed=int(call.length.sum()),
+                    prefill_tokens_padded=call.tokens.size,
+                )
             yield call
 
     def _look(
@@ -294,9 +355,7 @@ class _Clock:
     def _enter(self, phase: str) -> float:
         now = self._now()
         spent, self._since = now - self._since, now
-        self._stats.seconds += spent
-        if self._phase == "host":
-            self._stats.host_wait_seconds += spent
+        self._stats.add(seconds=spent, host_wait_seconds=spent * (self._phase == "host"))
         self._phase = phase
         return spent
 
@@ -312,7 +371,7 @@ class _Clock:
         """The host has nothing left to do; `waited`: the device was done before."""
         spent = self._enter("device")
         # How long it waited is not known: no longer than the host worked beside it.
-        self._stats.host_wait_seconds += spent if waited else 0.0
+        self._stats.add(host_wait_seconds=spent * waited)
 
     def stop(self) -> None:
         self._enter("host")

@@ -1,8 +1,14 @@
-"""From admissions to calls of the `extend` program: waves, pieces of bucket size, batches."""
+"""From admissions to device calls: heads are copied, then new tokens are computed lane by lane.
+
+A lane is a few consecutive tokens of one prompt. A call computes a fixed number of lanes, whatever
+prompts they belong to: within a layer all keys and values are written before any is read, so lanes
+of one prompt can be in one call, and only a prompt's last lane and the last call have padding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -10,78 +16,91 @@ import numpy as np
 from malt_jax.sampling.pool import Admission
 
 
-class Call(NamedTuple):
-    """Arguments of one `extend`: entries whose target is the number of slots are padding."""
+class Fork(NamedTuple):
+    """Arguments of one `fork`; a target that is the number of slots is padding."""
 
     source: np.ndarray
+    target: np.ndarray
+
+
+class Extend(NamedTuple):
+    """Arguments of one `extend`; a lane whose target is the number of slots is padding."""
+
     target: np.ndarray
     tokens: np.ndarray
     start: np.ndarray
     length: np.ndarray
 
 
-class _Piece(NamedTuple):
-    source: int
-    target: int
-    start: int
-    tokens: tuple[int, ...]
-    size: int
+class Lanes(NamedTuple):
+    """The shapes of prefill calls."""
+
+    tokens: int
+    """Of one lane."""
+    counts: tuple[int, ...]
+    """Lanes a call may have, rising."""
+
+    @staticmethod
+    def of(lane: int, call: int) -> Lanes:
+        """Lanes of `lane` tokens, for calls of `call` tokens and of a quarter of that."""
+        most = max(1, call // lane)
+        return Lanes(min(lane, call), tuple(sorted({max(1, most // 4), most})))
+
+    def padding(self, count: int, slots: int) -> Extend:
+        """A call that does nothing, for its shapes."""
+        return _extend([], self, count, slots)
 
 
-def batch_size(size: int, prefill_tokens: int, slots: int) -> int:
-    """Prompts in a call that gives each of them up to `size` tokens."""
-    return max(1, min(slots, prefill_tokens // size))
+def forks_at_once(slots: int) -> int:
+    """Heads one `fork` copies."""
+    return max(1, slots // 8)
 
 
-def padding(size: int, prefill_tokens: int, slots: int) -> Call:
+def no_forks(slots: int) -> Fork:
     """A call that does nothing, for its shapes."""
-    return _call([], batch_size(size, prefill_tokens, slots), size, slots)
+    return _fork([], slots)
 
 
-def calls(
-    admissions: Sequence[Admission], slots: int, sizes: Sequence[int], prefill_tokens: int
-) -> Iterator[Call]:
-    """Calls in an order that lets every piece read what it grows from."""
-    for wave in sorted({a.wave for a in admissions}):
-        cut = [_pieces(a, sizes) for a in admissions if a.wave == wave]
-        for turn in range(max(map(len, cut))):
-            now = [pieces[turn] for pieces in cut if turn < len(pieces)]
-            for size in sorted({piece.size for piece in now}):
-                batch = batch_size(size, prefill_tokens, slots)
-                same = [piece for piece in now if piece.size == size]
-                for first in range(0, len(same), batch):
-                    yield _call(same[first : first + batch], batch, size, slots)
+def calls(admissions: Sequence[Admission], slots: int, lanes: Lanes) -> Iterator[Fork | Extend]:
+    """Calls in an order that lets each read what it grows from."""
+    by_wave = sorted(admissions, key=lambda a: a.wave)
+    for _, group in groupby(by_wave, key=lambda a: a.wave):
+        wave = list(group)
+        heads = [a for a in wave if a.source != a.target and a.start]
+        at_once = forks_at_once(slots)
+        for first in range(0, len(heads), at_once):
+            yield _fork(heads[first : first + at_once], slots)
+        todo = [
+            (a.target, a.start + first, a.tokens[first : first + lanes.tokens])
+            for a in wave
+            for first in range(0, len(a.tokens), lanes.tokens)
+        ]
+        while todo:
+            # The largest call that is filled, or the smallest that holds all.
+            filled = [n for n in lanes.counts if n <= len(todo)]
+            count = filled[-1] if filled else lanes.counts[0]
+            yield _extend(todo[:count], lanes, count, slots)
+            todo = todo[count:]
 
 
-def _pieces(admission: Admission, sizes: Sequence[int]) -> list[_Piece]:
-    """A prompt's new tokens in pieces; one without tokens still copies its source."""
-    source, start, tokens = admission.source, admission.start, admission.tokens
-    pieces = []
-    while tokens or not pieces:
-        size = _size(len(tokens), sizes)
-        pieces.append(_Piece(source, admission.target, start, tokens[:size], size))
-        source, start, tokens = admission.target, start + size, tokens[size:]
-    return pieces
+def _fork(heads: Sequence[Admission], slots: int) -> Fork:
+    source = np.zeros(forks_at_once(slots), np.int32)
+    target = np.full(forks_at_once(slots), slots, np.int32)
+    for place, admission in enumerate(heads):
+        source[place], target[place] = admission.source, admission.target
+    return Fork(source, target)
 
 
-def _size(count: int, sizes: Sequence[int]) -> int:
-    """The bucket for the next piece: one that holds all with a quarter to spare, or a full one."""
-    whole = [size for size in sizes if count <= size and 3 * size <= 4 * count]
-    full = [size for size in sizes if size <= count]
-    return whole[0] if whole else full[-1] if full else sizes[0]
-
-
-def _call(pieces: Sequence[_Piece], batch: int, size: int, slots: int) -> Call:
-    def column(values: list[int], padding: int) -> np.ndarray:
-        return np.array(values + [padding] * (batch - len(values)), np.int32)
-
-    tokens = np.zeros((batch, size), np.int32)
-    for row, piece in enumerate(pieces):
-        tokens[row, : len(piece.tokens)] = piece.tokens
-    return Call(
-        source=column([p.source for p in pieces], 0),
-        target=column([p.target for p in pieces], slots),
-        tokens=tokens,
-        start=column([p.start for p in pieces], 0),
-        length=column([len(p.tokens) for p in pieces], 0),
+def _extend(
+    todo: Sequence[tuple[int, int, tuple[int, ...]]], lanes: Lanes, count: int, slots: int
+) -> Extend:
+    call = Extend(
+        target=np.full(count, slots, np.int32),
+        tokens=np.zeros((count, lanes.tokens), np.int32),
+        start=np.zeros(count, np.int32),
+        length=np.zeros(count, np.int32),
     )
+    for place, (target, start, tokens) in enumerate(todo):
+        call.target[place], call.start[place], call.length[place] = target, start, len(tokens)
+        call.tokens[place, : len(tokens)] = tokens
+    return call

@@ -1,4 +1,4 @@
-"""The two device programs of the sampler: a prompt grows by some tokens; all rows decode."""
+"""The device programs of the sampler: prompts grow by some tokens; all rows decode."""
 
 from __future__ import annotations
 
@@ -67,26 +67,29 @@ def extend(
     params: Any,
     adapter: Adapter | None,
     prefix: list[KV],
-    source: Int[Array, "B"],
     target: Int[Array, "B"],
     tokens: Int[Array, "B T"],
     start: Int[Array, "B"],
     length: Int[Array, "B"],
 ) -> list[KV]:
-    """Slot `target` becomes the first `start` tokens of slot `source` and `length` new ones.
+    """Slot `target` goes on after its first `start` tokens with `length` new ones.
 
-    Every source is read before any target is written. An entry whose target is S is ignored.
+    Several lanes may grow one slot. A lane whose target is S is ignored.
     """
     decoder = nnx.merge(graph, params)
     positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
 
     def attend(q, k, v, state, layer):
-        block = jax.tree.map(lambda x: x.at[source].get(mode="clip"), state)
-        out, block = extend_attention(q, k, v, block, start, length, layer.window, layer.softcap)
-        return out, jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state, block)
+        return extend_attention(q, k, v, state, target, start, length, layer.window, layer.softcap)
 
     _, prefix = decoder.hidden(tokens, positions, attend, prefix, adapter)
     return laid_out(prefix)
+
+
+def fork(prefix: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
+    """Slot `target` holds what slot `source` does; a target that is S is ignored."""
+    copy = lambda x: x.at[target].set(x.at[source].get(mode="clip"), mode="drop")  # noqa: E731
+    return laid_out(jax.tree.map(copy, prefix))
 
 
 def laid_out(caches: list[KV]) -> list[KV]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,11 +29,20 @@ class Stats:
     executables: int = 0
     compile_seconds: float = 0.0
     seconds: float = 0.0
-    """Prefill and decode, without compiling."""
+    """Prefill and decode, without compiling, summed over streams."""
     host_wait_seconds: float = 0.0
     """The part of it in which the device may have waited for the host."""
     cache_bytes: int = 0
     """The most that caches and logits took on one device, by the memory plan."""
+
+    def __post_init__(self):
+        self._lock = threading.Lock()
+
+    def add(self, **amounts: int | float) -> None:
+        """Add to some of the sums, from any thread."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
 
     @property
     def padding_waste(self) -> float:
