@@ -98,7 +98,7 @@ def test_a_plan_without_a_compiler_is_plain_data_and_fits_a_large_chip(small):
     assert json.loads(json.dumps(plan)) == plan
     assert plan["fits"] and not plan["compiled"]
     names = [program["name"] for program in plan["programs"]]
-    assert names == ["prefill 64", "decode", "sft step", "dpo step", "reference"]
+    assert names == ["prefill 1024", "prefill 4096", "decode", "sft step", "dpo step", "reference"]
     assert {stage["name"] for stage in plan["stages"]} == {"search", "training", "evaluation"}
 
 

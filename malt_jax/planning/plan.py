@@ -132,16 +132,14 @@ def _stages(
     time = {program["name"]: program["seconds"] for program in programs}
     if any(value is None for value in time.values()):
         return []
-    sampler = config.sampler
-    size = sampler.prefill_buckets[-1]
-    batch = max(1, min(sizes.shapes.slots, sizes.prefill_tokens // size))
+    lane, batch = sizes.lanes.tokens, sizes.lanes.counts[-1]
     rows = sizes.shapes.slots * sizes.shapes.width
 
     def sampling(calls: int, mean: float, longest: int, prompts: int, tokens: int, blocks: int):
         # All rows busy until the last completion begins; then the longest one runs to its end.
         decode = calls * mean / rows + blocks * longest
-        pieces = prompts * math.ceil(tokens / size)
-        return decode * time["decode"] + pieces / batch * time[f"prefill {size}"]
+        pieces = prompts * math.ceil(tokens / lane)
+        return decode * time["decode"] + pieces / batch * time[f"prefill {batch * lane}"]
 
     blocks = math.ceil(work.train_questions / config.search.block)
     search = config.rounds * sum(
@@ -195,7 +193,7 @@ def _temporaries(program: Program, spec: ModelSpec, sizes: Sizes, config: Config
         if program.name == "decode":
             return LOGIT_COPIES * 4 * spec.vocab * sizes.shapes.slots * sizes.shapes.width
         width = 2 * spec.d_mlp + 4 * spec.d_model
-        return element * width * sizes.prefill_tokens
+        return element * width * sizes.lanes.tokens * sizes.lanes.counts[-1]
     plan = sizes.sft if program.name == "sft step" else sizes.dpo
     shape = max((m.shape for s in plan.steps for m in s), key=lambda s: s.rows * s.time)
     tokens = shape.rows * shape.time

@@ -29,9 +29,9 @@ from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.chips import Target
 from malt_jax.planning.work import Work
 from malt_jax.sampling import cache, memory, programs
-from malt_jax.sampling.engine import ACCELERATOR_ROWS, BEST_ROWS
+from malt_jax.sampling.engine import ACCELERATOR_ROWS, BEST_ROWS, prefill_lanes
 from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.prefill import batch_size
+from malt_jax.sampling.prefill import Lanes
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
 from malt_jax.training.config import DpoConfig, SftConfig
@@ -61,7 +61,7 @@ class Sizes:
     dtype: Any
     shapes: Shapes
     """Of the sampler's caches, at the last role's typical prompt."""
-    prefill_tokens: int
+    lanes: Lanes
     sft: Plan
     dpo: Plan
     sft_batch: int
@@ -101,7 +101,7 @@ def choose_sizes(
     return Sizes(
         dtype=dtype,
         shapes=Shapes(slots, sampler.width, places, ring),
-        prefill_tokens=sampler.prefill_tokens or (256 if cpu else 4096),
+        lanes=prefill_lanes(sampler, target.chip.platform),
         sft=sft,
         dpo=dpo,
         sft_batch=config.train.sft.batch_size,
@@ -114,17 +114,17 @@ def run_programs(
 ) -> list[Program]:
     """Prefill buckets, decode, the two training steps, and scoring for the reference."""
     make = _Abstract(config, spec, sizes, mesh)
-    shapes = sizes.shapes
+    shapes, lanes = sizes.shapes, sizes.lanes
     found = [
         Program(
-            f"prefill {size}",
-            f"{batch_size(size, sizes.prefill_tokens, shapes.slots)} prompts grow by {size}",
-            partial(make.extend, size),
+            f"prefill {count * lanes.tokens}",
+            f"{count} lanes of {lanes.tokens} tokens",
+            partial(make.extend, count, lanes.tokens),
             (2,),
             "sampler.slots",
             shapes.slots,
         )
-        for size in config.sampler.prefill_buckets
+        for count in lanes.counts
     ]
     rows = shapes.slots * shapes.width
     found.append(
@@ -189,12 +189,11 @@ class _Abstract:
     def __init__(self, config: Config, spec: ModelSpec, sizes: Sizes, mesh: AnyMesh):
         self.config, self.spec, self.sizes, self.mesh = config, spec, sizes, mesh
 
-    def extend(self, size: int, depth: int) -> tuple[Callable, tuple[Any, ...]]:
+    def extend(self, lanes: int, tokens: int, depth: int) -> tuple[Callable, tuple[Any, ...]]:
         spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
         graph, params = _params(self.config, spec, self.sizes.dtype, self.mesh)
-        batch = batch_size(size, self.sizes.prefill_tokens, shapes.slots)
-        one = self._whole((batch,), jnp.int32)
-        call = (one, one, self._whole((batch, size), jnp.int32), one, one)
+        one = self._whole((lanes,), jnp.int32)
+        call = (one, self._whole((lanes, tokens), jnp.int32), one, one)
         prefix = self._cache(spec, shapes.slots, shapes.places)
         return partial(programs.extend, graph), (params, self._adapter(spec), prefix, *call)
 
