@@ -88,8 +88,8 @@ class Device:
         jax.block_until_ready((self._prefix, self._suffix))
 
     def ready(self) -> bool:
-        """Whether the last chunk is done."""
-        return self._log.steps.is_ready()
+        """Whether the device has done all it was given."""
+        return self._prefix[0].k.is_ready() and self._suffix[0].k.is_ready()
 
     def result(self) -> tuple[programs.Rows, programs.Log]:
         return jax.device_get((self._rows, self._log))

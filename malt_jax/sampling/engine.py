@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import RULES
 from malt_jax.sampling import memory
+from malt_jax.sampling.clock import BESIDE, DEVICE, HOST, Clock
 from malt_jax.sampling.compiled import Programs, use_cache_dir
 from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.device import Device
@@ -66,7 +66,7 @@ class Sampler:
         self.model, self.spec, self.mesh = model, model.spec, mesh
         self.stats = Stats()
         use_cache_dir(self.config.cache_dir)
-        self._programs = Programs(self.stats)
+        self._programs, self._clock = Programs(self.stats), Clock(self.stats)
         platform = jax.default_backend()
         self._best_rows = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
         # XLA runs a decode step's thin products on one core; a second stream keeps another busy.
@@ -264,12 +264,12 @@ class Sampler:
         held = self._slot_bytes * -(-shapes.slots // self._shards) * self.streams
         self.stats.cache_bytes = max(self.stats.cache_bytes, held)
         pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places)
-        clock = _Clock(self.stats)
         grown: list[tuple[int, int, int]] = []
         while not pool.finished and not stop.is_set():
-            clock.host()
+            self._clock.enter(pool, HOST)
             for call in self._prefill(pool.admit(), shapes.slots):
                 device.prefill(call)
+                self._clock.enter(pool, BESIDE)
             lower = _lower(rungs, device.shapes)
             while lower and not pool.can_fill and pool.busy <= lower:
                 device.shrink(pool.shrink(lower))
@@ -277,12 +277,13 @@ class Sampler:
             shapes = device.shapes
             # A chunk ends early when free slots can be filled, or the caches can be smaller.
             enough = max(1, shapes.slots // 16) if pool.can_fill else shapes.slots - lower
+            ran_out = device.ready()
             device.decode(pool, enough)
-            clock.overlapped()
+            self._clock.enter(pool, BESIDE, ran_out)
             self._look(pool, grown, on_tokens)
-            clock.device(waited=device.ready())
+            self._clock.enter(pool, DEVICE, ran_out=device.ready())
             rows, log = device.result()
-            clock.host()
+            self._clock.enter(pool, HOST)
             if bool(log.bad):
                 raise UserError(
                     "model: its logits hold NaN or infinity, so the weights or the adapter are "
@@ -291,7 +292,7 @@ class Sampler:
             self.stats.add(row_steps=int(log.steps) * shapes.slots * shapes.width)
             grown = pool.absorb(rows, log)
         self._look(pool, grown, on_tokens)
-        clock.stop()
+        self._clock.enter(pool, None)
         return [] if stop.is_set() else self._finish(requests, pool)
 
     def _finish(self, requests: Sequence[Request], pool: Pool) -> list[list[Completion]]:
@@ -340,41 +341,6 @@ def stop_length(
     if not found(count):
         return None
     return next((n for n in range(before + 1, count) if found(n)), count)
-
-
-class _Clock:
-    """Sums a run's time, and the part in which the device may have had nothing to do."""
-
-    def __init__(self, stats: Stats):
-        self._stats, self._phase = stats, "host"
-        self._since = self._now()
-
-    def _now(self) -> float:
-        return time.perf_counter() - self._stats.compile_seconds
-
-    def _enter(self, phase: str) -> float:
-        now = self._now()
-        spent, self._since = now - self._since, now
-        self._stats.add(seconds=spent, host_wait_seconds=spent * (self._phase == "host"))
-        self._phase = phase
-        return spent
-
-    def host(self) -> None:
-        """The host works and the device has nothing to do."""
-        self._enter("host")
-
-    def overlapped(self) -> None:
-        """The device was given work, and the host has work beside it."""
-        self._enter("overlapped")
-
-    def device(self, waited: bool) -> None:
-        """The host has nothing left to do; `waited`: the device was done before."""
-        spent = self._enter("device")
-        # How long it waited is not known: no longer than the host worked beside it.
-        self._stats.add(host_wait_seconds=spent * waited)
-
-    def stop(self) -> None:
-        self._enter("host")
 
 
 def _lower(rungs: Sequence[Shapes], shapes: Shapes) -> int:

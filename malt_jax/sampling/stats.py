@@ -29,7 +29,7 @@ class Stats:
     executables: int = 0
     compile_seconds: float = 0.0
     seconds: float = 0.0
-    """Prefill and decode, without compiling, summed over streams."""
+    """Prefill and decode, without compiling."""
     host_wait_seconds: float = 0.0
     """The part of it in which the device may have waited for the host."""
     cache_bytes: int = 0

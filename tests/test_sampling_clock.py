@@ -1,0 +1,33 @@
+"""The sampler's clock: whose time counts as the device's waiting for the host."""
+
+from __future__ import annotations
+
+from malt_jax.sampling.clock import BESIDE, DEVICE, HOST, Clock
+from malt_jax.sampling.stats import Stats
+
+
+def run(*events) -> Stats:
+    """Enter phases at given times; an event is (time, stream, phase[, ran_out])."""
+    stats, now = Stats(), [0.0]
+    clock = Clock(stats, lambda: now[0])
+    for now[0], stream, *rest in events:
+        clock.enter(stream, *rest)
+    return stats
+
+
+def test_the_device_waits_while_its_only_stream_is_at_the_host():
+    stats = run((0, "a", HOST), (1, "a", BESIDE), (3, "a", DEVICE), (7, "a", HOST), (9, "a", None))
+    assert (stats.seconds, stats.host_wait_seconds) == (9, 3)
+
+
+def test_work_that_ran_out_counts_from_when_the_host_turned_to_its_own():
+    stats = run((0, "a", BESIDE), (1, "a", BESIDE), (3, "a", DEVICE, True), (4, "a", None))
+    assert (stats.seconds, stats.host_wait_seconds) == (4, 3)
+
+
+def test_two_streams_wait_only_together_and_count_once():
+    stats = run(
+        (0, "a", HOST), (0, "b", BESIDE), (2, "a", BESIDE), (3, "b", HOST),
+        (4, "a", HOST), (5, "a", None), (6, "b", None),
+    )  # fmt: skip
+    assert (stats.seconds, stats.host_wait_seconds) == (6, 2)
