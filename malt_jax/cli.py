@@ -67,10 +67,11 @@ def dispatch(words: list[str]) -> None:
 
 def all_commands() -> tuple[Command, ...]:
     """In the order the overview lists them."""
-    from malt_jax.commands import ask, bench, completion, fields, init, lists, plan, stage
+    from malt_jax.commands import ask, bench, completion, fields, init, lists, plan, pool, stage
 
     return (
         *stage.COMMANDS,
+        pool.COMMAND,
         ask.COMMAND,
         plan.COMMAND,
         bench.COMMAND,

@@ -216,6 +216,8 @@ class Ablation:
     """Its folder under RUN/ablations and its name in the table."""
     set: dict[str, Any]
     """Dotted fields and their values, as `search.backup: max`."""
+    label: str = ""
+    """What the table calls it, after `MALT, `; default: its fields and values."""
 
     def __post_init__(self):
         good = self.name.replace("-", "_").isidentifier()

@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-ARRAY_CODE = ("models", "sampling", "tree", "training", "data")
+ARRAY_CODE = ("models", "sampling", "tree", "training", "data", "evaluation")
 jaxtyping.install_import_hook([f"malt_jax.{name}" for name in ARRAY_CODE], "beartype.beartype")
 
 

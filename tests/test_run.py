@@ -49,8 +49,11 @@ def run(config: config_module.Config, model=None) -> dict:
 @pytest.fixture(scope="module")
 def finished(model_folder, loaded, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    ablation = '[{"name": "max", "set": {"search.backup": "max"}}]'
-    config = configured(model_folder, folder, "--ablations", ablation)
+    ablations = [
+        {"name": "max", "set": {"search.backup": "max"}},
+        {"name": "ipo", "set": {"train.dpo.loss": "ipo"}, "label": "another loss"},
+    ]
+    config = configured(model_folder, folder, "--ablations", json.dumps(ablations))
     return config, run(config, loaded), folder
 
 
@@ -121,6 +124,19 @@ def test_an_ablation_is_a_row_of_the_table_and_searches_nothing(finished):
     for path in ours:
         copy = folder / "ablations/max/rounds/000/trees" / path.name
         assert copy.read_bytes() == path.read_bytes()
+
+
+def test_an_ablation_of_dpo_learns_nothing_else_again(finished):
+    _, results, folder = finished
+    assert "MALT, another loss" in [row["label"] for row in results["systems"]]
+    variant = folder / "ablations/ipo"
+    lines = [json.loads(line) for line in (variant / "metrics.jsonl").read_text().splitlines()]
+    assert {line["phase"] for line in lines} == {"dpo"}
+    ours = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    sft = [path for path in ours if "sft" in path.parts]
+    assert sft
+    for path in sft:
+        assert (variant / path.relative_to(folder)).read_bytes() == path.read_bytes()
 
 
 def test_the_first_preference_step_logs_ln_2(finished):

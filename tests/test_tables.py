@@ -126,6 +126,21 @@ def test_pooled_seeds_are_clustered_and_also_told_apart():
     assert test["wrong_to_right"] == 3 * own["wrong_to_right"]
     assert test["seeds"]["2"]["p"] == own["p"]
     assert pooled["questions"] == 30 and pooled["seeds"] == [1, 2, 3]
+    assert test["p_pooled"] == statistics.exact_mcnemar(
+        test["wrong_to_right"], test["right_to_wrong"]
+    )
+    for text in (tables.to_markdown(pooled), tables.to_latex(pooled), tables.to_csv(pooled)):
+        assert all(f"seed {seed}" in text for seed in (1, 2, 3))
+
+
+def test_markdown_tells_turns_levels_calibration_and_hashes(results):
+    told = {**results, "records": {"eval/malt.jsonl": "0f" * 32}}
+    page = tables.to_markdown(told)
+    for heading in ("By turn", "By level", "Do values predict success?", "Records"):
+        assert f"\n## {heading}\n" in page
+    assert "By seed" not in page and "0f" * 32 in page
+    flip = results["turns"][0]["flips"][0]
+    assert f"| {flip['wrong_to_right']} | {flip['right_to_wrong']} |" in page
 
 
 @pytest.mark.parametrize(
@@ -170,8 +185,10 @@ def test_markdown_keeps_its_shape_whatever_a_system_is_called(results):
         row["label"] = text
     hostile["run"]["model"] = "\n# Heading\n<script>"
     page = tables.to_markdown(hostile)
-    lines = [line for line in page.splitlines() if line.startswith("| ")]
-    assert {_unescaped_columns(line) for line in lines} == {len(tables.COLUMNS), 5}
+    blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("| ")]
+    assert _unescaped_columns(blocks[0][0]) == len(tables.columns(results))
+    for block in blocks:
+        assert len({_unescaped_columns(line) for line in block}) == 1
     assert "<script" not in page and "<img" not in page and "\x1b" not in page
     assert page.count("\n# ") == 0 and page.startswith("# Results")
     assert "](" not in page.replace("\\](", "")
@@ -199,7 +216,7 @@ def test_csv_reads_back_and_starts_no_formula(results):
     hostile = json.loads(json.dumps(results))
     hostile["systems"][0]["label"] = HOSTILE[5]
     lines = list(csv.reader(io.StringIO(tables.to_csv(hostile))))
-    assert {len(line) for line in lines} == {len(tables.COLUMNS)}
+    assert {len(line) for line in lines} == {len(tables.columns(results))}
     assert lines[1][0].startswith("'=HYPERLINK")
     assert [float(line[3]) for line in lines[1:]]
 

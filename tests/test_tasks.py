@@ -176,6 +176,11 @@ def test_difficulty_and_subject_go_into_meta(tmp_path):
     for name in ("math", "math500"):
         question = load_rows(tmp_path, get_task(name), ROWS[name][0])[0]
         assert question.meta == {"level": "5", "subject": "Algebra"}
+    solution = "First <<2*3=6>>6, then <<6+1=7>>7.\n#### 7"
+    rows = [{"question": "How many?", "answer": solution}]
+    assert load_rows(tmp_path, get_task("gsm8k"), rows)[0].meta == {"level": "2 steps"}
+    rows = [{"question": "9+9+9+9+1+1+1+2", "answer": "41"}]
+    assert load_rows(tmp_path, get_task("arithmetic"), rows)[0].meta == {"level": "sum 40 to 49"}
 
 
 @pytest.mark.parametrize(("name", "row", "words"), BAD_ROWS)

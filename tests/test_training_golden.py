@@ -130,6 +130,7 @@ OPTIONS = {
         DpoConfig(beta=BETA, nll_weight=0.5),
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
     ),
+    "nll": (DpoConfig(beta=BETA, loss="nll"), {"loss_type": ["sft"]}),
 }
 
 

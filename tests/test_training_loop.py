@@ -133,6 +133,12 @@ def test_ipo_starts_at_its_own_constant(tmp_path):
     assert first["preference_loss"] == pytest.approx(1.0, abs=1e-5)
 
 
+def test_the_control_of_dpo_is_the_likelihood_of_the_chosen_alone(tmp_path):
+    log = dpo(tmp_path, loss="nll").log
+    assert all(entry["loss"] == entry["nll"] for entry in log)
+    assert log[0]["preference_loss"] != pytest.approx(math.log(2), abs=1e-3)
+
+
 def test_dpo_against_anothers_reference_is_a_fault(tmp_path):
     logprobs = np.full((10, 2), -30.0, np.float32)
     logprobs[:, 1] = -10.0

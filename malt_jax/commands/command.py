@@ -36,6 +36,7 @@ class Argument:
     help: str
     choices: tuple[str, ...] = ()
     required: bool = True
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Command:
         words = ["malt", self.name]
         for argument in self.arguments:
             word = "|".join(argument.choices) or argument.name.upper()
+            word += " ..." if argument.many else ""
             words.append(word if argument.required else f"[{word}]")
         for option in () if self.takes_config else self.options:
             word = f"{option.flag} {option.value}".strip()
@@ -101,7 +103,7 @@ def parse(command: Command, words: Sequence[str]) -> Invocation:
         parser.add_argument(
             argument.name,
             choices=argument.choices or None,
-            nargs=None if argument.required else "?",
+            nargs="+" if argument.many else None if argument.required else "?",
         )
     for option in command.own_options:
         if option.value:

@@ -111,15 +111,21 @@ def _training(config: Config) -> Iterator[str]:
 
 
 def _systems(session: Session) -> Iterator[str]:
-    from malt_jax.evaluation.systems import make_systems
+    from malt_jax.stages.variants import planned, shared_stages
 
-    systems = make_systems(session.config.eval, session.pipeline, session.task.templates)
+    systems, variants = planned(session)
     yield f"eval: {len(systems)} systems against {session.config.eval.baseline}"
     for system in systems:
         turns = " ".join(f"{turn.role.name}:{turn.policy}" for turn in system.turns)
         agents = f" x {system.agents} agents" if system.agents > 1 else ""
         votes = ", ".join(map(str, system.votes))
         yield f"  {one_line(system.name)}: {turns}{agents}; votes of {votes}"
+    if variants:
+        yield f"ablations: {len(variants)} variants of the run, each trained and measured"
+    for variant in variants:
+        stages = list(shared_stages(session.config, variant.config))
+        shared = f"the run's own up to {stages[-1]}" if stages else "nothing in common with the run"
+        yield f"  {variant.system.name}: {one_line(variant.system.label)}; {shared}"
 
 
 def _prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:

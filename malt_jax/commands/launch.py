@@ -87,10 +87,10 @@ def look(config: Config, progress: Progress) -> Session:
 
 
 def check_questions(session: Session) -> None:
-    """Reads everything that names questions, roles or systems, for the errors in it."""
-    from malt_jax.evaluation.systems import make_systems
+    """Reads everything that names questions, roles, systems or variants, for the errors in it."""
+    from malt_jax.stages.variants import planned
 
-    make_systems(session.config.eval, session.pipeline, session.task.templates)
+    planned(session)
     if not session.train_questions or not session.eval_questions:
         split = "eval" if session.train_questions else "train"
         raise UserError(f"task.{split}_path: no question; at least one is needed.")

@@ -45,7 +45,8 @@ def calibration(trees: Iterable[Mapping[str, Any]], bins: int = BINS) -> dict[st
     }
 
 
-def _rewards(node: Mapping[str, Any], children: Mapping[str, list]) -> list[float]:
+def _rewards(node: Mapping[str, Any], children: Mapping[str | None, list]) -> list[float]:
+    """Rewards of the leaves beneath a node (its own, if it is one); the root's parent is None."""
     beneath = children[node["id"]]
     if not beneath:
         return [float(node["reward"])]

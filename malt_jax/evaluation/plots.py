@@ -57,10 +57,9 @@ def accuracy_against_tokens(results: Results) -> str:
             told = f"{row['label']}: {100 * y:.1f}%, {row['calls']} calls, {x:.0f} tokens"
             chart.dot(x, y, hue, told, 5 if name == "malt" else 3.5)
         ends.append((chart.py(points[-1][1]), chart.px(points[-1][0]), name, hue))
-    for (_, x, name, hue), y in zip(
-        sorted(ends), _apart([e[0] for e in sorted(ends)]), strict=True
-    ):
-        chart.line(x + 6, y, chart.width - chart.right + 6, y, hue, 0.5, opacity=0.5)
+    ends.sort()
+    for (at, x, name, hue), y in zip(ends, _apart([end[0] for end in ends]), strict=True):
+        chart.line(x + 6, at, chart.width - chart.right + 6, y, hue, 0.5, opacity=0.5)
         chart.label(chart.width - chart.right + 10, y + 4, name, hue)
     return chart.svg()
 

@@ -81,6 +81,7 @@ def summarise(
     cost: Mapping[str, Mapping[str, Any]] | None = None,
     labels: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Any] | None = None,
     confidence: float = 0.95,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def summarise(
       baseline: the row every other row is tested against, e.g. `sa@9`.
       single_agent: the one-call system whose votes are the equal-call baselines.
       levels: the difficulty (or subject) of each question id, for the breakdown.
-      run, cost, labels, calibration: passed on as they are.
+      run, cost, labels, calibration, sources: passed on as they are; `sources` has the SHA-256 of
+        the records this was made from.
       confidence: of every interval.
 
     A turn of a record may carry `correct` (is the answer this turn states right?), from which the
@@ -136,6 +138,7 @@ def summarise(
         "calibration": dict(calibration or {}),
         "cost": dict(cost or {}),
         "labels": dict(labels or {}),
+        "records": dict(sources or {}),
     }
 
 
@@ -288,8 +291,9 @@ def compare(
 ) -> dict[str, Any]:
     """The paired comparison of two systems on the same units: flips, test, difference.
 
-    One seed: exact McNemar. Several: the sign-flip test over whole questions, and beside it the
-    flips and exact McNemar of every seed alone.
+    One seed: exact McNemar. Several: the sign-flip test over whole questions; beside it
+    `p_pooled`, exact McNemar on the summed flips, which takes a question's answers under several
+    seeds for independent, and the flips and exact McNemar of every seed alone.
     """
     changed = statistics.flips(before, after)
     sums, sizes = _per_question(after.astype(int) - before.astype(int), units)
@@ -303,9 +307,11 @@ def compare(
         ),
     }
     seeds = np.array([seed for seed, _ in units])
+    exact = statistics.exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong)
     if len(set(seeds.tolist())) == 1:
-        test["p"] = statistics.exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong)
+        test["p"] = exact
     else:
+        test["p_pooled"] = exact
         test["seeds"] = {}
         for one in np.unique(seeds):
             alone = statistics.flips(before[seeds == one], after[seeds == one])

@@ -7,6 +7,7 @@ the light and the dark theme; each variable has a fallback for a chart saved as 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape, quoteattr
@@ -28,6 +29,12 @@ COLOURS = {
     "value-high": "#6aa5dc",
 }
 """The palette (Okabe and Ito's hues, toned down): distinct for colour-blind readers too."""
+
+
+MARGIN = 12
+"""White pixels around a chart that is a file of its own."""
+_VARIABLE = re.compile(r"var\(--[a-z-]+,(#[0-9a-f]{6})\)")
+_MIX = re.compile(r"color-mix\(in oklab, (#[0-9a-f]{6}) (\d+)%, (#[0-9a-f]{6})\)")
 
 
 def colour(name: str) -> str:
@@ -52,6 +59,25 @@ def text(x: float, y: float, content: str, *, size: int = 12, fill: str = "muted
     more.setdefault("text_anchor", "start")
     style = f"fill:{colour(fill)};font-size:{size}px"
     return element("text", escape(one_line(content)), x=x, y=y, style=style, **more)
+
+
+def standalone(svg: str) -> str:
+    """A chart as a file of its own: plain colours on white, for viewers that know no CSS."""
+    svg = _VARIABLE.sub(r"\1", svg)
+    svg = _MIX.sub(lambda found: mix(found[1], found[3], float(found[2]) / 100), svg)
+    width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())  # type: ignore
+    width, height = width + 2 * MARGIN, height + 2 * MARGIN
+    box = f'viewBox="{-MARGIN} {-MARGIN} {width} {height}" width="{width}" height="{height}"'
+    head, _, marks = svg.partition(">")
+    head = re.sub(r'viewBox="[^"]*"', box, head)
+    ground = element("rect", x=-MARGIN, y=-MARGIN, width=width, height=height, fill="#ffffff")
+    return f"{head}>{ground}{marks}\n"
+
+
+def mix(one: str, other: str, share: float) -> str:
+    """The colour `share` of the way from `other` to `one`, both as #rrggbb."""
+    pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
 
 
 def _number(value: object) -> str:

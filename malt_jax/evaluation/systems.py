@@ -18,7 +18,9 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
 from malt_jax.tree.roles import Pipeline, Role
 
-POLICIES = ("base", "sft", "malt", "star")
+STAR = "star"
+"""The policy of the single-agent STaR baseline."""
+POLICIES = ("base", "sft", "malt", STAR)
 FURTHER_TURNS = ("retry", "debate", "judge")
 DEBATERS = 3
 SINGLE_AGENT = "sa"
@@ -47,9 +49,15 @@ class System:
 
 
 def make_systems(
-    config: EvalConfig, pipeline: Pipeline, templates: Mapping[str, str]
+    config: EvalConfig,
+    pipeline: Pipeline,
+    templates: Mapping[str, str],
+    beside: Sequence[System] = (),
 ) -> list[System]:
-    """The systems a config asks for, the single agent with draws for every equal-call row."""
+    """The systems a config asks for, the single agent with draws for every equal-call row.
+
+    `beside`: systems measured elsewhere that stand in the same table.
+    """
     wanted = standard_systems(pipeline, templates)
     if config.systems:
         known = {system.name: system for system in wanted}
@@ -67,10 +75,11 @@ def make_systems(
     ]
     systems = [_system(entry, pipeline, templates, "eval") for entry in wanted] + systems
     names = [system.name for system in systems]
-    if len(set(names)) < len(names):
-        raise UserError(f"eval.extra: a system name stands twice in {', '.join(names)}.")
-    calls = {system.name: system.calls for system in systems}
-    votes = {system.name: system.votes for system in systems}
+    names += [system.name for system in beside]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"eval.extra, ablations: more than one system is named {twice[0]!r}.")
+    calls = {system.name: system.calls for system in (*systems, *beside)}
+    votes = {system.name: system.votes for system in (*systems, *beside)}
     draws = single_agent_draws(calls, votes)
     baseline, _, count = config.baseline.partition("@")
     if baseline == SINGLE_AGENT and count.isdigit():

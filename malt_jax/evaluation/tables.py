@@ -7,10 +7,18 @@ question, and is tested against the single agent that votes over as many calls.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from malt_jax import escape
+from malt_jax.evaluation.cells import (
+    Column,
+    interval,
+    markdown_table,
+    percent,
+    points,
+    probability,
+)
+from malt_jax.evaluation.sections import sections
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,50 +26,18 @@ if TYPE_CHECKING:
 Results = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of the table: its heading, and whether its cells are numbers."""
-
-    heading: str
-    number: bool = True
-
-
-COLUMNS = (
-    Column("system", number=False),
-    Column("calls"),
-    Column("tokens"),
-    Column("accuracy %"),
-    Column("interval"),
-    Column("against", number=False),
-    Column("difference"),
-    Column("interval"),
-    Column("wrong→right"),
-    Column("right→wrong"),
-    Column("p"),
-    Column("p (Holm)"),
-)
+def columns(results: Results) -> list[Column]:
+    """Those of the table; where seeds are pooled, with one for the accuracy under each."""
+    names = ["calls", "tokens", "accuracy %", "interval"]
+    names += [f"seed {seed}" for seed in _pooled(results)]
+    tested = ["difference", "interval", "wrong→right", "right→wrong", "p", "p (Holm)"]
+    against = Column("against", number=False)
+    return [Column("system", number=False), *map(Column, names), against, *map(Column, tested)]
 
 
-def percent(share: float) -> str:
-    """`81.2`"""
-    return f"{100 * share:.1f}"
-
-
-def points(share: float) -> str:
-    """A difference in percentage points, with its sign: `+9.8`, `−1.0`."""
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def interval(bounds: list[float], signed: bool = False) -> str:
-    """`78.1 to 84.0`, in percent."""
-    return " to ".join((points if signed else percent)(bound) for bound in bounds)
-
-
-def probability(p: float) -> str:
-    """A p-value with two digits: `0.034`, `2.1e-07`; `<1e-15` below what is worth telling."""
-    if p < 1e-15:
-        return "<1e-15"
-    return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
+def _pooled(results: Results) -> list[Any]:
+    """The seeds, where there are several."""
+    return results["seeds"] if len(results["seeds"]) > 1 else []
 
 
 def rows(results: Results) -> list[list[str]]:
@@ -74,9 +50,10 @@ def rows(results: Results) -> list[list[str]]:
             f"{system['tokens']:.0f}",
             percent(system["accuracy"]),
             interval(system["interval"]),
+            *(percent(system["seeds"][str(seed)]) for seed in _pooled(results)),
         ]
         if not system["tests"]:
-            lines.append(own + [""] * (len(COLUMNS) - len(own)))
+            lines.append(own + [""] * (len(columns(results)) - len(own)))
         for other, test in system["tests"].items():
             # Calls and tokens stand on every line, so that no line can be quoted without them.
             equal = other == system["equal_calls_baseline"]
@@ -132,41 +109,20 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def to_markdown(results: Results) -> str:
     """The content of `results.md`."""
-    head = [column.heading for column in COLUMNS]
-    rule = ["---:" if column.number else ":---" for column in COLUMNS]
-    # Numbers are ours; names and labels may be anybody's.
-    body = [
-        [
-            cell if column.number else escape.markdown(cell)
-            for column, cell in zip(COLUMNS, line, strict=True)
-        ]
-        for line in rows(results)
-    ]
-    lines = ["| " + " | ".join(line) + " |" for line in [head, rule, *body]]
     run = ", ".join(f"{key}: {value}" for key, value in facts(results["run"]))
     parts = ["# Results"]
     if run:
         parts.append(escape.markdown(run))
-    parts += ["\n".join(lines), escape.markdown(caption(results)), _counts(results)]
+    parts += [markdown_table(columns(results), rows(results)), escape.markdown(caption(results))]
+    for heading, table, note in sections(results):
+        parts += [f"## {heading}", table, note]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _counts(results: Results) -> str:
-    """What went wrong in producing answers, as a second Markdown table."""
-    lines = ["| system | answers not parsed | draws cut at the limit | ties | seconds |"]
-    lines.append("| :--- | ---: | ---: | ---: | ---: |")
-    for system in results["systems"]:
-        seconds = "" if system["seconds"] is None else f"{system['seconds']:.2f}"
-        lines.append(
-            f"| {escape.markdown(system['label'])} | {system['unparsed']} | {system['truncated']} "
-            f"| {system['ties']} | {seconds} |"
-        )
-    return "\n".join(lines)
 
 
 def to_latex(results: Results) -> str:
     """A `tabular` for a paper; needs the package `booktabs`."""
-    alignment = "".join("r" if column.number else "l" for column in COLUMNS)
+    head = columns(results)
+    alignment = "".join("r" if column.number else "l" for column in head)
 
     def line(cells: list[str]) -> str:
         cells = [escape.latex(cell).replace("→", r"$\to$").replace("−", "$-$") for cell in cells]
@@ -176,24 +132,25 @@ def to_latex(results: Results) -> str:
     return (
         f"% {escape.one_line(caption(results))}\n"
         f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
-        f"{line([column.heading for column in COLUMNS])}\n\\midrule\n{body}\n"
+        f"{line([column.heading for column in head])}\n\\midrule\n{body}\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
 
 
 def to_csv(results: Results) -> str:
     """The same cells for a spreadsheet."""
+    head = columns(results)
 
     def line(cells: list[str]) -> str:
         # Our own numbers stay numbers; only text can hold what a spreadsheet would run.
         fields = [
             cell.replace("−", "-") if column.number else escape.csv(cell)
-            for column, cell in zip(COLUMNS, cells, strict=True)
+            for column, cell in zip(head, cells, strict=True)
         ]
         return ",".join(fields) + "\r\n"
 
-    head = ",".join(escape.csv(column.heading) for column in COLUMNS) + "\r\n"
-    return head + "".join(line(cells) for cells in rows(results))
+    top = ",".join(escape.csv(column.heading) for column in head) + "\r\n"
+    return top + "".join(line(cells) for cells in rows(results))
 
 
 def to_terminal(results: Results) -> Table:

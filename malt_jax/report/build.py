@@ -1,4 +1,4 @@
-"""A run directory -> `report.html`, with `report_data/` beside it when there is much to show."""
+"""A run directory -> `report.html` and `plots/`, with `report_data/` when there is much to show."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from typing import Any
 import yaml
 
 from malt_jax.errors import UserError
-from malt_jax.report import answers, embed, page, trees
+from malt_jax.report import answers, embed, figures, page, trees
 from malt_jax.report.prompts import Templates
 from malt_jax.storage import atomic
 
+PLOTS = "plots"
+"""The folder of the figures as files."""
+
 
 def build_report(run: str | os.PathLike, questions: answers.Questions | None = None) -> Path:
-    """Writes the report of a run and returns its path.
+    """Writes the report of a run, and its figures as files, and returns the report's path.
 
     `questions` gives the text and reference answer of evaluation questions by id; without it the
     page shows their first prompt. What the run does not have yet is left out with a sentence.
@@ -57,17 +60,21 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
                        if row["votes"] == 1},
             "evaluation": entries,
         }  # fmt: skip
+        roles = [role["name"] for role in (config.get("pipeline") or {}).get("roles", ())]
+        evaluation = page.evaluation(results, roles) if results else None
+        drawn = [page.tree_figures(group, threshold) for group in groups]
         text = page.render(
             name=run.resolve().name,
-            roles=[role["name"] for role in (config.get("pipeline") or {}).get("roles", ())],
             results=results,
+            evaluation=evaluation,
             curves=curves,
-            trees=[page.tree_figures(group, threshold) for group in groups],
+            trees=drawn,
             explorer=bool(groups or entries),
             data=embed.script_json(data),
             pages=list(embed.scripts(Path(folder))) if inline else [],
         )
         _place(run, text, None if inline else Path(folder))
+    figures.write_figures(run / PLOTS, figures.named(evaluation, drawn, curves))
     return run / "report.html"
 
 

@@ -18,7 +18,7 @@ CURVES = ("loss", "accuracy", "margin")
 """Logged numbers worth a curve, where a training has them."""
 
 
-def render(*, results: Mapping[str, Any] | None, roles: Sequence[str], **parts: Any) -> str:
+def render(**parts: Any) -> str:
     """`report.html` from the template; all text in it is escaped, the figures are our own."""
     import jinja2
 
@@ -40,8 +40,6 @@ def render(*, results: Mapping[str, Any] | None, roles: Sequence[str], **parts: 
     scripts = ("page.js", "tree.js", "explorer.js")
     return environment.get_template("page.html.j2").render(
         **parts,
-        results=results,
-        evaluation=_evaluation(results, roles) if results else None,
         style=(HERE / "style.css").read_text(encoding="utf-8"),
         scripts=[(HERE / name).read_text(encoding="utf-8") for name in scripts],
     )
@@ -56,9 +54,10 @@ def tree_figures(group: trees.Group, threshold: float) -> dict[str, Any]:
         "kinds": Counter(_kind(entry["leaves"]) for entry in entries),
         "saved": sum(entry["saved"] > 0 for entry in entries),
         "broke": sum(entry["broke"] > 0 for entry in entries),
-        "histograms": [
-            plots.value_histogram(role, totals.values[role], threshold) for role in totals.roles
-        ],
+        "histograms": {
+            role: plots.value_histogram(role, totals.values[role], threshold)
+            for role in totals.roles
+        },
         "depth": plots.reward_by_depth(trees.depth_levels(totals)),
     }
 
@@ -80,16 +79,17 @@ def learning_curves(path: Path) -> list[dict[str, Any]]:
             for name in CURVES:
                 if isinstance(line.get(name), int | float):
                     series[key][name].append((line["step"], line[name]))
-    rounds: dict[int, list[str]] = defaultdict(list)
+    rounds: dict[int, dict[str, str]] = defaultdict(dict)
     for (round, role, phase), numbers in series.items():
         title = f"{role}, {phase.upper()}" if phase else role
         for name, points in numbers.items():
             if figure := plots.learning_curve(title, name, points):
-                rounds[round].append(figure)
+                rounds[round][f"{title}, {name}"] = figure
     return [{"round": round, "figures": figures} for round, figures in sorted(rounds.items())]
 
 
-def _evaluation(results: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+def evaluation(results: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    """The figures and facts of the results, the stages in the order of `roles`."""
     cost = stages(results["cost"], roles)
     bounds = [bound for row in results["systems"] for bound in row["interval"]]
     return {
@@ -103,9 +103,9 @@ def _evaluation(results: Mapping[str, Any], roles: Sequence[str]) -> dict[str, A
         "stages": cost,
         "labels": list(_counts(results["labels"])),
         "facts": tables.facts(results["run"]),
-        "reliability": [
-            plots.reliability(role, found) for role, found in results["calibration"].items()
-        ],
+        "reliability": {
+            role: plots.reliability(role, found) for role, found in results["calibration"].items()
+        },
     }
 
 

@@ -1,7 +1,8 @@
 """Ablations: variants of a run as lines of its config, each a small run of its own inside it.
 
-A variant changes some fields. What those fields cannot affect is reused: the trees where only
-labelling or training changes, the resident model and its compiled programs always.
+A variant changes some fields. Every stage that those fields cannot affect is the run's own, copied:
+the trees where only labelling or training changes, the SFT weights where only DPO does, the whole
+first round where there is a second one. The resident model and its compiled programs are shared.
 """
 
 from __future__ import annotations
@@ -9,48 +10,30 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
 
-from malt_jax import config as config_module
 from malt_jax import settings
-from malt_jax.config import Ablation, Config
-from malt_jax.errors import UserError
-from malt_jax.evaluation.systems import System, make_systems
+from malt_jax.config import CANNOT_CHANGE_RESULTS
 from malt_jax.stages.label import label
 from malt_jax.stages.search import search
-from malt_jax.stages.session import Session, search_stage
+from malt_jax.stages.session import Session
 from malt_jax.stages.train import train
+from malt_jax.stages.variants import Variant, shared_stages
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import make_folder
 from malt_jax.storage.rundir import RunDir
-
-TRAINED = "malt"
-"""The system a variant is measured by."""
-
-
-def variant(config: Config, ablation: Ablation) -> Config:
-    """The config of one variant: the run's own with the ablation's fields set."""
-    data = settings.to_dict(replace(config, ablations=()))
-    try:
-        for field, value in ablation.set.items():
-            data = settings.assign(data, field, value)
-        data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
-        return settings.build(Config, data)
-    except UserError as error:
-        raise UserError(f"ablations.{ablation.name}: {error}") from None
+from malt_jax.storage.writers import writes
 
 
 @contextmanager
-def opened(session: Session, ablation: Ablation) -> Iterator[Session]:
+def opened(session: Session, variant: Variant) -> Iterator[Session]:
     """A session of the variant on `RUN/ablations/NAME`, over the same resident model."""
-    config = variant(session.config, ablation)
-    path = session.run.path / "ablations" / ablation.name
+    config = variant.config
+    path = session.run.path / "ablations" / variant.folder
     with RunDir.open(
         path,
         settings.to_dict(config),
-        f"ablation {ablation.name}",
-        free=config_module.CANNOT_CHANGE_RESULTS,
+        f"ablation {variant.folder}",
+        free=CANNOT_CHANGE_RESULTS,
         facts={"model": manifest.load(session.run).get("model")},
     ) as run:
         sub = Session(config, run, session.progress)
@@ -61,46 +44,30 @@ def opened(session: Session, ablation: Ablation) -> Iterator[Session]:
         yield sub
 
 
-def trained_variant(session: Session, sub: Session) -> System:
-    """Searches (or adopts the run's trees), labels and trains; returns the system to measure."""
-    if _same_search(session.config, sub.config):
-        _adopt_trees(session, sub)
+def train_variant(session: Session, sub: Session) -> None:
+    """Does what the variant does differently: adopts the stages of the run it has in common."""
+    for stage in shared_stages(session.config, sub.config):
+        _adopt(session, sub, stage)
     for round in range(sub.config.rounds):
         search(sub, round)
         label(sub, round)
         train(sub, round)
-    systems = make_systems(sub.config.eval, sub.pipeline, sub.task.templates)
-    return next(system for system in systems if system.name == TRAINED)
 
 
-def _same_search(one: Config, other: Config) -> bool:
-    return _search_fields(one) == _search_fields(other)
-
-
-def _search_fields(config: Config) -> list[Any]:
-    """What the first round's trees depend on."""
-    roles = [replace(role, train="none") for role in config.pipeline.roles]
-    return [
-        config.model,
-        config.task,
-        config.seed,
-        roles,
-        config.pipeline.overflow,
-        (config.search.block, config.search.shard),
-        config.sampler,
-    ]
-
-
-def _adopt_trees(session: Session, sub: Session) -> None:
-    """Copies the first round's finished trees; labelling reads the rewards, not the old values."""
-    stage = search_stage(0)
+def _adopt(session: Session, sub: Session, stage: str) -> None:
+    """Copies what a finished stage made; labelling reads rewards from trees, not old values."""
     if manifest.stage_done(sub.run, stage):
         return
     copies = []
     for path in manifest.sealed_units(session.run, stage):
         manifest.verify(session.run, [path])
         copy = sub.run.path / path.relative_to(session.run.path)
-        make_folder(copy.parent)
-        shutil.copyfile(path, copy)
         copies.append(copy)
+        if not writes():
+            continue
+        make_folder(copy.parent)
+        if path.is_dir():
+            shutil.copytree(path, copy, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, copy)
     manifest.seal(sub.run, stage, copies)

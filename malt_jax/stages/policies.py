@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from malt_jax.config import Config
 from malt_jax.evaluation.rollouts import Policy
-from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
+from malt_jax.evaluation.systems import FURTHER_TURNS, STAR, speaker
 from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
 
@@ -22,13 +23,19 @@ if TYPE_CHECKING:
 BASE = "base"
 SHARED = "shared"
 """The one trainee of `sharing: shared`, whose weights all roles use."""
-STAR = "star"
 PHASES = ("sft", "dpo")
 
 
 def trainee(session: Session, role: str) -> str:
     """Whose weights a role answers with: its own, or the shared ones."""
     return SHARED if session.config.sharing == "shared" else role
+
+
+def trainees(config: Config) -> list[str]:
+    """The names of all weights the roles learn, in the order of their training."""
+    if config.sharing == "shared":
+        return [SHARED]
+    return [role.name for role in config.pipeline.roles]
 
 
 def weights_folder(session: Session, round: int, name: str, phase: str) -> Path:

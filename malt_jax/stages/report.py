@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from malt_jax.report.build import build_report
+from malt_jax.report.build import PLOTS, build_report
 from malt_jax.stages.evaluate import STAGE as EVALUATED
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
@@ -12,7 +12,7 @@ STAGE = "report"
 
 
 def report(session: Session) -> None:
-    """Writes `report.html` (and its paged data) from the files of the run.
+    """Writes `report.html` (with its paged data) and `plots/` from the files of the run.
 
     Before the evaluation is finished the page shows what there is and is not sealed, so that a
     later call makes it anew.
@@ -25,5 +25,5 @@ def report(session: Session) -> None:
     if not manifest.stage_done(session.run, EVALUATED):
         session.progress.note("report: the run is not evaluated yet; the page shows what there is")
         return
-    data = page.with_name("report_data")
-    manifest.seal(session.run, STAGE, [page, data] if data.exists() else [page])
+    beside = [page.with_name(name) for name in ("report_data", PLOTS)]
+    manifest.seal(session.run, STAGE, [page, *(path for path in beside if path.exists())])

@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from malt_jax.stages.label import STAR
-from malt_jax.stages.policies import (
-    last_phase,
-    load,
-    trainee,
-    weights_folder,
-)
+from malt_jax.evaluation.systems import STAR, make_systems
+from malt_jax.stages.policies import last_phase, load, trainee, trainees, weights_folder
 from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
@@ -24,17 +19,22 @@ def train(session: Session, round: int) -> None:
     """All trainees of a round, one after the other over the one resident base.
 
     `adapters`: every role on its own data. `shared`: one trainee on all roles' data, mixed in every
-    batch in proportion. Beside them the single agent of the STaR baseline, SFT only. A trainee
-    without data is named and left as it is.
+    batch in proportion. Beside them the single agent of the STaR baseline, SFT only, where a system
+    to be measured speaks with it. A trainee without data is named and left as it is.
     """
     roles = [role.config for role in session.pipeline.roles]
-    for name in dict.fromkeys(trainee(session, role.name) for role in roles):
+    for name in trainees(session.config):
         mine = [role for role in roles if trainee(session, role.name) == name]
         sft_roles = [role.name for role in mine if role.train != "none"]
         dpo_roles = [role.name for role in mine if role.train == "sft+dpo"]
         _phase(session, round, name, "sft", sft_roles)
         _phase(session, round, name, "dpo", dpo_roles)
-    _phase(session, round, STAR, "sft", [STAR])
+    _phase(session, round, STAR, "sft", [STAR] if _is_measured(session, STAR) else [])
+
+
+def _is_measured(session: Session, policy: str) -> bool:
+    systems = make_systems(session.config.eval, session.pipeline, session.task.templates)
+    return any(turn.policy == policy for system in systems for turn in system.turns)
 
 
 def trained_stage(round: int) -> str:

@@ -41,7 +41,13 @@ def load(
             f"{limit} arithmetic questions asked for; the {split} split holds {available}"
         )
     pairs = (arithmetic.make_question(i, seed or 0, split) for i in range(limit or available))
-    return [Question(_identity(split, text), text, answer) for text, answer in pairs]
+    return [_question(split, text, answer) for text, answer in pairs]
+
+
+def _question(split: str, text: str, answer: str) -> Question:
+    """With its level: sums far from the middle one are rare, and so less practised."""
+    low = sum(arithmetic.parse_question(text)) // 10 * 10
+    return Question(_identity(split, text), text, answer, {"level": f"sum {low} to {low + 9}"})
 
 
 def _identity(split: str, text: str) -> str:
@@ -56,7 +62,7 @@ def _parse(row: Row, split: str) -> Question:
         example, _ = arithmetic.make_question(0, 0, split)
         raise row.fail(str(error)[:200], f"write it as {example}") from None
     answer = row.text("answer", numbers=True).strip()
-    return Question(_identity(split, text), text, answer)
+    return _question(split, text, answer)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ TRAIN = Hub("openai/gsm8k", ("main",), "train")
 
 
 def parse(row: Row, split: str) -> Question:
-    """Columns `question` and `answer`; the answer is a solution that ends in `#### N`."""
+    """Columns `question` and `answer`; the answer is a solution that ends in `#### N`.
+
+    The level is the number of calculations the solution marks as `<<48/2=24>>`.
+    """
     solution = row.text("answer")
     _, marker, last = solution.rpartition("####")
     if not marker:
@@ -24,7 +27,9 @@ def parse(row: Row, split: str) -> Question:
         raise row.fail(
             f"what follows `####` is not one number ({torn})", "write `#### 42`"
         ) from None
-    return Question(row.identity(split, "id"), row.text("question"), answer)
+    steps = solution.count("<<")
+    meta = {"level": f"{steps} step{'s' * (steps > 1)}"} if steps else {}
+    return Question(row.identity(split, "id"), row.text("question"), answer, meta)
 
 
 def task() -> Task:

@@ -25,7 +25,7 @@ def parse(row: Row, split: str) -> Question:
     if not row.has("instance"):
         return question
     template, instance = row.identity(split, "id"), row.identity(split, "instance")
-    meta = {"template": template, "instance": instance}
+    meta = {**question.meta, "template": template, "instance": instance}
     return replace(question, id=f"{template}-{instance}", meta=meta)
 
 

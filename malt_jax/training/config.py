@@ -124,8 +124,9 @@ class DpoConfig:
     """Pairs a step."""
     beta: float = 0.2
     """Strength of the pull to the reference; 0.2 is the published one. For `ipo` it is tau."""
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """DPO (arXiv 2305.18290, equation 7) or IPO (2310.12036, equation 17)."""
+    loss: Literal["sigmoid", "ipo", "nll"] = "sigmoid"
+    """DPO (arXiv 2305.18290, equation 7), IPO (2310.12036, equation 17), or `nll`: the likelihood
+    of the chosen completions alone, SFT for as many steps, to tell what the preferences add."""
     label_smoothing: float = 0.0
     """Assumed share of swapped preferences, conservative DPO (only with `sigmoid`)."""
     length_normalised: bool = False
@@ -149,7 +150,7 @@ class DpoConfig:
         plain = self.label_smoothing == 0 and not self.length_normalised
         check(
             self.loss == "sigmoid" or plain,
-            "loss: ipo takes neither label_smoothing nor length_normalised; remove them.",
+            f"loss: {self.loss} takes neither label_smoothing nor length_normalised; remove them.",
         )
 
 

@@ -47,27 +47,30 @@ def preference_loss(
     length-normalised: each log-ratio divided by its completion's tokens (Tulu 3, arXiv 2411.15124,
     equation 6); ipo: (h - 1 / (2 beta))^2 (Azar et al., arXiv 2310.12036, equation 17), with
     log-ratios a token, as its authors ran it. `nll` is RPO's other term (arXiv 2404.19733,
-    equation 1); the caller adds it with its weight.
+    equation 1), which the caller adds with its weight; with the loss `nll` it is the whole loss.
     """
     ratios = policy - reference
     per_token = ratios / jnp.maximum(lengths, 1.0)
     chosen, rejected = _sides(per_token if _normalised(config) else ratios)
     gap = chosen - rejected
-    if config.loss == "ipo":
+    nll = -_sides(policy / jnp.maximum(lengths, 1.0))[0]
+    if config.loss == "nll":
+        loss = nll
+    elif config.loss == "ipo":
         loss = (gap - 1.0 / (2.0 * config.beta)) ** 2
     else:
         smooth = config.label_smoothing
         loss = -(1.0 - smooth) * jax.nn.log_sigmoid(config.beta * gap)
         if smooth:
             loss = loss - smooth * jax.nn.log_sigmoid(-config.beta * gap)
-    nll = -_sides(policy / jnp.maximum(lengths, 1.0))[0]
     chosen, rejected = _sides(ratios)
     return Preference(loss, nll, config.beta * chosen, config.beta * rejected)
 
 
-def loss_at_reference(config: DpoConfig) -> float:
-    """The preference loss of a policy that equals its reference, whatever the pair."""
-    return (1.0 / (2.0 * config.beta)) ** 2 if config.loss == "ipo" else math.log(2.0)
+def loss_at_reference(config: DpoConfig) -> float | None:
+    """The preference loss of a policy that equals its reference; None where it is the pair's."""
+    known = {"sigmoid": math.log(2.0), "ipo": (1.0 / (2.0 * config.beta)) ** 2}
+    return known.get(config.loss)
 
 
 def _normalised(config: DpoConfig) -> bool:

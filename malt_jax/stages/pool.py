@@ -1,0 +1,52 @@
+"""Pool: the finished runs of one config under several seeds, as one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from malt_jax import config as config_module
+from malt_jax.config import CANNOT_CHANGE_RESULTS
+from malt_jax.errors import UserError
+from malt_jax.progress import Progress
+from malt_jax.stages.evaluate import STAGE as EVALUATED
+from malt_jax.stages.measured import summarise_seeds
+from malt_jax.stages.session import Session
+from malt_jax.storage import manifest
+from malt_jax.storage.rundir import RunDir, differences
+
+
+def pool(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
+    """The content of `results.json` over all runs, in the order of their seeds; writes nothing.
+
+    The runs must be evaluated and must have the same base weights and the same config but for the
+    seed; `UserError` names the one that has not.
+    """
+    if len(folders) < 2:
+        raise UserError("pool: one run alone; give two or more that differ in their seed.")
+    runs = [RunDir.existing(folder) for folder in folders]
+    first = runs[0]
+    for run in runs:
+        if not manifest.stage_done(run, EVALUATED):
+            raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
+        if found := differences(first.config, run.config, {"seed", *CANNOT_CHANGE_RESULTS}):
+            raise UserError(
+                f"{run.path}: made with another config than {first.path}: {'; '.join(found)}. "
+                "Only runs that differ in their seed can be pooled."
+            )
+        if _weights(run) != _weights(first):
+            raise UserError(f"{run.path}: its base model's weights are not those of {first.path}.")
+    seeds = [run.config["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"pool: found seeds {seeds}; each run needs a seed of its own.")
+    return summarise_seeds(
+        [
+            Session(config_module.from_dict(run.config), run, Progress(quiet=True))
+            for _, run in sorted(zip(seeds, runs, strict=True), key=lambda pair: pair[0])
+        ]
+    )
+
+
+def _weights(run: RunDir) -> str | None:
+    return (manifest.load(run).get("model") or {}).get("fingerprint")

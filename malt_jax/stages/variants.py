@@ -1,0 +1,112 @@
+"""What a run will measure: its systems, and its ablations worked out to configs and systems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from malt_jax import settings
+from malt_jax.config import Ablation, Config
+from malt_jax.errors import UserError
+from malt_jax.evaluation.results import row_name
+from malt_jax.evaluation.systems import STAR, System, make_systems
+from malt_jax.stages.policies import trainees
+from malt_jax.stages.session import Session, label_stage, search_stage, train_stage
+from malt_jax.tree.roles import make_pipeline
+
+TRAINED = "malt"
+"""The system a variant is measured by."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An ablation worked out: the config it stands for and the system that measures it."""
+
+    folder: str
+    """Beneath `RUN/ablations`."""
+    config: Config
+    system: System
+
+
+def planned(session: Session) -> tuple[list[System], list[Variant]]:
+    """The systems of the run itself and the variants beside them, checked before any work."""
+    config, templates = session.config, session.task.templates
+    variants = [_make(config, ablation, templates) for ablation in config.ablations]
+    beside = [variant.system for variant in variants]
+    systems = make_systems(config.eval, session.pipeline, templates, beside)
+    _check_baseline(config.eval.baseline, systems[0], [*systems, *beside])
+    return systems, variants
+
+
+def _check_baseline(baseline: str, single: System, systems: Sequence[System]) -> None:
+    """Said before the evaluation, not after hours of it."""
+    rows = [row_name(s.name, k) for s in systems for k in s.votes]
+    rows += [row_name(single.name, k) for k in range(1, single.draws + 1)]
+    if baseline not in rows:
+        raise UserError(
+            f"eval.baseline: {baseline!r} is not a row of the table; "
+            f"allowed: {', '.join(dict.fromkeys(rows))}."
+        )
+
+
+def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> Variant:
+    changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
+    try:
+        data = settings.to_dict(replace(config, ablations=()))
+        for field, value in ablation.set.items():
+            data = settings.assign(data, field, value)
+        data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
+        other = settings.build(Config, data)
+        if _measured_on(other) != _measured_on(config):
+            raise UserError("it would be measured on other questions; leave those of eval alone.")
+        pipeline = make_pipeline(other.pipeline, templates)
+        systems = make_systems(other.eval, pipeline, templates)
+    except UserError as error:
+        raise UserError(f"ablations.{ablation.name}: {error}") from None
+    trained = next(system for system in systems if system.name == TRAINED)
+    label = f"{trained.label}, {ablation.label or changes}"
+    system = replace(trained, name=f"{TRAINED}-{ablation.name}", label=label)
+    return Variant(ablation.name, other, system)
+
+
+def _measured_on(config: Config) -> tuple[Any, ...]:
+    task = config.task
+    return task.name, task.eval_path, task.num_eval, task.grader
+
+
+def shared_stages(one: Config, other: Config) -> Iterator[str]:
+    """The stages both configs do alike, in their order, up to the first that differs."""
+    names = trainees(one)
+    kinds = (
+        (_search_fields, lambda round: [search_stage(round)]),
+        (_label_fields, lambda round: [label_stage(round)]),
+        (_sft_fields, lambda round: [train_stage(round, n, "sft") for n in (*names, STAR)]),
+        (_dpo_fields, lambda round: [train_stage(round, n, "dpo") for n in names]),
+    )
+    for round in range(min(one.rounds, other.rounds)):
+        for fields, stages in kinds:
+            if fields(one) != fields(other):
+                return
+            yield from stages(round)
+
+
+def _search_fields(config: Config) -> list[Any]:
+    roles = [replace(role, train="none") for role in config.pipeline.roles]
+    shards = (config.search.block, config.search.shard)
+    overflow = config.pipeline.overflow
+    return [config.model, config.task, config.seed, roles, overflow, shards, config.sampler]
+
+
+def _label_fields(config: Config) -> list[Any]:
+    search = config.search
+    return [search.backup, search.softness, search.threshold, config.data]
+
+
+def _sft_fields(config: Config) -> list[Any]:
+    learns = [role.train != "none" for role in config.pipeline.roles]
+    return [config.train.full, config.train.lora, config.train.sft, config.sharing, learns]
+
+
+def _dpo_fields(config: Config) -> list[Any]:
+    return [config.train.dpo, [role.train == "sft+dpo" for role in config.pipeline.roles]]

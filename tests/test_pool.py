@@ -1,0 +1,68 @@
+"""Several seeds as one table. The second seed's run is a copy of the first with another number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cli_run
+from malt_jax import cli
+from malt_jax.storage import manifest
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    cli_run.trained()
+    assert cli.main(["eval", *cli_run.flags()]) == 0
+    first = Path(cli_run.flags()[-1])
+    return [first, changed(first, tmp_path_factory.mktemp("seeds") / "1", "seed: 0", "seed: 1")]
+
+
+def changed(run: Path, copy: Path, old: str, new: str) -> Path:
+    """A copy of a run whose config says something else, sealed again as if it were made so."""
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    assert text.count(old) == 1
+    (copy / "config.yaml").write_text(text.replace(old, new))
+    digest = hashlib.sha256((copy / "config.yaml").read_bytes()).hexdigest()
+    manifest.amend(copy, config_sha256=digest)
+    return copy
+
+
+def test_two_equal_seeds_pool_to_what_each_says_alone(runs, tmp_path, capsys):
+    assert cli.main(["pool", *map(str, reversed(runs)), "--output", str(tmp_path)]) == 0
+    assert "MALT" in capsys.readouterr().out
+    pooled = json.loads((tmp_path / "results.json").read_text())
+    alone = json.loads((runs[0] / "results.json").read_text())
+    assert pooled["seeds"] == [0, 1] and alone["seeds"] == [0]
+    assert pooled["questions"] == alone["questions"]
+    for row, own in zip(pooled["systems"], alone["systems"], strict=True):
+        assert row["name"] == own["name"] and row["accuracy"] == pytest.approx(own["accuracy"])
+        assert set(row["seeds"]) == {"0", "1"}
+        for other, test in row["tests"].items():
+            assert test["p"] == pytest.approx(own["tests"][other]["p"])
+            assert test["wrong_to_right"] == 2 * own["tests"][other]["wrong_to_right"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".tex", ".csv"}
+    digest = hashlib.sha256((runs[0] / "eval/malt.jsonl").read_bytes()).hexdigest()
+    assert alone["records"]["eval/malt.jsonl"] == digest
+    assert pooled["records"]["seed 1, eval/malt.jsonl"] == digest
+
+
+def test_what_cannot_be_pooled_is_named(runs, tmp_path, capsys):
+    other = changed(runs[1], tmp_path / "other", "threshold: 0.5", "threshold: 0.25")
+    damaged = changed(runs[1], tmp_path / "damaged", "seed: 1", "seed: 2")
+    with open(damaged / "eval/malt.jsonl", "ab") as file:
+        file.write(b"{}\n")
+    for folders, words in (
+        ([runs[0]], "one run alone"),
+        ([runs[0], runs[0]], "seed of its own"),
+        ([runs[0], other], "search.threshold was 0.5 and is now 0.25"),
+        ([runs[0], damaged], "eval/malt.jsonl"),
+        ([runs[0], tmp_path], "not a run directory"),
+    ):
+        assert cli.main(["pool", *map(str, folders)]) == 2
+        assert words in capsys.readouterr().err
