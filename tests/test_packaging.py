@@ -73,7 +73,10 @@ def test_the_lock_covers_what_is_declared():
     assert declared <= pins
 
 
-@pytest.mark.parametrize("script", ["scripts/quickstart.sh", "scripts/test.sh", ".ci/run"])
+SCRIPTS = ("scripts/quickstart.sh", "scripts/test.sh", "scripts/qwen25_gsm8k.sh", ".ci/run")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_scripts_can_be_run(script):
     path = ROOT / script
     assert path.stat().st_mode & 0o111 and path.read_text().startswith("#!")

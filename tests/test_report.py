@@ -242,6 +242,17 @@ def test_every_figure_is_well_formed_whatever_names_it_holds(run):
         assert ElementTree.fromstring(figure).tag.endswith("svg")
 
 
+def test_every_figure_is_a_file_that_needs_no_page(run, page):
+    files = {path.stem: path.read_text() for path in (run / "plots").iterdir()}
+    for kind in ("accuracy-against-tokens", "cost-by-stage", "values-", "reward-by-depth-",
+                 "reliability-verifier", "training-1-verifier-dpo-margin"):  # fmt: skip
+        assert any(name.startswith(kind) for name in files), kind
+    for text in files.values():
+        box = ElementTree.fromstring(text).get("viewBox").split()
+        assert [float(x) for x in box[2:]] > [0, 0]
+        assert "var(" not in text and "color-mix" not in text
+
+
 def test_figures_of_nothing_are_empty():
     assert plots.cost_by_stage({}) == plots.reward_by_depth([]) == ""
     assert plots.learning_curve("a", "b", [(0, 1.0)]) == ""

@@ -77,7 +77,7 @@ def make_systems(
     names = [system.name for system in systems]
     names += [system.name for system in beside]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"eval.extra, ablations: more than one system is named {twice[0]!r}.")
+        raise UserError(f"eval.extra, ablations: the name {twice[0]!r} stands twice; change one.")
     calls = {system.name: system.calls for system in (*systems, *beside)}
     votes = {system.name: system.votes for system in (*systems, *beside)}
     draws = single_agent_draws(calls, votes)
@@ -129,6 +129,8 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
                 said = roles
                 if roles[-1] not in answering and "judge" in templates:
                     said = (*roles[:-1], "judge")
+                elif roles[-1] not in answering:
+                    label += ", the draft answers"
                 systems.append(SystemConfig("malt-" + "-".join(roles), chain("malt", said), label))
     return systems
 

@@ -109,13 +109,16 @@ def _summarise(
     levels = {q.id: q.meta["level"] for q in first.eval_questions if "level" in q.meta}
     before = [held_out_trees(session.run, HELD_OUT[0]) for session in sessions]
     trees = [tree for path in before if path.exists() for tree in read_lines(path)]
+    searched = [len(session.train_questions) for session in sessions]
     facts = {
         "model": manifest.load(first.run).get("model"),
         "task": config.task.name,
         **({"seed": seeds[0]} if len(seeds) == 1 else {"seeds": ", ".join(map(str, seeds))}),
         "sharing": config.sharing,
         "rounds": config.rounds,
-        "train_questions": len(first.train_questions),
+        "train_questions": searched[0],
+        # Reading a run's training questions refuses those that are also evaluated, by their text.
+        "train_questions_evaluated": 0,
     }
     return summarise(
         with_seeds(records),
