@@ -18,9 +18,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ARRAY_CODE = ("models", "sampling", "tree", "training", "data", "evaluation")
-jaxtyping.install_import_hook(
-    [f"malt_jax.{name}" for name in ARRAY_CODE], "typechecking.checked"
-)
+jaxtyping.install_import_hook([f"malt_jax.{name}" for name in ARRAY_CODE], "typechecking.checked")
 
 
 def pytest_configure(config: pytest.Config) -> None:

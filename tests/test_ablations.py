@@ -1,4 +1,4 @@
-"""Variants as lines of a config: every kind is planned, shares what it can, and is refused early."""
+"""Variants as lines of a config: all kinds are planned, share what they can, are refused early."""
 
 from __future__ import annotations
 
