@@ -43,7 +43,10 @@ def run(config: config_module.Config, model=None) -> dict:
         session = Session(config, folder, Progress(quiet=True))
         if model is not None:
             session.__dict__["model"] = model  # read once for all tests of the module
-        return run_all(session)
+        try:
+            return run_all(session)
+        finally:
+            session.close()
 
 
 @pytest.fixture(scope="module")

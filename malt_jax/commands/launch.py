@@ -75,8 +75,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
                 run.withdraw()
                 raise
             finally:
-                if "metrics" in session.__dict__:
-                    session.metrics.close()
+                session.close()
 
 
 def look(config: Config, progress: Progress) -> Session:

@@ -41,7 +41,10 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
             sub.__dict__["model"] = session.model
             if config.sampler == session.config.sampler:
                 sub.__dict__["sampler"] = session.sampler
-        yield sub
+        try:
+            yield sub
+        finally:
+            sub.close()
 
 
 def train_variant(session: Session, sub: Session) -> None:

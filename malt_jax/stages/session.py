@@ -159,6 +159,11 @@ class Session:
         tracker = "wandb" if self.config.wandb else "trackio" if self.config.trackio else None
         return Metrics(self.run, tracker)
 
+    def close(self) -> None:
+        """Writes what was logged and not yet written."""
+        if "metrics" in self.__dict__:
+            self.metrics.close()
+
     def done(self, stage: str) -> bool:
         """Whether a stage is finished; what it made is then checked against its seal."""
         if not manifest.stage_done(self.run, stage):
