@@ -15,9 +15,7 @@ import cli_run
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    ("form", "searched"), [((), "1,000"), (("--cpu", "--seeds", "0 1"), "60")]
-)
+@pytest.mark.parametrize(("form", "searched"), [((), "1,000"), (("--cpu", "--seeds", "0 1"), "60")])
 def test_the_real_model_script_in_both_forms(form, searched, tmp_path):
     for split, count in (("train", 1000), ("eval", 660)):
         rows = ({"question": f"{split} {i}?", "answer": f"#### {i}"} for i in range(count))
