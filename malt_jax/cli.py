@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from malt_jax.commands.command import Command, help_text, nearest, parse, row, screen_width
+from malt_jax.distributed import another_gone, leave
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import visible
 
@@ -20,6 +21,11 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `malt` with these words (default: those of the process) and returns its exit status."""
+    status = _run(arguments)
+    return leave(status) if status else 0
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -35,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough. Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+    except Exception as error:
+        if gone := another_gone(error):
+            print(f"malt: {visible(gone)}", file=sys.stderr)
+            return 1
         # Exceptions may quote a model or a file, so the traceback is made harmless as well.
         print(visible(traceback.format_exc()), end="", file=sys.stderr)
         print("malt: this is a fault of malt-jax, not of your input.", file=sys.stderr)

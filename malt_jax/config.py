@@ -275,7 +275,7 @@ class Config:
 CANNOT_CHANGE_RESULTS = frozenset(
     {
         *("output_dir", "quiet", "wandb", "trackio", "export.push_to_hub", "sampler.cache_dir"),
-        *("mesh.coordinator", "mesh.processes", "mesh.process"),
+        "mesh",
     }
 )
 """Fields a run may be continued with another value of."""

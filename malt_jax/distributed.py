@@ -7,6 +7,7 @@ the same order. Process 0 writes the run directory; see docs/scaling.md for what
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ HEARTBEAT_SECONDS = 30
 """A process that is silent for this long is taken for dead, and the others are ended."""
 JOIN_SECONDS = 300
 """How long process 0 waits for all others to come."""
+LEAVE_SECONDS = 10
+"""How long a process that failed waits for the others to fail as well."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,39 @@ def initialize(config: MeshConfig) -> None:
         ) from error
     if jax.process_count() > 1:
         writers.join(jax.process_index() == 0, _meet, _any_of)
+
+
+def leave(status: int) -> int:
+    """The exit status of a process that failed, once no other has to wait for it.
+
+    Where all of them fail alike (a wrong flag), they end together. Where only this one does, it
+    ends here and now: JAX's orderly end would wait for processes that wait for this one.
+    """
+    if not writers.several():
+        return status
+    from jax._src.distributed import global_state  # JAX has no public barrier with a time limit
+
+    try:
+        global_state.client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
+    except Exception:  # the others are elsewhere, or gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def another_gone(error: Exception) -> str | None:
+    """A sentence, where an error only means that another process of the run has ended.
+
+    So it is where processes talk by gloo (CPUs); elsewhere JAX's heartbeat ends this one.
+    """
+    if not writers.several() or "Gloo" not in str(error):
+        return None
+    return (
+        "another process of this run has ended, so this one ends too; what that one said last says "
+        "why. Nothing finished is lost: start the same command on every host again. "
+        f"({str(error).splitlines()[0]})"
+    )
 
 
 def _meet(place: str) -> None:

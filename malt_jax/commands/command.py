@@ -26,6 +26,8 @@ class Option:
     default: Any = None
     read: Callable[[str], Any] = str
     required: bool = False
+    several: bool = False
+    """Takes one value or more."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,11 @@ def parse(command: Command, words: Sequence[str]) -> Invocation:
     for option in command.own_options:
         if option.value:
             parser.add_argument(
-                option.flag, default=option.default, type=option.read, required=option.required
+                option.flag,
+                default=option.default,
+                type=option.read,
+                required=option.required,
+                nargs="+" if option.several else None,
             )
         else:
             parser.add_argument(option.flag, action="store_true")

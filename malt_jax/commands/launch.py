@@ -51,7 +51,8 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
 
     config, command = read_config(invocation), invocation.command.name
     initialize(config.mesh)
-    with graceful_stop(), progress.open_progress(config.quiet, command) as shown:
+    quiet = config.quiet or not writes()  # of several processes the first one speaks for all
+    with graceful_stop(), progress.open_progress(quiet, command) as shown:
         session = look(config, shown)
         new = not Path(config.output_dir, manifest.NAME).exists()
         if reads_input:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import open_session, print_table
 from malt_jax.errors import UserError
+from malt_jax.storage.writers import writes
 
 if TYPE_CHECKING:
     from malt_jax.stages.session import Session
@@ -18,6 +21,12 @@ REDO = Option(
     "--redo",
     "Make a finished stage (as search/000) owed again, and what came after it.",
     "STAGE",
+)
+JOIN = Option(
+    "--join",
+    "First take over the trees of these run directories, the slices of one search.",
+    "DIR ...",
+    several=True,
 )
 READ_INPUT = ("run", "search", "eval")
 
@@ -32,7 +41,7 @@ def run(invocation: Invocation, work: Callable[[Session], dict[str, Any] | None]
     reads_input = invocation.command.name in READ_INPUT
     with open_session(invocation, reads_input=reads_input) as session:
         results = work(session)
-    if results:
+    if results and writes():
         from malt_jax.evaluation.tables import to_terminal
 
         print_table(to_terminal(results))
@@ -57,10 +66,17 @@ def search(session: Session) -> None:
     _every_round(session, stage, search_stage, needs)
 
 
-def label(session: Session) -> None:
+def label_or_join(invocation: Invocation) -> None:
+    run(invocation, partial(label, slices=invocation.options.join or ()))
+
+
+def label(session: Session, slices: Sequence[str] = ()) -> None:
+    from malt_jax.stages.join import join
     from malt_jax.stages.label import label as stage
     from malt_jax.stages.session import label_stage, search_stage
 
+    if slices:
+        join(session, slices)
     _every_round(session, stage, label_stage, search_stage)
 
 
@@ -86,7 +102,7 @@ def export(session: Session) -> None:
 
     _require(session, trained_stage(session.config.rounds - 1))
     stage(session)
-    print(session.run.path / "export")
+    _print(session.run.path / "export")
 
 
 def report(session: Session) -> dict[str, Any] | None:
@@ -95,9 +111,14 @@ def report(session: Session) -> dict[str, Any] | None:
     from malt_jax.stages.report import report as stage
 
     stage(session)
-    print(session.run.report)
+    _print(session.run.report)
     results = session.run.results
     return json.loads(results.read_text()) if results.exists() else None
+
+
+def _print(path: Path) -> None:
+    if writes():
+        print(path)
 
 
 def _every_round(
@@ -167,12 +188,19 @@ COMMANDS = (
         *("task.name", "task.train_path", "task.num_train", "pipeline.roles.N.branch"),
         *("pipeline.roles.N.temperature", "search.backup", "search.threshold", "search.shard"),
     ),
-    _command(
-        "label",
-        label,
-        "valued trees become each role's SFT examples and DPO pairs",
-        "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read.",
-        *("search.threshold", "search.backup", "data.sft", "data.pairs", "data.pairs_per_prefix"),
+    replace(
+        _command(
+            "label",
+            label,
+            "valued trees become each role's SFT examples and DPO pairs",
+            "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` "
+            "read. With --join the trees come from slices searched apart, each by "
+            "`malt search --search.shard i/k` into a run directory of its own.",
+            *("search.threshold", "search.backup", "data.sft", "data.pairs"),
+            "data.pairs_per_prefix",
+        ),
+        run=label_or_join,
+        options=(DRY_RUN, REDO, JOIN),
     ),
     _command(
         "train",

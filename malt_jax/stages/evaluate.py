@@ -18,7 +18,7 @@ from malt_jax.storage import manifest
 from malt_jax.storage.atomic import write_json
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import meet, writes
 from malt_jax.tree.expand import expand
 from malt_jax.tree.records import grade_trees
 
@@ -60,8 +60,10 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         on_calls=lambda who, calls: session.progress.note(f"eval: {who} x{calls}"),
     )
     written = {}
-    for name, path in paths.items():
+    for path in paths.values():
         recover(path)
+    meet("shards recovered")
+    for name, path in paths.items():
         lines = read_lines(path) if path.exists() else []
         written[name] = {(r["question_id"], r["draw"]) for r in lines}
     for start in range(0, len(questions), config.eval.block):

@@ -15,6 +15,7 @@ from malt_jax.stages.policies import last_phase, load, trainee
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.signals import raise_if_stopped
+from malt_jax.storage.writers import writes
 
 STAGE = "export"
 
@@ -49,7 +50,7 @@ def export(session: Session) -> None:
         manifest.seal(run, STAGE, [folder], done=False)
         raise_if_stopped()
     manifest.seal(run, STAGE, [])
-    if config.export.push_to_hub:
+    if config.export.push_to_hub and writes():
         _push(session, config.export.push_to_hub)
 
 

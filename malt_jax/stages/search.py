@@ -10,6 +10,7 @@ from malt_jax.stages.session import Session, search_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
 from malt_jax.storage.signals import raise_if_stopped
+from malt_jax.storage.writers import meet
 from malt_jax.tree.expand import expand
 from malt_jax.tree.records import grade_trees
 
@@ -39,6 +40,7 @@ def search(session: Session, round: int) -> None:
             manifest.verify(session.run, [path])
             continue
         recover(path)
+        meet("shard recovered")
         written = {r["question_id"] for r in read_lines(path)} if path.exists() else set()
         missing = [question for question in block if question.id not in written]
         right = None

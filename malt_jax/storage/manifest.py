@@ -24,7 +24,7 @@ from typing import Any
 from malt_jax.errors import UserError
 from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
 from malt_jax.storage.hashing import files_beneath, sha256_all
-from malt_jax.storage.writers import meet
+from malt_jax.storage.writers import first, meet
 
 NAME, TWIN = "manifest.json", "manifest.copy.json"
 Paths = Iterable[str | os.PathLike]
@@ -66,6 +66,10 @@ def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
 
     A path is recorded when first seen, so the same input must later have the same content.
     """
+    first(lambda: _record_inputs(run, paths))
+
+
+def _record_inputs(run: str | os.PathLike, paths: Paths) -> None:
     data = load(run)
     paths = [Path(path) for path in paths]
     if missing := [str(path) for path in paths if not path.exists()]:
@@ -81,7 +85,7 @@ def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
         )
     if not hashes.keys() <= known.keys():
         known.update(hashes)
-        _write_together(_root(run), data)
+        _write(_root(run), data)
 
 
 def seal(
@@ -93,7 +97,11 @@ def seal(
     afterwards. `done=False` seals progress: the stage itself is still owed. What is sealed is not
     written again before `reopen` or `redo`, or a kill in between would leave it looking damaged.
     """
-    meet(f"seal {stage}")  # what is to be covered has been written
+    meet(f"seal {stage}")  # all are done with what is to be covered
+    first(lambda: _seal(run, stage, paths, retire, done))
+
+
+def _seal(run: str | os.PathLike, stage: str, paths: Paths, retire: Paths, done: bool) -> None:
     root, data = _root(run), load(run)
     units = [_relative(root, path) for path in paths]
     entry = data["stages"].setdefault(stage, {"done": False, "units": []})
@@ -109,7 +117,7 @@ def seal(
         size = file.stat().st_size
         covered = {"sha256": digest, "bytes": size, "stage": stage}
         data["artefacts"][_relative(root, file)] = covered
-    _write_together(root, data)
+    _write(root, data)
 
 
 def stage_done(run: str | os.PathLike, stage: str) -> bool:
@@ -264,9 +272,3 @@ def _write(root: Path, data: dict[str, Any]) -> None:
     raw = _encode({key: value for key, value in data.items() if key != "seal"})
     write_bytes(root / NAME, raw)
     write_bytes(root / TWIN, raw)
-
-
-def _write_together(root: Path, data: dict[str, Any]) -> None:
-    meet("manifest read")  # all have read the one that this follows from
-    _write(root, data)
-    meet("manifest written")

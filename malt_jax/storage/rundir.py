@@ -20,7 +20,7 @@ from malt_jax.storage import manifest
 from malt_jax.storage.atomic import clean_leftovers, explained, make_folder, write_bytes
 from malt_jax.storage.lock import RunLock
 from malt_jax.storage.provenance import git_commit, versions
-from malt_jax.storage.writers import meet, writes
+from malt_jax.storage.writers import first, writes
 
 _ABSENT = object()
 
@@ -49,10 +49,21 @@ class RunDir:
         `facts` (devices, model, revision) go into the first manifest. Raises `UserError` for a
         folder that is not a run, a run that is being written, or a config that differs.
         """
-        path, text = Path(os.path.abspath(path)), _to_yaml(config)
-        if not writes():
-            meet("run opened")
-            return cls.existing(path)
+        path = Path(os.path.abspath(path))
+        opened: list[RunDir] = []
+        first(lambda: opened.append(cls._open(path, config, command, free, facts)))
+        return opened[0] if opened else cls.existing(path)
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        config: dict[str, Any],
+        command: str,
+        free: Collection[str],
+        facts: dict[str, Any] | None,
+    ) -> RunDir:
+        text = _to_yaml(config)
         with explained(path):
             _refuse_foreign(path, text)
             make_folder(path)
@@ -71,7 +82,6 @@ class RunDir:
             except BaseException:
                 lock.release()
                 raise
-        meet("run opened")
         return cls(path, lock)
 
     @classmethod

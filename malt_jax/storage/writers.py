@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from malt_jax.errors import UserError
+
 _processes: list[tuple[bool, Callable[[str], None], Callable[[bool], bool]]] = []
 
 
@@ -18,6 +20,11 @@ def join(writes: bool, meet: Callable[[str], None], any_of: Callable[[bool], boo
     `meet(place)` returns once all are at that place, `any_of(flag)` whether any process's is set.
     """
     _processes[:] = [(writes, meet, any_of)]
+
+
+def several() -> bool:
+    """Whether the run has other processes than this one."""
+    return bool(_processes)
 
 
 def writes() -> bool:
@@ -34,3 +41,15 @@ def meet(place: str) -> None:
 def any_of(flag: bool) -> bool:
     """Whether the flag of any process is set, the same answer in all of them."""
     return _processes[0][2](flag) if _processes else flag
+
+
+def first(work: Callable[[], None]) -> None:
+    """Process 0 does `work` while the others wait; a `UserError` of it ends all of them."""
+    refused = None
+    if writes():
+        try:
+            work()
+        except UserError as error:
+            refused = error
+    if any_of(refused is not None):
+        raise refused or UserError("process 0 of this run was refused; its message says why.")
