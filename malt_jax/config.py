@@ -258,6 +258,8 @@ class Config:
     """A LoRA adapter a role over one base, or one set of trained weights for all roles."""
     output_dir: str = "runs/malt"
     """The run directory; an existing one of the same config is continued."""
+    mirror: str | None = None
+    """Folder or URL (`s3://`, `gs://`) that finished files are copied to, and fetched from."""
     quiet: bool = False
     """No progress on standard error."""
     wandb: bool = False
@@ -266,6 +268,11 @@ class Config:
     """Log to trackio as well, where it is installed."""
 
     def __post_init__(self):
+        check(
+            "://" not in self.output_dir,
+            f"output_dir: found {self.output_dir!r}, allowed: a folder of this machine; --mirror "
+            "copies the run to an object store.",
+        )
         check(1 <= self.rounds <= 100, f"rounds: found {self.rounds}, allowed: 1 to 100.")
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
         names = [ablation.name for ablation in self.ablations]
@@ -274,7 +281,15 @@ class Config:
 
 CANNOT_CHANGE_RESULTS = frozenset(
     {
-        *("output_dir", "quiet", "wandb", "trackio", "export.push_to_hub", "sampler.cache_dir"),
+        *(
+            "output_dir",
+            "mirror",
+            "quiet",
+            "wandb",
+            "trackio",
+            "export.push_to_hub",
+            "sampler.cache_dir",
+        ),
         "mesh",
     }
 )

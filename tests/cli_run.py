@@ -29,6 +29,7 @@ def model() -> Path:
 def flags() -> tuple[str, ...]:
     """The command line of the run, but for the command; the run directory comes last."""
     data = {**tiny.SMALL, "model": {"path": str(model())}}
+    data["search"] = {"block": 2}
     data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
     config = _folder() / "config.yaml"
     config.write_text(yaml.safe_dump(data))

@@ -65,6 +65,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             f"malt {command}",
             free=CANNOT_CHANGE_RESULTS,
             facts=facts,
+            mirror=config.mirror,
         ) as run:
             session.run = run
             try:

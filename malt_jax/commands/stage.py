@@ -24,7 +24,7 @@ REDO = Option(
 )
 JOIN = Option(
     "--join",
-    "First take over the trees of these run directories, the slices of one search.",
+    "First take over the trees of these run directories or mirrors, the slices of one search.",
     "DIR ...",
     several=True,
 )

@@ -35,6 +35,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         f"ablation {variant.folder}",
         free=CANNOT_CHANGE_RESULTS,
         facts={"model": manifest.load(session.run).get("model")},
+        mirror=config.mirror,
     ) as run:
         sub = Session(config, run, session.progress)
         if config.model == session.config.model:
@@ -73,4 +74,4 @@ def _adopt(session: Session, sub: Session, stage: str) -> None:
             shutil.copytree(path, copy, dirs_exist_ok=True)
         else:
             shutil.copyfile(path, copy)
-    manifest.seal(sub.run, stage, copies)
+    sub.seal(stage, copies)

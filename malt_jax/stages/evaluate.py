@@ -34,7 +34,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         for variant in variants:
             _measure(session, variant)
         files = write_results(session.run.path, summarise_run(session))
-        manifest.seal(session.run, STAGE, files)
+        session.seal(STAGE, files)
     return json.loads(session.run.results.read_text())
 
 
@@ -90,7 +90,7 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         raise_if_stopped()
     total = sum(cost["seconds"] for cost in costs.values())
     cost = session.record_cost(STAGE, {"seconds": total, **session.sampler.stats.as_dict()})
-    manifest.seal(run, STAGE, [*paths.values(), cost], done=False)
+    session.seal(STAGE, [*paths.values(), cost], done=False)
 
 
 def _measure(session: Session, variant: Variant) -> None:
@@ -123,5 +123,5 @@ def _held_out_trees(session: Session) -> None:
         if writes():
             path.unlink(missing_ok=True)
         append_lines(path, forest.records)
-        manifest.seal(session.run, STAGE, [path], done=False)
+        session.seal(STAGE, [path], done=False)
         raise_if_stopped()

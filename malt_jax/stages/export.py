@@ -47,9 +47,9 @@ def export(session: Session) -> None:
                 card=model_card(_facts(session, role.name, identity)),
                 replace=True,
             )
-        manifest.seal(run, STAGE, [folder], done=False)
+        session.seal(STAGE, [folder], done=False)
         raise_if_stopped()
-    manifest.seal(run, STAGE, [])
+    session.seal(STAGE, [])
     if config.export.push_to_hub and writes():
         _push(session, config.export.push_to_hub)
 

@@ -7,6 +7,7 @@ come from the seed and a node's path, so a tree does not depend on where it was 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -18,10 +19,11 @@ from malt_jax.config import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.session import Session, search_stage
-from malt_jax.storage import manifest
+from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import write_bytes
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir, differences
+from malt_jax.storage.writers import first
 
 MAY_DIFFER = CANNOT_CHANGE_RESULTS | {
     *("search.shard", "data", "train", "eval", "export", "ablations", "rounds", "sharing"),
@@ -35,12 +37,22 @@ ROUND = 0
 class Slice:
     """A finished slice: the `index`-th of `count` ranges of the questions."""
 
+    place: str
+    """As it was given."""
     run: RunDir
     index: int
     count: int
 
+    @property
+    def units(self) -> list[Path]:
+        return manifest.sealed_units(self.run, search_stage(ROUND))
 
-def join(session: Session, folders: Sequence[str]) -> None:
+    @property
+    def trees(self) -> list[Path]:
+        return [path for path in self.units if path.suffix == ".jsonl"]
+
+
+def join(session: Session, places: Sequence[str]) -> None:
     """Copies the slices' trees into this run, in the order of their ranges, and seals its search.
 
     Raises UserError, by name, for a slice that is not finished or damaged, has another config,
@@ -56,100 +68,108 @@ def join(session: Session, folders: Sequence[str]) -> None:
             "joined; leave it out."
         )
     session.record_inputs()
-    slices = in_order([_open(session, folder) for folder in folders])
+    units: list[Path] = []
+    fetched = session.run.path / ".tmp-slices"
+    try:
+        first(lambda: units.extend(_take(session, places, fetched)))
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
+    session.seal(stage, units)
+    session.progress.note(f"{stage}: joined {len(places)} slices")
+
+
+def _take(session: Session, places: Sequence[str], fetched: Path) -> list[Path]:
+    """The files this run's search consists of, copied from the slices; mirrors are `fetched`."""
+    slices = in_order([_open(session, place, fetched / str(at)) for at, place in enumerate(places)])
+    for one in slices:
+        manifest.verify(one.run, one.units)
     _check_weights(session, slices)
     _check_questions(session, slices)
     copies = []
-    for one in slices:
-        units = manifest.sealed_units(one.run, stage)
-        manifest.verify(one.run, units)
-        for path in (path for path in units if path.suffix == ".jsonl"):
-            copies.append(session.run.trees(ROUND) / path.name)
-            write_bytes(copies[-1], path.read_bytes())
-    cost = session.record_cost(stage, _cost(slices))
-    manifest.seal(session.run, stage, [*copies, cost])
-    session.progress.note(f"{stage}: joined {len(slices)} slices")
+    for path in (path for one in slices for path in one.trees):
+        copies.append(session.run.trees(ROUND) / path.name)
+        write_bytes(copies[-1], path.read_bytes())
+    return [*copies, session.record_cost(search_stage(ROUND), _cost(slices))]
 
 
 def in_order(slices: Iterable[Slice]) -> list[Slice]:
     """The slices by their ranges, each of which must be there exactly once."""
     ordered = sorted(slices, key=lambda one: one.index)
-    first = ordered[0]
+    one_of = ordered[0]
     for one in ordered:
-        if one.count != first.count:
+        if one.count != one_of.count:
             raise UserError(
-                f"--join: {one.run.path} is a slice of {one.count} and {first.run.path} of "
-                f"{first.count}; give the slices of one division."
+                f"--join: {one.place} is a slice of {one.count} and {one_of.place} of "
+                f"{one_of.count}; give the slices of one division."
             )
     times = Counter(one.index for one in ordered)
     twice = [one for one in ordered if times[one.index] > 1]
     if twice:
-        named = ", ".join(f"{one.index}/{one.count} in {one.run.path}" for one in twice)
+        named = ", ".join(f"{one.index}/{one.count} in {one.place}" for one in twice)
         raise UserError(f"--join: a slice comes more than once: {named}; give each one once.")
-    missing = [index for index in range(1, first.count + 1) if index not in times]
+    missing = [index for index in range(1, one_of.count + 1) if index not in times]
     if missing:
-        named = ", ".join(f"{index}/{first.count}" for index in missing)
+        named = ", ".join(f"{index}/{one_of.count}" for index in missing)
         raise UserError(f"--join: missing: slice {named}; give its run directory too.")
     return ordered
 
 
-def _open(session: Session, folder: str) -> Slice:
-    run = RunDir.existing(folder)
-    found = differences(session.run.config, run.config, MAY_DIFFER)
+def _open(session: Session, place: str, fetched: Path) -> Slice:
+    """The slice in a run directory, or in the mirror of one, which is first `fetched`."""
+    if "://" in place:
+        mirror.pull(place, fetched)
+    run = RunDir.existing(fetched if "://" in place else place)
+    found = differences(run.config, session.run.config, MAY_DIFFER)
     if found:
         raise UserError(
-            f"--join: {run.path} was searched with another config than {session.run.path}: "
-            f"{'; '.join(found)}. Join what was searched alike."
+            f"--join: {place} was searched with another config: {'; '.join(found)}. Give the "
+            "config of its search, or search it again."
         )
     here, there = (manifest.load(one)["inputs"] for one in (session.run, run))
     changed = [path for path in here.keys() & there if here[path] != there[path]]
     if changed:
         raise UserError(
-            f"--join: {run.path} has read other contents of {', '.join(sorted(changed))}; search "
+            f"--join: {place} has read other contents of {', '.join(sorted(changed))}; search "
             "it again with the file that is there now."
         )
     shard = run.config["search"]["shard"]
     if not manifest.stage_done(run, search_stage(ROUND)):
         raise UserError(
-            f"--join: {run.path} (slice {shard}) has not finished its search; run `malt search "
-            f"--output-dir {folder}` first."
+            f"--join: {place} (slice {shard}) has not finished its search; run `malt search` with "
+            "its config again first."
         )
     index, count = map(int, shard.split("/"))
-    return Slice(run, index, count)
+    return Slice(place, run, index, count)
 
 
 def _check_weights(session: Session, slices: Sequence[Slice]) -> None:
     """All slices drew from the same weights, and those are this run's from now on."""
-    known, knower = manifest.load(session.run).get("model"), session.run
+    known = manifest.load(session.run).get("model") or manifest.load(slices[0].run)["model"]
     for one in slices:
-        facts = manifest.load(one.run)["model"]
-        if known is None:
-            known, knower = facts, one.run
-        elif known["fingerprint"] != facts["fingerprint"]:
+        if manifest.load(one.run)["model"]["fingerprint"] != known["fingerprint"]:
             raise UserError(
-                f"--join: {one.run.path} was searched with other weights than {knower.path} (their "
-                "SHA-256 differs); join what one model has searched."
+                f"--join: {one.place} was searched with other weights than {slices[0].place} or "
+                "this run (their SHA-256 differs); join what one model has searched."
             )
     manifest.amend(session.run, model=known)
 
 
 def _check_questions(session: Session, slices: Sequence[Slice]) -> None:
     """The trees are those of this run's questions, one each and in their order."""
-    wanted = (question.id for question in session.train_questions)
-    stage = search_stage(ROUND)
-    found = (
-        (record["question_id"], one)
+    wanted = [question.id for question in session.train_questions]
+    found = [
+        (record["question_id"], one.place)
         for one in slices
-        for path in manifest.sealed_units(one.run, stage)
-        if path.suffix == ".jsonl"
+        for path in one.trees
         for record in read_lines(path)
-    )
-    for want, pair in zip_longest(wanted, found):
-        got, where = (pair[0], pair[1].run.path) if pair else ("the end", slices[-1].run.path)
+    ]
+    nothing = "nothing", slices[-1].place
+    pairs = zip_longest(wanted, found, fillvalue=None)
+    for want, (got, place) in ((want or "nothing", got or nothing) for want, got in pairs):
         if want != got:
             raise UserError(
-                f"--join: {where}: expected the tree of {want or 'no further question'}, found "
-                f"that of {got}; the slices were not cut from this run's questions."
+                f"--join: {place}: expected the tree of {want}, found that of {got}; the slices "
+                "were not cut from this run's questions."
             )
 
 

@@ -10,7 +10,6 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import STAR
 from malt_jax.export.cards import data_card
 from malt_jax.stages.session import Session, label_stage
-from malt_jax.storage import manifest
 from malt_jax.storage.atomic import write_bytes, write_json, write_text
 from malt_jax.storage.jsonl import encode
 from malt_jax.tree.records import relabel
@@ -51,7 +50,7 @@ def label(session: Session, round: int) -> dict[str, Any]:
     write_json(summary, counts)
     for line in lines(counts):
         session.progress.note(line)
-    manifest.seal(run, stage, [*units, path, summary])
+    session.seal(stage, [*units, path, summary])
     return counts
 
 

@@ -26,4 +26,4 @@ def report(session: Session) -> None:
         session.progress.note("report: the run is not evaluated yet; the page shows what there is")
         return
     beside = [page.with_name(name) for name in ("report_data", PLOTS)]
-    manifest.seal(session.run, STAGE, [page, *(path for path in beside if path.exists())])
+    session.seal(STAGE, [page, *(path for path in beside if path.exists())])

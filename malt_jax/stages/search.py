@@ -63,7 +63,7 @@ def search(session: Session, round: int) -> None:
             right = float(forest.rewards.mean())
             ids = {question.id for question in missing}
             append_lines(path, [r for r in forest.records if r["question_id"] in ids])
-        manifest.seal(session.run, stage, [path], done=False)
+        session.seal(stage, [path], done=False)
         session.progress.update(
             stage,
             min(start + size, len(questions)),
@@ -72,7 +72,7 @@ def search(session: Session, round: int) -> None:
         )
         raise_if_stopped()
     cost = {"seconds": time.perf_counter() - started, **session.sampler.stats.as_dict()}
-    manifest.seal(session.run, stage, [session.record_cost(stage, cost)])
+    session.seal(stage, [session.record_cost(stage, cost)])
 
 
 def _prefix(session: Session) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from malt_jax.config import Config
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
-from malt_jax.storage import manifest
+from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import write_json
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.writers import meet
+from malt_jax.storage.writers import first, meet
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -179,6 +179,12 @@ class Session:
         for path in units:
             if path.suffix == ".jsonl":
                 yield from read_lines(path)
+
+    def seal(self, stage: str, units: Iterable[Path], done: bool = True) -> None:
+        """Seals what a stage has made (`manifest.seal`), and copies it to the mirror."""
+        manifest.seal(self.run, stage, units, done=done)
+        if url := self.config.mirror:
+            first(lambda: mirror.push(self.run, url))
 
     def record_inputs(self) -> None:
         """Hashes the question files; a run is not continued over files that have changed."""

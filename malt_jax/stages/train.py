@@ -53,7 +53,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
     if not rows:
         if roles:
             session.progress.note(f"{stage}: no {phase} data, {name} stays as it is")
-        manifest.seal(run, stage, [])
+        session.seal(stage, [])
         return
     begun_from = last_phase(session, round if phase == "dpo" else round - 1, name)
     start = load(session, begun_from)
@@ -99,7 +99,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
             "counts": outcome.counts,
         },
     )
-    manifest.seal(run, stage, [folder, cost])
+    session.seal(stage, [folder, cost])
 
 
 def _sentence(outcome: TrainOutcome) -> str:

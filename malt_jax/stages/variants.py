@@ -57,6 +57,7 @@ def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> V
         for field, value in ablation.set.items():
             data = settings.assign(data, field, value)
         data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
+        data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
         other = settings.build(Config, data)
         if _measured_on(other) != _measured_on(config):
             raise UserError("it would be measured on other questions; leave those of eval alone.")

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from malt_jax.errors import UserError
-from malt_jax.storage import manifest
+from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import clean_leftovers, explained, make_folder, write_bytes
 from malt_jax.storage.lock import RunLock
 from malt_jax.storage.provenance import git_commit, versions
@@ -40,18 +40,20 @@ class RunDir:
         *,
         free: Collection[str] = (),
         facts: dict[str, Any] | None = None,
+        mirror: str | None = None,
     ) -> RunDir:
         """Creates the run, or goes on with it, as its only writer.
 
         `config` is plain data. On a run that exists it must equal the config it was made with,
         but for the dotted fields in `free` (and all below them), which cannot change a result
         (config.yaml keeps their first value).
-        `facts` (devices, model, revision) go into the first manifest. Raises `UserError` for a
+        `facts` (devices, model, revision) go into the first manifest. A run that is not there but
+        in the `mirror` is fetched from it. Raises `UserError` for a
         folder that is not a run, a run that is being written, or a config that differs.
         """
         path = Path(os.path.abspath(path))
         opened: list[RunDir] = []
-        first(lambda: opened.append(cls._open(path, config, command, free, facts)))
+        first(lambda: opened.append(cls._open(path, config, command, free, facts, mirror)))
         return opened[0] if opened else cls.existing(path)
 
     @classmethod
@@ -62,14 +64,17 @@ class RunDir:
         command: str,
         free: Collection[str],
         facts: dict[str, Any] | None,
+        url: str | None,
     ) -> RunDir:
         text = _to_yaml(config)
         with explained(path):
-            _refuse_foreign(path, text)
+            _refuse_foreign(path, text, url)
             make_folder(path)
             lock = RunLock(path, command)
             try:
-                _refuse_foreign(path, text)  # again: now nobody else can write
+                _refuse_foreign(path, text, url)  # again: now nobody else can write
+                if url and not (path / manifest.NAME).exists():
+                    _fetch(url, path, config, free)
                 clean_leftovers(path)
                 if (path / manifest.NAME).exists():
                     _refuse_other_config(path, config, free)
@@ -193,11 +198,26 @@ def _refuse_other_config(path: Path, config: dict[str, Any], free: Collection[st
         )
 
 
-def _refuse_foreign(path: Path, config: bytes) -> None:
+def _fetch(url: str, path: Path, config: dict[str, Any], free: Collection[str]) -> None:
+    """Makes the run directory of its mirror, where one is."""
+    mirrored = mirror.config(url)
+    if mirrored is None:
+        return
+    if found := differences(mirrored, yaml.safe_load(_to_yaml(config)), free):
+        raise UserError(
+            f"mirror: {url} holds a run made with another config: {'; '.join(found)}. Give the "
+            "same config to go on with it, or choose another mirror."
+        )
+    mirror.pull(url, path)
+
+
+def _refuse_foreign(path: Path, config: bytes, url: str | None = None) -> None:
     """Refuses a path that is neither free, nor a run, nor a run whose creation was cut short."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; choose a folder as --output-dir.")
     if not path.exists() or (path / manifest.NAME).exists():
+        return
+    if url and (path / mirror.BEGUN).exists():
         return
     if (path / manifest.TWIN).exists():
         manifest.load(path)  # says that the manifest is missing and where its twin is

@@ -1,0 +1,111 @@
+"""A run's sealed files in a place that outlives its machine: a folder, `s3://`, `gs://`.
+
+The mirror has the layout of the run directory. A file is copied once it is sealed, and the manifest
+after the files it covers, so that a mirror is always a run that could be continued. Any URL that
+fsspec reads and writes will do; `s3://` needs s3fs and `gs://` gcsfs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from malt_jax.errors import UserError
+from malt_jax.storage import manifest
+from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
+
+CONFIG = "config.yaml"
+LOGS = ("metrics.jsonl",)
+"""Not sealed, and copied as they stand."""
+BEGUN = ".tmp-from-mirror"
+"""Stands in a run directory while it is fetched, and after a kill says that it was."""
+
+
+def push(run: str | os.PathLike, url: str) -> None:
+    """Copies what the run has sealed and the mirror lacks, then the manifest.
+
+    Raises UserError when the mirror is another run's, or can't be written; the run itself is whole.
+    """
+    root, here = Path(run), manifest.load(run)
+    with _explained(url, "written"):
+        there = _manifest(url)
+        if there and there["config_sha256"] != here["config_sha256"]:
+            raise UserError(
+                f"mirror: {url} holds another run (made with another config); choose another."
+            )
+        sealed = there["artefacts"] if there else {}
+        new = [
+            file
+            for file, entry in here["artefacts"].items()
+            if sealed.get(file, {}).get("sha256") != entry["sha256"]
+        ]
+        fs, base = _open(url)
+        logs = [file for file in LOGS if (root / file).exists()]
+        for file in [*new, *logs, CONFIG, manifest.NAME]:
+            fs.put_file(str(root / file), f"{base}/{file}")
+
+
+def pull(url: str, run: Path) -> None:
+    """Makes a run directory of the mirror; killed on the way, it may be called again.
+
+    Content is checked where a stage uses it, against the manifest, as that of any run.
+    """
+    with _explained(url, "read"):
+        data = _manifest(url)
+        if data is None:
+            raise UserError(f"{url}: no run is mirrored there: it has no {manifest.NAME}.")
+        make_folder(run)
+        (run / BEGUN).touch()
+        fs, base = _open(url)
+        logs = [file for file in LOGS if fs.exists(f"{base}/{file}")]
+        for file in [*data["artefacts"], *logs, CONFIG]:
+            make_folder((run / file).parent)
+            fs.get_file(f"{base}/{file}", str(run / file))
+        sync_tree(run)
+        write_bytes(run / manifest.NAME, fs.cat_file(f"{base}/{manifest.NAME}"))
+    (run / BEGUN).unlink()
+
+
+def config(url: str) -> dict[str, Any] | None:
+    """The config of the run that is mirrored there; None where none is."""
+    import yaml
+
+    with _explained(url, "read"):
+        if _manifest(url) is None:
+            return None
+        fs, base = _open(url)
+        return yaml.safe_load(fs.cat_file(f"{base}/{CONFIG}"))
+
+
+def _manifest(url: str) -> dict[str, Any] | None:
+    fs, base = _open(url)
+    try:
+        return json.loads(fs.cat_file(f"{base}/{manifest.NAME}"))
+    except FileNotFoundError:
+        return None
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path within it."""
+    from fsspec.core import url_to_fs
+
+    fs, base = url_to_fs(url, auto_mkdir=True, use_listings_cache=False)
+    return fs, base.rstrip("/")
+
+
+@contextmanager
+def _explained(url: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each store's client lets its own errors through
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"mirror: {url} could not be {what}: {first}. The run directory itself is whole; mend "
+            "this and run the command again."
+        ) from error

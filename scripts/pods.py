@@ -1,0 +1,259 @@
+"""One run as several processes on this machine: is it the run that one process makes?
+
+    python scripts/pods.py same --shapes 2x2 4x2 -- --config configs/quickstart.yaml SMALLER
+    python scripts/pods.py meshes -- --config configs/quickstart.yaml SMALLER
+    python scripts/pods.py kill --shapes 4x2 -- --config configs/quickstart.yaml SMALLER
+    python scripts/pods.py term --shapes 2x2 -- --config configs/quickstart.yaml SMALLER
+
+What follows `--` are the words of `malt run` but for `--output-dir`; SMALLER stands for
+`--task.num-train 24 --task.num-eval 8 --search.block 4 --eval.trees 4`. Shape 4x2: four processes,
+which talk by gloo, with two fake devices each.
+
+`same` and `meshes` compare every stage with a run of one process on one device: trees but for the
+last digits of log-probabilities, training data, losses, predictions, exported weights. `kill` sends
+SIGKILL to one process in the middle of the search and of training, `term` SIGTERM; all must end
+within the minute, and the same command must then end with the bytes of a run that nobody
+disturbed. Prints a table; exits 1 if anything differs.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MESHES = {
+    "data=8": ("--mesh.data", "8"),
+    "fsdp=8": ("--mesh.fsdp", "8"),
+    "fsdp=4 x tensor=2": ("--mesh.fsdp", "4", "--mesh.tensor", "2"),
+}
+LOSS, LOGPROB, WEIGHT = 1e-5, 1e-4, 1e-5
+"""Largest differences between runs on one device and on several; the first relative."""
+PATIENCE = 60
+"""Seconds in which all processes must have ended once one has."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run, and the file that holds what it prints."""
+
+    popen: subprocess.Popen
+    log: Path
+
+
+def start(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> list[Process]:
+    """`malt WORDS --output-dir RUN` as so many processes that form one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for index in range(processes):
+        env = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        if processes > 1:
+            env |= {"MALT_COORDINATOR": coordinator, "MALT_PROCESSES": str(processes)}
+            env |= {"MALT_PROCESS": str(index)}
+        command = [sys.executable, "-m", "malt_jax.cli", *words, "--output-dir", str(run)]
+        log = run.with_name(f"{run.name}.{index}.log")
+        with open(log, "w") as file:
+            popen = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+        started.append(Process(popen, log))
+    return started
+
+
+def wait(pod: list[Process], seconds: float) -> list[int]:
+    """Each process's exit status; those that are still there after `seconds` are killed (-9)."""
+    until = time.monotonic() + seconds
+    for process in pod:
+        try:
+            process.popen.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            process.popen.wait()
+    return [process.popen.returncode for process in pod]
+
+
+def whole(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> float:
+    """Runs the command to its end; returns the seconds it took."""
+    began = time.monotonic()
+    pod = start(words, run, processes, devices)
+    statuses = wait(pod, 7200)
+    if any(statuses):
+        first = next(index for index, status in enumerate(statuses) if status)
+        sys.exit(f"ended with {statuses}; process {first}:\n{pod[first].log.read_text()[-3000:]}")
+    return time.monotonic() - began
+
+
+def lines(path: Path) -> Iterator[dict]:
+    return map(json.loads, path.read_text().splitlines()) if path.exists() else iter(())
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two runs beyond rounding, a phrase each."""
+    found = []
+    trees = sorted(path.relative_to(one) for path in one.glob("rounds/*/trees/*.jsonl"))
+    for path in trees:
+        pairs = zip(lines(one / path), lines(other / path), strict=True)
+        if not all(same_tree(*pair) for pair in pairs):
+            found.append(f"trees of {path}")
+    if not trees:
+        found.append("no trees")
+    losses = [
+        {
+            (r["round"], r["role"], r["phase"], r["step"]): r["loss"]
+            for r in lines(run / "metrics.jsonl")
+        }
+        for run in (one, other)
+    ]
+    if losses[0].keys() != losses[1].keys():
+        found.append("training steps")
+    worst = max((abs(a - losses[1].get(k, 1e9)) for k, a in losses[0].items()), default=0.0)
+    if worst > LOSS:
+        found.append(f"losses, by {worst:.1e}")
+    for path in sorted(one.glob("rounds/*/data/*/*.jsonl")):
+        if path.read_bytes() != (other / path.relative_to(one)).read_bytes():
+            found.append(f"{path.relative_to(one)}")
+    for path in sorted(one.glob("eval/*.jsonl")):
+        answers = [
+            [(r["question_id"], r["draw"], r["prediction"], r["tokens"]) for r in lines(file)]
+            for file in (path, other / path.relative_to(one))
+        ]
+        if answers[0] != answers[1]:
+            unequal = sum(a != b for a, b in zip(*answers, strict=False))
+            found.append(f"{path.name}, {unequal} of {len(answers[0])} draws")
+    return found + weights(one, other)
+
+
+def same_tree(one: dict, other: dict) -> bool:
+    """Equal but for the last digits of log-probabilities."""
+    near = all(
+        abs(a - b) <= LOGPROB
+        for nodes in zip(one["nodes"], other["nodes"], strict=True)
+        for a, b in zip(*(node.pop("logprobs") for node in nodes), strict=True)
+    )
+    return near and one == other
+
+
+def weights(one: Path, other: Path) -> list[str]:
+    """Exported arrays that differ by more than `WEIGHT` of the largest of their values."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    found = []
+    for path in sorted(one.glob("export/*/**/*.safetensors")):
+        here, there = load_file(path), load_file(other / path.relative_to(one))
+        worst = max(
+            np.max(np.abs(here[n] - there[n])) / max(1e-3, np.max(np.abs(here[n]))) for n in here
+        )
+        if worst > WEIGHT:
+            found.append(f"{path.relative_to(one)}, by {worst:.1e}")
+    return found
+
+
+def unequal_bytes(one: Path, other: Path) -> list[str]:
+    """Trees, data, draws and exported weights whose bytes differ."""
+    patterns = ["rounds/**/*.jsonl", "eval/*.jsonl", "export/**/*.safetensors"]
+    names = {p.relative_to(run) for run in (one, other) for q in patterns for p in run.glob(q)}
+    return [
+        str(name)
+        for name in sorted(names)
+        if not all((run / name).exists() for run in (one, other))
+        or (one / name).read_bytes() != (other / name).read_bytes()
+    ]
+
+
+def searching(run: Path) -> bool:
+    """A first block of trees is there and more are owed."""
+    return any(run.glob("rounds/000/trees/*.jsonl"))
+
+
+def training(run: Path) -> bool:
+    """A first optimiser step is done."""
+    return (run / "metrics.jsonl").exists()
+
+
+def disturb(
+    words: list[str],
+    run: Path,
+    shape: tuple[int, int],
+    moment: Callable[[Path], bool],
+    number: int,
+    hit: int,
+) -> tuple[float, list[int]]:
+    """Signals process `hit` at the moment; seconds until all have ended, and their statuses."""
+    pod = start(words, run, *shape)
+    while not moment(run) and all(process.popen.poll() is None for process in pod):
+        time.sleep(0.02)
+    pod[hit].popen.send_signal(number)
+    began = time.monotonic()
+    statuses = wait(pod, PATIENCE)
+    return time.monotonic() - began, statuses
+
+
+def compare(words: list[str], work: Path, cases: dict[str, tuple[list[str], int, int]]) -> bool:
+    """Runs every case (flags, processes, devices) beside one process on one device."""
+    print(f"| one process, one device | {whole(words, work / 'alone'):.0f} s | |", flush=True)
+    good = True
+    for name, (flags, processes, devices) in cases.items():
+        run = work / name.replace(" ", "-")
+        seconds = whole([*words, *flags], run, processes, devices)
+        found = differences(work / "alone", run)
+        good = good and not found
+        print(f"| {name} | {seconds:.0f} s | {'; '.join(found) or 'the same'} |", flush=True)
+    return good
+
+
+def interrupt(words: list[str], work: Path, shape: tuple[int, int], number: int) -> bool:
+    """Signals the first and the last process, in the search and in training, and goes on."""
+    whole(words, work / "undisturbed", *shape)
+    good = True
+    for moment in (searching, training):
+        for hit in (0, shape[0] - 1):
+            run = work / f"{moment.__name__}-{hit}"
+            seconds, statuses = disturb(words, run, shape, moment, number, hit)
+            whole(words, run, *shape)
+            found = unequal_bytes(work / "undisturbed", run)
+            if number == signal.SIGTERM and statuses != [143] * shape[0]:
+                found.append("exit status")
+            if seconds >= PATIENCE:
+                found.append("not ended in time")
+            good = good and not found
+            outcome = "; ".join(found) or "the bytes of the undisturbed run"
+            row = f"| process {hit}, {moment.__name__} | {seconds:.1f} s | {statuses} | {outcome} |"
+            print(row, flush=True)
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("check", choices=["same", "meshes", "kill", "term"])
+    parser.add_argument("--shapes", nargs="+", default=["2x2"], help="processes x devices of each")
+    parser.add_argument("--work", type=Path, help="folder for the runs; default: a temporary one")
+    parser.add_argument("words", nargs="+")
+    options = parser.parse_args()
+    words = ["run", *options.words]
+    work = options.work or Path(tempfile.mkdtemp(prefix="malt-pods-"))
+    work.mkdir(parents=True, exist_ok=True)
+    shapes = {name: tuple(map(int, name.split("x"))) for name in options.shapes}
+    if options.check == "meshes":
+        good = compare(words, work, {name: ([*flags], 1, 8) for name, flags in MESHES.items()})
+    elif options.check == "same":
+        good = compare(words, work, {name: ([], *shape) for name, shape in shapes.items()})
+    else:
+        number = signal.SIGKILL if options.check == "kill" else signal.SIGTERM
+        good = all([interrupt(words, work, shape, number) for shape in shapes.values()])
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

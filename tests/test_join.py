@@ -1,0 +1,110 @@
+"""Slices of one search, made apart: joined they are the search of one run, and nothing else is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cli_run
+from malt_jax import cli
+from malt_jax.errors import UserError
+from malt_jax.stages.join import Slice, in_order
+from malt_jax.storage import manifest
+from malt_jax.storage.rundir import RunDir
+
+FLAGS = cli_run.flags()[:-1]
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory) -> list[str]:
+    """Two run directories, each with half of the search of `cli_run.trained()`."""
+    folder = tmp_path_factory.mktemp("slices")
+    for index in (1, 2):
+        words = ["search", *FLAGS, str(folder / str(index)), "--search.shard", f"{index}/2"]
+        assert cli.main(words) == 0
+    return [str(folder / "1"), str(folder / "2")]
+
+
+def join(run: Path, slices: list[str], *flags: str) -> int:
+    return cli.main(["label", *FLAGS, str(run), *flags, "--join", *slices])
+
+
+def content(run: Path, pattern: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(run.glob(pattern))]
+
+
+def test_joined_slices_are_the_search_of_one_run(slices, tmp_path):
+    alone = cli_run.trained()
+    run = tmp_path / "run"
+    assert join(run, slices[::-1]) == 0
+    assert content(run, "rounds/000/trees/*") == content(alone, "rounds/000/trees/*")
+    assert content(run, "rounds/000/data/*/*.jsonl") == content(alone, "rounds/000/data/*/*.jsonl")
+    manifest.verify(run)
+    assert manifest.load(run)["model"] == manifest.load(alone)["model"]
+    assert join(run, slices) == 0  # again: nothing is left to do
+
+
+def test_what_no_tree_depends_on_may_differ(slices, tmp_path):
+    assert join(tmp_path / "run", slices, "--train.lora.rank", "2", "--data.pairs", "all") == 0
+
+
+def test_a_missing_slice_is_named_and_nothing_is_left_behind(slices, tmp_path, capsys):
+    assert join(tmp_path / "run", slices[:1]) == 2
+    assert "missing: slice 2/2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_slice_that_comes_twice_is_named(slices, tmp_path, capsys):
+    copy = shutil.copytree(slices[0], tmp_path / "copy")
+    assert join(tmp_path / "run", [*slices, str(copy)]) == 2
+    message = capsys.readouterr().err
+    assert "more than once" in message and slices[0] in message and str(copy) in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--seed", "1"), "seed was 0 and is now 1"),
+        (("--search.block", "7"), "search.block was 2 and is now 7"),
+        (("--search.shard", "1/2"), "search.shard"),
+    ],
+)
+def test_a_slice_of_another_search_is_refused_by_field(slices, tmp_path, capsys, flags, named):
+    assert join(tmp_path / "run", slices, *flags) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_slice_that_is_not_finished_is_named(slices, tmp_path, capsys):
+    copy = shutil.copytree(slices[1], tmp_path / "copy")
+    manifest.reopen(copy, "search/000")
+    assert join(tmp_path / "run", [slices[0], str(copy)]) == 2
+    message = capsys.readouterr().err
+    assert str(copy) in message and "slice 2/2" in message and "not finished" in message
+
+
+def test_a_damaged_slice_is_refused(slices, tmp_path, capsys):
+    copy = shutil.copytree(slices[1], tmp_path / "copy")
+    shard = next(copy.glob("rounds/000/trees/*.jsonl"))
+    shard.write_bytes(shard.read_bytes().replace(b"a", b"b", 1))
+    assert join(tmp_path / "run", [slices[0], str(copy)]) == 2
+    assert shard.name in capsys.readouterr().err
+
+
+def test_trees_of_other_questions_are_refused_by_name(slices, tmp_path, capsys):
+    """As many questions, but not the run's: a slice whose manifest was made to fit."""
+    copy = shutil.copytree(slices[1], tmp_path / "copy")
+    shard = next(copy.glob("rounds/000/trees/*.jsonl"))
+    shard.write_bytes(shard.read_bytes().replace(b'"question_id":"train3"', b'"question_id":"t3"'))
+    manifest.seal(copy, "search/000", [shard])
+    assert join(tmp_path / "run", [slices[0], str(copy)]) == 2
+    assert "expected the tree of train3, found that of t3" in capsys.readouterr().err
+
+
+def test_slices_of_two_divisions_do_not_mix():
+    slices = [
+        Slice(f"runs/{i}of{k}", RunDir(Path("runs"), None), i, k) for i, k in ((1, 2), (3, 4))
+    ]
+    with pytest.raises(UserError, match="slice of 4"):
+        in_order(slices)

@@ -1,0 +1,111 @@
+"""A mirror is always a run that could be continued, on a machine that has nothing of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from malt_jax.errors import UserError
+from malt_jax.storage import manifest, mirror
+from malt_jax.storage.atomic import write_bytes
+from malt_jax.storage.rundir import RunDir
+
+CONFIG = {"seed": 3, "task": {"name": "arithmetic"}}
+
+
+@pytest.fixture(params=["memory://bucket/run", "folder"])
+def url(request, tmp_path) -> str:
+    fsspec.filesystem("memory").rm("/bucket", recursive=True) if fsspec.filesystem(
+        "memory"
+    ).exists("/bucket") else None
+    return str(tmp_path / "mirror") if request.param == "folder" else request.param
+
+
+def opened(path: Path, url: str | None = None, **config: object) -> RunDir:
+    return RunDir.open(path, {**CONFIG, **config}, "malt test", mirror=url)
+
+
+def sealed(run: RunDir, name: str, content: bytes) -> None:
+    write_bytes(run.path / name, content)
+    manifest.seal(run, "search/000", [run.path / name], done=False)
+
+
+def test_a_run_goes_on_from_its_mirror(tmp_path, url):
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "rounds/000/trees/a.jsonl", b"{}\n")
+        mirror.push(run, url)
+        sealed(run, "rounds/000/trees/b.jsonl", b"{}\n{}\n")
+        mirror.push(run, url)
+    with opened(tmp_path / "two", url) as again:
+        manifest.verify(again)
+        units = manifest.sealed_units(again, "search/000")
+        assert [unit.name for unit in units] == ["a.jsonl", "b.jsonl"]
+        assert units[1].read_bytes() == b"{}\n{}\n"
+        assert manifest.load(again) == manifest.load(tmp_path / "one")
+
+
+def test_what_is_not_sealed_is_not_in_the_mirror(tmp_path, url):
+    with opened(tmp_path / "one", url) as run:
+        write_bytes(run.path / "rounds/000/trees/torn.jsonl", b'{"a"')
+        mirror.push(run, url)
+    with opened(tmp_path / "two", url) as again:
+        assert not list(again.path.glob("rounds/**/*.jsonl"))
+
+
+def test_only_what_is_new_is_copied(tmp_path, url, monkeypatch):
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, url)
+        (run.path / "a.jsonl").unlink()  # copying it again would now fail
+        sealed(run, "b.jsonl", b"{}\n")
+        mirror.push(run, url)
+
+
+def test_another_runs_mirror_is_refused_by_field(tmp_path, url):
+    with opened(tmp_path / "one", url) as run:
+        mirror.push(run, url)
+    with pytest.raises(UserError, match="seed was 3 and is now 4"):
+        opened(tmp_path / "two", url, seed=4)
+    with opened(tmp_path / "three", seed=5) as other, pytest.raises(UserError, match="another run"):
+        mirror.push(other, url)
+
+
+def test_a_fetch_that_was_killed_is_done_again(tmp_path, url, monkeypatch):
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, url)
+    monkeypatch.setattr(mirror, "sync_tree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path / "two", url)
+    monkeypatch.undo()
+    assert (tmp_path / "two" / "a.jsonl").exists()
+    with pytest.raises(UserError, match="not a run directory"):
+        opened(tmp_path / "two")
+    with opened(tmp_path / "two", url) as again:
+        manifest.verify(again)
+        assert not (again.path / mirror.BEGUN).exists()
+
+
+def test_damage_in_the_mirror_is_refused_where_it_is_used(tmp_path):
+    url = str(tmp_path / "mirror")
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, url)
+    Path(url, "a.jsonl").write_bytes(b"[]\n")
+    with opened(tmp_path / "two", url) as again, pytest.raises(UserError, match=r"a\.jsonl"):
+        manifest.verify(again)
+
+
+@pytest.mark.parametrize("url", ["nowhere://bucket/run", "/dev/null/mirror"])
+def test_a_store_that_cannot_be_written_is_named(tmp_path, url):
+    with opened(tmp_path / "one") as run, pytest.raises(UserError, match=f"mirror: {url}"):
+        mirror.push(run, url)
+
+
+def test_a_slice_that_was_never_mirrored_is_named(tmp_path):
+    shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+    with pytest.raises(UserError, match="no run is mirrored"):
+        mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
