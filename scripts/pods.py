@@ -214,23 +214,22 @@ def compare(words: list[str], work: Path, cases: dict[str, tuple[list[str], int,
 
 
 def interrupt(words: list[str], work: Path, shape: tuple[int, int], number: int) -> bool:
-    """Signals the first and the last process, in the search and in training, and goes on."""
+    """Signals the last process in the search and the first one in training, and goes on."""
     whole(words, work / "undisturbed", *shape)
     good = True
-    for moment in (searching, training):
-        for hit in (0, shape[0] - 1):
-            run = work / f"{moment.__name__}-{hit}"
-            seconds, statuses = disturb(words, run, shape, moment, number, hit)
-            whole(words, run, *shape)
-            found = unequal_bytes(work / "undisturbed", run)
-            if number == signal.SIGTERM and statuses != [143] * shape[0]:
-                found.append("exit status")
-            if seconds >= PATIENCE:
-                found.append("not ended in time")
-            good = good and not found
-            outcome = "; ".join(found) or "the bytes of the undisturbed run"
-            row = f"| process {hit}, {moment.__name__} | {seconds:.1f} s | {statuses} | {outcome} |"
-            print(row, flush=True)
+    for moment, hit in ((searching, shape[0] - 1), (training, 0)):
+        run = work / moment.__name__
+        seconds, statuses = disturb(words, run, shape, moment, number, hit)
+        whole(words, run, *shape)
+        found = unequal_bytes(work / "undisturbed", run)
+        if number == signal.SIGTERM and statuses != [143] * shape[0]:
+            found.append("exit status")
+        if seconds >= PATIENCE:
+            found.append("not ended in time")
+        good = good and not found
+        outcome = "; ".join(found) or "the bytes of the undisturbed run"
+        row = f"| process {hit}, {moment.__name__} | {seconds:.1f} s | {statuses} | {outcome} |"
+        print(row, flush=True)
     return good
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -16,12 +17,24 @@ from malt_jax.storage.rundir import RunDir
 CONFIG = {"seed": 3, "task": {"name": "arithmetic"}}
 
 
-@pytest.fixture(params=["memory://bucket/run", "folder"])
-def url(request, tmp_path) -> str:
-    fsspec.filesystem("memory").rm("/bucket", recursive=True) if fsspec.filesystem(
-        "memory"
-    ).exists("/bucket") else None
-    return str(tmp_path / "mirror") if request.param == "folder" else request.param
+@pytest.fixture(params=["memory", "folder", "s3"])
+def url(request, tmp_path, monkeypatch) -> Iterator[str]:
+    """An empty place for a mirror; S3 is a server of moto's on this machine."""
+    if request.param == "folder":
+        yield str(tmp_path / "mirror")
+    elif request.param == "memory":
+        yield "memory://bucket/run"
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+    else:
+        pytest.importorskip("s3fs")
+        server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+        server.start()
+        host, port = server.get_host_and_port()
+        where = {"endpoint_url": f"http://{host}:{port}", "key": "test", "secret": "test"}
+        monkeypatch.setitem(fsspec.config.conf, "s3", where)
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
+        yield f"s3://bucket/{tmp_path.name}"
+        server.stop()
 
 
 def opened(path: Path, url: str | None = None, **config: object) -> RunDir:
@@ -77,10 +90,9 @@ def test_a_fetch_that_was_killed_is_done_again(tmp_path, url, monkeypatch):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
         mirror.push(run, url)
-    monkeypatch.setattr(mirror, "sync_tree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(mirror, "sync_tree", Mock(side_effect=KeyboardInterrupt))
         opened(tmp_path / "two", url)
-    monkeypatch.undo()
     assert (tmp_path / "two" / "a.jsonl").exists()
     with pytest.raises(UserError, match="not a run directory"):
         opened(tmp_path / "two")
@@ -106,6 +118,5 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path, url):
 
 
 def test_a_slice_that_was_never_mirrored_is_named(tmp_path):
-    shutil.rmtree(tmp_path / "empty", ignore_errors=True)
     with pytest.raises(UserError, match="no run is mirrored"):
         mirror.pull(str(tmp_path / "empty"), tmp_path / "run")

@@ -93,7 +93,7 @@ def _open(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path within it."""
     from fsspec.core import url_to_fs
 
-    fs, base = url_to_fs(url, auto_mkdir=True, use_listings_cache=False)
+    fs, base = url_to_fs(url, **({} if "://" in url else {"auto_mkdir": True}))
     return fs, base.rstrip("/")
 
 
