@@ -18,8 +18,6 @@ from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
 
-HEARTBEAT_SECONDS = 30
-"""A process that is silent for this long is taken for dead, and the others are ended."""
 JOIN_SECONDS = 300
 """How long process 0 waits for all others to come."""
 LEAVE_SECONDS = 10
@@ -84,8 +82,8 @@ def initialize(config: MeshConfig) -> None:
     """Joins this process to the run's others, before JAX is first used; alone it does nothing.
 
     Processes find each other by `find_place`, or by themselves where `detectable`. When one dies,
-    JAX's heartbeat ends the others after at most `HEARTBEAT_SECONDS` and its next check, with a
-    message that names the one that is gone. Raises UserError when the others do not come.
+    JAX's heartbeat ends the others after at most `mesh.heartbeat` seconds and its next check, with
+    a message that names the one that is gone. Raises UserError when the others do not come.
     """
     import jax
 
@@ -105,7 +103,7 @@ def initialize(config: MeshConfig) -> None:
         jax.distributed.initialize(
             **known,
             initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=config.heartbeat,
         )
     except (RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@
     python scripts/pods.py meshes -- --config configs/quickstart.yaml SMALLER
     python scripts/pods.py kill --shapes 4x2 -- --config configs/quickstart.yaml SMALLER
     python scripts/pods.py term --shapes 2x2 -- --config configs/quickstart.yaml SMALLER
+    python scripts/pods.py term --shapes 4x2 --then 2x1 -- --config configs/quickstart.yaml SMALLER
 
 What follows `--` are the words of `malt run` but for `--output-dir`; SMALLER stands for
 `--task.num-train 24 --task.num-eval 8 --search.block 4 --eval.trees 4`. Shape 4x2: four processes,
@@ -12,8 +13,9 @@ which talk by gloo, with two fake devices each.
 `same` and `meshes` compare every stage with a run of one process on one device: trees but for the
 last digits of log-probabilities, training data, losses, predictions, exported weights. `kill` sends
 SIGKILL to one process in the middle of the search and of training, `term` SIGTERM; all must end
-within the minute, and the same command must then end with the bytes of a run that nobody
-disturbed. Prints a table; exits 1 if anything differs.
+within 150 seconds, and the same command must then end with the bytes of a run that nobody
+disturbed. With `--then` it goes on in another shape, and is compared as by `same`. Prints a table;
+exits 1 if anything differs.
 """
 
 import argparse
@@ -36,8 +38,8 @@ MESHES = {
 }
 LOSS, LOGPROB, WEIGHT = 1e-5, 1e-4, 1e-5
 """Largest differences between runs on one device and on several; the first relative."""
-PATIENCE = 60
-"""Seconds in which all processes must have ended once one has."""
+PATIENCE = 150
+"""Seconds in which all processes must have ended once one has: JAX's heartbeat, and some more."""
 
 
 @dataclass(frozen=True)
@@ -213,44 +215,55 @@ def compare(words: list[str], work: Path, cases: dict[str, tuple[list[str], int,
     return good
 
 
-def interrupt(words: list[str], work: Path, shape: tuple[int, int], number: int) -> bool:
+def interrupt(
+    words: list[str], work: Path, shape: tuple[int, int], number: int, then: tuple[int, int] | None
+) -> bool:
     """Signals the last process in the search and the first one in training, and goes on."""
-    whole(words, work / "undisturbed", *shape)
+    whole(words, work / "undisturbed", *(then or shape))
+    check = differences if then else unequal_bytes
     good = True
     for moment, hit in ((searching, shape[0] - 1), (training, 0)):
         run = work / moment.__name__
         seconds, statuses = disturb(words, run, shape, moment, number, hit)
-        whole(words, run, *shape)
-        found = unequal_bytes(work / "undisturbed", run)
+        whole(words, run, *(then or shape))
+        found = check(work / "undisturbed", run)
         if number == signal.SIGTERM and statuses != [143] * shape[0]:
             found.append("exit status")
         if seconds >= PATIENCE:
             found.append("not ended in time")
         good = good and not found
-        outcome = "; ".join(found) or "the bytes of the undisturbed run"
+        outcome = "; ".join(found) or "as undisturbed"
         row = f"| process {hit}, {moment.__name__} | {seconds:.1f} s | {statuses} | {outcome} |"
         print(row, flush=True)
     return good
+
+
+def shape(text: str) -> tuple[int, int]:
+    """Processes and devices of each, of a text such as `4x2`."""
+    processes, _, devices = text.partition("x")
+    return int(processes), int(devices)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("check", choices=["same", "meshes", "kill", "term"])
     parser.add_argument("--shapes", nargs="+", default=["2x2"], help="processes x devices of each")
+    parser.add_argument("--then", help="shape to go on with after a signal; default: the same")
     parser.add_argument("--work", type=Path, help="folder for the runs; default: a temporary one")
     parser.add_argument("words", nargs="+")
     options = parser.parse_args()
     words = ["run", *options.words]
     work = options.work or Path(tempfile.mkdtemp(prefix="malt-pods-"))
     work.mkdir(parents=True, exist_ok=True)
-    shapes = {name: tuple(map(int, name.split("x"))) for name in options.shapes}
+    shapes = {name: shape(name) for name in options.shapes}
     if options.check == "meshes":
         good = compare(words, work, {name: ([*flags], 1, 8) for name, flags in MESHES.items()})
     elif options.check == "same":
-        good = compare(words, work, {name: ([], *shape) for name, shape in shapes.items()})
+        good = compare(words, work, {name: ([], *one) for name, one in shapes.items()})
     else:
         number = signal.SIGKILL if options.check == "kill" else signal.SIGTERM
-        good = all([interrupt(words, work, shape, number) for shape in shapes.values()])
+        then = shape(options.then) if options.then else None
+        good = all([interrupt(words, work, one, number, then) for one in shapes.values()])
     return 0 if good else 1
 
 

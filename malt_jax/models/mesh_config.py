@@ -27,8 +27,13 @@ class MeshConfig:
     """How many processes the run has."""
     process: int | None = None
     """This process's index."""
+    heartbeat: int = 100
+    """Seconds of silence after which a process is taken for dead and the others end."""
 
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor", "slices"):
             value = getattr(self, name)
             check(value >= 0, f"{name}: found {value}, allowed: 0 (auto) or more.")
+        check(
+            self.heartbeat >= 10, f"heartbeat: found {self.heartbeat}, allowed: 10 or more seconds."
+        )
