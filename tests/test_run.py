@@ -145,13 +145,8 @@ def test_an_ablation_of_dpo_learns_nothing_else_again(finished):
 def test_the_first_preference_step_logs_ln_2(finished):
     _, _, folder = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    first = [
-        m
-        for m in lines
-        if m.get("phase") == "dpo"
-        and m["step"]
-        == min(n["step"] for n in lines if (n["role"], n["phase"]) == (m["role"], "dpo"))
-    ]
+    first = [m for m in lines if m.get("phase") == "dpo" and m["step"] == min(
+        n["step"] for n in lines if (n["role"], n["phase"]) == (m["role"], "dpo"))]
     assert first
     for line in first:
         assert line["loss"] == pytest.approx(0.6931472, abs=1e-5)

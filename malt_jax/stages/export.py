@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from flax import nnx
 
@@ -15,7 +14,7 @@ from malt_jax.stages.policies import last_phase, load, trainee
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import first
 
 STAGE = "export"
 
@@ -50,8 +49,8 @@ def export(session: Session) -> None:
         session.seal(STAGE, [folder], done=False)
         raise_if_stopped()
     session.seal(STAGE, [])
-    if config.export.push_to_hub and writes():
-        _push(session, config.export.push_to_hub)
+    if name := config.export.push_to_hub:
+        first(lambda: _push(session, name))
 
 
 def _facts(session: Session, role: str, identity: str) -> CardFacts:
@@ -76,7 +75,7 @@ def _facts(session: Session, role: str, identity: str) -> CardFacts:
     )
 
 
-def _push(session: Session, name: str) -> Any:
+def _push(session: Session, name: str) -> None:
     from huggingface_hub import HfApi
 
     api = HfApi()

@@ -146,11 +146,15 @@ class Session:
             return self.model.params
         import jax
 
-        from malt_jax.models.lora import init_adapter
+        from malt_jax.models.lora import adapter_shardings, init_adapter
         from malt_jax.tree.keys import node_key
 
+        spec = self.model.spec
         key = jax.random.wrap_key_data(node_key(self.config.seed, "adapter", name))
-        return init_adapter(self.model.spec, self.config.train.lora, key)
+        adapter = init_adapter(spec, self.config.train.lora, key)
+        if self.mesh is None:
+            return adapter
+        return jax.device_put(adapter, adapter_shardings(spec, adapter, self.mesh))
 
     @cached_property
     def metrics(self) -> Metrics:
