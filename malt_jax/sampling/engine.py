@@ -69,6 +69,11 @@ class Sampler:
         self._programs, self._clock = Programs(self.stats), Clock(self.stats)
         platform = jax.default_backend()
         self._best_rows = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
+        if mesh is not None and self.config.streams > 1:
+            raise UserError(
+                f"sampler.streams: found {self.config.streams}, allowed: 1 (or 0) on several "
+                "devices, which must be given their work in one order; leave it out."
+            )
         # XLA runs a decode step's thin products on one core; a second stream keeps another busy.
         cores = os.cpu_count() if platform == "cpu" and mesh is None else 1
         self.streams = self.config.streams or min(2, cores or 1)
