@@ -36,8 +36,9 @@ MESHES = {
     "fsdp=8": ("--mesh.fsdp", "8"),
     "fsdp=4 x tensor=2": ("--mesh.fsdp", "4", "--mesh.tensor", "2"),
 }
-LOSS, LOGPROB, WEIGHT = 1e-5, 1e-4, 1e-5
-"""Largest differences between runs on one device and on several; the first relative."""
+LOSS, LOGPROB, WEIGHT = 1e-5, 1e-4, 1e-3
+"""Largest differences between runs on one device and on several. Weights, relative to the largest,
+differ most: a step of Adam's depends on the sign of gradients that are nearly 0."""
 PATIENCE = 150
 """Seconds in which all processes must have ended once one has: JAX's heartbeat, and some more."""
 

@@ -1,23 +1,12 @@
-"""Where a process finds the others, and that several compute what one does."""
+"""Where a process finds the others; `test_pod.py` runs several."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from malt_jax.distributed import COORDINATOR, PROCESS, PROCESSES, Place, detectable, find_place
 from malt_jax.errors import UserError
 from malt_jax.models.mesh_config import MeshConfig
-from tiny import write_model
-
-WORKER = Path(__file__).with_name("distributed_pair.py")
 
 
 def test_alone_nothing_is_looked_for():
@@ -57,37 +46,3 @@ def test_half_a_place_is_refused_by_name(env, named):
 )
 def test_clusters_jax_knows_are_detected(env):
     assert detectable(env)
-
-
-def test_two_processes_draw_and_train_as_one(tmp_path):
-    model = write_model(tmp_path / "model")
-    alone, pair = _together(1, model, tmp_path), _together(2, model, tmp_path)
-    assert pair[0]["tokens"] == pair[1]["tokens"] == alone[0]["tokens"]
-    np.testing.assert_allclose(pair[0]["losses"], alone[0]["losses"], atol=1e-5)
-    assert pair[0]["losses"] == pair[1]["losses"]
-
-
-def _together(processes: int, model: Path, tmp_path: Path) -> list[dict]:
-    """What each of the processes found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={2 // processes}"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    folder = tmp_path / f"with-{processes}"
-    words = [sys.executable, str(WORKER), coordinator, str(processes)]
-    running = [
-        subprocess.Popen(
-            [*words, str(i), str(model), str(folder)],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=280) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (_, errors) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
