@@ -21,11 +21,17 @@ END = 1
 class Device:
     """Stands in for the device: checks every read of a prefix, decodes to given lengths."""
 
-    def __init__(self, slots: int, places: int):
-        self.held = np.full((slots, places), -1)
+    def __init__(self, slots: int, places: int, parts: int):
+        self.held, self.parts = np.full((slots, places), -1), parts
         self.computed = 0
 
     def prefill(self, call: Fork | Extend) -> None:
+        slots, count = len(self.held), len(call.target)
+        for place, target in enumerate(call.target):
+            if target < slots:  # a part of the mesh sees its own lanes and its own slots alone
+                part = place * self.parts // count
+                numbers = (target, call.source[place]) if isinstance(call, Fork) else (target,)
+                assert all(number * self.parts // slots == part for number in numbers)
         if isinstance(call, Fork):
             read = self.held[call.source].copy()
             for row, target in enumerate(call.target):
@@ -69,14 +75,15 @@ class Device:
         return rows, Log(*log, steps=np.int32(step), bad=np.bool_(False))
 
 
-def simulate(requests, lengths, slots, width=1, chunk=16, lanes=(16, 256), places=1024):
+def simulate(requests, lengths, slots, width=1, chunk=16, lanes=(16, 256), places=1024, parts=1):
     """Runs a pool to its end; returns (prefill tokens, row-steps, useful row-steps)."""
     settings = Settings(max_new_tokens=1000, end_ids=(END,))
-    pool, device, steps = Pool(requests, settings, slots, width, places), Device(slots, places), 0
+    pool = Pool(requests, settings, slots, width, places, parts)
+    device, steps = Device(slots, places, parts), 0
     while not pool.finished:
-        for call in calls(pool.admit(), slots, Lanes.of(*lanes)):
+        for call in calls(pool.admit(), slots, Lanes.of(*lanes, parts), parts):
             device.prefill(call)
-        lower = [rung for rung in ladder(slots) if rung < slots]
+        lower = [rung for rung in ladder(slots, parts) if rung < slots]
         while lower and not pool.can_fill and pool.busy <= lower[-1]:
             slots = lower.pop()
             device.held = device.held[pool.shrink(slots)]
@@ -111,6 +118,19 @@ def test_a_tree_of_three_roles_computes_every_head_once(slots):
     assert computed <= questions * 7_500
 
 
+def test_parts_of_a_mesh_compute_heads_of_their_own_questions_once():
+    """Eight parts, each with questions of its own: what is computed twice is what one part takes
+    over from another at the end, less than a prompt for every other slot."""
+    rng, n, questions = np.random.default_rng(0), 3, 64
+    drafts = [tuple(rng.integers(2, 1000, 200).tolist()) for _ in range(questions)]
+    drafts = [d + tuple(rng.integers(2, 1000, 40).tolist()) for d in drafts for _ in range(n)]
+    requests = [Request(draft, some_keys(rng, n)) for draft in drafts]
+    lengths = [rng.integers(1, 60, n).tolist() for _ in drafts]
+    alone, split = (simulate(requests, lengths, 64, parts=parts)[0] for parts in (1, 8))
+    assert alone >= questions * (199 + n * 39)
+    assert split - alone < 64 / 2 * 240
+
+
 @pytest.mark.parametrize(("slots", "width", "n"), [(16, 1, 3), (64, 1, 3), (64, 1, 16), (16, 1, 1)])
 def test_padding_waste_is_at_most_a_tenth(slots, width, n):
     """Four batches of work, in lengths like those of GSM8K's worked answers: 126 on average."""
@@ -136,8 +156,9 @@ def test_a_prompt_grown_in_pieces_from_any_source_is_whole():
             for _ in range(15)
         ]
         lengths = [rng.integers(1, 9, len(r.keys)).tolist() for r in requests]
-        slots, width = int(rng.integers(1, 6)), int(rng.integers(1, 3))
-        simulate(requests, lengths, slots, width, chunk=3, lanes=(4, 16), places=80)
+        parts, width = int(rng.integers(1, 5)), int(rng.integers(1, 3))
+        slots = parts * int(rng.integers(1, 6))
+        simulate(requests, lengths, slots, width, chunk=3, lanes=(4, 16), places=80, parts=parts)
 
 
 SPEC = ModelSpec("llama", 1000, 64, 2, 4, 2, 16, 128, 4096, Rope(1e4))

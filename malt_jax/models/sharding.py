@@ -75,4 +75,5 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
         from jax.experimental.multihost_utils import process_allgather
 
         return np.asarray(process_allgather(x, tiled=True))
-    return np.asarray(x)
+    # An array keeps the host's copy of it for good: a model's would add up to the whole model.
+    return np.asarray(x.copy() if isinstance(x, jax.Array) else x)

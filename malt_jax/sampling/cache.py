@@ -169,11 +169,9 @@ def extend_attention(
     """
     batch, time, heads, head_dim = q.shape
     groups, places = prefix.v.shape[1:3]
-    step = jnp.arange(time, dtype=jnp.int32)[None, :]
-    position = start[:, None] + step
-    place = jnp.where(step < length[:, None], position, places)  # beyond the last one: dropped
-    prefix = _write(prefix, k, v, target[:, None], place)
-    block = jax.tree.map(lambda x: x.at[target].get(mode="clip"), prefix)
+    position = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
+    prefix = _write(prefix, k, v, target, start, length)
+    block = _read(prefix, target)
     distance = position[:, :, None] - jnp.arange(places, dtype=jnp.int32)[None, None, :]
     mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     # [B, T, K, r, h] -> [B, K, T * r, h]: the heads of a group share its keys.
@@ -190,18 +188,66 @@ def _write(
     prefix: KV,
     k: Float[Array, "B T K h"],
     v: Float[Array, "B T K h"],
-    slot: Int[Array, "B 1"],
-    place: Int[Array, "B T"],
+    target: Int[Array, "B"],
+    start: Int[Array, "B"],
+    length: Int[Array, "B"],
 ) -> KV:
-    """Tokens at their places in their slots; places and slots out of range are dropped."""
-    k_scale = v_scale = None
-    if prefix.k_scale is not None:
-        (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
-    put = lambda x, at, new: x.at[at].set(new.astype(x.dtype), mode="drop")  # noqa: E731
-    k_at, v_at = (slot, slice(None), slice(None), place), (slot, slice(None), place)
-    return KV(
-        k=put(prefix.k, k_at, k),
-        v=put(prefix.v, v_at, v),
-        k_scale=None if k_scale is None else put(prefix.k_scale, v_at, k_scale),
-        v_scale=None if v_scale is None else put(prefix.v_scale, v_at, v_scale),
-    )
+    """Each lane's tokens at their places in its slot; a lane of no slot writes nothing.
+
+    One lane after another, in place: given a scatter, the TPU compiler copies the whole cache.
+    """
+    slots, _, places, _ = prefix.v.shape
+    k, v = k[:, :places], v[:, :places]
+    lanes, time = k.shape[:2]
+    # A slice that would run over the end is moved back, and the tokens in it on.
+    at = jnp.minimum(start, places - time)
+    moved = start - at
+    step = jnp.arange(time, dtype=jnp.int32)[None, :]
+    fresh = (step >= moved[:, None]) & (step < (moved + length)[:, None])
+    fresh = fresh & (target < slots)[:, None]
+
+    def write(lane: Array, caches: KV) -> KV:
+        def put(cache: Array | None, new: Array | None, axis: int) -> Array | None:
+            if cache is None or new is None:
+                return None
+            where = [jnp.int32(0)] * cache.ndim
+            where[0], where[axis] = target[lane], at[lane]
+            size = (1, *cache.shape[1:axis], time, *cache.shape[axis + 1 :])
+            old = jax.lax.dynamic_slice(cache, where, size)
+            kept = fresh[lane].reshape([time if i == axis else 1 for i in range(cache.ndim)])
+            new = jnp.roll(jax.lax.dynamic_index_in_dim(new, lane, 0), moved[lane], axis)
+            return jax.lax.dynamic_update_slice(cache, jnp.where(kept, new, old), where)
+
+        return KV(*map(put, caches, news, PLACE_AXIS))
+
+    news = stored(k, v, prefix)
+    return jax.lax.fori_loop(0, lanes, write, prefix)
+
+
+def _read(prefix: KV, target: Int[Array, "B"]) -> KV:
+    """The lanes' slots, copied one after another for the same reason."""
+
+    def read(lane: Array, block: KV) -> KV:
+        def copy(out: Array, cache: Array) -> Array:
+            one = jax.lax.dynamic_index_in_dim(cache, target[lane], 0)
+            return jax.lax.dynamic_update_slice_in_dim(out, one, lane, 0)
+
+        return jax.tree.map(copy, block, prefix)
+
+    lanes = target.shape[0]
+    empty = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape[1:]), x.dtype), prefix)
+    return jax.lax.fori_loop(0, lanes, read, empty)
+
+
+def copy_slots(caches: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
+    """Slot `target` as slot `source`, pair by pair and in place; a target out of range is none."""
+
+    def copy(pair: Array, caches: list[KV]) -> list[KV]:
+        def put(cache: Array) -> Array:
+            new, old = (jax.lax.dynamic_index_in_dim(cache, i[pair], 0) for i in (source, target))
+            new = jnp.where(target[pair] < cache.shape[0], new, old)
+            return jax.lax.dynamic_update_slice_in_dim(cache, new, target[pair], 0)
+
+        return jax.tree.map(put, caches)
+
+    return jax.lax.fori_loop(0, source.shape[0], copy, caches)

@@ -44,7 +44,8 @@ class SamplerConfig:
     )
     """Completion capacities there is a program for, in tokens."""
     prefill_tokens: int = 0
-    """Tokens in one prefill call, over all its prompts; 0: 256 on a CPU, 4096 elsewhere."""
+    """Tokens in one prefill call on each part the slots are split into; 0: 256 on a CPU, 4096
+    elsewhere."""
     prefill_lane: int = 0
     """Tokens of one prompt that stay together in a prefill call, so at most one less is padding at
     a prompt's end; 0: 16 on a CPU, 128 elsewhere."""

@@ -8,12 +8,10 @@ the device decodes, the host looks for stop texts in what the chunk before has d
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -47,15 +45,11 @@ Weights = Adapter | nnx.State | None
 OnTokens = Callable[[int, int, list[int]], None]
 """Called with (request, completion, new token ids) as they come."""
 
-BEST_ROWS = {"cpu": 64}
-"""Rows beyond which a platform gains little; elsewhere ACCELERATOR_ROWS."""
-ACCELERATOR_ROWS = 512
 
-
-def prefill_lanes(config: SamplerConfig, platform: str) -> Lanes:
+def prefill_lanes(config: SamplerConfig, platform: str, shards: int) -> Lanes:
     """The shapes of prefill calls on a platform."""
     lane, call = (16, 256) if platform == "cpu" else (128, 4096)
-    return Lanes.of(config.prefill_lane or lane, config.prefill_tokens or call)
+    return Lanes.of(config.prefill_lane or lane, config.prefill_tokens or call, shards)
 
 
 class Sampler:
@@ -67,22 +61,20 @@ class Sampler:
         self.stats = Stats()
         use_cache_dir(self.config.cache_dir)
         self._programs, self._clock = Programs(self.stats), Clock(self.stats)
-        platform = jax.default_backend()
-        self._best_rows = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
+        self._platform = jax.default_backend()
+        self._best_rows = memory.BEST_ROWS.get(self._platform, memory.ACCELERATOR_ROWS)
         if mesh is not None and self.config.streams > 1:
             raise UserError(
                 f"sampler.streams: found {self.config.streams}, allowed: 1 (or 0) on several "
                 "devices, which must be given their work in one order; leave it out."
             )
-        # XLA runs a decode step's thin products on one core; a second stream keeps another busy.
-        cores = os.cpu_count() if platform == "cpu" and mesh is None else 1
-        self.streams = self.config.streams or min(2, cores or 1)
+        self.streams = memory.stream_count(self.config, self._platform, mesh is not None)
         """Batches that may decode side by side."""
-        self._lanes = prefill_lanes(self.config, platform)
         int8 = self.config.weights == "int8"
         self._params = quantise_kernels(model.params) if int8 else model.params
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self._shards = _extent(mesh, "slots", 0)
+        self._lanes = prefill_lanes(self.config, self._platform, self._shards)
         self.dtype = model.params["embed"][...].dtype
         """Of weights and activations."""
         self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
@@ -198,20 +190,18 @@ class Sampler:
             ring=_bucket(config.new_token_buckets, new_tokens, "max_new_tokens"),
         )
         head_parts = _extent(self.mesh, "kv_heads", self.spec.kv_heads)
-        plan = memory.budget(
-            self.spec, one, self.cache_dtype, config.memory_gb, self._shards, head_parts
+        rungs, plan = memory.rungs(
+            self.spec,
+            one,
+            self.cache_dtype,
+            config,
+            self._platform,
+            streams=self.streams,
+            shards=self._shards,
+            head_parts=head_parts,
         )
-        streams = self.streams
-        wanted = config.slots or max(1, self._best_rows // width) * self._shards * streams
-        if config.slots and plan.slots < wanted:
-            raise UserError(
-                f"sampler.slots: {wanted} slots need {plan.need(wanted) / 2**30:.2f} GiB a device, "
-                f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.slots}."
-            )
-        most = max(1, min(wanted, plan.slots) // streams)
-        rungs = memory.ladder(most, self._shards)
         self._slot_bytes = plan.bytes_per_slot
-        return [replace(one, slots=slots) for slots in rungs]
+        return rungs
 
     def device(
         self, shapes: Shapes, adapter: Weights = None, end_ids: Sequence[int] = ()
@@ -245,7 +235,7 @@ class Sampler:
             with self._context():
                 device = self.device(shapes, adapter)
                 nothing = Pool([], Settings(), shapes.slots, shapes.width, shapes.places)
-                device.prefill(no_forks(shapes.slots))
+                device.prefill(no_forks(shapes.slots, self._shards))
                 for count in self._lanes.counts:
                     device.prefill(self._lanes.padding(count, shapes.slots))
                 device.decode(nothing, enough=0)
@@ -263,12 +253,11 @@ class Sampler:
     ) -> list[list[Completion]]:
         rungs = self.ladder(max(len(r.prompt) for r in requests), settings.max_new_tokens)
         completions = sum(len(r.keys) for r in requests)
-        fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.slots * shapes.width)
-        shapes = next(fits, rungs[-1])
+        shapes = memory.first_rung(rungs, completions)
         device = self.device(shapes, adapter, settings.end_ids)
         held = self._slot_bytes * -(-shapes.slots // self._shards) * self.streams
         self.stats.cache_bytes = max(self.stats.cache_bytes, held)
-        pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places)
+        pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places, self._shards)
         grown: list[tuple[int, int, int]] = []
         while not pool.finished and not stop.is_set():
             self._clock.enter(pool, HOST)
@@ -311,7 +300,7 @@ class Sampler:
         return done
 
     def _prefill(self, admissions: list[Admission], slots: int) -> Iterable[Fork | Extend]:
-        for call in calls(admissions, slots, self._lanes):
+        for call in calls(admissions, slots, self._lanes, self._shards):
             if isinstance(call, Extend):
                 self.stats.add(
                     prefill_tokens_computed=int(call.length.sum()),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,6 +13,14 @@ import jax.numpy as jnp
 
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec
+from malt_jax.sampling.config import SamplerConfig
+
+BEST_ROWS = {"cpu": 64}
+"""Rows beyond which a platform gains little; elsewhere ACCELERATOR_ROWS."""
+ACCELERATOR_ROWS = 512
+
+SHARE = 0.8
+"""Of a device's free memory, what caches may take; the rest is for what programs compute."""
 
 LOGIT_COPIES = 4
 """Float32 copies of a row's logits alive at once in the draw: logits, weights, threshold search."""
@@ -63,6 +72,48 @@ def ladder(most: int, shards: int = 1) -> list[int]:
     return [rung * shards for rung in reversed(rungs)]
 
 
+def rungs(
+    spec: ModelSpec,
+    one: Shapes,
+    dtype: Any,
+    config: SamplerConfig,
+    platform: str,
+    *,
+    streams: int = 1,
+    shards: int = 1,
+    head_parts: int = 1,
+    free: int | None = None,
+) -> tuple[list[Shapes], Budget]:
+    """A stream's shapes, those of `ladder` for slots like `one`, and their memory's plan.
+
+    The most slots are those asked for, or the platform's best number of rows on every shard, as
+    far as they fit. Else as `budget`, whose UserError it raises too.
+    """
+    plan = budget(spec, one, dtype, config.memory_gb, shards, head_parts, free)
+    best = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
+    wanted = config.slots or max(1, best // one.width) * shards * streams
+    if config.slots and plan.slots < wanted:
+        raise UserError(
+            f"sampler.slots: {wanted} slots need {plan.need(wanted) / 2**30:.2f} GiB a device, "
+            f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.slots}."
+        )
+    most = max(1, min(wanted, plan.slots) // streams)
+    return [replace(one, slots=slots) for slots in ladder(most, shards)], plan
+
+
+def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
+    """Batches that may decode side by side."""
+    # XLA runs a decode step's thin products on one core; a second stream keeps another busy.
+    cores = os.cpu_count() if platform == "cpu" and not on_mesh else 1
+    return config.streams or min(2, cores or 1)
+
+
+def first_rung(rungs: Sequence[Shapes], completions: int) -> Shapes:
+    """The shapes a run of so many completions begins with: the fewest rows they come close to."""
+    fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.slots * shapes.width)
+    return next(fits, rungs[-1])
+
+
 def slot_bytes(spec: ModelSpec, shapes: Shapes, dtype: Any) -> int:
     """Bytes of one slot: its prefix, its rows' suffixes and logits."""
     element = jnp.dtype(dtype).itemsize
@@ -79,12 +130,17 @@ def budget(
     memory_gb: float,
     shards: int = 1,
     head_parts: int = 1,
+    free: int | None = None,
 ) -> Budget:
     """The plan for slots of these capacities; the mesh splits slots in `shards`, heads in parts.
 
+    `free`: bytes free on a device; default: those of this machine's.
+
     Raises UserError with the size that would fit when not even one slot does.
     """
-    allowed = int(memory_gb * 2**30) if memory_gb else int(0.8 * free_bytes())
+    allowed = int(memory_gb * 2**30)
+    if not allowed:
+        allowed = int(SHARE * (free_bytes() if free is None else free))
     each = -(-slot_bytes(spec, shapes, dtype) // head_parts)
     if each > allowed:
         fixed = slot_bytes(spec, Shapes(1, shapes.width, 0, 0), dtype) / head_parts

@@ -2,6 +2,10 @@
 
 Pending prompts are admitted in the order of their tokens, so prompts with a common head follow one
 another, and a prompt is grown from the slot that holds the longest head of it.
+
+On a mesh slots are split into parts. Each part has a range of the prompts, takes from the others'
+when it has none left, and shares heads only among its own slots, so none of it needs a word from
+another part, and the host's work for a prompt does not grow with the mesh.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -53,10 +58,14 @@ class Pool:
         slots: int,
         width: int,
         places: int,
+        parts: int = 1,
     ):
-        self.requests, self.settings = requests, settings
+        self.requests, self.settings, self.parts = requests, settings, parts
         order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
-        self.pending = deque(i for i in order if len(requests[i].keys))
+        order = [i for i in order if len(requests[i].keys)]
+        cuts = [round(part * len(order) / parts) for part in range(parts + 1)]
+        self.pending = [deque(order[a:b]) for a, b in pairwise(cuts)]
+        """Prompts of each part of the mesh that have no slot yet."""
         self.drafts = [[Draft() for _ in request.keys] for request in requests]
         self.rows = Rows(
             sibling=np.full((slots, width), IDLE, np.int32),
@@ -77,12 +86,12 @@ class Pool:
 
     @property
     def finished(self) -> bool:
-        return not self.pending and bool(np.all(self.request == EMPTY))
+        return not any(self.pending) and bool(np.all(self.request == EMPTY))
 
     @property
     def can_fill(self) -> bool:
         """Whether a slot that becomes free would find work."""
-        return bool(self.pending) or bool(np.any(self.next < self.end))
+        return any(self.pending) or bool(np.any(self.next < self.end))
 
     @property
     def busy(self) -> int:
@@ -101,45 +110,61 @@ class Pool:
         """Give every free slot work, as long as there is any, and start it in its rows."""
         admissions: list[Admission] = []
         waves: dict[int, int] = {}
-        free = np.flatnonzero(self.request == EMPTY).tolist()
-        while free and self.pending:
-            index = self.pending.popleft()
-            target, admission = self._place(self.requests[index].prompt[:-1], free, waves)
-            self._occupy(target, index, 0, len(self.requests[index].keys))
-            admissions += admission
-            free.remove(target)
-        while free and np.any(self.next < self.end):
-            # No prompt is left, but completions are: a free slot takes half of the longest queue.
-            victim = int(np.argmax(self.end - self.next))
-            middle = int(self.end[victim] - (self.end[victim] - self.next[victim] + 1) // 2)
-            index, end = int(self.request[victim]), int(self.end[victim])
-            self.end[victim] = middle
-            target, admission = self._place(self.requests[index].prompt[:-1], free, waves)
-            self._occupy(target, index, middle, end)
-            admissions += admission
-            free.remove(target)
+        for part in range(self.parts):
+            own = self._slots(part)
+            free = [slot for slot in own if self.request[slot] == EMPTY]
+            while free and (work := self._take(part)):
+                index, first, end = work
+                prefix = self.requests[index].prompt[:-1]
+                target, admission = self._place(prefix, own, free, waves)
+                self._occupy(target, index, first, end)
+                admissions += admission
+                free.remove(target)
         return admissions
 
+    def _slots(self, part: int) -> range:
+        """The slots that a part of the mesh holds."""
+        own = len(self.request) // self.parts
+        return range(part * own, (part + 1) * own)
+
+    def _take(self, part: int) -> tuple[int, int, int] | None:
+        """What a part's free slot decodes: a request, its first completion and the last's end."""
+        if pending := self.pending[part]:
+            index = pending.popleft()
+            return index, 0, len(self.requests[index].keys)
+        if pending := max(self.pending, key=len):
+            index = pending.pop()  # the furthest from what its own part works on
+            return index, 0, len(self.requests[index].keys)
+        # No prompt is left, but completions are: a free slot takes half of the longest queue.
+        victim = int(np.argmax(self.end - self.next))
+        if self.next[victim] >= self.end[victim]:
+            return None
+        end = int(self.end[victim])
+        middle = int(end - (end - self.next[victim] + 1) // 2)
+        self.end[victim] = middle
+        return int(self.request[victim]), middle, end
+
     def _place(
-        self, prefix: tuple[int, ...], free: list[int], waves: dict[int, int]
+        self, prefix: tuple[int, ...], own: range, free: list[int], waves: dict[int, int]
     ) -> tuple[int, list[Admission]]:
-        """Choose the slot a prefix goes to and the one it grows from.
+        """Choose the slot a prefix goes to and the one it grows from, both among `own`.
 
         If a free slot holds the longest head, it is grown in place: what a free slot held is
         never read by another, so the order of admissions in a wave does not matter.
         """
         wanted = np.asarray(prefix, np.int64)
-        same = self.resident[:, : len(prefix)] == wanted[None]
-        heads = np.logical_and.accumulate(same, axis=1).sum(axis=1)
-        fresh = np.array([waves.get(slot, 0) for slot in range(len(heads))])
-        source = int(np.lexsort((fresh, -heads))[0])
+        same = self.resident[own.start : own.stop, : len(prefix)] == wanted[None]
+        shared = np.logical_and.accumulate(same, axis=1).sum(axis=1)
+        fresh = np.array([waves.get(slot, 0) for slot in own])
+        source = own[int(np.lexsort((fresh, -shared))[0])]
+        heads = dict(zip(own, shared.tolist(), strict=True))
         in_place = [slot for slot in free if heads[slot] == heads[source]]
         if in_place:
             source = target = in_place[0]
         else:
             # The least related: what is left of the pool is closer to this prompt than to it.
             target = min(free, key=lambda slot: heads[slot])
-        start = int(heads[source])
+        start = heads[source]
         self.resident[target] = EMPTY
         self.resident[target, : len(prefix)] = wanted
         if source == target and start == len(prefix):

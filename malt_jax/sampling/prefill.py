@@ -3,17 +3,23 @@
 A lane is a few consecutive tokens of one prompt. A call computes a fixed number of lanes, whatever
 prompts they belong to: within a layer all keys and values are written before any is read, so lanes
 of one prompt can be in one call, and only a prompt's last lane and the last call have padding.
+
+On a mesh slots are split into parts, and so are a call's lanes: a part gets those of its own slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from malt_jax.sampling.pool import Admission
+
+_T = TypeVar("_T")
+_Lane = tuple[int, int, tuple[int, ...]]
+"""Target, start and tokens."""
 
 
 class Fork(NamedTuple):
@@ -41,66 +47,82 @@ class Lanes(NamedTuple):
     """Lanes a call may have, rising."""
 
     @staticmethod
-    def of(lane: int, call: int) -> Lanes:
-        """Lanes of `lane` tokens, for calls of `call` tokens and of a quarter of that."""
+    def of(lane: int, call: int, parts: int = 1) -> Lanes:
+        """Lanes of `lane` tokens, for calls of `call` tokens a part and of a quarter of that."""
         most = max(1, call // lane)
-        return Lanes(min(lane, call), tuple(sorted({max(1, most // 4), most})))
+        return Lanes(min(lane, call), tuple(sorted({parts * max(1, most // 4), parts * most})))
 
     def padding(self, count: int, slots: int) -> Extend:
         """A call that does nothing, for its shapes."""
-        return _extend([], self, count, slots)
+        return _extend([[]], self, count, slots)
 
 
-def forks_at_once(slots: int) -> int:
+def forks_at_once(slots: int, parts: int = 1) -> int:
     """Heads one `fork` copies."""
-    return max(1, slots // 8)
+    return parts * max(1, slots // parts // 8)
 
 
-def no_forks(slots: int) -> Fork:
+def no_forks(slots: int, parts: int = 1) -> Fork:
     """A call that does nothing, for its shapes."""
-    return _fork([], slots)
+    return _fork([[]], forks_at_once(slots, parts), slots)
 
 
-def calls(admissions: Sequence[Admission], slots: int, lanes: Lanes) -> Iterator[Fork | Extend]:
+def calls(
+    admissions: Sequence[Admission], slots: int, lanes: Lanes, parts: int = 1
+) -> Iterator[Fork | Extend]:
     """Calls in an order that lets each read what it grows from."""
+
+    def dealt(wave: Iterable[Admission]) -> list[list[Admission]]:
+        """Each part's admissions."""
+        by_part: list[list[Admission]] = [[] for _ in range(parts)]
+        for admission in wave:
+            by_part[admission.target * parts // slots].append(admission)
+        return by_part
+
     by_wave = sorted(admissions, key=lambda a: a.wave)
     for _, group in groupby(by_wave, key=lambda a: a.wave):
-        wave = list(group)
-        heads = [a for a in wave if a.source != a.target and a.start]
-        at_once = forks_at_once(slots)
-        for first in range(0, len(heads), at_once):
-            yield _fork(heads[first : first + at_once], slots)
-        todo = [
-            (a.target, a.start + first, a.tokens[first : first + lanes.tokens])
-            for a in wave
-            for first in range(0, len(a.tokens), lanes.tokens)
-        ]
-        while todo:
-            # The largest call that is filled, or the smallest that holds all.
-            filled = [n for n in lanes.counts if n <= len(todo)]
+        wave = dealt(group)
+        heads = [[a for a in part if a.source != a.target and a.start] for part in wave]
+        count = forks_at_once(slots, parts)
+        while any(heads):
+            yield _fork([part[: count // parts] for part in heads], count, slots)
+            heads = [part[count // parts :] for part in heads]
+        todo = [list(_lanes(part, lanes.tokens)) for part in wave]
+        while any(todo):
+            # The largest call that some part fills, or the smallest.
+            filled = [n for n in lanes.counts if n // parts <= max(map(len, todo))]
             count = filled[-1] if filled else lanes.counts[0]
-            yield _extend(todo[:count], lanes, count, slots)
-            todo = todo[count:]
+            yield _extend([part[: count // parts] for part in todo], lanes, count, slots)
+            todo = [part[count // parts :] for part in todo]
 
 
-def _fork(heads: Sequence[Admission], slots: int) -> Fork:
-    source = np.zeros(forks_at_once(slots), np.int32)
-    target = np.full(forks_at_once(slots), slots, np.int32)
-    for place, admission in enumerate(heads):
-        source[place], target[place] = admission.source, admission.target
-    return Fork(source, target)
+def _lanes(admissions: Iterable[Admission], tokens: int) -> Iterator[_Lane]:
+    for a in admissions:
+        for first in range(0, len(a.tokens), tokens):
+            yield a.target, a.start + first, a.tokens[first : first + tokens]
 
 
-def _extend(
-    todo: Sequence[tuple[int, int, tuple[int, ...]]], lanes: Lanes, count: int, slots: int
-) -> Extend:
+def _places(todo: Sequence[Sequence[_T]], count: int) -> Iterator[tuple[int, _T]]:
+    """Each part's items with their places in a call of `count`."""
+    for part, items in enumerate(todo):
+        yield from enumerate(items, start=part * count // len(todo))
+
+
+def _fork(heads: Sequence[Sequence[Admission]], count: int, slots: int) -> Fork:
+    call = Fork(np.zeros(count, np.int32), np.full(count, slots, np.int32))
+    for place, admission in _places(heads, count):
+        call.source[place], call.target[place] = admission.source, admission.target
+    return call
+
+
+def _extend(todo: Sequence[Sequence[_Lane]], lanes: Lanes, count: int, slots: int) -> Extend:
     call = Extend(
         target=np.full(count, slots, np.int32),
         tokens=np.zeros((count, lanes.tokens), np.int32),
         start=np.zeros(count, np.int32),
         length=np.zeros(count, np.int32),
     )
-    for place, (target, start, tokens) in enumerate(todo):
+    for place, (target, start, tokens) in _places(todo, count):
         call.target[place], call.start[place], call.length[place] = target, start, len(tokens)
         call.tokens[place, : len(tokens)] = tokens
     return call

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import constrain
-from malt_jax.sampling.cache import KV, append, decode_attention, extend_attention
+from malt_jax.sampling.cache import KV, append, copy_slots, decode_attention, extend_attention
 from malt_jax.sampling.filters import draw
+from malt_jax.sampling.shards import layouts, on_own_slots
 
 IDLE = -1
 """The sibling number of a row that decodes nothing."""
@@ -74,22 +75,40 @@ def extend(
 ) -> list[KV]:
     """Slot `target` goes on after its first `start` tokens with `length` new ones.
 
-    Several lanes may grow one slot. A lane whose target is S is ignored.
+    Several lanes may grow one slot. A lane whose target is S is ignored. On a mesh the lanes are
+    split as the slots are, each among those of its slot's part.
     """
     decoder = nnx.merge(graph, params)
     positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
 
     def attend(q, k, v, state, layer):
-        return extend_attention(q, k, v, state, target, start, length, layer.window, layer.softcap)
+        def own(mine, q, k, v, state, target, start, length):
+            return extend_attention(
+                q, k, v, state, mine(target), start, length, layer.window, layer.softcap
+            )
+
+        # Queries are split as their key heads are.
+        heads, slots = layouts(k, "slots", None, "kv_heads"), layouts(state, "slots", "kv_heads")
+        inputs = (heads, heads, heads, slots, *layouts((target, start, length), "slots"))
+        run = on_own_slots(own, state.v.shape[0], inputs, (heads, slots))
+        return run(q, k, v, state, target, start, length)
 
     _, prefix = decoder.hidden(tokens, positions, attend, prefix, adapter)
     return laid_out(prefix)
 
 
 def fork(prefix: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
-    """Slot `target` holds what slot `source` does; a target that is S is ignored."""
-    copy = lambda x: x.at[target].set(x.at[source].get(mode="clip"), mode="drop")  # noqa: E731
-    return laid_out(jax.tree.map(copy, prefix))
+    """Slot `target` holds what slot `source` does; a target that is S is ignored.
+
+    On a mesh the pairs are split as the slots are, each among those of its two slots' part.
+    """
+
+    def own(mine, prefix, source, target):
+        return copy_slots(prefix, mine(source), mine(target))
+
+    caches, slots = layouts(prefix, "slots", "kv_heads"), layouts((source, target), "slots")
+    run = on_own_slots(own, prefix[0].v.shape[0], (caches, *slots), caches)
+    return laid_out(run(prefix, source, target))
 
 
 def laid_out(caches: list[KV]) -> list[KV]:

@@ -33,7 +33,7 @@ from malt_jax.training.examples import (
 from malt_jax.training.loop import Job, OnStep, TrainOutcome, run, score_plan
 from malt_jax.training.losses import loss_at_reference, preference_loss
 from malt_jax.training.optim import learning_rates
-from malt_jax.training.placement import row_devices
+from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, make_plan
 from malt_jax.training.references import ReferenceKey, load_or_compute, weights_hash
 from malt_jax.training.step import Program, Trainable, make_program, scoring
@@ -239,8 +239,7 @@ class _Data:
     def _plan(self, batches: Sequence[Sequence[int]]) -> Plan:
         loop = self.config.loop
         devices = row_devices(self.mesh)
-        default = 1024 if jax.default_backend() == "cpu" else 16384 * devices
-        tokens = loop.micro_tokens or default
+        tokens = micro_tokens(loop, jax.default_backend(), devices)
         segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
         if isinstance(self.config, SftConfig):
             segments = [share_prompts(batch, loop.max_length) for batch in segments]

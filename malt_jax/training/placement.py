@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from malt_jax.models.lora import Adapter, adapter_shardings
 from malt_jax.models.sharding import DATA, FSDP, SLICE, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
+from malt_jax.training.config import LoopConfig
 from malt_jax.training.optim import transformation
 from malt_jax.training.step import Program, TrainState
 
@@ -21,6 +22,11 @@ def row_devices(mesh: AnyMesh | None) -> int:
     if mesh is None:
         return 1
     return int(np.prod([mesh.shape.get(axis, 1) for axis in (SLICE, DATA, FSDP)]))
+
+
+def micro_tokens(config: LoopConfig, platform: str, devices: int) -> int:
+    """Padded tokens of a micro-batch: those configured, or what suits the platform."""
+    return config.micro_tokens or (1024 if platform == "cpu" else 16384 * devices)
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:

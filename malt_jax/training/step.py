@@ -27,6 +27,11 @@ from malt_jax.training.optim import transformation, update
 
 Trainable = Adapter | nnx.State
 
+CHUNK_BYTES = 512 << 20
+"""Size of the logits that exist at once on an accelerator ..."""
+CPU_CHUNK_BYTES = 64 << 20
+"""... and on a CPU."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -101,7 +106,7 @@ def make_program(
         loss=loss,
         dropout=0.0 if dpo else dropout,
         remat=loop.remat if loop.remat != "auto" else "none" if backend == "cpu" else "dots",
-        chunk_bytes=(64 if backend == "cpu" else 512) << 20,
+        chunk_bytes=CPU_CHUNK_BYTES if backend == "cpu" else CHUNK_BYTES,
         logit_chunk=loop.logit_chunk,
         explode=loop.explode,
     )
