@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ import yaml
 import tiny
 from malt_jax import cli, config
 from malt_jax.commands import completion, init
-from malt_jax.commands.command import Command
+from malt_jax.commands.command import Command, parse
 from malt_jax.commands.fields import config_fields
 from malt_jax.errors import RunStopped
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = [command.name for command in cli.all_commands()]
 HEAVY = ("jax", "flax", "transformers", "numpy", "torch", "datasets", "rich", "scipy")
 
@@ -68,6 +71,16 @@ def test_help_imports_nothing_heavy_and_is_quick():
         done = subprocess.run([sys.executable, "-S", "-c", f"import site; site.main()\n{script}"],
                               capture_output=True, text=True)  # fmt: skip
         assert done.stderr.strip() == "0 [] True"
+
+
+def test_every_config_an_example_reads_exists_and_its_words_are_known():
+    for command in cli.all_commands():
+        for example in command.examples:
+            words = shlex.split(example.partition(" >")[0])
+            assert words[:2] == ["malt", command.name]
+            parse(command, words[2:])
+            for flag, value in pairwise(words):
+                assert flag != "--config" or (ROOT / value).is_file(), example
 
 
 def test_every_field_has_help_and_every_shown_field_exists():

@@ -27,7 +27,7 @@ def run(invocation: Invocation) -> None:
 
     def note(name: str) -> None:
         if not config.quiet:
-            print(f"{'compiling' if target.devices else 'counting'} {name}", file=sys.stderr)
+            print(f"{name}: {'compiled' if target.devices else 'counted'}", file=sys.stderr)
 
     plan = make_plan(config, spec, target, whole=options.whole, on_program=note)
     plan["model"]["spec"] = source
@@ -45,7 +45,7 @@ COMMAND = Command(
     run=run,
     options=(
         Option("--topology", "A TPU slice, as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
-        Option("--whole", "Compile all layers, not two small depths that tell the rest."),
+        Option("--whole", "Compile all layers, not 2 and 3 that tell the rest."),
         Option("--json", "Print one JSON object after the tables, as the last line."),
     ),
     fields=(
@@ -59,7 +59,7 @@ COMMAND = Command(
         "train.full",
     ),
     examples=(
-        "malt plan --config configs/gsm8k.yaml",
-        "malt plan --config configs/gsm8k.yaml --topology v5p:2x2x4",
+        "malt plan --config configs/quickstart.yaml",
+        "malt plan --config configs/llama31_8b_gsm8k.yaml --topology v5p:4x4x4 --json",
     ),
 )

@@ -28,14 +28,16 @@ class Chip:
     """bfloat16 operations a second."""
     bandwidth: float | None
     """Bytes a second between memory and the chip."""
+    links: float | None = None
+    """Bytes a second to the other chips of a slice, over all links, one way."""
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "tpu", 16 << 30, 197e12, 819e9),
-        Chip("v5p", "tpu", 95 << 30, 459e12, 2765e9),
-        Chip("v6e", "tpu", 32 << 30, 918e12, 1640e9),
+        Chip("v5e", "tpu", 16 << 30, 197e12, 819e9, 200e9),
+        Chip("v5p", "tpu", 95 << 30, 459e12, 2765e9, 600e9),
+        Chip("v6e", "tpu", 32 << 30, 918e12, 1640e9, 448e9),
         Chip("h100", "gpu", 80 << 30, 989e12, 3350e9),
         Chip("gpu16", "gpu", 16 << 30, None, None),
     )
@@ -77,6 +79,9 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # It writes a stack trace where it can't print a program; the plan does without that figure.
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     from jax.experimental import topologies
 
     try:

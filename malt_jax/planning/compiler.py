@@ -1,50 +1,99 @@
 """What a program costs: from its jaxpr, and from the compiler for the target's own chips.
 
-A transformer's layers are alike, so a program's memory, operations and communication are a
-constant plus a part for each layer. It is compiled at two small depths and extended linearly to the
-model's, which keeps minutes from becoming hours for deep models; a model that is not deeper is
-compiled as it is, and so is every program with `whole`.
+A transformer's layers are alike, so a program's memory, operations and communication for a TPU are
+a constant plus a part for each layer. It is compiled at two small depths and extended linearly to
+the model's, which keeps minutes from becoming hours for deep models; a model that is not deeper is
+compiled as it is, and so is every program with `whole`. XLA's CPU programs are always compiled
+whole: how many layers' temporaries live at once is not linear in their number there.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, Mesh
 
+from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.hlo import collectives
 from malt_jax.planning.programs import Program, device_bytes
 
-DEPTHS = (1, 2)
+DEPTHS = (2, 3)
+"""Layers compiled. Not one: a layer that is first and last at once has no like in a deep model."""
 
 Figures = dict[str, Any]
 """Numbers by name; `collectives` holds {kind: {count, bytes}}."""
 
+_UNITS = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_USED = re.compile(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm")
+
+
+def measure_all(
+    programs: Sequence[Program],
+    spec: ModelSpec,
+    mesh: Mesh | AbstractMesh,
+    chips: int,
+    *,
+    whole: bool = False,
+    on_program: Callable[[str], None] | None = None,
+) -> list[Figures]:
+    """`measure` of each, as many at a time as there are cores."""
+
+    def one(program: Program) -> Figures:
+        figures = measure(program, spec, mesh, chips, whole=whole)
+        if on_program:
+            on_program(program.name)
+        return figures
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, programs))
+
 
 def measure(
-    program: Program, depth: int, mesh: Mesh | AbstractMesh, chips: int, *, whole: bool = False
+    program: Program,
+    spec: ModelSpec,
+    mesh: Mesh | AbstractMesh,
+    chips: int,
+    *,
+    whole: bool = False,
 ) -> Figures:
-    """The figures of one program on one chip, for a model of `depth` layers.
+    """The figures of one program on one chip, for all of the model's layers.
 
     `flops`: multiply-adds x 2 of matrix products, loops counted as often as they run (the decode
     loop: once); `bytes_moved` and `optimal_seconds` are the compiler's, which counts a loop once.
     On an abstract mesh nothing is compiled and only arguments and operations are known.
     """
-    depths = (depth,) if whole or depth <= DEPTHS[-1] else DEPTHS
+    depth, depths = spec.num_layers, tuple(d * _period(spec) for d in DEPTHS)
+    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+    if whole or on_cpu or depth <= depths[-1]:
+        depths = (depth,)
     started = time.perf_counter()
     found = [_at(program, d, mesh, chips) for d in depths]
+    known = [name for name in found[0] if all(name in one for one in found)]
+    found = [{name: one[name] for name in known} for one in found]
     figures = found[0] if len(found) == 1 else _extended(*found, depths, depth)
     return {
         **figures,
+        "resident": program.resident,
         "compiled_at_layers": list(depths) if isinstance(mesh, Mesh) else [],
         "compile_seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _period(spec: ModelSpec) -> int:
+    """After how many layers their windows repeat."""
+    return next(
+        (p for p in range(1, spec.num_layers) if spec.windows[p:] == spec.windows[:-p]),
+        spec.num_layers,
+    )
 
 
 def _at(program: Program, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:
@@ -58,7 +107,14 @@ def _at(program: Program, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> 
         }
         if not concrete:
             return figures
-        compiled = traced.lower().compile()
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            # More memory than a chip has: the compiler says how much it would take, and no more.
+            if not (used := _USED.search(str(error))):
+                raise
+            total = round(float(used[1]) * 2 ** _UNITS[used[2]])
+            return figures | {"temporaries": max(0, total - figures["arguments"])}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     figures |= {
         "arguments": memory.argument_size_in_bytes,
@@ -67,9 +123,17 @@ def _at(program: Program, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> 
         "code": memory.generated_code_size_in_bytes,
         "bytes_moved": cost.get("bytes accessed"),
         "optimal_seconds": cost.get("optimal_seconds"),
-        "collectives": collectives(compiled.as_text()),
+        "collectives": _collectives(compiled),
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _collectives(compiled: Any) -> dict[str, dict[str, int]] | None:
+    """The program's communication; None where libtpu fails to print a program it compiled."""
+    try:
+        return collectives(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def _extended(first: Any, second: Any, depths: tuple[int, int], depth: int) -> Any:
@@ -89,7 +153,7 @@ def product_flops(jaxpr: Any) -> float:
     """Operations of all matrix products: scans by their length, branches by the dearest."""
     total = 0.0
     for equation in jaxpr.eqns:
-        inner = list(map(product_flops, jax.core.jaxprs_in_params(equation.params)))
+        inner = list(map(product_flops, jaxprs_in_params(equation.params)))
         name = equation.primitive.name
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -106,20 +170,24 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def seconds(figures: Figures, chip: Any) -> float | None:
-    """A lower bound of one execution: the compiler's, or what arithmetic and memory allow."""
+    """A lower bound of one execution: the compiler's, or what chip, memory or links allow."""
     bounds = [figures.get("optimal_seconds") or 0.0]
     if chip.flops:
         bounds.append(figures["flops"] / chip.flops)
     if chip.bandwidth:
         bounds.append(figures.get("bytes_moved", figures["arguments"]) / chip.bandwidth)
+    if chip.links:
+        bounds.append(collective_bytes(figures) / chip.links)
     best = max(bounds)
     return best or None
 
 
+def collective_bytes(figures: Figures) -> float:
+    """What one execution's collectives give a chip."""
+    return sum(total["bytes"] for total in figures.get("collectives", {}).values())
+
+
 def total_bytes(figures: Figures) -> int:
     """What a chip must hold while the program runs."""
-    return sum(figures.get(name, 0) for name in ("arguments", "outputs", "temporaries", "code"))
-
-
-Measure = Callable[[Program], Figures]
-measured_whole = partial(measure, whole=True)
+    parts = ("resident", "arguments", "outputs", "temporaries", "code")
+    return sum(figures.get(name, 0) for name in parts)

@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from malt_jax.config import Config
+from malt_jax.errors import UserError
 from malt_jax.models.mesh import AXES, Layout, choose_layout, make_mesh, slice_count
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params
+from malt_jax.planning import formula, nearest
 from malt_jax.planning.chips import Target
-from malt_jax.planning.compiler import measure, seconds, total_bytes
-from malt_jax.planning.programs import (
-    Program,
-    Sizes,
-    choose_sizes,
-    device_bytes,
-    micro_batches,
-    run_programs,
-    weight_bytes,
-)
-from malt_jax.planning.work import Assumptions, Work, count_work, steps
+from malt_jax.planning.compiler import Figures, measure_all, seconds, total_bytes
+from malt_jax.planning.hours import stages
+from malt_jax.planning.programs import Program, run_programs, weight_bytes
+from malt_jax.planning.sizes import Sizes, choose_sizes
+from malt_jax.planning.work import Assumptions, Work, count_work
 
 OnProgram = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a config comes to on a target: where things lie, and the programs to compile."""
+
+    config: Config
+    spec: ModelSpec
+    target: Target
+    work: Work
+    layout: Layout
+    mesh: Mesh | AbstractMesh
+    weights: int
+    """Bytes of the parameters on one device."""
+    sizes: Sizes
+    programs: list[Program]
+
+    def measured(
+        self, programs: Sequence[Program], whole: bool, on_program: OnProgram | None = None
+    ) -> list[Figures]:
+        """Figures of the programs, each with whether it fits."""
+        found = measure_all(
+            programs, self.spec, self.mesh, self.target.count, whole=whole, on_program=on_program
+        )
+        for program, figures in zip(programs, found, strict=True):
+            if not self.target.devices:
+                figures["temporaries"] = formula.temporaries(
+                    program, self.config, self.spec, self.sizes
+                )
+            have, need = self.target.chip.memory, total_bytes(figures)
+            figures |= {"total_bytes": need, "fits": None if have is None else need <= have}
+        return found
+
+
+def settle(config: Config, spec: ModelSpec, target: Target, assume: Assumptions) -> Setting:
+    """Lays the run out on the target; raises UserError where the mesh can't be."""
+    work = count_work(config, assume)
+    platform, memory = target.chip.platform, target.chip.memory
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    slices = slice_count(target.devices) if target.devices else 1
+    size = (4 if platform == "cpu" else 2) * count_parameters(spec)
+    layout = choose_layout(config.mesh, target.count, slices, spec, size, memory)
+    mesh = _mesh(layout, target)
+    weights = weight_bytes(config, spec, dtype, mesh)
+    sizes = choose_sizes(config, spec, work, target, mesh, weights)
+    programs = run_programs(config, spec, sizes, platform, mesh)
+    return Setting(config, spec, target, work, layout, mesh, weights, sizes, programs)
 
 
 def make_plan(
@@ -43,36 +87,34 @@ def make_plan(
     `whole`: at the model's full depth (see `compiler`). Bytes are those of one chip.
     """
     assume = assume or Assumptions()
-    work = count_work(config, assume)
-    chip, itemsize = target.chip, 4 if target.chip.platform == "cpu" else 2
-    _, params = abstract_params(spec, "float32", stacked=True)
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    slices = slice_count(target.devices) if target.devices else 1
-    layout = choose_layout(
-        config.mesh, target.count, slices, spec, itemsize * parameters, chip.memory
-    )
-    mesh = _mesh(layout, target)
-    dtype = "float32" if itemsize == 4 else "bfloat16"
-    weights = weight_bytes(config, spec, dtype, mesh)
-    sizes = choose_sizes(config, spec, work, target, mesh, weights)
+    setting = settle(config, spec, target, assume)
+    work, layout = setting.work, setting.layout
     programs = []
-    for program in run_programs(config, spec, sizes, target, mesh):
-        if on_program:
-            on_program(program.name)
-        figures = measure(program, spec.num_layers, mesh, target.count, whole=whole)
-        if not target.devices:
-            figures["temporaries"] = _temporaries(program, spec, sizes, config)
-        programs.append(_judged(program, figures, target, weights))
-    stages = _stages(config, work, sizes, programs, target)
+    found = setting.measured(setting.programs, whole, on_program)
+    for program, figures in zip(setting.programs, found, strict=True):
+        instead = _instead(setting, program, assume, whole) if figures["fits"] is False else None
+        programs.append(
+            {
+                "name": program.name,
+                "shape": program.shape,
+                **figures,
+                "seconds": seconds(figures, target.chip),
+                "instead": instead,
+            }
+        )
     return {
         "model": {
             "path": config.model.path,
             "family": spec.family,
             "layers": spec.num_layers,
-            "parameters": parameters,
-            "bytes_per_chip": weights,
+            "parameters": count_parameters(spec),
+            "bytes_per_chip": setting.weights,
         },
-        "target": {"name": target.name, "chips": target.count, "chip_bytes": chip.memory},
+        "target": {
+            "name": target.name,
+            "chips": target.count,
+            "chip_bytes": target.chip.memory,
+        },
         "compiled": target.devices is not None,
         "mesh": {**dict(zip(AXES, layout.shape, strict=True)), "why": layout.why},
         "assumptions": vars(assume),
@@ -84,12 +126,19 @@ def make_plan(
             "tree_tokens": work.tokens,
             "eval_calls": work.eval_calls,
             "eval_tokens": work.eval_tokens,
-            "roles": [vars(role) for role in work.roles],
+            "roles": [
+                {**vars(role), "heads": [list(head) for head in role.heads]} for role in work.roles
+            ],
         },
         "programs": programs,
-        "stages": stages,
+        "stages": stages(config, work, setting.sizes, programs, target),
         "fits": all(program["fits"] is not False for program in programs),
     }
+
+
+def count_parameters(spec: ModelSpec) -> int:
+    _, params = abstract_params(spec, "float32", stacked=True)
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
 def _mesh(layout: Layout, target: Target) -> Mesh | AbstractMesh:
@@ -98,112 +147,15 @@ def _mesh(layout: Layout, target: Target) -> Mesh | AbstractMesh:
     return make_mesh(layout, target.devices)
 
 
-def _judged(
-    program: Program, figures: dict[str, Any], target: Target, weights: int
-) -> dict[str, Any]:
-    """A program's figures with whether it fits, and the nearest setting that would."""
-    need, have = total_bytes(figures), target.chip.memory
-    fits = None if have is None else need <= have
-    instead = None
-    if fits is False:
-        room, variable = have - weights, max(need - weights, 1)
-        smaller = int(program.size * 0.95 * room / variable) if room > 0 else 0
-        more = 1 << math.ceil(math.log2(max(2, weights / (0.5 * have))))
-        instead = (
-            f"{program.field}: {smaller} (estimated from {program.size})"
-            if smaller > 0
-            else f"mesh.fsdp: {more} times as many parts, or mesh.tensor likewise"
-        )
-    return {
-        "name": program.name,
-        "shape": program.shape,
-        **figures,
-        "total_bytes": need,
-        "seconds": seconds(figures, target.chip),
-        "fits": fits,
-        "instead": instead,
-    }
-
-
-def _stages(
-    config: Config, work: Work, sizes: Sizes, programs: list[dict[str, Any]], target: Target
-) -> list[dict[str, Any]]:
-    """Hours of each stage: executions of each program by its seconds; None without a rate."""
-    time = {program["name"]: program["seconds"] for program in programs}
-    if any(value is None for value in time.values()):
-        return []
-    lane, batch = sizes.lanes.tokens, sizes.lanes.counts[-1]
-    rows = sizes.shapes.slots * sizes.shapes.width
-
-    def sampling(calls: int, mean: float, longest: int, prompts: int, tokens: int, blocks: int):
-        # All rows busy until the last completion begins; then the longest one runs to its end.
-        decode = calls * mean / rows + blocks * longest
-        pieces = prompts * math.ceil(tokens / lane)
-        return decode * time["decode"] + pieces / batch * time[f"prefill {batch * lane}"]
-
-    blocks = math.ceil(work.train_questions / config.search.block)
-    search = config.rounds * sum(
-        sampling(r.nodes, r.completion, r.longest, r.prefixes, r.prompt, blocks) for r in work.roles
-    )
-    last = work.roles[-1]
-    eval_blocks = math.ceil(work.eval_questions / config.eval.block) * 3 * len(work.roles)
-    evaluation = sampling(
-        work.eval_calls,
-        work.eval_tokens / max(work.eval_calls, 1),
-        last.longest,
-        work.eval_calls,
-        last.prompt,
-        eval_blocks,
-    )
-    sft_step = _step_seconds(sizes.sft, time["sft step"])
-    dpo_step = _step_seconds(sizes.dpo, time["dpo step"])
-    reference = _step_seconds(sizes.dpo, time["reference"])
-    sft, dpo = config.train.sft, config.train.dpo
-    training = config.rounds * (
-        sft_step * (sum(steps(r.sft, sft) for r in work.roles) + steps(work.star, sft))
-        + dpo_step * sum(steps(r.pairs, dpo) for r in work.roles)
-        + reference * sum(math.ceil(r.pairs / dpo.batch_size) for r in work.roles)
-    )
-    return [
-        {
-            "name": name,
-            "hours": value / 3600,
-            "chip_hours": value / 3600 * target.count,
-        }
-        for name, value in (("search", search), ("training", training), ("evaluation", evaluation))
-    ]
-
-
-def _step_seconds(plan: Any, largest: float) -> float:
-    """Seconds of a typical step: its micro-batches in proportion to the largest one's tokens."""
-    tokens = list(micro_batches(plan))
-    return largest * sum(tokens) / max(tokens)
-
-
-def _temporaries(program: Program, spec: ModelSpec, sizes: Sizes, config: Config) -> int:
-    """Temporaries by formula, where there is no compiler for the target.
-
-    Sampling: the draw's copies of the logits. Training: what `remat` keeps of every layer for the
-    backward pass, one layer's attention scores in float32, and the logits of one chunk. One device.
-    """
-    from malt_jax.sampling.memory import LOGIT_COPIES
-
-    element = 2
-    if program.field == "sampler.slots":
-        if program.name == "decode":
-            return LOGIT_COPIES * 4 * spec.vocab * sizes.shapes.slots * sizes.shapes.width
-        width = 2 * spec.d_mlp + 4 * spec.d_model
-        return element * width * sizes.lanes.tokens * sizes.lanes.counts[-1]
-    plan = sizes.sft if program.name == "sft step" else sizes.dpo
-    shape = max((m.shape for s in plan.steps for m in s), key=lambda s: s.rows * s.time)
-    tokens = shape.rows * shape.time
-    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    dots = heads + 2 * kv + 2 * spec.d_model + 2 * spec.d_mlp
-    remat = config.train.sft.loop.remat
-    kept = {"full": spec.d_model, "none": 3 * dots}.get(remat, dots + spec.d_model)
-    scores = 3 * 4 * shape.rows * spec.heads * shape.time**2
-    layers = 1 if program.name == "reference" else spec.num_layers
-    return element * tokens * kept * layers + scores + 3 * (512 << 20)
-
-
-__all__ = ["device_bytes", "make_plan"]
+def _instead(setting: Setting, program: Program, assume: Assumptions, whole: bool) -> str:
+    """The first change with which the program fits, in words."""
+    config, sizes, layout = setting.config, setting.sizes, setting.layout
+    for fields in nearest.changes(config, program.kind, sizes, layout):
+        try:
+            other = settle(nearest.changed(config, fields), setting.spec, setting.target, assume)
+        except UserError:  # a mesh that these devices can't make, or slots beyond the memory
+            continue
+        same = [p for p in other.programs if p.name == program.name]
+        if same and other.measured(same, whole)[0]["fits"]:
+            return ", ".join(f"{name}: {value}" for name, value in fields.items())
+    return f"no setting on {setting.target.count} chips; a larger slice"

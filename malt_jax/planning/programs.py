@@ -10,33 +10,32 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from malt_jax.config import Config
-from malt_jax.data.packing import Segment, lay
+from malt_jax.data.packing import lay
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
 from malt_jax.models.mesh import rules
 from malt_jax.models.sharding import RULES, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
-from malt_jax.planning.chips import Target
-from malt_jax.planning.work import Work
-from malt_jax.sampling import cache, memory, programs
-from malt_jax.sampling.engine import ACCELERATOR_ROWS, BEST_ROWS, prefill_lanes
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.prefill import Lanes
+from malt_jax.planning.sizes import Sizes, largest
+from malt_jax.sampling import cache, programs
+from malt_jax.sampling.prefill import forks_at_once
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
 from malt_jax.training.config import DpoConfig, SftConfig
-from malt_jax.training.placement import row_devices, state_shardings
-from malt_jax.training.plan import Plan, make_plan
+from malt_jax.training.placement import state_shardings
+from malt_jax.training.plan import Plan
+
+Kind = Literal["sampling", "sft", "dpo"]
+"""Which fields of the config a program's memory follows from."""
 
 
 @dataclass(frozen=True)
@@ -44,126 +43,65 @@ class Program:
     """One program: `build(depth)` gives a function to trace and its abstract arguments."""
 
     name: str
+    kind: Kind
     shape: str
     """What it computes at once, in words."""
     build: Callable[[int], tuple[Callable, tuple[Any, ...]]]
     donate: tuple[int, ...]
-    field: str
-    """The config field that makes it smaller."""
-    size: int
-    """That field's value in it."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Shapes chosen for the target, as the run chooses them."""
-
-    dtype: Any
-    shapes: Shapes
-    """Of the sampler's caches, at the last role's typical prompt."""
-    lanes: Lanes
-    sft: Plan
-    dpo: Plan
-    sft_batch: int
-    dpo_batch: int
-
-
-def choose_sizes(
-    config: Config, spec: ModelSpec, work: Work, target: Target, mesh: AnyMesh, weights: int
-) -> Sizes:
-    """Slots that fit beside `weights` bytes a device, and packed rows of a typical batch."""
-    cpu = target.chip.platform == "cpu"
-    name = config.model.dtype
-    dtype = jnp.dtype(("float32" if cpu else "bfloat16") if name == "auto" else name)
-    sampler, last = config.sampler, work.roles[-1]
-    places = _bucket(sampler.prefix_buckets, round(1.25 * last.prompt))
-    ring = _bucket(sampler.new_token_buckets, max(role.longest for role in work.roles))
-    free = 0.8 * (target.chip.memory - weights) / 2**30 if target.chip.memory else 0.0
-    shards, heads = (_parts(mesh, axis) for axis in ("slots", "kv_heads"))
-    budget = memory.budget(
-        spec,
-        Shapes(1, sampler.width, places, ring),
-        jnp.int8 if sampler.cache == "int8" else dtype,
-        sampler.memory_gb or max(free, 0.05),
-        shards,
-        heads if spec.kv_heads % heads == 0 else 1,
-    )
-    rows = BEST_ROWS.get(target.chip.platform, ACCELERATOR_ROWS)
-    wanted = sampler.slots or max(1, rows // sampler.width) * shards
-    completions = min(config.search.block, work.train_questions) * (
-        last.nodes // max(work.train_questions, 1)
-    )
-    slots = min(wanted, budget.slots)
-    while slots > 1 and completions * 2 <= slots * sampler.width:
-        slots = -(-slots // 4)
-    slots = -(-slots // shards) * shards
-    sft, dpo = (_rows(config, spec, work, phase, mesh, cpu) for phase in ("sft", "dpo"))
-    return Sizes(
-        dtype=dtype,
-        shapes=Shapes(slots, sampler.width, places, ring),
-        lanes=prefill_lanes(sampler, target.chip.platform),
-        sft=sft,
-        dpo=dpo,
-        sft_batch=config.train.sft.batch_size,
-        dpo_batch=config.train.dpo.batch_size,
-    )
+    resident: int = 0
+    """Bytes a device holds meanwhile that are no argument."""
 
 
 def run_programs(
-    config: Config, spec: ModelSpec, sizes: Sizes, target: Target, mesh: AnyMesh
+    config: Config, spec: ModelSpec, sizes: Sizes, platform: str, mesh: AnyMesh
 ) -> list[Program]:
-    """Prefill buckets, decode, the two training steps, and scoring for the reference."""
+    """Copying heads, prefill calls, decode, the two training steps, and scoring for the reference.
+
+    The evaluation runs those of the search.
+    """
     make = _Abstract(config, spec, sizes, mesh)
-    shapes, lanes = sizes.shapes, sizes.lanes
-    found = [
-        Program(
-            f"prefill {count * lanes.tokens}",
-            f"{count} lanes of {lanes.tokens} tokens",
-            partial(make.extend, count, lanes.tokens),
-            (2,),
-            "sampler.slots",
-            shapes.slots,
-        )
-        for count in lanes.counts
-    ]
+    return [*_sampling(make), *_training(make, platform)]
+
+
+def _sampling(make: _Abstract) -> Iterator[Program]:
+    shapes, lanes = make.sizes.shapes, make.sizes.lanes
     rows = shapes.slots * shapes.width
-    found.append(
-        Program(
-            "decode",
-            f"{rows} rows, prompts of {shapes.places}, completions of {shapes.ring}",
-            make.decode,
-            (3,),
-            "sampler.slots",
-            shapes.slots,
-        )
+    suffix = make.suffix_bytes
+    weights = weight_bytes(make.config, make.spec, make.sizes.dtype, make.mesh)
+    heads = make.heads
+    yield Program(
+        "fork", "sampling", f"{heads} heads of prompts", make.fork, (0,), suffix + weights
     )
-    for name, phase, plan in (
-        ("sft step", config.train.sft, sizes.sft),
-        ("dpo step", config.train.dpo, sizes.dpo),
-    ):
-        shape = _largest(plan)
-        found.append(
-            Program(
-                name,
-                f"{shape.rows} rows of {shape.time}",
-                partial(make.train, phase, plan, target.chip.platform),
-                (0,),
-                f"train.{name[:3]}.loop.micro_tokens",
-                shape.rows * shape.time,
-            )
-        )
-    shape = _largest(sizes.dpo)
-    found.append(
-        Program(
-            "reference",
-            f"{shape.rows} rows of {shape.time}",
-            partial(make.score, config.train.dpo, sizes.dpo, target.chip.platform),
-            (),
-            "train.dpo.loop.micro_tokens",
-            shape.rows * shape.time,
-        )
-    )
-    return found
+    for count in lanes.counts:
+        words = f"{count} x {lanes.tokens} tokens of prompts"
+        name = prefill_name(count)
+        yield Program(name, "sampling", words, partial(make.extend, count), (2,), suffix)
+    words = f"{rows} rows, prompts of {shapes.places}, completions of {shapes.ring}"
+    yield Program("decode", "sampling", words, make.decode, (3,))
+
+
+def prefill_name(lanes: int) -> str:
+    return f"prefill {lanes}"
+
+
+def _training(make: _Abstract, platform: str) -> Iterator[Program]:
+    train, sizes = make.config.train, make.sizes
+    # Full fine-tuning leaves the base where it is, beside the weights that are trained.
+    base = weight_bytes(make.config, make.spec, sizes.dtype, make.mesh) if train.full else 0
+    phases: list[tuple[Kind, SftConfig | DpoConfig, Plan]] = [
+        ("sft", train.sft, sizes.sft),
+        ("dpo", train.dpo, sizes.dpo),
+    ]
+    for kind, phase, plan in phases:
+        build = partial(make.train, phase, plan, platform)
+        yield Program(f"{kind} step", kind, _words(plan), build, (0,), base)
+    build = partial(make.score, train.dpo, sizes.dpo, platform)
+    yield Program("reference", "dpo", _words(sizes.dpo), build, (), base)
+
+
+def _words(plan: Plan) -> str:
+    shape = largest(plan)
+    return f"{shape.rows} rows of {shape.time}"
 
 
 def weight_bytes(config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh) -> int:
@@ -189,13 +127,28 @@ class _Abstract:
     def __init__(self, config: Config, spec: ModelSpec, sizes: Sizes, mesh: AnyMesh):
         self.config, self.spec, self.sizes, self.mesh = config, spec, sizes, mesh
 
-    def extend(self, lanes: int, tokens: int, depth: int) -> tuple[Callable, tuple[Any, ...]]:
-        spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
+    @property
+    def heads(self) -> int:
+        """Prompts' heads that one call copies."""
+        parts = math.prod(self.mesh.shape.get(name, 1) for name in RULES["slots"])
+        return forks_at_once(self.sizes.shapes.slots, parts)
+
+    @property
+    def suffix_bytes(self) -> int:
+        """Of the rows' caches on one device."""
+        return device_bytes(self._suffix(self.spec))
+
+    def fork(self, depth: int) -> tuple[Callable, tuple[Any, ...]]:
+        numbers = self._whole((self.heads,), jnp.int32)
+        return programs.fork, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
+
+    def extend(self, lanes: int, depth: int) -> tuple[Callable, tuple[Any, ...]]:
+        spec = _shallow(self.spec, depth)
         graph, params = _params(self.config, spec, self.sizes.dtype, self.mesh)
         one = self._whole((lanes,), jnp.int32)
-        call = (one, self._whole((lanes, tokens), jnp.int32), one, one)
-        prefix = self._cache(spec, shapes.slots, shapes.places)
-        return partial(programs.extend, graph), (params, self._adapter(spec), prefix, *call)
+        call = (one, self._whole((lanes, self.sizes.lanes.tokens), jnp.int32), one, one)
+        args = (params, self._adapter(spec), self._prefix(spec), *call)
+        return partial(programs.extend, graph), args
 
     def decode(self, depth: int) -> tuple[Callable, tuple[Any, ...]]:
         spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
@@ -211,8 +164,8 @@ class _Abstract:
         args = (
             params,
             self._adapter(spec),
-            self._cache(spec, slots, shapes.places),
-            self._cache(spec, slots * width, shapes.ring),
+            self._prefix(spec),
+            self._suffix(spec),
             rows,
             plan,
             self._whole((MAX_END_IDS,), jnp.int32),
@@ -233,9 +186,10 @@ class _Abstract:
         state = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where
         )
+        shape = largest(plan)
         batch = training.Batch(
             rows=self._rows(plan),
-            reference=self._batch(_sequences(plan), jnp.float32),
+            reference=self._batch((shape.rows, shape.sequences), jnp.float32),
             total=self._whole((), jnp.float32),
             learning_rate=self._whole((), jnp.float32),
             last=self._whole((), jnp.bool_),
@@ -271,6 +225,13 @@ class _Abstract:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), adapter, where
         )
 
+    def _prefix(self, spec: ModelSpec) -> list[cache.KV]:
+        return self._cache(spec, self.sizes.shapes.slots, self.sizes.shapes.places)
+
+    def _suffix(self, spec: ModelSpec) -> list[cache.KV]:
+        shapes = self.sizes.shapes
+        return self._cache(spec, shapes.slots * shapes.width, shapes.ring)
+
     def _cache(self, spec: ModelSpec, count: int, places: int) -> list[cache.KV]:
         dtype = jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype
 
@@ -291,7 +252,7 @@ class _Abstract:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     def _rows(self, plan: Plan) -> Any:
-        rows = lay([], _largest(plan))
+        rows = lay([], largest(plan))
         return jax.tree.map(lambda x: self._batch(x.shape, x.dtype), rows)
 
 
@@ -313,51 +274,3 @@ def _params(
 
 def _shallow(spec: ModelSpec, depth: int) -> ModelSpec:
     return replace(spec, num_layers=depth, windows=spec.windows[:depth])
-
-
-def _rows(
-    config: Config, spec: ModelSpec, work: Work, phase: str, mesh: AnyMesh, cpu: bool
-) -> Plan:
-    """The packing of one batch of the last role's examples, with lengths around their mean."""
-    part = config.train.sft if phase == "sft" else config.train.dpo
-    last, devices = work.roles[-1], row_devices(mesh)
-    branches = 1 if phase == "sft" else 2
-
-    def example(index: int) -> Segment:
-        # Lengths from half to one and a half times the mean, the same for every plan.
-        share = 0.5 + (index * 0.618) % 1.0
-        completion = (0,) * max(1, min(round(share * last.completion), last.longest))
-        room = part.loop.max_length - branches * len(completion)
-        prompt = (0,) * max(1, min(last.prompt, room))
-        numbers = tuple(range(branches * index, branches * (index + 1)))
-        return Segment(prompt, (completion,) * branches, numbers)
-
-    batch = list(map(example, range(part.batch_size)))
-    tokens = part.loop.micro_tokens or (1024 if cpu else 16384 * devices)
-    return make_plan([batch], spec, tokens, row_multiple=devices, row_length=part.loop.row_length)
-
-
-def _largest(plan: Plan) -> Any:
-    """The shape most tokens are computed in."""
-    shapes = [micro.shape for step in plan.steps for micro in step]
-    return max(shapes, key=lambda shape: (shape.rows * shape.time, shape.time))
-
-
-def _sequences(plan: Plan) -> tuple[int, int]:
-    shape = _largest(plan)
-    return shape.rows, shape.sequences
-
-
-def micro_batches(plan: Plan) -> Iterator[int]:
-    """Tokens of each micro-batch of a typical step."""
-    for step in plan.steps:
-        for micro in step:
-            yield micro.shape.rows * micro.shape.time
-
-
-def _parts(mesh: AnyMesh, axis: str) -> int:
-    return int(np.prod([mesh.shape.get(name, 1) for name in RULES[axis]]))
-
-
-def _bucket(sizes: tuple[int, ...], need: int) -> int:
-    return next((size for size in sizes if size >= need), sizes[-1])

@@ -49,7 +49,7 @@ def _programs(plan: dict[str, Any]) -> Any:
     table = Table(title=f"programs, GiB a chip ({how})")
     for column in ("program", "computes"):
         table.add_column(column)
-    for column in ("arguments", "temporaries", "code", "total", "TFLOP", "GB moved"):
+    for column in ("resident", "arguments", "temporaries", "code", "total", "TFLOP", "GB moved"):
         table.add_column(column, justify="right")
     for column in ("collectives", "seconds", "fits"):
         table.add_column(column)
@@ -59,6 +59,7 @@ def _programs(plan: dict[str, Any]) -> Any:
         table.add_row(
             program["name"],
             program["shape"],
+            size("resident"),
             size("arguments"),
             size("temporaries"),
             size("code"),
@@ -94,4 +95,4 @@ def _verdict(plan: dict[str, Any]) -> Iterator[str]:
         yield f"fits {known / GIB:.0f} GiB a chip." if known else "memory of the device: unknown."
     for program in plan["programs"]:
         if program["instead"]:
-            yield f"{program['name']} does not fit; nearest that should: {program['instead']}"
+            yield f"{program['name']} does not fit; nearest that does: {program['instead']}"

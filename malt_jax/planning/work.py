@@ -40,6 +40,8 @@ class RoleWork:
     prefixes: int
     nodes: int
     prompt: int
+    heads: tuple[tuple[int, int], ...]
+    """What has to be computed of the prompts when siblings share theirs: (how many, tokens)."""
     completion: int
     longest: int
     sft: int
@@ -88,6 +90,7 @@ def count_work(config: Config, assume: Assumptions) -> Work:
 
 def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[RoleWork]:
     prefixes, before = questions, 0
+    heads = ((questions, assume.prompt_tokens),)
     for role in config.pipeline.roles:
         nodes = prefixes * role.branch
         completion = max(1, round(assume.completion_share * role.max_new_tokens))
@@ -97,12 +100,14 @@ def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[Role
             prefixes=prefixes,
             nodes=nodes,
             prompt=assume.prompt_tokens + before,
+            heads=heads,
             completion=completion,
             longest=role.max_new_tokens,
             sft=round(nodes * assume.positive_share) if role.train != "none" else 0,
             pairs=pairs if role.train == "sft+dpo" and role.branch > 1 else 0,
         )
         prefixes, before = nodes, before + completion
+        heads = (*heads, (nodes, completion))
 
 
 def _calls_a_question(config: Config) -> int:

@@ -1,0 +1,90 @@
+"""Plans the TPU recipes and writes each plan's figures into its recipe's header.
+
+    python scripts/recipe_plans.py                      # headers again, from docs/results/plans
+    python scripts/recipe_plans.py llama31_8b_gsm8k     # plan it first; some minutes, needs libtpu
+
+A plan is kept as docs/results/plans/NAME.json. The header's part that this script writes begins at
+"# The plan of" (or "# Not yet planned") and ends at the first line that is no comment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "docs" / "results" / "plans"
+GIB = 2**30
+TOPOLOGY = re.compile(r"malt plan --config \S+ --topology (\S+)")
+WRITTEN = re.compile(r"^# (?:The plan of|Not yet planned) .*?(?=^[^#])", re.MULTILINE | re.DOTALL)
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        plan_recipe(name)
+    for kept in sorted(KEPT.glob("*.json")):
+        recipe = recipe_of(kept)
+        recipe.write_text(with_header(recipe.read_text(), json.loads(kept.read_text())))
+
+
+def recipe_of(kept: Path) -> Path:
+    return ROOT / "configs" / f"{kept.stem}.yaml"
+
+
+def plan_recipe(name: str) -> None:
+    """Runs `malt plan --json` for the topology the recipe's header names, and keeps its figures."""
+    recipe = ROOT / "configs" / f"{name}.yaml"
+    found = TOPOLOGY.search(recipe.read_text())
+    if found is None:
+        raise SystemExit(f"{recipe}: its header names no `malt plan ... --topology`.")
+    words = ["plan", "--config", str(recipe), "--topology", found[1], "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "malt_jax.cli", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    plan = json.loads(done.stdout.splitlines()[-1])
+    plan["made"] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        **{package: version(package) for package in ("jax", "libtpu")},
+    }
+    KEPT.mkdir(parents=True, exist_ok=True)
+    (KEPT / f"{name}.json").write_text(json.dumps(plan, indent=1) + "\n")
+
+
+def with_header(text: str, plan: dict[str, Any]) -> str:
+    """The recipe's text with the plan's figures in its header."""
+    lines = "".join(f"# {line}\n" for line in header(plan))
+    return WRITTEN.sub(lambda _: lines, text, count=1)
+
+
+def header(plan: dict[str, Any]) -> list[str]:
+    """What a plan found, in a few lines."""
+    made, target, mesh = plan["made"], plan["target"], plan["mesh"]
+    depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
+    sizes = ", ".join(f"{p['name']} {p['total_bytes'] / GIB:.1f}" for p in plan["programs"])
+    hours = ", ".join(
+        f"{stage['name']} {stage['hours']:.2f} h ({stage['chip_hours']:.0f} chip-hours)"
+        for stage in plan["stages"]
+    )
+    fits = "All fit." if plan["fits"] else "Not all fit."
+    text = (
+        f"The plan of {made['date']} (jax {made['jax']}, libtpu {made['libtpu']}), programs "
+        f"compiled with {depths} of {plan['model']['layers']} layers, extended to all. Mesh: data "
+        f"{mesh['data']}, fsdp {mesh['fsdp']}, tensor {mesh['tensor']}. GiB a chip, of "
+        f"{target['chip_bytes'] / GIB:.2f}: weights {plan['model']['bytes_per_chip'] / GIB:.1f}; "
+        f"{sizes}. {fits} At least: {hours}."
+    )
+    return wrap(text, 98)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
