@@ -19,11 +19,11 @@ FLAGS = cli_run.flags()[:-1]
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory) -> list[str]:
-    """Two run directories, each with half of the search of `cli_run.trained()`."""
+    """Two run directories, each with half of the search of `cli_run.trained()`, and mirrors."""
     folder = tmp_path_factory.mktemp("slices")
     for index in (1, 2):
         words = ["search", *FLAGS, str(folder / str(index)), "--search.shard", f"{index}/2"]
-        assert cli.main(words) == 0
+        assert cli.main([*words, "--mirror", str(folder / f"mirror-{index}")]) == 0
     return [str(folder / "1"), str(folder / "2")]
 
 
@@ -44,6 +44,16 @@ def test_joined_slices_are_the_search_of_one_run(slices, tmp_path):
     manifest.verify(run)
     assert manifest.load(run)["model"] == manifest.load(alone)["model"]
     assert join(run, slices) == 0  # again: nothing is left to do
+
+
+def test_slices_are_joined_from_their_mirrors(slices, tmp_path):
+    mirrors = [f"file://{Path(one).with_name(f'mirror-{Path(one).name}')}" for one in slices]
+    assert join(tmp_path / "run", [slices[0], mirrors[1]]) == 0
+    assert join(tmp_path / "again", mirrors) == 0
+    trees = content(cli_run.trained(), "rounds/000/trees/*")
+    for run in (tmp_path / "run", tmp_path / "again"):
+        assert content(run, "rounds/000/trees/*") == trees
+        assert not list(run.glob(".tmp-*"))
 
 
 def test_what_no_tree_depends_on_may_differ(slices, tmp_path):

@@ -93,7 +93,8 @@ def _open(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path within it."""
     from fsspec.core import url_to_fs
 
-    fs, base = url_to_fs(url, **({} if "://" in url else {"auto_mkdir": True}))
+    local = "://" not in url or url.startswith("file://")
+    fs, base = url_to_fs(url, **({"auto_mkdir": True} if local else {}))
     return fs, base.rstrip("/")
 
 
