@@ -68,7 +68,7 @@ def start(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> 
             env |= {"MALT_PROCESS": str(index)}
         command = [sys.executable, "-m", "malt_jax.cli", *words, "--output-dir", str(run)]
         log = run.with_name(f"{run.name}.{index}.log")
-        with open(log, "w") as file:
+        with open(log, "a") as file:
             popen = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
         started.append(Process(popen, log))
     return started
