@@ -7,9 +7,11 @@ interrupted or told to stop, after the state was saved.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from malt_jax.commands.command import Command, help_text, nearest, parse, row, screen_width
 from malt_jax.distributed import another_gone, leave
@@ -17,6 +19,14 @@ from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import visible
 
 INTERRUPTED = 130
+
+
+def console() -> NoReturn:
+    """The program `malt`."""
+    status = main()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not change the exit status
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,4 +140,4 @@ def version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

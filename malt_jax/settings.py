@@ -11,11 +11,12 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -153,8 +154,32 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+MAX_VALUES = 100_000
+"""Of a config file with its aliases written out."""
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for; infinite where an alias lies in what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        below: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            below = itertools.chain.from_iterable(node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_expanded(child, known) for child in below)
+    return known[id(node)]
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-4 as a number and refuses a key given twice."""
+    """Safe YAML that reads 1e-4 as a number and refuses a key given twice and endless aliases."""
+
+    def construct_document(self, node):
+        if _expanded(node, {}) > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases stand for over {MAX_VALUES:,} values", node.start_mark
+            )
+        return super().construct_document(node)
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -1,13 +1,15 @@
 """Interrupts a run at random moments, lets it go on, and compares it with an undisturbed one.
 
-    python scripts/reliability_kills.py --kills 100 -- \
-        malt run --config configs/quickstart.yaml --output-dir {run}
+    python tests/tiny.py tiny
+    PYTHONPATH=tests python scripts/reliability_kills.py --kills 100 -- \
+        malt run --config tiny/config.yaml --quiet --output-dir {run}
 
 `{run}` is replaced by a fresh folder. The command is first run undisturbed; then again and again,
-each time ended by `--signal` after a random while, until it has been ended `--kills` times and has
-finished. Expected: every resumed run ends with the same trees, data, draws and exported weights,
-byte for byte, and (for TERM and INT) every interruption exits as documented. Prints one line an
-interruption and a table; exits 1 if anything differs.
+each time ended by `--signal` at a random moment after it has opened the run, until it has been
+ended `--kills` times and has finished. TERM and INT are sent twice: the second must change nothing.
+Expected: every resumed run ends with the same trees, data, reference log-probabilities, draws and
+exports, byte for byte, and (for TERM and INT) every interruption exits as documented. Prints one
+line an interruption and a table; exits 1 if anything differs.
 """
 
 import argparse
@@ -22,23 +24,30 @@ import tempfile
 import time
 from pathlib import Path
 
-COMPARED = ["rounds/**/*.jsonl", "eval/*.jsonl", "export/**/*.safetensors"]
+COMPARED = ("rounds/**/*", "checkpoints/**/references.npz", "eval/**/*", "export/**/*")
 DOCUMENTED = {"KILL": -9, "TERM": 143, "INT": 130}
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    files = {path for pattern in COMPARED for path in run.glob(pattern)}
+    files = {path for pattern in COMPARED for path in run.glob(pattern) if path.is_file()}
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(files)}
 
 
-def stage_owed(run: Path) -> str:
-    """What the run was doing: after the last stage its manifest calls done."""
+def stages(run: Path) -> dict[str, bool]:
+    """{stage: whether it is done} in the order they were begun."""
     try:
-        stages = json.loads((run / "manifest.json").read_bytes())["stages"]
+        listed = json.loads((run / "manifest.json").read_bytes())["stages"]
     except FileNotFoundError:
+        return {}
+    return {name: stage["done"] for name, stage in listed.items()}
+
+
+def stage_owed(run: Path, order: list[str]) -> str:
+    """What the run was doing: the first stage that is not done."""
+    if not (run / "manifest.json").exists():
         return "opening"
-    done = [name for name, stage in stages.items() if stage["done"]]
-    return f"after {done[-1]}" if done else "first stage"
+    done = {name for name, finished in stages(run).items() if finished}
+    return next((name for name in order if name not in done), "closing")
 
 
 def start(command: list[str], run: Path) -> subprocess.Popen:
@@ -46,26 +55,43 @@ def start(command: list[str], run: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def wait_until_open(child: subprocess.Popen, run: Path) -> None:
+    """Returns when the process holds the run's lock, or has ended."""
+    while child.poll() is None:
+        try:
+            if json.loads((run / ".lock").read_bytes())["pid"] == child.pid:
+                return
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.01)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signal", choices=list(DOCUMENTED), default="KILL")
-    parser.add_argument("--longest", type=float, help="seconds until a kill, at most")
+    parser.add_argument("--longest", type=float, help="seconds from opening to kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     generator = random.Random(options.seed)
     work = Path(tempfile.mkdtemp(prefix="malt-kills-"))
 
-    began = time.monotonic()
     reference = start(options.command, work / "undisturbed")
+    began = time.monotonic()
+    wait_until_open(reference, work / "undisturbed")
+    opened = time.monotonic()
     errors = reference.communicate()[1]
-    whole = time.monotonic() - began
+    whole = time.monotonic() - opened
     if reference.returncode != 0:
         print(f"the undisturbed run failed with {reference.returncode}:\n{errors}")
         return 1
-    expected = contents(work / "undisturbed")
-    print(f"undisturbed: {whole:.1f} s, {len(expected)} files compared")
+    expected, order = contents(work / "undisturbed"), list(stages(work / "undisturbed"))
+    print(
+        f"undisturbed: {opened - began:.1f} s to open, {whole:.1f} s of work, "
+        f"{len(expected)} files compared",
+        flush=True,
+    )
 
     longest = options.longest or whole
     kills, wrong, finished, attempt = collections.Counter(), [], 0, 0
@@ -77,12 +103,19 @@ def main() -> int:
         child = start(options.command, run)
         enough = sum(kills.values()) >= options.kills
         try:
+            if not enough:
+                wait_until_open(child, run)
             child.wait(None if enough else generator.uniform(0, longest))
         except subprocess.TimeoutExpired:
+            owed = stage_owed(run, order)
             child.send_signal(number)
             told = time.monotonic()
+            if options.signal != "KILL":
+                time.sleep(generator.uniform(0, 0.5))
+                child.send_signal(number)
             errors = child.communicate()[1]
-            slowest = max(slowest, time.monotonic() - told)
+            took = time.monotonic() - told
+            slowest = max(slowest, took)
             unheard = child.returncode == -number or errors.endswith("KeyboardInterrupt\n")
             if child.returncode in (DOCUMENTED[options.signal], 0):  # 0: it had just ended
                 pass
@@ -90,8 +123,9 @@ def main() -> int:
                 early += 1
             else:
                 wrong.append(f"attempt {attempt}: exit {child.returncode}: {errors[-300:]}")
-            kills[stage_owed(run)] += 1
-            print(f"{sum(kills.values()):4} {stage_owed(run)}: exit {child.returncode}", flush=True)
+            kills[owed] += 1
+            print(f"{sum(kills.values()):4} {owed}: exit {child.returncode}, {took:.1f} s")
+            sys.stdout.flush()
             continue
         errors = child.communicate()[1]
         if child.returncode != 0:
@@ -108,8 +142,9 @@ def main() -> int:
             break
 
     print(f"\n| interrupted while | SIG{options.signal} |\n| --- | --- |")
-    for stage, count in sorted(kills.items()):
-        print(f"| {stage} | {count} |")
+    for stage in ("opening", *order, "closing"):
+        if kills[stage]:
+            print(f"| {stage} | {kills[stage]} |")
     print(f"| all | {sum(kills.values())} |")
     print(f"\n{finished} runs finished; slowest answer to the signal: {slowest:.2f} s")
     print(f"{early} signals came before the command could handle them")

@@ -66,6 +66,16 @@ def test_damage_is_exit_2_and_redo_mends_it(trained, configured, capsys, tmp_pat
     assert damaged.read_bytes() == whole
 
 
+def test_what_stands_where_an_export_goes_is_kept(trained, configured, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    thesis = run / "export/refiner/thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("mine")
+    assert cli.main(["export", *configured[:-1], str(run)]) == 0
+    assert not thesis.exists() and (run / "export/refiner/model.safetensors").exists()
+    assert (run / "set-aside/000/export/refiner/thesis.tex").read_text() == "mine"
+
+
 def test_told_to_stop_the_state_is_saved_and_the_status_says_so(trained, configured, tmp_path):
     """SIGTERM while blocks of a single question are searched; what was begun is whole."""
     run = tmp_path / "run"
@@ -82,6 +92,26 @@ def test_told_to_stop_the_state_is_saved_and_the_status_says_so(trained, configu
     assert 1 <= len(written) < 40
     manifest.verify(run)
     assert len(manifest.sealed_units(run, "search/000")) == len(written)
+
+
+def test_told_to_stop_in_a_block_it_does_not_wait_for_its_end(configured, tmp_path, monkeypatch):
+    """The request is heard between two chunks of decoding; the block in progress is owed again."""
+    from malt_jax.sampling.device import Device
+
+    run = tmp_path / "run"
+    decode, chunks = Device.decode, []
+
+    def counted(self, *arguments):
+        chunks.append(1)
+        if len(chunks) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(Device, "decode", counted)
+    flags = [*configured[:-1], str(run), "--task.num-train", "40", "--search.block", "40"]
+    assert cli.main(["search", *flags]) == 130
+    assert len(chunks) == 2 and not list(run.glob("rounds/**/*.jsonl"))
+    manifest.verify(run)
 
 
 def test_the_pipeline_answers_the_same_every_time(trained):

@@ -112,3 +112,10 @@ def test_every_field_has_a_help_text():
     visit(config.Config)
     for cls in (config.RoleConfig, config.SystemConfig, config.Ablation):
         visit(cls)
+
+
+def test_aliases_are_read(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {sft: &both {epochs: 7}, dpo: *both}\n")
+    train = config.load(str(path)).train
+    assert train.sft.epochs == train.dpo.epochs == 7

@@ -35,19 +35,44 @@ def test_a_save_cut_short_does_not_count(tmp_path):
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
     path = checkpoints.save(tmp_path, "step-1", TREE, {})
-    files = [f for f in sorted((path / checkpoints.STATE).rglob("*")) if f.is_file()]
-    assert files
+    files = [f for f in sorted(path.rglob("*")) if f.is_file()]
+    assert path / checkpoints.SEAL in files and len(files) > 1
     for file in files:
         content = bytearray(file.read_bytes())
         if not content:
             continue
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-        with pytest.raises(UserError, match="is not what was saved"):
+        with pytest.raises(UserError, match=r"is not what was saved|not a complete checkpoint"):
             checkpoints.restore(path, TREE)
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
     checkpoints.restore(path, TREE)
+
+
+def test_no_bit_of_a_seal_can_be_flipped_unseen(tmp_path):
+    path = checkpoints.save(tmp_path, "step-1", TREE, {"identity": "a" * 64, "progress": {"n": 1}})
+    whole = (path / checkpoints.SEAL).read_bytes()
+    for place in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        (path / checkpoints.SEAL).write_bytes(content)
+        with pytest.raises(UserError, match="not a complete checkpoint"):
+            checkpoints.facts(path)
+
+
+def test_a_checkpoint_leaves_whole_even_if_deleting_it_is_cut_short(tmp_path, monkeypatch):
+    """Killed while it is deleted, a checkpoint is gone: no seal stands over half of its files."""
+    from malt_jax.storage import atomic
+
+    for name in ("step-1", "step-2"):
+        checkpoints.save(tmp_path, name, TREE, {})
+    monkeypatch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
+    checkpoints.remove(tmp_path, "step-", keep="step-2")
+    assert checkpoints.sealed(tmp_path, "step-") == [tmp_path / "step-2"]
+    monkeypatch.undo()
+    atomic.clean_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +117,26 @@ def test_references_made_for_anything_else_are_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match="cannot be read"):
         load_or_compute(path, key, lambda: values)
+
+
+def test_other_numbers_under_the_same_key_are_refused(tmp_path):
+    """As the archive's own checksum would not: a whole file with another file's numbers."""
+    paths = [tmp_path / name for name in ("a.npz", "b.npz")]
+    key = ReferenceKey("base", "adapter", "data", "template")
+    for number, path in enumerate(paths):
+        load_or_compute(path, key, lambda n=number: np.full((3, 2), n, np.float32))
+    mixed = dict(np.load(paths[0])) | {"logprobs": np.load(paths[1])["logprobs"]}
+    np.savez(paths[0], **mixed)
+    with pytest.raises(UserError, match="not those that were stored"):
+        load_or_compute(paths[0], key, lambda: pytest.fail("computed again"))
+
+
+def test_reference_numbers_that_are_none_are_refused_and_not_stored(tmp_path):
+    key = ReferenceKey("base", "adapter", "data", "template")
+    values = np.array([[0, 1], [np.nan, 2], [np.inf, np.nan]], np.float32)
+    with pytest.raises(UserError, match="NaN or infinity for 2 of 3 pairs"):
+        load_or_compute(tmp_path / "references.npz", key, lambda: values)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_weights_hash_tells_one_changed_number():

@@ -110,6 +110,14 @@ def test_a_finished_training_is_returned_not_repeated(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [FINAL]
 
 
+def test_what_a_kill_left_of_other_checkpoints_is_cleared(tmp_path):
+    sft(tmp_path)
+    checkpoints.save(tmp_path, "step-00000002", {"w": jnp.zeros(1)}, {})
+    (tmp_path / "best-00000001").mkdir()
+    sft(tmp_path, on_step=lambda *_: pytest.fail("trained again"))
+    assert [p.name for p in tmp_path.iterdir()] == [FINAL]
+
+
 @pytest.mark.parametrize(
     "change", [{"epochs": 3}, {"start": adapter(1)}, {"examples": sft_examples(9)}]
 )

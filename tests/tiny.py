@@ -1,12 +1,17 @@
-"""A random Llama of a few thousand parameters over characters, and a task it gets right by luck."""
+"""A random Llama of a few thousand parameters over characters, and a task it gets right by luck.
+
+    python tests/tiny.py FOLDER     # writes the model and a config of the whole loop
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -114,3 +119,20 @@ SMALL = {
     "eval": {"trees": 2},
 }
 """A config whose whole loop takes seconds, but for compiling; give it a `model.path`."""
+
+
+def main(folder: Path) -> None:
+    """Every stage has several points to stop at: blocks of two questions, saves every two steps."""
+    training = {"epochs": 2, "batch_size": 4, "loop": {"save_every": 2}}
+    config = {
+        **SMALL,
+        "model": {"path": str(write_model(folder / "model").absolute())},
+        "search": {"block": 2},
+        "train": {"lora": {"rank": 4}, "sft": training, "dpo": training},
+        "eval": {"trees": 1, "block": 2, "systems": ["sa", "ma", "malt"], "baseline": "sa@3"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

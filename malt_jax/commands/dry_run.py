@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import Invocation
-from malt_jax.commands.launch import check_model, check_questions, look, read_config
+from malt_jax.commands.launch import (
+    check_model,
+    check_prompts,
+    check_questions,
+    look,
+    read_config,
+)
 from malt_jax.escape import one_line, visible
 
 if TYPE_CHECKING:
@@ -29,6 +35,7 @@ def describe(invocation: Invocation) -> str:
     RunDir.check(config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS)
     check_questions(session)
     spec, tokenizer = check_model(config)
+    check_prompts(session, spec, tokenizer)
     lines = [
         f"malt {invocation.command.name} would do this. Nothing was written.",
         "",

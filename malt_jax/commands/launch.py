@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def read_config(invocation: Invocation) -> Config:
     if invocation.options.config:
         return config.load(invocation.options.config, flags)
     folder = str(settings.apply_flags({}, flags).get("output_dir") or config.Config().output_dir)
-    if Path(folder, manifest.NAME).exists():
+    if os.path.exists(Path(folder, manifest.NAME)):
         return config.from_dict(RunDir.existing(folder).config, [*flags, "--output-dir", folder])
     return config.load(None, flags)
 
@@ -54,10 +55,12 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     quiet = config.quiet or not writes()  # of several processes the first one speaks for all
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         session = look(config, shown)
-        new = not Path(config.output_dir, manifest.NAME).exists()
+        new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
             check_questions(session)
-            check_model(config)
+            spec, tokenizer = check_model(config)
+            if new and command != "eval":  # which a new run is refused anyway
+                check_prompts(session, spec, tokenizer)
         facts = {"devices": devices()} if new else None
         with RunDir.open(
             config.output_dir,
@@ -74,7 +77,8 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
                 meet("stages begin")
                 yield session
             except UserError:
-                run.withdraw()
+                if new:
+                    run.withdraw()
                 raise
             finally:
                 session.close()
@@ -111,6 +115,43 @@ def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
         return spec, load_tokenizer(folder)
     except UserError as error:
         raise UserError(f"model.path: {error}") from None
+
+
+def check_prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> None:
+    """Refuses questions too long for the model now, not when their turn comes hours later.
+
+    Every question is tried in the turn with the least room, before anything was said.
+    """
+    from malt_jax.stages.variants import planned
+    from malt_jax.tree.prompts import fill, render
+
+    pipeline = session.pipeline
+    for index, role in enumerate(pipeline.roles):
+        if role.config.max_new_tokens >= spec.context:
+            raise UserError(
+                f"pipeline.roles.{index}.max_new_tokens: found {role.config.max_new_tokens}, but "
+                f"prompt and completion share the model's context of {spec.context} tokens; "
+                "lower it."
+            )
+    spoken = {role.name: role for role in pipeline.roles}
+    for system in planned(session)[0]:
+        spoken |= {turn.role.name: turn.role for turn in system.turns}
+    silent = {role.name: "" for role in pipeline.roles}
+    tightest = max(
+        spoken.values(),
+        key=lambda role: (
+            role.config.max_new_tokens + len(tokenizer.prompt_ids(fill(role.template, silent)))
+        ),
+    )
+    for question in (*session.train_questions, *session.eval_questions):
+        render(
+            tightest.template,
+            question.text,
+            silent,
+            tokenizer,
+            room=spec.context - tightest.config.max_new_tokens,
+            where=f"question {question.id}, {tightest.name}",
+        )
 
 
 def devices() -> list[str]:

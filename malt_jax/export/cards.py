@@ -14,6 +14,10 @@ from malt_jax import escape
 METHOD = "[MALT](https://arxiv.org/abs/2412.01928)"
 
 
+CARD_CHARACTERS = 1 << 16
+"""How far into a base model's card its licence is looked for."""
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """What a role's card says, from the run."""
@@ -106,12 +110,15 @@ def base_license(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    with open(card, encoding="utf-8", errors="replace") as file:
+        parts = file.read(CARD_CHARACTERS).split("---", 2)
     try:
         head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    return str(head["license"]) if isinstance(head, dict) and head.get("license") else None
+    found = head.get("license") if isinstance(head, dict) else None
+    # Only a text: the aliases of a stranger's YAML can stand for billions of values.
+    return found if isinstance(found, str) and found else None
 
 
 def _results(results: Mapping[str, Any] | None) -> str:

@@ -80,6 +80,7 @@ def _render(
         # -I: nothing of the user's environment or folder is imported.
         done = subprocess.run(
             [sys.executable, "-I", str(WORKER)],
+            start_new_session=True,  # a Ctrl-C in the terminal must not end it
             input=json.dumps(job).encode(),
             capture_output=True,
             timeout=2 * SECONDS,

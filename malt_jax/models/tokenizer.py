@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -127,6 +128,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a checkpoint folder (fast, or sentencepiece); never its own code."""
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UserError(f"{folder}: no tokenizer: expected one of {', '.join(VOCABULARIES)}.")
+    # Without it transformers says on standard error, at every start, that torch is not installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
@@ -138,6 +141,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(
             f"{folder}: the tokenizer could not be read ({first}); download the checkpoint again."
         ) from error
+    backend.model_max_length = 1 << 60  # longer text is refused by name, not warned about
     tokenizer = Tokenizer(backend, (), folder)
     tokenizer.end_ids = _end_ids(tokenizer)
     return tokenizer

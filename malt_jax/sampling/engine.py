@@ -55,7 +55,15 @@ def prefill_lanes(config: SamplerConfig, platform: str, shards: int) -> Lanes:
 class Sampler:
     """Draws completions from one model; adapters and settings change without compiling anew."""
 
-    def __init__(self, model: Any, config: SamplerConfig | None = None, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        model: Any,
+        config: SamplerConfig | None = None,
+        mesh: Mesh | None = None,
+        on_chunk: Callable[[], None] = lambda: None,
+    ):
+        """`on_chunk` is called between two chunks of decode steps; what it raises ends the call."""
+        self._on_chunk = on_chunk
         self.config = config or SamplerConfig()
         self.model, self.spec, self.mesh = model, model.spec, mesh
         self.stats = Stats()
@@ -261,6 +269,7 @@ class Sampler:
         grown: list[tuple[int, int, int]] = []
         while not pool.finished and not stop.is_set():
             self._clock.enter(pool, HOST)
+            self._on_chunk()
             for call in self._prefill(pool.admit(), shapes.slots):
                 device.prefill(call)
                 self._clock.enter(pool, BESIDE)

@@ -10,7 +10,14 @@ from typing import Any
 from malt_jax.evaluation.rollouts import Stage, run_systems
 from malt_jax.evaluation.systems import System
 from malt_jax.stages.ablate import opened, train_variant
-from malt_jax.stages.measured import HELD_OUT, held_out_trees, summarise_run, write_results
+from malt_jax.stages.measured import (
+    HELD_OUT,
+    block_costs,
+    block_costs_path,
+    held_out_trees,
+    summarise_run,
+    write_results,
+)
 from malt_jax.stages.policies import adapters_of_round, policy_table
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import Variant, planned
@@ -45,10 +52,9 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
     questions = session.eval_questions
     paths = {system.name: run.eval(system.name) for system in systems}
     if set(paths.values()) <= set(manifest.sealed_units(run, STAGE)):
-        manifest.verify(run, paths.values())
+        manifest.verify(run, manifest.sealed_units(run, STAGE))
         return
-    costs_path = run.path / "cost" / "eval-blocks.json"
-    costs = json.loads(costs_path.read_text()) if costs_path.exists() else {}
+    costs = block_costs(run)
     stage = Stage(
         sampler=session.sampler,
         policies=policy_table(session),
@@ -85,12 +91,12 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
                 "systems": seconds,
                 "questions": len(block),
             }
-            write_json(costs_path, costs)
+            write_json(block_costs_path(run), costs)
         session.progress.update(STAGE, min(start + len(block), len(questions)), len(questions))
         raise_if_stopped()
     total = sum(cost["seconds"] for cost in costs.values())
     cost = session.record_cost(STAGE, {"seconds": total, **session.sampler.stats.as_dict()})
-    session.seal(STAGE, [*paths.values(), cost], done=False)
+    session.seal(STAGE, [*paths.values(), cost, block_costs_path(run)], done=False)
 
 
 def _measure(session: Session, variant: Variant) -> None:

@@ -14,7 +14,7 @@ from malt_jax.stages.policies import last_phase, load, trainee
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import first
+from malt_jax.storage.writers import first, writes
 
 STAGE = "export"
 
@@ -34,6 +34,9 @@ def export(session: Session) -> None:
             continue
         identity = last_phase(session, config.rounds - 1, trainee(session, role.name))
         weights = load(session, identity)
+        if writes() and folder.exists():
+            kept = manifest.set_aside(run, folder)
+            session.progress.note(f"{folder}: not finished by this run; it is in {kept} now")
         adapter = weights if isinstance(weights, Adapter) else None
         with session.timed(f"{STAGE} {role.name} ({identity})"):
             export_role(
@@ -44,7 +47,6 @@ def export(session: Session) -> None:
                 params=weights if isinstance(weights, nnx.State) else None,
                 merged=config.export.merged,
                 card=model_card(_facts(session, role.name, identity)),
-                replace=True,
             )
         session.seal(STAGE, [folder], done=False)
         raise_if_stopped()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from malt_jax.errors import UserError
 from malt_jax.evaluation.calibration import calibration
 from malt_jax.evaluation.results import SystemInfo, summarise, with_seeds
 from malt_jax.evaluation.systems import SINGLE_AGENT
@@ -58,10 +59,27 @@ def measured(session: Session) -> Measured:
     )
 
 
+def block_costs_path(run: RunDir) -> Path:
+    return run.path / "cost" / "eval-blocks.json"
+
+
+def block_costs(run: RunDir) -> dict[str, Any]:
+    """What each finished block of questions cost, by its first question's number."""
+    path = block_costs_path(run)
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not JSON ({error}); restore it, or remove it, and the seconds of the "
+            "questions answered so far are left out of the table."
+        ) from None
+
+
 def seconds_by_system(run: RunDir) -> dict[str, float]:
     """Seconds a question and draw of each system, over all blocks."""
-    path = run.path / "cost" / "eval-blocks.json"
-    blocks = list(json.loads(path.read_text()).values()) if path.exists() else []
+    blocks = list(block_costs(run).values())
     total: dict[str, float] = defaultdict(float)
     for block in blocks:
         for name, share in block["systems"].items():

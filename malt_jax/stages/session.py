@@ -14,8 +14,10 @@ from malt_jax.errors import UserError
 from malt_jax.progress import Progress
 from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import write_json
+from malt_jax.storage.hashing import fingerprint
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
+from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.storage.writers import first, meet
 
 if TYPE_CHECKING:
@@ -132,7 +134,10 @@ class Session:
     def sampler(self) -> Sampler:
         from malt_jax.sampling.engine import Sampler
 
-        sampler = Sampler(self.model, self.config.sampler, mesh=self.mesh)
+        # Told to stop, a block in progress is given up: what is finished is saved already.
+        sampler = Sampler(
+            self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped
+        )
         self.progress.watch(sampler.stats.as_dict)
         return sampler
 
@@ -191,9 +196,26 @@ class Session:
             first(lambda: mirror.push(self.run, url))
 
     def record_inputs(self) -> None:
-        """Hashes the question files; a run is not continued over files that have changed."""
+        """Hashes question files and questions; a run is not continued over others.
+
+        The questions too, because those of the hub or of the user's own code lie in no file.
+        """
         task = self.config.task
         manifest.record_inputs(self.run, filter(None, [task.train_path, task.eval_path]))
+        read = {"train": self.train_questions, "eval": self.eval_questions}
+        now = {
+            split: fingerprint(data=[[q.id, q.text, q.answer] for q in questions])
+            for split, questions in read.items()
+        }
+        known = manifest.load(self.run).get("questions")
+        meet("questions looked up")
+        if known is None:
+            manifest.amend(self.run, questions=now)
+        elif changed := [split for split in now if now[split] != known[split]]:
+            raise UserError(
+                f"task.name: the {' and '.join(changed)} questions of {task.name!r} are not those "
+                "this run began with; restore them or choose another --output-dir."
+            )
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -128,6 +128,14 @@ def clean_leftovers(folder: str | os.PathLike) -> None:
         folders[:] = [name for name in folders if not name.startswith((".tmp-", ".old-"))]
 
 
+def discard(path: Path) -> None:
+    """Takes a file or folder away at once, whole, however long the deleting itself takes."""
+    if path.exists():
+        leaving = _temporary(path)
+        os.rename(path, leaving)
+        _remove(leaving)
+
+
 def make_folder(path: Path) -> None:
     """Creates `path` and its parents so that a power cut cannot take them away again."""
     if not path.is_dir():

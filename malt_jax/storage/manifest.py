@@ -13,15 +13,14 @@ guards itself with its own hash and has a twin, `manifest.copy.json`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from malt_jax.errors import UserError
+from malt_jax.storage import selfsealed
 from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
 from malt_jax.storage.hashing import files_beneath, sha256_all
 from malt_jax.storage.writers import first, meet
@@ -44,15 +43,11 @@ def load(run: str | os.PathLike) -> dict[str, Any]:
     """The manifest; a missing or damaged one is refused with `UserError`, never guessed."""
     path = _root(run) / NAME
     try:
-        raw = path.read_bytes()
-        data = json.loads(raw)
-        # Equality of the bytes also catches a flip in white space, which the parser would forgive.
-        if raw != _encode({key: data[key] for key in data if key != "seal"}):
-            raise ValueError("its content does not match its own hash")
+        data = selfsealed.decode(path.read_bytes())
         units = [unit for stage in data["stages"].values() for unit in stage["units"]]
         if any(PurePosixPath(p).is_absolute() or ".." in PurePosixPath(p).parts for p in units):
             raise ValueError("a path in it leaves the run directory")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else error
         raise UserError(
             f"{path}: the manifest cannot be trusted ({reason}); restore it, for instance from its "
@@ -184,12 +179,10 @@ def redo(run: str | os.PathLike, stage: str) -> Path:
     later = stages[stages.index(stage) + 1 :]
     moved = {s: list(data["stages"][s]["units"]) for s in later}
     moved[stage] = [u for u in data["stages"][stage]["units"] if _damage(root, data, [u])]
-    asides = (root / "set-aside" / f"{number:03d}" for number in itertools.count())
-    aside = next(folder for folder in asides if not folder.exists())
+    aside = _free_aside(root)
     # Files first: a kill in between leaves them missing, which is refused, not damaged and trusted.
     for unit in (unit for units in moved.values() for unit in units if (root / unit).exists()):
-        make_folder((aside / unit).parent)
-        os.rename(root / unit, aside / unit)
+        _move(root, unit, aside)
     for name, units in moved.items():
         _forget(data, name, units)
     data["stages"][stage]["done"] = False
@@ -197,6 +190,23 @@ def redo(run: str | os.PathLike, stage: str) -> Path:
         del data["stages"][name]
     _write(root, data)
     return aside
+
+
+def set_aside(run: str | os.PathLike, path: str | os.PathLike) -> Path:
+    """Moves what stands in the place of a unit but was never sealed; returns where it is now."""
+    root = _root(run)
+    return _move(root, _relative(root, path), _free_aside(root))
+
+
+def _free_aside(root: Path) -> Path:
+    folders = (root / "set-aside" / f"{number:03d}" for number in itertools.count())
+    return next(folder for folder in folders if not folder.exists())
+
+
+def _move(root: Path, unit: str, aside: Path) -> Path:
+    make_folder((aside / unit).parent)
+    os.rename(root / unit, aside / unit)
+    return aside / unit
 
 
 def _damage(root: Path, data: dict[str, Any], paths: list[str]) -> dict[str, tuple[str, str]]:
@@ -262,13 +272,7 @@ def _relative(root: Path, path: str | os.PathLike) -> str:
     return Path(os.path.abspath(root / path)).relative_to(root).as_posix()
 
 
-def _encode(data: dict[str, Any]) -> bytes:
-    body = json.dumps(data, ensure_ascii=True, allow_nan=False).encode()
-    sealed = {**data, "seal": hashlib.sha256(body).hexdigest()}
-    return json.dumps(sealed, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"
-
-
 def _write(root: Path, data: dict[str, Any]) -> None:
-    raw = _encode({key: value for key, value in data.items() if key != "seal"})
+    raw = selfsealed.encode(data)
     write_bytes(root / NAME, raw)
     write_bytes(root / TWIN, raw)

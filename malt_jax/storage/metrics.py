@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.storage.atomic import write_bytes
+from malt_jax.storage.events import EventFile
 from malt_jax.storage.jsonl import append_lines, encode, read_lines, recover
 from malt_jax.storage.rundir import RunDir
 from malt_jax.storage.writers import writes
@@ -27,7 +27,7 @@ class Metrics:
 
     def __init__(self, run: RunDir, tracker: str | None = None):
         self._run = run
-        self._writers: dict[str, Any] = {}
+        self._events: dict[str, EventFile] = {}
         recover(run.metrics)
         self._tracker = _start_tracker(tracker, run) if tracker and writes() else None
 
@@ -38,8 +38,6 @@ class Metrics:
         return Series(self, {"stage": stage, "round": round, "role": role, "phase": phase})
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
         if self._tracker:
             self._tracker.finish()
 
@@ -56,13 +54,13 @@ class Metrics:
         numbers = {name: float(value) for name, value in numbers.items()}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         line = {"time": time.time(), **series.key, "step": step, **dict.fromkeys(numbers), **finite}
-        if series.name not in self._writers:
+        if series.name not in self._events:
             self._drop(series, step)
-            self._writers[series.name] = self._open_events(series, step)
+            # A folder a series: TensorBoard purges resumed steps by folder, and compares roles.
+            self._events[series.name] = EventFile(self._run.events / series.name, step)
         # Not flushed to the disk: a lost line costs a point of a curve, a flush costs every step.
         append_lines(self._run.metrics, [line], durable=False)
-        for name, value in finite.items():
-            self._writers[series.name].add_scalar(name, value, step)
+        self._events[series.name].add(step, finite)
         if self._tracker:
             self._tracker.log({f"{series.name}/{name}": value for name, value in finite.items()})
 
@@ -74,16 +72,6 @@ class Metrics:
         kept = [line for line in lines if line.get("step", 0) < start or not key <= line.items()]
         if len(kept) < len(lines):
             write_bytes(self._run.metrics, b"".join(map(encode, kept)))
-
-    def _open_events(self, series: Series, start: int) -> Any:
-        from tensorboardX import SummaryWriter
-
-        # A folder a series: TensorBoard purges resumed steps by folder, and compares roles by it.
-        return SummaryWriter(
-            str(self._run.events / series.name),
-            purge_step=start,
-            filename_suffix=f".{secrets.token_hex(4)}",  # its own names repeat within a second
-        )
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,10 @@ class RunDir:
     ) -> None:
         """Raises what `open` would for this folder and config, and writes nothing."""
         path = Path(os.path.abspath(path))
-        _refuse_foreign(path, _to_yaml(config))
-        if (path / manifest.NAME).exists():
-            _refuse_other_config(path, config, free)
+        with explained(path):
+            _refuse_foreign(path, _to_yaml(config))
+            if (path / manifest.NAME).exists():
+                _refuse_other_config(path, config, free)
 
     @classmethod
     def existing(cls, path: str | os.PathLike) -> RunDir:

@@ -107,6 +107,8 @@ def read_rows(path: str | Path) -> list[Row]:
             f"{_shown(path)}: files ending in {path.suffix or 'nothing'!r} can't be read; "
             "give a .jsonl, .csv or .parquet file"
         )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{_shown(path)}: is a pipe or a device; give a file")
     try:
         rows = list(reader(path))
     except FileNotFoundError:

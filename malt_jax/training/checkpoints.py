@@ -1,7 +1,8 @@
 """Checkpoints that are whole or do not count.
 
     FOLDER/NAME/state/      Orbax: one array a leaf, by its path in the tree
-    FOLDER/NAME/seal.json   {"facts", "leaves": {path: [dtype, shape]}, "files": {file: SHA-256}}
+    FOLDER/NAME/seal.json   {"facts", "leaves": {path: [dtype, shape]}, "files": {file: SHA-256},
+                             "seal": SHA-256 of all that}
 
 `seal.json` is written last and atomically, so a folder without one is a save that was cut short. It
 also covers what Orbax does not: a flipped bit, and a wrong dtype, which Orbax casts silently.
@@ -11,8 +12,6 @@ Arrays are saved from and restored to whatever devices hold them.
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,8 @@ import jax
 
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter, stack_adapter, unstack_adapter
-from malt_jax.storage.atomic import explained, make_folder, write_json
+from malt_jax.storage import selfsealed
+from malt_jax.storage.atomic import discard, explained, make_folder, write_bytes
 from malt_jax.storage.writers import meet, writes
 
 SEAL, STATE = "seal.json", "state"
@@ -35,14 +35,14 @@ def save(folder: Path, name: str, tree: Any, facts: dict[str, Any]) -> Path:
     leaves = _leaves(tree)
     with explained(path):
         if writes():
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
             make_folder(path)
         meet(f"checkpoint {name} begins")
         ocp.save(path / STATE, leaves)
         if writes():
             kinds = {key: [str(leaf.dtype), list(leaf.shape)] for key, leaf in leaves.items()}
             seal = {"facts": facts, "leaves": kinds, "files": _hashes(path)}
-            write_json(path / SEAL, seal)
+            write_bytes(path / SEAL, selfsealed.encode(seal))
     meet(f"checkpoint {name} sealed")
     return path
 
@@ -77,17 +77,21 @@ def facts(path: Path) -> dict[str, Any]:
 
 def sealed(folder: Path, prefix: str = "") -> list[Path]:
     """The complete checkpoints of a folder whose names begin with `prefix`, in order of name."""
+    return [path for path in _begun(folder, prefix) if (path / SEAL).is_file()]
+
+
+def remove(folder: Path, prefix: str, keep: str = "") -> None:
+    """Takes away all checkpoints whose names begin with `prefix`, complete or not, but for one."""
+    if writes():
+        for path in _begun(folder, prefix):
+            if path.name != keep:
+                discard(path)
+
+
+def _begun(folder: Path, prefix: str) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.startswith(prefix) and (p / SEAL).is_file())
-
-
-def remove(path: Path) -> None:
-    """Takes a checkpoint away, its seal first, so that half a folder never counts."""
-    if not writes():
-        return
-    (path / SEAL).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
 
 
 def save_trainable(folder: Path, name: str, trainable: Any, about: dict[str, Any]) -> Path:
@@ -133,11 +137,11 @@ def _kind(leaf: list[Any] | None) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / SEAL).read_text())
+        return selfsealed.decode((path / SEAL).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a complete checkpoint ({type(error).__name__} at its {SEAL}); remove it "
-            "and train again."
+            f"{path}: not a complete checkpoint ({SEAL}: {error}); restore it from a copy, or "
+            "remove it and the same command trains from what was saved before it."
         ) from None
 
 
@@ -148,7 +152,8 @@ def _verified(path: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(
             f"{path}: {wrong[0]} is not what was saved ({len(wrong)} such files); restore it from "
-            "a copy, or remove this checkpoint and train again."
+            "a copy, or remove this checkpoint and the same command trains from what was saved "
+            "before it."
         )
     return seal
 

@@ -113,10 +113,14 @@ def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutco
         final = job.folder / FINAL
         if final in checkpoints.sealed(job.folder):
             progress = _progress_of(job, final)
-            return _outcome(job, checkpoints.load_trainable(final, start), progress)
-        state, progress = _begin(job, start)
-        state = _steps(job, state, progress, on_step)
-        return _finish(job, state, progress)
+            outcome = _outcome(job, checkpoints.load_trainable(final, start), progress)
+        else:
+            state, progress = _begin(job, start)
+            state = _steps(job, state, progress, on_step)
+            outcome = _finish(job, state, progress)
+        for prefix in ("step-", "best-"):
+            checkpoints.remove(job.folder, prefix)
+        return outcome
 
 
 def _begin(job: Job, start: Trainable) -> tuple[TrainState, _Progress]:
@@ -220,13 +224,11 @@ def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, floa
     measured = job.held_out(state.trainable)
     score = measured.pop("score")
     if score > progress.best_score:
-        older = checkpoints.sealed(job.folder, "best-")
         progress.best_score, progress.best_step, progress.worse = score, progress.step, 0
         name = f"best-{progress.step:08d}"
-        checkpoints.save_trainable(job.folder, name, state.trainable, {"identity": job.identity})
-        for path in older:
-            if path.name != name:
-                checkpoints.remove(path)
+        facts = {"identity": job.identity}
+        new = checkpoints.save_trainable(job.folder, name, state.trainable, facts)
+        checkpoints.remove(job.folder, "best-", keep=new.name)
     else:
         progress.worse += 1
         progress.stopped_early = 0 < job.config.patience <= progress.worse
@@ -240,9 +242,6 @@ def _finish(job: Job, state: TrainState, progress: _Progress) -> TrainOutcome:
         trainable = checkpoints.load_trainable(best, trainable)
     facts = {"identity": job.identity, "progress": _plain(progress)}
     checkpoints.save_trainable(job.folder, FINAL, trainable, facts)
-    for prefix in ("step-", "best-"):
-        for path in checkpoints.sealed(job.folder, prefix):
-            checkpoints.remove(path)
     return _outcome(job, trainable, progress)
 
 
@@ -271,11 +270,8 @@ def _kept(state: TrainState) -> dict[str, Any]:
 
 def _save(job: Job, state: TrainState, progress: _Progress) -> None:
     facts = {"identity": job.identity, "progress": _plain(progress)}
-    older = checkpoints.sealed(job.folder, "step-")
     new = checkpoints.save(job.folder, f"step-{progress.step:08d}", _kept(state), facts)
-    for path in older:
-        if path.name != new.name:
-            checkpoints.remove(path)
+    checkpoints.remove(job.folder, "step-", keep=new.name)
 
 
 def _plain(progress: _Progress) -> dict[str, Any]:

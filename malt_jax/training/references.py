@@ -46,13 +46,21 @@ def weights_hash(trainable: Any) -> str:
 def load_or_compute(path: Path, key: ReferenceKey, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The stored log-probabilities `[pairs, 2]` (chosen, rejected), or computed and stored now.
 
-    A file made for anything else than `key` is refused, never overwritten or used.
+    A file made for anything else than `key`, or damaged, is refused, never overwritten or used;
+    so are numbers that are not finite.
     """
     if path.exists():
         return load(path, key)
     values = compute()
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{path.parent}: the reference's log-probabilities hold NaN or infinity for "
+            f"{int((~np.isfinite(values)).any(axis=-1).sum())} of {len(values)} pairs, so the "
+            "weights it starts from are broken; train the SFT phase with a lower learning rate."
+        )
+    about = {**dataclasses.asdict(key), "sha256": _digest(values)}
     buffer = io.BytesIO()
-    np.savez(buffer, logprobs=values, key=np.array(json.dumps(dataclasses.asdict(key))))
+    np.savez(buffer, logprobs=values, key=np.array(json.dumps(about)))
     write_bytes(path, buffer.getvalue())
     return values
 
@@ -62,6 +70,8 @@ def load(path: Path, key: ReferenceKey) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as file:
             values, stored = file["logprobs"], json.loads(str(file["key"]))
+        if stored.pop("sha256") != _digest(values):
+            raise ValueError("the numbers are not those that were stored")
     except Exception as error:
         raise UserError(
             f"{path}: cannot be read as reference log-probabilities ({error}); remove it to have "
@@ -74,3 +84,7 @@ def load(path: Path, key: ReferenceKey) -> np.ndarray:
             f"{' and another '.join(changed)}; remove the file to have them computed again."
         )
     return values
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(f"{values.dtype} {values.shape}".encode() + values.tobytes()).hexdigest()

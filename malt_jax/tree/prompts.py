@@ -72,7 +72,9 @@ def render(
         longest = max(lengths, key=lengths.get, default=None)  # type: ignore[arg-type]
         if overflow == "refuse" or longest is None or lengths[longest] <= 1:
             way_out = (
-                "or set --pipeline.overflow truncate" if turns else "or leave the question out"
+                "or set --pipeline.overflow truncate"
+                if any(turns.values())
+                else "or leave the question out"
             )
             raise UserError(
                 f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion; "

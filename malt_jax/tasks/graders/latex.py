@@ -159,6 +159,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             bufsize=1,
+            start_new_session=True,  # a Ctrl-C in the terminal must not end it while it starts
         )
         if self._line(120) != "ready":
             self.stop()

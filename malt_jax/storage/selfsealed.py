@@ -1,0 +1,33 @@
+"""JSON objects that carry the hash of their own content: a flipped bit anywhere is seen.
+
+The hash is the last key, `seal`, over the bytes of all that stands before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+KEY = "seal"
+
+
+def encode(data: dict[str, Any]) -> bytes:
+    """The object and its seal as indented ASCII JSON; raises ValueError for NaN and infinity."""
+    content = {key: value for key, value in data.items() if key != KEY}
+    body = json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
+    sealed = {**content, KEY: hashlib.sha256(body).hexdigest()}
+    return json.dumps(sealed, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """The object, with its seal; raises ValueError for bytes that `encode` did not write."""
+    try:
+        data = json.loads(raw)
+        # Equality of the bytes also catches a flip in white space, which the parser would forgive.
+        whole = isinstance(data, dict) and raw == encode(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not whole:
+        raise ValueError("its content does not match its own hash")
+    return data

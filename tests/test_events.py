@@ -1,0 +1,82 @@
+"""Event files are what tensorboardX's own protocol buffers and checksums say they should be."""
+
+from __future__ import annotations
+
+import errno
+import io
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from malt_jax.errors import UserError
+from malt_jax.storage import events
+from malt_jax.storage.events import EventFile
+
+proto = pytest.importorskip("tensorboardX.proto.event_pb2")
+
+
+def read(path: Path) -> list:
+    """The file's events, by another implementation; every checksum is compared."""
+    from tensorboardX.crc32c import crc32c
+
+    def masked(data: bytes) -> int:
+        crc = crc32c(data)
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    found, raw = [], path.read_bytes()
+    while raw:
+        (length,), rest = struct.unpack("<Q", raw[:8]), raw[12:]
+        data, raw = rest[:length], rest[length + 4 :]
+        assert struct.unpack("<I", rest[length : length + 4]) == (masked(data),)
+        found.append(proto.Event.FromString(data))
+    return found
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.text(max_size=40), st.floats(width=32, allow_nan=False), max_size=3))
+def test_any_names_and_numbers_read_back(numbers):
+    data = events._event(300, events._message(5, b"".join(
+        events._message(1, events._text(1, name) + events._single(2, x))
+        for name, x in numbers.items()
+    )))  # fmt: skip
+    event = proto.Event.FromString(data)
+    assert event.step == 300
+    largest = 3.4028234663852886e38
+    said = {value.tag: value.simple_value for value in event.summary.value}
+    assert said == {name: max(-largest, min(largest, x)) for name, x in numbers.items()}
+
+
+def test_a_file_begins_a_session_and_holds_its_points(tmp_path):
+    file = EventFile(tmp_path / "train", 3)
+    file.add(3, {"loss": 1.5, "margin": -2.0})
+    file.add(4, {})
+    version, start, point, empty = read(file.path)
+    assert version.file_version == "brain.Event:2"
+    assert start.session_log.status == 1 and start.step == 3
+    assert [(v.tag, v.simple_value) for v in point.summary.value] == [("loss", 1.5), ("margin", -2)]
+    assert empty.step == 4 and point.wall_time > 1.6e9
+
+
+def test_a_full_disk_leaves_whole_records_and_a_sentence(tmp_path, monkeypatch):
+    file = EventFile(tmp_path, 0)
+    whole = file.path.read_bytes()
+
+    class Full(io.FileIO):
+        """Takes ten bytes, then nothing more."""
+
+        taken = 0
+
+        def write(self, data):
+            if self.taken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.taken = super().write(bytes(data)[:10])
+            return self.taken
+
+    full = lambda path, mode, buffering: Full(path, mode)  # noqa: E731
+    monkeypatch.setattr(events, "open", full, raising=False)
+    with pytest.raises(UserError, match="No space left"):
+        file.add(1, {"loss": 1.0})
+    assert file.path.read_bytes() == whole
