@@ -110,7 +110,8 @@ def test_told_to_stop_in_a_block_it_does_not_wait_for_its_end(configured, tmp_pa
     monkeypatch.setattr(Device, "decode", counted)
     flags = [*configured[:-1], str(run), "--task.num-train", "40", "--search.block", "40"]
     assert cli.main(["search", *flags]) == 130
-    assert len(chunks) == 2 and not list(run.glob("rounds/**/*.jsonl"))
+    assert len(chunks) <= 4  # each of two streams may have begun another one
+    assert not list(run.glob("rounds/**/*.jsonl"))
     manifest.verify(run)
 
 
