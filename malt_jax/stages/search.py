@@ -33,6 +33,7 @@ def search(session: Session, round: int) -> None:
     adapters = adapters_of_round(session, round - 1)
     sealed = {path.name for path in manifest.sealed_units(session.run, stage)}
     started = time.perf_counter()
+    rewards: list[float] = []
     for start in range(0, len(questions), size):
         block = questions[start : start + size]
         path = session.run.trees(round) / f"{_prefix(session)}{start // size:05d}.jsonl"
@@ -43,7 +44,6 @@ def search(session: Session, round: int) -> None:
         meet("shard recovered")
         written = {r["question_id"] for r in read_lines(path)} if path.exists() else set()
         missing = [question for question in block if question.id not in written]
-        right = None
         if missing:
             trees = expand(
                 block,
@@ -60,7 +60,7 @@ def search(session: Session, round: int) -> None:
                 ),
             )
             forest = grade_trees(trees, session.pipeline, session.task.grader, config.search)
-            right = float(forest.rewards.mean())
+            rewards.append(float(forest.rewards.mean()))
             ids = {question.id for question in missing}
             append_lines(path, [r for r in forest.records if r["question_id"] in ids])
         session.seal(stage, [path], done=False)
@@ -68,7 +68,7 @@ def search(session: Session, round: int) -> None:
             stage,
             min(start + size, len(questions)),
             len(questions),
-            **({} if right is None else {"leaves_right": f"{right:.1%}"}),
+            **({"leaves_right": f"{sum(rewards) / len(rewards):.1%}"} if rewards else {}),
         )
         raise_if_stopped()
     cost = {"seconds": time.perf_counter() - started, **session.sampler.stats.as_dict()}
