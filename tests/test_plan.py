@@ -156,17 +156,15 @@ def test_programs_of_a_cpu_are_compiled_whole(small):
 
 
 @LIBTPU
-@pytest.mark.parametrize("name", ["decode", "sft step", "dpo step"])
-def test_two_depths_tell_what_all_layers_take_on_a_tpu(small, name):
+def test_two_depths_tell_arguments_and_operations_of_all_layers_on_a_tpu(small):
     settings, spec = small
     spec = replace(spec, num_layers=6)
     setting = settle(settings, spec, find_target("v5e:2x2"), Assumptions())
-    program = next(p for p in setting.programs if p.name == name)
+    program = next(p for p in setting.programs if p.name == "decode")
     near, whole = (measure(program, spec, setting.mesh, 4, whole=whole) for whole in (False, True))
     assert near["compiled_at_layers"] == [2, 3] and whole["compiled_at_layers"] == [6]
     assert near["arguments"] == whole["arguments"]
     np.testing.assert_allclose(near["flops"], whole["flops"])
-    assert abs(total_bytes(near) - total_bytes(whole)) < 0.05 * total_bytes(whole)
 
 
 def test_a_program_larger_than_the_chip_is_a_figure_and_not_a_failure(monkeypatch, small):
