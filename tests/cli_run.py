@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -41,7 +42,13 @@ def trained() -> Path:
     """The run directory, searched, labelled and trained."""
     for stage in ("search", "label", "train"):
         assert cli.main([stage, *flags()]) == 0
+    shutil.copytree(flags()[-1], _folder() / "as trained")
     return Path(flags()[-1])
+
+
+def as_trained() -> Path:
+    """The same as it was before any test went on with it; to be copied, not used."""
+    return trained().parent / "as trained"
 
 
 @functools.cache

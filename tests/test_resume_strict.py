@@ -18,16 +18,12 @@ from safetensors.numpy import load_file, save_file
 import cli_run
 import tiny
 from malt_jax import cli
-from malt_jax.storage import manifest
 
 
 @pytest.fixture
 def trained(tmp_path) -> Path:
     """A copy of a run that is searched, labelled and trained, and owes its evaluation."""
-    run = shutil.copytree(cli_run.trained(), tmp_path / "run")
-    if "eval" in manifest.load(run)["stages"]:  # by another test
-        manifest.redo(run, "eval")
-    return run
+    return shutil.copytree(cli_run.as_trained(), tmp_path / "run")
 
 
 def refused(capsys, run: Path, *flags: str, command: str = "eval") -> str:
