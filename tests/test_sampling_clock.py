@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from malt_jax.sampling.clock import BESIDE, DEVICE, HOST, Clock
 from malt_jax.sampling.stats import Stats
 
@@ -31,3 +33,14 @@ def test_two_streams_wait_only_together_and_count_once():
         (4, "a", HOST), (5, "a", None), (6, "b", None),
     )  # fmt: skip
     assert (stats.seconds, stats.host_wait_seconds) == (6, 2)
+
+
+def test_a_stream_that_has_ended_is_forgotten():
+    """Streams are known by their pools, which hold everything that was drawn."""
+    clock = Clock(Stats())
+    stream = type("Pool", (), {})()
+    gone = weakref.ref(stream)
+    for phase in (HOST, BESIDE, DEVICE, HOST, None):
+        clock.enter(stream, phase)
+    del stream
+    assert gone() is None

@@ -45,5 +45,6 @@ class Clock:
                 self._beside[stream] = now
             if phase is None:
                 self._phases.pop(stream, None)
+                self._beside.pop(stream, None)
             else:
                 self._phases[stream] = phase
