@@ -95,7 +95,7 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         session.progress.update(STAGE, min(start + len(block), len(questions)), len(questions))
         raise_if_stopped()
     total = sum(cost["seconds"] for cost in costs.values())
-    cost = session.record_cost(STAGE, {"seconds": total, **session.sampler.stats.as_dict()})
+    cost = session.record_cost(STAGE, {**session.sampler.stats.as_dict(), "seconds": total})
     session.seal(STAGE, [*paths.values(), cost, block_costs_path(run)], done=False)
 
 

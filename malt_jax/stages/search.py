@@ -71,7 +71,7 @@ def search(session: Session, round: int) -> None:
             **({"leaves_right": f"{sum(rewards) / len(rewards):.1%}"} if rewards else {}),
         )
         raise_if_stopped()
-    cost = {"seconds": time.perf_counter() - started, **session.sampler.stats.as_dict()}
+    cost = {**session.sampler.stats.as_dict(), "seconds": time.perf_counter() - started}
     session.seal(stage, [session.record_cost(stage, cost)])
 
 
