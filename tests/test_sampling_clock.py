@@ -27,6 +27,19 @@ def test_work_that_ran_out_counts_from_when_the_host_turned_to_its_own():
     assert (stats.seconds, stats.host_wait_seconds) == (4, 3)
 
 
+def test_an_idle_device_at_the_host_is_not_counted_from_the_chunk_before():
+    stats = run(
+        (0, "a", BESIDE), (1, "a", DEVICE), (9, "a", HOST), (10, "a", BESIDE, True),
+        (11, "a", DEVICE), (20, "a", None),
+    )  # fmt: skip
+    assert (stats.seconds, stats.host_wait_seconds) == (20, 1)
+
+
+def test_time_that_ran_out_counts_once():
+    stats = run((0, "a", BESIDE), (2, "a", BESIDE, True), (3, "a", DEVICE, True), (4, "a", None))
+    assert (stats.seconds, stats.host_wait_seconds) == (4, 3)
+
+
 def test_two_streams_wait_only_together_and_count_once():
     stats = run(
         (0, "a", HOST), (0, "b", BESIDE), (2, "a", BESIDE), (3, "b", HOST),

@@ -39,9 +39,10 @@ class Clock:
                 self._stats.add(seconds=spent, host_wait_seconds=spent * idle)
             self._since = now
             others = [at for who, at in self._phases.items() if who != stream]
-            if ran_out and all(at == HOST for at in others):
-                self._stats.add(host_wait_seconds=now - self._beside.get(stream, now))
-            if phase == BESIDE and self._phases.get(stream) != BESIDE:
+            beside = self._phases.get(stream) == BESIDE
+            if ran_out and beside and all(at == HOST for at in others):
+                self._stats.add(host_wait_seconds=now - self._beside[stream])
+            if phase == BESIDE and (ran_out or not beside):
                 self._beside[stream] = now
             if phase is None:
                 self._phases.pop(stream, None)

@@ -28,19 +28,7 @@ class SamplerConfig:
     )
     """Prompt capacities there is a program for, in tokens."""
     new_token_buckets: tuple[int, ...] = (
-        16,
-        32,
-        64,
-        96,
-        128,
-        192,
-        256,
-        384,
-        512,
-        768,
-        1024,
-        2048,
-        4096,
+        *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096),
     )
     """Completion capacities there is a program for, in tokens."""
     prefill_tokens: int = 0

@@ -121,7 +121,6 @@ class Sampler:
 
         A stream takes neighbours in the order of their tokens, so that heads are still shared.
         """
-        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
         count = self._stream_count(requests) if on_tokens is None else 1
         stop = threading.Event()
 
@@ -131,6 +130,7 @@ class Sampler:
 
         if count == 1:
             return run(range(len(requests)))
+        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
         shares = [order[len(order) * k // count : len(order) * (k + 1) // count]
                   for k in range(count)]  # fmt: skip
         done: list[list[Completion]] = [[] for _ in requests]
@@ -266,11 +266,26 @@ class Sampler:
         held = self._slot_bytes * -(-shapes.slots // self._shards) * self.streams
         self.stats.cache_bytes = max(self.stats.cache_bytes, held)
         pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places, self._shards)
+        try:
+            self._drain(pool, device, rungs, on_tokens, stop)
+        finally:
+            self._clock.enter(pool, None)
+        return [] if stop.is_set() else self._finish(requests, pool)
+
+    def _drain(
+        self,
+        pool: Pool,
+        device: Device,
+        rungs: Sequence[Shapes],
+        on_tokens: OnTokens | None,
+        stop: threading.Event,
+    ) -> None:
+        """Prefill and decode until the pool is done, or another stream says to stop."""
         grown: list[tuple[int, int, int]] = []
         while not pool.finished and not stop.is_set():
             self._clock.enter(pool, HOST)
             self._on_chunk()
-            for call in self._prefill(pool.admit(), shapes.slots):
+            for call in self._prefill(pool.admit(), device.shapes.slots):
                 device.prefill(call)
                 self._clock.enter(pool, BESIDE)
             lower = _lower(rungs, device.shapes)
@@ -295,8 +310,6 @@ class Sampler:
             self.stats.add(row_steps=int(log.steps) * shapes.slots * shapes.width)
             grown = pool.absorb(rows, log)
         self._look(pool, grown, on_tokens)
-        self._clock.enter(pool, None)
-        return [] if stop.is_set() else self._finish(requests, pool)
 
     def _finish(self, requests: Sequence[Request], pool: Pool) -> list[list[Completion]]:
         done = [[draft.done() for draft in drafts] for drafts in pool.drafts]
