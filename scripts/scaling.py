@@ -3,8 +3,8 @@
     python scripts/scaling.py
 
 Prints one Markdown table a sweep: questions, branching, new tokens, model size. Not yet run to its
-end, so no figure of it is kept. Seconds are those of prefill, decoding and the host beside them, without compiling: the
-best of three repetitions. Memory is what caches and logits take by the sampler's plan, and how much
+end, so no figure of it is kept. Seconds are those of prefill, decoding and the host beside them,
+without compiling: the best of three repetitions. Memory is what caches and logits take by the sampler's plan, and how much
 larger the process became at its largest, the trees included.
 """
 

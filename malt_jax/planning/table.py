@@ -83,7 +83,8 @@ def _collectives(found: dict[str, dict[str, float]]) -> str:
 def _stages(plan: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table("stage", "hours", "chip-hours", title="at the chip's or compiler's speed, a lower bound")
+    bound = "at published rates or the compiler's, a lower bound"
+    table = Table("stage", "hours", "chip-hours", title=bound)
     for stage in plan["stages"]:
         table.add_row(stage["name"], f"{stage['hours']:.2f}", f"{stage['chip_hours']:.1f}")
     return table
