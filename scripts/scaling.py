@@ -4,8 +4,8 @@
 
 Prints one Markdown table a sweep: questions, branching, new tokens, model size. Not yet run to its
 end, so no figure of it is kept. Seconds are those of prefill, decoding and the host beside them,
-without compiling: the best of three repetitions. Memory is what caches and logits take by the sampler's plan, and how much
-larger the process became at its largest, the trees included.
+without compiling: the best of three repetitions. Memory is what caches and logits take by the
+sampler's plan, and how much larger the process became at its largest, the trees included.
 """
 
 from __future__ import annotations
