@@ -59,7 +59,7 @@ class Killed(BaseException):
 
 
 def _kill_at(step):
-    def on_step(now, _):
+    def on_step(now, *_):
         if now == step:
             raise Killed
 
@@ -73,7 +73,7 @@ def test_killed_at_any_step_and_resumed_the_weights_are_bitwise_the_same(tmp_pat
     with pytest.raises(Killed):
         sft(tmp_path / "cut", on_step=_kill_at(step), save_every=1, **options)
     seen = []
-    resumed = sft(tmp_path / "cut", on_step=lambda s, _: seen.append(s), save_every=1, **options)
+    resumed = sft(tmp_path / "cut", on_step=lambda s, *_: seen.append(s), save_every=1, **options)
     # The kill came before that step's checkpoint, so it is computed again.
     assert seen == list(range(step, whole.steps + 1))
     same(resumed.trainable, whole.trainable)
@@ -95,9 +95,9 @@ def test_dpo_resumes_bitwise_too(tmp_path):
 def test_told_to_stop_it_saves_and_goes_on_from_there(tmp_path):
     whole = sft(tmp_path / "whole")
     with graceful_stop(), pytest.raises(RunStopped):
-        sft(tmp_path / "cut", on_step=lambda s, _: s == 3 and signal.raise_signal(signal.SIGTERM))
+        sft(tmp_path / "cut", on_step=lambda s, *_: s == 3 and signal.raise_signal(signal.SIGTERM))
     seen = []
-    resumed = sft(tmp_path / "cut", on_step=lambda s, _: seen.append(s))
+    resumed = sft(tmp_path / "cut", on_step=lambda s, *_: seen.append(s))
     assert seen == list(range(4, whole.steps + 1))
     same(resumed.trainable, whole.trainable)
 
@@ -203,7 +203,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_training(tmp_path):
 def test_the_best_weights_by_the_held_out_examples_are_returned(tmp_path):
     steps: dict[int, float] = {}
 
-    def watch(step, record):
+    def watch(step, _, record):
         if "held_out_loss" in record:
             steps[step] = record["held_out_loss"]
 

@@ -107,7 +107,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     compiling = CompileClock()
     finished: list[tuple[float, float, float]] = []
 
-    def on_step(step: int, record: dict[str, float]) -> None:
+    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
         finished.append((time.perf_counter(), time.process_time(), compiling.seconds))
 
     reference_s = 0.0

@@ -184,21 +184,24 @@ def _refuse_unknown_fields(command: Command, rest: Sequence[str]) -> None:
     from malt_jax.settings import field_types
 
     sections = field_types(Config)
-    previous = ""
+    previous = before = ""
     for word in rest:
         if word.startswith("--") and len(word) > 2:
             name = word[2:].partition("=")[0].replace("-", "_")
             if name.split(".")[0] not in sections:
                 raise UserError(_unexpected(command, word.partition("=")[0], sections))
         elif not previous.startswith("--") or "=" in previous:
-            raise UserError(_unexpected(command, word, ()))
-        previous = word
+            several = ""
+            if before.startswith("--"):
+                several = f" Several values of one field: `{before} {previous},{word}`."
+            raise UserError(_unexpected(command, word, (), several))
+        before, previous = previous, word
 
 
-def _unexpected(command: Command, word: str, sections: Iterable[str]) -> str:
+def _unexpected(command: Command, word: str, sections: Iterable[str], hint: str = "") -> str:
     flags = [option.flag for option in (*command.own_options, *CONFIG_FLAGS)]
     flags += [f"--{name.replace('_', '-')}" for name in sections]
-    hint = nearest(word, flags) if word.startswith("--") else ""
+    hint = hint or (nearest(word, flags) if word.startswith("--") else "")
     return (
         f"{command.name}: {word!r} is not a flag, field or argument here.{hint} "
         f"See `malt {command.name} --help`."

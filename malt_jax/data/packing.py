@@ -2,7 +2,7 @@
 
 A *segment* is a prompt with its completions, the *branches*. In a row it lies as prompt, branch 1,
 branch 2, ...; positions go on from the end of the prompt in each branch, and the attention mask
-(`models.attention.packed_mask`) shows a token its own prompt and its own branch alone. A branch
+(`models.packed_attention`) shows a token its own prompt and its own branch alone. A branch
 therefore gets the numbers it would get alone, and the prompt is computed once for all of them.
 
 Predictions are wanted at completion tokens only. Each is a *target* with the place in the row of

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from malt_jax.models.attention import LayerAttention, grouped_attention, packed_mask
+from malt_jax.models.attention import LayerAttention
 from malt_jax.models.lora import Adapter, lora_delta
+from malt_jax.models.packed_attention import Packing, packed_attention
 from malt_jax.models.rope import rotate, rotation
 from malt_jax.models.sharding import constrain
 from malt_jax.models.spec import ModelSpec
@@ -175,7 +176,7 @@ class Decoder(nnx.Module):
         branches: Int[Array, "B T"] | None = None,
         adapter: Adapter | None = None,
     ) -> Float[Array, "B T V"]:
-        """Float32 logits of whole sequences, uncached; see `packed_mask` for packed rows."""
+        """Float32 logits of whole sequences, uncached; see `Packing` for packed rows."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         hidden = self.hidden_packed(tokens, positions, segments, branches, adapter)
@@ -195,8 +196,8 @@ class Decoder(nnx.Module):
         branches = jnp.zeros_like(tokens) if branches is None else branches
 
         def attend(q, k, v, state, layer):
-            mask = packed_mask(positions, segments, branches, layer.window)
-            return grouped_attention(q, k, v, mask, layer.softcap), state
+            packing = Packing(positions, segments, branches, layer.window)
+            return packed_attention(q, k, v, packing, layer.softcap), state
 
         return self.hidden(tokens, positions, attend, None, adapter, remat)[0]
 

@@ -53,6 +53,12 @@ class Stats:
     def host_wait_fraction(self) -> float:
         return self.host_wait_seconds / self.seconds if self.seconds else 0.0
 
+    def since(self, earlier: Stats) -> Stats:
+        """What was added after `earlier`, a copy; `cache_bytes`, the most so far, stays."""
+        sums = [field.name for field in fields(self) if field.name != "cache_bytes"]
+        added = {name: getattr(self, name) - getattr(earlier, name) for name in sums}
+        return Stats(**added, cache_bytes=self.cache_bytes)
+
     def as_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {

@@ -54,7 +54,7 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
     if set(paths.values()) <= set(manifest.sealed_units(run, STAGE)):
         manifest.verify(run, manifest.sealed_units(run, STAGE))
         return
-    costs = block_costs(run)
+    costs, figures = block_costs(run), session.watch_sampler()
     stage = Stage(
         sampler=session.sampler,
         policies=policy_table(session),
@@ -95,7 +95,7 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         session.progress.update(STAGE, min(start + len(block), len(questions)), len(questions))
         raise_if_stopped()
     total = sum(cost["seconds"] for cost in costs.values())
-    cost = session.record_cost(STAGE, {**session.sampler.stats.as_dict(), "seconds": total})
+    cost = session.record_cost(STAGE, {**figures(), "seconds": total})
     session.seal(STAGE, [*paths.values(), cost, block_costs_path(run)], done=False)
 
 

@@ -32,7 +32,7 @@ def search(session: Session, round: int) -> None:
     size = config.search.block
     adapters = adapters_of_round(session, round - 1)
     sealed = {path.name for path in manifest.sealed_units(session.run, stage)}
-    started = time.perf_counter()
+    figures, started = session.watch_sampler(), time.perf_counter()
     rewards: list[float] = []
     for start in range(0, len(questions), size):
         block = questions[start : start + size]
@@ -71,7 +71,7 @@ def search(session: Session, round: int) -> None:
             **({"leaves_right": f"{sum(rewards) / len(rewards):.1%}"} if rewards else {}),
         )
         raise_if_stopped()
-    cost = {**session.sampler.stats.as_dict(), "seconds": time.perf_counter() - started}
+    cost = {**figures(), "seconds": time.perf_counter() - started}
     session.seal(stage, [session.record_cost(stage, cost)])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,11 +136,15 @@ class Session:
         from malt_jax.sampling.engine import Sampler
 
         # Told to stop, a block in progress is given up: what is finished is saved already.
-        sampler = Sampler(
-            self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped
-        )
-        self.progress.watch(sampler.stats.as_dict)
-        return sampler
+        return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)
+
+    def watch_sampler(self) -> Callable[[], dict[str, Any]]:
+        """Shows the sampler's figures from now on; what is returned tells them, since this call."""
+        stats = self.sampler.stats
+        before = replace(stats)
+        figures = lambda: stats.since(before).as_dict()  # noqa: E731
+        self.progress.watch(figures)
+        return figures
 
     @cached_property
     def context(self) -> int:

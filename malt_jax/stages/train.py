@@ -61,6 +61,13 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
         start = session.fresh_weights(name)
     folder = weights_folder(session, round, name, phase)
     series = session.metrics.series("train", round, name, phase)
+    session.progress.watch(dict)  # the sampler is at rest
+
+    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+        series.log(step, record)
+        shown = {name: record[name] for name in ("loss", "tokens_per_s")}
+        session.progress.update(stage, step, steps, **shown)
+
     with session.timed(f"{stage}, {len(rows)} rows, from {begun_from}"):
         if phase == "sft":
             outcome = train_sft(
@@ -71,7 +78,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
                 folder=folder,
                 seed=config.seed,
                 dropout=config.train.lora.dropout,
-                on_step=series.log,
+                on_step=on_step,
                 mesh=session.mesh,
             )
         else:
@@ -84,7 +91,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
                 folder=folder,
                 seed=config.seed,
                 template="\n".join(role.template for role in session.pipeline.roles),
-                on_step=series.log,
+                on_step=on_step,
                 mesh=session.mesh,
             )
     session.progress.note(f"{stage}: {_sentence(outcome)}")

@@ -38,7 +38,8 @@ from malt_jax.training.step import (
 FINAL = "final"
 """The checkpoint a finished training leaves: the best weights."""
 
-OnStep = Callable[[int, dict[str, float]], None]
+OnStep = Callable[[int, int, dict[str, float]], None]
+"""Called after each step: (step, all steps, the step's record)."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         record["tokens_per_s"] = record["useful_tokens"] / (time.perf_counter() - began)
         progress.log.append(record)
         if on_step is not None:
-            on_step(progress.step, record)
+            on_step(progress.step, total, record)
         if stop_requested():
             _save(job, state, progress)
             raise_if_stopped()
