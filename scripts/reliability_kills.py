@@ -9,7 +9,8 @@ each time ended by `--signal` at a random moment after it has opened the run, un
 ended `--kills` times and has finished. TERM and INT are sent twice: the second must change nothing.
 Expected: every resumed run ends with the same trees, data, reference log-probabilities, draws and
 exports, byte for byte, and (for TERM and INT) every interruption exits as documented. Prints one
-line an interruption and a table; exits 1 if anything differs.
+line an interruption and a table; exits 1 if anything differs. `--during label export report` waits
+for these short stages, which a random moment seldom hits.
 """
 
 import argparse
@@ -66,11 +67,18 @@ def wait_until_open(child: subprocess.Popen, run: Path) -> None:
         time.sleep(0.01)
 
 
+def wait_for_stage(child: subprocess.Popen, run: Path, order: list[str], names: list[str]) -> None:
+    """Returns when a stage of one of these names is at work, or the process has ended."""
+    while child.poll() is None and stage_owed(run, order).partition("/")[0] not in names:
+        time.sleep(0.002)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signal", choices=list(DOCUMENTED), default="KILL")
     parser.add_argument("--longest", type=float, help="seconds from opening to kill, at most")
+    parser.add_argument("--during", nargs="+", default=[], help="stages to interrupt; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -105,6 +113,8 @@ def main() -> int:
         try:
             if not enough:
                 wait_until_open(child, run)
+                if options.during:
+                    wait_for_stage(child, run, order, options.during)
             child.wait(None if enough else generator.uniform(0, longest))
         except subprocess.TimeoutExpired:
             owed = stage_owed(run, order)
