@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
+from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.number import NumberGrader, Torn, canonical, value_of
 from malt_jax.tasks.loading import Benchmark, Hub
 from malt_jax.tasks.prompts import role_templates
 
-ANSWER_FORMAT = 'End with a last line of the form "#### 42" that holds only the final number.'
 TRAIN = Hub("openai/gsm8k", ("main",), "train")
 
 
@@ -33,6 +33,7 @@ def parse(row: Row, split: str) -> Question:
 
 
 def task() -> Task:
+    answer_format = ANSWER_FORMATS["number"]
     return Task(
         name="gsm8k",
         description="grade-school word problems, numeric answers",
@@ -41,6 +42,6 @@ def task() -> Task:
             parse={"train": parse, "eval": parse},
         ),
         grader=NumberGrader(),
-        templates=role_templates(ANSWER_FORMAT),
-        answer_format=ANSWER_FORMAT,
+        templates=role_templates(answer_format),
+        answer_format=answer_format,
     )

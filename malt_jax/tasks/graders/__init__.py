@@ -17,7 +17,8 @@ _GRADERS = {
 }
 
 ANSWER_FORMATS = {
-    "number": 'End with a last line of the form "#### 42" that holds only the final number.',
+    # No number as an example: small models give it as their answer.
+    "number": 'End with a last line that holds only "####" and the final number.',
     "choice": 'End with a last line of the form "The answer is (A)", naming one choice.',
     "exact": 'End with a last line of the form "Answer: ..." that holds only the answer.',
     "set": 'End with a last line of the form "Answer: ..." that lists the answers with commas.',

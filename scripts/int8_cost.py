@@ -1,0 +1,105 @@
+"""What int8 weights and an int8 cache cost in accuracy, on a model of yours.
+
+    python scripts/int8_cost.py DIR --questions 32 --new-tokens 96
+
+Draws one solution a question with each setting, the same keys, and scores what was drawn with the
+unrounded model in one uncached pass. Prints a Markdown table: how far the sampler's
+log-probabilities are from the unrounded model's, in nats a token; how likely the unrounded model
+finds what was drawn; and how many solutions are, token for token, those drawn without rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import malt_jax as malt
+from malt_jax.bench.questions import word_problems
+from malt_jax.sampling.config import SamplerConfig
+from malt_jax.sampling.engine import Completion, Request, Sampler, Settings
+from malt_jax.tasks import get_task
+from malt_jax.tree.keys import node_key
+from malt_jax.tree.prompts import render
+
+SETTINGS = {
+    "exact": {},
+    "cache int8": {"cache": "int8"},
+    "weights int8": {"weights": "int8"},
+    "both": {"cache": "int8", "weights": "int8"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help="a local Hugging Face directory")
+    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    options = parser.parse_args()
+    model = malt.load_model(options.model)
+    requests = prompts(model, options.questions)
+    how = Settings(
+        temperature=options.temperature,
+        max_new_tokens=options.new_tokens,
+        end_ids=tuple(model.tokenizer.end_ids),
+    )
+    print("| sampler | mean distance | largest | log-likelihood a token | same as exact |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    exact: list[tuple[int, ...]] = []
+    for name, fields in SETTINGS.items():
+        drawn = [d[0] for d in Sampler(model, SamplerConfig(**fields)).sample(requests, how)]
+        exact = exact or [completion.tokens for completion in drawn]
+        said = np.concatenate([completion.logprobs for completion in drawn])
+        true = np.concatenate([rescored(model, r, c) for r, c in zip(requests, drawn, strict=True)])
+        gap = np.abs(said - true)
+        same = sum(c.tokens == tokens for c, tokens in zip(drawn, exact, strict=True))
+        print(
+            f"| {name} | {gap.mean():.2g} | {gap.max():.2g} | {true.mean():.4f} "
+            f"| {same} of {len(drawn)} |",
+            flush=True,
+        )
+
+
+def prompts(model: Any, count: int) -> list[Request]:
+    """GSM8K's generator prompts over built-in word problems, one key each."""
+    template = get_task("gsm8k").templates["generator"]
+    requests = []
+    for question in word_problems(count):
+        prompt = render(
+            template,
+            question.text,
+            {},
+            model.tokenizer,
+            room=model.spec.context,
+            overflow="refuse",
+            where=question.id,
+        )
+        requests.append(Request(prompt.ids, node_key(0, "int8", question.id)[None]))
+    return requests
+
+
+def rescored(model: Any, request: Request, completion: Completion) -> np.ndarray:
+    """The unrounded model's log-probability of each drawn token."""
+    tokens = (*request.prompt, *completion.tokens)
+    padded = -(-len(tokens) // 64) * 64
+    row = np.zeros((1, padded), np.int32)
+    row[0, : len(tokens)] = tokens
+    scores = _logprobs(model.graph, model.params, row)
+    return np.asarray(scores)[len(request.prompt) - 1 : len(tokens) - 1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _logprobs(graph: nnx.GraphDef, params: nnx.State, tokens: jax.Array) -> jax.Array:
+    """[T] log p(token t + 1 | tokens up to t); the last one means nothing."""
+    logprobs = jax.nn.log_softmax(nnx.merge(graph, params)(tokens)[0])
+    return jnp.take_along_axis(logprobs, jnp.roll(tokens[0], -1)[:, None], axis=1)[:, 0]
+
+
+if __name__ == "__main__":
+    main()
