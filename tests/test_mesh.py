@@ -1,13 +1,14 @@
 """Layouts: every device is used once, the weights fit, and a wrong one is refused by field."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
-from malt_jax.models.mesh import choose_layout, rules
+from malt_jax.models.mesh import Layout, choose_layout, make_mesh, rules
 from malt_jax.models.mesh_config import MeshConfig
 from malt_jax.models.spec import ModelSpec, Rope
 
@@ -62,3 +63,27 @@ def test_rules_are_laid_over_the_built_in_ones():
     )
     with pytest.raises(UserError, match=r"mesh\.rules\.mlp: 'sideways'"):
         rules(MeshConfig(rules={"mlp": "sideways"}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the layout of a torus asks of a device."""
+
+    id: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v6 lite"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 8), (1, 4, 2, 8), (1, 2, 4, 8), (1, 64, 1, 1)])
+def test_a_mesh_whose_axes_are_parts_of_the_torus_axes(shape):
+    chips = [Chip(x + 8 * y, (x, y, 0)) for y in range(8) for x in range(8)]
+    grid = make_mesh(Layout(*shape, why=""), chips).devices
+    assert grid.shape == shape
+    assert {chip.id for chip in grid.flat} == set(range(64))
+    if shape[-1] == 8:  # chips that exchange most, those of the last axis, are a ring of neighbours
+        for line in grid.reshape(-1, 8):
+            coords = [chip.coords for chip in line]
+            assert all(abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a, b in pairwise(coords))

@@ -108,17 +108,28 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh: {' x '.join(map(str, layout.shape))} (slices, data, fsdp, tensor) is not the "
             f"{len(devices)} devices there are."
         )
-    types = (AxisType.Auto,) * len(AXES)
-    if layout.slices > 1 and hasattr(devices[0], "slice_index"):
-        from jax.experimental import mesh_utils
-
-        inner = (1, *layout.shape[1:])
-        outer = (layout.slices, 1, 1, 1)
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-        return Mesh(grid, AXES, axis_types=types)
     if devices[0].platform == "tpu":
-        return jax.make_mesh(layout.shape, AXES, axis_types=types, devices=devices)
-    return Mesh(np.asarray(devices).reshape(layout.shape), AXES, axis_types=types)
+        try:
+            grid = _torus(layout, devices, split=False)
+        except NotImplementedError:  # the axes are no products of the torus' own: 8 of an 8 x 8
+            grid = _torus(layout, devices, split=True)
+    else:
+        grid = np.asarray(devices).reshape(layout.shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
+    """TPUs so that mesh axes lie along axes of the torus, or with `split` along parts of them."""
+    from jax.experimental import mesh_utils
+
+    if layout.slices > 1 and hasattr(devices[0], "slice_index"):
+        return mesh_utils.create_hybrid_device_mesh(
+            (1, *layout.shape[1:]),
+            (layout.slices, 1, 1, 1),
+            devices,
+            allow_split_physical_axes=split,
+        )
+    return mesh_utils.create_device_mesh(layout.shape, devices, allow_split_physical_axes=split)
 
 
 def rules(config: MeshConfig) -> Mapping[str, tuple[str, ...]]:

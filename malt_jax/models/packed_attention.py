@@ -1,10 +1,11 @@
 """Attention of packed rows, for training: no matrix of weights outlives its block.
 
 A block of queries looks at the keys up to its own end alone: what lies behind, none of its tokens
-may see, so nearly half of the scores are never made. What is kept for the backward pass is the
-output and the logarithm of every softmax's sum; from these the weights are computed again, and the
-sum in the softmax's gradient is that of output times its gradient (FlashAttention, arXiv
-2205.14135, section 3.1 and appendix B.2). Exact: the plain softmax over `packed_mask`.
+may see, so nearly half of the scores are never made. Of every softmax only the logarithm of its sum
+is kept for the backward pass, from which the weights are made again (FlashAttention, arXiv
+2205.14135, section 3.1). Exact: the plain softmax over `packed_mask`. The softmax's gradient is not
+taken from the output as it is there: a softmax that is sure would have rounding errors for its
+gradient, and Adam makes steps of them.
 """
 
 from __future__ import annotations
@@ -95,12 +96,11 @@ def _forward(softcap, q, k, v, packing):
         outs.append((mixed.reshape(*weights.shape[:-1], -1) / total).astype(q.dtype))
         sums.append((top + jnp.log(total))[..., 0])
     out = jnp.concatenate(outs, axis=3)
-    return out, (q, k, v, packing, out, jnp.concatenate(sums, axis=3))
+    return out, (q, k, v, packing, jnp.concatenate(sums, axis=3))
 
 
 def _backward(softcap, kept, d_out):
-    q, k, v, packing, out, sums = kept
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    q, k, v, packing, sums = kept
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for first, end in _blocks(q.shape[3]):
         here, seen = slice(first, end), slice(0, end)
@@ -108,7 +108,8 @@ def _backward(softcap, kept, d_out):
         scores, slope = _scores(softcap, some_q, k[:, :, seen], packing, first, end)
         weights = jnp.exp(scores - sums[:, :, :, here, None])
         d_weights = _against(some_out, v[:, :, seen])
-        d_scores = weights * (d_weights - delta[:, :, :, here, None]) * slope
+        mean = jnp.einsum("bkrts,bkrts->bkrt", weights, d_weights)[..., None]
+        d_scores = weights * (d_weights - mean) * slope
         d_scores, weights = _tall(d_scores.astype(q.dtype)), _tall(weights.astype(q.dtype))
         d_q.append((d_scores @ k[:, :, seen]).reshape(some_q.shape))
         d_k = d_k.at[:, :, seen].add(_back(d_scores, _tall(some_q)))

@@ -75,5 +75,8 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
         from jax.experimental.multihost_utils import process_allgather
 
         return np.asarray(process_allgather(x, tiled=True))
-    # An array keeps the host's copy of it for good: a model's would add up to the whole model.
-    return np.asarray(x.copy() if isinstance(x, jax.Array) else x)
+    if isinstance(x, jax.Array):
+        # An array keeps the host's copy of it for good: a model's would add up to the whole model.
+        # So another one is asked: one with the same buffer, or a copy of what several devices hold.
+        x = x.addressable_data(0) if x.is_fully_replicated else x.copy()
+    return np.asarray(x)
