@@ -1,11 +1,13 @@
 """Attention of packed rows, for training: no matrix of weights outlives its block.
 
 A block of queries looks at the keys up to its own end alone: what lies behind, none of its tokens
-may see, so nearly half of the scores are never made. Of every softmax only the logarithm of its sum
-is kept for the backward pass, from which the weights are made again (FlashAttention, arXiv
-2205.14135, section 3.1). Exact: the plain softmax over `packed_mask`. The softmax's gradient is not
-taken from the output as it is there: a softmax that is sure would have rounding errors for its
-gradient, and Adam makes steps of them.
+may see, so nearly half of the scores are never made. Of every softmax only maximum and sum are kept
+for the backward pass, from which the weights are made again (FlashAttention, arXiv 2205.14135,
+section 3.1). Exact: the plain softmax over `packed_mask`.
+
+Two things are not as there, for a softmax that is sure has almost no gradient, and Adam makes whole
+steps of what rounding leaves in its place: the weights do not come from the logarithm of the sum,
+nor the softmax's gradient from the output.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def _attention(
 
 
 def _forward(softcap, q, k, v, packing):
-    outs, sums = [], []
+    outs, tops, totals = [], [], []
     for first, end in _blocks(q.shape[3]):
         scores, _ = _scores(softcap, q[:, :, :, first:end], k[:, :, :end], packing, first, end)
         top = jnp.max(scores, axis=-1, keepdims=True)
@@ -94,19 +96,20 @@ def _forward(softcap, q, k, v, packing):
             preferred_element_type=jnp.float32,
         )
         outs.append((mixed.reshape(*weights.shape[:-1], -1) / total).astype(q.dtype))
-        sums.append((top + jnp.log(total))[..., 0])
-    out = jnp.concatenate(outs, axis=3)
-    return out, (q, k, v, packing, jnp.concatenate(sums, axis=3))
+        tops.append(top)
+        totals.append(total)
+    out, top, total = (jnp.concatenate(parts, axis=3) for parts in (outs, tops, totals))
+    return out, (q, k, v, packing, top, total)
 
 
 def _backward(softcap, kept, d_out):
-    q, k, v, packing, sums = kept
+    q, k, v, packing, top, total = kept
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for first, end in _blocks(q.shape[3]):
         here, seen = slice(first, end), slice(0, end)
         some_q, some_out = q[:, :, :, here], d_out[:, :, :, here]
         scores, slope = _scores(softcap, some_q, k[:, :, seen], packing, first, end)
-        weights = jnp.exp(scores - sums[:, :, :, here, None])
+        weights = jnp.exp(scores - top[:, :, :, here]) / total[:, :, :, here]
         d_weights = _against(some_out, v[:, :, seen])
         mean = jnp.einsum("bkrts,bkrts->bkrt", weights, d_weights)[..., None]
         d_scores = weights * (d_weights - mean) * slope
