@@ -121,7 +121,7 @@ def overview() -> str:
         "1 our fault, 130 or 143 stopped with the state saved.",
         "",
         "Examples",
-        "  malt run --config configs/quickstart.yaml",
+        "  malt run --config quickstart",
         '  malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ A config is a YAML file laid over these defaults, with dotted flags laid over bo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from malt_jax import settings
@@ -14,6 +15,9 @@ from malt_jax.models.mesh_config import MeshConfig
 from malt_jax.sampling.config import SamplerConfig
 from malt_jax.settings import check
 from malt_jax.training.config import TrainConfig
+
+QUICKSTART = Path(__file__).parent / "assets" / "quickstart.yaml"
+"""The config of the package's own model and task, `--config quickstart`."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,12 @@ CANNOT_CHANGE_RESULTS = frozenset(
 
 
 def load(path: str | None, flags: list[str] | tuple[str, ...] = ()) -> Config:
-    """The config of a YAML file (None: the defaults) with dotted flags over it."""
+    """The config of a YAML file (None: the defaults) with dotted flags over it.
+
+    `quickstart` is the file in the package, where the current folder has none of that name.
+    """
+    if path == "quickstart" and not Path(path).exists():
+        path = str(QUICKSTART)
     data = settings.read_yaml(path) if path else {}
     return from_dict(data, flags)
 

@@ -75,8 +75,8 @@ def read_yaml(path: str) -> dict[str, Any]:
             data = yaml.load(file, Loader=_Loader)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, for example one "
-            "of those in configs/."
+            f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, or --config "
+            "quickstart for the one in the package."
         ) from None
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
         raise UserError(f"{path}: not a text file in UTF-8 ({_first_line(error)}).") from None

@@ -198,10 +198,22 @@ def _refuse_unknown_fields(command: Command, rest: Sequence[str]) -> None:
         before, previous = previous, word
 
 
+def _by_last_part(word: str) -> str:
+    """The fields that end in a flag's name: `--num-train` is short for `--task.num-train`."""
+    from malt_jax.commands.fields import config_fields
+
+    name = word[2:].replace("-", "_")
+    paths = [f.path for f in config_fields() if f.path.endswith(f".{name}") and ".N." not in f.path]
+    if not 0 < len(paths) <= 3:
+        return ""
+    return f" Did you mean {' or '.join(f'--{path}'.replace('_', '-') for path in paths)}?"
+
+
 def _unexpected(command: Command, word: str, sections: Iterable[str], hint: str = "") -> str:
     flags = [option.flag for option in (*command.own_options, *CONFIG_FLAGS)]
     flags += [f"--{name.replace('_', '-')}" for name in sections]
-    hint = hint or (nearest(word, flags) if word.startswith("--") else "")
+    if word.startswith("--") and not hint:
+        hint = _by_last_part(word) or nearest(word, flags)
     return (
         f"{command.name}: {word!r} is not a flag, field or argument here.{hint} "
         f"See `malt {command.name} --help`."

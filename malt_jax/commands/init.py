@@ -45,8 +45,17 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
 
     The run directory is named after the file it is written to, or else after task and model.
     """
+    from malt_jax.config import QUICKSTART
     from malt_jax.tasks import get_task
 
+    if model == "quickstart":
+        if task != "arithmetic":
+            raise UserError(
+                f"init: the embedded model reads only short sums, no prompts of {task!r}; name "
+                "another model, or see `malt init arithmetic quickstart`, which also takes sums of "
+                "your own in task.train_path and task.eval_path."
+            )
+        return QUICKSTART.read_text(encoding="utf-8")
     found = get_task(task, grader="number", allow_code=True)
     name = output.stem if output else f"{task}-{Path(model).name}"
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "malt"
@@ -124,7 +133,7 @@ COMMAND = Command(
     run=run,
     arguments=(
         Argument("task", "A name of `malt tasks`, or module:attribute."),
-        Argument("model", "A local Hugging Face directory or a hub name."),
+        Argument("model", "A local Hugging Face directory, a hub name, or `quickstart`."),
     ),
     options=(Option("--output", "The file to write; it must not exist.", "FILE"),),
     examples=("malt init gsm8k Qwen/Qwen2.5-1.5B-Instruct --output configs/mine.yaml",),

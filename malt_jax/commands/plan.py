@@ -59,7 +59,7 @@ COMMAND = Command(
         "train.full",
     ),
     examples=(
-        "malt plan --config configs/quickstart.yaml",
+        "malt plan --config quickstart",
         "malt plan --config configs/llama31_8b_gsm8k.yaml --topology v5p:4x4x4 --json",
     ),
 )

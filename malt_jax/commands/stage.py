@@ -164,7 +164,7 @@ def _command(name: str, work: Callable, summary: str, about: str, *fields: str) 
         run=partial(run, work=work),
         options=(DRY_RUN, REDO),
         fields=fields,
-        examples=(f"malt {name} --config configs/quickstart.yaml --output-dir runs/quickstart",),
+        examples=(f"malt {name} --config quickstart --output-dir runs/quickstart",),
     )
 
 

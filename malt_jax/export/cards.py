@@ -31,8 +31,8 @@ class CardFacts:
     """Of the base, as its own card or config states it; None when it states none."""
     task: str
     seed: int
-    policy: str
-    """Identity of the weights, as `000/refiner/dpo`."""
+    policies: Mapping[str, str]
+    """Identity of every role's weights, as `000/refiner/dpo`; `base`: it had nothing to learn."""
     sampling: Mapping[str, Any]
     rank: int | None
     results: Mapping[str, Any] | None
@@ -40,11 +40,13 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """README.md of one exported role."""
+    policy = facts.policies[facts.role]
+    trained = policy != "base"
     head = {
         "base_model": facts.base,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["malt", "malt-jax", "lora", "dpo"],
+        "tags": ["malt", "malt-jax", *(["lora"] if trained and facts.rank else [])],
     }
     if facts.license:
         head["license"] = facts.license
@@ -55,8 +57,10 @@ def model_card(facts: CardFacts) -> str:
         yaml.safe_dump(head, sort_keys=False).strip(),
         "---",
         f"# {escape.markdown(facts.role)}: one role of a {METHOD} pipeline",
-        f"The {facts.role} of the chain {chain}, trained with malt-jax on `{facts.task}` "
-        f"(seed {facts.seed}, weights `{facts.policy}`) over `{facts.base}`{revision}. "
+        f"The {facts.role} of the chain {chain}, "
+        + ("trained" if trained else "NOT trained, for the search gave it nothing to learn from,")
+        + f" with malt-jax on `{facts.task}` "
+        f"(seed {facts.seed}, weights `{policy}`) over `{facts.base}`{revision}. "
         + (f"The base's licence is {facts.license}." if facts.license else
            "The base states no licence here; look it up before you share this."),
         "It was trained on outcomes alone: trees of sampled answers graded at their leaves, values "
@@ -72,12 +76,15 @@ def model_card(facts: CardFacts) -> str:
         "## The whole chain",
         "### transformers",
         _fenced(_transformers(facts), "python"),
-        "### PEFT",
-        _fenced(_peft(facts), "python"),
-        "### vLLM",
-        _fenced(_vllm(facts), "sh"),
-        "A request then names its role as the model.",
     ]  # fmt: skip
+    if adapters := [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]:
+        text += [
+            "### PEFT",
+            _fenced(_peft(facts.base, adapters), "python"),
+            "### vLLM",
+            _fenced(_vllm(facts, adapters), "sh"),
+            "A request then names its role as the model.",
+        ]
     return "\n\n".join(text).replace("---\n\n", "---\n", 1).replace("\n\n---", "\n---", 1) + "\n"
 
 
@@ -147,28 +154,63 @@ def _fenced(text: str, language: str = "") -> str:
 
 
 def _transformers(facts: CardFacts) -> str:
+    templates = "\n".join(f"    {role!r}: {facts.templates[role]!r}," for role in facts.roles)
+    drawn = ", ".join(
+        f"{name}={value}"
+        for name, value in facts.sampling.items()
+        if name in ("temperature", "max_new_tokens")
+    )
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
-roles = {list(facts.roles)!r}
-models = {{role: AutoModelForCausalLM.from_pretrained(f"export/{{role}}") for role in roles}}
-tokenizer = AutoTokenizer.from_pretrained("export/{facts.role}")"""
+prompts = {{
+{templates}
+}}
+said = {{"question": "..."}}
+for role, prompt in prompts.items():
+    model = AutoModelForCausalLM.from_pretrained(f"export/{{role}}")
+    tokenizer = AutoTokenizer.from_pretrained(f"export/{{role}}")
+    for name, text in said.items():
+        prompt = prompt.replace("{{" + name + "}}", text)
+    if tokenizer.chat_template:
+        turn = [{{"role": "user", "content": prompt}}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    out = model.generate(**ids, do_sample=True, {drawn})
+    said[role] = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+print(said)"""
 
 
-def _peft(facts: CardFacts) -> str:
-    first, *others = facts.roles
+def _peft(base: str, roles: Sequence[str]) -> str:
+    first, *others = roles
     lines = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({facts.base!r})",
+        *_base_code(base),
         f'model = PeftModel.from_pretrained(base, "export/{first}/adapter", "{first}")',
         *(f'model.load_adapter("export/{role}/adapter", "{role}")' for role in others),
-        f'model.set_adapter("{facts.role}")',
+        f'model.set_adapter("{first}")',
     ]
     return "\n".join(lines)
 
 
-def _vllm(facts: CardFacts) -> str:
-    modules = " \\\n".join(f"  {role}=export/{role}/adapter" for role in facts.roles)
-    rank = f" --max-lora-rank {facts.rank}" if facts.rank else ""
-    return f"vllm serve {facts.base} --enable-lora{rank} --lora-modules \\\n{modules}"
+def _base_code(base: str) -> list[str]:
+    """Loads the base; the embedded model is where malt-jax is installed."""
+    if base != "quickstart":
+        return [f"base = AutoModelForCausalLM.from_pretrained({base!r})"]
+    return [
+        "from malt_jax.models.hub import local_folder",
+        "",
+        "base = AutoModelForCausalLM.from_pretrained(local_folder('quickstart')[0])",
+    ]
+
+
+def _vllm(facts: CardFacts, roles: Sequence[str]) -> str:
+    modules = " \\\n".join(f"  {role}=export/{role}/adapter" for role in roles)
+    base = facts.base
+    if base == "quickstart":
+        place = "from malt_jax.models.hub import local_folder as f; print(f('quickstart')[0])"
+        base = f'$(python -c "{place}")'
+    return (
+        f"vllm serve {base} --enable-lora --max-lora-rank {facts.rank} --lora-modules \\\n{modules}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from flax import nnx
 
@@ -28,11 +29,15 @@ def export(session: Session) -> None:
         return
     run, config = session.run, session.config
     sealed = manifest.sealed_units(run, STAGE)
+    identities = {
+        role.name: last_phase(session, config.rounds - 1, trainee(session, role.name))
+        for role in session.pipeline.roles
+    }
     for role in session.pipeline.roles:
         folder = run.export(role.name)
         if folder in sealed:
             continue
-        identity = last_phase(session, config.rounds - 1, trainee(session, role.name))
+        identity = identities[role.name]
         weights = load(session, identity)
         if writes() and folder.exists():
             kept = manifest.set_aside(run, folder)
@@ -46,7 +51,7 @@ def export(session: Session) -> None:
                 lora=config.train.lora,
                 params=weights if isinstance(weights, nnx.State) else None,
                 merged=config.export.merged,
-                card=model_card(_facts(session, role.name, identity)),
+                card=model_card(_facts(session, role.name, identities)),
             )
         session.seal(STAGE, [folder], done=False)
         raise_if_stopped()
@@ -55,7 +60,7 @@ def export(session: Session) -> None:
         first(lambda: _push(session, name))
 
 
-def _facts(session: Session, role: str, identity: str) -> CardFacts:
+def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFacts:
     config, results = session.config, session.run.results
     sampling = next(r.config for r in session.pipeline.roles if r.name == role)
     return CardFacts(
@@ -67,7 +72,7 @@ def _facts(session: Session, role: str, identity: str) -> CardFacts:
         license=base_license(session.model.folder),
         task=config.task.name,
         seed=config.seed,
-        policy=identity,
+        policies=identities,
         sampling={
             name: getattr(sampling, name)
             for name in ("temperature", "top_p", "top_k", "max_new_tokens")

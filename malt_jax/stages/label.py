@@ -67,6 +67,12 @@ def lines(counts: dict[str, Any]) -> list[str]:
         text.append(f"{role}: {c['sft']} SFT examples, {c['dpo']} pairs of {c['pairs_possible']}")
         if not c["sft"] and not c["dpo"]:
             text.append(f"{role}: nothing to learn from, it stays as it is")
+    if not any(c["sft"] or c["dpo"] for c in counts["roles"].values()):
+        text.append(
+            "NOTHING TO TRAIN ON: no answer of the search separates a good turn from a bad one, so "
+            "the run will end with the model it began with. Look at the trees in the report: are "
+            "the questions within the model's reach, and does the grader read its answers?"
+        )
     return text
 
 

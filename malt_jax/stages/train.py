@@ -68,6 +68,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
         shown = {name: record[name] for name in ("loss", "tokens_per_s")}
         session.progress.update(stage, step, steps, **shown)
 
+    session.progress.note(f"{stage}: {len(rows)} rows, from {begun_from}; its first step compiles")
     with session.timed(f"{stage}, {len(rows)} rows, from {begun_from}"):
         if phase == "sft":
             outcome = train_sft(

@@ -42,17 +42,17 @@ def task_names() -> list[str]:
     return [*_BUILDERS, "custom"]
 
 
-def get_task(name: str, *, grader: str = "number", allow_code: bool = False) -> Task:
+def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) -> Task:
     """The task called `name`.
 
-    `custom` reads the user's own question file, graded by `grader` (`number`, `choice`, `exact`,
-    `set` or `latex`); `module:attribute` imports a `Task`, or a function that returns one, from
-    the user's own Python; `allow_code` lets code tasks run what the model writes.
+    `custom` reads the user's own question file, graded by `grader` (`number`, the default,
+    `choice`, `exact`, `set` or `latex`); `module:attribute` imports a `Task`, or a function that
+    returns one, from the user's own Python; `allow_code` lets code tasks run what the model writes.
     """
     if name == "custom":
         from malt_jax.tasks.custom import from_file
 
-        return from_file(grader=grader)
+        return from_file(grader=grader or "number")
     if ":" in name:
         from malt_jax.tasks.custom import import_task
 

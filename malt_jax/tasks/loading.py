@@ -77,8 +77,9 @@ def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -
         return list(questions)
     if not 0 < limit <= len(questions):
         raise UserError(
-            f"{limit} questions asked for (num_train or num_eval), the data holds "
-            f"{len(questions)}; ask for 1 to {len(questions)}, or give no number to have all"
+            f"{limit} questions asked for by the config's or a flag's task.num_train or "
+            f"task.num_eval, the data holds {len(questions)}; ask for 1 to {len(questions)}, or "
+            "set it to null to have all"
         )
     order = list(range(len(questions)))
     if seed is not None:
