@@ -15,8 +15,7 @@ last digits of log-probabilities, training data, losses, predictions, exported w
 SIGKILL to one process in the middle of the search and of training, `term` SIGTERM; all must end
 within 150 seconds, and the same command must then end with the bytes of a run that nobody
 disturbed. With `--then` it goes on in another shape, and is compared as by `same`. Prints a table;
-exits 1 if anything differs. docs/scaling.md says what was seen; `meshes` and `kill` were not yet
-run to their end.
+exits 1 if anything differs. docs/scaling.md says what was seen.
 """
 
 import argparse

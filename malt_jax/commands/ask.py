@@ -51,9 +51,14 @@ def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> Non
 
 def vote(answer: Answer) -> str:
     """The draws' predictions and what they come to."""
+    from malt_jax.evaluation.statistics import majority_vote
+
     each = ", ".join("no answer" if v is None else one_line(v) for v in answer.votes)
     final = "no answer" if answer.prediction is None else one_line(answer.prediction)
-    return f"answer: {final}" if len(answer.votes) == 1 else f"votes: {each}\nanswer: {final}"
+    if len(answer.votes) == 1:
+        return f"answer: {final}"
+    tie = " (a tie; the first drawn counts)" if majority_vote(answer.votes).tie else ""
+    return f"votes: {each}\nanswer: {final}{tie}"
 
 
 def _lines() -> Iterator[str]:

@@ -125,14 +125,8 @@ def check_prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> No
     from malt_jax.stages.variants import planned
     from malt_jax.tree.prompts import fill, render
 
+    check_lengths(session.config, spec)
     pipeline = session.pipeline
-    for index, role in enumerate(pipeline.roles):
-        if role.config.max_new_tokens >= spec.context:
-            raise UserError(
-                f"pipeline.roles.{index}.max_new_tokens: found {role.config.max_new_tokens}, but "
-                f"prompt and completion share the model's context of {spec.context} tokens; "
-                "lower it."
-            )
     spoken = {role.name: role for role in pipeline.roles}
     for system in planned(session)[0]:
         spoken |= {turn.role.name: turn.role for turn in system.turns}
@@ -154,6 +148,17 @@ def check_prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> No
         )
 
 
+def check_lengths(config: Config, spec: ModelSpec) -> None:
+    """Refuses a turn that leaves its prompt no room at all."""
+    for index, role in enumerate(config.pipeline.roles):
+        if role.max_new_tokens >= spec.context:
+            raise UserError(
+                f"pipeline.roles.{index}.max_new_tokens: found {role.max_new_tokens}, but "
+                f"prompt and completion share the model's context of {spec.context} tokens; "
+                "lower it."
+            )
+
+
 def devices() -> list[str]:
     """What JAX computes on, one line a device."""
     import jax
@@ -162,13 +167,18 @@ def devices() -> list[str]:
 
 
 def print_table(table: Any) -> None:
-    """A `rich` table, or a line of text, on standard output; wide where that is no terminal."""
+    """A `rich` table, or a line of text, on standard output.
+
+    Where that is no terminal it is as wide as COLUMNS says, or wide.
+    """
+    import os
     import sys
 
     from rich.console import Console
 
     from malt_jax.escape import one_line
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    piped = int(columns) if (columns := os.environ.get("COLUMNS", "")).isdecimal() else 160
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else piped)
     text = one_line(table) if isinstance(table, str) else table
     console.print(text, markup=False, highlight=False)

@@ -10,7 +10,7 @@ def run(invocation: Invocation) -> None:
     import os
     import sys
 
-    from malt_jax.commands.launch import print_table, read_config
+    from malt_jax.commands.launch import check_lengths, print_table, read_config
 
     options = invocation.options
     if options.topology:
@@ -23,6 +23,7 @@ def run(invocation: Invocation) -> None:
 
     config = read_config(invocation)
     spec, source = find_spec(config.model.path, config.model.revision)
+    check_lengths(config, spec)
     target = find_target(options.topology)
 
     def note(name: str) -> None:
