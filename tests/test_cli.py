@@ -97,6 +97,28 @@ def test_a_misspelt_command_flag_or_field_is_named_with_the_nearest(capsys):
     assert "Did you mean 'num_train'?" in fails(capsys, "run", "--task.num-tran", "3")
     assert "Did you mean '--sharing'?" in fails(capsys, "run", "--sharin", "shared")
     assert "Did you mean 'train.dpo'?" in fails(capsys, "fields", "train.dop")
+    assert "Did you mean --task.num-train?" in fails(capsys, "run", "--num-train", "3")
+    assert "`--eval.systems ma,malt`" in fails(capsys, "run", "--eval.systems", "ma", "malt")
+
+
+def test_the_quickstart_is_had_without_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped = config.load("quickstart")
+    assert shipped == config.load(str(ROOT / "configs" / "quickstart.yaml"))
+    assert cli.main(["init", "arithmetic", "quickstart", "--output", "mine.yaml"]) == 0
+    assert capsys.readouterr().out == "mine.yaml\n"
+    assert config.load("mine.yaml") == shipped
+    assert "reads only short sums" in fails(capsys, "init", "gsm8k", "quickstart")
+    assert "model's context of 256" in fails(capsys, "plan", "--task.name", "arithmetic")
+
+
+def test_a_file_of_ones_own_needs_no_grader_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("q.csv").write_text("question,answer\nHow many are 3 and 4?,7\n")
+    Path("e.csv").write_text("question,answer\nHow many are 5 and 4?,9\n")
+    words = ["run", "--task.name", "custom", "--task.train-path", "q.csv", "--dry-run"]
+    said = fails(capsys, *words, "--task.eval-path", "e.csv")
+    assert "max_new_tokens" in said  # as far as the embedded model's context, and no traceback
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def run(invocation: Invocation) -> None:
 
     config = read_config(invocation)
     spec, source = find_spec(config.model.path, config.model.revision)
-    check_lengths(config, spec)
     target = find_target(options.topology)
+    check_lengths(config, spec)
 
     def note(name: str) -> None:
         if not config.quiet:
