@@ -113,6 +113,20 @@ def _question(driver, name: str) -> None:
     _wait(driver, lambda: _shown(driver) == name)
 
 
+def _click_node(driver, name: str) -> None:
+    """Clicks a node, found anew if the page draws its tree again in between."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    def clicked() -> bool:
+        try:
+            driver.find_element("css selector", f'[data-id="{name}"]').click()
+        except StaleElementReferenceException:
+            return False
+        return True
+
+    _wait(driver, clicked)
+
+
 def _wait(driver, done) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -162,7 +176,7 @@ def test_search_finds_by_words_in_any_order(page, trees):
 def test_a_clicked_node_shows_its_path_with_the_numbers_of_the_record(page, trees):
     _question(page, "Q9")
     leaf = next(node for node in trees["Q9"]["nodes"] if node["id"] == "Q9/g2/v1/r1")
-    page.find_element("css selector", '[data-id="Q9/g2/v1/r1"]').click()
+    _click_node(page, "Q9/g2/v1/r1")
     assert _texts(page, ".turn header .id") == ["g2", "v1", "r1"]
     nodes = {node["id"]: node for node in trees["Q9"]["nodes"]}
     said = _texts(page, ".turn > .said")
@@ -202,7 +216,7 @@ def test_the_keyboard_reaches_questions_and_nodes(page):
     page.execute_script("document.getElementById('explorer').scrollIntoView()")
     _press(page, "j", "j", "k")
     _wait(page, lambda: _shown(page) == "Q1")
-    page.find_element("css selector", '[data-id="Q1/g0"]').click()
+    _click_node(page, "Q1/g0")
     for key, node in (
         ("\ue014", "Q1/g1"),  # right
         ("\ue015", "Q1/g1/v0"),  # down
@@ -275,7 +289,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(page, run):
     _open(page, run / "report.html")
     width = page.execute_script("return document.documentElement.scrollWidth")
     assert width <= 390
-    page.find_element("css selector", '[data-id="Q0/g2/v2/r2"]').click()
+    _click_node(page, "Q0/g2/v2/r2")
     assert _chosen(page) == "Q0/g2/v2/r2"
 
 
