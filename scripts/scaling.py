@@ -2,10 +2,10 @@
 
     python scripts/scaling.py
 
-Prints one Markdown table a sweep: questions, branching, new tokens, model size. Not yet run to its
-end, so no figure of it is kept. Seconds are those of prefill, decoding and the host beside them,
-without compiling: the best of three repetitions. Memory is what caches and logits take by the
-sampler's plan, and how much larger the process became at its largest, the trees included.
+Prints one Markdown table a sweep: questions, branching, new tokens, model size. Seconds
+are those of prefill, decoding and the host beside them, without compiling: the best of two
+repetitions. Memory is what caches and logits take by the sampler's plan, and how much larger the
+process became at its largest, the trees included.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from malt_jax.sampling.memory import peak_bytes
 from malt_jax.tasks import get_task
 from malt_jax.tree.search import search
 
-REPEATS = 3
+REPEATS = 2
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     model = load_model("quickstart")
     table(
         "questions",
-        ((n, 39 * n, lambda n=n: tree(model, settings, n, 3)) for n in (75, 150, 300, 600)),
+        ((n, 39 * n, lambda n=n: tree(model, settings, n, 3)) for n in (8, 16, 32, 64, 150, 300)),
     )
     table(
         "branches",
