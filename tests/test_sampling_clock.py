@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 from malt_jax.sampling.clock import BESIDE, DEVICE, HOST, Clock
 from malt_jax.sampling.stats import Stats
@@ -57,3 +58,11 @@ def test_a_stream_that_has_ended_is_forgotten():
         clock.enter(stream, phase)
     del stream
     assert gone() is None
+
+
+def test_a_stage_counts_what_was_added_since_it_began():
+    stats = Stats(tokens_generated=100, row_steps=120, row_steps_useful=100, cache_bytes=7)
+    before = replace(stats)
+    stats.add(tokens_generated=30, row_steps=40, row_steps_useful=30)
+    mine = stats.since(before)
+    assert (mine.tokens_generated, mine.padding_waste, mine.cache_bytes) == (30, 0.25, 7)
