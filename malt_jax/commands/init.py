@@ -43,12 +43,14 @@ def run(invocation: Invocation) -> None:
 def starter(task: str, model: str, output: Path | None = None) -> str:
     """The text of a config for a task and a model; it loads as it is.
 
-    The run directory is named after the file it is written to, or else after task and model.
+    The run directory is named after the file it is written to, or else after task and model. For
+    the embedded model it is the quickstart's config as it is.
     """
     from malt_jax.config import QUICKSTART
+    from malt_jax.models.hub import EMBEDDED
     from malt_jax.tasks import get_task
 
-    if model == "quickstart":
+    if model == EMBEDDED:
         if task != "arithmetic":
             raise UserError(
                 f"init: the embedded model reads only short sums, no prompts of {task!r}; name "

@@ -171,14 +171,14 @@ def print_table(table: Any) -> None:
 
     Where that is no terminal it is as wide as COLUMNS says, or wide.
     """
-    import os
     import sys
 
     from rich.console import Console
 
     from malt_jax.escape import one_line
 
-    piped = int(columns) if (columns := os.environ.get("COLUMNS", "")).isdecimal() else 160
+    columns = os.environ.get("COLUMNS", "")
+    piped = (int(columns) if columns.isdecimal() else 0) or 160
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else piped)
     text = one_line(table) if isinstance(table, str) else table
     console.print(text, markup=False, highlight=False)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from malt_jax import escape
+from malt_jax.models.hub import EMBEDDED
 
 METHOD = "[MALT](https://arxiv.org/abs/2412.01928)"
 
@@ -32,7 +33,7 @@ class CardFacts:
     task: str
     seed: int
     policies: Mapping[str, str]
-    """Identity of every role's weights, as `000/refiner/dpo`; `base`: it had nothing to learn."""
+    """Identity of every role's weights, as `000/refiner/dpo`; `base`: it was not trained."""
     sampling: Mapping[str, Any]
     rank: int | None
     results: Mapping[str, Any] | None
@@ -58,12 +59,12 @@ def model_card(facts: CardFacts) -> str:
         "---",
         f"# {escape.markdown(facts.role)}: one role of a {METHOD} pipeline",
         f"The {facts.role} of the chain {chain}, "
-        + ("trained" if trained else "NOT trained, for the search gave it nothing to learn from,")
+        + ("trained" if trained else "NOT trained but left as the base, in a run")
         + f" with malt-jax on `{facts.task}` "
         f"(seed {facts.seed}, weights `{policy}`) over `{facts.base}`{revision}. "
         + (f"The base's licence is {facts.license}." if facts.license else
            "The base states no licence here; look it up before you share this."),
-        "It was trained on outcomes alone: trees of sampled answers graded at their leaves, values "
+        "Training is on outcomes alone: trees of sampled answers graded at their leaves, values "
         "backed up the tree, SFT on positive nodes and DPO on siblings. It is made for its place "
         "in the chain and was not checked for anything else.",
         "## Results",
@@ -196,7 +197,7 @@ def _peft(base: str, roles: Sequence[str]) -> str:
 
 def _base_code(base: str) -> list[str]:
     """Loads the base; the embedded model is where malt-jax is installed."""
-    if base != "quickstart":
+    if base != EMBEDDED:
         return [f"base = AutoModelForCausalLM.from_pretrained({base!r})"]
     return [
         "from malt_jax.models.hub import local_folder",
@@ -208,7 +209,7 @@ def _base_code(base: str) -> list[str]:
 def _vllm(facts: CardFacts, roles: Sequence[str]) -> str:
     modules = " \\\n".join(f"  {role}=export/{role}/adapter" for role in roles)
     base = facts.base
-    if base == "quickstart":
+    if base == EMBEDDED:
         place = "from malt_jax.models.hub import local_folder as f; print(f('quickstart')[0])"
         base = f'$(python -c "{place}")'
     return (
