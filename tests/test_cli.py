@@ -101,13 +101,24 @@ def test_a_misspelt_command_flag_or_field_is_named_with_the_nearest(capsys):
     assert "`--eval.systems ma,malt`" in fails(capsys, "run", "--eval.systems", "ma", "malt")
 
 
+def test_fields_are_found_by_any_part_of_their_name_and_stand_under_their_section(capsys):
+    assert cli.main(["fields", "learning_rate"]) == 0
+    out = capsys.readouterr().out
+    assert "train.sft.optim\n  --train.sft.optim.learning-rate" in out
+    assert cli.main(["fields"]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line[:1].strip()]
+    assert len(headings) == len(set(headings)) > 10
+    assert "sampler|train" in fails(capsys, "bench")
+
+
 def test_the_quickstart_is_had_without_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shipped = config.load("quickstart")
     assert shipped == config.load(str(ROOT / "configs" / "quickstart.yaml"))
     assert cli.main(["init", "arithmetic", "quickstart", "--output", "mine.yaml"]) == 0
     assert capsys.readouterr().out == "mine.yaml\n"
-    assert config.load("mine.yaml") == shipped
+    own = config.load("mine.yaml", ["--output-dir", "runs/quickstart"])
+    assert (own, config.load("mine.yaml").output_dir) == (shipped, "runs/mine")
     assert "reads only short sums" in fails(capsys, "init", "gsm8k", "quickstart")
     assert "model's context of 256" in fails(capsys, "plan", "--task.name", "arithmetic")
 

@@ -104,6 +104,7 @@ def parse(command: Command, words: Sequence[str]) -> Invocation:
     for argument in command.arguments:
         parser.add_argument(
             argument.name,
+            metavar="|".join(argument.choices) or argument.name.upper(),  # as messages name it
             choices=argument.choices or None,
             nargs="+" if argument.many else None if argument.required else "?",
         )
@@ -163,9 +164,9 @@ def screen_width() -> int:
     return min(max(shutil.get_terminal_size((100, 40)).columns, 60), 100)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """` Did you mean 'x'?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -59,15 +59,19 @@ def shown(value: Any) -> str:
 
 def run(invocation: Invocation) -> None:
     prefix = (invocation.options.prefix or "").lstrip("-").replace("-", "_")
-    chosen = [f for f in config_fields() if f.path == prefix or f.path.startswith(_dotted(prefix))]
+    known = config_fields()
+    chosen = [f for f in known if f.path == prefix or f.path.startswith(_dotted(prefix))]
+    chosen = chosen or [f for f in known if prefix in f.path]
     if not chosen:
-        sections = dict.fromkeys(part for f in config_fields() for part in _prefixes(f.path))
+        words = dict.fromkeys(part for f in known for part in _prefixes(f.path) + f.path.split("."))
         raise UserError(
-            f"fields: no field begins with {prefix!r}.{nearest(prefix, sections)} "
+            f"fields: no field's name holds {prefix!r}.{nearest(prefix, words, cutoff=0.7)} "
             "`malt fields` lists all of them."
         )
+    sections: dict[str, list[str]] = {}
     for field in chosen:
-        print("\n".join(_lines(field, screen_width())))
+        sections.setdefault(_section(field), []).extend(_lines(field, screen_width()))
+    print("\n\n".join("\n".join([name, *lines]) for name, lines in sections.items()))
 
 
 COMMAND = Command(
@@ -77,8 +81,8 @@ COMMAND = Command(
     "on the command line (--search.threshold 0.5), where N is the number of a list's entry, "
     "from 0 (--pipeline.roles.0.branch 5). The command line wins.",
     run=run,
-    arguments=(Argument("prefix", "Only these: a section or a field.", required=False),),
-    examples=("malt fields train.dpo",),
+    arguments=(Argument("prefix", "Only these: a section, a field or a part of its name.", required=False),),
+    examples=("malt fields train.dpo", "malt fields learning_rate"),
 )
 
 
@@ -119,6 +123,11 @@ def _lines(field: Field, width: int) -> list[str]:
     default = shown(field.default)
     text = field.help + (f" [{default}]" if default else "")
     return row(f"  {field.flag} {field.kind}", text, width)
+
+
+def _section(field: Field) -> str:
+    """What a field stands under; the fields of a list's entries stand with the list's own."""
+    return field.path.rpartition(".")[0].replace(".N", "") or "the run as a whole"
 
 
 def _dotted(prefix: str) -> str:

@@ -44,12 +44,14 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
     """The text of a config for a task and a model; it loads as it is.
 
     The run directory is named after the file it is written to, or else after task and model. For
-    the embedded model it is the quickstart's config as it is.
+    the embedded model it is the quickstart's config.
     """
     from malt_jax.config import QUICKSTART
     from malt_jax.models.hub import EMBEDDED
     from malt_jax.tasks import get_task
 
+    name = output.stem if output else f"{task}-{Path(model).name}"
+    run_dir = "runs/" + (re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "malt")
     if model == EMBEDDED:
         if task != "arithmetic":
             raise UserError(
@@ -57,15 +59,14 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
                 "another model, or see `malt init arithmetic quickstart`, which also takes sums of "
                 "your own in task.train_path and task.eval_path."
             )
-        return QUICKSTART.read_text(encoding="utf-8")
+        text = QUICKSTART.read_text(encoding="utf-8")
+        return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
     found = get_task(task, grader="number", allow_code=True)
-    name = output.stem if output else f"{task}-{Path(model).name}"
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "malt"
     place = output or "FILE.yaml"
     values: dict[str, Any] = {
         "model.path": model,
         "task.name": task,
-        "output_dir": f"runs/{name}",
+        "output_dir": run_dir,
     }
     if task == "custom":
         values |= {"task.train_path": "train.csv", "task.eval_path": "eval.csv",

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from malt_jax.evaluation.svg import Chart, colour, log_ticks, short, ticks
 
 Results = Mapping[str, Any]
 _HUES = ("green", "purple", "gold", "orange")
+_DASHES = (None, "7 3", "2 3", "7 3 2 3", "1 5", "12 4")
+"""Of the lines of systems beyond the number of hues."""
 
 
 def value_colour(value: float) -> str:
@@ -38,36 +41,42 @@ def accuracy_against_tokens(results: Results) -> str:
     chart = Chart(
         (min(tokens) * 0.8, max(tokens) * 1.25), (max(low - 0.03, 0), min(high + 0.03, 1)),
         "accuracy against generated tokens a question", width=960, height=400, log_x=True,
-        right=190, top=34, bottom=44,
+        right=270, top=34, bottom=44,
     )  # fmt: skip
     across = ticks(*chart.y)
     chart.y_axis(across, [f"{100 * v:.0f}" for v in across], "accuracy %")
     along = log_ticks(*chart.x)
     chart.x_axis(along, [short(v) for v in along], "generated tokens a question (log scale)")
-    hues = _hues(systems)
+    looks = _looks(systems)
     ends = []
     for name, votes in systems.items():
-        hue = hues[name]
+        hue, dash = looks[name]
         points = [(max(row["tokens"], 1.0), row["accuracy"]) for row in votes]
-        chart.path(points, hue, 2.25 if name == "malt" else 1.25)
+        chart.path(points, hue, 2.25 if name == "malt" else 1.25, stroke_dasharray=dash)
         for (x, y), row in zip(points, votes, strict=True):
             at = chart.px(x)
             bottom, top = (chart.py(bound) for bound in row["interval"])
             chart.line(at, bottom, at, top, hue, 1, opacity=0.45)
             told = f"{row['label']}: {100 * y:.1f}%, {row['calls']} calls, {x:.0f} tokens"
             chart.dot(x, y, hue, told, 5 if name == "malt" else 3.5)
-        ends.append((chart.py(points[-1][1]), chart.px(points[-1][0]), name, hue))
+        label = shorten(re.sub(r", vote of \d+$", "", votes[0]["label"]), 42, placeholder=" …")
+        ends.append((chart.py(points[-1][1]), chart.px(points[-1][0]), label, hue))
     ends.sort()
-    for (at, x, name, hue), y in zip(ends, _apart([end[0] for end in ends]), strict=True):
+    for (at, x, label, hue), y in zip(ends, _apart([end[0] for end in ends]), strict=True):
         chart.line(x + 6, at, chart.width - chart.right + 6, y, hue, 0.5, opacity=0.5)
-        chart.label(chart.width - chart.right + 10, y + 4, name, hue)
+        chart.label(chart.width - chart.right + 10, y + 4, label, hue)
     return chart.svg()
 
 
-def _hues(systems: Iterable[str]) -> dict[str, str]:
+def _looks(systems: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    """Each system's colour and dashes; no two are alike until both have run out."""
     others = [name for name in systems if name not in ("sa", "malt")]
-    hues = {name: _HUES[i % len(_HUES)] for i, name in enumerate(others)}
-    return {**hues, "sa": "grey", "malt": "blue"}
+    count = len(_HUES)
+    looks = {
+        name: (_HUES[i % count], _DASHES[i // count % len(_DASHES)])
+        for i, name in enumerate(others)
+    }
+    return {**looks, "sa": ("grey", None), "malt": ("blue", None)}
 
 
 def _apart(heights: Sequence[float], gap: float = 15) -> list[float]:

@@ -158,4 +158,5 @@ def _instead(setting: Setting, program: Program, assume: Assumptions, whole: boo
         same = [p for p in other.programs if p.name == program.name]
         if same and other.measured(same, whole)[0]["fits"]:
             return ", ".join(f"{name}: {value}" for name, value in fields.items())
-    return f"no setting on {setting.target.count} chips; a larger slice"
+    chips = setting.target.count
+    return f"no setting on {chips} chip{'s' * (chips != 1)}; a larger slice"

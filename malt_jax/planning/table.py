@@ -8,6 +8,10 @@ from typing import Any
 GIB = 2**30
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def tables(plan: dict[str, Any]) -> Iterator[Any]:
     """`rich` renderables: the run in words, its programs, its stages, what would fit."""
     yield from _head(plan)
@@ -26,13 +30,14 @@ def _head(plan: dict[str, Any]) -> Iterator[str]:
         f"model: {model['path']}, {model['parameters']:,} parameters, "
         f"{model['bytes_per_chip'] / GIB:.2f} GiB a chip"
     )
-    yield f"target: {target['name']}, {target['chips']} chips; mesh {axes}: {mesh['why']}"
+    yield f"target: {target['name']}, {_count(target['chips'], 'chip')}; mesh {axes}: {mesh['why']}"
     yield (
-        f"search: {work['train_questions']:,} questions x {work['rounds']} rounds, "
+        f"search: {_count(work['train_questions'], 'question')} x "
+        f"{_count(work['rounds'], 'round')}, "
         f"{work['tree_calls']:,} completions of {work['tree_tokens']:,} tokens a round"
     )
     yield (
-        f"evaluation: {work['eval_questions']:,} questions, at most {work['eval_calls']:,} "
+        f"evaluation: {_count(work['eval_questions'], 'question')}, at most {work['eval_calls']:,} "
         f"completions of {work['eval_tokens']:,} tokens"
     )
     assumed = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in plan["assumptions"].items())

@@ -164,90 +164,79 @@ def extend_attention(
 ) -> tuple[Float[Array, "B T H h"], KV]:
     """`length` new tokens after the first `start` of slot `target`; returns the slots with them.
 
-    All lanes' keys and values are written before any is read, so lanes of one slot may follow
-    one another. What a slot holds beyond a lane's own tokens is not read.
+    A lane writes its keys and values, then reads its slot, and the next lane follows, so lanes of
+    one slot may come in their order. No slot is copied, and logits exist for one lane at a time.
+    What a slot holds beyond a lane's own tokens is not read.
     """
     batch, time, heads, head_dim = q.shape
     groups, places = prefix.v.shape[1:3]
-    position = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
-    prefix = _write(prefix, k, v, target, start, length)
-    block = _read(prefix, target)
-    distance = position[:, :, None] - jnp.arange(places, dtype=jnp.int32)[None, None, :]
-    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    # [B, T, K, r, h] -> [B, K, T * r, h]: the heads of a group share its keys.
+    # [B, T, H, h] -> [B, K, T * r, h]: the heads of a group share its keys.
     q = q.reshape(batch, time, groups, -1, head_dim).swapaxes(1, 2)
-    scores = _scores(q.reshape(batch, groups, -1, head_dim), block.k, block.k_scale, softcap)
-    mask = jnp.repeat(mask, heads // groups, axis=1)[:, None]
-    weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-    out = _mix(weights, block.v, block.v_scale, q.dtype).astype(q.dtype)
+    q = q.reshape(batch, groups, -1, head_dim)
+    new = stored(k[:, :places], v[:, :places], prefix)
+
+    def attend(prefix: KV, lane: tuple[Array, KV, Array, Array, Array]) -> tuple[KV, Array]:
+        q, new, target, start, length = lane
+        prefix = _write(prefix, new, target, start, length)
+        slot = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, target, 0), prefix)
+        position = start + jnp.arange(time, dtype=jnp.int32)
+        distance = position[:, None] - jnp.arange(places, dtype=jnp.int32)[None, :]
+        mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        mask = jnp.repeat(mask, heads // groups, axis=0)[None, None]
+        scores = jnp.where(mask, _scores(q[None], slot.k, slot.k_scale, softcap), MASKED)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1)
+        out = _mix(weights, slot.v, slot.v_scale, q.dtype) / total[..., None]
+        return prefix, out[0].astype(q.dtype)
+
+    prefix, out = jax.lax.scan(attend, prefix, (q, new, target, start, length))
     out = out.reshape(batch, groups, time, -1, head_dim).swapaxes(1, 2)
     return out.reshape(batch, time, heads, head_dim), prefix
 
 
 def _write(
     prefix: KV,
-    k: Float[Array, "B T K h"],
-    v: Float[Array, "B T K h"],
-    target: Int[Array, "B"],
-    start: Int[Array, "B"],
-    length: Int[Array, "B"],
+    new: KV,
+    target: Int[Array, ""],
+    start: Int[Array, ""],
+    length: Int[Array, ""],
 ) -> KV:
-    """Each lane's tokens at their places in its slot; a lane of no slot writes nothing.
+    """One lane's tokens at their places in its slot, in place; a lane of no slot writes nothing.
 
-    One lane after another, in place: given a scatter, the TPU compiler copies the whole cache.
+    `new` is the lane's part of `stored`. Given a scatter of all lanes, the TPU compiler copies the
+    whole cache.
     """
     slots, _, places, _ = prefix.v.shape
-    k, v = k[:, :places], v[:, :places]
-    lanes, time = k.shape[:2]
+    time = new.v.shape[1]
     # A slice that would run over the end is moved back, and the tokens in it on.
     at = jnp.minimum(start, places - time)
     moved = start - at
-    step = jnp.arange(time, dtype=jnp.int32)[None, :]
-    fresh = (step >= moved[:, None]) & (step < (moved + length)[:, None])
-    fresh = fresh & (target < slots)[:, None]
+    step = jnp.arange(time, dtype=jnp.int32)
+    fresh = (step >= moved) & (step < moved + length) & (target < slots)
 
-    def write(lane: Array, caches: KV) -> KV:
-        def put(cache: Array | None, new: Array | None, axis: int) -> Array | None:
-            if cache is None or new is None:
-                return None
-            where = [jnp.int32(0)] * cache.ndim
-            where[0], where[axis] = target[lane], at[lane]
-            size = (1, *cache.shape[1:axis], time, *cache.shape[axis + 1 :])
-            old = jax.lax.dynamic_slice(cache, where, size)
-            kept = fresh[lane].reshape([time if i == axis else 1 for i in range(cache.ndim)])
-            new = jnp.roll(jax.lax.dynamic_index_in_dim(new, lane, 0), moved[lane], axis)
-            return jax.lax.dynamic_update_slice(cache, jnp.where(kept, new, old), where)
+    def put(cache: Array | None, new: Array | None, axis: int) -> Array | None:
+        if cache is None or new is None:
+            return None
+        where = [jnp.int32(0)] * cache.ndim
+        where[0], where[axis] = target, at
+        size = (1, *cache.shape[1:axis], time, *cache.shape[axis + 1 :])
+        old = jax.lax.dynamic_slice(cache, where, size)
+        kept = fresh.reshape([time if i == axis else 1 for i in range(cache.ndim)])
+        new = jnp.roll(new[None], moved, axis)
+        return jax.lax.dynamic_update_slice(cache, jnp.where(kept, new, old), where)
 
-        return KV(*map(put, caches, news, PLACE_AXIS))
-
-    news = stored(k, v, prefix)
-    return jax.lax.fori_loop(0, lanes, write, prefix)
-
-
-def _read(prefix: KV, target: Int[Array, "B"]) -> KV:
-    """The lanes' slots, copied one after another for the same reason."""
-
-    def read(lane: Array, block: KV) -> KV:
-        def copy(out: Array, cache: Array) -> Array:
-            one = jax.lax.dynamic_index_in_dim(cache, target[lane], 0)
-            return jax.lax.dynamic_update_slice_in_dim(out, one, lane, 0)
-
-        return jax.tree.map(copy, block, prefix)
-
-    lanes = target.shape[0]
-    empty = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape[1:]), x.dtype), prefix)
-    return jax.lax.fori_loop(0, lanes, read, empty)
+    return KV(*map(put, prefix, new, PLACE_AXIS))
 
 
 def copy_slots(caches: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
-    """Slot `target` as slot `source`, pair by pair and in place; a target out of range is none."""
+    """Slot `target` as slot `source`, pair by pair and in place, up to the first target out of range."""
 
     def copy(pair: Array, caches: list[KV]) -> list[KV]:
         def put(cache: Array) -> Array:
-            new, old = (jax.lax.dynamic_index_in_dim(cache, i[pair], 0) for i in (source, target))
-            new = jnp.where(target[pair] < cache.shape[0], new, old)
+            new = jax.lax.dynamic_index_in_dim(cache, source[pair], 0)
             return jax.lax.dynamic_update_slice_in_dim(cache, new, target[pair], 0)
 
         return jax.tree.map(put, caches)
 
-    return jax.lax.fori_loop(0, source.shape[0], copy, caches)
+    count = jnp.sum(target < caches[0].v.shape[0], dtype=jnp.int32)
+    return jax.lax.fori_loop(0, count, copy, caches)

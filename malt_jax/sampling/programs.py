@@ -98,7 +98,7 @@ def extend(
 
 
 def fork(prefix: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
-    """Slot `target` holds what slot `source` does; a target that is S is ignored.
+    """Slot `target` holds what slot `source` does; targets of S, at the end, are ignored.
 
     On a mesh the pairs are split as the slots are, each among those of its two slots' part.
     """
