@@ -81,7 +81,9 @@ COMMAND = Command(
     "on the command line (--search.threshold 0.5), where N is the number of a list's entry, "
     "from 0 (--pipeline.roles.0.branch 5). The command line wins.",
     run=run,
-    arguments=(Argument("prefix", "Only these: a section, a field or a part of its name.", required=False),),
+    arguments=(
+        Argument("prefix", "Only these: a section, a field or a part of its name.", required=False),
+    ),
     examples=("malt fields train.dpo", "malt fields learning_rate"),
 )
 

@@ -229,7 +229,7 @@ def _write(
 
 
 def copy_slots(caches: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
-    """Slot `target` as slot `source`, pair by pair and in place, up to the first target out of range."""
+    """Slot `target` as slot `source`, in place, pair by pair up to the first without a target."""
 
     def copy(pair: Array, caches: list[KV]) -> list[KV]:
         def put(cache: Array) -> Array:

@@ -40,7 +40,7 @@ class Device:
         self.shapes = shapes
         self._compiled, self._graph, self._chunk = compiled, graph, chunk_steps
         self._params, self._adapter = params, adapter
-        with compiled.idle():
+        with compiled.idle_at_first(("caches", shapes, cache_dtype)):
             self._prefix = _allocate(spec, shapes.slots, shapes.places, cache_dtype)
             self._suffix = _allocate(spec, shapes.slots * shapes.width, shapes.ring, cache_dtype)
             compiled.users.add(self)

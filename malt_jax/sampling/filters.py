@@ -40,10 +40,14 @@ def draw(
     """
     top = jnp.max(logits, axis=-1)
     total = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
-    sampled = inverse_cdf(
-        _filtered_weights(logits - top[:, None], temperature, top_k, top_p), uniforms(keys, steps)
+    weights = _filtered_weights(logits, top, temperature, top_k, top_p)
+    sampled = inverse_cdf(weights, uniforms(keys, steps))
+    # A pass over the vocabulary of its own, so only where a row asks for it.
+    token = jax.lax.cond(
+        jnp.all(temperature > 0),
+        lambda: sampled,
+        lambda: jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1).astype(jnp.int32)),
     )
-    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1).astype(jnp.int32))
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     logprob = chosen - top - jnp.log(total)
     return Draw(token, logprob, ~jnp.isfinite(total))
@@ -60,23 +64,28 @@ def uniforms(keys: UInt32[Array, "R 2"], steps: Int[Array, "R"]) -> Float[Array,
 
 
 def _filtered_weights(
-    scores: Float[Array, "R V"],
+    logits: Float[Array, "R V"],
+    top: Float[Array, "R"],
     temperature: Float[Array, "R"],
     top_k: Int[Array, "R"],
     top_p: Float[Array, "R"],
 ) -> Float[Array, "R V"]:
-    """Unnormalised probabilities after temperature and filters; `scores` have maximum 0."""
-    # Rows at temperature 0 don't use the draw; 1 keeps their numbers finite.
-    scores = scores / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    """Unnormalised probabilities after temperature and filters; `top` is the largest logit."""
+
+    def scores() -> Float[Array, "R V"]:
+        """With maximum 0. Formed where it is read: the branch not taken then costs no pass."""
+        # Rows at temperature 0 don't use the draw; 1 keeps their numbers finite.
+        return (logits - top[:, None]) / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+
     active = temperature > 0
-    use_k = active & (top_k > 0) & (top_k < scores.shape[-1])
+    use_k = active & (top_k > 0) & (top_k < logits.shape[-1])
     use_p = active & (top_p < 1)
     threshold = jax.lax.cond(
         jnp.any(use_k | use_p),
-        lambda: _threshold(scores, use_k, top_k, use_p, top_p),
-        lambda: jnp.full(scores.shape[:1], -jnp.inf, jnp.float32),
+        lambda: _threshold(scores(), use_k, top_k, use_p, top_p),
+        lambda: jnp.full(logits.shape[:1], -jnp.inf, jnp.float32),
     )
-    return jnp.where(scores >= threshold[:, None], jnp.exp(scores), 0.0)
+    return jnp.where(scores() >= threshold[:, None], jnp.exp(scores()), 0.0)
 
 
 def _threshold(

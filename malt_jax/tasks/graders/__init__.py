@@ -17,8 +17,9 @@ _GRADERS = {
 }
 
 ANSWER_FORMATS = {
-    # No number as an example: small models give it as their answer.
-    "number": 'End with a last line that holds only "####" and the final number.',
+    # Neither `####`, which small models take for a heading or write alone, nor an example number,
+    # which they copy.
+    "number": 'End with "The answer is" and the final number.',
     "choice": 'End with a last line of the form "The answer is (A)", naming one choice.',
     "exact": 'End with a last line of the form "Answer: ..." that holds only the answer.',
     "set": 'End with a last line of the form "Answer: ..." that lists the answers with commas.',
