@@ -122,7 +122,7 @@ def test_the_plan_has_the_slots_the_sampler_would_take(small):
         setting = settle(changed, spec, target, Assumptions())
         sampler = Sampler(load_model(settings.model.path), changed.sampler)
         last = setting.work.roles[-1]
-        rungs = sampler.ladder(64, last.longest)
+        rungs = sampler.ladder(setting.sizes.shapes.places, last.longest)
         assert setting.sizes.shapes == first_rung(rungs, last.nodes // sampler.streams)
         assert setting.sizes.lanes == prefill_lanes(changed.sampler, "cpu", 1)
 

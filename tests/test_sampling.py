@@ -167,6 +167,13 @@ def test_same_as_naive_for_every_family(family, width):
     assert_same(model, requests, DRAWN, drawn)
 
 
+def test_a_prompt_beyond_the_largest_bucket_is_served_in_its_double(model):
+    request = Request(tuple(range(1, 31)), np.arange(4, dtype=np.uint32).reshape(2, 2))
+    how = replace(DRAWN, max_new_tokens=10)
+    assert SMALL.prefix_buckets == (24,)
+    assert_same(model, [request], how, Sampler(model, SMALL).sample([request], how))
+
+
 @pytest.fixture(scope="module")
 def sampler(model):
     return Sampler(model, SMALL)
@@ -298,7 +305,6 @@ def test_int8_is_close_to_exact(model, what):
         (Request((), np.zeros((1, 2), np.uint32)), "empty"),
         (Request((1,) * 60, np.zeros((1, 2), np.uint32)), "context of 64"),
         (Request((61,), np.zeros((1, 2), np.uint32)), "vocabulary"),
-        (Request((1,) * 30, np.zeros((1, 2), np.uint32)), "largest bucket"),
     ],
 )
 def test_requests_that_cannot_be_served_are_refused(sampler, request_, message):

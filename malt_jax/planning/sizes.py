@@ -76,8 +76,8 @@ def _shapes(
         slots=1,
         width=sampler.width,
         # Prompts vary: a quarter more than the mean is what the longest of a block needs.
-        places=_bucket(sampler.prefix_buckets, round(1.25 * last.prompt)),
-        ring=_bucket(sampler.new_token_buckets, max(role.longest for role in work.roles)),
+        places=memory.bucket(sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)),
+        ring=memory.bucket(sampler.new_token_buckets, max(role.longest for role in work.roles)),
     )
     shards, heads = (_parts(mesh, axis) for axis in ("slots", "kv_heads"))
     platform = target.chip.platform
@@ -138,7 +138,3 @@ def micro_batches(plan: Plan) -> Iterator[int]:
 
 def _parts(mesh: AnyMesh, axis: str) -> int:
     return math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
-
-
-def _bucket(sizes: tuple[int, ...], need: int) -> int:
-    return next((size for size in sizes if size >= need), sizes[-1])

@@ -26,11 +26,11 @@ class SamplerConfig:
         *(64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048),
         *(3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768),
     )
-    """Prompt capacities there is a program for, in tokens."""
+    """Prompt capacities there is a program for, in tokens; beyond the last, its doubles."""
     new_token_buckets: tuple[int, ...] = (
         *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096),
     )
-    """Completion capacities there is a program for, in tokens."""
+    """Completion capacities there is a program for, in tokens; beyond the last, its doubles."""
     prefill_tokens: int = 0
     """Tokens in one prefill call on each part the slots are split into; 0: 256 on a CPU, 4096
     elsewhere."""

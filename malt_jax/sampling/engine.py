@@ -156,7 +156,7 @@ class Sampler:
         groups: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             need = max(1, len(request.prompt) - 1)
-            places = _bucket(self.config.prefix_buckets, need, "a prompt")
+            places = memory.bucket(self.config.prefix_buckets, need)
             groups.setdefault(places, []).append(index)
         sizes = sorted(groups)
         for small, larger in pairwise(sizes):
@@ -194,8 +194,8 @@ class Sampler:
         one = Shapes(
             slots=1,
             width=width,
-            places=_bucket(config.prefix_buckets, max(1, prompt_tokens - 1), "a prompt"),
-            ring=_bucket(config.new_token_buckets, new_tokens, "max_new_tokens"),
+            places=memory.bucket(config.prefix_buckets, max(1, prompt_tokens - 1)),
+            ring=memory.bucket(config.new_token_buckets, new_tokens),
         )
         head_parts = _extent(self.mesh, "kv_heads", self.spec.kv_heads)
         rungs, plan = memory.rungs(
@@ -370,14 +370,3 @@ def _extent(mesh: Mesh | None, axis: str, size: int) -> int:
         return 1
     parts = math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
     return parts if size % parts == 0 else 1
-
-
-def _bucket(sizes: Sequence[int], need: int, what: str) -> int:
-    """The smallest capacity that holds `need` tokens."""
-    for size in sizes:
-        if need <= size:
-            return size
-    raise UserError(
-        f"sampler: {what} of {need} tokens is longer than the largest bucket, {sizes[-1]}; add a "
-        "larger size to sampler.prefix_buckets or sampler.new_token_buckets."
-    )

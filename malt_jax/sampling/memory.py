@@ -56,6 +56,17 @@ class Budget:
         return -(-slots // self.shards) * self.bytes_per_slot
 
 
+def bucket(sizes: Sequence[int], need: int) -> int:
+    """The smallest capacity that holds `need` tokens: one of `sizes`, or the last, doubled.
+
+    Prompts grow with what models write, so a list that is too short must not end a run.
+    """
+    largest = sizes[-1]
+    while largest < need:
+        largest *= 2
+    return next((size for size in sizes if need <= size), largest)
+
+
 MIN_SLOTS = 4
 """Fewer are not worth a program of their own."""
 
