@@ -40,6 +40,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         _held_out_trees(session)
         for variant in variants:
             _measure(session, variant)
+        session.progress.note(f"{STAGE}: comparing systems")
         files = write_results(session.run.path, summarise_run(session))
         session.seal(STAGE, files)
     return json.loads(session.run.results.read_text())
@@ -114,6 +115,8 @@ def _held_out_trees(session: Session) -> None:
         path = held_out_trees(session.run, when)
         if not questions or path in manifest.sealed_units(session.run, STAGE):
             continue
+        count = f"{len(questions)} held-out question{'s' * (len(questions) != 1)}"
+        session.progress.note(f"{STAGE}: trees of {count} {when} training")
         trees = expand(
             questions,
             session.pipeline,

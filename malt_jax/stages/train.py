@@ -68,33 +68,33 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
         shown = {name: record[name] for name in ("loss", "tokens_per_s")}
         session.progress.update(stage, step, steps, **shown)
 
-    session.progress.note(f"{stage}: {len(rows)} rows, from {begun_from}; its first step compiles")
-    with session.timed(f"{stage}, {len(rows)} rows, from {begun_from}"):
-        if phase == "sft":
-            outcome = train_sft(
-                session.model,
-                start,
-                [_sft(row) for row in rows],
-                config.train.sft,
-                folder=folder,
-                seed=config.seed,
-                dropout=config.train.lora.dropout,
-                on_step=on_step,
-                mesh=session.mesh,
-            )
-        else:
-            outcome = train_dpo(
-                session.model,
-                start,
-                start,
-                [_dpo(row) for row in rows],
-                config.train.dpo,
-                folder=folder,
-                seed=config.seed,
-                template="\n".join(role.template for role in session.pipeline.roles),
-                on_step=on_step,
-                mesh=session.mesh,
-            )
+    count = f"{len(rows)} row{'s' * (len(rows) != 1)}"
+    session.progress.note(f"{stage}: {count}, from {begun_from}; its first step compiles")
+    if phase == "sft":
+        outcome = train_sft(
+            session.model,
+            start,
+            [_sft(row) for row in rows],
+            config.train.sft,
+            folder=folder,
+            seed=config.seed,
+            dropout=config.train.lora.dropout,
+            on_step=on_step,
+            mesh=session.mesh,
+        )
+    else:
+        outcome = train_dpo(
+            session.model,
+            start,
+            start,
+            [_dpo(row) for row in rows],
+            config.train.dpo,
+            folder=folder,
+            seed=config.seed,
+            template="\n".join(role.template for role in session.pipeline.roles),
+            on_step=on_step,
+            mesh=session.mesh,
+        )
     session.progress.note(f"{stage}: {_sentence(outcome)}")
     cost = session.record_cost(
         stage,
@@ -116,9 +116,8 @@ def _sentence(outcome: TrainOutcome) -> str:
     shown = [f"{name} {last[name]:.3f}" for name in ("loss", "accuracy", "margin") if name in last]
     counts = [f"{count} {name}" for name, count in outcome.counts.items() if count]
     stopped = [f"stopped early, best step {outcome.best_step}"] if outcome.stopped_early else []
-    return ", ".join(
-        [f"{outcome.steps} steps in {outcome.seconds:.1f} s", *shown, *counts, *stopped]
-    )
+    steps = f"{outcome.steps} step{'s' * (outcome.steps != 1)} in {outcome.seconds:.1f} s"
+    return ", ".join([steps, *shown, *counts, *stopped])
 
 
 def _sft(row: dict[str, Any]) -> SftExample:
