@@ -97,6 +97,26 @@ def test_every_field_of_the_adapter_config_reads_back(tmp_path):
     assert config.inference_mode
 
 
+def test_the_adapter_is_one_that_vllm_takes(tmp_path):
+    """The conditions of `vllm.lora.peft_helper.PEFTHelper` and of its names for tensors."""
+    from safetensors.numpy import load_file
+
+    model = load_model(save_checkpoint(tmp_path / "base", "qwen2"))
+    lora = LoraConfig(rank=8, alpha=16.0)
+    adapter = trained_adapter(model.spec, lora, False)
+    export_role(model, adapter, tmp_path / "out", lora=lora, merged=False)
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert all(type(config[name]) is int for name in ("r", "lora_alpha"))
+    assert config["bias"] == "none" and config["modules_to_save"] is None
+    assert not config["use_dora"] and isinstance(config["target_modules"], list)
+    tensors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    for name, value in tensors.items():
+        first, second, *_, projection, side, last = name.split(".")
+        assert (first, second, last) == ("base_model", "model", "weight")
+        assert projection in config["target_modules"]
+        assert value.shape[("lora_A", "lora_B").index(side)] == lora.rank
+
+
 def test_fully_trained_weights_export_in_the_dtype_they_ran_in(tmp_path):
     model = load_model(save_checkpoint(tmp_path / "base", "mistral"), dtype="bfloat16")
     trained = jax.tree.map(lambda x: x * 0.5, model.params)

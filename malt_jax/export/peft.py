@@ -44,8 +44,10 @@ def write_peft(
         "revision": revision,
         "inference_mode": True,
         "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        # A whole number where it is one: PEFT and vLLM declare it as such.
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "use_rslora": lora.rslora,
+        "use_dora": False,
         "lora_dropout": lora.dropout,
         "target_modules": [PROJECTIONS[target].split(".")[-1] for target in lora.targets],
         "bias": "none",
