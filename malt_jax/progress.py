@@ -169,6 +169,11 @@ class Dashboard(Progress):
         """Nothing to do: the panel is drawn anew four times a second."""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """`0:07`, `12:31`, `3:12:31`."""
     minutes, rest = divmod(int(seconds), 60)

@@ -15,6 +15,7 @@ from malt_jax.commands.launch import (
     read_config,
 )
 from malt_jax.escape import one_line, visible
+from malt_jax.progress import counted
 
 if TYPE_CHECKING:
     from malt_jax.config import Config
@@ -82,7 +83,7 @@ def _search(session: Session) -> Iterator[str]:
     levels = [math.prod(branches[: depth + 1]) for depth in range(len(branches))]
     yield f"task: {session.task.name}, {one_line(session.task.description)}"
     yield f"  {questions:,} questions to search, {len(session.eval_questions):,} to evaluate on"
-    yield f"search: {config.rounds} round{'s' * (config.rounds > 1)}"
+    yield f"search: {counted(config.rounds, 'round')}"
     yield (
         f"  {' + '.join(map(str, levels))} = {pipeline.calls} completions a question, "
         f"{pipeline.calls * questions:,} a round; {levels[-1]} answers a question are graded"
@@ -109,10 +110,9 @@ def _training(config: Config) -> Iterator[str]:
         phases = {"none": "nothing", "sft": "SFT", "sft+dpo": "SFT, then DPO"}[role.train]
         yield f"  {role.name}: {phases}"
     for name, phase in (("SFT", train.sft), ("DPO", train.dpo)):
-        plural = "s" * (phase.epochs > 1)
         beta = f", beta {train.dpo.beta:g}" if name == "DPO" else ""
         yield (
-            f"  {name}: {phase.epochs} epoch{plural}, batch {phase.batch_size}, "
+            f"  {name}: {counted(phase.epochs, 'epoch')}, batch {phase.batch_size}, "
             f"learning rate {phase.optim.learning_rate:g}{beta}"
         )
 

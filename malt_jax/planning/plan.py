@@ -22,6 +22,7 @@ from malt_jax.planning.hours import stages
 from malt_jax.planning.programs import Program, run_programs, weight_bytes
 from malt_jax.planning.sizes import Sizes, choose_sizes
 from malt_jax.planning.work import Assumptions, Work, count_work
+from malt_jax.progress import counted
 
 OnProgram = Callable[[str], None]
 
@@ -158,5 +159,4 @@ def _instead(setting: Setting, program: Program, assume: Assumptions, whole: boo
         same = [p for p in other.programs if p.name == program.name]
         if same and other.measured(same, whole)[0]["fits"]:
             return ", ".join(f"{name}: {value}" for name, value in fields.items())
-    chips = setting.target.count
-    return f"no setting on {chips} chip{'s' * (chips != 1)}; a larger slice"
+    return f"no setting on {counted(setting.target.count, 'chip')}; a larger slice"

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from malt_jax.progress import counted
+
 GIB = 2**30
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def tables(plan: dict[str, Any]) -> Iterator[Any]:
@@ -30,15 +28,16 @@ def _head(plan: dict[str, Any]) -> Iterator[str]:
         f"model: {model['path']}, {model['parameters']:,} parameters, "
         f"{model['bytes_per_chip'] / GIB:.2f} GiB a chip"
     )
-    yield f"target: {target['name']}, {_count(target['chips'], 'chip')}; mesh {axes}: {mesh['why']}"
+    chips = counted(target["chips"], "chip")
+    yield f"target: {target['name']}, {chips}; mesh {axes}: {mesh['why']}"
     yield (
-        f"search: {_count(work['train_questions'], 'question')} x "
-        f"{_count(work['rounds'], 'round')}, "
+        f"search: {counted(work['train_questions'], 'question')} x "
+        f"{counted(work['rounds'], 'round')}, "
         f"{work['tree_calls']:,} completions of {work['tree_tokens']:,} tokens a round"
     )
     yield (
-        f"evaluation: {_count(work['eval_questions'], 'question')}, at most {work['eval_calls']:,} "
-        f"completions of {work['eval_tokens']:,} tokens"
+        f"evaluation: {counted(work['eval_questions'], 'question')}, "
+        f"at most {work['eval_calls']:,} completions of {work['eval_tokens']:,} tokens"
     )
     assumed = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in plan["assumptions"].items())
     yield f"assumed: {assumed}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from malt_jax.evaluation.rollouts import Stage, run_systems
 from malt_jax.evaluation.systems import System
+from malt_jax.progress import counted
 from malt_jax.stages.ablate import opened, train_variant
 from malt_jax.stages.measured import (
     HELD_OUT,
@@ -115,7 +116,7 @@ def _held_out_trees(session: Session) -> None:
         path = held_out_trees(session.run, when)
         if not questions or path in manifest.sealed_units(session.run, STAGE):
             continue
-        count = f"{len(questions)} held-out question{'s' * (len(questions) != 1)}"
+        count = counted(len(questions), "held-out question")
         session.progress.note(f"{STAGE}: trees of {count} {when} training")
         trees = expand(
             questions,

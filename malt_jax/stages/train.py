@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from malt_jax.evaluation.systems import STAR, make_systems
+from malt_jax.progress import counted
 from malt_jax.stages.policies import last_phase, load, trainee, trainees, weights_folder
 from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
@@ -68,7 +69,7 @@ def _phase(session: Session, round: int, name: str, phase: str, roles: Sequence[
         shown = {name: record[name] for name in ("loss", "tokens_per_s")}
         session.progress.update(stage, step, steps, **shown)
 
-    count = f"{len(rows)} row{'s' * (len(rows) != 1)}"
+    count = counted(len(rows), "row")
     session.progress.note(f"{stage}: {count}, from {begun_from}; its first step compiles")
     if phase == "sft":
         outcome = train_sft(
@@ -116,7 +117,7 @@ def _sentence(outcome: TrainOutcome) -> str:
     shown = [f"{name} {last[name]:.3f}" for name in ("loss", "accuracy", "margin") if name in last]
     counts = [f"{count} {name}" for name, count in outcome.counts.items() if count]
     stopped = [f"stopped early, best step {outcome.best_step}"] if outcome.stopped_early else []
-    steps = f"{outcome.steps} step{'s' * (outcome.steps != 1)} in {outcome.seconds:.1f} s"
+    steps = f"{counted(outcome.steps, 'step')} in {outcome.seconds:.1f} s"
     return ", ".join([steps, *shown, *counts, *stopped])
 
 
