@@ -113,7 +113,7 @@ def tree(model: Any, settings: Config, questions: int, branch: int) -> Sampler:
 def drawn(model: Any, new_tokens: int) -> Sampler:
     """512 completions of 128 prompts of 40 tokens, all of them this long."""
     sampler = sampler_of(
-        model, SamplerConfig(slots=128, prefix_buckets=(64,), new_token_buckets=(new_tokens,))
+        model, SamplerConfig(rows=128, prefix_buckets=(64,), new_token_buckets=(new_tokens,))
     )
     rng = np.random.default_rng(0)
     prompts: Sequence[Any] = rng.integers(3, model.spec.vocab, (128, 40))

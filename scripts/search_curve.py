@@ -50,13 +50,13 @@ def search(plan: dict[str, Any], work: Work, chips: int) -> tuple[list[int], flo
     prefill = [p for name, p in programs.items() if name.startswith("prefill")][-1]
     lanes, _, lane, *_ = prefill["shape"].split()
     weights = plan["model"]["bytes_per_chip"] / (chip.bandwidth or 1.0)
-    rungs = [Shapes(slots, 1, 0, 0) for slots in ladder(most * chips, chips)]
+    rungs = [Shapes(rows, 0, 0, 0, 0) for rows in ladder(most * chips, chips)]
     rows, computing, full, last = [], 0.0, 0.0, 0.0
     for role in work.roles:
-        slots = first_rung(rungs, role.nodes).slots
-        rows.append(slots // chips)
-        step = weights + (programs["decode"]["seconds"] - weights) * slots / chips / most
-        full += role.nodes * role.completion / slots * step
+        batch = first_rung(rungs, role.nodes).rows
+        rows.append(batch // chips)
+        step = weights + (programs["decode"]["seconds"] - weights) * batch / chips / most
+        full += role.nodes * role.completion / batch * step
         last += role.longest * step
         filled = sum(count * -(-tokens // int(lane)) for count, tokens in role.heads)
         computing += filled / chips / (int(lanes) / planned) * prefill["seconds"]

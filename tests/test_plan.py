@@ -114,23 +114,24 @@ def test_a_plan_without_a_compiler_is_plain_data_and_fits_a_large_chip(small):
     assert {stage["name"] for stage in plan["stages"]} == {"search", "training", "evaluation"}
 
 
-def test_the_plan_has_the_slots_the_sampler_would_take(small):
+def test_the_plan_has_the_rows_the_sampler_would_take(small):
     settings, spec = small
     target = Target("cpu", Chip("cpu", "cpu", None, None, None), 1, None)
-    for flags in ([], ["--sampler.memory-gb", "0.001"], ["--sampler.slots", "6"]):
+    for flags in ([], ["--sampler.memory-gb", "0.001"], ["--sampler.rows", "6"]):
         changed = config.from_dict(to_dict(settings), flags)
         setting = settle(changed, spec, target, Assumptions())
         sampler = Sampler(load_model(settings.model.path), changed.sampler)
         last = setting.work.roles[-1]
-        rungs = sampler.ladder(setting.sizes.shapes.places, last.longest)
+        branch = changed.pipeline.roles[-1].branch
+        rungs = sampler.ladder(setting.sizes.shapes.places, last.longest, branch)
         assert setting.sizes.shapes == first_rung(rungs, last.nodes // sampler.streams)
         assert setting.sizes.lanes == prefill_lanes(changed.sampler, "cpu", 1)
 
 
 def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
     settings, spec = small
-    slots = ["--sampler.memory-gb", "1", "--sampler.slots", "4096"]
-    settings = config.from_dict({**tiny.SMALL, "model": {"path": settings.model.path}}, slots)
+    rows = ["--sampler.memory-gb", "1", "--sampler.rows", "4096"]
+    settings = config.from_dict({**tiny.SMALL, "model": {"path": settings.model.path}}, rows)
 
     def decode(settings, memory: int) -> dict:
         target = Target("tiny", replace(CHIPS["h100"], memory=memory), 1, None)
@@ -141,8 +142,8 @@ def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
 
     enough = decode(settings, 1 << 40)["total_bytes"]
     refused = decode(settings, enough - 1)
-    assert not refused["fits"] and refused["instead"] == "sampler.slots: 64"
-    settings = config.from_dict(to_dict(settings), ["--sampler.slots", "64"])
+    assert not refused["fits"] and refused["instead"] == "sampler.rows: 64"
+    settings = config.from_dict(to_dict(settings), ["--sampler.rows", "64"])
     assert decode(settings, enough - 1)["fits"]
 
 

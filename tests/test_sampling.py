@@ -21,7 +21,7 @@ from malt_jax.sampling.engine import Request, Sampler, Settings
 from malt_jax.sampling.filters import draw
 
 SMALL = SamplerConfig(
-    slots=4,
+    rows=4,
     prefix_buckets=(24,),
     new_token_buckets=(16,),
     prefill_tokens=16,
@@ -157,7 +157,7 @@ DRAWN = Settings(temperature=1.0, max_new_tokens=12, end_ids=ENDS)
 
 
 @pytest.mark.parametrize(
-    ("family", "width"), [(name, 1 + i % 2) for i, name in enumerate(FAMILIES)]
+    ("family", "width"), [(name, 1 + i % 3) for i, name in enumerate(FAMILIES)]
 )
 def test_same_as_naive_for_every_family(family, width):
     model = make_model(FAMILIES[family])
@@ -199,15 +199,17 @@ def test_any_settings_equal_the_naive_loop_and_compile_nothing_new(model, sample
 
 
 def test_programs_are_known_before_the_run(model):
-    """`r (2 + t) + r - 1` for r rungs of slots, t sizes of prefill calls; no call adds one."""
-    sampler = Sampler(model, replace(SMALL, slots=8))
-    assert len(sampler.ladder(20, 12)) == 2
-    assert sampler.warm_up(20, 12) == 2 * (2 + 2) + 1
-    for count, n in ((1, 1), (3, 2), (30, 3)):
+    """`3 r - 1 + s (1 + t)`: r rungs of rows, s numbers of slots, t sizes of prefill calls."""
+    sampler = Sampler(model, replace(SMALL, rows=16))
+    shapes = [(s.rows, s.slots, s.width) for s in sampler.ladder(20, 12, siblings=3)]
+    assert shapes == [(4, 4, 3), (8, 8, 3), (16, 8, 3)]
+    known = 3 * 3 - 1 + 2 * (1 + 2)
+    assert sampler.warm_up(20, 12, siblings=3) == known
+    for count, n in ((1, 3), (3, 3), (30, 3)):
         requests = make_requests(count, n, seed=count)
         drawn = sampler.sample(requests, DRAWN)
         assert_same(model, requests[:2], DRAWN, drawn[:2])
-    assert sampler.stats.executables == 9
+    assert sampler.stats.executables == known
 
 
 def test_order_and_company_of_requests_change_nothing(model, sampler):
@@ -222,7 +224,7 @@ def test_order_and_company_of_requests_change_nothing(model, sampler):
 
 
 def test_streams_side_by_side_draw_what_one_does(model):
-    sampler = Sampler(model, replace(SMALL, slots=8, streams=2))
+    sampler = Sampler(model, replace(SMALL, rows=8, streams=2))
     sampler._best_rows = 8  # enough work for two
     requests = make_requests(17, 3, seed=6)
     for settings in (DRAWN, SETTINGS["stop text"]):
@@ -232,7 +234,7 @@ def test_streams_side_by_side_draw_what_one_does(model):
 
 
 def test_a_stream_that_fails_ends_the_others(model, monkeypatch):
-    sampler = Sampler(model, replace(SMALL, slots=8, streams=2))
+    sampler = Sampler(model, replace(SMALL, rows=8, streams=2))
     sampler._best_rows = 8
     run, steps = sampler._run, []
 

@@ -23,9 +23,9 @@ def test_the_device_waits_while_its_only_stream_is_at_the_host():
     assert (stats.seconds, stats.host_wait_seconds) == (9, 3)
 
 
-def test_work_that_ran_out_counts_from_when_the_host_turned_to_its_own():
+def test_work_that_ran_out_counts_from_when_the_device_was_last_given_some():
     stats = run((0, "a", BESIDE), (1, "a", BESIDE), (3, "a", DEVICE, True), (4, "a", None))
-    assert (stats.seconds, stats.host_wait_seconds) == (4, 3)
+    assert (stats.seconds, stats.host_wait_seconds) == (4, 2)
 
 
 def test_an_idle_device_at_the_host_is_not_counted_from_the_chunk_before():

@@ -24,7 +24,7 @@ PROGRAM = """
     from test_sampling import DRAWN, SMALL, make_model, make_requests, spec
 
     model = make_model(spec(vocab=64))
-    config = replace(SMALL, slots=8, prefill_tokens=32)
+    config = replace(SMALL, rows=16, prefill_tokens=32)
     requests = make_requests(20, 3)
     alone = Sampler(model, config).sample(requests, DRAWN)
     names = ("data", "fsdp", "tensor")

@@ -9,7 +9,7 @@ import pytest
 
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
-from malt_jax.sampling.memory import Shapes, budget, ladder, slot_bytes
+from malt_jax.sampling.memory import Shapes, budget, ladder, slots_for, together, token_bytes
 from malt_jax.sampling.pool import Pool
 from malt_jax.sampling.prefill import Extend, Fork, Lanes, calls
 from malt_jax.sampling.programs import IDLE, Log, Rows
@@ -21,8 +21,9 @@ END = 1
 class Device:
     """Stands in for the device: checks every read of a prefix, decodes to given lengths."""
 
-    def __init__(self, slots: int, places: int, parts: int):
-        self.held, self.parts = np.full((slots, places), -1), parts
+    def __init__(self, shapes: Shapes, parts: int):
+        self.held, self.parts = np.full((shapes.slots, shapes.places), -1), parts
+        self.width = shapes.width
         self.computed = 0
 
     def prefill(self, call: Fork | Extend) -> None:
@@ -48,49 +49,62 @@ class Device:
 
     def decode(self, pool: Pool, lengths, chunk: int, enough: int) -> tuple[Rows, Log]:
         """`lengths[request][sibling]` tokens a completion; what `programs.decode` does."""
-        rows, plan = Rows(*(x.copy() for x in pool.rows)), pool.plan()
-        for slot in np.flatnonzero(pool.request >= 0):
-            prompt = pool.requests[pool.request[slot]].prompt
-            assert tuple(self.held[slot, : len(prompt) - 1]) == prompt[:-1]
-        shape = (chunk, *rows.sibling.shape)
-        log = [np.full(shape, IDLE, np.int32), np.zeros(shape, np.int32), np.zeros(shape)]
-        taken, step = np.zeros(len(plan.queued), int), 0
-        while step < chunk and (rows.sibling == IDLE).all(axis=1).sum() < enough:
-            log[0][step] = rows.sibling
-            for slot, row in np.argwhere(rows.sibling != IDLE):
-                sibling = rows.sibling[slot, row]
-                assert tuple(rows.key[slot, row]) == tuple(
-                    pool.requests[pool.request[slot]].keys[sibling]
-                )
-                rows.length[slot, row] += 1
-                log[1][step, slot, row] = 7
-                if rows.length[slot, row] == lengths[pool.request[slot]][sibling]:
-                    log[1][step, slot, row] = END
-                    rows.length[slot, row], rows.sibling[slot, row] = 0, IDLE
-                    if taken[slot] < plan.queued[slot]:
-                        rows.sibling[slot, row] = plan.sibling[slot] + taken[slot]
-                        rows.key[slot, row] = plan.keys[slot, taken[slot]]
-                        taken[slot] += 1
+        rows, waiting = Rows(*(x.copy() for x in pool.rows)), pool.waiting()
+        count, own = len(rows.completion), len(rows.completion) // self.parts
+        taken = np.zeros(self.parts, int)
+
+        def begin() -> None:
+            for row in np.flatnonzero(rows.completion == IDLE):
+                entry = row // own, taken[row // own]
+                if entry[1] < pool.queue_depth and waiting.completion[entry] != IDLE:
+                    taken[row // own] += 1
+                    for mine, queued in zip(rows, waiting, strict=True):
+                        mine[row] = queued[entry]
+            busy = np.flatnonzero(rows.completion != IDLE)
+            assert np.all(rows.slot[busy] * self.parts // len(self.held) == busy // own)
+            assert np.bincount(rows.slot[busy], minlength=1).max() <= self.width
+
+        shape = (chunk, count)
+        log = [np.full(shape, IDLE), np.zeros(shape, int), np.zeros(shape)]
+        begin()
+        step = 0
+        while step < chunk and (rows.completion == IDLE).sum() < enough:
+            log[0][step] = rows.completion
+            for row in np.flatnonzero(rows.completion != IDLE):
+                index, sibling = pool.completions[rows.completion[row]]
+                request = pool.requests[index]
+                held = self.held[rows.slot[row], : rows.prompt[row]]
+                assert (*held, *request.prompt[-1:]) == request.prompt
+                assert tuple(rows.key[row]) == tuple(request.keys[sibling])
+                rows.length[row] += 1
+                log[1][step, row] = 7
+                if rows.length[row] == lengths[index][sibling]:
+                    log[1][step, row] = END
+                    rows.length[row], rows.completion[row] = 0, IDLE
+            begin()
             step += 1
-        return rows, Log(*log, steps=np.int32(step), bad=np.bool_(False))
+        return rows, Log(*log, steps=np.int32(step), taken=taken, bad=np.bool_(False))
 
 
-def simulate(requests, lengths, slots, width=1, chunk=16, lanes=(16, 256), places=1024, parts=1):
+def simulate(requests, lengths, rows, width=3, chunk=16, lanes=(16, 256), places=1024, parts=1):
     """Runs a pool to its end; returns (prefill tokens, row-steps, useful row-steps)."""
     settings = Settings(max_new_tokens=1000, end_ids=(END,))
-    pool = Pool(requests, settings, slots, width, places, parts)
-    device, steps = Device(slots, places, parts), 0
+    most = parts * slots_for(rows // parts, width)
+    rungs = [Shapes(r, min(r, most), width, places, 1000) for r in ladder(rows, parts)]
+    shapes = rungs.pop()
+    pool = Pool(requests, settings, shapes, parts)
+    device, steps = Device(shapes, parts), 0
     while not pool.finished:
-        for call in calls(pool.admit(), slots, Lanes.of(*lanes, parts), parts):
+        for call in calls(pool.admit(), shapes.slots, Lanes.of(*lanes, parts), parts):
             device.prefill(call)
-        lower = [rung for rung in ladder(slots, parts) if rung < slots]
-        while lower and not pool.can_fill and pool.busy <= lower[-1]:
-            slots = lower.pop()
-            device.held = device.held[pool.shrink(slots)]
-        enough = max(1, slots // 16) if pool.can_fill else slots - (lower or [0])[-1]
-        rows, log = device.decode(pool, lengths, chunk, enough)
-        steps += int(log.steps) * slots * width
-        pool.absorb(rows, log)
+        while rungs and pool.can_shrink(rungs[-1].rows):
+            shapes = rungs.pop()
+            device.held = device.held[pool.shrink(shapes)[0]]
+        enough = pool.enough(rungs[-1].rows if rungs else 0)
+        drawn, log = device.decode(pool, lengths, chunk, enough)
+        assert log.steps
+        steps += int(log.steps) * shapes.rows
+        pool.absorb(drawn, log)
     for drafts, wanted in zip(pool.drafts, lengths, strict=True):
         assert [len(d.tokens) for d in drafts] == list(wanted)
         assert all(d.finish == "eos" for d in drafts)
@@ -101,8 +115,8 @@ def some_keys(rng, n):
     return rng.integers(0, 2**32, (n, 2), dtype=np.uint32)
 
 
-@pytest.mark.parametrize("slots", [1, 4, 64])
-def test_a_tree_of_three_roles_computes_every_head_once(slots):
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_a_tree_of_three_roles_computes_every_head_once(rows):
     """200-token questions, 400-token turns, n = 3: at most 7,500 tokens a question, not 33,000."""
     rng, n, questions = np.random.default_rng(0), 3, 4
     text = lambda count: tuple(rng.integers(2, 1000, count).tolist())  # noqa: E731
@@ -111,7 +125,7 @@ def test_a_tree_of_three_roles_computes_every_head_once(slots):
     for _ in range(3):
         requests = [Request(path, some_keys(rng, n)) for path in paths]
         lengths = [rng.integers(1, 60, n).tolist() for _ in paths]
-        computed += simulate(requests, lengths, slots, places=2048)[0]
+        computed += simulate(requests, lengths, rows, places=2048)[0]
         naive += n * sum(map(len, paths))
         paths = [path + text(400) for path in paths for _ in range(n)]
     assert naive == questions * 33_000
@@ -131,17 +145,32 @@ def test_parts_of_a_mesh_compute_heads_of_their_own_questions_once():
     assert split - alone < 64 / 2 * 240
 
 
-@pytest.mark.parametrize(("slots", "width", "n"), [(16, 1, 3), (64, 1, 3), (64, 1, 16), (16, 1, 1)])
-def test_padding_waste_is_at_most_a_tenth(slots, width, n):
+@pytest.mark.parametrize(
+    ("rows", "n"), [(16, 3), (64, 1), (64, 2), (64, 3), (64, 4), (64, 16), (512, 3)]
+)
+def test_padding_waste_is_at_most_a_tenth(rows, n):
     """Four batches of work, in lengths like those of GSM8K's worked answers: 126 on average."""
     rng = np.random.default_rng(1)
-    count = -(-4 * slots * width // n)
+    count = -(-4 * rows // n)
     requests = [Request(tuple(rng.integers(2, 99, 80).tolist()), some_keys(rng, n))
                 for _ in range(count)]  # fmt: skip
     lengths = np.clip(rng.lognormal(4.73, 0.45, (count, n)), 10, 400).astype(int).tolist()
-    _, steps, useful = simulate(requests, lengths, slots, width)
+    _, steps, useful = simulate(requests, lengths, rows, together(n, 0))
     assert useful == sum(map(sum, lengths))
     assert 1 - useful / steps <= 0.10
+
+
+@pytest.mark.parametrize(("n", "slots"), [(1, 1), (3, 1), (4, 1), (5, 2), (9, 3)])
+def test_siblings_share_one_copy_of_their_prompt(n, slots):
+    rng = np.random.default_rng(3)
+    requests = [
+        Request((i, *rng.integers(2, 99, 20).tolist()), some_keys(rng, n)) for i in range(3)
+    ]
+    pool = Pool(requests, Settings(), Shapes(64, 32, together(n, 0), 32, 16))
+    computed = sum(len(admission.tokens) for admission in pool.admit())
+    assert computed == 3 * 20
+    assert np.all(pool.slot >= 0) and len(np.unique(pool.slot)) == 3 * slots
+    assert all(len(np.unique(pool.slot[n * i : n * i + n])) == slots for i in range(3))
 
 
 def test_a_prompt_grown_in_pieces_from_any_source_is_whole():
@@ -156,25 +185,26 @@ def test_a_prompt_grown_in_pieces_from_any_source_is_whole():
             for _ in range(15)
         ]
         lengths = [rng.integers(1, 9, len(r.keys)).tolist() for r in requests]
-        parts, width = int(rng.integers(1, 5)), int(rng.integers(1, 3))
-        slots = parts * int(rng.integers(1, 6))
-        simulate(requests, lengths, slots, width, chunk=3, lanes=(4, 16), places=80, parts=parts)
+        parts, width = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+        rows = parts * int(rng.integers(1, 9))
+        simulate(requests, lengths, rows, width, chunk=3, lanes=(4, 16), places=80, parts=parts)
 
 
 SPEC = ModelSpec("llama", 1000, 64, 2, 4, 2, 16, 128, 4096, Rope(1e4))
 
 
 def test_memory_plan_counts_the_caches_and_holds_the_budget():
-    shapes = Shapes(1, 2, 512, 128)
-    plan = budget(SPEC, shapes, np.dtype(np.float32), memory_gb=1.0)
-    cached = 2 * SPEC.num_layers * SPEC.kv_heads * SPEC.head_dim * 4 * (512 + 2 * 128)
-    assert plan.bytes_per_slot == slot_bytes(SPEC, shapes, np.dtype(np.float32)) >= cached
-    assert plan.need(plan.slots) <= 2**30 < plan.need(plan.slots + 1)
+    plan = budget(SPEC, Shapes(1, 1, 3, 512, 128), np.dtype(np.float32), memory_gb=1.0)
+    token = 2 * SPEC.num_layers * SPEC.kv_heads * SPEC.head_dim * 4
+    assert token_bytes(SPEC, np.dtype(np.float32)) == token
+    assert plan.held(4, 2) >= token * (2 * 512 + 4 * 128)
+    assert plan.need(4) == plan.held(4, 2)  # three completions of a prompt, two of them busy
+    assert plan.need(plan.rows) <= 2**30 < plan.need(plan.rows + 1)
 
 
 def test_too_large_a_request_is_refused_with_the_size_that_fits():
     with pytest.raises(UserError, match=r"enough for [1-9][0-9]* tokens"):
-        budget(SPEC, Shapes(1, 1, 1 << 20, 4096), np.dtype(np.float32), memory_gb=0.1)
+        budget(SPEC, Shapes(1, 1, 1, 1 << 20, 4096), np.dtype(np.float32), memory_gb=0.1)
 
 
 @pytest.mark.parametrize(("most", "shards"), [(64, 1), (1, 1), (6, 1), (64, 8), (8, 8), (24, 2)])

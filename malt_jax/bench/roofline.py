@@ -29,7 +29,7 @@ def step_cost(
     Each stream reads the weights once. Every place of the caches counts, filled or not: static
     shapes read them.
     """
-    rows = shapes.slots * shapes.width
+    rows = shapes.rows
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     layer = spec.d_model * (2 * q + 2 * kv + 3 * spec.d_mlp)
     weights = spec.num_layers * layer + spec.d_model * spec.vocab
@@ -47,16 +47,18 @@ def step_cost(
     }
 
 
-def measure(sampler: Sampler, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+def measure(
+    sampler: Sampler, prompt_tokens: int, new_tokens: int, siblings: int
+) -> dict[str, float]:
     """The fraction of this machine's own rates that decoding at full batch reaches.
 
     The matrix rate is that of the model's own MLP products at this number of rows, each with its
     own weights, and nothing else.
     """
-    shapes = sampler.ladder(prompt_tokens, new_tokens)[-1]
+    shapes = sampler.ladder(prompt_tokens, new_tokens, siblings)[-1]
     streams = sampler.streams
     decode = _side_by_side([_saturated(sampler, shapes, prompt_tokens) for _ in range(streams)])
-    spec, rows = sampler.spec, shapes.slots * shapes.width * streams
+    spec, rows = sampler.spec, shapes.rows * streams
     dtype = sampler.dtype
     products, flops = _mlp_products(spec, rows, dtype)
     stream = jnp.ones(1 << 26, dtype)
@@ -99,12 +101,12 @@ def _saturated(sampler: Sampler, shapes: Shapes, prompt_tokens: int) -> Callable
     keys = np.zeros((shapes.width, 2), np.uint32)
     requests = [Request((0,) * prompt_tokens, keys)] * shapes.slots
     how = Settings(max_new_tokens=max(shapes.ring, sampler.config.chunk_steps + 1))
-    pool = Pool(requests, how, shapes.slots, shapes.width, shapes.places)
+    pool = Pool(requests, how, shapes)
     pool.admit()
     device = sampler.device(shapes)
 
     def decode() -> int:
-        device.decode(pool, enough=shapes.slots)
+        device.decode(pool, enough=shapes.rows)
         return int(device.result()[1].steps)
 
     return decode

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--train-path", help="a GSM8K file; default: built-in word problems")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: by platform")
-    parser.add_argument("--slots", type=int, default=0, help="sampler.slots")
-    parser.add_argument("--width", type=int, default=1, help="sampler.width")
+    parser.add_argument("--rows", type=int, default=0, help="sampler.rows")
+    parser.add_argument("--width", type=int, default=0, help="sampler.width")
     parser.add_argument("--cache", choices=("auto", "int8"), default="auto", help="sampler.cache")
     parser.add_argument("--weights", choices=("auto", "int8"), default="auto")
     parser.add_argument("--peer-batches", default="4,8,16", help="prompts a batch it may choose")
@@ -71,7 +71,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.tree.expand import expand
 
     model = load_model(job["model"], dtype=job["dtype"])
-    names = ("slots", "width", "cache", "weights")
+    names = ("rows", "width", "cache", "weights")
     sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
     count = job["questions"]
     if job["train_path"]:
@@ -111,7 +111,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     if not job["no_roofline"]:
         from malt_jax.bench.roofline import measure as roofline
 
-        result["roofline"] = roofline(sampler, max(map(len, levels[-1])), job["max_new_tokens"])
+        longest = max(map(len, levels[-1]))
+        result["roofline"] = roofline(sampler, longest, job["max_new_tokens"], job["branch"])
     return result
 
 

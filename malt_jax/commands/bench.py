@@ -83,7 +83,7 @@ COMMAND = Command(
     fields=(
         "model.path",
         "model.dtype",
-        "sampler.slots",
+        "sampler.rows",
         "train.sft.batch_size",
     ),
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),

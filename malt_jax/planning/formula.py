@@ -29,7 +29,7 @@ def _sampling(program: Program, spec: ModelSpec, sizes: Sizes) -> int:
     if program.name == "fork":
         return 0
     if program.name == "decode":
-        return LOGIT_COPIES * 4 * spec.vocab * shapes.slots * shapes.width
+        return LOGIT_COPIES * 4 * spec.vocab * shapes.rows
     count = int(program.name.split()[-1])
     tokens = count * lanes.tokens
     blocks = 2 * count * spec.kv_heads * spec.head_dim * shapes.places

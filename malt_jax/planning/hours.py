@@ -67,7 +67,7 @@ def _sampling(
     blocks: int,
 ) -> dict[str, float]:
     """Seconds of prefill, and of decoding while the rows are full and while the last ones end."""
-    rows, lanes = sizes.shapes.slots * sizes.shapes.width, sizes.lanes
+    rows, lanes = sizes.shapes.rows, sizes.lanes
     most = lanes.counts[-1]
     filled = sum(count * math.ceil(tokens / lanes.tokens) for count, tokens in heads)
     return {

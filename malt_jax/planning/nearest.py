@@ -21,11 +21,11 @@ def changes(config: Config, kind: Kind, sizes: Sizes, layout: Layout) -> Iterato
     """
     changed: dict[str, str] = {}
     if kind == "sampling":
-        slots = sizes.shapes.slots
+        rows = sizes.shapes.rows
         for _ in range(TRIES):
-            slots //= 2
-            if slots >= max(1, layout.slices * layout.data * layout.fsdp):
-                changed["sampler.slots"] = str(slots)
+            rows //= 2
+            if rows >= max(1, layout.slices * layout.data * layout.fsdp):
+                changed["sampler.rows"] = str(rows)
                 yield dict(changed)
     else:
         phase = getattr(config.train, kind)

@@ -65,7 +65,6 @@ def run_programs(
 
 def _sampling(make: _Abstract) -> Iterator[Program]:
     shapes, lanes = make.sizes.shapes, make.sizes.lanes
-    rows = shapes.slots * shapes.width
     suffix = make.suffix_bytes
     weights = weight_bytes(make.config, make.spec, make.sizes.dtype, make.mesh)
     heads = make.heads
@@ -76,7 +75,8 @@ def _sampling(make: _Abstract) -> Iterator[Program]:
         words = f"{count} x {lanes.tokens} tokens of prompts"
         name = prefill_name(count)
         yield Program(name, "sampling", words, partial(make.extend, count), (2,), suffix)
-    words = f"{rows} rows, prompts of {shapes.places}, completions of {shapes.ring}"
+    prompts = f"{shapes.slots} prompts of {shapes.places}"
+    words = f"{shapes.rows} rows, {prompts}, completions of {shapes.ring}"
     yield Program("decode", "sampling", words, make.decode, (3,))
 
 
@@ -130,8 +130,12 @@ class _Abstract:
     @property
     def heads(self) -> int:
         """Prompts' heads that one call copies."""
-        parts = math.prod(self.mesh.shape.get(name, 1) for name in RULES["slots"])
-        return forks_at_once(self.sizes.shapes.slots, parts)
+        return forks_at_once(self.sizes.shapes.slots, self._parts)
+
+    @property
+    def _parts(self) -> int:
+        """Parts of the mesh that slots and rows are split over."""
+        return math.prod(self.mesh.shape.get(name, 1) for name in RULES["slots"])
 
     @property
     def suffix_bytes(self) -> int:
@@ -153,26 +157,22 @@ class _Abstract:
     def decode(self, depth: int) -> tuple[Callable, tuple[Any, ...]]:
         spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
         graph, params = _params(self.config, spec, self.sizes.dtype, self.mesh)
-        slots, width = shapes.slots, shapes.width
-        queue = max(role.branch for role in self.config.pipeline.roles)
-        ints, floats = (self._whole((slots,), t) for t in (jnp.int32, jnp.float32))
-        row = self._whole((slots, width), jnp.int32)
-        rows = programs.Rows(row, row, row, self._whole((slots, width, 2), jnp.uint32))
-        keys = self._whole((slots, queue, 2), jnp.uint32)
-        plan = programs.Slots(ints, ints, floats, ints, floats, ints, ints, ints, keys)
-        number = self._whole((), jnp.int32)
+        queues = (self._parts, shapes.slots // self._parts * shapes.width)
+        number, share = self._whole((), jnp.int32), self._whole((), jnp.float32)
+        ends = self._whole((MAX_END_IDS,), jnp.int32)
         args = (
             params,
             self._adapter(spec),
             self._prefix(spec),
             self._suffix(spec),
-            rows,
-            plan,
-            self._whole((MAX_END_IDS,), jnp.int32),
+            self._rows_of(shapes.rows),
+            self._rows_of(*queues),
+            programs.How(share, number, share, number, ends),
             number,
             number,
         )
-        return partial(programs.decode, graph, self.config.sampler.chunk_steps), args
+        chunk = self.config.sampler.chunk_steps
+        return partial(programs.decode, graph, chunk, shapes.width), args
 
     def train(
         self, phase: SftConfig | DpoConfig, plan: Plan, platform: str, depth: int
@@ -225,12 +225,17 @@ class _Abstract:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), adapter, where
         )
 
+    def _rows_of(self, *shape: int) -> programs.Rows:
+        number = self._whole(shape, jnp.int32)
+        key = self._whole((*shape, 2), jnp.uint32)
+        return programs.Rows(number, number, number, number, number, key)
+
     def _prefix(self, spec: ModelSpec) -> list[cache.KV]:
         return self._cache(spec, self.sizes.shapes.slots, self.sizes.shapes.places)
 
     def _suffix(self, spec: ModelSpec) -> list[cache.KV]:
         shapes = self.sizes.shapes
-        return self._cache(spec, shapes.slots * shapes.width, shapes.ring)
+        return self._cache(spec, shapes.rows, shapes.ring)
 
     def _cache(self, spec: ModelSpec, count: int, places: int) -> list[cache.KV]:
         dtype = jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -73,8 +73,9 @@ def _shapes(
     """
     sampler, last = config.sampler, work.roles[-1]
     one = Shapes(
+        rows=1,
         slots=1,
-        width=sampler.width,
+        width=memory.together(config.pipeline.roles[-1].branch, sampler.width),
         # Prompts vary: a quarter more than the mean is what the longest of a block needs.
         places=memory.bucket(sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)),
         ring=memory.bucket(sampler.new_token_buckets, max(role.longest for role in work.roles)),
@@ -96,7 +97,7 @@ def _shapes(
         )
     except UserError:
         # Not even one fits beside the weights; the plan says so, and what would.
-        return Shapes(shards, one.width, one.places, one.ring)
+        return replace(one, rows=shards, slots=shards)
     block = min(config.search.block, work.train_questions)
     completions = block * last.nodes // max(work.train_questions, 1)
     return memory.first_rung(rungs, completions // streams)

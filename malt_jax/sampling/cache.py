@@ -2,6 +2,8 @@
 
 The prefix of a prompt is stored once, however many completions decode from it, and no step copies
 it: attention forms the logits against prefix and suffix apart and puts them through one softmax.
+Rows are not tied to slots. Those of one slot sit together in its seats for the products with the
+prefix, which so is read once a step for all of them.
 
 A suffix is a ring over the decode loop's own clock: at each step all rows write at the same place,
 so a step is one in-place slice update, and a row's own tokens are the last `length + 1` places.
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from malt_jax.models.attention import MASKED
 from malt_jax.models.spec import ModelSpec
@@ -81,50 +83,85 @@ def append(
     )
 
 
+class Seats(NamedTuple):
+    """Which rows read which slot: each row that is at work has one of its slot's `w` seats."""
+
+    row: Int[Array, "S w"]
+    """The row in a seat, or R where it is empty."""
+    seat: Int[Array, "R"]
+    """A row's seat, counted through all slots, or S * w for an idle row."""
+
+
+def take_seats(slot: Int[Array, "R"], slots: int, width: int) -> Seats:
+    """A seat for every row of `slot`, in the rows' order; `slots` there is an idle row's."""
+    rows = slot.shape[0]
+    same = (slot[:, None] == slot[None, :]) & jnp.tri(rows, k=-1, dtype=bool)
+    seat = slot * width + jnp.sum(same, axis=1, dtype=jnp.int32)
+    seat = jnp.where(slot < slots, seat, slots * width)
+    row = jnp.full(slots * width, rows, jnp.int32)
+    row = row.at[seat].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+    return Seats(row.reshape(slots, width), seat)
+
+
 def decode_attention(
     q: Float[Array, "R 1 H h"],
     prefix: KV,
     suffix: KV,
-    prefix_mask: Bool[Array, "S w P"],
-    suffix_mask: Bool[Array, "R N"],
+    seats: Seats,
+    prompt: Int[Array, "R"],
+    length: Int[Array, "R"],
+    clock: Int[Array, ""],
+    window: Int[Array, ""] | int | None,
     softcap: float | None,
 ) -> Float[Array, "R 1 H h"]:
     """One token a row against its slot's shared prefix and its own suffix; `q` comes scaled.
 
-    The rows of slot s are `s * w` to `s * w + w - 1`.
+    A row reads the first `prompt` places of its slot and the last `length + 1` of its ring.
     """
-    (slots, width, _), (rows, _, heads, head_dim) = prefix_mask.shape, q.shape
-    groups, repeats = prefix.k.shape[1], heads // prefix.k.shape[1]
-    q = q.reshape(rows, groups, repeats, head_dim)
-    by_slot = q.reshape(slots, width, groups, repeats, head_dim).swapaxes(1, 2)
-    by_slot = by_slot.reshape(slots, groups, width * repeats, head_dim)
-    shared = _scores(by_slot, prefix.k, prefix.k_scale, softcap)
-    mask = jnp.repeat(prefix_mask, repeats, axis=1)[:, None]
+    rows, _, heads, head_dim = q.shape
+    groups, places, ring = prefix.k.shape[1], prefix.k.shape[3], suffix.k.shape[3]
+    q = q.reshape(rows, groups, heads // groups, head_dim)
+    place = jnp.arange(places, dtype=jnp.int32)[None, None]
+    in_prefix = place < jnp.where(seats.row < rows, _of_rows(prompt, seats), 0)[..., None]
+    age = (clock - jnp.arange(ring, dtype=jnp.int32)[None]) % ring
+    in_suffix = age <= length[:, None]
+    if window is not None:
+        in_prefix &= _of_rows(prompt + length, seats)[..., None] - place < window
+        in_suffix &= age < window
+    shared = _scores(_seated(q, seats), prefix.k, prefix.k_scale, softcap)
+    mask = jnp.repeat(in_prefix, heads // groups, axis=1)[:, None]
     shared = jnp.where(mask, shared, MASKED)
     own = _scores(q, suffix.k, suffix.k_scale, softcap)
-    own = jnp.where(suffix_mask[:, None, None], own, MASKED)
-    # One softmax over both blocks without joining them. A row always sees its own last token, so
-    # the maximum is a real score and masked places weigh exactly 0.
-    top = jnp.maximum(_by_row(jnp.max(shared, axis=-1), rows), jnp.max(own, axis=-1))
-    shared = jnp.exp(shared - _by_slot(top, slots)[..., None])
-    own = jnp.exp(own - top[..., None])
-    total = _by_row(jnp.sum(shared, axis=-1), rows) + jnp.sum(own, axis=-1)
-    out = _by_row(_mix(shared, prefix.v, prefix.v_scale, q.dtype), rows)
-    out = out + _mix(own, suffix.v, suffix.v_scale, q.dtype)
+    own = jnp.where(in_suffix[:, None, None], own, MASKED)
+    # One softmax over both blocks without joining them: each is summed below its own maximum, then
+    # brought to the common one. A row always sees its own last token, so that is a real score, and
+    # a block of masked places weighs exactly 0.
+    of_shared, of_own = jnp.max(shared, axis=-1), jnp.max(own, axis=-1)
+    shared, own = jnp.exp(shared - of_shared[..., None]), jnp.exp(own - of_own[..., None])
+    mixed = _unseated(_mix(shared, prefix.v, prefix.v_scale, q.dtype), seats)
+    of_shared, total = (_unseated(x, seats) for x in (of_shared, jnp.sum(shared, axis=-1)))
+    top = jnp.maximum(of_shared, of_own)
+    less, more = jnp.exp(of_shared - top), jnp.exp(of_own - top)
+    total = total * less + jnp.sum(own, axis=-1) * more
+    out = mixed * less[..., None] + _mix(own, suffix.v, suffix.v_scale, q.dtype) * more[..., None]
     return (out / total[..., None]).astype(q.dtype).reshape(rows, 1, heads, head_dim)
 
 
-def _by_row(x: Float[Array, "S K wr *h"], rows: int) -> Float[Array, "R K r *h"]:
-    slots, groups, both = x.shape[:3]
-    width = rows // slots
-    x = x.reshape(slots, groups, width, both // width, *x.shape[3:]).swapaxes(1, 2)
-    return x.reshape(rows, groups, both // width, *x.shape[4:])
+def _of_rows(x: Array, seats: Seats) -> Array:
+    """Each seat's row of `x`; an empty seat has the last row's, which nothing reads."""
+    return jnp.take(x, seats.row, axis=0, mode="clip")
 
 
-def _by_slot(x: Float[Array, "R K r"], slots: int) -> Float[Array, "S K wr"]:
-    rows, groups, repeats = x.shape
-    x = x.reshape(slots, rows // slots, groups, repeats).swapaxes(1, 2)
-    return x.reshape(slots, groups, -1)
+def _seated(x: Float[Array, "R K r *h"], seats: Seats) -> Float[Array, "S K wr *h"]:
+    slots, width = seats.row.shape
+    x = _of_rows(x, seats).swapaxes(1, 2)
+    return x.reshape(slots, x.shape[1], width * x.shape[3], *x.shape[4:])
+
+
+def _unseated(x: Float[Array, "S K wr *h"], seats: Seats) -> Float[Array, "R K r *h"]:
+    slots, width = seats.row.shape
+    x = x.reshape(slots, x.shape[1], width, -1, *x.shape[3:]).swapaxes(1, 2)
+    return jnp.take(x.reshape(slots * width, *x.shape[2:]), seats.seat, axis=0, mode="clip")
 
 
 def _scores(

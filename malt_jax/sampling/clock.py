@@ -16,7 +16,8 @@ class Clock:
 
     A stream is at HOST while it has given the device nothing, BESIDE while both work, and at DEVICE
     while it only waits. The device idles while every stream is at HOST. It may also have run out of
-    work while its stream was BESIDE it: for how long is not known, so all of that counts.
+    work while its stream was BESIDE it, since that phase was last entered: for how long is not
+    known, so all of that counts.
     """
 
     def __init__(self, stats: Stats, now: Callable[[], float] = time.perf_counter):
@@ -29,7 +30,8 @@ class Clock:
     def enter(self, stream: Hashable, phase: str | None, ran_out: bool = False) -> None:
         """A stream begins a phase, or ends for good (None).
 
-        `ran_out`: the device was found with nothing left to do for the stream.
+        `ran_out`: the device was found with nothing left to do for the stream, before it was given
+        what this phase begins with.
         """
         with self._lock:
             now = self._time() - self._stats.compile_seconds
@@ -42,7 +44,7 @@ class Clock:
             beside = self._phases.get(stream) == BESIDE
             if ran_out and beside and all(at == HOST for at in others):
                 self._stats.add(host_wait_seconds=now - self._beside[stream])
-            if phase == BESIDE and (ran_out or not beside):
+            if phase == BESIDE:
                 self._beside[stream] = now
             if phase is None:
                 self._phases.pop(stream, None)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -28,7 +28,6 @@ class Programs:
         self.turn = threading.RLock()
         self.users: WeakSet[Any] = WeakSet()
         """Whatever has work on the device, each with a `wait` method."""
-        self._seen: set[Hashable] = set()
 
     def get(
         self, key: Hashable, function: Callable, donate: tuple[int, ...], args: tuple[Any, ...]
@@ -53,13 +52,6 @@ class Programs:
             for user in list(self.users):
                 user.wait()
             yield
-
-    @contextmanager
-    def idle_at_first(self, key: Hashable) -> Iterator[None]:
-        """A turn; the first time, when something will compile in it, an `idle` one."""
-        with self.turn, nullcontext() if key in self._seen else self.idle():
-            yield
-            self._seen.add(key)
 
 
 def use_cache_dir(folder: str | None) -> None:

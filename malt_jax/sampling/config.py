@@ -12,13 +12,13 @@ from malt_jax.settings import check
 class SamplerConfig:
     """How the sampler uses its devices. Nothing here changes what a request means."""
 
-    slots: int = 0
-    """Prompts held at a time, over all devices; 0: the platform's best batch, or what fits."""
-    width: int = 1
-    """Completions of one prompt that decode side by side, reading one shared prefix. 1 leaves no
-    row idle; more reads less memory, but a slot then waits for its longest completion."""
+    rows: int = 0
+    """Completions that decode at a time, over all devices; 0: the platform's best batch, or what
+    fits."""
+    width: int = 0
+    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4."""
     streams: int = 0
-    """Batches that decode side by side, each from a thread of its own, and share the slots; 0: 2 on
+    """Batches that decode side by side, each from a thread of its own, and share the rows; 0: 2 on
     a CPU of several cores, 1 elsewhere."""
     memory_gb: float = 0.0
     """GiB per device for caches and temporaries; 0: 80% of what is free."""
@@ -32,7 +32,7 @@ class SamplerConfig:
     )
     """Completion capacities there is a program for, in tokens; beyond the last, its doubles."""
     prefill_tokens: int = 0
-    """Tokens in one prefill call on each part the slots are split into; 0: 256 on a CPU, 4096
+    """Tokens in one prefill call on each part the rows are split into; 0: 256 on a CPU, 4096
     elsewhere."""
     prefill_lane: int = 0
     """Tokens of one prompt that stay together in a prefill call, so at most one less is padding at
@@ -50,8 +50,8 @@ class SamplerConfig:
 
     def __post_init__(self):
         for name, least in (
-            ("slots", 0),
-            ("width", 1),
+            ("rows", 0),
+            ("width", 0),
             ("streams", 0),
             ("memory_gb", 0),
             ("prefill_tokens", 0),

@@ -1,8 +1,9 @@
 """The sampler: many completions of many prompts, each prompt's keys and values computed once.
 
-A call's prompts are grouped by capacity. Each group runs over a fixed number of slots: free slots
-are filled, all rows decode for a few steps, finished completions are taken over, and so on. While
-the device decodes, the host looks for stop texts in what the chunk before has drawn.
+A call's prompts are grouped by capacity. Each group runs over a fixed number of slots, which hold
+prompts, and of rows, which decode: free slots are filled, rows decode for a few steps, one that
+finishes takes the next completion of any slot, and so on. While the device decodes, the host looks
+for stop texts in what the chunk before has drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -185,35 +185,36 @@ class Sampler:
                     f"{self.spec.vocab - 1}; the prompt was made with another tokenizer."
                 )
 
-    def ladder(self, prompt_tokens: int, new_tokens: int) -> list[Shapes]:
+    def ladder(self, prompt_tokens: int, new_tokens: int, siblings: int = 1) -> list[Shapes]:
         """The shapes a stream runs prompts and completions up to these lengths in, smallest first.
 
-        Raises UserError when they don't fit in memory, with what would.
+        `siblings`: completions of a prompt. Raises UserError when they don't fit in memory, with
+        what would.
         """
-        config, width = self.config, self.config.width
+        return self._plan(prompt_tokens, new_tokens, siblings)[0]
+
+    def _plan(
+        self, prompt_tokens: int, new_tokens: int, siblings: int
+    ) -> tuple[list[Shapes], memory.Budget]:
         one = Shapes(
+            rows=1,
             slots=1,
-            width=width,
-            places=memory.bucket(config.prefix_buckets, max(1, prompt_tokens - 1)),
-            ring=memory.bucket(config.new_token_buckets, new_tokens),
+            width=memory.together(siblings, self.config.width),
+            places=memory.bucket(self.config.prefix_buckets, max(1, prompt_tokens - 1)),
+            ring=memory.bucket(self.config.new_token_buckets, new_tokens),
         )
-        head_parts = _extent(self.mesh, "kv_heads", self.spec.kv_heads)
-        rungs, plan = memory.rungs(
+        return memory.rungs(
             self.spec,
             one,
             self.cache_dtype,
-            config,
+            self.config,
             self._platform,
             streams=self.streams,
             shards=self._shards,
-            head_parts=head_parts,
+            head_parts=_extent(self.mesh, "kv_heads", self.spec.kv_heads),
         )
-        self._slot_bytes = plan.bytes_per_slot
-        return rungs
 
-    def device(
-        self, shapes: Shapes, adapter: Weights = None, end_ids: Sequence[int] = ()
-    ) -> Device:
+    def device(self, shapes: Shapes, adapter: Weights = None) -> Device:
         """Empty caches of these shapes."""
         params = self._params
         if isinstance(adapter, nnx.State):
@@ -228,27 +229,29 @@ class Sampler:
             shapes,
             self.cache_dtype,
             self.config.chunk_steps,
-            end_ids,
         )
 
-    def warm_up(self, prompt_tokens: int, new_tokens: int, adapter: Weights = None) -> int:
+    def warm_up(
+        self, prompt_tokens: int, new_tokens: int, siblings: int = 1, adapter: Weights = None
+    ) -> int:
         """Compile what calls with prompts and completions up to these lengths can need.
 
         Returns the number of executables there are then; such calls add none. It is
-        `r (2 + t) + r - 1` for r rungs of slots and t sizes of prefill calls, for each capacity and
-        for calls with and without adapter.
+        `3 r - 1 + s (1 + t)` for r rungs of rows, with s different numbers of slots, and t sizes of
+        prefill calls; for each capacity, for each number of siblings that share a slot, and for
+        calls with and without adapter.
         """
-        rungs = self.ladder(prompt_tokens, new_tokens)
+        rungs = self.ladder(prompt_tokens, new_tokens, siblings)
         for lower, shapes in zip([None, *rungs], rungs, strict=False):
             with self._context():
                 device = self.device(shapes, adapter)
-                nothing = Pool([], Settings(), shapes.slots, shapes.width, shapes.places)
+                nothing = Pool([], Settings(), shapes, self._shards)
                 device.prefill(no_forks(shapes.slots, self._shards))
                 for count in self._lanes.counts:
                     device.prefill(self._lanes.padding(count, shapes.slots))
                 device.decode(nothing, enough=0)
                 if lower:
-                    device.shrink(np.arange(lower.slots))
+                    device.shrink(lower, *nothing.shrink(lower))
         return self.stats.executables
 
     def _run(
@@ -259,14 +262,17 @@ class Sampler:
         on_tokens: OnTokens | None,
         stop: threading.Event,
     ) -> list[list[Completion]]:
-        rungs = self.ladder(max(len(r.prompt) for r in requests), settings.max_new_tokens)
         completions = sum(len(r.keys) for r in requests)
+        longest = max(len(r.prompt) for r in requests)
+        siblings = max(1, -(-completions // len(requests)))
+        rungs, plan = self._plan(longest, settings.max_new_tokens, siblings)
         shapes = memory.first_rung(rungs, completions)
-        device = self.device(shapes, adapter, settings.end_ids)
-        held = self._slot_bytes * -(-shapes.slots // self._shards) * self.streams
-        self.stats.cache_bytes = max(self.stats.cache_bytes, held)
-        pool = Pool(requests, settings, shapes.slots, shapes.width, shapes.places, self._shards)
+        held = plan.held(-(-shapes.rows // self._shards), -(-shapes.slots // self._shards))
+        self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
+        pool = Pool(requests, settings, shapes, self._shards)
+        self._clock.enter(pool, DEVICE)
         try:
+            device = self.device(shapes, adapter)
             self._drain(pool, device, rungs, on_tokens, stop)
         finally:
             self._clock.enter(pool, None)
@@ -286,17 +292,14 @@ class Sampler:
             self._clock.enter(pool, HOST)
             self._on_chunk()
             for call in self._prefill(pool.admit(), device.shapes.slots):
+                ran_out = device.ready()
                 device.prefill(call)
-                self._clock.enter(pool, BESIDE)
-            lower = _lower(rungs, device.shapes)
-            while lower and not pool.can_fill and pool.busy <= lower:
-                device.shrink(pool.shrink(lower))
-                lower = _lower(rungs, device.shapes)
+                self._clock.enter(pool, BESIDE, ran_out)
+            while (lower := _lower(rungs, device.shapes)) and pool.can_shrink(lower.rows):
+                device.shrink(lower, *pool.shrink(lower))
             shapes = device.shapes
-            # A chunk ends early when free slots can be filled, or the caches can be smaller.
-            enough = max(1, shapes.slots // 16) if pool.can_fill else shapes.slots - lower
             ran_out = device.ready()
-            device.decode(pool, enough)
+            device.decode(pool, pool.enough(lower.rows if lower else 0))
             self._clock.enter(pool, BESIDE, ran_out)
             self._look(pool, grown, on_tokens)
             self._clock.enter(pool, DEVICE, ran_out=device.ready())
@@ -307,7 +310,7 @@ class Sampler:
                     "model: its logits hold NaN or infinity, so the weights or the adapter are "
                     "broken; load them anew or train with a lower learning rate."
                 )
-            self.stats.add(row_steps=int(log.steps) * shapes.slots * shapes.width)
+            self.stats.add(row_steps=int(log.steps) * shapes.rows)
             grown = pool.absorb(rows, log)
         self._look(pool, grown, on_tokens)
 
@@ -359,9 +362,10 @@ def stop_length(
     return next((n for n in range(before + 1, count) if found(n)), count)
 
 
-def _lower(rungs: Sequence[Shapes], shapes: Shapes) -> int:
-    """Slots of the next smaller shapes, or 0."""
-    return max((rung.slots for rung in rungs if rung.slots < shapes.slots), default=0)
+def _lower(rungs: Sequence[Shapes], shapes: Shapes) -> Shapes | None:
+    """The next smaller shapes, if there are any."""
+    at = rungs.index(shapes)
+    return rungs[at - 1] if at else None
 
 
 def _extent(mesh: Mesh | None, axis: str, size: int) -> int:

@@ -30,8 +30,12 @@ LOGIT_COPIES = 4
 class Shapes:
     """Capacities of one run's caches."""
 
+    rows: int
+    """Completions that decode at a time."""
     slots: int
+    """Prompts held at a time."""
     width: int
+    """Rows that may decode from one slot at a time."""
     places: int
     """Prefix tokens a slot can hold."""
     ring: int
@@ -40,20 +44,46 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a slot takes on a device that holds it, and what a device may give to all of its."""
+    """What rows and their slots take on a device that holds them, and what a device may give."""
 
-    bytes_per_slot: int
+    row_bytes: int
+    slot_bytes: int
+    width: int
     allowed: int
     shards: int = 1
-    """Parts of the mesh the slots are split over."""
+    """Parts of the mesh the rows are split over."""
 
     @property
-    def slots(self) -> int:
-        return self.allowed // self.bytes_per_slot * self.shards
+    def rows(self) -> int:
+        """The most that fit."""
+        share = 2 / (self.width + 1)
+        own = int(self.allowed / (self.row_bytes + share * self.slot_bytes))
+        while own and self.need(own * self.shards) > self.allowed:
+            own -= 1
+        return own * self.shards
 
-    def need(self, slots: int) -> int:
-        """Bytes on the device that holds most of `slots`."""
-        return -(-slots // self.shards) * self.bytes_per_slot
+    def need(self, rows: int) -> int:
+        """Bytes on the device that holds most of `rows` and of their slots."""
+        own = -(-rows // self.shards)
+        return self.held(own, slots_for(own, self.width))
+
+    def held(self, rows: int, slots: int) -> int:
+        return rows * self.row_bytes + slots * self.slot_bytes
+
+
+def slots_for(rows: int, width: int) -> int:
+    """Slots that keep `rows` busy: of a slot's `width` rows some end sooner, and about half of the
+    time between the first and the last of them is spent waiting."""
+    return -(-2 * rows // (width + 1))
+
+
+WIDEST = 4
+"""Completions of one prompt that share a slot, at most, unless the config says otherwise."""
+
+
+def together(completions: int, widest: int) -> int:
+    """Of a prompt's completions, how many share a slot: all, or equal parts of at most `widest`."""
+    return -(-completions // -(-completions // (widest or WIDEST)))
 
 
 def bucket(sizes: Sequence[int], need: int) -> int:
@@ -67,18 +97,18 @@ def bucket(sizes: Sequence[int], need: int) -> int:
     return next((size for size in sizes if need <= size), largest)
 
 
-MIN_SLOTS = 4
+MIN_ROWS = 4
 """Fewer are not worth a program of their own."""
 
 
 def ladder(most: int, shards: int = 1) -> list[int]:
-    """Numbers of slots there are programs for: `most`, halved down to a few, rising.
+    """Numbers of rows there are programs for: `most`, halved down to a few, rising.
 
     A run begins at the rung its work fills, and goes down as its last completions end. Rungs are
     multiples of `shards` so that a mesh divides them.
     """
     rungs = [max(1, most // shards)]
-    while rungs[-1] >= 2 * MIN_SLOTS / shards and rungs[-1] > 1:
+    while rungs[-1] >= 2 * MIN_ROWS / shards and rungs[-1] > 1:
         rungs.append(-(-rungs[-1] // 2))
     return [rung * shards for rung in reversed(rungs)]
 
@@ -95,21 +125,24 @@ def rungs(
     head_parts: int = 1,
     free: int | None = None,
 ) -> tuple[list[Shapes], Budget]:
-    """A stream's shapes, those of `ladder` for slots like `one`, and their memory's plan.
+    """A stream's shapes, those of `ladder` with `one`'s capacities, and their memory's plan.
 
-    The most slots are those asked for, or the platform's best number of rows on every shard, as
-    far as they fit. Else as `budget`, whose UserError it raises too.
+    The most rows are those asked for, or the platform's best number on every shard, as far as they
+    fit; there are as many slots as keep them busy. With fewer rows the last completions of their
+    prompts are left, so that every row may need a slot of its own. Else as `budget`, whose
+    UserError it raises too.
     """
     plan = budget(spec, one, dtype, config.memory_gb, shards, head_parts, free)
-    best = BEST_ROWS.get(platform, ACCELERATOR_ROWS)
-    wanted = config.slots or max(1, best // one.width) * shards * streams
-    if config.slots and plan.slots < wanted:
+    wanted = config.rows or BEST_ROWS.get(platform, ACCELERATOR_ROWS) * shards * streams
+    if config.rows and plan.rows < wanted:
         raise UserError(
-            f"sampler.slots: {wanted} slots need {plan.need(wanted) / 2**30:.2f} GiB a device, "
-            f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.slots}."
+            f"sampler.rows: {wanted} rows need {plan.need(wanted) / 2**30:.2f} GiB a device, "
+            f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.rows}."
         )
-    most = max(1, min(wanted, plan.slots) // streams)
-    return [replace(one, slots=slots) for slots in ladder(most, shards)], plan
+    most = max(1, min(wanted, plan.rows) // streams // shards)
+    slots = slots_for(most, one.width) * shards
+    sizes = ladder(most * shards, shards)
+    return [replace(one, rows=rows, slots=min(rows, slots)) for rows in sizes], plan
 
 
 def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
@@ -121,17 +154,15 @@ def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
 
 def first_rung(rungs: Sequence[Shapes], completions: int) -> Shapes:
     """The shapes a run of so many completions begins with: the fewest rows they come close to."""
-    fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.slots * shapes.width)
+    fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.rows)
     return next(fits, rungs[-1])
 
 
-def slot_bytes(spec: ModelSpec, shapes: Shapes, dtype: Any) -> int:
-    """Bytes of one slot: its prefix, its rows' suffixes and logits."""
+def token_bytes(spec: ModelSpec, dtype: Any) -> int:
+    """Bytes of one token's keys and values."""
     element = jnp.dtype(dtype).itemsize
     per_head = spec.head_dim * element + (4 if dtype == jnp.int8 else 0)
-    token = 2 * spec.num_layers * spec.kv_heads * per_head
-    logits = LOGIT_COPIES * 4 * spec.vocab
-    return token * (shapes.places + shapes.width * shapes.ring) + shapes.width * logits
+    return 2 * spec.num_layers * spec.kv_heads * per_head
 
 
 def budget(
@@ -143,28 +174,28 @@ def budget(
     head_parts: int = 1,
     free: int | None = None,
 ) -> Budget:
-    """The plan for slots of these capacities; the mesh splits slots in `shards`, heads in parts.
+    """The plan for rows and slots of these capacities; the mesh splits both in `shards`, heads in
+    parts. A slot holds a prompt; a row, its suffix and logits.
 
     `free`: bytes free on a device; default: those of this machine's.
 
-    Raises UserError with the size that would fit when not even one slot does.
+    Raises UserError with the size that would fit when not even one row does.
     """
     allowed = int(memory_gb * 2**30)
     if not allowed:
         allowed = int(SHARE * (free_bytes() if free is None else free))
-    each = -(-slot_bytes(spec, shapes, dtype) // head_parts)
-    if each > allowed:
-        fixed = slot_bytes(spec, Shapes(1, shapes.width, 0, 0), dtype) / head_parts
-        token = (each - fixed) / (shapes.places + shapes.width * shapes.ring)
-        tokens = max(0, int((allowed - fixed) / token))
+    token, logits = token_bytes(spec, dtype), LOGIT_COPIES * 4 * spec.vocab
+    row = -(-(token * shapes.ring + logits) // head_parts)
+    plan = Budget(row, -(-token * shapes.places // head_parts), shapes.width, allowed, shards)
+    if plan.held(1, 1) > allowed:
+        tokens = max(0, int((allowed - logits / head_parts) / (token / head_parts)))
         raise UserError(
-            f"sampler.memory_gb: one prompt of {shapes.places} tokens with {shapes.width} "
-            f"completions of {shapes.ring} at a time takes {each / 2**30:.3f} GiB a device, and "
-            f"{allowed / 2**30:.3f} are allowed, enough for {tokens} tokens of prompt and "
-            "completions together; shorten max_new_tokens or the prompts, lower sampler.width, "
-            "or set sampler.cache to int8."
+            f"sampler.memory_gb: one prompt of {shapes.places} tokens with a completion of "
+            f"{shapes.ring} takes {plan.held(1, 1) / 2**30:.3f} GiB a device, and "
+            f"{allowed / 2**30:.3f} are allowed, enough for {tokens} tokens of both together; "
+            "shorten max_new_tokens or the prompts, or set sampler.cache to int8."
         )
-    return Budget(each, allowed, shards)
+    return plan
 
 
 def free_bytes() -> int:

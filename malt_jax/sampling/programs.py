@@ -11,56 +11,75 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import constrain
-from malt_jax.sampling.cache import KV, append, copy_slots, decode_attention, extend_attention
+from malt_jax.models.spec import ModelSpec
+from malt_jax.sampling.cache import (
+    KV,
+    append,
+    copy_slots,
+    decode_attention,
+    empty,
+    extend_attention,
+    take_seats,
+)
 from malt_jax.sampling.filters import draw
+from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.shards import layouts, on_own_slots
 
 IDLE = -1
-"""The sibling number of a row that decodes nothing."""
+"""The completion of a row that decodes nothing."""
 
 
 class Rows(NamedTuple):
-    """Where each row stands. Small, and the host's own copy between two chunks."""
+    """Where each row stands. Small, and the host's own copy between two chunks.
 
-    sibling: Int[Array, "S w"]
-    """Which completion of its slot's prompt the row decodes, or IDLE."""
-    token: Int[Array, "S w"]
+    Also the form of completions that wait for a row, one queue `[parts, Q]` for each part of the
+    mesh; IDLE ends a queue.
+    """
+
+    completion: Int[Array, "R"]
+    """Which of the run's completions the row decodes, or IDLE."""
+    slot: Int[Array, "R"]
+    """The slot that holds its prompt."""
+    prompt: Int[Array, "R"]
+    """Tokens of the prompt in the slot: all but the last."""
+    token: Int[Array, "R"]
     """The next input: the prompt's last token, then what was drawn."""
-    length: Int[Array, "S w"]
+    length: Int[Array, "R"]
     """Tokens drawn so far, which is also the suffix's length in the cache."""
-    key: UInt32[Array, "S w 2"]
+    key: UInt32[Array, "R 2"]
 
 
-class Slots(NamedTuple):
-    """What each slot decodes, and the completions its rows go on to as they finish."""
+class How(NamedTuple):
+    """How a run's tokens are drawn and when its completions end."""
 
-    prefix: Int[Array, "S"]
-    """Tokens in the prefix block: the prompt without its last token."""
-    token: Int[Array, "S"]
-    """The prompt's last token, the first input of every completion."""
-    temperature: Float[Array, "S"]
-    top_k: Int[Array, "S"]
-    top_p: Float[Array, "S"]
-    limit: Int[Array, "S"]
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    limit: Int[Array, ""]
     """Longest completion in tokens."""
-    sibling: Int[Array, "S"]
-    """Number of the first queued completion; the others follow it."""
-    queued: Int[Array, "S"]
-    """How many are queued."""
-    keys: UInt32[Array, "S A 2"]
-    """The queued completions' keys."""
+    end_ids: Int[Array, "E"]
+    """Tokens that end a completion; -1 is none."""
 
 
 class Log(NamedTuple):
-    """What a chunk drew: one entry a step and row, sibling IDLE where the row had nothing to do."""
+    """What a chunk drew: one entry a step and row, IDLE where the row had nothing to do."""
 
-    sibling: Int[Array, "steps S w"]
-    token: Int[Array, "steps S w"]
-    logprob: Float[Array, "steps S w"]
+    completion: Int[Array, "steps R"]
+    token: Int[Array, "steps R"]
+    logprob: Float[Array, "steps R"]
     steps: Int[Array, ""]
     """Steps made; later entries mean nothing."""
+    taken: Int[Array, "parts"]
+    """Completions that left each queue."""
     bad: Bool[Array, ""]
     """A busy row's logits had a NaN or an infinity."""
+
+
+def caches(spec: ModelSpec, shapes: Shapes, dtype: Any) -> tuple[list[KV], list[KV]]:
+    """Of zeros: the slots' prefixes and the rows' suffixes."""
+    prefix = empty(spec, shapes.slots, shapes.places, dtype)
+    suffix = empty(spec, shapes.rows, shapes.ring, dtype)
+    return laid_out(prefix), laid_out(suffix)
 
 
 def extend(
@@ -111,15 +130,15 @@ def fork(prefix: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> 
     return laid_out(run(prefix, source, target))
 
 
-def laid_out(caches: list[KV]) -> list[KV]:
+def laid_out(caches: Any) -> Any:
     """On a mesh: slots and rows over the data axes, key heads over the tensor axis."""
     return jax.tree.map(lambda x: constrain(x, "slots", "kv_heads", *[None] * (x.ndim - 2)), caches)
 
 
 def shrink(
-    prefix: list[KV], suffix: list[KV], slots: Int[Array, "S"], rows: Int[Array, "R"]
-) -> tuple[list[KV], list[KV]]:
-    """The caches of some of the slots, and of their rows."""
+    prefix: list[KV] | None, suffix: list[KV], slots: Int[Array, "S"], rows: Int[Array, "R"]
+) -> tuple[list[KV] | None, list[KV]]:
+    """The caches of some slots, unless all stay, and of some rows."""
     prefix, suffix = (
         jax.tree.map(lambda x, kept=kept: jnp.take(x, kept, axis=0, mode="clip"), caches)
         for caches, kept in ((prefix, slots), (suffix, rows))
@@ -130,92 +149,104 @@ def shrink(
 def decode(
     graph: nnx.GraphDef,
     chunk: int,
+    width: int,
     params: Any,
     adapter: Adapter | None,
     prefix: list[KV],
     suffix: list[KV],
     rows: Rows,
-    slots: Slots,
-    end_ids: Int[Array, "E"],
+    waiting: Rows,
+    how: How,
     clock: Int[Array, ""],
     enough: Int[Array, ""],
 ) -> tuple[list[KV], Rows, Log, Int[Array, ""]]:
-    """Decode all rows for up to `chunk` steps, or until `enough` slots have nothing left to do.
+    """Decode all rows for up to `chunk` steps, or until `enough` of them have nothing to do.
 
-    A row that finishes goes on with its slot's next queued completion in the very next step.
+    A row that finishes goes on with its part's next waiting completion in the very next step. At
+    most `width` rows may decode from one slot at a time, waiting ones included.
     """
     decoder = nnx.merge(graph, params)
-    places = prefix[0].k.shape[3]
-    log = Log(
-        sibling=jnp.full((chunk, *rows.sibling.shape), IDLE, jnp.int32),
-        token=jnp.zeros((chunk, *rows.sibling.shape), jnp.int32),
-        logprob=jnp.zeros((chunk, *rows.sibling.shape), jnp.float32),
-        steps=jnp.int32(0),
-        bad=jnp.bool_(False),
-    )
+    count = rows.token.shape[0]
+    everywhere = lambda x: jnp.broadcast_to(x, count)  # noqa: E731
 
     def going(state) -> Array:
-        _, rows, _, log, _ = state
-        free = jnp.sum(jnp.all(rows.sibling == IDLE, axis=1), dtype=jnp.int32)
-        return (log.steps < chunk) & (free < enough)
+        _, rows, log, _ = state
+        idle = jnp.sum(rows.completion == IDLE, dtype=jnp.int32)
+        return (log.steps < chunk) & (idle < enough)
 
     def step(state):
-        suffix, rows, taken, log, clock = state
-        hidden, suffix = _hidden(decoder, adapter, prefix, suffix, rows, slots, clock, places)
-        slots_, width = rows.sibling.shape
-        each = lambda x: jnp.repeat(x, width)  # noqa: E731
+        suffix, rows, log, clock = state
+        hidden, suffix = _hidden(decoder, adapter, prefix, suffix, rows, clock, width)
         drawn = draw(
             decoder.logits(hidden),
-            rows.key.reshape(-1, 2),
-            rows.length.reshape(-1),
-            each(slots.temperature),
-            each(slots.top_k),
-            each(slots.top_p),
+            rows.key,
+            rows.length,
+            everywhere(how.temperature),
+            everywhere(how.top_k),
+            everywhere(how.top_p),
         )
-        token = drawn.token.reshape(slots_, width)
-        busy = rows.sibling != IDLE
+        busy = rows.completion != IDLE
+        ended = jnp.any(drawn.token[:, None] == how.end_ids[None], axis=-1)
+        finished = ~busy | ended | (rows.length + 1 >= how.limit)
+        moved = Rows(
+            completion=jnp.where(finished, IDLE, rows.completion),
+            slot=rows.slot,
+            prompt=rows.prompt,
+            token=drawn.token,
+            length=jnp.where(finished, 0, rows.length + 1),
+            key=rows.key,
+        )
+        moved, taken = _begin(moved, waiting, log.taken)
         log = Log(
-            sibling=log.sibling.at[log.steps].set(rows.sibling),
-            token=log.token.at[log.steps].set(token),
-            logprob=log.logprob.at[log.steps].set(drawn.logprob.reshape(slots_, width)),
+            completion=log.completion.at[log.steps].set(rows.completion),
+            token=log.token.at[log.steps].set(drawn.token),
+            logprob=log.logprob.at[log.steps].set(drawn.logprob),
             steps=log.steps + 1,
-            bad=log.bad | jnp.any(drawn.bad.reshape(slots_, width) & busy),
+            taken=taken,
+            bad=log.bad | jnp.any(drawn.bad & busy),
         )
-        ended = jnp.any(token[:, :, None] == end_ids[None, None, :], axis=-1)
-        finished = busy & (ended | (rows.length + 1 >= slots.limit[:, None]))
-        rows, taken = _advance(rows, slots, token, finished, taken)
-        return suffix, rows, taken, log, (clock + 1) % suffix[0].k.shape[3]
+        return suffix, moved, log, (clock + 1) % suffix[0].k.shape[3]
 
-    taken = jnp.zeros(rows.sibling.shape[0], jnp.int32)
-    suffix, rows, _, log, clock = jax.lax.while_loop(going, step, (suffix, rows, taken, log, clock))
+    rows, taken = _begin(rows, waiting, jnp.zeros(waiting.token.shape[0], jnp.int32))
+    log = Log(
+        completion=jnp.full((chunk, count), IDLE, jnp.int32),
+        token=jnp.zeros((chunk, count), jnp.int32),
+        logprob=jnp.zeros((chunk, count), jnp.float32),
+        steps=jnp.int32(0),
+        taken=taken,
+        bad=jnp.bool_(False),
+    )
+    suffix, rows, log, clock = jax.lax.while_loop(going, step, (suffix, rows, log, clock))
     # The host reads all but the caches, in every process.
     rows, log, clock = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), (rows, log, clock))
     return laid_out(suffix), rows, log, clock
 
 
-def _hidden(decoder, adapter, prefix, suffix, rows, slots, clock, places):
-    """The rows' final hidden states `[S * w, D]` and the suffixes with this step's tokens."""
-    slots_, width = rows.sibling.shape
-    ring = suffix[0].k.shape[3]
-    position = slots.prefix[:, None] + rows.length
-    place = jnp.arange(places, dtype=jnp.int32)[None, None, :]
-    in_prefix = jnp.broadcast_to(place < slots.prefix[:, None, None], (slots_, width, places))
-    back = position[:, :, None] - place
-    age = (clock - jnp.arange(ring, dtype=jnp.int32)) % ring
-    in_suffix = age[None, :] <= rows.length.reshape(-1, 1)
+def _hidden(decoder, adapter, prefix, suffix, rows, clock, width):
+    """The rows' final hidden states `[R, D]` and the suffixes with this step's tokens."""
+    slots = prefix[0].k.shape[0]
+    slot = jnp.where(rows.completion == IDLE, slots, rows.slot)
 
     def attend(q, k, v, state, layer):
-        shared, own = state
-        own = append(own, k, v, clock)
-        prefix_mask, suffix_mask = in_prefix, in_suffix
-        if layer.window is not None:
-            prefix_mask = prefix_mask & (back < layer.window)
-            suffix_mask = suffix_mask & (age < layer.window)[None, :]
-        return decode_attention(q, shared, own, prefix_mask, suffix_mask, layer.softcap), own
+        def own(mine, q, k, v, prefix, suffix, slot, prompt, length, clock):
+            suffix = append(suffix, k, v, clock)
+            seats = take_seats(mine(slot), prefix.k.shape[0], width)
+            out = decode_attention(
+                q, prefix, suffix, seats, prompt, length, clock, layer.window, layer.softcap
+            )
+            return out, suffix
+
+        # Queries are split as their key heads are.
+        heads = layouts(k, "slots", None, "kv_heads")
+        caches = layouts(state, "slots", "kv_heads")
+        by_row = (slot, rows.prompt, rows.length)
+        inputs = (heads, heads, heads, *caches, *layouts(by_row, "slots"), layouts(clock))
+        run = on_own_slots(own, slots, inputs, (heads, caches[1]))
+        return run(q, k, v, *state, *by_row, clock)
 
     hidden, suffix = decoder.hidden(
-        rows.token.reshape(-1, 1),
-        position.reshape(-1, 1),
+        rows.token[:, None],
+        (rows.prompt + rows.length)[:, None],
         attend,
         list(zip(prefix, suffix, strict=True)),
         adapter,
@@ -223,24 +254,21 @@ def _hidden(decoder, adapter, prefix, suffix, rows, slots, clock, places):
     return hidden[:, 0], suffix
 
 
-def _advance(
-    rows: Rows,
-    slots: Slots,
-    token: Int[Array, "S w"],
-    finished: Bool[Array, "S w"],
-    taken: Int[Array, "S"],
-) -> tuple[Rows, Int[Array, "S"]]:
-    """Rows after a step: one token longer, or at the start of their slot's next completion."""
-    turn = taken[:, None] + jnp.cumsum(finished, axis=1, dtype=jnp.int32) - 1
-    follows = finished & (turn < slots.queued[:, None])
-    entry = jnp.clip(turn, 0, slots.keys.shape[1] - 1)
-    key = jnp.take_along_axis(slots.keys, entry[:, :, None], axis=1)
-    sibling = jnp.where(finished, IDLE, rows.sibling)
-    busy = rows.sibling != IDLE
-    rows = Rows(
-        sibling=jnp.where(follows, slots.sibling[:, None] + turn, sibling),
-        token=jnp.where(follows, slots.token[:, None], token),
-        length=jnp.where(finished | ~busy, 0, rows.length + 1),
-        key=jnp.where(follows[:, :, None], key, rows.key),
-    )
-    return rows, taken + jnp.sum(follows, axis=1, dtype=jnp.int32)
+def _begin(
+    rows: Rows, waiting: Rows, taken: Int[Array, "parts"]
+) -> tuple[Rows, Int[Array, "parts"]]:
+    """Idle rows begin what waits in their part's queue, after the `taken` first of it."""
+    parts, depth = waiting.completion.shape
+    idle = (rows.completion == IDLE).reshape(parts, -1)
+    turn = taken[:, None] + jnp.cumsum(idle, axis=1, dtype=jnp.int32) - 1
+    begins = idle & (turn < depth)
+    entry = jnp.minimum(turn, depth - 1)
+
+    def pick(row: Array, queue: Array) -> Array:
+        new = jax.vmap(lambda queue, entry: queue[entry])(queue, entry)
+        new = new.reshape(row.shape)
+        return jnp.where(begins.reshape(-1, *[1] * (row.ndim - 1)), new, row)
+
+    begun = jax.tree.map(pick, rows, waiting)
+    fresh = begins & (begun.completion != IDLE).reshape(parts, -1)
+    return begun, taken + jnp.sum(fresh, axis=1, dtype=jnp.int32)
