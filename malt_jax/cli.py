@@ -44,6 +44,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"malt: {visible(str(error))}", file=sys.stderr)
         return 2
     except RunStopped as stop:
+        print("malt: stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         return INTERRUPTED

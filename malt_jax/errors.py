@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class HubError(UserError):
+    """What a name stands for could not be had from the hub."""
+
+
 class RunStopped(Exception):
     """The run was told to stop (SIGTERM, Ctrl-C) and its state is saved: exit 143 or 130."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from malt_jax.escape import one_line
+from malt_jax.storage.signals import told_to_stop
 
 Source = Callable[[], Mapping[str, Any]]
 """Current figures of something at work, by name: the sampler's `stats.as_dict`."""
@@ -91,7 +92,7 @@ class Progress:
             shown["tokens/s"] = f"{tokens / seconds:,.0f}" if seconds else "-"
             shown["padding waste"] = f"{watched['padding_waste']:.1%}"
         if task is not None:
-            shown |= {k.replace("_", " "): _number(v) for k, v in task.numbers.items()}
+            shown |= {_words(name): _number(value) for name, value in task.numbers.items()}
         if memory := _memory(computing=bool(watched)):
             shown["memory"] = f"{memory / 1e9:.2f} GB"
         left = task.seconds_left(now) if task else None
@@ -140,6 +141,8 @@ class Dashboard(Progress):
     def note(self, text: str) -> None:
         from rich.text import Text
 
+        if self.task is not None and self.task.done >= self.task.total:
+            self.task = None  # what comes next begins with a wait, and this is over
         elapsed = self.clock() - self.started
         self.console.print(Text(f"{duration(elapsed):>8}  ", style="dim") + Text(one_line(text)))
 
@@ -152,6 +155,8 @@ class Dashboard(Progress):
 
         elapsed = duration(self.clock() - self.started)
         head = Text.assemble((f"malt {self.command}", "bold"), (f"  {elapsed}", "dim"))
+        if told_to_stop():
+            head.append("  stopping at the next safe point", "bold")
         if self.task is None:
             return head
         task = self.task
@@ -181,9 +186,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _words(name: str) -> str:
+    return name.replace("_per_", "/").replace("_", " ")
+
+
 def _number(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

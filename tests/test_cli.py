@@ -18,7 +18,7 @@ from malt_jax import cli, config
 from malt_jax.commands import completion, init
 from malt_jax.commands.command import Command, parse
 from malt_jax.commands.fields import config_fields
-from malt_jax.errors import RunStopped
+from malt_jax.errors import RunStopped, UserError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [command.name for command in cli.all_commands()]
@@ -247,7 +247,8 @@ def test_without_a_config_the_one_of_the_run_is_taken(tmp_path, capsys, monkeypa
     report = next(command for command in cli.all_commands() if command.name == "report")
     found = read_config(parse(report, ["--output-dir", "here"]))
     assert (found.seed, found.output_dir) == (7, "here")
-    assert read_config(parse(report, [])).seed == 0
+    with pytest.raises(UserError, match="none is given, and runs/malt is not a run"):
+        read_config(parse(report, []))
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "gsm8k", "csqa", "custom"])
@@ -311,4 +312,6 @@ def test_version_names_package_jax_and_device():
 
 
 def test_a_topology_that_is_none_is_named(model, capsys):
-    assert "allowed: CHIP:SHAPE" in fails(capsys, "plan", "--topology", "h100")
+    assert "allowed: CHIP:SHAPE" in fails(
+        capsys, "plan", "--config", "quickstart", "--topology", "h100"
+    )

@@ -142,6 +142,7 @@ BAD_ROWS = [
     ("strategyqa", {"question": "Do?", "answer": "perhaps"}, "not true or false"),
     ("strategyqa", {"question": "Do?", "answer": 1}, "not true or false"),
     ("arithmetic", {"question": "What is 2?", "answer": "4"}, "write it as"),
+    ("arithmetic", {"question": "1+2", "answer": "three"}, "the digits sum to 3"),
     ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),

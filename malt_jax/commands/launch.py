@@ -31,6 +31,11 @@ def read_config(invocation: Invocation) -> Config:
     folder = str(settings.apply_flags({}, flags).get("output_dir") or config.Config().output_dir)
     if os.path.exists(Path(folder, manifest.NAME)):
         return config.from_dict(RunDir.existing(folder).config, [*flags, "--output-dir", folder])
+    if not settings.apply_flags({}, flags).keys() & {"model", "task", "pipeline"}:
+        raise UserError(
+            f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
+            "file (`malt init` writes one), or the --output-dir of a run that was begun."
+        )
     return config.load(None, flags)
 
 

@@ -26,6 +26,7 @@ from malt_jax.models.sharding import RULES, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.sizes import Sizes, largest
+from malt_jax.progress import counted
 from malt_jax.sampling import cache, programs
 from malt_jax.sampling.prefill import forks_at_once
 from malt_jax.sampling.request import MAX_END_IDS
@@ -67,16 +68,13 @@ def _sampling(make: _Abstract) -> Iterator[Program]:
     shapes, lanes = make.sizes.shapes, make.sizes.lanes
     suffix = make.suffix_bytes
     weights = weight_bytes(make.config, make.spec, make.sizes.dtype, make.mesh)
-    heads = make.heads
-    yield Program(
-        "fork", "sampling", f"{heads} heads of prompts", make.fork, (0,), suffix + weights
-    )
+    words = f"{counted(make.heads, 'head')} of prompts"
+    yield Program("fork", "sampling", words, make.fork, (0,), suffix + weights)
     for count in lanes.counts:
         words = f"{count} x {lanes.tokens} tokens of prompts"
         name = prefill_name(count)
         yield Program(name, "sampling", words, partial(make.extend, count), (2,), suffix)
-    prompts = f"{shapes.slots} prompts of {shapes.places}"
-    words = f"{shapes.rows} rows, {prompts}, completions of {shapes.ring}"
+    words = f"{shapes.rows} rows, {shapes.slots} prompts of {shapes.places}, {shapes.ring} new"
     yield Program("decode", "sampling", words, make.decode, (3,))
 
 

@@ -14,6 +14,7 @@ def tables(plan: dict[str, Any]) -> Iterator[Any]:
     """`rich` renderables: the run in words, its programs, its stages, what would fit."""
     yield from _head(plan)
     yield _programs(plan)
+    yield _work(plan)
     if plan["stages"]:
         yield _stages(plan)
     else:
@@ -50,30 +51,38 @@ def _programs(plan: dict[str, Any]) -> Any:
     how = "by formula, nothing compiled"
     if plan["compiled"]:
         how = f"compiled with {' and '.join(map(str, depths))} of {plan['model']['layers']} layers"
-    table = Table(title=f"programs, GiB a chip ({how})")
-    for column in ("program", "computes"):
-        table.add_column(column)
-    for column in ("resident", "arguments", "temporaries", "code", "total", "TFLOP", "GB moved"):
+    table = Table(title=f"GiB a chip ({how})")
+    table.add_column("program")
+    for column in ("resident", "arguments", "temporaries", "code", "total"):
         table.add_column(column, justify="right")
-    for column in ("collectives", "seconds", "fits"):
-        table.add_column(column)
+    table.add_column("fits")
     for program in plan["programs"]:
-        size = lambda name, p=program: f"{p.get(name, 0) / GIB:.2f}"  # noqa: E731
-        moved = program.get("bytes_moved")
-        table.add_row(
-            program["name"],
-            program["shape"],
-            size("resident"),
-            size("arguments"),
-            size("temporaries"),
-            size("code"),
-            size("total_bytes"),
-            f"{program['flops'] / 1e12:.3g}",
-            "" if moved is None else f"{moved / 1e9:.3g}",
-            _collectives(program.get("collectives", {})),
-            "" if program["seconds"] is None else f"{program['seconds']:.4f}",
-            {True: "yes", False: "no", None: "unknown"}[program["fits"]],
-        )
+        names = ("resident", "arguments", "temporaries", "code", "total_bytes")
+        sizes = (f"{program.get(name, 0) / GIB:.2f}" for name in names)
+        fits = {True: "yes", False: "no", None: "unknown"}[program["fits"]]
+        table.add_row(program["name"], *sizes, fits)
+    return table
+
+
+def _work(plan: dict[str, Any]) -> Any:
+    """What a call of each program does; columns nobody can fill are left out."""
+    from rich.table import Table
+
+    columns = {
+        "computes": lambda p: p["shape"],
+        "TFLOP": lambda p: f"{p['flops'] / 1e12:.3g}",
+        "GB moved": lambda p: f"{p['bytes_moved'] / 1e9:.3g}" if "bytes_moved" in p else "",
+        "collectives": lambda p: _collectives(p.get("collectives", {})),
+        "seconds": lambda p: "" if p["seconds"] is None else f"{p['seconds']:.4f}",
+    }
+    programs = plan["programs"]
+    filled = {name: of for name, of in columns.items() if any(map(of, programs))}
+    table = Table(title="a call", show_lines=False)
+    table.add_column("program")
+    for name in filled:
+        table.add_column(name, justify="left" if name in ("computes", "collectives") else "right")
+    for program in programs:
+        table.add_row(program["name"], *(of(program) for of in filled.values()))
     return table
 
 

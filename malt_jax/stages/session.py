@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.config import Config
-from malt_jax.errors import UserError
+from malt_jax.errors import HubError, UserError
 from malt_jax.progress import Progress
 from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import write_json
@@ -259,6 +259,8 @@ def load_split(
     """A split's questions; an error names the config field the question came from."""
     try:
         return task.load(split, path, limit, seed if path is None else None)
+    except HubError:
+        raise  # it names the hub, and the field that does without
     except UserError as error:
         field = f"task.{split}_path" if path else f"task.num_{split}"
         raise UserError(f"{field}: {error}") from None

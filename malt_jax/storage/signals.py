@@ -17,9 +17,14 @@ from malt_jax.storage.writers import any_of
 _received: list[int] = []
 
 
+def told_to_stop() -> bool:
+    """Whether a signal has asked this very process to stop."""
+    return bool(_received)
+
+
 def stop_requested() -> bool:
     """Whether a signal has asked this process, or another of the run, to stop."""
-    return any_of(bool(_received))
+    return any_of(told_to_stop())
 
 
 def raise_if_stopped() -> None:
@@ -51,7 +56,7 @@ def _note(number: int, _frame: object) -> None:
     first = not _received
     _received.append(number)
     if first:  # os.write: the signal may have come in the middle of a print
-        os.write(2, b"\nstopping: the state is being saved; the same command will go on from it\n")
+        os.write(2, b"\nstopping at the next safe point; the same command goes on from there\n")
 
 
 def _in_children() -> None:

@@ -57,11 +57,13 @@ def _identity(split: str, text: str) -> str:
 def _parse(row: Row, split: str) -> Question:
     text = row.text("question")
     try:
-        arithmetic.parse_question(text)
+        total = sum(arithmetic.parse_question(text))
     except ValueError as error:
         example, _ = arithmetic.make_question(0, 0, split)
         raise row.fail(str(error)[:200], f"write it as {example}") from None
     answer = row.text("answer", numbers=True).strip()
+    if answer != str(total):
+        raise row.fail(f"`answer` is {answer[:40]!r}, the digits sum to {total}", "write the sum")
     return _question(split, text, answer)
 
 

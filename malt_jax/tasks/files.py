@@ -50,7 +50,10 @@ class Row:
                 return column, self.values[column]
         wanted = " or ".join(f"`{c}`" for c in columns)
         found = ", ".join(sorted(_shown(str(c)) for c in self.values)[:12]) or "none"
-        raise self.fail(f"no column {wanted} (found: {found})", f"add a column {wanted}")
+        mend = f"add a column {wanted}, or rename the one that holds it"
+        if len(self.values) == 1 and ";" in found:
+            mend = "separate the columns by commas"
+        raise self.fail(f"no column {wanted} (found: {found})", mend)
 
     def text(self, *columns: str, numbers: bool = False) -> str:
         """A column's text, not blank and encodable. `numbers=True` accepts a number as text."""

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from malt_jax.errors import UserError
+from malt_jax.errors import HubError, UserError
 from malt_jax.tasks.base import Question
 from malt_jax.tasks.files import Row, read_rows
 
@@ -57,9 +57,11 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
     for row in rows:
         question = parse(row, split)
         if question.id in places:
+            place = places[question.id]
+            if not row.has("id"):
+                raise row.fail(f"the same question stands at {place} already", "leave one out")
             raise row.fail(
-                f"the id {question.id!r} stands at {places[question.id]} already",
-                "give each question its own id",
+                f"the id {question.id!r} stands at {place} already", "give each question its own id"
             )
         places[question.id] = row.place
         questions.append(question)
@@ -118,7 +120,7 @@ def _hub_rows(hub: Hub, split: str) -> list[Row]:
             data = datasets.load_dataset(hub.repo, config, split=hub.split)
         except Exception as error:  # the hub client's failures share no base class
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(
+            raise HubError(
                 f"{hub.repo} can't be loaded from the hub ({reason}); "
                 f"give a local file in task.{split}_path"
             ) from None

@@ -71,6 +71,11 @@ def render(
         lengths = {name: len(tokenizer.encode(turn)) for name, turn in turns.items()}
         longest = max(lengths, key=lengths.get, default=None)  # type: ignore[arg-type]
         if overflow == "refuse" or longest is None or lengths[longest] <= 1:
+            if room <= 0:
+                raise UserError(
+                    f"{where}: max_new_tokens fills the model's whole context, {-room} tokens more "
+                    "than there are, and leaves none for the prompt; lower it."
+                )
             way_out = (
                 "or set --pipeline.overflow truncate"
                 if any(turns.values())
