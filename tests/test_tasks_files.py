@@ -47,7 +47,7 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'{"id": "a\\u001b[2J", "question": "q", "answer": "#### 1"}', "control characters"),
     (b'{"id": "' + b"x" * 300 + b'", "question": "q", "answer": "#### 1"}', "200 characters"),
     (b'{"id": [1], "question": "q", "answer": "#### 1"}', "`id` is a list"),
-    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "'one' stands at line 1 already"),
+    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "stands at line 1 already"),
     (b'{"question": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 10,000,000 bytes"),
 ]
 

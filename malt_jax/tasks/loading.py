@@ -53,17 +53,17 @@ class Benchmark:
 def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
     """Parses every row; refuses an id that stands twice, counts texts that do (in the log)."""
     questions: list[Question] = []
-    places: dict[str, str] = {}
+    first: dict[str, tuple[Row, Question]] = {}
     for row in rows:
         question = parse(row, split)
-        if question.id in places:
-            place = places[question.id]
-            if not row.has("id"):
-                raise row.fail(f"the same question stands at {place} already", "leave one out")
+        if question.id in first:
+            other, same = first[question.id]
+            what = "this question" if question.text == same.text else f"the id {question.id!r}"
             raise row.fail(
-                f"the id {question.id!r} stands at {place} already", "give each question its own id"
+                f"{what} stands at {other.place} already",
+                "leave one out, or give each question its own id",
             )
-        places[question.id] = row.place
+        first[question.id] = row, question
         questions.append(question)
     if repeated := count_duplicates(questions):
         log.warning("%s split: %d questions repeat the text of another", split, repeated)
