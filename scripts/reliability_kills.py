@@ -139,13 +139,23 @@ def one_of_each_kind(lengths: dict[Moment, float], generator: random.Random) -> 
     return sorted(chosen, key=list(lengths).index)
 
 
-def begins(child: subprocess.Popen, run: Path, order: list[str], aim: Moment, since: float) -> bool:
-    """Waits until the process is at `aim`; False when it is past it or has ended."""
-    places = ["opening", *order, "closing"]
+def wait_until_at(
+    aim: Moment, seconds: float, child: subprocess.Popen, run: Path, order: list[str], since: float
+) -> bool:
+    """Waits until the process has been at `aim` for so long; False when it is past it or ended.
+
+    Of a training's savings, the first that takes so long is meant.
+    """
+    places, entered = ["opening", *order, "closing"], None
     while child.poll() is None:
         stage, what = at_work_on(run, order, since)
+        now = time.monotonic()
         if stage == aim[0] and aim[1] in (what, kind(stage)):
-            return True
+            entered = entered or now
+            if now - entered >= seconds:
+                return True
+        else:
+            entered = None
         if places.index(stage) > places.index(aim[0]):
             return False
         time.sleep(POLL)
@@ -220,9 +230,13 @@ def main() -> int:
             if options.anywhere:
                 wait_at_most(child, generator.uniform(0, options.longest or whole))
             else:
-                while aims and not begins(child, run, order, aims[0], since):
-                    aims.pop(0)
-                wait_at_most(child, generator.uniform(0, lengths[aims[0]]) if aims else None)
+                while aims:
+                    aim = aims.pop(0)
+                    seconds = generator.uniform(0, lengths[aim])
+                    if wait_until_at(aim, seconds, child, run, order, since):
+                        break
+                else:
+                    child.wait()
         if enough or child.poll() is not None:
             errors = child.communicate()[1]
             if child.returncode != 0:
@@ -243,9 +257,6 @@ def main() -> int:
         took, errors = interrupt(child, options.signal, generator)
         kills += 1
         answers[hit[1]].append(took)
-        if hit in lengths:  # also when the signal came too late for what it was aimed at
-            moments = list(lengths)
-            aims = [aim for aim in aims if moments.index(aim) > moments.index(hit)]
         allowed = {DOCUMENTED[options.signal]}
         if at_work_on(run, order, since)[0] == "closing":  # it came when all was done
             allowed |= {0, -getattr(signal, f"SIG{options.signal}")}

@@ -22,7 +22,7 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one():
 
 
 def test_every_kind_of_stage_is_interrupted_however_short():
-    answer = script("reliability_kills.py", "--kills", 6)
+    answer = script("reliability_kills.py", "--kills", 12)
     hit = [line.split()[1] for line in answer.stdout.splitlines() if "exit -9" in line]
     assert {"search/000", "train/000/generator", "export"} <= set(hit), answer.stdout
 
