@@ -17,12 +17,14 @@ from malt_jax.commands.command import Command, help_text, nearest, parse, row, s
 from malt_jax.distributed import another_gone, leave
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import visible
+from malt_jax.storage.signals import stop_ends_process
 
 INTERRUPTED = 130
 
 
 def console() -> NoReturn:
     """The program `malt`."""
+    stop_ends_process()
     status = main()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not change the exit status

@@ -15,7 +15,7 @@ from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.signals import graceful_stop, raise_if_stopped
+from malt_jax.storage.signals import graceful_stop, raise_if_stopped, stop_ends_process
 
 QUESTIONS, SHARDS, STEPS, PAUSE = 24, 2, 20, 0.004
 
@@ -79,6 +79,7 @@ def main(path: str, redo: str | None = None) -> None:
 
 
 if __name__ == "__main__":
+    stop_ends_process()
     try:
         main(sys.argv[1], *sys.argv[3:])
     except UserError as error:

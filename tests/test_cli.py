@@ -189,6 +189,32 @@ def test_exit_statuses(error, status, capsys, monkeypatch):
     assert ("Traceback" in err) == (status == 1) and "\x1b" not in err
 
 
+SLOW_TO_LET_GO = """
+import os, signal, sys
+from malt_jax import cli
+from malt_jax.commands.command import Command
+from malt_jax.storage.signals import graceful_stop, raise_if_stopped
+
+class Model:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def run(invocation):
+    model = Model()
+    with graceful_stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise_if_stopped()
+
+cli.all_commands = lambda: (Command("run", "", "", run),)
+sys.argv[1:] = ["run"]
+cli.console()
+"""
+
+
+def test_a_second_signal_while_the_model_is_let_go_does_not_change_the_status():
+    assert subprocess.run([sys.executable, "-c", SLOW_TO_LET_GO]).returncode == 143
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{sys.executable} -m malt_jax.cli fields | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

@@ -18,6 +18,8 @@ import cli_run
 from malt_jax import cli, escape
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
+from malt_jax.stages.label import label
+from malt_jax.stages.session import Session
 from malt_jax.stages.train import trained_stage
 from malt_jax.storage import manifest
 
@@ -113,6 +115,18 @@ def test_told_to_stop_in_a_block_it_does_not_wait_for_its_end(configured, tmp_pa
     assert len(chunks) <= 4  # each of two streams may have begun another one
     assert not list(run.glob("rounds/**/*.jsonl"))
     manifest.verify(run)
+
+
+def test_told_to_stop_in_one_stage_it_begins_no_other(trained, configured, tmp_path, monkeypatch):
+    def told(*arguments):
+        label(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("malt_jax.stages.run.label", told)
+    monkeypatch.setattr(Session, "fresh_weights", lambda *_: pytest.fail("began to train"))
+    assert cli.main(["run", *configured[:-1], str(run), "--redo", "label/000"]) == 143
+    assert manifest.stage_done(run, "label/000")
 
 
 def test_the_pipeline_answers_the_same_every_time(trained):

@@ -16,9 +16,15 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one():
-    answer = script("reliability_kills.py", "--kills", 8)
+    answer = script("reliability_kills.py", "--kills", 8, "--anywhere")
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "| all | 8 |" in answer.stdout
+    assert "| all | | 8 |" in answer.stdout
+
+
+def test_every_kind_of_stage_is_interrupted_however_short():
+    answer = script("reliability_kills.py", "--kills", 12)
+    hit = [line.split()[1] for line in answer.stdout.splitlines() if "exit -9" in line]
+    assert {"search/000", "train/000/generator", "export"} <= set(hit), answer.stdout
 
 
 def test_stopped_runs_exit_as_documented_and_go_on():

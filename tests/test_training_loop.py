@@ -102,6 +102,15 @@ def test_told_to_stop_it_saves_and_goes_on_from_there(tmp_path):
     same(resumed.trainable, whole.trainable)
 
 
+@pytest.mark.parametrize("training", [sft, dpo])
+def test_told_to_stop_before_the_first_step_it_compiles_none(tmp_path, training):
+    """Nor does DPO measure its reference first, which takes minutes on a real model."""
+    with graceful_stop(), pytest.raises(RunStopped):
+        signal.raise_signal(signal.SIGTERM)
+        training(tmp_path, on_step=lambda *_: pytest.fail("took a step"))
+    assert not [*tmp_path.rglob("*")]
+
+
 def test_a_finished_training_is_returned_not_repeated(tmp_path):
     first = sft(tmp_path)
     again = sft(tmp_path, on_step=lambda *_: pytest.fail("trained again"))

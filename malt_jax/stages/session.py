@@ -179,7 +179,11 @@ class Session:
             self.metrics.close()
 
     def done(self, stage: str) -> bool:
-        """Whether a stage is finished; what it made is then checked against its seal."""
+        """Whether a stage is finished; what it made is then checked against its seal.
+
+        Every stage asks this first, so here a run that was told to stop begins no other one.
+        """
+        raise_if_stopped()
         if not manifest.stage_done(self.run, stage):
             return False
         manifest.verify(self.run, manifest.sealed_units(self.run, stage))

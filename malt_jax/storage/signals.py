@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as a request to stop at the next safe point.
 
-A signal belongs to the process, so the request does too: it is the one piece of module state here.
+A signal belongs to the process, so the request does too: the only module state here is that, and
+whether the process ends with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from malt_jax.errors import RunStopped
 from malt_jax.storage.writers import any_of
 
 _received: list[int] = []
+_last: list[bool] = []
 
 
 def told_to_stop() -> bool:
@@ -33,6 +35,15 @@ def raise_if_stopped() -> None:
         raise RunStopped(_received[0] if _received else signal.SIGTERM)
 
 
+def stop_ends_process() -> None:
+    """Says that this process ends once it was told to stop, as the program `malt` does.
+
+    Letting go of a model takes a while after the block of `graceful_stop`, and a second signal in
+    that while must not change the exit status.
+    """
+    _last[:] = [True]
+
+
 @contextmanager
 def graceful_stop() -> Iterator[None]:
     """Within the block SIGTERM and SIGINT only set the request; any further one is harmless.
@@ -46,8 +57,9 @@ def graceful_stop() -> Iterator[None]:
     try:
         yield
     finally:
+        ends = _last and _received
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends else handler)
         if _note not in previous.values():  # not when nested: the outer block asks again
             _received.clear()
 

@@ -143,6 +143,7 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
     outputs = None if shardings is None else (shardings, None)
     step_fn = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=outputs)
     eval_every = config.eval_every or max(1, total // 8)
+    raise_if_stopped()  # before the first step compiles: all there is so far is saved
     batches = _batches(job, progress.step)
     while progress.step < total and not progress.stopped_early:
         began = time.perf_counter()
@@ -300,14 +301,17 @@ def score_plan(
     plan: Plan,
     sequences: int,
     mesh: Mesh | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(summed log-probability, tokens) of the completions of a plan's sequences, float32 each.
 
-    What the plan does not hold is NaN.
+    What the plan does not hold is NaN. `on_batch` is called before each batch; what it raises ends
+    the call.
     """
     logprobs, lengths = (np.full(sequences, np.nan, np.float32) for _ in range(2))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         for micro in (micro for step in plan.steps for micro in step):
+            on_batch()
             rows = micro.arrays()
             sums, counts = score_rows(program, trainable, frozen, place_rows(rows, mesh))
             there = rows.sequences >= 0

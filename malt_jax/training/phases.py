@@ -19,6 +19,7 @@ from malt_jax.data.packing import share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.spec import ModelSpec
+from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.examples import (
     DpoExample,
@@ -224,13 +225,19 @@ class _Data:
             self.plan.steps[: len(self.batches) // self.config.epochs] + self.held_plan.steps
         )
         frozen = self.model.params if isinstance(reference, Adapter) else None
-        return self.score(self._program(0.0), reference, frozen, epoch)[0]
+        # A pass over all pairs, and nothing of it is kept before its end: a stop gives it up.
+        return self.score(self._program(0.0), reference, frozen, epoch, raise_if_stopped)[0]
 
     def score(
-        self, program: Program, weights: Trainable, frozen: nnx.State | None, plan: Plan
+        self,
+        program: Program,
+        weights: Trainable,
+        frozen: nnx.State | None,
+        plan: Plan,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         sequences = sum(len(example.completions) for example in self.examples)
-        return score_plan(scoring(program), weights, frozen, plan, sequences, self.mesh)
+        return score_plan(scoring(program), weights, frozen, plan, sequences, self.mesh, on_batch)
 
     def _program(self, dropout: float) -> Program:
         dtype = jax.tree.leaves(self.model.params)[0].dtype
