@@ -81,7 +81,7 @@ class Stage:
     context: int
     overflow: str = "refuse"
     on_calls: Callable[[str, int], None] | None = None
-    """Told the policy's identity and the number of calls before each batch."""
+    """Told the turn with its policy, and the number of calls, before each batch."""
 
 
 def run_systems(
@@ -187,7 +187,8 @@ def _draw(calls: Iterable[Call], stage: Stage) -> dict[Call, Drawn]:
     drawn = {}
     for (identity, how), groups in batches.items():
         if stage.on_calls:
-            stage.on_calls(identity, sum(map(len, groups.values())))
+            step = next(iter(groups.values()))[0].key[3]
+            stage.on_calls(f"turn {step + 1}, by {identity}", sum(map(len, groups.values())))
         requests = [
             Request(
                 prompt=ids, keys=np.stack([node_key(stage.seed, "eval", *c.key) for c in group])

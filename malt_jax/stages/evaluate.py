@@ -65,7 +65,9 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         seed=config.seed,
         context=session.context,
         overflow=config.pipeline.overflow,
-        on_calls=lambda who, calls: session.progress.note(f"eval: {who} x{calls}"),
+        on_calls=lambda who, calls: session.progress.note(
+            f"eval: {who}: {counted(calls, 'completion')}"
+        ),
     )
     written = {}
     for path in paths.values():

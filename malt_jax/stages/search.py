@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from malt_jax.errors import UserError
+from malt_jax.progress import counted
 from malt_jax.stages.policies import adapters_of_round
 from malt_jax.stages.session import Session, search_stage
 from malt_jax.storage import manifest
@@ -56,7 +57,7 @@ def search(session: Session, round: int) -> None:
                 context=session.context,
                 overflow=config.pipeline.overflow,
                 on_level=lambda role, calls: session.progress.note(
-                    f"{stage}: {role.name} x{calls}"
+                    f"{stage}: {role.name}, {counted(calls, 'completion')}"
                 ),
             )
             forest = grade_trees(trees, session.pipeline, session.task.grader, config.search)
