@@ -173,6 +173,31 @@ def test_search_finds_by_words_in_any_order(page, trees):
     assert page.find_element("id", "count").text == f"{len(found)} of {QUESTIONS} questions"
 
 
+def test_enter_opens_the_first_question_found_and_the_arrows_those_after_it(page, trees):
+    found = [name for name, tree in trees.items() if "Maya" in tree["question"]]
+    assert len(found) > 1 and found[0] != "Q0"
+    _press(page, "/")
+    _press(page, "maya", "\ue007")  # enter
+    _wait(page, lambda: _shown(page) == found[0])
+    leaf = _chosen(page)
+    _press(page, "\ue013")  # the tree has the keys now: up leads to the turn before
+    assert _chosen(page) == leaf.rpartition("/")[0]
+    _press(page, "/")
+    _press(page, "\ue015")  # from the search, down leads to the next one found
+    _wait(page, lambda: _shown(page) == found[1])
+    assert page.execute_script("return document.activeElement.id") == "search"
+
+
+def test_arrows_go_on_from_the_list_when_it_no_longer_has_the_question(page, trees):
+    mixed = [n for n, tree in trees.items() if len({*entry(tree)["leaves"]}) == 2]
+    other = next(name for name in trees if name not in mixed)
+    _question(page, other)
+    _click(page, "#filters button", "mixed")
+    assert _shown(page) == other
+    _press(page, "\ue015")  # down
+    _wait(page, lambda: _shown(page) == mixed[0])
+
+
 def test_a_clicked_node_shows_its_path_with_the_numbers_of_the_record(page, trees):
     _question(page, "Q9")
     leaf = next(node for node in trees["Q9"]["nodes"] if node["id"] == "Q9/g2/v1/r1")

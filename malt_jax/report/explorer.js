@@ -44,6 +44,7 @@ function start() {
   const place = (...names) => names.map((name) => DATA.systems.indexOf(name)).find((i) => i >= 0);
   state.sides = [place("ma", "sa") ?? 0, place("malt") ?? Math.max(DATA.systems.length - 1, 0)];
   $("search").addEventListener("input", () => { state.search = $("search").value; list(); });
+  $("search").addEventListener("keydown", searchKey);
   $("questions").addEventListener("scroll", () => {
     const box = $("questions");
     if (box.scrollTop + box.clientHeight > box.scrollHeight - 300) more();
@@ -206,6 +207,20 @@ function step(by) {
   if (next) open(next);
 }
 
+/** From the search: Enter reads the first question found, up and down go through those found. */
+function searchKey(event) {
+  if (event.isComposing) return;
+  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (by) step(by);
+  else if (event.key === "Enter" && state.shown.length) {
+    open(state.shown[0]);
+    // The keys now belong to the tree, which on a phone is below the list.
+    $("search").blur();
+    if (!inView()) $("detail").scrollIntoView();
+  } else return;
+  event.preventDefault();
+}
+
 function key(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
   if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) {
@@ -218,11 +233,18 @@ function key(event) {
   };
   for (const arrow of ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]) {
     // Arrows scroll the page until the reader has come to the explorer.
-    if (inView()) actions[arrow] = () => state.view?.move(arrow);
+    if (inView()) actions[arrow] = () => move(arrow);
   }
   if (!actions[event.key]) return;
   event.preventDefault();
   actions[event.key]();
+}
+
+/** Moves within the open question; once it is no longer listed, up and down go on from the list. */
+function move(arrow) {
+  const vertical = arrow === "ArrowUp" || arrow === "ArrowDown";
+  if (vertical && !state.shown.includes(state.open)) step(1);
+  else state.view?.move(arrow);
 }
 
 function inView() {
