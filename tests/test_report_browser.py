@@ -314,6 +314,17 @@ def test_a_phone_shows_everything_without_scrolling_sideways(page, run):
     _open(page, run / "report.html")
     width = page.execute_script("return document.documentElement.scrollWidth")
     assert width <= 390
+    links = (
+        "return [...document.querySelectorAll('.bar a')].map(e => e.getBoundingClientRect().right)"
+    )
+    assert len(rights := page.execute_script(links)) == 6 and max(rights) <= 390
+    # A name may take several lines but none of it is hidden; the table says that it scrolls.
+    cut = (
+        "return [...document.querySelectorAll('table.results tbody th')]"
+        ".filter(e => e.offsetWidth && e.scrollWidth > e.offsetWidth).length"
+    )
+    assert page.execute_script(cut) == 0
+    assert page.execute_script("return document.querySelector('.scroll').matches('.wider')")
     _click_node(page, "Q0/g2/v2/r2")
     assert _chosen(page) == "Q0/g2/v2/r2"
 
