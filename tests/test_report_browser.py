@@ -270,10 +270,11 @@ def test_model_text_is_shown_as_text(page):
 def test_before_and_after_stand_side_by_side(page, run):
     _click(page, "#sources button", "Before and after")
     _click(page, "#filters button", "fixed")
+    assert any(text.startswith("MALT: draft saved") for text in _texts(page, "#filters button"))
     # The last one: the first ones hold hostile text.
     question = _all(page, "#questions li")[-1].get_attribute("data-id")
     _question(page, question)
-    assert _texts(page, ".side .who > span") == ["vote wrong ✗ of 3", "vote right ✓ of 3"]
+    assert _texts(page, ".side .who > span") == ["vote of 3: wrong ✗", "vote of 3: right ✓"]
     after = [json.loads(line) for line in (run / "eval" / "malt.jsonl").read_text().splitlines()]
     drawn = [r for r in after if r["question_id"] == question]
     second = page.find_elements("css selector", ".side:last-child .draws button")[1]

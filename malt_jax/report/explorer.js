@@ -13,14 +13,15 @@ const treeFilters = [
   [`${DATA.last} broke it`, (e) => e.broke > 0],
 ];
 
+// Name, which entries fit, and what the button says where that depends on the systems compared.
 const answerFilters = [
   ["all", () => true],
   ["fixed", (e) => vote(e, 0) === "0" && vote(e, 1) === "1"],
   ["broken", (e) => vote(e, 0) === "1" && vote(e, 1) === "0"],
   ["both right", (e) => vote(e, 0) === "1" && vote(e, 1) === "1"],
   ["both wrong", (e) => vote(e, 0) === "0" && vote(e, 1) === "0"],
-  [`${DATA.last} saved it`, (e) => "sx".includes(marks(e, 1)[1])],
-  [`${DATA.last} broke it`, (e) => "bx".includes(marks(e, 1)[1])],
+  ["draft saved", (e) => "sx".includes(marks(e, 1)[1]), () => `${title(1)}: draft saved`],
+  ["draft broken", (e) => "bx".includes(marks(e, 1)[1]), () => `${title(1)}: draft broken`],
 ];
 
 const state = { source: null, filter: "all", search: "", shown: [], open: null, view: null, sides: [0, 0], draws: [0, 0] };
@@ -28,6 +29,7 @@ const $ = (id) => document.getElementById(id);
 
 const marks = (entry, side) => entry.marks[state.sides[side]];
 const vote = (entry, side) => marks(entry, side)[0];
+const title = (side) => DATA.labels[DATA.systems[state.sides[side]]] ?? DATA.systems[state.sides[side]];
 const bits = (entry, side) => marks(entry, side).slice(3);
 
 function sources() {
@@ -77,9 +79,9 @@ function list() {
     const text = `${entry.id} ${entry.text} ${entry.answer}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });
-  $("filters").replaceChildren(...state.source.filters.map(([name, fits]) =>
+  $("filters").replaceChildren(...state.source.filters.map(([name, fits, told]) =>
     el("button", { "aria-pressed": String(name === state.filter), click: () => { state.filter = name; list(); } },
-      name, el("span", {}, found.filter(fits).length))));
+      visible(told ? told() : name), el("span", {}, found.filter(fits).length))));
   const fits = state.source.filters.find(([name]) => name === state.filter)[1];
   state.shown = found.filter(fits);
   $("count").textContent = `${state.shown.length} of ${state.source.entries.length} questions`;
@@ -174,9 +176,9 @@ function compare(host, record) {
       list();
       draw();
     } }, DATA.systems.map((name, i) => el("option", { value: i, selected: i === state.sides[which] }, visible(DATA.labels[name] ?? name))));
-    const outcome = { 1: ["right", "vote right ✓"], 0: ["wrong", "vote wrong ✗"], "-": ["", "not drawn"] }[vote(state.open, which)];
+    const outcome = { 1: ["right", "right ✓"], 0: ["wrong", "wrong ✗"], "-": ["", "not drawn"] }[vote(state.open, which)];
     return el("div", { class: "side" },
-      el("div", { class: "who" }, pick, el("span", { class: outcome[0] }, draws.length > 1 ? `${outcome[1]} of ${draws.length}` : outcome[1].replace("vote ", ""))),
+      el("div", { class: "who" }, pick, el("span", { class: outcome[0] }, draws.length > 1 ? `vote of ${draws.length}: ${outcome[1]}` : outcome[1])),
       el("div", { class: "draws" }, draws.map((one, i) => el("button", {
         "aria-pressed": String(i === current), disabled: !one.turns, title: one.turns ? `draw ${i}` : "its turns are in eval/",
         click: () => { state.draws[which] = i; draw(); },
