@@ -173,6 +173,31 @@ def test_search_finds_by_words_in_any_order(page, trees):
     assert page.find_element("id", "count").text == f"{len(found)} of {QUESTIONS} questions"
 
 
+def test_enter_opens_the_first_question_found_and_the_arrows_those_after_it(page, trees):
+    found = [name for name, tree in trees.items() if "Maya" in tree["question"]]
+    assert len(found) > 1 and found[0] != "Q0"
+    _press(page, "/")
+    _press(page, "maya", "\ue007")  # enter
+    _wait(page, lambda: _shown(page) == found[0])
+    leaf = _chosen(page)
+    _press(page, "\ue013")  # the tree has the keys now: up leads to the turn before
+    assert _chosen(page) == leaf.rpartition("/")[0]
+    _press(page, "/")
+    _press(page, "\ue015")  # from the search, down leads to the next one found
+    _wait(page, lambda: _shown(page) == found[1])
+    assert page.execute_script("return document.activeElement.id") == "search"
+
+
+def test_arrows_go_on_from_the_list_when_it_no_longer_has_the_question(page, trees):
+    mixed = [n for n, tree in trees.items() if len({*entry(tree)["leaves"]}) == 2]
+    other = next(name for name in trees if name not in mixed)
+    _question(page, other)
+    _click(page, "#filters button", "mixed")
+    assert _shown(page) == other
+    _press(page, "\ue015")  # down
+    _wait(page, lambda: _shown(page) == mixed[0])
+
+
 def test_a_clicked_node_shows_its_path_with_the_numbers_of_the_record(page, trees):
     _question(page, "Q9")
     leaf = next(node for node in trees["Q9"]["nodes"] if node["id"] == "Q9/g2/v1/r1")
@@ -245,10 +270,11 @@ def test_model_text_is_shown_as_text(page):
 def test_before_and_after_stand_side_by_side(page, run):
     _click(page, "#sources button", "Before and after")
     _click(page, "#filters button", "fixed")
+    assert any(text.startswith("MALT: draft saved") for text in _texts(page, "#filters button"))
     # The last one: the first ones hold hostile text.
     question = _all(page, "#questions li")[-1].get_attribute("data-id")
     _question(page, question)
-    assert _texts(page, ".side .who > span") == ["vote wrong ✗ of 3", "vote right ✓ of 3"]
+    assert _texts(page, ".side .who > span") == ["vote of 3: wrong ✗", "vote of 3: right ✓"]
     after = [json.loads(line) for line in (run / "eval" / "malt.jsonl").read_text().splitlines()]
     drawn = [r for r in after if r["question_id"] == question]
     second = page.find_elements("css selector", ".side:last-child .draws button")[1]
@@ -289,6 +315,17 @@ def test_a_phone_shows_everything_without_scrolling_sideways(page, run):
     _open(page, run / "report.html")
     width = page.execute_script("return document.documentElement.scrollWidth")
     assert width <= 390
+    links = (
+        "return [...document.querySelectorAll('.bar a')].map(e => e.getBoundingClientRect().right)"
+    )
+    assert len(rights := page.execute_script(links)) == 6 and max(rights) <= 390
+    # A name may take several lines but none of it is hidden; the table says that it scrolls.
+    cut = (
+        "return [...document.querySelectorAll('table.results tbody th')]"
+        ".filter(e => e.offsetWidth && e.scrollWidth > e.offsetWidth).length"
+    )
+    assert page.execute_script(cut) == 0
+    assert page.execute_script("return document.querySelector('.scroll').matches('.wider')")
     _click_node(page, "Q0/g2/v2/r2")
     assert _chosen(page) == "Q0/g2/v2/r2"
 

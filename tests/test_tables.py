@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from malt_jax import escape
 from malt_jax.errors import UserError
-from malt_jax.evaluation import statistics, tables
+from malt_jax.evaluation import cells, statistics, tables
 from malt_jax.evaluation.results import (
     SystemInfo,
     single_agent_draws,
     summarise,
     with_seeds,
 )
+from malt_jax.evaluation.sections import titles
 from synthetic_run import HOSTILE, make_run
 
 
@@ -141,6 +142,23 @@ def test_markdown_tells_turns_levels_calibration_and_hashes(results):
     assert "By seed" not in page and "0f" * 32 in page
     flip = results["turns"][0]["flips"][0]
     assert f"| {flip['wrong_to_right']} | {flip['right_to_wrong']} |" in page
+
+
+def test_turns_and_rows_call_a_system_by_one_name(results):
+    names = titles(results)
+    for row in results["systems"]:
+        assert row["label"] in (f"{names[row['system']]}, vote of {row['votes']}",
+                                names[row["system"]])  # fmt: skip
+    section = tables.to_markdown(results).partition("## By turn")[2].partition("\n## ")[0]
+    for entry in results["turns"]:
+        assert f"\n| {escape.markdown(names[entry['system']])} |" in section
+
+
+def test_what_rounds_to_zero_has_no_minus_and_short_times_keep_two_digits():
+    assert [cells.points(share) for share in (-0.0004, 0.0, -0.0006)] == ["+0.0", "+0.0", "−0.1"]
+    assert [cells.seconds(s) for s in (12.344, 1.0, 0.5, 0.00614)] == [
+        *("12.34", "1.00", "0.5", "0.0061")
+    ]
 
 
 @pytest.mark.parametrize(

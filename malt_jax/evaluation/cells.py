@@ -23,7 +23,8 @@ def percent(share: float) -> str:
 
 def points(share: float) -> str:
     """A difference in percentage points, with its sign: `+9.8`, `−1.0`."""
-    return f"{100 * share:+.1f}".replace("-", "−")
+    # Adding zero takes the sign of what rounds to minus zero.
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def interval(bounds: list[float], signed: bool = False) -> str:
@@ -36,6 +37,11 @@ def probability(p: float) -> str:
     if p < 1e-15:
         return "<1e-15"
     return f"{p:.1e}" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds(duration: float) -> str:
+    """Two decimals, and below a second two digits: `12.34`, `0.0061`."""
+    return f"{duration:.2f}" if duration >= 1 else f"{duration:.2g}"
 
 
 def markdown_table(head: Sequence[Column], body: Sequence[Sequence[str]]) -> str:

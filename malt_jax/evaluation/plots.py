@@ -38,10 +38,13 @@ def accuracy_against_tokens(results: Results) -> str:
     low = min(row["interval"][0] for row in rows)
     high = max(row["interval"][1] for row in rows)
     tokens = [max(row["tokens"], 1.0) for row in rows]
+    labels = {name: _system_label(votes[0]["label"]) for name, votes in systems.items()}
+    # The axes keep their width, the labels beside them take what the longest needs.
+    right = 24 + 7 * max(map(len, labels.values()))
     chart = Chart(
         (min(tokens) * 0.8, max(tokens) * 1.25), (max(low - 0.03, 0), min(high + 0.03, 1)),
-        "accuracy against generated tokens a question", width=960, height=400, log_x=True,
-        right=270, top=34, bottom=44,
+        "accuracy against generated tokens a question", width=690 + right, height=400, log_x=True,
+        right=right, top=34, bottom=44,
     )  # fmt: skip
     across = ticks(*chart.y)
     chart.y_axis(across, [f"{100 * v:.0f}" for v in across], "accuracy %")
@@ -59,13 +62,17 @@ def accuracy_against_tokens(results: Results) -> str:
             chart.line(at, bottom, at, top, hue, 1, opacity=0.45)
             told = f"{row['label']}: {100 * y:.1f}%, {row['calls']} calls, {x:.0f} tokens"
             chart.dot(x, y, hue, told, 5 if name == "malt" else 3.5)
-        label = shorten(re.sub(r", vote of \d+$", "", votes[0]["label"]), 42, placeholder=" …")
-        ends.append((chart.py(points[-1][1]), chart.px(points[-1][0]), label, hue))
+        ends.append((chart.py(points[-1][1]), chart.px(points[-1][0]), labels[name], hue))
     ends.sort()
     for (at, x, label, hue), y in zip(ends, _apart([end[0] for end in ends]), strict=True):
         chart.line(x + 6, at, chart.width - chart.right + 6, y, hue, 0.5, opacity=0.5)
         chart.label(chart.width - chart.right + 10, y + 4, label, hue)
     return chart.svg()
+
+
+def _system_label(label: str) -> str:
+    """A row's label without its votes, short enough to stand beside the axes."""
+    return shorten(re.sub(r", vote of \d+$", "", label), 60, placeholder=" …")
 
 
 def _looks(systems: Iterable[str]) -> dict[str, tuple[str, str | None]]:

@@ -11,11 +11,16 @@ from malt_jax.evaluation.cells import (
     percent,
     points,
     probability,
+    seconds,
 )
 
 Results = Mapping[str, Any]
 Section = tuple[str, str, str]
 """Heading, table, a note below it."""
+TURNS_NOTE = (
+    "Counted over all draws of a system. A row of the results without a vote takes the first draw "
+    "of each question, so the two may differ a little."
+)
 
 
 def sections(results: Results) -> list[Section]:
@@ -29,6 +34,14 @@ def sections(results: Results) -> list[Section]:
         _records,
     )
     return [section for make in made if (section := make(results))]
+
+
+def titles(results: Results) -> dict[str, str]:
+    """System -> its label in the table, without votes."""
+    return {
+        row["system"]: row["label"].removesuffix(f", vote of {row['votes']}")
+        for row in results["systems"]
+    }
 
 
 def _text(heading: str) -> Column:
@@ -63,9 +76,10 @@ def _seeds(results: Results) -> Section | None:
 
 def _turns(results: Results) -> Section | None:
     """Flips between the answers the turns of a system state."""
+    names = titles(results)
     lines = [
         [
-            entry["system"],
+            names[entry["system"]],
             " → ".join(f"{turn['role']} {percent(turn['accuracy'])}" for turn in entry["accuracy"]),
             flip["from"],
             flip["to"],
@@ -80,7 +94,7 @@ def _turns(results: Results) -> Section | None:
         return None
     head = [_text("system"), _text("accuracy % of each turn's answer"), _text("from"), _text("to")]
     head += [Column("wrong→right"), Column("right→wrong"), Column("draws")]
-    return "By turn", markdown_table(head, lines), ""
+    return "By turn", markdown_table(head, lines), TURNS_NOTE
 
 
 def _levels(results: Results) -> Section | None:
@@ -131,7 +145,7 @@ def _failures(results: Results) -> Section:
             str(row["unparsed"]),
             str(row["truncated"]),
             str(row["ties"]),
-            "" if row["seconds"] is None else f"{row['seconds']:.2f}",
+            "" if row["seconds"] is None else seconds(row["seconds"]),
         ]
         for row in results["systems"]
     ]

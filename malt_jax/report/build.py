@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from malt_jax.errors import UserError
+from malt_jax.evaluation import sections
 from malt_jax.report import answers, embed, figures, page, trees
 from malt_jax.report.prompts import Templates
 from malt_jax.storage import atomic
@@ -56,8 +57,7 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
                         "questions": group.questions} for group in groups],
             "prompts": templates.texts,
             "systems": systems,
-            "labels": {row["system"]: row["label"] for row in (results or {}).get("systems", ())
-                       if row["votes"] == 1},
+            "labels": sections.titles(results) if results else {},
             "evaluation": entries,
         }  # fmt: skip
         roles = [role["name"] for role in (config.get("pipeline") or {}).get("roles", ())]

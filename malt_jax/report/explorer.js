@@ -13,14 +13,15 @@ const treeFilters = [
   [`${DATA.last} broke it`, (e) => e.broke > 0],
 ];
 
+// Name, which entries fit, and what the button says where that depends on the systems compared.
 const answerFilters = [
   ["all", () => true],
   ["fixed", (e) => vote(e, 0) === "0" && vote(e, 1) === "1"],
   ["broken", (e) => vote(e, 0) === "1" && vote(e, 1) === "0"],
   ["both right", (e) => vote(e, 0) === "1" && vote(e, 1) === "1"],
   ["both wrong", (e) => vote(e, 0) === "0" && vote(e, 1) === "0"],
-  [`${DATA.last} saved it`, (e) => "sx".includes(marks(e, 1)[1])],
-  [`${DATA.last} broke it`, (e) => "bx".includes(marks(e, 1)[1])],
+  ["draft saved", (e) => "sx".includes(marks(e, 1)[1]), () => `${title(1)}: draft saved`],
+  ["draft broken", (e) => "bx".includes(marks(e, 1)[1]), () => `${title(1)}: draft broken`],
 ];
 
 const state = { source: null, filter: "all", search: "", shown: [], open: null, view: null, sides: [0, 0], draws: [0, 0] };
@@ -28,6 +29,7 @@ const $ = (id) => document.getElementById(id);
 
 const marks = (entry, side) => entry.marks[state.sides[side]];
 const vote = (entry, side) => marks(entry, side)[0];
+const title = (side) => DATA.labels[DATA.systems[state.sides[side]]] ?? DATA.systems[state.sides[side]];
 const bits = (entry, side) => marks(entry, side).slice(3);
 
 function sources() {
@@ -44,6 +46,7 @@ function start() {
   const place = (...names) => names.map((name) => DATA.systems.indexOf(name)).find((i) => i >= 0);
   state.sides = [place("ma", "sa") ?? 0, place("malt") ?? Math.max(DATA.systems.length - 1, 0)];
   $("search").addEventListener("input", () => { state.search = $("search").value; list(); });
+  $("search").addEventListener("keydown", searchKey);
   $("questions").addEventListener("scroll", () => {
     const box = $("questions");
     if (box.scrollTop + box.clientHeight > box.scrollHeight - 300) more();
@@ -76,9 +79,9 @@ function list() {
     const text = `${entry.id} ${entry.text} ${entry.answer}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });
-  $("filters").replaceChildren(...state.source.filters.map(([name, fits]) =>
+  $("filters").replaceChildren(...state.source.filters.map(([name, fits, told]) =>
     el("button", { "aria-pressed": String(name === state.filter), click: () => { state.filter = name; list(); } },
-      name, el("span", {}, found.filter(fits).length))));
+      visible(told ? told() : name), el("span", {}, found.filter(fits).length))));
   const fits = state.source.filters.find(([name]) => name === state.filter)[1];
   state.shown = found.filter(fits);
   $("count").textContent = `${state.shown.length} of ${state.source.entries.length} questions`;
@@ -173,9 +176,9 @@ function compare(host, record) {
       list();
       draw();
     } }, DATA.systems.map((name, i) => el("option", { value: i, selected: i === state.sides[which] }, visible(DATA.labels[name] ?? name))));
-    const outcome = { 1: ["right", "vote right ✓"], 0: ["wrong", "vote wrong ✗"], "-": ["", "not drawn"] }[vote(state.open, which)];
+    const outcome = { 1: ["right", "right ✓"], 0: ["wrong", "wrong ✗"], "-": ["", "not drawn"] }[vote(state.open, which)];
     return el("div", { class: "side" },
-      el("div", { class: "who" }, pick, el("span", { class: outcome[0] }, draws.length > 1 ? `${outcome[1]} of ${draws.length}` : outcome[1].replace("vote ", ""))),
+      el("div", { class: "who" }, pick, el("span", { class: outcome[0] }, draws.length > 1 ? `vote of ${draws.length}: ${outcome[1]}` : outcome[1])),
       el("div", { class: "draws" }, draws.map((one, i) => el("button", {
         "aria-pressed": String(i === current), disabled: !one.turns, title: one.turns ? `draw ${i}` : "its turns are in eval/",
         click: () => { state.draws[which] = i; draw(); },
@@ -206,6 +209,20 @@ function step(by) {
   if (next) open(next);
 }
 
+/** From the search: Enter reads the first question found, up and down go through those found. */
+function searchKey(event) {
+  if (event.isComposing) return;
+  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (by) step(by);
+  else if (event.key === "Enter" && state.shown.length) {
+    open(state.shown[0]);
+    // The keys now belong to the tree, which on a phone is below the list.
+    $("search").blur();
+    if (!inView()) $("detail").scrollIntoView();
+  } else return;
+  event.preventDefault();
+}
+
 function key(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
   if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) {
@@ -218,11 +235,18 @@ function key(event) {
   };
   for (const arrow of ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]) {
     // Arrows scroll the page until the reader has come to the explorer.
-    if (inView()) actions[arrow] = () => state.view?.move(arrow);
+    if (inView()) actions[arrow] = () => move(arrow);
   }
   if (!actions[event.key]) return;
   event.preventDefault();
   actions[event.key]();
+}
+
+/** Moves within the open question; once it is no longer listed, up and down go on from the list. */
+function move(arrow) {
+  const vertical = arrow === "ArrowUp" || arrow === "ArrowDown";
+  if (vertical && !state.shown.includes(state.open)) step(1);
+  else state.view?.move(arrow);
 }
 
 function inView() {

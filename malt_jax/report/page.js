@@ -83,6 +83,12 @@ document.getElementById("theme-button").addEventListener("click", switchTheme);
 const help = document.getElementById("help");
 document.getElementById("help-button").addEventListener("click", () => help.showModal());
 
+// Tables and charts wider than their box are marked, so that the page can say that they scroll.
+const boxes = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
+});
+for (const box of document.querySelectorAll(".scroll, figure")) boxes.observe(box);
+
 for (const button of document.querySelectorAll(".choice button")) {
   button.addEventListener("click", () => {
     document.querySelector("table.results").dataset.against = button.dataset.against;

@@ -9,13 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.escape import visible
-from malt_jax.evaluation import plots, tables
+from malt_jax.evaluation import cells, plots, sections, tables
 from malt_jax.report import trees
 from malt_jax.storage.jsonl import read_lines
 
 HERE = Path(__file__).parent
 CURVES = ("loss", "accuracy", "margin")
 """Logged numbers worth a curve, where a training has them."""
+
+GROUPS = {"trees": "search", "star": "STaR baseline"}
+COUNTS = {
+    "all_right": "trees all right",
+    "all_wrong": "trees all wrong",
+    "mixed": "trees with both",
+    "unparsed": "final answers not parsed",
+    "length": "turns cut at the token limit",
+    "cut_prompts": "prompts shortened to fit",
+    "sft": "SFT examples",
+    "dpo": "DPO pairs",
+    "positives": "positive nodes",
+    "negatives": "negative nodes",
+    "positives_cut_at_limit": "positives left out, cut at the token limit",
+    "pairs_of_equal_text": "pairs left out, both texts alike",
+    "pairs_possible": "pairs to choose from",
+    "repeats": "examples left out as repeats of another",
+}
+"""What the counts of the labels are called on the page."""
 
 
 def render(**parts: Any) -> str:
@@ -31,10 +50,11 @@ def render(**parts: Any) -> str:
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {
-        "percent": tables.percent,
-        "points": tables.points,
-        "interval": tables.interval,
-        "p": tables.probability,
+        "percent": cells.percent,
+        "points": cells.points,
+        "interval": cells.interval,
+        "p": cells.probability,
+        "seconds": cells.seconds,
         "bytes": _bytes,
     }
     scripts = ("page.js", "tree.js", "explorer.js")
@@ -95,6 +115,9 @@ def evaluation(results: Mapping[str, Any], roles: Sequence[str]) -> dict[str, An
     return {
         "headline": _headline(results),
         "caption": tables.caption(results),
+        "titles": sections.titles(results),
+        "rows": {row["name"]: row["label"] for row in results["systems"]},
+        "turns_note": sections.TURNS_NOTE,
         # The common scale of the intervals drawn in the table.
         "low": min(bounds),
         "span": (max(bounds) - min(bounds)) or 1.0,
@@ -125,10 +148,11 @@ def stages(
 
 
 def _counts(labels: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Nested counts as rows of (name, counts)."""
+    """Nested counts as rows of (name, counts), what is counted said in words."""
     own = {key: count for key, count in labels.items() if not isinstance(count, Mapping)}
     if own:
-        yield name or "all", own
+        told = {COUNTS.get(key, key.replace("_", " ")): count for key, count in own.items()}
+        yield GROUPS.get(name, name or "all"), told
     for key, inner in labels.items():
         if isinstance(inner, Mapping):
             yield from _counts(inner, key)

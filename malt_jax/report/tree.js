@@ -209,6 +209,12 @@ class TreeView {
 
 const FINISHES = { eos: "end token", stop: "stop text", length: "cut at the limit" };
 
+/** A number with so many decimals; what rounds to zero has no sign. */
+function signed(value, decimals) {
+  const text = value.toFixed(decimals);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+}
+
 /** Rows of facts that trees and evaluation share. */
 function turnFacts(turn, answer) {
   const facts = [];
@@ -218,7 +224,7 @@ function turnFacts(turn, answer) {
   } else if (turn.leaf || turn.correct === false) facts.push(["answer", el("span", { class: "wrong" }, "none found ✗")]);
   if (turn.logprob !== null) {
     const each = turn.logprob / Math.max(turn.tokens, 1);
-    facts.push(["log-prob.", `${turn.logprob.toFixed(1)}, ${each.toFixed(2)} a token`.replaceAll("-", "−")]);
+    facts.push(["log-prob.", `${signed(turn.logprob, 1)}, ${signed(each, 2)} a token`]);
   }
   facts.push(["length", `${turn.tokens} tokens, ${FINISHES[turn.finish] ?? visible(turn.finish)}`]);
   return facts;
