@@ -164,9 +164,8 @@ class Pool:
         never read by another, so the order of admissions in a wave does not matter.
         """
         wanted = np.asarray(prefix, np.int64)
-        differs = self.resident[own.start : own.stop, : len(prefix)] != wanted[None]
-        shared = np.where(differs.any(axis=1), differs.argmax(axis=1), len(prefix)) if prefix else (
-            np.zeros(len(own), int))  # fmt: skip
+        same = self.resident[own.start : own.stop, : len(prefix)] == wanted[None]
+        shared = np.argmin(np.pad(same, ((0, 0), (0, 1))), axis=1)
         fresh = np.array([waves.get(slot, 0) for slot in own])
         source = own[int(np.lexsort((fresh, -shared))[0])]
         heads = dict(zip(own, shared.tolist(), strict=True))
