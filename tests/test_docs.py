@@ -133,6 +133,17 @@ def test_the_fields_a_page_names_exist():
             assert name in prefixes, f"{page.name}: {name}"
 
 
+def test_the_answer_formats_of_the_pages_are_those_of_the_prompts():
+    from malt_jax.tasks.graders import ANSWER_FORMATS
+
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([^`]+)` \|", (ROOT / "docs/own-task.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [*ANSWER_FORMATS]
+    for name, ending in rows:
+        assert ending.split()[0] in ANSWER_FORMATS[name], f"{name}: {ending}"
+
+
 def test_the_reference_has_every_public_name():
     sys.path.insert(0, str(ROOT / "scripts"))
     headings = re.findall("^##.*", import_module("api_reference").reference(), re.MULTILINE)
