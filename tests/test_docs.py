@@ -94,6 +94,10 @@ def test_python_of_a_page_runs(page, model, tmp_path, monkeypatch):
     if not code:
         return
     run = cli_run.trained()
+    if any("AutoModel" in text for text in code):
+        pytest.importorskip("torch", reason="transformers' models need torch")
+        run = shutil.copytree(cli_run.as_trained(), tmp_path / "exported")
+        assert cli.main(["export", *cli_run.flags()[:-1], str(run)]) == 0
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)
