@@ -39,7 +39,7 @@ class TaskConfig:
     name: str = "arithmetic"
     """A task of `malt tasks`, `custom` for a file of your own, or `module:attribute`."""
     train_path: str | None = None
-    """Local JSONL, CSV or Parquet file in the benchmark's published columns; else the hub."""
+    """JSONL, CSV or Parquet file: columns question, answer or the benchmark's own; else the hub."""
     eval_path: str | None = None
     """As `train_path`, for the evaluation questions."""
     num_train: int | None = None

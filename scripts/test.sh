@@ -7,6 +7,6 @@
 # runs pytest, with any arguments given: sh scripts/test.sh tests/test_cli.py -k help
 set -eu
 cd "$(dirname "$0")/.."
-[ -x .venv-test/bin/python ] || "${PYTHON:-python3}" -m venv .venv-test
-.venv-test/bin/python -m pip install --quiet -c constraints.txt -e '.[test,eval]'
+. scripts/venv.sh
+install_into .venv-test "pyproject.toml constraints.txt" -c constraints.txt -e '.[test,eval]'
 exec .venv-test/bin/python -m pytest "$@"

@@ -94,6 +94,10 @@ def test_python_of_a_page_runs(page, model, tmp_path, monkeypatch):
     if not code:
         return
     run = cli_run.trained()
+    if any("AutoModel" in text for text in code):
+        pytest.importorskip("torch", reason="transformers' models need torch")
+        run = shutil.copytree(cli_run.as_trained(), tmp_path / "exported")
+        assert cli.main(["export", *cli_run.flags()[:-1], str(run)]) == 0
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/mine").symlink_to(run)
@@ -131,6 +135,17 @@ def test_the_fields_a_page_names_exist():
     for page in PAGES:
         for name in re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:: [^`]*)?`", page.read_text()):
             assert name in prefixes, f"{page.name}: {name}"
+
+
+def test_the_answer_formats_of_the_pages_are_those_of_the_prompts():
+    from malt_jax.tasks.graders import ANSWER_FORMATS
+
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([^`]+)` \|", (ROOT / "docs/own-task.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [*ANSWER_FORMATS]
+    for name, ending in rows:
+        assert ending.split()[0] in ANSWER_FORMATS[name], f"{name}: {ending}"
 
 
 def test_the_reference_has_every_public_name():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import malt_jax
+import tiny
+from malt_jax.config import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
+from malt_jax.export.cards import CardFacts, model_card
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.model import load_model
+from malt_jax.tasks.base import Question
 from tiny_models import VOCAB, save_checkpoint
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install '.[test]'")
@@ -135,3 +141,74 @@ def test_an_export_never_replaces_a_folder_unasked(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
     export_role(model, None, tmp_path / "out", replace=True)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+TURNS = {
+    "generator": RoleConfig("generator", max_new_tokens=5, temperature=0.0, branch=1),
+    "verifier": RoleConfig("verifier", max_new_tokens=24, temperature=0.0, branch=1),
+    "refiner": RoleConfig(
+        "refiner", max_new_tokens=9, temperature=0.0, branch=1, template="R {verifier} {previous} "
+    ),
+}
+
+
+def endless_model(folder):
+    """A tiny model that no token but the tokenizer's own ends, so that limits are met."""
+    tiny.write_model(folder)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, "max_new_tokens": 3, "repetition_penalty": 9.0})
+    )
+    return load_model(folder)
+
+
+def card_facts(model, roles) -> CardFacts:
+    return CardFacts(
+        role="generator",
+        roles=[*roles],
+        templates={
+            name: role.template or tiny.LUCK.templates[name] for name, role in roles.items()
+        },
+        base=model.path,
+        revision=None,
+        license=None,
+        task="luck",
+        seed=0,
+        policies=dict.fromkeys(roles, "base"),
+        sampling=roles,
+        rank=None,
+        results=None,
+    )
+
+
+def test_the_chain_of_the_card_says_what_the_pipeline_says(tmp_path, monkeypatch):
+    """Each role by its own limits, whosever card it is and whatever the base's file says."""
+    model = endless_model(tmp_path / "base")
+    [tree] = malt_jax.search(
+        model,
+        [Question("Q1", "1+2=?", "0")],
+        PipelineConfig(roles=tuple(TURNS.values())),
+        task=tiny.LUCK,
+    ).records
+    turns = {role: node["completion"] for role, node in zip(TURNS, tree["nodes"], strict=True)}
+    assert len(turns["verifier"]) > len(turns["refiner"]) > len(turns["generator"]) > 3
+    card = model_card(card_facts(model, TURNS))
+    for name, role in TURNS.items():
+        export_role(model, None, tmp_path / "export" / name, role=role, card=card)
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    names = {}
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('"question": "..."', '"question": "1+2=?"'), names)
+    assert names["said"] == {"question": "1+2=?", **turns}
+
+
+def test_transformers_draws_an_exported_role_by_its_own_settings_alone(tmp_path):
+    from transformers import GenerationConfig
+
+    model = endless_model(tmp_path / "base")
+    role = RoleConfig("refiner", temperature=0.7, top_p=0.9, max_new_tokens=40, stop=("\n",))
+    export_role(model, None, tmp_path / "out", role=role)
+    read = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (read.do_sample, read.temperature, read.top_p, read.top_k) == (True, 0.7, 0.9, 0)
+    assert (read.max_new_tokens, read.stop_strings, read.eos_token_id) == (40, ["\n"], 2)
+    assert read.repetition_penalty in (None, 1.0)
+    assert load_model(tmp_path / "out").tokenizer.end_ids == model.tokenizer.end_ids

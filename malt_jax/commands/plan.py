@@ -61,6 +61,6 @@ COMMAND = Command(
     ),
     examples=(
         "malt plan --config quickstart",
-        "malt plan --config configs/llama31_8b_gsm8k.yaml --topology v5p:4x4x4 --json",
+        "malt plan --config mine.yaml --topology v5p:2x2x4 --json",
     ),
 )

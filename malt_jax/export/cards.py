@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from malt_jax import escape
+from malt_jax.config import RoleConfig
 from malt_jax.models.hub import EMBEDDED
+from malt_jax.tree.prompts import fill
 
 METHOD = "[MALT](https://arxiv.org/abs/2412.01928)"
 
@@ -34,7 +36,8 @@ class CardFacts:
     seed: int
     policies: Mapping[str, str]
     """Identity of every role's weights, as `000/refiner/dpo`; `base`: it was not trained."""
-    sampling: Mapping[str, Any]
+    sampling: Mapping[str, RoleConfig]
+    """How every role draws its turns."""
     rank: int | None
     results: Mapping[str, Any] | None
 
@@ -73,7 +76,7 @@ def model_card(facts: CardFacts) -> str:
         "One user message (with the chat template where the tokenizer has one); names in braces "
         "are the question and earlier turns:",
         _fenced(facts.templates[facts.role]),
-        "Sampling: " + ", ".join(f"{key} {value}" for key, value in facts.sampling.items()) + ".",
+        f"Sampling, as in generation_config.json: {_sampling(facts.sampling[facts.role])}.",
         "## The whole chain",
         "### transformers",
         _fenced(_transformers(facts), "python"),
@@ -81,10 +84,19 @@ def model_card(facts: CardFacts) -> str:
     if adapters := [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]:
         text += [
             "### PEFT",
+            *(
+                []
+                if facts.base != EMBEDDED
+                else [
+                    "The base is inside the package `malt-jax`, which this needs, as does the next."
+                ]
+            ),
             _fenced(_peft(facts.base, adapters), "python"),
             "### vLLM",
             _fenced(_vllm(facts, adapters), "sh"),
-            "A request then names its role as the model.",
+            "A request then names its role as the model, and samples as the role does: "
+            + "; ".join(f"{role}: {_sampling(facts.sampling[role])}" for role in facts.roles)
+            + ".",
         ]
     return "\n\n".join(text).replace("---\n\n", "---\n", 1).replace("\n\n---", "\n---", 1) + "\n"
 
@@ -154,13 +166,25 @@ def _fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
+def _sampling(role: RoleConfig) -> str:
+    settings = {name: getattr(role, name) for name in ("temperature", "top_p", "top_k")}
+    settings["max_new_tokens"] = role.max_new_tokens
+    if role.stop:
+        settings["stop"] = [*role.stop]
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
 def _transformers(facts: CardFacts) -> str:
-    templates = "\n".join(f"    {role!r}: {facts.templates[role]!r}," for role in facts.roles)
-    drawn = ", ".join(
-        f"{name}={value}"
-        for name, value in facts.sampling.items()
-        if name in ("temperature", "max_new_tokens")
+    # `{previous}` by the name of the turn it stands for: the code knows turns by role alone.
+    names = {name: "{" + name + "}" for name in ("question", *facts.roles)}
+    templates = "\n".join(
+        f"    {role!r}: {fill(facts.templates[role], {**names, 'previous': before})!r},"
+        for role, before in zip(
+            facts.roles, ["", *(names[role] for role in facts.roles)], strict=False
+        )
     )
+    stops = any(facts.sampling[role].stop for role in facts.roles)
+    tokenizer = ", tokenizer=tokenizer" if stops else ""
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 prompts = {{
@@ -176,7 +200,7 @@ for role, prompt in prompts.items():
         turn = [{{"role": "user", "content": prompt}}]
         prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-    out = model.generate(**ids, do_sample=True, {drawn})
+    out = model.generate(**ids{tokenizer})  # samples as the role's generation_config.json says
     said[role] = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
 print(said)"""
 

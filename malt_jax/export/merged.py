@@ -22,6 +22,8 @@ from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.tokenizer import FILES as TOKENIZER_FILES
 
+GENERATION = "generation_config.json"
+
 
 def write_merged(
     folder: Path,
@@ -30,9 +32,11 @@ def write_merged(
     params: nnx.State,
     adapter: Adapter | None,
     shard_bytes: int,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Weights in the parameters' dtype, one tensor on the host at a time; config and tokenizer.
 
+    `generation`: what generation_config.json holds; None: what the base's does.
     Every process must call it, since weights may be spread over them; process 0 writes.
     """
     flat = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
@@ -61,6 +65,8 @@ def write_merged(
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+    if generation is not None:
+        write_json(folder / GENERATION, generation)
 
 
 def adapter_pair(
@@ -91,4 +97,8 @@ def _stored(value: jax.Array, layer: int | None, transposed: bool) -> Stored:
 def _write_config(folder: Path, base: Path, dtype: np.dtype) -> None:
     config: dict[str, Any] = read_json(base / "config.json")
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
-"""What a checkpoint may say about text: a merged model takes these over unchanged."""
+"""What a checkpoint may say about text: a merged model takes these over."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "<|endoftext|>")
 """What chat templates close a turn with; one counts where it is in the vocabulary and template."""

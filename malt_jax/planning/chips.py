@@ -90,7 +90,8 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"--topology: {topology!r} could not be described ({first}). It needs libtpu "
-            "(pip install 'malt-jax[tpu]') and a shape that chip is offered in."
+            "(the extra `tpu`: pip install '.[tpu]' in a clone of malt-jax) and a shape that chip "
+            "is offered in."
         ) from error
 
 

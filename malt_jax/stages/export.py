@@ -50,6 +50,7 @@ def export(session: Session) -> None:
                 folder,
                 lora=config.train.lora,
                 params=weights if isinstance(weights, nnx.State) else None,
+                role=role.config,
                 merged=config.export.merged,
                 card=model_card(_facts(session, role.name, identities)),
             )
@@ -62,7 +63,6 @@ def export(session: Session) -> None:
 
 def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFacts:
     config, results = session.config, session.run.results
-    sampling = next(r.config for r in session.pipeline.roles if r.name == role)
     return CardFacts(
         role=role,
         roles=[r.name for r in session.pipeline.roles],
@@ -73,10 +73,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         task=config.task.name,
         seed=config.seed,
         policies=identities,
-        sampling={
-            name: getattr(sampling, name)
-            for name in ("temperature", "top_p", "top_k", "max_new_tokens")
-        },
+        sampling={r.name: r.config for r in session.pipeline.roles},
         rank=None if config.train.full else config.train.lora.rank,
         results=json.loads(results.read_text()) if results.exists() else None,
     )

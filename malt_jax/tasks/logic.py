@@ -41,7 +41,7 @@ class Puzzles:
         except ImportError:
             raise UserError(
                 "task.name: `logic` needs reasoning-gym, which is not installed; "
-                "pip install 'malt-jax[eval]', or give task.train_path and task.eval_path"
+                "pip install reasoning-gym, or give task.train_path and task.eval_path"
             ) from None
         wanted = limit or DEFAULT_COUNT
         sources = [
