@@ -341,3 +341,18 @@ def test_a_topology_that_is_none_is_named(model, capsys):
     assert "allowed: CHIP:SHAPE" in fails(
         capsys, "plan", "--config", "quickstart", "--topology", "h100"
     )
+
+
+@pytest.mark.parametrize("what", ["sampler", "train"])
+def test_a_benchmark_takes_its_fields_from_the_config(what, model):
+    from importlib import import_module
+
+    from malt_jax.commands import bench
+
+    words = ["--model.path", str(model), "--no-peer", "--sampler.rows", "6"]
+    invocation = parse(bench.COMMAND, [what, *words])
+    made = config.load(None, invocation.fields)
+    half = import_module(f"malt_jax.bench.{what}")
+    found = bench.arguments(what, half, made, invocation.options)
+    assert found.model == str(model) and found.no_peer
+    assert what == "train" or found.rows == 6

@@ -51,7 +51,7 @@ def arguments(
         values["dtype"] = config.model.dtype
     if what == "sampler":
         values["train_path"] = config.task.train_path
-        for name in ("slots", "width", "cache", "weights"):
+        for name in ("rows", "width", "cache", "weights"):
             values[name] = getattr(config.sampler, name)
     else:
         phase = config.train.dpo if options.stage == "dpo" else config.train.sft
