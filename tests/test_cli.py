@@ -74,13 +74,16 @@ def test_help_imports_nothing_heavy_and_is_quick():
 
 
 def test_every_config_an_example_reads_exists_and_its_words_are_known():
+    """A config is the package's own, one of the repository's, or the one that `init` writes."""
+    (init,) = (command for command in cli.all_commands() if command.name == "init")
+    assert "--output mine.yaml" in init.examples[0]
     for command in cli.all_commands():
         for example in command.examples:
             words = shlex.split(example.partition(" >")[0])
             assert words[:2] == ["malt", command.name]
             parse(command, words[2:])
             for flag, value in pairwise(words):
-                there = value == "quickstart" or (ROOT / value).is_file()
+                there = value in ("quickstart", "mine.yaml") or (ROOT / value).is_file()
                 assert flag != "--config" or there, example
 
 

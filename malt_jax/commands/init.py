@@ -139,5 +139,5 @@ COMMAND = Command(
         Argument("model", "A local Hugging Face directory, a hub name, or `quickstart`."),
     ),
     options=(Option("--output", "The file to write; it must not exist.", "FILE"),),
-    examples=("malt init gsm8k Qwen/Qwen2.5-1.5B-Instruct --output configs/mine.yaml",),
+    examples=("malt init gsm8k Qwen/Qwen2.5-1.5B-Instruct --output mine.yaml",),
 )
