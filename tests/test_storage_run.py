@@ -467,7 +467,7 @@ def test_signals_only_ask_and_a_second_one_is_harmless(number, capfd):
         with pytest.raises(RunStopped) as stop:
             signals.raise_if_stopped()
         assert stop.value.signal_number == number
-    assert capfd.readouterr().err.count("being saved") == 1
+    assert capfd.readouterr().err.count("next safe point") == 1
     assert signal.getsignal(number) == before and not signals.stop_requested()
 
 
