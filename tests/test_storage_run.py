@@ -496,7 +496,7 @@ def test_forked_workers_survive_ctrl_c_and_end_when_terminated(capfd):
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == -signal.SIGTERM and not signals.stop_requested()
-    assert "being saved" not in capfd.readouterr().err
+    assert "next safe point" not in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- metrics
