@@ -275,7 +275,7 @@ FILES = (
     case("questions: NaN", _file("q.jsonl", '{"question": "a", "answer": NaN}'), "line 1", "NaN"),
     case("questions: a name twice", _file("q.jsonl", '{"a": 1, "a": 2}'), "line 1", "twice"),
     case("questions: nested 5,000 deep", _file("q.jsonl", '{"a": ' + "[" * 5000), "line 1"),
-    case("questions: an id twice", _row()(**ROWS[0]), "line 4", "q0"),
+    case("questions: an id twice", _row()(**ROWS[0]), "line 4", "stands at"),
     case(
         "questions: an id of 300 characters", _row()(id="x" * 300, question="a", answer="1"), "200"
     ),

@@ -6,10 +6,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.storage.atomic import explained
+
+PATIENCE = 1.0
+"""Seconds: on a busy machine a process was seen to hold its lock for a moment after SIGKILL."""
 
 
 class RunLock:
@@ -24,7 +28,7 @@ class RunLock:
         with explained(path):
             self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._handle)
         except OSError as error:
             self.release()
             if not isinstance(error, BlockingIOError):
@@ -46,6 +50,18 @@ class RunLock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+def _take(handle: int) -> None:
+    """BlockingIOError if the lock is held for longer than a killed process needs to be gone."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def _holder(path: Path) -> str:
