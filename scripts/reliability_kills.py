@@ -8,7 +8,8 @@
 Then every run is interrupted once in each kind of stage, however short: search, label, sft, dpo,
 saving (of a checkpoint), eval, export, report. The signal comes at a random moment of the stage's
 measured length, counted from the moment the process begins it. Runs follow each other until
-`--kills` signals were sent. With `--anywhere` the moments are random ones of the whole run.
+`--kills` signals were sent or `--minutes` have passed. With `--anywhere` the moments are random
+ones of the whole run.
 
 TERM and INT are sent twice: the second must change nothing. Expected: every run ends with the same
 trees, data, reference log-probabilities, draws, results and exports, byte for byte, and (for TERM
@@ -34,7 +35,7 @@ COMPARED = (
     *("results.csv", "results.tex"),  # the other tables tell seconds
 )
 DOCUMENTED = {"KILL": -9, "TERM": 143, "INT": 130}
-POLL = 0.002
+POLL = 0.005
 
 Moment = tuple[str, str]
 """A stage (`train/000/verifier/sft`), and what it is at: its kind (`sft`), or `saving`."""
@@ -190,6 +191,7 @@ def table(name: str, lengths: dict[Moment, float], answers: dict[str, list[float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--signal", choices=list(DOCUMENTED), default="KILL")
     parser.add_argument("--anywhere", action="store_true", help="at any moment of the run")
     parser.add_argument("--longest", type=float, help="with it: seconds from opening, at most")
@@ -218,13 +220,13 @@ def main() -> int:
 
     answers, wrong = collections.defaultdict(list), []
     kills = attempt = finished = 0
-    run, aims = work / "disturbed", []
+    run, aims, at_most = work / "disturbed", [], dict(lengths)
     while True:
         if not run.exists():
             aims = one_of_each_kind(lengths, generator)
         attempt += 1
         child, since = start(options.command, run), time.time()
-        enough = kills >= options.kills
+        enough = kills >= options.kills or time.monotonic() - began > 60 * options.minutes
         if not enough:
             wait_until_open(child, run)
             if options.anywhere:
@@ -232,22 +234,20 @@ def main() -> int:
             else:
                 while aims:
                     aim = aims.pop(0)
-                    seconds = generator.uniform(0, lengths[aim])
+                    seconds = generator.uniform(0, at_most[aim])
                     if wait_until_at(aim, seconds, child, run, order, since):
                         break
+                    at_most[aim] /= 2  # it was over before: the machine may be faster by now
                 else:
                     child.wait()
         if enough or child.poll() is not None:
             errors = child.communicate()[1]
             if child.returncode != 0:
                 wrong.append(f"attempt {attempt} would not go on: {errors[-300:]}")
-            found = contents(run)
-            wrong += [
-                f"run {finished}: {name} differs"
-                for name in sorted(expected.keys() | found.keys())
-                if expected.get(name) != found.get(name)
-            ]
-            finished += 1
+            found, finished = contents(run), finished + 1
+            differs = [n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)]
+            wrong += [f"run {finished}: {name} differs" for name in sorted(differs)]
+            print(f"run {finished} has ended, {len(differs)} files differ", flush=True)
             shutil.rmtree(run)
             if enough or child.returncode != 0:
                 break
