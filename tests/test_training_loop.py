@@ -16,7 +16,7 @@ from malt_jax.errors import RunStopped, UserError
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.lora_config import LoraConfig
 from malt_jax.storage.signals import graceful_stop
-from malt_jax.training import checkpoints
+from malt_jax.training import checkpoints, loop
 from malt_jax.training.config import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.training.examples import DpoExample, SftExample, admit, epoch_order, split
 from malt_jax.training.loop import FINAL
@@ -109,6 +109,18 @@ def test_told_to_stop_before_the_first_step_it_compiles_none(tmp_path, training)
         signal.raise_signal(signal.SIGTERM)
         training(tmp_path, on_step=lambda *_: pytest.fail("took a step"))
     assert not [*tmp_path.rglob("*")]
+
+
+def test_told_to_stop_while_saving_it_takes_no_further_step(tmp_path, monkeypatch):
+    def told(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return save(*arguments)
+
+    save, seen = loop._save, []
+    monkeypatch.setattr(loop, "_save", told)
+    with graceful_stop(), pytest.raises(RunStopped):
+        sft(tmp_path, on_step=lambda s, *_: seen.append(s), save_every=2)
+    assert seen == [1, 2]
 
 
 def test_a_finished_training_is_returned_not_repeated(tmp_path):

@@ -143,6 +143,7 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
     outputs = None if shardings is None else (shardings, None)
     step_fn = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=outputs)
     eval_every = config.eval_every or max(1, total // 8)
+    save_every = config.save_every or total
     raise_if_stopped()  # before the first step compiles: all there is so far is saved
     batches = _batches(job, progress.step)
     while progress.step < total and not progress.stopped_early:
@@ -164,11 +165,9 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         progress.log.append(record)
         if on_step is not None:
             on_step(progress.step, total, record)
-        if stop_requested():
+        if stop_requested() or (progress.step % save_every == 0 and progress.step < total):
             _save(job, state, progress)
-            raise_if_stopped()
-        if config.save_every and progress.step % config.save_every == 0 and progress.step < total:
-            _save(job, state, progress)
+            raise_if_stopped()  # also when told while saving: the next step may have to compile
     return state
 
 
