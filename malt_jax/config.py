@@ -291,6 +291,7 @@ CANNOT_CHANGE_RESULTS = frozenset(
             "quiet",
             "wandb",
             "trackio",
+            "export.merged",
             "export.push_to_hub",
             "sampler.cache_dir",
         ),

@@ -87,6 +87,16 @@ class Pipeline:
             )
         return cls(Session(made_with, directory, Progress(quiet=True)))
 
+    @property
+    def trained_on(self) -> str:
+        """The task, in a line: an answer to anything else means little."""
+        task = self._session.task
+        return f"{task.name}, {task.description}"
+
+    def unread(self, question: str) -> list[str]:
+        """Characters of the question that the model cannot tell apart; it answers all the same."""
+        return self._session.model.tokenizer.unread(question)
+
     def ask(
         self, question: str, votes: int = 3, seed: int | None = None, on_text: OnText | None = None
     ) -> Answer:

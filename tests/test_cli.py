@@ -238,6 +238,7 @@ def test_dry_run_says_everything_and_writes_nothing(model, tmp_path, capsys):
         assert "3 + 9 + 27 = 39 completions a question, 273 a round" in said
         for role in ("generator", "verifier", "refiner"):
             assert f"first prompt of the {role}" in said
+            assert f"  {out / 'export' / role}\n" in said
         assert "[what the verifier says]" in said
     assert sorted(tmp_path.rglob("*")) == before
 

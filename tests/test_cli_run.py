@@ -163,6 +163,29 @@ def test_ask_shows_every_turn_and_the_vote(trained, capsys):
     assert "votes: " in out and "answer: " in out
 
 
+def test_ask_says_what_the_model_cannot_read(trained, capsys):
+    assert cli.main(["ask", "e1+1=?", "--run", str(trained), "--votes", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(["ask", "wo ist €?", "--run", str(trained), "--votes", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "no token for €" in err and "trained on luck" in err and "answer: " in out
+
+
+def test_merged_models_can_be_added_to_an_export_without_them(trained, configured, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    flags = [*configured[:-1], str(run)]
+    assert cli.main(["export", *flags, "--export.merged", "false"]) == 0
+    folder = run / "export/refiner"
+    assert (folder / "adapter").is_dir() and not (folder / "model.safetensors").exists()
+    card = (folder / "README.md").read_text()
+    assert "Only adapters were exported" in card and "### transformers" not in card
+    assert cli.main(["export", *flags]) == 0  # merged models are the default
+    assert (folder / "model.safetensors").exists() and (folder / "adapter").is_dir()
+    [kept] = run.glob("set-aside/*/export/refiner/README.md")
+    assert kept.read_text() == card
+    manifest.verify(run)
+
+
 def test_ask_reads_lines_where_no_question_is_given(trained, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("e1+1=?\n\ne2+2=?\n"))
     assert cli.main(["ask", "--run", str(trained), "--votes", "1"]) == 0

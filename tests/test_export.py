@@ -176,6 +176,7 @@ def card_facts(model, roles) -> CardFacts:
         policies=dict.fromkeys(roles, "base"),
         sampling=roles,
         rank=None,
+        merged=True,
         results=None,
     )
 

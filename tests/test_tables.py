@@ -250,6 +250,21 @@ def test_terminal_table_prints_labels_as_text(results):
     assert "[bold]x[/bold] \\x1b[2J" in printed and "\x1b[2J" not in printed
 
 
+def test_terminal_table_keeps_its_numbers_whole_at_80_columns(results):
+    from rich.console import Console
+
+    long = json.loads(json.dumps(results))
+    long["systems"][-1]["label"] = "MALT, generator + verifier only, the draft answers, vote of 3"
+    console = Console(file=io.StringIO(), width=80)
+    console.print(tables.to_terminal(long))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in console.file.getvalue()
+    [heading] = [line for line in lines if "accuracy" in line and "interval" in line]
+    assert all(name in heading for name in ("system", "calls", "tokens", "vs SA", "p (Holm)"))
+    for system in results["systems"]:
+        assert any(cells.interval(system["interval"]) in line for line in lines)
+
+
 @given(st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Z", "C"))))
 def test_escaped_text_cannot_leave_its_place(text):
     assert not re.search(

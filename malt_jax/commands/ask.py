@@ -19,6 +19,8 @@ def run(invocation: Invocation) -> None:
     from malt_jax.pipeline import Pipeline
 
     pipeline = Pipeline.load(options.run)
+    if sys.stderr.isatty():
+        print(f"malt: trained on {visible(pipeline.trained_on)}", file=sys.stderr)
     if options.question is not None:
         _ask(pipeline, options.question, options.votes, options.seed)
         return
@@ -34,6 +36,12 @@ def run(invocation: Invocation) -> None:
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
     if any("\ud800" <= character <= "\udfff" for character in question):
         raise UserError(f"the question is not text in UTF-8: {one_line(question)[:60]}")
+    if unread := pipeline.unread(question):
+        print(
+            f"malt: this model has no token for {visible(' '.join(unread))}, so the answer means "
+            f"little; it was trained on {visible(pipeline.trained_on)}",
+            file=sys.stderr,
+        )
     heard: tuple[int, str] | None = None
 
     def on_text(draw: int, role: str, text: str) -> None:

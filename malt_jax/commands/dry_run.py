@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import Invocation
@@ -45,14 +46,13 @@ def describe(invocation: Invocation) -> str:
         *_search(session),
         *_training(config),
         *_systems(session),
+        *_export(config),
         *_prompts(session, spec, tokenizer),
     ]
     return "\n".join(lines)
 
 
 def _run(config: Config) -> Iterator[str]:
-    from pathlib import Path
-
     from malt_jax.storage import manifest
 
     yield f"run directory: {Path(config.output_dir).absolute()}"
@@ -133,6 +133,15 @@ def _systems(session: Session) -> Iterator[str]:
         stages = list(shared_stages(session.config, variant.config))
         shared = f"the run's own up to {stages[-1]}" if stages else "nothing in common with the run"
         yield f"  {variant.system.name}: {one_line(variant.system.label)}; {shared}"
+
+
+def _export(config: Config) -> Iterator[str]:
+    parts = ["a merged model"] * config.export.merged + ["a PEFT adapter"] * (not config.train.full)
+    yield f"export: {' and '.join(parts) or 'a card'} in each of"
+    for role in config.pipeline.roles:
+        yield f"  {Path(config.output_dir, 'export', role.name).absolute()}"
+    if config.export.push_to_hub:
+        yield f"  and to the hub, as {one_line(config.export.push_to_hub)}-ROLE, private"
 
 
 def _prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:

@@ -83,12 +83,16 @@ def caption(results: Results) -> str:
         + f". Calls and generated tokens are per question. Accuracy with its {level:g}% "
         + ("bootstrap interval over questions" if pooled else "Wilson interval")
         + "; differences in percentage points on the same questions, with a paired bootstrap "
-        + "interval; p from "
-        + ("the exact sign-flip test over questions" if pooled else "the exact McNemar test")
+        + "interval; p from the "
+        + _test_name(results)
         + ", two-sided, then with Holm's correction over all tests of the table. Each system is "
         + f"tested against {results['baseline']} and against the single agent voting over the "
         + "same number of calls."
     )
+
+
+def _test_name(results: Results) -> str:
+    return "exact sign-flip test over questions" if _pooled(results) else "exact McNemar test"
 
 
 def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -158,17 +162,23 @@ def to_terminal(results: Results) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
-    for heading in (
-        "system",
-        "calls",
-        "tokens",
-        "accuracy %",
-        "interval",
-        "at equal calls",
-        "p (Holm)",
-    ):
-        table.add_column(heading, justify="left" if heading == "system" else "right")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        caption_justify="left",
+        caption=Text(
+            "Accuracy in %. vs SA: points above the single agent voting over as many calls, "
+            f"with p by the {_test_name(results)} after Holm's correction. "
+            "Bold: above it, p < 0.05."
+        ),
+    )
+    for heading in ("system", "calls", "tokens", "accuracy", "interval", "vs SA", "p (Holm)"):
+        table.add_column(
+            heading,
+            justify="left" if heading == "system" else "right",
+            no_wrap=heading != "system",  # at 80 columns a long name takes a second line
+        )
     for system in results["systems"]:
         test = system["tests"].get(system["equal_calls_baseline"])
         cells = [
@@ -177,7 +187,7 @@ def to_terminal(results: Results) -> Table:
             f"{system['tokens']:.0f}",
             percent(system["accuracy"]),
             interval(system["interval"]),
-            f"{points(test['delta'])} vs {system['equal_calls_baseline']}" if test else "",
+            points(test["delta"]) if test else "",
             probability(test["p_holm"]) if test else "",
         ]
         above = test is not None and test["p_holm"] < 0.05 and test["delta"] > 0

@@ -39,6 +39,8 @@ class CardFacts:
     sampling: Mapping[str, RoleConfig]
     """How every role draws its turns."""
     rank: int | None
+    merged: bool
+    """Whether whole models stand beside the adapters."""
     results: Mapping[str, Any] | None
 
 
@@ -76,11 +78,17 @@ def model_card(facts: CardFacts) -> str:
         "One user message (with the chat template where the tokenizer has one); names in braces "
         "are the question and earlier turns:",
         _fenced(facts.templates[facts.role]),
-        f"Sampling, as in generation_config.json: {_sampling(facts.sampling[facts.role])}.",
+        f"Sampling{', as in generation_config.json' if facts.merged else ''}: "
+        f"{_sampling(facts.sampling[facts.role])}.",
         "## The whole chain",
-        "### transformers",
-        _fenced(_transformers(facts), "python"),
     ]  # fmt: skip
+    if facts.merged:
+        text += ["### transformers", _fenced(_transformers(facts), "python")]
+    else:
+        text.append(
+            "Only adapters were exported. `malt export --export.merged true "
+            "--output-dir RUN` also writes each role as a model that transformers loads by itself."
+        )
     if adapters := [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]:
         text += [
             "### PEFT",

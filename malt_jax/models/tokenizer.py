@@ -55,6 +55,13 @@ class Tokenizer:
             ) from None
         return list(self.backend.encode(text, add_special_tokens=special))
 
+    def unread(self, text: str) -> list[str]:
+        """The characters of `text`, each once, that only the one unknown token stands for."""
+        unknown = self.backend.unk_token_id
+        if unknown is None or unknown not in self.encode(text):
+            return []
+        return [character for character in dict.fromkeys(text) if unknown in self.encode(character)]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of any ids; ids outside the vocabulary stand for nothing."""
         known = [int(i) for i in ids if 0 <= i < self.vocab_size and int(i) in self._ids]

@@ -25,9 +25,12 @@ def export(session: Session) -> None:
 
     A role that was not trained is exported as the base it is, without an adapter.
     """
-    if session.done(STAGE):
-        return
     run, config = session.run, session.config
+    if session.done(STAGE) and not _lacks_merged(session):
+        return
+    if _lacks_merged(session):
+        session.progress.note("export: again, for it was written without merged models")
+        first(lambda: manifest.reopen(run, STAGE))
     sealed = manifest.sealed_units(run, STAGE)
     identities = {
         role.name: last_phase(session, config.rounds - 1, trainee(session, role.name))
@@ -41,7 +44,7 @@ def export(session: Session) -> None:
         weights = load(session, identity)
         if writes() and folder.exists():
             kept = manifest.set_aside(run, folder)
-            session.progress.note(f"{folder}: not finished by this run; it is in {kept} now")
+            session.progress.note(f"{folder}: what stood here is in {kept} now")
         adapter = weights if isinstance(weights, Adapter) else None
         with session.timed(f"{STAGE} {role.name} ({identity})"):
             export_role(
@@ -61,6 +64,12 @@ def export(session: Session) -> None:
         first(lambda: _push(session, name))
 
 
+def _lacks_merged(session: Session) -> bool:
+    """Whether merged models are asked for and an earlier export wrote a role without one."""
+    folders = manifest.sealed_units(session.run, STAGE)
+    return session.config.export.merged and any(not (f / "config.json").is_file() for f in folders)
+
+
 def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFacts:
     config, results = session.config, session.run.results
     return CardFacts(
@@ -75,6 +84,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         policies=identities,
         sampling={r.name: r.config for r in session.pipeline.roles},
         rank=None if config.train.full else config.train.lora.rank,
+        merged=config.export.merged,
         results=json.loads(results.read_text()) if results.exists() else None,
     )
 
