@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from malt_jax.config import Config
 from malt_jax.errors import HubError, UserError
+from malt_jax.heap import give_back
 from malt_jax.progress import Progress
 from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import write_json
@@ -205,6 +206,7 @@ class Session:
         manifest.seal(self.run, stage, units, done=done)
         if url := self.config.mirror:
             first(lambda: mirror.push(self.run, url))
+        give_back()
 
     def record_inputs(self) -> None:
         """Hashes question files and questions; a run is not continued over others.
