@@ -6,6 +6,7 @@ import pytest
 
 from malt_jax.config import DataConfig
 from malt_jax.data.role_data import role_data, star_data, tree_counts
+from malt_jax.stages.label import lines
 
 ROLES = ("generator", "verifier", "refiner")
 
@@ -98,6 +99,35 @@ def test_a_completion_cut_at_its_limit_is_never_an_example_to_follow():
     assert all(not rows.sft and not rows.dpo for rows in data.values())
     assert data["refiner"].counts["positives_cut_at_limit"] == 4
     assert star_data([record], "generator") == []
+
+
+def test_examples_that_mend_something_are_told_from_those_that_let_it_stand():
+    mended = role_data([MIXED], ROLES, DataConfig(), 0)
+    assert [mended[role].counts["positives_behind_negative"] for role in ROLES] == [0, 1, 0]
+    refined = role_data([tree([[[1, 0, 0]]])], ROLES, DataConfig(), 0)
+    assert [refined[role].counts["positives_behind_negative"] for role in ROLES] == [0, 0, 1]
+
+
+def test_a_role_that_only_learns_to_let_things_stand_is_named():
+    def told(record):
+        data = role_data([record], ROLES, DataConfig(), 0)
+        return "\n".join(
+            lines(
+                {
+                    "trees": tree_counts([record]),
+                    "roles": {
+                        role: {"sft": len(rows.sft), "dpo": len(rows.dpo), **rows.counts}
+                        for role, rows in data.items()
+                    },
+                }
+            )
+        )
+
+    approving = told(tree([[[1, 1], [1, 1]], [[0, 0], [0, 0]]]))
+    for role in ("verifier", "refiner"):
+        assert f"{role}: ALL ITS EXAMPLES FOLLOW WHAT WAS POSITIVE ALREADY" in approving
+    assert "generator: ALL" not in approving
+    assert "verifier: ALL" not in told(MIXED)
 
 
 def test_equal_texts_under_one_prefix_are_one_example_and_no_pair():

@@ -35,10 +35,14 @@ def role_data(
     data = {role: RoleData() for role in roles}
     for record in records:
         families: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
+        labels = {node["id"]: node["label"] for node in record["nodes"]}
         for node in record["nodes"]:
             families[node["role"], node["parent"]].append(node)
-        for (role, _), siblings in families.items():
+        for (role, parent), siblings in families.items():
             _family(data[role], record["question_id"], role, siblings, config, seed)
+            mended = parent is not None and not labels[parent]
+            counts = data[role].counts
+            counts["positives_behind_negative"] += mended * sum(n["label"] for n in siblings)
     if config.sft == "pairs":
         for rows in data.values():
             chosen = {row["chosen_node_id"] for row in rows.dpo}

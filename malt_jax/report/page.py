@@ -29,6 +29,7 @@ COUNTS = {
     "dpo": "DPO pairs",
     "positives": "positive nodes",
     "negatives": "negative nodes",
+    "positives_behind_negative": "positive nodes behind a turn that was not",
     "positives_cut_at_limit": "positives left out, cut at the token limit",
     "pairs_of_equal_text": "pairs left out, both texts alike",
     "pairs_possible": "pairs to choose from",

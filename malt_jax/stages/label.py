@@ -63,10 +63,16 @@ def lines(counts: dict[str, Any]) -> list[str]:
         f"{trees['unparsed']} answers unparsed, {trees['length']} completions cut at their limit, "
         f"{trees['cut_prompts']} prompts shortened"
     ]
-    for role, c in counts["roles"].items():
+    for number, (role, c) in enumerate(counts["roles"].items()):
         text.append(f"{role}: {c['sft']} SFT examples, {c['dpo']} pairs of {c['pairs_possible']}")
         if not c["sft"] and not c["dpo"]:
             text.append(f"{role}: nothing to learn from, it stays as it is")
+        elif number and not c["dpo"] and not c["positives_behind_negative"]:
+            text.append(
+                f"{role}: ALL ITS EXAMPLES FOLLOW WHAT WAS POSITIVE ALREADY, and it has no pair, "
+                "so it learns to let every turn before it stand. More questions or branches find "
+                "contrasts; `data.sft: pairs` trains on nothing else"
+            )
     if not any(c["sft"] or c["dpo"] for c in counts["roles"].values()):
         text.append(
             "NOTHING TO TRAIN ON: no answer of the search separates a good turn from a bad one, so "
