@@ -6,7 +6,8 @@ random token that the testing process prints at the end: exit statuses mean noth
 submitted code's process never holds the token or the tests.
 
 What this does not protect from: faults in the kernel, and layers that this system does not have
-(the log names them). It is a fence, not a virtual machine; for code from an adversary use one.
+(the log names them). Python's own folders can be read, so the code sees which packages there are.
+It is a fence, not a virtual machine; for code from an adversary use one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ LAYERS = {
     "namespaces": "submitted code can reach the network and signal your processes",
     "landlock": "submitted code can read your files",
     "readonly": "submitted code can change the modes and times of your files",
+    "seccomp": "submitted code can open sockets and use shared memory beyond its limit",
 }
 _FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
@@ -51,7 +53,8 @@ class CodeGrader:
     """Right when the tests in `question.meta["code"]` hold.
 
     That is an object `{"setup", "tests", "names"}`: code that both sides start from, the tests,
-    and the names that the tests take from the solution.
+    and the names that the tests take from the solution. A further `"fixture"` is executed after the
+    solution, in its process: it makes objects of the solution's own classes for the tests.
 
     allow_code: must be True; nobody runs a model's code by accident.
     seconds:    wall-clock limit of one program, and its processor time.
@@ -101,7 +104,7 @@ class CodeGrader:
         tests = question.meta["code"]
         token = secrets.token_hex(16)
         limits = {"seconds": self.seconds, "memory": self.memory}
-        program = _program(code, tests["setup"], tests["names"])
+        parts = [*_program(code, tests["setup"]), tests.get("fixture", "")]
         here, there = socket.socketpair()
         with tempfile.TemporaryDirectory() as folder, here, there:
             os.chmod(folder, 0o755)
@@ -110,7 +113,7 @@ class CodeGrader:
             here.close()
             there.close()
             try:
-                _give(solution, {"code": program, **limits})
+                _give(solution, {"parts": parts, **limits})
                 _give(judge, {**tests, "token": token, **limits})
                 said = _read(judge, self.seconds)
             finally:
@@ -121,10 +124,14 @@ class CodeGrader:
         return rest.strip() == token
 
 
-def _program(code: str, setup: str, names: Sequence[str]) -> str:
-    """The solution with the benchmark's own beginning: a body is put under it, a whole follows."""
-    whole = any(re.search(rf"^(?:def|class)\s+{re.escape(n)}\b", code, re.MULTILINE) for n in names)
-    return f"{setup}\n{code}" if whole or not setup.strip() else f"{setup.rstrip()}\n{code}"
+def _program(code: str, setup: str) -> list[str]:
+    """The benchmark's own beginning and the solution.
+
+    A body goes on where the beginning ends. A whole is a text of its own, in which an import
+    `from __future__` may come first.
+    """
+    is_body = code.lstrip("\n")[:1].isspace()
+    return [f"{setup.rstrip()}\n{code}"] if is_body else [setup, code]
 
 
 def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
