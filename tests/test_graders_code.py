@@ -321,6 +321,12 @@ def test_values_cross_between_judge_and_solution(setup, tests, names, code, verd
     assert GRADER.grade([fenced(code)], [question])[0].correct == verdict
 
 
+WHOLE = "def add(a, b):\n    return a + b"
+HELPED = "def add(a, b):\n    return plus(a, b)"
+PLUS = "def plus(a, b):\n    return a + b"
+QUOTING = 'def add(a, b):\n    """\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b'
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -331,7 +337,44 @@ def test_values_cross_between_judge_and_solution(setup, tests, names, code, verd
         ("def f(): pass", "def f(): pass"),
         ("", None),
         ("  \n", None),
+        # the ways to write a fence
+        (f"``` python\n{WHOLE}\n```", WHOLE),
+        (f'```python title="a.py"\n{WHOLE}\n```', WHOLE),
+        (f"~~~python\n{WHOLE}\n~~~", WHOLE),
+        (f"````python\n{WHOLE}\n````\n", WHOLE),
+        (f"Here: ```python\n{WHOLE}```\nDone.", WHOLE),
+        (fenced(WHOLE).replace("\n", "\r\n"), WHOLE),
+        (f"1. So:\n\n   ```python\n   {WHOLE.replace(chr(10), chr(10) + '   ')}\n   ```\n", WHOLE),
+        (fenced("    return a + b"), "    return a + b"),
+        (fenced(QUOTING), QUOTING),
     ],
 )
 def test_the_last_definition_is_extracted(text, code):
     assert GRADER.extract(text) == code
+
+
+@pytest.mark.parametrize(
+    ("blocks", "code"),
+    [
+        ([WHOLE, "def test_add():\n    assert add(1, 2) == 3\ntest_add()"], WHOLE),
+        ([WHOLE, "class Main: pass", "add(1, 2)"], WHOLE),
+        ([WHOLE, "from solution import add\ndef main(): print(add(1, 2))"], WHOLE),
+        (["def add(a, b): return 0", WHOLE], WHOLE),
+        ([PLUS, HELPED], f"{PLUS}\n{HELPED}"),
+        (["import operator as o", "plus = 3", "def add(a, b): return o.add(a, b)"],
+         "import operator as o\ndef add(a, b): return o.add(a, b)"),
+        ([PLUS, HELPED, "def minus(a, b): return a - b"], f"{PLUS}\n{HELPED}"),
+        (["def add(a, b): return 0", PLUS, HELPED], f"{PLUS}\n{HELPED}"),
+        (["def plus(a, b): return 0", WHOLE], WHOLE),
+        (["    return a + b"], "    return a + b"),
+    ],
+)  # fmt: skip
+def test_the_blocks_that_are_asked_for_are_extracted(blocks, code):
+    assert GRADER.extract("\nSo:\n".join(map(fenced, blocks)), ADD) == code
+
+
+def test_extraction_ends():
+    for text in ("```", "~~~", "~" * 9 + "`", "`", " ", "\n", "from a import ", "```python\n"):
+        start = time.process_time()
+        GRADER.extract(text * 50_000, ADD)
+        assert time.process_time() - start < 5

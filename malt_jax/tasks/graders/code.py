@@ -44,7 +44,10 @@ LAYERS = {
     "readonly": "submitted code can change the modes and times of your files",
     "seccomp": "submitted code can open sockets and use shared memory beyond its limit",
 }
-_FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"[^`~]*(`{3,}+|~{3,}+)[^`]*")
+_DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)", re.MULTILINE)
+_IMPORTED = re.compile(r"^(?:from +\S+ +)?import +(.+)", re.MULTILINE)
+_ANY_DEFINITION = re.compile(r"^[ \t]*(?:async +def|def|class)\s", re.MULTILINE)
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -81,15 +84,22 @@ class CodeGrader:
                 f"{os.path.dirname(os.__file__)}; use another user or another installation"
             )
 
-    def extract(self, text: str) -> str | None:
-        """The last fenced block with a definition in it; without fences, the whole text."""
-        blocks = _FENCE.findall(text)
-        defining = [b for b in blocks if re.search(r"^\s*(?:def|class)\s", b, re.MULTILINE)]
-        code = (defining or blocks or [text])[-1].rstrip()
-        return code if code.strip() else None
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        """The last fenced block that defines what the question asks for, with what it needs.
+
+        Earlier blocks are joined when they define something that is asked for or that a later one
+        uses: a helper stands in a block of its own. Where no block defines a name that is asked
+        for, the last one with a definition counts; without fences, the whole text.
+        """
+        code = question.meta["code"] if question else {}
+        blocks = _blocks(text) or [text]
+        taken = _needed(blocks, {*code.get("names", ()), *_words(code.get("fixture", ""))})
+        defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
+        found = "\n".join(taken or (defining or blocks)[-1:]).rstrip()
+        return found if found.strip() else None
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        codes = [self.extract(text) for text in texts]
+        codes = [self.extract(*pair) for pair in zip(texts, questions, strict=True)]
         pairs = list(zip(codes, questions, strict=True))
         with ThreadPoolExecutor(self.workers) as pool:
             held = pool.map(lambda pair: pair[0] is not None and self._passes(*pair), pairs)
@@ -122,6 +132,46 @@ class CodeGrader:
         layers, _, rest = said.partition("\n")
         _tell(layers)
         return rest.strip() == token
+
+
+def _blocks(text: str) -> list[str]:
+    """Markdown's fenced blocks, less the indentation of their fences; an open last one counts."""
+    blocks: list[list[str]] = []
+    mark, margin = "", 0
+    for line in text.replace("\r\n", "\n").split("\n"):
+        indent, words = len(line) - len(line.lstrip()), line.strip()
+        bare = words.startswith(mark) and not words.strip(mark[:1])
+        if not mark:
+            if opening := _FENCE.fullmatch(line):
+                mark, margin = opening[1], indent
+                blocks.append([])
+        elif bare and indent < margin + 4:  # further in it belongs to a docstring
+            mark = ""
+        elif not bare and words.endswith(mark) and words.count(mark) == 1:
+            blocks[-1].append(line[min(indent, margin) :].rstrip().removesuffix(mark))
+            mark = ""
+        else:
+            blocks[-1].append(line[min(indent, margin) :])
+    return ["\n".join(lines) for lines in blocks]
+
+
+def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
+    """The blocks that define what is asked for or what the ones taken use, in their order."""
+    taken: list[str] = []
+    wanted, known = set(asked), set()
+    for block in reversed(blocks):
+        defined = set(_DEFINED.findall(block))
+        imported = _words("\n".join(_IMPORTED.findall(block)))
+        # An answer is no import: `from solution import f` shows how to use an earlier block.
+        if (wanted - known) & (defined | imported if taken else defined):
+            taken.insert(0, block)
+            wanted |= _words(block)
+            known |= defined | imported
+    return taken
+
+
+def _words(code: str) -> set[str]:
+    return set(re.findall(r"\w+", code))
 
 
 def _program(code: str, setup: str) -> list[str]:
