@@ -372,6 +372,25 @@ def test_your_own_answers_must_be_gradable(tmp_path, grader, answer):
         )
 
 
+@pytest.mark.parametrize(
+    ("grader", "answer"),
+    [
+        ("exact", "one\ntwo"),
+        ("set", "a, b\nc"),
+        ("exact", "x" * 999),
+        ("latex", "}{"),
+        ("latex", "}"),
+    ],
+)
+def test_your_own_answers_must_be_readable_as_they_are_asked_for(tmp_path, grader, answer):
+    rows = [{"question": "What?", "answer": answer}]
+    with pytest.raises(UserError, match=r"line 1.*can't be read back.*choose another task\.grader"):
+        load_rows(tmp_path, get_task("custom", grader=grader), rows)
+    task = custom.from_function("mine", lambda split: [("What?", answer)], grader=grader)
+    with pytest.raises(UserError, match=r"row 1.*can't be read back"):
+        task.load("train")
+
+
 def test_your_own_task_needs_a_file_and_a_known_grader():
     with pytest.raises(UserError, match=r"task\.train_path"):
         get_task("custom").load("train")
