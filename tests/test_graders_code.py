@@ -39,6 +39,8 @@ RIGHT = [
     "import sys\ndef add(a, b):\n    sys.stderr.write('noise')\n    return a + b",
     "from typing import List\ndef add(a: List[int], b): return a + b",
     "import re, json, collections, heapq, itertools, functools\ndef add(a, b): return a + b",
+    "from __future__ import annotations\ndef add(a: Unknown, b): return a + b",
+    "import asyncio\nasync def sum_(a, b): return a + b\ndef add(a, b): return asyncio.run(sum_(a, b))",
     "def add(a, b):\n    try:\n        open('f', 'w').write('x')\n    except OSError: pass\n    return a + b",
 ]
 
@@ -47,6 +49,7 @@ WRONG = [
     "def add(a, b): return None",
     "def add(a): return a",
     "def plus(a, b): return a + b",
+    "def add(a: Unknown, b): return a + b",
     "def add(a, b) return a + b",
     "def add(a, b): raise ValueError",
     "",
@@ -144,6 +147,13 @@ WRONG = [
     "import socket\nsocket.socket().connect(('1.1.1.1', 53))\ndef add(a, b): return a + b",
     "import urllib.request\nurllib.request.urlopen('http://example.org', timeout=1)\ndef add(a, b): return a + b",
     "import os\nos.kill(1, 9)\nos.fork()\ndef add(a, b): return a + b",
+    # memory that no limit counts, and parts of the kernel that no solution needs
+    "import ctypes\nassert ctypes.CDLL(None).shmget(0, 4096, 0o1600) >= 0\ndef add(a, b): return a + b",
+    "import ctypes\nassert ctypes.CDLL(None).msgget(0, 0o1600) >= 0\ndef add(a, b): return a + b",
+    "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0\ndef add(a, b): return a + b",
+    "import ctypes\nassert ctypes.CDLL(None).syscall(425, 1, bytes(200)) >= 0\ndef add(a, b): return a + b",
+    "import socket\nsocket.socket(16, 3, 0)\ndef add(a, b): return a + b",
+    "import socket\nsocket.socket(socket.AF_UNIX).bind('\\0name')\ndef add(a, b): return a + b",
 ]  # fmt: skip
 
 # Programs whose end is a limit; they are run with a short one.
@@ -172,7 +182,7 @@ def isolated() -> bool:
     said = subprocess.run(
         [sys.executable, "-I", "-c", script, str(JAIL)], capture_output=True, text=True
     ).stdout
-    return "namespaces" in said and "landlock" in said
+    return all(layer in said for layer in ("namespaces", "landlock", "seccomp"))
 
 
 def fenced(code: str) -> str:
@@ -186,7 +196,7 @@ def test_right_programs_pass():
 
 def test_programs_that_pretend_fail():
     if not isolated():
-        pytest.skip("this system offers no namespaces or no Landlock")
+        pytest.skip("this system offers no namespaces, no Landlock or no seccomp")
     quick = [code for code in WRONG if code not in SLOW]
     grades = GRADER.grade([fenced(code) for code in quick], [ADD] * len(quick))
     assert [c for c, grade in zip(quick, grades, strict=True) if grade.correct] == []
@@ -257,6 +267,48 @@ def test_code_is_run_only_when_asked_for():
          "def f(): raise KeyError('no')", False),
         ("", "try:\n    f()\nexcept Exception:\n    pass", ["f"], "def f():\n    import os; os._exit(0)",
          False),
+        ("", "try:\n    f()\nexcept ValueError:\n    pass\nelse:\n    assert False", ["f"],
+         "class Odd(ValueError): pass\ndef f(): raise Odd('no')", True),
+        ("", "try:\n    f()\nexcept ValueError:\n    pass\nelse:\n    assert False", ["f"],
+         "import json\ndef f(): json.loads('{')", True),
+        ("", "try:\n    f()\nexcept UnicodeError:\n    pass\nelse:\n    assert False", ["f"],
+         "def f(): return '\u00e9'.encode('ascii')", True),
+        ("", "try:\n    f()\nexcept RuntimeError:\n    pass", ["f"],
+         "class Odd(Exception): pass\ndef f(): raise Odd('no')", False),
+        # no exception ends a loop of the tests early, no `except` forgives a dead solution
+        ("", "assert all(map(lambda t: f(t) == t + 1, [1, 2, 3]))", ["f"],
+         "def f(x): raise StopIteration", False),
+        ("", "for got, want in zip(map(f, [1, 2]), [2, 3]):\n    assert got == want", ["f"],
+         "class Odd(StopIteration): pass\ndef f(x): raise Odd", False),
+        ("", "assert f(1) == 1\ntry:\n    f(-1)\nexcept:\n    pass\nelse:\n    assert False", ["f"],
+         "import os\ndef f(x):\n    if x < 0: os._exit(0)\n    return x", False),
+        ("", "assert f(1) == 1\ntry:\n    f(-1)\nexcept:\n    pass\nelse:\n    assert False", ["f"],
+         "def f(x):\n    if x < 0: raise SystemExit\n    return x", False),
+        # more of Python's own types
+        ("", "assert sorted(f()[0]) == ['a'] and f()[0] == {'a'} and list(f()[1]) == [1]", ["f"],
+         "def f(): return {'a': 1}.keys(), {'a': 1}.values()", True),
+        ("", "assert list(f()) == [('a', [1])]", ["f"], "def f(): return {'a': [1]}.items()", True),
+        ("", "assert list(f()) == [1, 2]", ["f"],
+         "from collections import deque\ndef f(): return deque([1, 2])", True),
+        ("", "assert f() == [1, 2]", ["f"],
+         "from collections import deque\ndef f(): return deque([1, 2])", False),
+        ("", "assert f() == (2, 2)", ["f"],
+         "from decimal import *\nfrom fractions import *\ndef f(): return Fraction(4, 2), Decimal(2)", True),
+        ("", "assert f() == b'x'", ["f"], "def f(): return bytearray(b'x')", True),
+        ("from datetime import *", "assert f(date(2020, 1, 31)) == date(2020, 2, 1)", ["f"],
+         "def f(day): return day + timedelta(1)", True),
+        ("from datetime import *", "assert f() == date(2020, 1, 1)", ["f"],
+         "def f(): return datetime(2020, 1, 1)", False),
+        # what gives None may work in place; what gives a value can't change what it is compared with
+        ("", "l = [3, 1]\nf(l)\nassert l == [1, 3]", ["f"], "def f(l): l.sort()", True),
+        ("", "l = [3, 1]\nf(l)\nassert l == [1, 3]", ["f"], "def f(l): l = sorted(l)", False),
+        ("", "d, s, b = {1: [2]}, {1}, bytearray(b'x')\nf(d, s, b=b)\nassert (d, s, b) == ({2: 3}, {1, 2}, b'xy')",
+         ["f"], "def f(d, s, b):\n    d.clear()\n    d[2] = 3\n    s.add(2)\n    b += b'y'", True),
+        ("", "l = [3, 1]\nassert f(l) == sorted(l)", ["f"],
+         "def f(l):\n    l.clear()\n    return []", False),
+        # objects of the solution's own classes, made beside it
+        ("", "assert area(f(box)) == 6", ["area", "f", "box"],
+         "class Box: pass\nbox = Box()\nbox.a = 6\ndef f(x): return x\ndef area(x): return x.a", True),
         # helpers of the setup serve both sides
         ("def twice(x): return 2 * x\n\ndef f(x):\n    '''Half.'''\n", "assert f(twice(4)) == 4",
          ["f"], "    return x // 2", True),
@@ -269,6 +321,12 @@ def test_values_cross_between_judge_and_solution(setup, tests, names, code, verd
     assert GRADER.grade([fenced(code)], [question])[0].correct == verdict
 
 
+WHOLE = "def add(a, b):\n    return a + b"
+HELPED = "def add(a, b):\n    return plus(a, b)"
+PLUS = "def plus(a, b):\n    return a + b"
+QUOTING = 'def add(a, b):\n    """\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b'
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -279,7 +337,44 @@ def test_values_cross_between_judge_and_solution(setup, tests, names, code, verd
         ("def f(): pass", "def f(): pass"),
         ("", None),
         ("  \n", None),
+        # the ways to write a fence
+        (f"``` python\n{WHOLE}\n```", WHOLE),
+        (f'```python title="a.py"\n{WHOLE}\n```', WHOLE),
+        (f"~~~python\n{WHOLE}\n~~~", WHOLE),
+        (f"````python\n{WHOLE}\n````\n", WHOLE),
+        (f"Here: ```python\n{WHOLE}```\nDone.", WHOLE),
+        (fenced(WHOLE).replace("\n", "\r\n"), WHOLE),
+        (f"1. So:\n\n   ```python\n   {WHOLE.replace(chr(10), chr(10) + '   ')}\n   ```\n", WHOLE),
+        (fenced("    return a + b"), "    return a + b"),
+        (fenced(QUOTING), QUOTING),
     ],
 )
 def test_the_last_definition_is_extracted(text, code):
     assert GRADER.extract(text) == code
+
+
+@pytest.mark.parametrize(
+    ("blocks", "code"),
+    [
+        ([WHOLE, "def test_add():\n    assert add(1, 2) == 3\ntest_add()"], WHOLE),
+        ([WHOLE, "class Main: pass", "add(1, 2)"], WHOLE),
+        ([WHOLE, "from solution import add\ndef main(): print(add(1, 2))"], WHOLE),
+        (["def add(a, b): return 0", WHOLE], WHOLE),
+        ([PLUS, HELPED], f"{PLUS}\n{HELPED}"),
+        (["import operator as o", "plus = 3", "def add(a, b): return o.add(a, b)"],
+         "import operator as o\ndef add(a, b): return o.add(a, b)"),
+        ([PLUS, HELPED, "def minus(a, b): return a - b"], f"{PLUS}\n{HELPED}"),
+        (["def add(a, b): return 0", PLUS, HELPED], f"{PLUS}\n{HELPED}"),
+        (["def plus(a, b): return 0", WHOLE], WHOLE),
+        (["    return a + b"], "    return a + b"),
+    ],
+)  # fmt: skip
+def test_the_blocks_that_are_asked_for_are_extracted(blocks, code):
+    assert GRADER.extract("\nSo:\n".join(map(fenced, blocks)), ADD) == code
+
+
+def test_extraction_ends():
+    for text in ("```", "~~~", "~" * 9 + "`", "`", " ", "\n", "from a import ", "```python\n"):
+        start = time.process_time()
+        GRADER.extract(text * 50_000, ADD)
+        assert time.process_time() - start < 5

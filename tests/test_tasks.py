@@ -226,6 +226,47 @@ def test_the_number_of_questions_and_their_draw(tmp_path):
         task.load("test", path)
 
 
+def test_boxes_of_published_solutions_are_read_or_left_out(tmp_path, caplog):
+    rows = [
+        {"problem": "p1", "solution": r"our answer is $\boxed 2$."},
+        {"problem": "p2", "solution": r"so $x = \boxed9$."},
+        {"problem": "p3", "solution": r"$\boxed{}$"},
+        {"problem": "p4", "solution": r"so $\boxed{16}$."},
+    ]
+    task = get_task("math")
+    assert [q.answer for q in load_rows(tmp_path, task, rows)] == ["2", "9", "16"]
+    assert "1 left out for want of an answer, first" in caplog.text and "line 3" in caplog.text
+    for solution in (r"\boxed{}", r"So 2.", r"\boxed{2", r"\boxed"):
+        with pytest.raises(UserError, match=r"line 1.*no final answer"):
+            load_rows(tmp_path, task, [{"problem": "p", "solution": solution}])
+
+
+def test_tests_may_use_modules_and_build_objects_of_the_solution(tmp_path):
+    task = get_task("mbpp", allow_code=True)
+    tree = "class Node:\n  def __init__(self, d): self.d, self.left = d, None\n"
+    size = "def f(t): return sys.getsizeof(t)"
+    rows = [
+        MBPP | {
+            "task_id": 367,
+            "code": tree + "def is_leaf(n): return n.left is None",
+            "test_list": ["assert is_leaf(root) == False"],
+            "test_setup_code": "root = Node(1) \r\nroot.left = Node(2)",
+        },
+        MBPP | {
+            "task_id": 596,
+            "code": "import sys \r\n" + size,
+            "test_list": ["assert f((1, 2)) == sys.getsizeof((1, 2))"],
+        },
+    ]  # fmt: skip
+    questions = load_rows(tmp_path, task, rows)
+    assert "\nroot = Node(1)\nroot.left = Node(2)\n\nassert is_leaf" in questions[0].text
+    assert [list(q.meta["code"]["names"]) for q in questions] == [["is_leaf", "root"], ["f"]]
+    right = [f"```python\n{row['code']}\n```" for row in rows]
+    wrong = [f"```python\n{tree}def is_leaf(n): return True\n```", f"```python\n{size}\n```"]
+    assert all(grade.correct for grade in task.grader.grade(right, questions))
+    assert not any(grade.correct for grade in task.grader.grade(wrong, questions))
+
+
 def test_overlap_is_refused_by_id():
     train = [Question("t1", "How  many\neggs?", "1"), Question("t2", "Why?", "2")]
     check_overlap(train, [Question("e1", "How few?", "1")])
@@ -329,6 +370,25 @@ def test_your_own_answers_must_be_gradable(tmp_path, grader, answer):
         load_rows(
             tmp_path, get_task("custom", grader=grader), [{"question": "What?", "answer": answer}]
         )
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer"),
+    [
+        ("exact", "one\ntwo"),
+        ("set", "a, b\nc"),
+        ("exact", "x" * 999),
+        ("latex", "}{"),
+        ("latex", "}"),
+    ],
+)
+def test_your_own_answers_must_be_readable_as_they_are_asked_for(tmp_path, grader, answer):
+    rows = [{"question": "What?", "answer": answer}]
+    with pytest.raises(UserError, match=r"line 1.*can't be read back.*choose another task\.grader"):
+        load_rows(tmp_path, get_task("custom", grader=grader), rows)
+    task = custom.from_function("mine", lambda split: [("What?", answer)], grader=grader)
+    with pytest.raises(UserError, match=r"row 1.*can't be read back"):
+        task.load("train")
 
 
 def test_your_own_task_needs_a_file_and_a_known_grader():

@@ -2,12 +2,14 @@ r"""MATH and MATH-500: competition problems with LaTeX answers (arXiv 2103.03874
 
 from __future__ import annotations
 
+import re
+
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.latex import MAX_LENGTH, LatexGrader
 from malt_jax.tasks.graders.statements import statements
-from malt_jax.tasks.loading import Benchmark, Hub
+from malt_jax.tasks.loading import Benchmark, Hub, NoAnswer
 from malt_jax.tasks.prompts import role_templates
 
 SUBJECTS = (
@@ -15,6 +17,8 @@ SUBJECTS = (
     "prealgebra", "precalculus",
 )  # fmt: skip
 MATH = "EleutherAI/hendrycks_math"
+_BARE_BOX = re.compile(r"\\boxed\s*([^\s{}$\\][^{}$]*)\$")
+_EMPTY_BOX = re.compile(r"\\boxed\s*\{\s*\}")
 EVAL = {
     "math": Hub(MATH, SUBJECTS, "test"),
     "math500": Hub("HuggingFaceH4/MATH-500", (None,), "test"),
@@ -24,16 +28,23 @@ EVAL = {
 def parse(row: Row, split: str) -> Question:
     r"""Columns `problem` or `question`, and `answer` or `solution`, with `level` and `subject`.
 
-    The answer is bare LaTeX or a solution with a last `\boxed{}`.
+    The answer is bare LaTeX or a solution with a last `\boxed{}`. A few published solutions end
+    with `\boxed 9$`, which counts, or with an empty box: these rows are left out (`NoAnswer`).
     """
     column, _ = row.get("answer", "solution")
     text = row.text(column, numbers=True).strip()
-    boxes = [s for s in statements(text) if s.form == "box"]
-    answer = boxes[-1].span if boxes else text
-    if not answer or len(answer) > MAX_LENGTH or (column == "solution" and not boxes):
-        raise row.fail(
+    answer = text
+    if boxes := [s.span for s in statements(text) if s.form == "box"]:
+        answer = boxes[-1]
+    elif column == "solution":
+        answer = (_BARE_BOX.findall(text) or [""])[-1].strip()
+    if not answer or len(answer) > MAX_LENGTH:
+        error = row.fail(
             f"`{column}` holds no final answer", r"end it with \boxed{42} or give the answer alone"
         )
+        if column == "solution" and not answer and _EMPTY_BOX.search(text):
+            raise NoAnswer(str(error))
+        raise error
     meta = {}
     if row.has("level"):
         level = row.text("level", numbers=True).strip()

@@ -12,7 +12,7 @@ from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader, Question, Task
 from malt_jax.tasks.csqa import choices_of
 from malt_jax.tasks.files import Row, read_rows
-from malt_jax.tasks.graders import ANSWER_FORMATS, get_grader
+from malt_jax.tasks.graders import ANSWER_FORMATS, WRITTEN, get_grader
 from malt_jax.tasks.loading import choose, to_questions
 from malt_jax.tasks.prompts import role_templates
 
@@ -24,7 +24,9 @@ def from_file(grader: str = "number", **changes) -> Task:
     listed below the question. `changes` replace fields of the `Task`.
     """
     judge = get_grader(grader)
-    return _task("custom", _FileLoader(judge), judge, ANSWER_FORMATS[grader], changes)
+    return _task(
+        "custom", _FileLoader(judge, WRITTEN[grader]), judge, ANSWER_FORMATS[grader], changes
+    )
 
 
 def from_function(
@@ -38,9 +40,11 @@ def from_function(
     `split` is "train" or "eval". `grader` is a grader's name, or an object with `extract` and
     `grade`; for the latter give `answer_format` too. `changes` replace fields of the `Task`.
     """
-    judge = get_grader(grader) if isinstance(grader, str) else grader
-    answer_format = ANSWER_FORMATS[grader] if isinstance(grader, str) else "End with the answer."
-    return _task(name, _FunctionLoader(questions, judge), judge, answer_format, changes)
+    judge, written, answer_format = grader, None, "End with the answer."
+    if isinstance(grader, str):
+        judge, written, answer_format = get_grader(grader), WRITTEN[grader], ANSWER_FORMATS[grader]
+    load = _FunctionLoader(questions, _FileLoader(judge, written))
+    return _task(name, load, judge, answer_format, changes)
 
 
 def import_task(place: str) -> Task:
@@ -81,7 +85,10 @@ def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping)
 
 @dataclass(frozen=True)
 class _FileLoader:
+    """`written` is a final answer as the task asks for it, with a place for the answer."""
+
     grader: Grader
+    written: str | None
 
     def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
         if not path:
@@ -102,13 +109,22 @@ class _FileLoader:
         check = getattr(self.grader, "check", None)
         if check and (why := check(question)):
             raise row.fail(why, "mend the answer, or choose another task.grader")
+        if self.written and not self._reads(text := self.written.format(answer), question):
+            raise row.fail(
+                f"the answer can't be read back: {text[:60]!r} is graded as wrong",
+                "write it shorter or in other words, or choose another task.grader",
+            )
         return question
+
+    def _reads(self, text: str, question: Question) -> bool:
+        """Whether the grader finds `text` right; if not, no model could answer the question."""
+        return self.grader.grade([text], [question])[0].correct
 
 
 @dataclass(frozen=True)
 class _FunctionLoader:
     questions: Callable[[str], Iterable[tuple[str, str]]]
-    grader: Grader
+    rows: _FileLoader
 
     def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
         if path:
@@ -117,4 +133,4 @@ class _FunctionLoader:
             Row("the task's questions", f"row {i}", {"question": str(q), "answer": str(a)})
             for i, (q, a) in enumerate(self.questions(split), start=1)
         ]
-        return choose(to_questions(rows, _FileLoader(self.grader)._parse, split), limit, seed)
+        return choose(to_questions(rows, self.rows._parse, split), limit, seed)

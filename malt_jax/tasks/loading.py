@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 Parse = Callable[[Row, str], Question]  # (row, split) -> question; raises UserError
 
 
+class NoAnswer(UserError):
+    """A published row that came without an answer: it is left out, the others are good."""
+
+
 @dataclass(frozen=True)
 class Hub:
     """Where the hub keeps one split: data set, its configurations (joined in order), split."""
@@ -51,11 +55,19 @@ class Benchmark:
 
 
 def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
-    """Parses every row; refuses an id that stands twice, counts texts that do (in the log)."""
+    """Parses every row; refuses an id that stands twice, counts texts that do (in the log).
+
+    Rows without an answer (`NoAnswer`) are left out and counted in the log.
+    """
     questions: list[Question] = []
+    unanswered: list[NoAnswer] = []
     first: dict[str, tuple[Row, Question]] = {}
     for row in rows:
-        question = parse(row, split)
+        try:
+            question = parse(row, split)
+        except NoAnswer as error:
+            unanswered.append(error)
+            continue
         if question.id in first:
             other, same = first[question.id]
             what = "this question" if question.text == same.text else f"the id {question.id!r}"
@@ -65,6 +77,13 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
             )
         first[question.id] = row, question
         questions.append(question)
+    if unanswered and not questions:
+        raise unanswered[0]
+    if unanswered:
+        log.warning(
+            "%s split: %d left out for want of an answer, first %s",
+            split, len(unanswered), unanswered[0],
+        )  # fmt: skip
     if repeated := count_duplicates(questions):
         log.warning("%s split: %d questions repeat the text of another", split, repeated)
     return questions

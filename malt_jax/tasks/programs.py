@@ -2,13 +2,16 @@
 
 HumanEval has no training questions: its train split is MBPP's. MBPP's question shows the first of
 its tests, which fixes the function's name, and is graded on all of them: shown all, as published, a
-policy trained on the reward could answer with the table of tests.
+policy trained on the reward could answer with the table of tests. A setup that makes objects of the
+solution's own classes (two rows of MBPP build trees) is shown too, and executed beside the
+solution. What tests can't do here is said in `graders.jail`.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import sys
 
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
@@ -45,30 +48,41 @@ def parse_mbpp(row: Row, split: str) -> Question:
         setup = row.text("test_setup_code")
     elif row.has("test_imports") and isinstance(row.values["test_imports"], list):
         setup = "\n".join(str(line) for line in row.values["test_imports"])
-    names = free_names(_parsed(row, "test_setup_code", setup), _parsed(row, "test_list", tests))
+    trees = [_parsed(row, "test_setup_code", setup), _parsed(row, "test_list", tests)]
+    code, shown = {"setup": setup}, listed[0]
+    if free_names(trees[0])[0]:  # it makes objects of the solution's own classes
+        code = {"setup": "", "fixture": setup}
+        shown = "\n".join([*map(str.rstrip, setup.splitlines()), "", shown])
+        del trees[0]
+    names, modules = free_names(*trees)
     if not names:
         raise row.fail("`test_list` calls no function of the solution", "mend the tests")
+    code |= {"tests": "".join(f"import {m}\n" for m in modules) + tests, "names": names}
     asked = row.text("text", "prompt").strip()
-    text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{listed[0]}\n```"
-    code = {"setup": setup, "tests": tests, "names": names}
+    text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{shown}\n```"
     identity = row.identity(split, "task_id")
     return Question(identity, text, row.text("code"), {"code": code})
 
 
-def free_names(setup: ast.Module, tests: ast.Module) -> list[str]:
-    """Names that the tests use and neither Python nor the setup nor the tests define, sorted."""
-    used, defined = set(), set(dir(builtins))
-    for tree in (setup, tests):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name):
-                (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
-            elif isinstance(node, ast.alias):
-                defined.add((node.asname or node.name).split(".")[0])
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                defined.add(node.name)
-            elif isinstance(node, ast.arg):
-                defined.add(node.arg)
-    return sorted(used - defined)
+def free_names(*trees: ast.Module) -> tuple[list[str], list[str]]:
+    """Names that the trees use and neither they nor Python define, and modules among them, sorted.
+
+    A module is a name of the standard library's that is used as in `sys.getsizeof`.
+    """
+    used, defined, owners = set(), set(dir(builtins)), set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owners.add(node.value.id)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+    modules = (owners & sys.stdlib_module_names) - defined
+    return sorted(used - defined - modules), sorted(modules)
 
 
 def _parsed(row: Row, column: str, code: str) -> ast.Module:

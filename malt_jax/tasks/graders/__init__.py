@@ -26,6 +26,14 @@ ANSWER_FORMATS = {
     "latex": r"End with the final answer in \boxed{...}.",
 }
 
+WRITTEN = {  # a final answer as these formats ask for it
+    "number": "The answer is {}",
+    "choice": "The answer is ({})",
+    "exact": "Answer: {}",
+    "set": "Answer: {}",
+    "latex": r"\boxed{{{}}}",
+}
+
 
 def get_grader(name: str) -> Grader:
     """The grader called `name`: number, choice, exact, set or latex."""

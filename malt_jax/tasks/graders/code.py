@@ -6,7 +6,8 @@ random token that the testing process prints at the end: exit statuses mean noth
 submitted code's process never holds the token or the tests.
 
 What this does not protect from: faults in the kernel, and layers that this system does not have
-(the log names them). It is a fence, not a virtual machine; for code from an adversary use one.
+(the log names them). Python's own folders can be read, so the code sees which packages there are.
+It is a fence, not a virtual machine; for code from an adversary use one.
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ LAYERS = {
     "namespaces": "submitted code can reach the network and signal your processes",
     "landlock": "submitted code can read your files",
     "readonly": "submitted code can change the modes and times of your files",
+    "seccomp": "submitted code can open sockets and use shared memory beyond its limit",
 }
-_FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"[^`~]*(`{3,}+|~{3,}+)[^`]*")
+_DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)", re.MULTILINE)
+_IMPORTED = re.compile(r"^(?:from +\S+ +)?import +(.+)", re.MULTILINE)
+_ANY_DEFINITION = re.compile(r"^[ \t]*(?:async +def|def|class)\s", re.MULTILINE)
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -51,7 +56,8 @@ class CodeGrader:
     """Right when the tests in `question.meta["code"]` hold.
 
     That is an object `{"setup", "tests", "names"}`: code that both sides start from, the tests,
-    and the names that the tests take from the solution.
+    and the names that the tests take from the solution. A further `"fixture"` is executed after the
+    solution, in its process: it makes objects of the solution's own classes for the tests.
 
     allow_code: must be True; nobody runs a model's code by accident.
     seconds:    wall-clock limit of one program, and its processor time.
@@ -78,15 +84,22 @@ class CodeGrader:
                 f"{os.path.dirname(os.__file__)}; use another user or another installation"
             )
 
-    def extract(self, text: str) -> str | None:
-        """The last fenced block with a definition in it; without fences, the whole text."""
-        blocks = _FENCE.findall(text)
-        defining = [b for b in blocks if re.search(r"^\s*(?:def|class)\s", b, re.MULTILINE)]
-        code = (defining or blocks or [text])[-1].rstrip()
-        return code if code.strip() else None
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        """The last fenced block that defines what the question asks for, with what it needs.
+
+        Earlier blocks are joined when they define something that is asked for or that a later one
+        uses: a helper stands in a block of its own. Where no block defines a name that is asked
+        for, the last one with a definition counts; without fences, the whole text.
+        """
+        code = question.meta["code"] if question else {}
+        blocks = _blocks(text) or [text]
+        taken = _needed(blocks, {*code.get("names", ()), *_words(code.get("fixture", ""))})
+        defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
+        found = "\n".join(taken or (defining or blocks)[-1:]).rstrip()
+        return found if found.strip() else None
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        codes = [self.extract(text) for text in texts]
+        codes = [self.extract(*pair) for pair in zip(texts, questions, strict=True)]
         pairs = list(zip(codes, questions, strict=True))
         with ThreadPoolExecutor(self.workers) as pool:
             held = pool.map(lambda pair: pair[0] is not None and self._passes(*pair), pairs)
@@ -101,7 +114,7 @@ class CodeGrader:
         tests = question.meta["code"]
         token = secrets.token_hex(16)
         limits = {"seconds": self.seconds, "memory": self.memory}
-        program = _program(code, tests["setup"], tests["names"])
+        parts = [*_program(code, tests["setup"]), tests.get("fixture", "")]
         here, there = socket.socketpair()
         with tempfile.TemporaryDirectory() as folder, here, there:
             os.chmod(folder, 0o755)
@@ -110,7 +123,7 @@ class CodeGrader:
             here.close()
             there.close()
             try:
-                _give(solution, {"code": program, **limits})
+                _give(solution, {"parts": parts, **limits})
                 _give(judge, {**tests, "token": token, **limits})
                 said = _read(judge, self.seconds)
             finally:
@@ -121,10 +134,54 @@ class CodeGrader:
         return rest.strip() == token
 
 
-def _program(code: str, setup: str, names: Sequence[str]) -> str:
-    """The solution with the benchmark's own beginning: a body is put under it, a whole follows."""
-    whole = any(re.search(rf"^(?:def|class)\s+{re.escape(n)}\b", code, re.MULTILINE) for n in names)
-    return f"{setup}\n{code}" if whole or not setup.strip() else f"{setup.rstrip()}\n{code}"
+def _blocks(text: str) -> list[str]:
+    """Markdown's fenced blocks, less the indentation of their fences; an open last one counts."""
+    blocks: list[list[str]] = []
+    mark, margin = "", 0
+    for line in text.replace("\r\n", "\n").split("\n"):
+        indent, words = len(line) - len(line.lstrip()), line.strip()
+        bare = words.startswith(mark) and not words.strip(mark[:1])
+        if not mark:
+            if opening := _FENCE.fullmatch(line):
+                mark, margin = opening[1], indent
+                blocks.append([])
+        elif bare and indent < margin + 4:  # further in it belongs to a docstring
+            mark = ""
+        elif not bare and words.endswith(mark) and words.count(mark) == 1:
+            blocks[-1].append(line[min(indent, margin) :].rstrip().removesuffix(mark))
+            mark = ""
+        else:
+            blocks[-1].append(line[min(indent, margin) :])
+    return ["\n".join(lines) for lines in blocks]
+
+
+def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
+    """The blocks that define what is asked for or what the ones taken use, in their order."""
+    taken: list[str] = []
+    wanted, known = set(asked), set()
+    for block in reversed(blocks):
+        defined = set(_DEFINED.findall(block))
+        imported = _words("\n".join(_IMPORTED.findall(block)))
+        # An answer is no import: `from solution import f` shows how to use an earlier block.
+        if (wanted - known) & (defined | imported if taken else defined):
+            taken.insert(0, block)
+            wanted |= _words(block)
+            known |= defined | imported
+    return taken
+
+
+def _words(code: str) -> set[str]:
+    return set(re.findall(r"\w+", code))
+
+
+def _program(code: str, setup: str) -> list[str]:
+    """The benchmark's own beginning and the solution.
+
+    A body goes on where the beginning ends. A whole is a text of its own, in which an import
+    `from __future__` may come first.
+    """
+    is_body = code.lstrip("\n")[:1].isspace()
+    return [f"{setup.rstrip()}\n{code}"] if is_body else [setup, code]
 
 
 def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:

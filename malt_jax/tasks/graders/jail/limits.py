@@ -7,6 +7,7 @@
 - `namespaces`  no network, no view of other processes and of their shared memory (Linux)
 - `readonly`    no file's mode or times changed (Linux >= 5.12, with namespaces)
 - `landlock`    reads only Python's own folders, writes nothing (Linux >= 5.13)
+- `seccomp`     no sockets, shared memory or new namespaces, less of the kernel (Linux)
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def enter(seconds: float, memory: int) -> list[str]:
 
     Continues in a child where a process namespace needs one; the parent waits for it and exits.
     """
+    import seccomp  # only the jailed processes find it: `code` imports this file for `has_landlock`
+
     layers = ["rlimits"]
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     root = os.geteuid() == 0
@@ -62,6 +65,8 @@ def enter(seconds: float, memory: int) -> list[str]:
         libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after setuid, which clears it
         libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # no tracing by processes of the same user
     _limit(seconds, memory)
+    if libc and seccomp.refuse(libc):
+        layers.append("seccomp")
     return layers
 
 

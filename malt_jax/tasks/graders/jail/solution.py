@@ -12,7 +12,10 @@ import wire
 
 
 def main() -> None:
-    """Reads `{"code", "seconds", "memory"}` from stdin, then answers calls on the channel."""
+    """Reads `{"parts", "seconds", "memory"}` from stdin, then answers calls on the channel.
+
+    `parts` are the texts that make up the program, executed one after the other.
+    """
     order = json.load(sys.stdin)
     channel = socket.socket(fileno=int(sys.argv[2])).makefile("rwb")
     limits.enter(order["seconds"], order["memory"])
@@ -22,11 +25,12 @@ def main() -> None:
     sys.path.pop(0)  # this folder
     namespace = {"__name__": "solution"}
     try:
-        exec(compile(order["code"], "solution.py", "exec"), namespace)
+        for part in order["parts"]:
+            exec(compile(part, "solution.py", "exec", dont_inherit=True), namespace)
     except Exception as error:
-        wire.send(channel, ["raise", [type(error).__name__, str(error)[:1000]]])
+        wire.send(channel, _raised(error))
         return
-    wire.send(channel, ["value", None])
+    wire.send(channel, ["value", None, []])
     objects: list = []
     while True:
         target, args, kwargs = wire.receive(channel)
@@ -34,16 +38,28 @@ def main() -> None:
 
 
 def _answer(target, args, kwargs, namespace: dict, objects: list) -> list:
-    """`["value", v]` or `["raise", [type, message]]` of one call."""
+    """`["value", v, arguments]` or `["raise", names, message]` of one call.
+
+    A call that gives None may have worked in place, so its arguments go back as it left them.
+    After any other they don't: a test may compare the value with what it passed.
+    """
+
+    def find(key: int | str):
+        return namespace[key] if isinstance(key, str) else objects[key]
 
     def keep(value) -> int:
         objects.append(value)
         return len(objects) - 1
 
     try:
-        function = namespace[target] if isinstance(target, str) else objects[target]
-        args = [wire.decode(a, objects.__getitem__) for a in args]
-        kwargs = {name: wire.decode(a, objects.__getitem__) for name, a in kwargs.items()}
-        return ["value", wire.encode(function(*args, **kwargs), keep)]
+        args = [wire.decode(a, find) for a in args]
+        kwargs = {name: wire.decode(a, find) for name, a in kwargs.items()}
+        value = find(target)(*args, **kwargs)
+        left = [*args, *kwargs.values()] if value is None else []
+        return ["value", wire.encode(value, keep), [wire.encode(a, keep) for a in left]]
     except Exception as error:
-        return ["raise", [type(error).__name__, str(error)[:1000]]]
+        return _raised(error)
+
+
+def _raised(error: Exception) -> list:
+    return ["raise", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]]

@@ -1,62 +1,90 @@
 """Values between judge and solution: JSON lines of plain data, rebuilt as Python's own types.
 
 Scalars are themselves; everything else is `[tag, content]`. An object that is not plain data stays
-in the solution's process and travels as `["object", number]`.
+in the solution's process and travels as `["object", key]`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+import os
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NoReturn
 
 MAX_LINE = 4_000_000
+_DAY, _CLOCK = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
+_FIELDS = {  # types that their constructor makes again from these attributes
+    complex: ("real", "imag"),
+    range: ("start", "stop", "step"),
+    Fraction: ("numerator", "denominator"),
+    date: _DAY,
+    time: _CLOCK,
+    datetime: _DAY + _CLOCK,
+    timedelta: ("days", "seconds", "microseconds"),
+}
+_SERIES = {  # types that are made again from a list
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+    deque: deque,
+    KeysView: lambda keys: dict.fromkeys(keys).keys(),
+    ValuesView: lambda values: dict(enumerate(values)).values(),
+    ItemsView: lambda items: dict(items).items(),
+    Iterator: iter,
+}
+_BY_NAME = {kind.__name__: kind for kind in (*_FIELDS, *_SERIES)}
 
 
-class Gone(BaseException):
-    """The other side is dead or talks nonsense. No `except Exception` of a test catches it."""
+def end() -> NoReturn:
+    """The other side is dead or talks nonsense: no `except` of a test may forgive that."""
+    os._exit(1)
 
 
-def encode(value: Any, keep: Callable[[Any], int]) -> Any:
-    """Plain data for JSON; `keep` stores any other object and gives its number."""
+def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
+    """Plain data for JSON; `keep` stores any other object and gives its key."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)  # subclasses lose what they override
-    if isinstance(value, bytes):
-        return ["bytes", value.decode("latin-1")]
-    if isinstance(value, complex):
-        return ["complex", [value.real, value.imag]]
-    if isinstance(value, range):
-        return ["range", [value.start, value.stop, value.step]]
-    for kind in (list, tuple, set, frozenset):
+    for kind in (bytes, bytearray):
         if isinstance(value, kind):
-            return [kind.__name__, [encode(v, keep) for v in value]]
+            return [kind.__name__, value.decode("latin-1")]
+    if type(value) is Decimal:
+        return ["Decimal", str(value)]
+    fields = _FIELDS.get(type(value))
+    if fields and getattr(value, "tzinfo", None) is None:
+        return [type(value).__name__, [getattr(value, name) for name in fields]]
     if isinstance(value, dict):
         return ["dict", [[encode(k, keep), encode(v, keep)] for k, v in value.items()]]
-    if isinstance(value, Iterator):
-        return ["iterator", [encode(v, keep) for v in value]]
+    for kind in _SERIES:
+        if isinstance(value, kind):
+            return [kind.__name__, [encode(v, keep) for v in value]]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), keep)
     return ["object", keep(value)]
 
 
-def decode(value: Any, find: Callable[[int], Any]) -> Any:
-    """The value again; `find` gives the object of a number. Raises ValueError for nonsense."""
+def decode(value: Any, find: Callable[[int | str], Any]) -> Any:
+    """The value again; `find` gives the object of a key. Raises any error for nonsense."""
     if not isinstance(value, list):
         return value
     tag, content = value
     if tag == "object":
         return find(content)
-    if tag == "bytes":
-        return content.encode("latin-1")
-    if tag in ("complex", "range"):
-        return {"complex": complex, "range": range}[tag](*content)
+    if tag in ("bytes", "bytearray"):
+        return {"bytes": bytes, "bytearray": bytearray}[tag](content, "latin-1")
+    if tag == "Decimal":
+        return Decimal(content)
     if tag == "dict":
         return {decode(k, find): decode(v, find) for k, v in content}
-    kinds = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
-    return kinds[tag]([decode(v, find) for v in content])
+    kind = _BY_NAME[tag]
+    return kind(*content) if kind in _FIELDS else _SERIES[kind]([decode(v, find) for v in content])
 
 
 def send(channel, message: Any) -> None:
@@ -64,14 +92,12 @@ def send(channel, message: Any) -> None:
         channel.write(json.dumps(message).encode() + b"\n")
         channel.flush()
     except OSError:
-        raise Gone from None
+        end()
 
 
 def receive(channel) -> Any:
     try:
         line = channel.readline(MAX_LINE)
-        if not line.endswith(b"\n"):
-            raise Gone
-        return json.loads(line)
+        return json.loads(line) if line.endswith(b"\n") else end()
     except (OSError, ValueError, RecursionError):
-        raise Gone from None
+        end()
