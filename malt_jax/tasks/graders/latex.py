@@ -39,12 +39,17 @@ MAX_LENGTH = 1000  # characters; a longer answer is no answer
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL)
 _FORMULA = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\(((?:(?!\\[()]).)+)\\\)", re.DOTALL)
 _FONT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*"
+_TEXT = re.compile(rf"{_FONT}\{{([^{{}}]*)\}}")
 _PLAIN = re.compile(r"\s*[({]?\s*[-+]?\s*[0-9.][0-9.,/]*(?:e[-+]?[0-9]+)?\s*[)}]?\s*")
 _RECURRING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\{?([0-9]+)\}?")
 _WORDS = re.compile(rf"{_FONT}\{{([^{{}}]*)\}}\.?|([A-Za-z][A-Za-z ]+)\.?")
+_JOINED = re.compile(
+    rf",?\s*{_FONT}\{{\s*(?:or|and)\s*\}}|\s(?:or|and)\s|,?\s*\\q?quad(?![a-zA-Z])"
+)
 _UNIT = re.compile(
-    rf"(?<=[0-9}}%])(?:\s|~|\\[,;:! ])*(?:{_FONT}\{{\s*([A-Za-z][^{{}}\\]*)\}}(?:\^\{{?[23]\}}?)?"
-    r"|\s([a-z]{2,}(?:\s[a-z]{2,})*))(?=\s*(?:$|[,;=]))"
+    rf"(?<=[0-9A-Za-z}}%)])(?:\s|~|\\[,;:! ])*"
+    rf"(?:{_FONT}\{{\s*([A-Za-z][^{{}}\\]*)\}}(?:\^\{{?[23]\}}?)?|"
+    r"(?<=[0-9])\s([a-z]{2,}(?:\s[a-z]{2,})*))(?=\s*(?:$|[,;=]))"
 )
 _UNITS = {
     unit: name
@@ -59,6 +64,7 @@ _UNITS = {
     for unit in [name, f"{name}s", *units.split()]
 }  # fmt: skip
 _RELATION = re.compile(r"\\(?:neq?|not|leq?|geq?|lt|gt)(?![a-zA-Z])|[<>≠≤≥]")
+_ELEMENT = re.compile(r"\\in(?![a-zA-Z])")
 _BETWEEN = re.compile(r"(.+?)(<|\\leq?)\s*[a-zA-Z]\s*(<|\\leq?)(?![a-z])(.+)")
 _BASE = re.compile(r"(?<=[0-9A-F])_")
 _STRAY = re.compile(r"[^\W\d_a-zA-Zα-ωΑ-Ω]|[²³¹⁰⁴-⁹₀-₉]|(?![0-9])\d")  # 10⁶, ١8
@@ -79,12 +85,12 @@ _COMMANDS = set(re.findall("[A-Za-z]+", r"""
 def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
     latex = latex.strip().rstrip(".\\ ").replace("\u2212", "-")
-    latex = re.sub(rf"\s*{_FONT}\{{\s*(?:or|and)\s*\}}|\s(?:or|and)\s|,?\s*\\q?quad\b", ", ", latex)
-    latex = _UNIT.sub(lambda m: "" if _is_unit(m[1] or m[2]) else m[0], latex)
-    latex = re.sub(rf"{_FONT}\{{\s*([A-Za-z]|[0-9.]+)\s*\}}", r"\1", latex)
-    latex = re.sub(r"(?<=[0-9])(?:\\[,! ]|,\\!\s?|\{,\})(?=[0-9]{3}(?![0-9]))", ",", latex)
+    latex = _JOINED.sub(", ", latex)
+    latex = _UNIT.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
+    latex = re.sub(rf"{_FONT}\{{\s*([A-Za-z]|[0-9.]+)\s*\}}", r" \1", latex)
+    latex = re.sub(r"(?<=[0-9])(?:\\[,! ]|,\s?\\!\s?|\{,\})(?=[0-9]{3}(?![0-9]))", ",", latex)
     latex = re.sub(r"\\?\$|\\(?:left|right|displaystyle)(?![a-zA-Z])", "", latex)
-    latex = " ".join(re.sub(r"\\?%|\\[,!;: ](?![a-zA-Z])", " ", latex).split())
+    latex = " ".join(re.sub(r"\\?%|(?<!\\)\\[,!;: ]", " ", latex).split())
     # "1 2" keeps its blank, and outside of brackets "1, 234" does
     listed = r"" if re.match(r"\\?[(\[{]", latex) else r"(?!(?<=,\s)[0-9]{3}(?![0-9]))"
     blank = rf"(\\[A-Za-z]+\s(?=[A-Za-z]))|(?<![0-9])\s{listed}|\s(?![0-9])"
@@ -111,9 +117,12 @@ def plain_number(latex: str) -> Fraction | None:
         return None
 
 
-def _is_unit(words: str) -> bool:
-    """Whether the words may follow a number and leave it as it is."""
-    return _one(f"1{words}" if len(words.strip()) == 1 else f"1 {words}")
+def _is_unit(words: str, bare: bool) -> bool:
+    """Whether the words leave the number before them as it is; bare letters may be a product."""
+    if bare and not all(len(word) > 3 or word in _UNITS for word in words.split()):
+        return False
+    attached = len(words.strip()) == 1  # 1m is a length, 1x a product
+    return not re.search(r"\band\b", words) and _one(f"1{'' if attached else ' '}{words.strip()}")
 
 
 def _one(words: str) -> bool:
@@ -176,7 +185,7 @@ def decided(gold: str, answer: str, working: bool = False) -> bool | None:
             return tidy_words(words).strip("()") == tidy_words(word[1] or word[2]).strip("()")
     if _signature(given) != _signature(said) or (_IRRATIONAL.search(given) and "." in said):
         return False
-    if _RELATION.search(gold) or r"\in" in answer:
+    if _RELATION.search(gold) or _ELEMENT.search(answer):
         return None
     lists = _list(given), _list(said)
     if lists[0][0] != lists[1][0] or (lists[0] != lists[1] and r"\pm" not in given + said):
@@ -194,6 +203,8 @@ def sides(gold: str, answer: str) -> list[str]:
     """
     given, said = tidy(gold), tidy(answer)
     if number.refused(said) and not number.refused(given):
+        return []
+    if set(_TEXT.findall(said)) - set(_TEXT.findall(given)) and not _WORDS.fullmatch(gold.strip()):
         return []
     strange = set(_COMMAND.findall(answer)) - set(_COMMAND.findall(gold)) - _COMMANDS
     if (strange and plain_number(answer) is None) or _STRAY.search(answer):
@@ -356,9 +367,8 @@ class LatexGrader:
             return False
         worker = self._idle.get()
         try:
-            gold, *parts = (re.sub(r"\\?%", "", latex) for latex in (gold, *parts))
             return all(
-                verdict or worker.equal(gold, part, self.seconds)
+                verdict or worker.equal(tidy(gold), tidy(part), self.seconds)
                 for part, verdict in zip(parts, verdicts, strict=True)
             )
         finally:
