@@ -20,7 +20,8 @@ EQUAL = [  # (reference, answer)
     (r"\frac{1}{2}", "0.5"), ("0.5", r"\frac12"), (r"\frac{1}{2}", r"\dfrac{1}{2}"),
     (r"\frac{1}{2}", "1/2"), (r"\frac{14}{3}", r"4\frac{2}{3}"), (r"-\frac{3}{4}", r"\frac{-3}{4}"),
     (r"\frac{3}{4}", r"\frac{6}{8}"), (r"\frac{1}{3}", r"\tfrac{1}{3}"), ("-5", r"\left(-5\right)"),
-    (r"2\sqrt{3}", r"\sqrt{12}"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), 
+    (r"2\sqrt{3}", r"\sqrt{12}"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), ("4", "2+2"),
+    ("4", r"\sqrt{16}"), ("6", "3!"), ("1024", "2^{10}"), ("10", r"\binom{5}{2}"), ("26000", "513^2-487^2"),
     (r"3\sqrt{13}", r"\sqrt{117}"), (r"\pi", r"\pi"), (r"2\pi", r"\pi\cdot 2"),
     (r"\frac{\pi}{2}", r"\pi/2"), (r"x^2+2x+1", r"(x+1)^2"), ("x+1", "1+x"), ("2x", r"x\cdot 2"),
     (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \frac{\pi}{2})"), ("(1,2)", "( 1 , 2 )"),
@@ -82,8 +83,6 @@ UNEQUAL = [
     ("x=5", "y=5"), ("f(x)=x+1", "g(x)=x+1"), (r"\sqrt{2}", "1.414213562373095"), (r"\pi", "3.141592653589793"),
     (r"2\sqrt{3}", r"3\sqrt{2} = 2\sqrt{3}"), ("18", "20-1=18"), ("-2", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
-    # left to compute: a task's own expression is no answer to it
-    ("26000", "513^2-487^2"), ("4", "2+2"), ("4", r"\sqrt{16}"), ("6", "3!"), ("10", r"\binom{5}{2}"), ("1024", "2^{10}"),
 ]  # fmt: skip
 HOSTILE = [
     r"10^{10^{10}}",
@@ -155,6 +154,20 @@ def test_the_tables_are_large_enough():
 @pytest.mark.parametrize(("text", "formula"), TEXTS)
 def test_the_last_statement_counts(text, formula):
     assert final_formula(text) == formula
+
+
+@pytest.mark.parametrize(
+    ("asked", "gold", "answer"),
+    [
+        ("Compute $513^2 - 487^2$.", "26000", "513^2-487^2"),
+        (r"What is $\left(\frac{3}{4}\right)^2 + 1$?", r"\frac{25}{16}", r"(\frac34)^2+1"),
+        (r"Evaluate $\sqrt{16} + 3!$.", "10", r"\sqrt{16}+3!"),
+    ],
+)
+def test_what_the_question_says_itself_is_no_answer_to_it(grader, asked, gold, answer):
+    texts = [rf"\boxed{{{answer}}}", rf"\boxed{{{gold}}}"]
+    grades = grader.grade(texts, [Question("q", asked, gold)] * 2)
+    assert [grade.correct for grade in grades] == [False, True]
 
 
 @pytest.mark.timeout(180)

@@ -4,8 +4,8 @@ The last statement of an answer counts (see `statements`); without one, the only
 last line. It is compared with the reference in this order, and the first that applies decides:
 
 1. the same after tidying (`\dfrac`, `\left`, blanks, units in `\text{}`), the unit not another;
-2. the reference a number: the same number, exactly, the percent sign being a unit (as in `number`);
-   what is left to compute is no answer, so a task's own expression (`513^2-487^2`) never is;
+2. both numbers: the same number, exactly, the percent sign being a unit (as in `number`); what
+   the question says itself (`513^2-487^2`) is no answer where the reference is a number;
 3. the reference a word (`\text{Evelyn}`): the same word;
 4. not the same kind of thing: another name, letter, base or bracket, another count of values, a
    relation or a command the reference does not hold: unequal;
@@ -163,11 +163,8 @@ def _formulas(text: str) -> list[str]:
     return ["".join(groups) for groups in _FORMULA.findall(text)]
 
 
-def decided(gold: str, answer: str, working: bool = False) -> bool | None:
-    """Steps 1 to 4 of the comparison with one side of an equation; None when they do not decide.
-
-    working: the side is not the last one, it may be left to compute.
-    """
+def decided(gold: str, answer: str) -> bool | None:
+    """Steps 1 to 4 of the comparison with one side of an equation; None when they do not decide."""
     given, said = _unnamed(tidy(gold)), _unnamed(tidy(answer))
     units = _units(gold), _units(answer)
     names = _NAME.findall(tidy(gold)), _NAME.findall(tidy(answer))
@@ -175,9 +172,9 @@ def decided(gold: str, answer: str, working: bool = False) -> bool | None:
         return False
     if given == said:
         return True
-    if (value := plain_number(gold)) is not None:
-        stated = plain_number(answer)
-        return None if stated is None and working else stated == value
+    values = plain_number(gold), plain_number(answer)
+    if None not in values:
+        return values[0] == values[1]
     if word := _WORDS.fullmatch(gold.strip()):
         stated = _WORDS.fullmatch(answer.strip())
         if stated or word[1]:
@@ -346,6 +343,10 @@ class LatexGrader:
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         formulas = [final_formula(text) for text in texts]
+        formulas = [
+            None if f is not None and _copied(f, q) else f
+            for f, q in zip(formulas, questions, strict=True)
+        ]
         pairs = [(q.answer, f) for q, f in zip(questions, formulas, strict=True)]
         asked = list(dict.fromkeys((gold, f) for gold, f in pairs if f is not None))
         with ThreadPoolExecutor(self.workers) as pool:
@@ -362,7 +363,7 @@ class LatexGrader:
     def _equal(self, pair: tuple[str, str]) -> bool:
         gold, answer = pair
         parts = sides(gold, answer)
-        verdicts = [decided(gold, part, part is not parts[-1]) for part in parts]
+        verdicts = [decided(gold, part) for part in parts]
         if not parts or False in verdicts:
             return False
         worker = self._idle.get()
@@ -373,6 +374,18 @@ class LatexGrader:
             )
         finally:
             self._idle.put(worker)
+
+
+def _copied(formula: str, question: Question) -> bool:
+    """Whether the formula is what the question asks to compute, not what comes out of it."""
+    if plain_number(question.answer) is None or plain_number(formula) is not None:
+        return False
+    asked, copied = (_unspaced(text) for text in (question.text, formula))
+    return copied in asked
+
+
+def _unspaced(latex: str) -> str:
+    return re.sub(r"[\s{}()]|\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]", "", tidy(latex))
 
 
 def _canonical(formula: str) -> str:
