@@ -6,7 +6,7 @@ from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.latex import MAX_LENGTH, LatexGrader
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import boxes
 from malt_jax.tasks.loading import Benchmark, Hub
 from malt_jax.tasks.prompts import role_templates
 
@@ -28,9 +28,9 @@ def parse(row: Row, split: str) -> Question:
     """
     column, _ = row.get("answer", "solution")
     text = row.text(column, numbers=True).strip()
-    boxes = [s for s in statements(text) if s.form == "box"]
-    answer = boxes[-1].span if boxes else text
-    if not answer or len(answer) > MAX_LENGTH or (column == "solution" and not boxes):
+    boxed = boxes(text)
+    answer = boxed[-1].span if boxed else text
+    if not answer or len(answer) > MAX_LENGTH or (column == "solution" and not boxed):
         raise row.fail(
             f"`{column}` holds no final answer", r"end it with \boxed{42} or give the answer alone"
         )
