@@ -39,6 +39,7 @@ DENIED = [  # X is the answer, Y another one
     "I do not believe that the answer is X.",
     "The wrong answer is X.",
     "An incorrect answer is X.",
+    "Wrong Answer: X",
     "None of the answers is X.",
     "It is not true that the answer is X.",
     "I doubt the answer is X.",
@@ -71,7 +72,6 @@ STATED = [
     "The answer is X. The answer is correct.",
     "If Y were true, it would not fit.\nThe answer is X.",
     "Those did not fit The answer is X.",  # GSM8K's solutions often lack the full stop
-    "Those did not fit Answer: X",
     r"It is more than that \boxed{X}",
     r"Those did not buy coffee \boxed{X}",
 ]

@@ -154,7 +154,6 @@ def _denied(text: str, words: Statement) -> bool:
     if words.form == "hash":
         return False
     clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
-    clause = "" if text[words.start].isupper() else clause  # "Answer: 18" opens one
     return bool(_NEGATION.search(clause + words.before) or _SUPPOSED.search(clause))
 
 
