@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question
 from malt_jax.tasks.graders.choice import ChoiceGrader
+from malt_jax.tree.prompts import fill
 
 CHOICES = {"A": "ignore", "B": "enforce", "C": "not obey or follow", "D": "yell at", "E": "a"}
 LETTERS = Question("q", "", "B", {"choices": CHOICES})
@@ -66,6 +68,29 @@ SAYS_B = [
     "The answer to the question is (B).",
     "Our answer is B.",
     "enforce",
+    # reasons and contrasts are free
+    "The answer is (B), because it does not ignore the rules.",
+    "The answer is (B) because the others are wrong.",
+    "The answer is (B), which is neither harsh nor weak.",
+    "The answer is (B) enforce, not (A) ignore.",
+    "The answer is (B), not (A).",
+    "The answer is (B) rather than (C).",
+    "The answer is (B). Option (A) is too weak and (D) is wrong.",
+    "The answer is (B) enforce. I chose this since (A) is weak.",
+    "Answer: B\nExplanation: A is weak",
+    # the text first, or another word than "answer"
+    "The answer is enforce (B).",
+    'The answer is "enforce" (B).',
+    "The answer is enforce, (B).",
+    "The correct option is (B).",
+    "The correct choice is B.",
+    "So (B) is the answer.",
+    "The answer is most likely (B).",
+    "Option (B) is correct.",
+    r"\boxed{\boxed{B}}",
+    r"\boxed{\text{(B) enforce}}",
+    r"\boxed{(B) \text{ enforce}}",
+    "The answer cannot be (B).\n(B)",
 ]
 
 NOT_B = [
@@ -122,6 +147,51 @@ NOT_B = [
     "The answer is (1).",
     "The answer is the second.",
     "B" * 10_000,
+    # several choices
+    "The answer is B, C, D.",
+    "The answer is B, A, C, D, E.",
+    "The answer is B, C and D.",
+    "The answer is B; C; D",
+    "The answer is B - C - D",
+    "The answer is B. C. D.",
+    "The answer is (B, C)",
+    "The answer is (B/C)",
+    "The answer is B vs C.",
+    "The answer is (B) + (C)",
+    "The answer is B) enforce, C) yell at.",
+    "The answer is B) enforce, D) yell at.",
+    "The answer is (B) enforce and D yell at.",
+    "The answer is enforce, ignore.",
+    "The answer is enforce and ignore.",
+    "The answer is (B) enforce (ignore is fine too).",
+    r"\boxed{B,C,D}",
+    r"\boxed{\text{B, C}}",
+    r"\boxed{B \text{ and } C}",
+    r"\boxed{B \cup C}",
+    # hedges
+    "The answer is (B) but maybe C.",
+    "The answer is (B), alternatively C.",
+    "The answer is (B), possibly C.",
+    "The answer is (B) unless it is C.",
+    "The answer is (B), if not then (C).",
+    "The answer is (B) as well as (C).",
+    # denials
+    r"The answer is not \boxed{B}.",
+    r"The answer is C or \boxed{B}.",
+    r"\boxed{B} is wrong.",
+    r"\boxed{B} or C",
+    "I don't think the answer is (B).",
+    "The wrong answer is (B).",
+    "None of the answers is (B).",
+    "If the answer is (B), then schools are punished.",
+    "The answer is (B)? No.",
+    "The answer is (B). That is wrong.",
+    "The answer is (B). Actually it is C.",
+    "The answer is A. enforce",
+    "(B) is tempting.",
+    # the question, copied
+    "Where?\n(A) ignore\n(B) enforce",
+    "(A) ignore\n\nB",
 ]
 
 SAYS_YES = [
@@ -137,6 +207,12 @@ SAYS_YES = [
     r"\boxed{yes}",
     r"\boxed{\text{Yes}}",
     "The answer is yes, because birds fly.",
+    "The answer is yes, they are not extinct.",
+    "The answer is yes, since it isn't illegal.",
+    "The answer is yes (true).",
+    "The answer is yes/true.",
+    "Yes, they do.",
+    r"The answer is \boxed{yes}",
 ]
 NOT_YES = [
     "The answer is no.",
@@ -152,6 +228,44 @@ NOT_YES = [
     "Yes, it seems, but\nno",
     "yes\nno",
     "",
+    "The answer is yes for men and no for women.",
+    "The answer is yes, but also no.",
+    "The answer is yes and also no.",
+    "The answer is yes, unless no.",
+    "The answer is yes; no.",
+    "yes - no",
+    "Is the answer yes?",
+    "The answer is yes? No.",
+    "The answer is yes no",
+    "The answer is true and false.",
+    "The answer is true, false",
+    "The answer is true (false)",
+    r"The answer is not \boxed{yes}",
+]
+SAYS_NO = [
+    "The answer is no.",
+    "The answer is no, because penguins do not fly.",
+    "The answer is no, it's not possible.",
+    "The answer is no. He did not.",
+    "No, because penguins do not fly.",
+    "The answer is no, penguins are neither big nor small.",
+    'The answer is "no".',
+]
+NOT_NO = [
+    "The answer is no idea.",
+    "The answer is no doubt yes.",
+    "The answer is no longer clear.",
+    "The answer is no one knows.",
+    "The answer is no problem: yes.",
+    "The answer is no-brainer yes.",
+    "No one knows.",
+    "no idea",
+    "The answer is no but yes.",
+    "The answer is no for men and yes for women.",
+    "The answer is no in 2020, yes in 2021.",
+    "The answer is No. Yes.",
+    "The answer is no (yes).",
+    "I don't think the answer is no.",
 ]
 
 
@@ -179,6 +293,27 @@ def test_not_yes_fails(text):
     assert not says(text, YES_NO, Question("q", "", "yes"))
 
 
+@pytest.mark.parametrize("text", SAYS_NO)
+def test_no_is_read(text):
+    assert says(text, YES_NO, Question("q", "", "no"))
+
+
+@pytest.mark.parametrize("text", NOT_NO)
+def test_no_at_the_start_of_other_words_fails(text):
+    assert not says(text, YES_NO, Question("q", "", "no"))
+
+
+@pytest.mark.parametrize("name", ["csqa", "strategyqa"])
+def test_a_copy_of_the_prompt_names_no_choice(name):
+    task = get_task(name)
+    listed = "".join(f"\n({label}) {text}" for label, text in CHOICES.items())
+    question = Question("q", "Where?" + listed, "A", {"choices": CHOICES})
+    prompt = fill(task.templates["generator"], {"question": question.text})
+    for text in (prompt, prompt.rpartition("\n\nProblem")[0], question.text, task.answer_format):
+        assert task.grader.extract(text) is None
+        assert ChoiceGrader().extract(text, question) is None
+
+
 def test_no_text_is_right_for_two_different_references():
     questions = [Question("q", "", label, {"choices": CHOICES}) for label in CHOICES]
     for text in SAYS_B + NOT_B:
@@ -190,6 +325,22 @@ def test_a_text_that_two_choices_share_decides_nothing_alone():
     assert says("The answer is (A) home.", ChoiceGrader(), question)
     assert not says("The answer is (C) home.", ChoiceGrader(), question)
     assert not says("The answer is home.", ChoiceGrader(), question)
+
+
+def test_a_choice_within_another_choice_is_told_apart():
+    choices = {"A": "bank", "B": "river bank", "C": "vitamin D", "D": "St. Louis"}
+    for label, text in choices.items():
+        question = Question("q", "", label, {"choices": choices})
+        for other in choices:
+            named = f"The answer is ({other}) {text}."
+            assert says(named, ChoiceGrader(), question) == (other == label), named
+
+
+@pytest.mark.timeout(20)
+def test_long_hostile_text_takes_bounded_time():
+    for text in (":" * 20_000 + "x", "B, " * 20_000, "(" * 20_000, "answer: " * 10_000):
+        for grader in (ChoiceGrader(), YES_NO):
+            grader.extract(text)
 
 
 def test_the_tables_are_large_enough():

@@ -55,6 +55,47 @@ NOT_COLOURS = [
 ]  # fmt: skip
 
 
+SAME = [  # (reference, text) for the exact grader
+    ("St. Louis", "Answer: St. Louis"), ("St. Louis", "The answer is St. Louis. It lies west."),
+    ("Dr. Smith", "The answer is Dr. Smith."), ("J. K. Rowling", "Answer: J. K. Rowling"),
+    ("U.S. Army", "Answer: U.S. Army"), ("John F. Kennedy", "The answer is John F. Kennedy."),
+    ("Washington, D.C.", "Answer: Washington, D.C."), ("correct", "The answer is correct."),
+    ("right", "Answer: right"), ("clear", "Answer: clear"), ("Clear water", "Answer: Clear water"),
+    ("Clear water", "The answer is clear water."), ("true", "The answer is true."),
+    ("Paris", "Answer: *Paris*"), ("Paris", "Answer: _Paris_"), ("Paris", "Answer: (Paris)"),
+    ("Paris", "Answer: [Paris]"), ("Paris", "Answer: Paris\u200b"), ("-5", "Answer: −5"),
+    ("O'Brien", "Answer: O’Brien"), ("rock 'n' roll", "Answer: rock ’n’ roll"), ("5", "Answer: $5"),
+    ("a", "Answer: a"), ("I", "Answer: I"), ("The Who", "Answer: The Who"), ("C++", "Answer: C++"),
+    ("__init__", "Answer: __init__"), ("snake_case", "Answer: snake_case"), ("x²", "Answer: x²"),
+    ("2**3", "Answer: **2**3**"), ("Paris", "Answer:\n- Paris"), ("3.5", "Answer: 3.5"),
+]  # fmt: skip
+OTHER = [
+    ("B", "Answer: A B"), ("C B", "Answer: C A B"), ("102", "Answer: 10²"), ("106", "Answer: 10⁶"),
+    ("x2", "Answer: x²"), ("vitamin deficiency", "Answer: vitamin A deficiency"), ("12", "Answer: ½"),
+    ("init", "Answer: __init__"), ("23", "Answer: 2**3"), ("5", "Answer: -5"), ("$", "Answer: $"),
+    ("Paris", "Answer: Раris"), ("Paris", "The answer is Paris. No, it is London."),
+    ("Paris", "The wrong answer is Paris"), ("Paris", "I don't think the answer is Paris."),
+    ("Paris", r"The answer is not \boxed{Paris}"), ("Paris", r"\boxed{Paris} is wrong"),
+    ("Paris", r"\boxed{Paris} or London"), ("Paris", "None of the answers is Paris"),
+    ("Paris", "Answer: Paris? No"), ("Paris", "The answer is Paris. Or London."),
+]  # fmt: skip
+SAME_SET = [
+    ("[1,2],[3,4]", "Answer: [3,4],[1,2]"), ("[1,2],[3,4]", "Answer: [3, 4] and [1, 2]"),
+    ("red, green", "Answer:\n- red\n- green"), ("red, green", "Answer:\n1. red\n2. green"),
+    ("red, green", "The answers are:\n* green\n* red\n\nThese are colours."),
+    ("red, green", "Answer: {red}, {green}"), ("red, green", "Answer: (red), (green)"),
+    ("red, green", r"\boxed{\text{red, green}}"), ("red, green", r"\boxed{\text{red}, \text{green}}"),
+    ("1,000, 5", "Answer: 5 and 1,000"), ("1, 2", "Answer: 2,1"), ("A, B", "Answer: A, and B"),
+]  # fmt: skip
+OTHER_SET = [
+    ("[1,2],[3,4]", "Answer: 4, [3, 2], 1"), ("1,000", "Answer: 1, 000"), ("1, 102", "Answer: 1, 10²"),
+    ("B", "Answer: A B"), ("A, B", "Answer: A B"), ("1, 2", "Answer: ①, ②"),
+    ("red, green", "Answer:\n- red\n- green\n- blue"), ("red, green", r"\boxed{red, green} or blue"),
+    ("red, green", "None of the answers are red, green"), ("Yes", "Answer: Yes and no"),
+    ("red, green", "The wrong answers are red and green"), ("red, green", "Answer: not (red, green)"),
+]  # fmt: skip
+
+
 def graded(grader, text: str, reference: str) -> bool:
     return grader.grade([text], [Question("q", "", reference)])[0].correct
 
@@ -77,6 +118,39 @@ def test_the_same_set_passes(text):
 @pytest.mark.parametrize("text", NOT_COLOURS)
 def test_another_set_fails(text):
     assert not graded(SetGrader(), text, "red, green, blue")
+
+
+@pytest.mark.parametrize(("reference", "text"), SAME)
+def test_another_spelling_passes(reference, text):
+    assert graded(ExactGrader(), text, reference)
+
+
+@pytest.mark.parametrize(("reference", "text"), OTHER)
+def test_another_answer_fails(reference, text):
+    assert not graded(ExactGrader(), text, reference)
+
+
+@pytest.mark.parametrize(("reference", "text"), SAME_SET)
+def test_another_layout_of_the_set_passes(reference, text):
+    assert graded(SetGrader(), text, reference)
+
+
+@pytest.mark.parametrize(("reference", "text"), OTHER_SET)
+def test_a_set_of_the_same_words_otherwise_grouped_fails(reference, text):
+    assert not graded(SetGrader(), text, reference)
+
+
+def test_an_answer_longer_than_any_statement_is_refused():
+    for grader in (ExactGrader(), SetGrader()):
+        assert "401 characters" in grader.check(Question("q", "", "x" * 401))
+        assert grader.check(Question("q", "", "x" * 400)) is None
+
+
+@pytest.mark.timeout(20)
+def test_long_hostile_text_takes_bounded_time():
+    for text in ("a" + " " * 20_000 + "b", "the " * 20_000, "answer: " * 10_000, "([{" * 20_000):
+        for grader in (ExactGrader(), SetGrader()):
+            grader.extract(text)
 
 
 def test_the_tables_are_large_enough():

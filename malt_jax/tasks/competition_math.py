@@ -8,7 +8,7 @@ from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.latex import MAX_LENGTH, LatexGrader
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import boxes
 from malt_jax.tasks.loading import Benchmark, Hub, NoAnswer
 from malt_jax.tasks.prompts import role_templates
 
@@ -34,8 +34,8 @@ def parse(row: Row, split: str) -> Question:
     column, _ = row.get("answer", "solution")
     text = row.text(column, numbers=True).strip()
     answer = text
-    if boxes := [s.span for s in statements(text) if s.form == "box"]:
-        answer = boxes[-1]
+    if boxed := boxes(text):
+        answer = boxed[-1].span
     elif column == "solution":
         answer = (_BARE_BOX.findall(text) or [""])[-1].strip()
     if not answer or len(answer) > MAX_LENGTH:

@@ -8,7 +8,7 @@ from malt_jax.tasks.graders.choice import ChoiceGrader
 from malt_jax.tasks.loading import Benchmark, Hub
 from malt_jax.tasks.prompts import role_templates
 
-ANSWER_FORMAT = 'End with a last line "The answer is yes" or "The answer is no".'
+ANSWER_FORMAT = 'End with "The answer is" and then yes or no.'
 HUB = "ChilleD/StrategyQA"
 _WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 

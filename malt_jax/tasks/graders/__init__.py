@@ -18,9 +18,9 @@ _GRADERS = {
 
 ANSWER_FORMATS = {
     # Neither `####`, which small models take for a heading or write alone, nor an example number,
-    # which they copy.
+    # which they copy. No format may itself read as an answer: a copy of the prompt must earn none.
     "number": 'End with "The answer is" and the final number.',
-    "choice": 'End with a last line of the form "The answer is (A)", naming one choice.',
+    "choice": 'End with "The answer is" and the letter of one choice in parentheses.',
     "exact": 'End with a last line of the form "Answer: ..." that holds only the answer.',
     "set": 'End with a last line of the form "Answer: ..." that lists the answers with commas.',
     "latex": r"End with the final answer in \boxed{...}.",

@@ -1,10 +1,13 @@
 r"""Grading multiple choice: the label of one choice.
 
 Labels and texts of the choices come from `question.meta["choices"]` (label -> text; without it, A
-to Z). The last statement of an answer (see `statements`) must name one choice: `(B)`, `B.`, `B`,
-`B) enforce`, `\boxed{B}`, or the choice's text alone. A label with another choice's text, two
-labels, and negations name none. Without a statement, a last line that is only a label, or a label
-with its text, counts. A bare `A` or `a` before another word is an article, not a label.
+to Z). The last statement of an answer (see `statements`) must name one choice, by its label, its
+text or both: `(B)`, `B.`, `B) enforce`, `enforce (B)`, `\boxed{B}`. Without a statement the last
+line counts when it does so, unless the line above names another choice: a list of all of them.
+
+The rest of the sentence must not contradict the choice: name another one ("B, C and D"), hedge
+("(B) or") or deny ("B is wrong"). Reasons and contrasts are free: what follows "because" or
+"rather than", and "not (A)". A bare `A` or `a` before another word is an article, not a label.
 """
 
 from __future__ import annotations
@@ -14,16 +17,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from malt_jax.tasks.base import Grade, Question
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
 _LETTERS = {chr(c): "" for c in range(ord("A"), ord("Z") + 1)}
-_REFUSED = re.compile(
-    r"\b(?:not|neither|nor|or|wrong|incorrect|none|both)\b|n['’]t\b", re.IGNORECASE
-)
 _MARKUP = re.compile(r"[*_`$]+|\\(?:left|right|[()\[\]])|\\(?:text|mathrm|textbf|mathbf)\s*(?=\{)")
-_WRAPPED = re.compile(r"[\s:]*(?:option|choice|answer|letter)?[\s:]*[({\[]\s*(\w+)\s*[)}\]]", re.I)
-_LEAD = re.compile(r"[\s:({\[]*(?:(?:option|choice|letter)\s+)?", re.IGNORECASE)
+_LEAD = re.compile(
+    r"[\s:]*(?:(?:so|thus|hence|therefore|clearly|definitely|simply|probably|(?:most )?likely)\b"
+    r"[\s,:]*)?(?:(?:option|choice|answer|letter)\b[\s:]*)?",
+    re.IGNORECASE,
+)
+_WRAPPED = re.compile(r"[({\[]\s*(\w+)\s*[)}\]]")
+_BARE = re.compile(r"[\s({\[]*(\w+)")
+_END = re.compile(  # what may follow a bare label or a text
+    r"\s*(?:$|[).,:;!?/}\]\"'”–—({\[])|\s+(?:-|because|since|as|is|rather|instead|over|not)(?!\w)"
+)
 _BLANKS = re.compile(r"[\W_]+")
+_SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)")
+_REASON = re.compile(
+    r"\b(?:because|since|(?<!well )as(?! well)|which|although|rather than|instead of|over)\b", re.I
+)
+_CONTRAST = re.compile(r"\bnot\s+", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\b(?:not|never|neither|nor|or|no|wrong|incorrect|none|both|either|maybe|perhaps|but|unless)\b"
+    r"|n['’]t\b|\b(?:is|was|seems|looks|may|might|could|would)\b"
+    r"(?!\s+(?:the\s+)?(?:\w+\s+){0,2}(?:correct|right|best|true|answer|choice|option)\b)",
+    re.IGNORECASE,
+)
+_STANDS_ALONE = re.compile(r"\s*(?:$|[^\w\s'’]|\s(?:and|or|but|is|for|in|if|when|with|on)\b)")
 
 
 @dataclass(frozen=True)
@@ -38,15 +58,16 @@ class ChoiceGrader:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
-        choices = _choices(question) or self.choices
-        found = statements(text)
-        for statement in reversed(found):
-            words = statement.before + " " + statement.span
-            label = self._label(statement.span, choices)
-            if label is None and statement.form != "box" and not statement.span.strip(" .:*"):
-                return self._label(_last_line(text[statement.end :]), choices)
-            return None if _REFUSED.search(_without_texts(words, choices)) else label
-        return self._label(_last_line(text), choices)
+        names = _Names(_choices(question) or self.choices, self.aliases)
+        if found := statements(text):
+            last = found[-1]
+            if last.form == "box" or last.span.strip(" .:*"):
+                return names.chosen(last.line)
+            text = text[last.end :]
+        lines = [line for line in text.splitlines() if line.strip()][-2:]
+        label = names.chosen(lines[-1]) if lines and len(lines[-1]) <= MAX_SPAN else None
+        others = {names.chosen(line) for line in lines[:-1]} - {None, label}
+        return None if others else label
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         grades = []
@@ -62,65 +83,83 @@ class ChoiceGrader:
             return None
         return f"the answer {question.answer[:60]!r} is not one of {', '.join(choices)[:80]}"
 
-    def _label(self, words: str, choices: Mapping[str, str]) -> str | None:
-        """The one label that `words` name from their start, or None."""
-        words = _MARKUP.sub("", words).strip().strip("\"'“”").strip()
-        by_text: dict[str, list[str]] = {}  # two choices of CommonsenseQA can have one text
-        for name, text in choices.items():
-            by_text.setdefault(_key(text), []).append(name)
-        if _key(words) and (owners := by_text.get(_key(words))):
-            return owners[0] if len(owners) == 1 else None
-        names = {label.casefold(): label for label in choices} | dict(self.aliases)
-        label, rest = _split(words, names)
-        if label is None or _other_label(rest, choices):
+
+class _Names:
+    """What names a choice: labels, other words for them, and texts, which two choices may share."""
+
+    def __init__(self, choices: Mapping[str, str], aliases: Mapping[str, str]):
+        self.labels = {label.casefold(): label for label in choices} | dict(aliases)
+        self.texts: dict[str, set[str]] = {}
+        for label, text in choices.items():
+            if text:
+                self.texts.setdefault(text, set()).add(label)
+        self.by_key: dict[str, set[str]] = {}
+        for text, owners in self.texts.items():
+            self.by_key.setdefault(_key(text), set()).update(owners)
+
+    def chosen(self, words: str) -> str | None:
+        """The one label that `words` name from their start and do not contradict."""
+        words = _MARKUP.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
+        label, rest = self._first(words)
+        if label is None:
             return None
-        told = _key(rest)
-        if told and label not in by_text.get(told, [label]):
-            return None  # "(A) enforce" where enforce is B
-        return label
+        sentence, following, *_ = [*_SENTENCE_END.split(rest, maxsplit=2), ""]
+        for told in (_key(rest), _key(following)):  # "A. enforce" where enforce is B, "No. Yes."
+            owners = self.by_key.get(told) or {self.labels.get(told, label)}
+            if label not in owners:
+                return None
+        return None if self._contradicted(label, sentence) else label
 
+    def _first(self, words: str) -> tuple[str | None, str]:
+        """The label that `words` start with, by itself or by its text, and what follows."""
+        if _key(words) and (owners := self.by_key.get(_key(words))):
+            return (*owners, "") if len(owners) == 1 else (None, "")
+        words = words[_LEAD.match(words).end() :]
+        if wrapped := _WRAPPED.match(words):
+            return self.labels.get(wrapped[1].casefold()), words[wrapped.end() :]
+        for text in sorted(self.texts, key=len, reverse=True):
+            rest = words.lstrip("\"'“ ")
+            if len(text) > 1 and rest.casefold().startswith(text.casefold()):
+                rest = rest[len(text) :]
+                (label, *more) = self.texts[text]
+                return (label, rest) if _END.match(rest) and not more else (None, rest)
+        bare = _BARE.match(words)
+        if bare is None or bare[1].casefold() not in self.labels:
+            return None, words
+        rest = words[bare.end() :]
+        article = len(bare[1]) == 1 and bare[1].islower() and rest.strip(" .!)}]")
+        if article or not _END.match(rest):
+            return None, words
+        return self.labels[bare[1].casefold()], rest
 
-def _split(words: str, names: Mapping[str, str]) -> tuple[str | None, str]:
-    """A label at the start of `words` and what follows it."""
-    if wrapped := _WRAPPED.match(words):
-        return names.get(wrapped[1].casefold()), words[wrapped.end() :]
-    words = words[_LEAD.match(words).end() :]
-    word = re.match(r"\w+", words)
-    if word is None or word[0].casefold() not in names:
-        return None, words
-    rest = words[word.end() :]
-    ends = re.match(r"\s*(?:$|[).,:;|\-–—!}\]]|because\b|since\b|as\b)", rest)
-    if len(word[0]) == 1 and (not ends or (word[0].islower() and rest.strip(" .!)}]"))):
-        return None, words  # an article, or a letter in a sentence
-    return names[word[0].casefold()], rest
+    def _contradicted(self, label: str, rest: str) -> bool:
+        """Whether the rest of the sentence names another choice, hedges or denies."""
+        rest = _REASON.split(rest)[0]
+        for contrast in _CONTRAST.finditer(rest):
+            if self._first(rest[contrast.end() :])[0] not in (None, label):
+                rest = rest[: contrast.start()]  # "(B), not (A)"
+                break
+        for text in sorted(self.texts, key=len, reverse=True):
+            if label in self.texts[text]:
+                rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
+            elif len(text) > 1 and f" {_key(text)} " in f" {_key(rest)} ":
+                return True
+        denied = _DENIED.search(re.split("[,;:!?–—]", rest)[0])
+        return bool(denied or self._labels(rest) - {label})
 
-
-def _other_label(rest: str, choices: Mapping[str, str]) -> bool:
-    """Whether a second label follows: `B, C` or `(B) (C)` or `B and C`."""
-    labels = "|".join(re.escape(label) for label in choices)
-    patterns = (
-        rf"\(\s*(?:{labels})\s*\)",
-        rf"^\W*(?:and\s+)?(?:{labels})\W*$",
-        rf"^\W*(?:and|/|&)\W*(?:{labels})\b",
-    )
-    return any(re.search(pattern, rest) for pattern in patterns)
-
-
-def _without_texts(words: str, choices: Mapping[str, str]) -> str:
-    """`words` less the choices' own texts, which may hold "not" or "or"."""
-    for text in choices.values():
-        if len(text) > 1:
-            words = re.sub(re.escape(text), " ", words, flags=re.IGNORECASE)
-    return words
+    def _labels(self, words: str) -> set[str | None]:
+        """All labels in `words`, in brackets or bare; "A" or "no" before a noun is none."""
+        found = {self.labels.get(name.casefold()) for name in _WRAPPED.findall(words)}
+        for match in re.finditer(r"(?<![\w'’])\w+", words):
+            word, rest = match[0], words[match.end() :]
+            common = len(word) > 1 or word in "AI"
+            if _STANDS_ALONE.match(rest) if common else not word.islower():
+                found.add(self.labels.get(word.casefold()))
+        return found - {None}
 
 
 def _choices(question: Question | None) -> Mapping[str, str] | None:
     return question.meta.get("choices") if question else None
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def _key(text: str) -> str:

@@ -1,8 +1,9 @@
 """Grading words: one exact answer, or a set of them in any order.
 
-The answer is the last statement (see `statements`), without one the last line. It is compared
-after case, articles, blanks, quotes, Markdown marks and a final full stop are set aside; nothing
-else is forgiven, so "Paris or London" is not "Paris".
+The answer is the last statement (see `statements`), without one the last line; a list below
+"Answer:" reads as its items with commas. It is compared after case, a leading article, blanks,
+quotes, Markdown marks, brackets around a whole answer, and a final full stop or exclamation mark
+are set aside; nothing else is forgiven, so "Paris or London" is not "Paris".
 """
 
 from __future__ import annotations
@@ -13,32 +14,65 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from malt_jax.tasks.base import Grade, Question
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
-_MARKS = re.compile(r"\*\*|__|`|\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
-_QUOTES = "\"'“”‘’$ \t"
-_SEPARATORS = re.compile(r",?\s+and\s+|\s*[,;\n]\s*|\s+&\s+", re.IGNORECASE)
-_ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
+_CHARACTERS = str.maketrans("−‐–’‘“”", "---''\"\"")
+_MEANT = ("<super>", "<sub>", "<circle>", "<square>", "<fraction>")  # 10² is not 102
+_MARKS = re.compile(  # "**" between two words is a power
+    r"(?<![\w*])\*\*|\*\*(?![\w*])|`|\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"
+)
+_EDGES = "\"'$ \t\u200b\u200c\u200d\u2060\ufeff"
+_AROUND = re.compile(r"\*([^*]+)\*|_([^_]|[^_].*[^_])_|[(\[{]([^()\[\]{},;]+)[)\]}]")
+_ARTICLE = re.compile(r"^(?:the\s+(?=\w)|an?\s+(?=\w\w))")  # "A B" names two things
+_ITEM = re.compile(r"[ \t]*(?:[-*•]|[0-9]{1,2}[.)])[ \t]+(\S[^\n]*)(?:\n|$)")
+_BRACKET_OR_SEPARATOR = re.compile(  # the comma of 1,000 separates nothing
+    r"[()\[\]{}]|,? and |(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|[;\n]| & ", re.IGNORECASE
+)
 
 
 def final_words(text: str) -> str | None:
     """The stated answer as it stands, or the last line that is not blank."""
     found = statements(text)
-    if found:
-        words = found[-1].span
-        if not words.strip(" *:.") and found[-1].form != "box":
-            words = text[found[-1].end :].strip().partition("\n")[0]
-    else:
+    if not found:
         words = text.rstrip().rpartition("\n")[2]
-    return words.strip() or None
+    elif found[-1].form == "box":
+        words = found[-1].span
+    else:
+        words = _below(text, found[-1].start, found[-1].end, found[-1].span)
+    words = words.strip()
+    return words if words and len(words) <= MAX_SPAN else None
+
+
+def _below(text: str, start: int, end: int, span: str) -> str:
+    """The span itself, or the line or list that follows the line with "answer"."""
+    place = end - len(span)
+    if not span.strip(" *:."):
+        span = text[end:].strip().partition("\n")[0]
+        place = end + len(text[end:]) - len(text[end:].lstrip())
+    line = text.rfind("\n", 0, place) + 1
+    items = []
+    while line > start and (item := _ITEM.match(text, line)):
+        items.append(item[1])
+        line = item.end()
+    return ", ".join(items) or span
 
 
 def tidy(words: str) -> str:
     """One spelling for what counts as the same answer."""
-    words = unicodedata.normalize("NFKC", words)
-    words = _MARKS.sub(lambda m: m[1] or "", words).strip(_QUOTES)
-    words = words.rstrip(".!").strip(_QUOTES).casefold()
-    return " ".join(_ARTICLES.sub("", words).split())
+    words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
+    words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
+    words = _MARKS.sub(lambda m: m[1] or "", words)
+    before = None
+    while words != before:
+        before = words
+        words = words.strip(_EDGES).rstrip(".!")
+        if around := _AROUND.fullmatch(words):
+            words = around[around.lastindex]
+    return " ".join(_ARTICLE.sub("", words).split())
+
+
+def _means_more(character: str) -> bool:
+    return unicodedata.decomposition(character).startswith(_MEANT)
 
 
 @dataclass(frozen=True)
@@ -54,7 +88,9 @@ class ExactGrader:
 
     def check(self, question: Question) -> str | None:
         """Why the reference answer can't be graded; None when it can."""
-        return None if tidy(question.answer) else "the answer is only punctuation"
+        return _unfit(question) or (
+            None if tidy(question.answer) else "the answer is only punctuation"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,15 +106,37 @@ class SetGrader:
 
     def check(self, question: Question) -> str | None:
         """Why the reference answer can't be graded; None when it can."""
-        return None if _set(question.answer) else "the answer lists nothing"
+        return _unfit(question) or (None if _set(question.answer) else "the answer lists nothing")
+
+
+def _unfit(question: Question) -> str | None:
+    if len(question.answer) > MAX_SPAN:
+        return f"the answer has {len(question.answer)} characters, more than {MAX_SPAN}"
+    return None
 
 
 def _set(words: str) -> str:
-    words = re.sub(r"\\([{}])", r"\1", words).strip().rstrip(".").strip(_QUOTES)
-    for opening, closing in ("{}", "[]", "()"):
-        if words.startswith(opening) and words.endswith(closing):
-            words = words[1:-1]
-    return ", ".join(sorted({w for part in _SEPARATORS.split(words) if (w := tidy(part))}))
+    """The elements, each once and in alphabetical order."""
+    words = _MARKS.sub(lambda m: m[1] or "", words)
+    words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
+    parts = _parts(words.strip(_EDGES).rstrip("."))
+    return ", ".join(sorted({element for part in parts if (element := tidy(part))}))
+
+
+def _parts(words: str) -> list[str]:
+    """What stands between separators, brackets kept whole; one pair around everything is none."""
+    parts, start, depth = [], 0, 0
+    for match in _BRACKET_OR_SEPARATOR.finditer(words):
+        if match[0] in "([{":
+            depth += 1
+        elif match[0] in ")]}":
+            depth -= 1
+        elif depth <= 0:
+            parts.append(words[start : match.start()])
+            start = match.end()
+    if not parts and words[:1] in tuple("([{") and words[-1:] in tuple(")]}"):
+        return _parts(words[1:-1])
+    return [re.sub(r"\s*,\s*", ",", part) for part in [*parts, words[start:]]]
 
 
 def _compare(grader, texts, questions, canonical) -> list[Grade]:

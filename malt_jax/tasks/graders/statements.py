@@ -6,37 +6,91 @@ taken back. So a text can never collect the reward of two answers. Boxes joined 
 comma are one statement, `\boxed{17} or \boxed{18}` says both. What follows an unreadable last
 statement may still hold the answer (`#### Final answer` and then a line with it), what precedes it
 may not.
+
+**A denied statement counts and holds no answer**: it is handed on as an empty box. Denied is what
+its own clause denies or supposes ("I doubt the answer is 18", "the answer is not \boxed{18}",
+"\boxed{18} or 17"), and what is taken back right after it ("The answer is 18. No, that is wrong.").
+A box inside prose or a `####` line is one statement with it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 MAX_SPAN = 400  # characters; what is longer is no final answer
+MAX_STATEMENTS = 100  # of one form; no honest text has more, so only the last ones are judged
 
 # The spans are looked ahead at, so that a second statement on the same line is found too.
 _HASH = re.compile(rf"(?<!#)####(?!#)[ \t]*(?=([^\n]{{0,{MAX_SPAN + 1}}}))")
 _PROSE = re.compile(
-    r"(?<!\bto )\banswers?\b(?P<between>[^.:=\n]{0,80}?)"
-    r"(?::|=|(?<![A-Za-z])(?:is|are)(?![A-Za-z'’]))"
-    rf"[\s:*_]*(?=(?P<span>[^\n]{{0,{MAX_SPAN + 1}}}))",
+    r"(?<!\bto )\b(?:answers?|(?:correct|right|best) (?:option|choice))\b"
+    r"(?P<between>[^.:=\n]{0,80}?)(?P<verb>:|=|(?<![A-Za-z])(?:is|are)(?![A-Za-z'’]))"
+    rf"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
 _JOIN = re.compile(r"[\s$.]*(?:,|;|&|\\text\s*\{\s*(?:or|and)\s*\}|\bor\b|\band\b)[\s$]*")
-_COMMENT = re.compile(
-    r"(?:also |indeed )?(?:correct|right|verified|confirmed|clear|as follows)\b", re.I
+_COMMENT = re.compile(  # "the answer is correct (because ...)", not "the answer is clear water"
+    r"as follows\b|(?:also |indeed )?(?:correct|right|verified|confirmed|clear)"
+    r"(?=(?P<bare>\W*$)|\W*(?:and|as|because|by|for|from|here|now|since|so|that|to)\b)",
+    re.IGNORECASE,
 )
 _CHECK = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:\w+\s+)?$", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*|\")")
+_SENTENCE_END = re.compile(  # but for "St. Louis", "U.S. Army", "J. K. Rowling", "John F. Kennedy"
+    r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bProf)(?<!\bMt)(?<!\bvs)(?<!\bapprox)"
+    r"(?<!\b[A-Z]\.[A-Z])(?<!\b[A-Z]\. [A-Z])[.!?](?=\s|$|\*|\")"
+    r"(?!(?<=\b[A-Z]\.)\s[A-Z]\.)(?!(?<=[a-z] [A-Z]\.)\s[A-Z][a-z]+\W*$)"
+)
+
+# What denies a statement: words of its clause, and, for a box, the words on either side of it.
+_CLAUSE = 200  # characters looked at on either side
+_BREAK = re.compile(
+    r"[.!?;:,\n]|\b(?:so|thus|hence|therefore|then|and|but|means|because|since)\b|\b(?=(?-i:The)\b)",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(
+    r"\b(?:not(?! (?:hard|difficult|surpris))|never|none|nor|neither|cannot|wrong|incorrect|false|"
+    r"unlikely|impossible)\b|n['’‘´]t\b|(?<!no )(?<!a )\bdoubt",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(
+    r"\b(?:(?:if|unless|whether|suppose|assum\w+)(?:\s+\w+){0,3}|no(?! doubt)(?:\s+\w+)?)\s*$",
+    re.IGNORECASE,
+)
+_BEFORE_BOX = re.compile(  # "is not 18", "17 or 18", "at least 18"; ", or 18" says it once more
+    r"(?:(?:\b(?:not|never|neither|nor|cannot|either|except|(?<=\S )or)|n['’‘´]t)"
+    r"(?:\s+(?:be|equals?|to|the|exactly|really|simply|just|even|actually|necessarily)){0,3}"
+    r"|\b(?:between|up to|at (?:least|most)|(?:less|more|fewer|greater|smaller|larger) than))"
+    r"[^A-Za-z0-9=:;,.\n]*(?:[a-z]\s*=[\s$]*)?$"
+    r"|(?:\bnot|n['’‘´]t)\s+(?:think|believe)\b|(?<!no )(?<!a )\bdoubt",
+    re.IGNORECASE,
+)
+_AFTER_BOX = re.compile(
+    r"[\s$)\]*\\]*(?:text\s*\{\s*)?(?:"
+    r"(?:(?:is|was|seems)\s+(?:\w+\s+)?)?(?:not|wrong|incorrect|false)\b"
+    r"|(?:is|was|ca|does)n['’]t\b|(?:cannot|or|but|maybe|perhaps|alternatively|unless|vs)\b"
+    r"|(?:[,;&/]|and\b)[\s$(}]*(?:-?[0-9]|(?![AI]\s+[a-z])(?-i:[A-Z])(?![\w'’])))",
+    re.IGNORECASE,
+)
+_TAKEN_BACK = re.compile(  # a sentence of its own: "No.", "That is wrong", "Actually, it is ..."
+    r"(?:^|[.!?\n])[\s*$)\]\"']*(?:(?:wait|hmm|oh|sorry|well|but|however)\W+)?(?:"
+    r"or\b|no(?=\s*(?:$|[,.:;!—–-])|\s+wait\b)|actually,?\s+(?:no|it|the|that)\b"
+    r"|(?:that|this|it)(?:\s+answer)?(?:(?:['’]s|\s+(?:is|was|seems))\s+(?:\w+\s+)?"
+    r"(?:wrong|incorrect|false|a mistake|not\s+(?:right|correct|true))"
+    r"|\s+(?:isn|wasn|can)['’]t\s+(?:be\s+)?(?:right|correct|true))"
+    r"|I\s+(?:don['’]t\s+know|was\s+wrong|made\s+a\s+mistake))\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Statement:
     """A stated answer: its words, where it starts, and where the text goes on after it.
 
-    `before` is what stands between "answer" and "is", where a negation can hide.
+    `before` is what stands between "answer" and "is", where a negation can hide. `line` is the span
+    with what follows its sentence on the same line.
     """
 
     form: str  # hash, box or prose
@@ -44,38 +98,98 @@ class Statement:
     start: int
     end: int
     before: str = ""
+    line: str = ""
 
 
 def statements(text: str) -> list[Statement]:
     """All statements of a final answer, in the order of the text."""
-    found = _boxes(text)
-    for match in _HASH.finditer(text):
-        found.append(Statement("hash", match[1], match.start(), match.end(1)))
-    for match in _PROSE.finditer(text):
-        span = match["span"]
-        if _COMMENT.match(span) or _CHECK.search(text[max(0, match.start() - 30) : match.start()]):
-            continue  # "the answer is correct", "to check our answer:" state none
-        stop = _SENTENCE_END.search(span)
-        span = span[: stop.start()] if stop else span
-        end = match.start("span") + len(span)
-        found.append(Statement("prose", span, match.start(), end, match["between"]))
-    return sorted(found, key=lambda s: s.start)
+    marked, found, denied = boxes(text)[-MAX_STATEMENTS:], [], set()
+    starts = [box.start for box in marked]
+    for words in [*_hashes(text), *_prose(text)]:
+        held = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
+        if _denied(text, words):
+            denied.update(held)
+            words = _emptied(words)
+        if not held:
+            found.append(words)
+    for i, box in enumerate(marked):
+        lead = text[max(marked[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
+        against = _BEFORE_BOX.search(_clause(lead)) or _AFTER_BOX.match(text, box.end)
+        found.append(_emptied(box) if i in denied or against else box)
+    found = [_emptied(s) if _taken_back(text, s) else s for s in found]
+    return sorted(found or _comments(text), key=lambda s: s.start)
 
 
-def _boxes(text: str) -> list[Statement]:
-    """Boxes with balanced braces; joined ones become one. An open last box has an empty span."""
+def _hashes(text: str) -> list[Statement]:
+    return [
+        Statement("hash", m[1], m.start(), m.end(1), line=m[1])
+        for m in [*_HASH.finditer(text)][-MAX_STATEMENTS:]
+    ]
+
+
+def _prose(text: str, comments: bool = False) -> list[Statement]:
+    """What prose states. "The answer is correct" says so of another statement: a comment."""
+    found = []
+    for match in [*_PROSE.finditer(text)][-MAX_STATEMENTS:]:
+        line = match["line"]
+        stop = _SENTENCE_END.search(line)
+        span = line[: stop.start()] if stop else line
+        if _CHECK.search(text[max(0, match.start() - 30) : match.start()]):
+            continue  # "to check our answer:" states none
+        comment = match["verb"] not in ":=" and _COMMENT.match(span)
+        if bool(comment) != comments or (comment and comment["bare"] is None):
+            continue
+        end = match.start("line") + len(span)
+        found.append(Statement("prose", span, match.start(), end, match["between"], line))
+    return found
+
+
+def _comments(text: str) -> list[Statement]:
+    """ "The answer is correct" where nothing else is stated: then "correct" is the answer."""
+    return [s for s in _prose(text, comments=True) if not _denied(text, s)]
+
+
+def _denied(text: str, words: Statement) -> bool:
+    """Whether the clause denies or supposes what it states. A `####` line has no clause before."""
+    if words.form == "hash":
+        return False
+    clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
+    return bool(_NEGATION.search(clause + words.before) or _SUPPOSED.search(clause))
+
+
+def _taken_back(text: str, statement: Statement) -> bool:
+    return bool(_TAKEN_BACK.search(text[statement.end : statement.end + _CLAUSE]))
+
+
+def _clause(text: str) -> str:
+    """The clause that `text` breaks off in."""
+    return _BREAK.split(text)[-1]
+
+
+def _emptied(statement: Statement) -> Statement:
+    return replace(statement, form="box", span="", before="", line="")
+
+
+def boxes(text: str) -> list[Statement]:
+    """Boxes with balanced braces; joined ones become one. An open last box has an empty span.
+
+    Read as they stand: whether the words around deny them is for `statements` to say.
+    """
     found: list[Statement] = []
     position = 0
     while opening := _BOX.search(text, position):
         position = closing_brace(text, opening.end())
         if not position:
             return [*found, Statement("box", "", opening.start(), len(text))]
-        span = text[opening.end() : position - 1]
-        box = Statement("box", span.strip(), opening.start(), position)
+        span = text[opening.end() : position - 1].strip()
+        if (inner := _BOX.match(span)) and closing_brace(span, inner.end()) == len(span):
+            span = span[inner.end() : -1].strip()
+        box = Statement("box", span, opening.start(), position, line=span)
         if found and _JOIN.fullmatch(joint := text[found[-1].end : box.start]):
             word = " or " if "or" in joint else ", "
             last = found.pop()
-            box = Statement("box", f"{last.span}{word}{box.span}", last.start, box.end)
+            span = f"{last.span}{word}{box.span}"
+            box = Statement("box", span, last.start, box.end, line=span)
         found.append(box)
     return found
 
