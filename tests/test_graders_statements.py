@@ -63,6 +63,7 @@ STATED = [
     "It can't be Y, so the answer is X.",
     "I don't think it is Y, therefore the answer is X.",
     "That was wrong. The answer is X.",
+    r"Leaving out those that do not work from the total gives us our answer: $Y-1=\boxed{X}$.",
     "No, the answer is X.",
     "There is no doubt that the answer is X.",
     "It is not hard to see that the answer is X.",

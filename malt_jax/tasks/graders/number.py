@@ -59,6 +59,7 @@ _REWRITES = [
         (r"(?<=[0-9])(?:\\[,!:; ]|,\\!\s?|\{,\}|[\u00a0\u202f\u2009'_])(?=[0-9]{3}(?![0-9]))", ","),
         (r"\\[,!:;]|[\u00a0\u202f\u2009]|~(?![0-9])|(?<![0-9])~", " "),
         (r"(?<![0-9])__|__(?![0-9])", ""),
+        (r"(?<![0-9A-Za-z])_(?=[-+$0-9])|(?<=[0-9%])_(?![0-9A-Za-z])", ""),
         (
             r"\*+(?!\*|\s*(?:[0-9(]|[a-z]\b))|(?<![0-9)]\s)(?<!\b[a-z]\s)(?<![0-9a-z)*])\*+(?=\S)",
             "",
@@ -256,6 +257,8 @@ def _number(body: str, before: str, after: str) -> Fraction:
     while multiplier := _MULTIPLIER.match(after):
         value *= (_MULTIPLIERS | _SHORT)[multiplier[1] or multiplier[2]]
         after = after[multiplier.end() :]
+    if len(canonical(value)) > MAX_DIGITS:
+        raise Torn("out of range")
     return value * _sign(before)
 
 

@@ -46,6 +46,7 @@ _SENTENCE_END = re.compile(  # but for "St. Louis", "U.S. Army", "J. K. Rowling"
 
 # What denies a statement: words of its clause, and, for a box, the words on either side of it.
 _CLAUSE = 200  # characters looked at on either side
+_NEAR = 6  # words before "answer" whose negation is one of the statement
 _BREAK = re.compile(
     r"[.!?;:,\n]|\b(?:so|thus|hence|therefore|then|and|but|means|because|since)\b|\b(?=(?-i:The)\b)",
     re.IGNORECASE,
@@ -154,7 +155,8 @@ def _denied(text: str, words: Statement) -> bool:
     if words.form == "hash":
         return False
     clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
-    return bool(_NEGATION.search(clause + words.before) or _SUPPOSED.search(clause))
+    near = " ".join(clause.split()[-_NEAR:])  # "those that don't count ... give our answer:" states
+    return bool(_NEGATION.search(f"{near} {words.before}") or _SUPPOSED.search(clause))
 
 
 def _taken_back(text: str, statement: Statement) -> bool:
