@@ -20,7 +20,7 @@ from malt_jax.errors import UserError
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.session import Session, search_stage
 from malt_jax.storage import manifest, mirror
-from malt_jax.storage.atomic import write_bytes
+from malt_jax.storage.atomic import temporary, write_bytes
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir, differences
 from malt_jax.storage.writers import first
@@ -69,7 +69,7 @@ def join(session: Session, places: Sequence[str]) -> None:
         )
     session.record_inputs()
     units: list[Path] = []
-    fetched = session.run.path / ".tmp-slices"
+    fetched = temporary(session.run.path / "slices")
     try:
         first(lambda: units.extend(_take(session, places, fetched)))
     finally:
