@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,8 +62,11 @@ def append_lines(
             sync(path.parent)
 
 
-def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Yields the records of a shard; the first damaged line raises `UserError` naming it."""
+def read_lines(path: str | os.PathLike, needs: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yields the records of a shard; the first damaged line raises `UserError` naming it.
+
+    A line without one of the fields it `needs` is damaged as well.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; run the stage that writes it first.")
@@ -71,6 +74,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 record = _decode(line)
+                if missing := [field for field in needs if field not in record]:
+                    raise ValueError(f"one without {', '.join(missing)}")
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}:{number}: expected one JSON object and a newline, found {error}; "

@@ -202,6 +202,13 @@ class RunDir:
         return self.path / "tensorboard"
 
 
+def run_around(path: str | os.PathLike) -> Path | None:
+    """The run directory in which a path lies, or None."""
+    folders = Path(os.path.realpath(path)).parents
+    # By the twin, because many a program has a manifest.json.
+    return next((folder for folder in folders if os.path.exists(folder / manifest.TWIN)), None)
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
     """One phrase for each dotted field that differs, with both values."""
     before, after = _flatten(old), _flatten(new)
@@ -252,13 +259,12 @@ def _refuse_foreign(
     if (path / manifest.NAME).exists():
         manifest.load(path)  # before a lock is put beside what may be another program's
         return
-    for folder in Path(os.path.realpath(path)).parents:
-        # The twin, because many a program has a manifest.json.
-        if (folder / manifest.TWIN).exists() and not (inside and inside.path.samefile(folder)):
-            raise UserError(
-                f"{path}: lies in the run directory {folder}, which would take it for damage; "
-                "choose an --output-dir outside of it."
-            )
+    around = run_around(path)
+    if around and not (inside and inside.path.samefile(around)):
+        raise UserError(
+            f"{path}: lies in the run directory {around}, which would take it for damage; choose "
+            "an --output-dir outside of it."
+        )
     if url and (path / mirror.BEGUN).exists():
         return
     if (path / manifest.TWIN).exists():
