@@ -486,7 +486,7 @@ def test_a_manifest_sealed_by_somebody_else_is_refused(run, damage):
 
 
 @pytest.mark.parametrize(
-    "path", ["", ".", "..", "/etc/x", "../x", "a/../../x", "./x", "a//b", "a\0"]
+    "path", ["", ".", "..", "/etc/x", "../x", "a/../../x", "./x", "a//b", "a\0", "set-aside"]
 )
 @pytest.mark.parametrize("place", ["units", "artefacts"])
 def test_no_path_in_a_manifest_leaves_its_run(run, place, path):

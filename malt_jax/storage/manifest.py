@@ -19,7 +19,7 @@ import itertools
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from malt_jax.errors import UserError
@@ -30,7 +30,10 @@ from malt_jax.storage.provenance import versions
 from malt_jax.storage.writers import first, meet
 
 NAME, TWIN = "manifest.json", "manifest.copy.json"
+SET_ASIDE = "set-aside"
 FORMAT = 1
+_NO_STAGES = {NAME, TWIN, SET_ASIDE, "config.yaml", ".lock"}
+"""What lies in a run and no stage makes."""
 Paths = Iterable[str | os.PathLike]
 
 
@@ -80,8 +83,8 @@ def parse(raw: bytes) -> dict[str, Any]:
         _require(entry["stage"] in data["stages"], "artefacts")
     for path in (*_units(data), *data["artefacts"]):
         _require(isinstance(path, str), "stages")
-        if not _stays_inside(path):
-            raise ValueError("a path in it leaves the run directory")
+        if not _may_be_sealed(path):
+            raise ValueError(f"its path {path!r} leaves the run directory or is not a stage's")
     return data
 
 
@@ -100,11 +103,10 @@ def _has(entry: object, **kinds: type) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in kinds.items())
 
 
-def _stays_inside(path: str) -> bool:
-    """Whether it is the one way to write the path of something beneath a folder."""
-    pure = PurePosixPath(path)
-    plain = str(pure) == path and "\0" not in path and path != "."
-    return plain and not pure.is_absolute() and ".." not in pure.parts
+def _may_be_sealed(path: str) -> bool:
+    """Whether it is the plain path of something beneath a run that a stage may have made."""
+    parts = path.split("/")  # of an absolute path the first one is empty
+    return parts[0] not in _NO_STAGES and not {"", ".", ".."} & {*parts} and "\0" not in path
 
 
 def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
@@ -268,7 +270,7 @@ def set_aside(run: str | os.PathLike, path: str | os.PathLike) -> Path:
 
 
 def _free_aside(root: Path) -> Path:
-    folders = (root / "set-aside" / f"{number:03d}" for number in itertools.count())
+    folders = (root / SET_ASIDE / f"{number:03d}" for number in itertools.count())
     return next(folder for folder in folders if not folder.exists())
 
 

@@ -283,7 +283,7 @@ def _of_a_creation(entry: Path, config: bytes) -> bool:
         return lock.is_lock(entry)
     if entry.name == "config.yaml":
         return read_bytes(entry) == config
-    return leftover_of(entry.name) in ("config.yaml", manifest.NAME) and entry.is_file()
+    return leftover_of(entry.name) in ("config.yaml", manifest.NAME) and not entry.is_dir()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
