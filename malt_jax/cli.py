@@ -30,6 +30,10 @@ def console() -> NoReturn:
     status = main()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not change the exit status
+    try:
+        sys.stdout.flush()  # of a command that failed; Python's own end would change the status
+    except OutputLost:
+        drop_output()
     sys.exit(status)
 
 

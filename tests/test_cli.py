@@ -265,6 +265,26 @@ def test_a_reader_who_leaves_standard_error_does_not_end_the_work():
         assert made.read() == b"done"
 
 
+def test_what_cannot_be_printed_does_not_change_the_status_of_a_refusal():
+    code = (
+        "from malt_jax import cli, errors\n"
+        "def work(words):\n"
+        "    print('on the way')\n"
+        "    raise errors.UserError('no.')\n"
+        "cli.dispatch = work\n"
+        "cli.console()\n"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
+    assert (done.returncode, done.stderr) == (2, "malt: no.\n")
+
+
 def test_no_name_forges_a_second_message(capsys):
     assert cli.main(["x\nmalt: done"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
