@@ -1,12 +1,12 @@
 """The `malt` command: finds the command, runs it, and turns what happened into an exit status.
 
 0 done; 2 the user's input is wrong (one message, no traceback); 1 a fault of ours; 130 and 143
-interrupted or told to stop, after the state was saved.
+interrupted or told to stop, after the state was saved. A reader who leaves standard output early
+(`| head`) has seen enough: 0. One who leaves standard error changes nothing: a run goes on.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -16,18 +16,24 @@ from typing import NoReturn
 from malt_jax.commands.command import Command, help_text, nearest, parse, row, screen_width
 from malt_jax.distributed import another_gone, leave
 from malt_jax.errors import RunStopped, UserError
-from malt_jax.escape import visible
+from malt_jax.escape import one_line, visible
 from malt_jax.storage.signals import stop_ends_process
+from malt_jax.streams import OutputLost, drop_output, set_up
 
 INTERRUPTED = 130
 
 
 def console() -> NoReturn:
     """The program `malt`."""
+    set_up()
     stop_ends_process()
     status = main()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not change the exit status
+    try:
+        sys.stdout.flush()  # of a command that failed; Python's own end would change the status
+    except OutputLost:
+        drop_output()
     sys.exit(status)
 
 
@@ -43,20 +49,23 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
-        print(f"malt: {visible(str(error))}", file=sys.stderr)
+        # On one line: a name with a newline in it could otherwise forge a second message.
+        print(f"malt: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except OutputLost as lost:
+        drop_output()
+        if lost.abandoned:
+            return 0
+        print(f"malt: standard output could not be written: {lost}.", file=sys.stderr)
         return 2
     except RunStopped as stop:
         print("malt: stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if gone := another_gone(error):
-            print(f"malt: {visible(gone)}", file=sys.stderr)
+            print(f"malt: {one_line(gone)}", file=sys.stderr)
             return 1
         # Exceptions may quote a model or a file, so the traceback is made harmless as well.
         print(visible(traceback.format_exc()), end="", file=sys.stderr)

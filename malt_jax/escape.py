@@ -8,6 +8,7 @@ Control characters, lone surrogates and the invisible marks that reorder lines a
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # C0 and C1 controls but tab and newline, bidirectional marks, line separators, lone surrogates.
 _CONTROLS = re.compile(
@@ -47,20 +48,30 @@ def markdown(text: str) -> str:
     text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
     text = re.sub(r"^(\s*)([#+=-]|\d+[.)])", r"\1&#8203;\2", text)  # no heading, no list
     # A bare address would still become a link, and an @name a mention.
-    return re.sub(r"(?<!\w)@", "&#64;", text.replace("://", ":&#8203;//"))
+    text = re.sub(r"\b(www)\.", r"\1&#8203;.", text, flags=re.IGNORECASE)
+    return text.replace("://", ":&#8203;//").replace("@", "&#64;&#8203;")
 
 
 def latex(text: str) -> str:
     """Text for a LaTeX paragraph or table cell."""
-    return "".join(_LATEX.get(character, character) for character in one_line(text))
+    text = one_line(text)
+    # After the `\\` of the row above, a bracket or star would be read as its argument.
+    shield = "{}" if text.lstrip()[:1] in ("[", "*") else ""
+    return shield + "".join(_LATEX.get(character, character) for character in text)
 
 
 def csv(text: str) -> str:
     """One CSV field, quoted; text that a spreadsheet would run as a formula gets a leading '."""
     text = one_line(text)
-    if text.lstrip()[:1] in tuple("=+-@|%"):
+    if _first_seen(text) in tuple("=+-@|%"):
         text = "'" + text
     return '"' + text.replace('"', '""') + '"'
+
+
+def _first_seen(text: str) -> str:
+    """The first character that is not invisible, a full-width one as the plain one it reads as."""
+    seen = (c for c in text if not c.isspace() and unicodedata.category(c) not in ("Cf", "Mn"))
+    return unicodedata.normalize("NFKC", next(seen, ""))
 
 
 def _written_out(match: re.Match[str]) -> str:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -222,6 +223,71 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{sys.executable} -m malt_jax.cli fields | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "error"),
+    [
+        ("fields seed > /dev/full", 2, "standard output could not be written: No space left"),
+        ("fields seed >&-", 0, ""),
+        ("fields seed <&- 2>&-", 0, ""),
+        ("nope 2> /dev/full", 2, ""),
+        ("ask --run R -1+2", 2, "after two dashes: -- '-1+2'"),
+    ],
+)
+def test_closed_and_full_streams_are_no_fault_of_ours(command, status, error):
+    command = f"{sys.executable} -m malt_jax.cli {command}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == status and error in done.stderr
+    assert done.stderr.count("\n") == bool(error)
+
+
+def test_a_reader_who_leaves_standard_error_does_not_end_the_work():
+    code = (
+        "import sys, time\n"
+        "from malt_jax import cli, streams\n"
+        "streams.set_up()\n"
+        "def work(words):\n"
+        "    for _ in range(3):\n"
+        "        time.sleep(0.2)\n"
+        "        print('on the way', file=sys.stderr, flush=True)\n"
+        "    open(words[0], 'w').write('done')\n"
+        "cli.dispatch = work\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    with tempfile.NamedTemporaryFile() as made:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, made.name], stderr=subprocess.PIPE, text=True
+        )
+        child.stderr.readline()
+        child.stderr.close()
+        assert child.wait() == 0
+        assert made.read() == b"done"
+
+
+def test_what_cannot_be_printed_does_not_change_the_status_of_a_refusal():
+    code = (
+        "from malt_jax import cli, errors\n"
+        "def work(words):\n"
+        "    print('on the way')\n"
+        "    raise errors.UserError('no.')\n"
+        "cli.dispatch = work\n"
+        "cli.console()\n"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
+    assert (done.returncode, done.stderr) == (2, "malt: no.\n")
+
+
+def test_no_name_forges_a_second_message(capsys):
+    assert cli.main(["x\nmalt: done"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_dry_run_says_everything_and_writes_nothing(model, tmp_path, capsys):

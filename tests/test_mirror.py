@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from malt_jax.errors import UserError
-from malt_jax.storage import manifest, mirror
+from malt_jax.storage import manifest, mirror, selfsealed
 from malt_jax.storage.atomic import write_bytes
 from malt_jax.storage.rundir import RunDir
 
@@ -120,3 +120,65 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path, url):
 def test_a_slice_that_was_never_mirrored_is_named(tmp_path):
     with pytest.raises(UserError, match="no run is mirrored"):
         mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
+
+
+def mirrored(tmp_path: Path) -> Path:
+    """A mirror in a folder, as somebody else could have made it."""
+    url = tmp_path / "mirror"
+    with opened(tmp_path / "one", str(url)) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, str(url))
+    return url
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("path", ["../../escaped.txt", "/tmp/malt-escaped.txt", ".", ""])
+def test_a_mirror_writes_nothing_outside_the_run(tmp_path, path):
+    url = mirrored(tmp_path)
+    data = manifest.load(url)
+    data["artefacts"][path] = data["artefacts"]["a.jsonl"]
+    (url / manifest.NAME).write_bytes(selfsealed.encode(data))
+    before = listing(tmp_path)
+    for fetch in (
+        lambda: opened(tmp_path / "o" / "p" / "two", str(url)),
+        lambda: mirror.pull(str(url), tmp_path / "o" / "p"),
+    ):
+        with pytest.raises(UserError, match="leaves the run directory"):
+            fetch()
+    assert listing(tmp_path) == before and not Path("/tmp/malt-escaped.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(manifest.NAME, b"[]"), ("config.yaml", b"5"), ("config.yaml", b"[")]
+)
+def test_a_mirror_that_holds_no_run_is_refused_and_nothing_is_left(tmp_path, name, content):
+    url = mirrored(tmp_path)
+    (url / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        opened(tmp_path / "new" / "two", str(url))
+    assert not (tmp_path / "new").exists()
+    (url / name).unlink()
+    if name == "config.yaml":
+        with pytest.raises(UserError, match="could not be read"):
+            mirror.pull(str(url), tmp_path / "new" / "two")
+        assert listing(tmp_path / "new" / "two") == []
+
+
+@pytest.mark.parametrize("url", ["foo://x", "file"])
+def test_a_mirror_that_cannot_be_read_leaves_no_run_behind(tmp_path, url):
+    (tmp_path / "file").write_text("mine")
+    url = url if "://" in url else str(tmp_path / url)
+    with pytest.raises(UserError, match=r"mirror: .*choose another mirror"):
+        opened(tmp_path / "runs" / "run", url)
+    assert listing(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("place", ["run", "run/mirror", ".", "link"])
+def test_a_mirror_that_shares_files_with_its_run_is_refused(tmp_path, place):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(UserError, match="share files"):
+        opened(tmp_path / "run", str(tmp_path / place))
+    assert listing(tmp_path) == ["link"]

@@ -66,3 +66,48 @@ def test_what_cannot_be_pooled_is_named(runs, tmp_path, capsys):
     ):
         assert cli.main(["pool", *map(str, folders)]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_table_replaces_nothing_but_an_earlier_one(runs, tmp_path, capsys):
+    command = ["pool", *map(str, runs), "--output"]
+    sealed = {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()}
+    for folder in (runs[0], runs[0] / "cost", runs[0] / "new"):
+        assert cli.main([*command, str(folder)]) == 2
+        assert "in a run directory" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()} == sealed
+    for name, content in (("results.csv", "mine"), ("results.json", "[]")):
+        (tmp_path / name).write_text(content)
+        assert cli.main([*command, str(tmp_path)]) == 2
+        assert "has not written" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == content
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        assert cli.main([*command, str(tmp_path)]) == 0
+    assert cli.main([*command, "x" * 300]) == 2
+    assert cli.main(["pool", str(runs[0]), "x" * 300]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("eval/malt.jsonl", '"correct":false', '"correct":true'),
+        ("eval/sa.jsonl", '"turns":', '"turn":'),
+        ("results.json", '"systems"', '"system"'),
+        ("results.json", "{", "xx"),
+        ("rounds/000/trees/00000.jsonl", '"nodes":', '"node":'),
+    ],
+)
+@pytest.mark.parametrize("redo", [(), ("--redo", "report")])
+def test_no_report_is_made_from_what_was_edited(runs, tmp_path, capsys, name, old, new, redo):
+    flags = cli_run.flags()[:-1]
+    assert cli.main(["report", *flags, str(runs[0])]) == 0
+    shutil.copytree(runs[0], tmp_path / "run")
+    text = (tmp_path / "run" / name).read_text()
+    assert old in text
+    (tmp_path / "run" / name).write_text(text.replace(old, new, 1))
+    page = (tmp_path / "run/report.html").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["report", *flags, str(tmp_path / "run"), *redo]) == 2
+    told = capsys.readouterr()
+    assert name in told.err and told.err.count("\n") == 1 and not told.out
+    assert (tmp_path / "run/report.html").read_bytes() == page

@@ -265,3 +265,15 @@ def test_tree_text_shows_each_node_once_within_the_width(run):
         assert all(len(line) <= 72 for line in lines)
         assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join(lines))
         assert sum("✓" in line for line in lines) >= sum(n.get("reward", 0) for n in tree["nodes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("eval/sa.jsonl", "turns"), ("rounds/000/trees/00000.jsonl", "nodes")]
+)
+def test_a_record_in_progress_without_what_is_shown_is_refused_by_line(run, tmp_path, name, field):
+    copied = tmp_path / "copied"
+    shutil.copytree(run, copied)
+    text = (copied / name).read_text()
+    (copied / name).write_text(text.replace(f'"{field}":', '"x":', 1))
+    with pytest.raises(UserError, match=f":1: .*without {field}"):
+        build_report(copied)

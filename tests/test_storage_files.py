@@ -160,7 +160,7 @@ def test_failed_replacement_puts_the_old_folder_back(tmp_path, monkeypatch):
     rename = os.rename
 
     def fail_second(source, target):
-        if Path(source).name.startswith(".tmp-"):
+        if Path(source).name.startswith(".tmp-malt-"):
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
@@ -174,11 +174,31 @@ def test_failed_replacement_puts_the_old_folder_back(tmp_path, monkeypatch):
 
 
 def test_replacement_cut_between_its_two_renames_is_undone_on_open(tmp_path):
-    (tmp_path / "a/.old-export").mkdir(parents=True)
-    (tmp_path / "a/.old-export/weights").write_text("old")
-    (tmp_path / "a/.tmp-export-1234").mkdir()
+    (tmp_path / "a/.old-malt-0123abcd-export").mkdir(parents=True)
+    (tmp_path / "a/.old-malt-0123abcd-export/weights").write_text("old")
+    (tmp_path / "a/.tmp-malt-4567cdef-export").mkdir()
     clean_leftovers(tmp_path)
     assert listing(tmp_path) == {"a/export/weights": b"old"}
+
+
+@pytest.mark.parametrize("name", [".tmp-thesis", ".old-thesis", ".tmp-malt-x-thesis"])
+def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
+    write_bytes(tmp_path / "a" / name / "x.tex", b"mine")
+    clean_leftovers(tmp_path)
+    assert listing(tmp_path) == {f"a/{name}/x.tex": b"mine"}
+
+
+def test_a_link_or_a_pipe_is_never_written_through(tmp_path):
+    write_bytes(tmp_path / "precious", b'{"a":1}\ntorn')
+    (tmp_path / "link").symlink_to("precious")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a link"):
+        append_lines(tmp_path / "link", [{}])
+    with pytest.raises(UserError, match="is a link"):
+        recover(tmp_path / "link")
+    with pytest.raises(UserError, match="no regular file"):
+        append_lines(tmp_path / "pipe", [{}])
+    assert (tmp_path / "precious").read_bytes() == b'{"a":1}\ntorn'
 
 
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):

@@ -436,20 +436,134 @@ def test_a_read_only_place_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_other_packages_are_noted_not_hidden(run, monkeypatch, capsys):
-    from malt_jax.storage import rundir
-
     run.close()
-    monkeypatch.setattr(rundir, "versions", lambda: {"jax": "99"})
-    RunDir.open(run.path, CONFIG, "malt run").close()
-    assert "'99'" in capsys.readouterr().err
-    assert manifest.load(run)["resumed_with"] == [{"jax": "99"}]
-    RunDir.open(run.path, CONFIG, "malt run").close()
-    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(manifest, "versions", lambda: {"jax": "99"})
+    with RunDir.open(run.path, CONFIG, "malt run") as again:
+        assert "resumed_with" not in manifest.load(again)  # so far nothing is made with them
+        manifest.seal(again, "eval", [again.results])
+        assert "is now 99" in capsys.readouterr().err
+        assert manifest.load(run)["resumed_with"] == [{"jax": "99"}]
+        manifest.seal(again, "eval", [again.results])
+        assert capsys.readouterr().err == ""
 
 
 def test_storage_needs_no_jax():
     code = "import malt_jax.storage.metrics, sys; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------- strangers' files and places
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.update(format=2),
+        lambda data: data.pop("versions"),
+        lambda data: data.pop("config_sha256"),
+        lambda data: data.update(stages=[]),
+        lambda data: data["stages"]["eval"].pop("done"),
+        lambda data: data["stages"]["eval"].update(units=[5]),
+        lambda data: data["artefacts"]["results.json"].pop("bytes"),
+        lambda data: data["artefacts"]["results.json"].update(stage="nowhere"),
+        lambda data: data.update(model="m"),
+        lambda data: data.update(resumed_with=[]),
+    ],
+)
+def test_a_manifest_sealed_by_somebody_else_is_refused(run, damage):
+    data = manifest.load(run)
+    damage(data)
+    manifest._write(run.path, data)
+    with pytest.raises(UserError, match="cannot be trusted"):
+        manifest.load(run)
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "..", "/etc/x", "../x", "a/../../x", "./x", "a//b", "a\0", "set-aside"]
+)
+@pytest.mark.parametrize("place", ["units", "artefacts"])
+def test_no_path_in_a_manifest_leaves_its_run(run, place, path):
+    data = manifest.load(run)
+    if place == "units":
+        data["stages"]["eval"]["units"] = [path]
+    else:
+        data["artefacts"][path] = data["artefacts"]["results.json"]
+    manifest._write(run.path, data)
+    before = listing(run.path)
+    with pytest.raises(UserError, match="leaves the run directory"):
+        manifest.redo(run, "search/000")
+    assert listing(run.path) == before
+
+
+@pytest.mark.parametrize("name", [".lock", "manifest.json", "config.yaml"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(UserError):
+        RunDir.open(tmp_path / "run", CONFIG, "malt run")
+    assert os.listdir(tmp_path / "run") == [name]
+
+
+def test_a_lock_that_is_a_link_leaves_its_target_alone(run, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    run.close()
+    (run.path / ".lock").unlink()
+    (run.path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="is a link"):
+        RunDir.open(run.path, CONFIG, "malt run")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".tmp-thesis/x.tex", ".tmp-malt-thesis", ".tmp-malt-0123abcd-thesis", ".lock"),
+        *(".tmp-malt-0123abcd-config.yaml/x.tex", ".old-malt-0123abcd-thesis/x.tex"),
+    ],
+)
+def test_a_folder_of_somebodys_hidden_files_is_refused_untouched(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="not empty"):
+        RunDir.open(tmp_path, CONFIG, "malt run")
+    assert listing(tmp_path) == before
+
+
+def test_a_run_in_another_run_is_refused_but_where_that_keeps_a_place_for_it(run, tmp_path):
+    (tmp_path / "link").symlink_to(run.path)
+    for outer in (run.path, tmp_path / "link"):
+        for opening in (RunDir.check, lambda *to: RunDir.open(*to, "malt run")):
+            with pytest.raises(UserError, match="lies in the run directory"):
+                opening(outer / "cost" / "new", CONFIG)
+    assert not (run.path / "cost").exists()
+    RunDir.open(run.path / "ablations" / "a", CONFIG, "ablation", inside=run).close()
+    RunDir.open(run.path / "ablations" / "a", CONFIG, "malt label").close()
+
+
+def test_withdrawing_leaves_the_folders_that_were_there_before(tmp_path):
+    (tmp_path / "run").mkdir()
+    for place in ("run", "new/deep/run"):
+        with RunDir.open(tmp_path / place, CONFIG, "malt run") as made:
+            made.withdraw()
+    assert listing(tmp_path) == {"run": None}
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "/proc/x", "/dev/fd/x", "\ud800"])
+def test_a_place_where_nothing_can_be_is_a_sentence(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        RunDir.open(place, CONFIG, "malt run")
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDir.existing(place)
+    assert listing(tmp_path) == {}
 
 
 # ---------------------------------------------------------------- told to stop

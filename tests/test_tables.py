@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -273,5 +274,18 @@ def test_escaped_text_cannot_leave_its_place(text):
     line = escape.markdown(text)
     assert "\n" not in line and "<" not in line and not re.search(r"(?<!\\)(\\\\)*\|", line)
     assert next(csv.reader([escape.csv(text)]))[0].lstrip("'") == escape.one_line(text).lstrip("'")
-    bare = re.sub(r"\\[{}$&#%_]|\\text\w+\{\}", "", escape.latex(text))
+    bare = re.sub(r"^\{\}|\\[{}$&#%_]|\\text\w+\{\}", "", escape.latex(text))
     assert not set(bare) & set("\\{}$&#%_^~")
+
+
+def test_no_address_becomes_a_link_and_no_first_cell_an_argument():
+    line = escape.markdown("www.evil.example user@evil.example @you https://evil.example")
+    assert not re.search(r"www\.|@\w|://", html.unescape(line))
+    for text in ("[10cm] x", " [1]", "* x"):
+        assert escape.latex(text).startswith("{}")
+
+
+@pytest.mark.parametrize("hidden", ["", " ", "\u200b", "\u2060\u00ad", "\u200d \ufe0f"])
+@pytest.mark.parametrize("start", ["=", "+", "@", "\uff1d"])
+def test_no_formula_hides_behind_what_is_not_seen(hidden, start):
+    assert escape.csv(f"{hidden}{start}cmd|1").startswith("\"'")

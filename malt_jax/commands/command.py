@@ -213,6 +213,9 @@ def _by_last_part(word: str) -> str:
 def _unexpected(command: Command, word: str, sections: Iterable[str], hint: str = "") -> str:
     flags = [option.flag for option in (*command.own_options, *CONFIG_FLAGS)]
     flags += [f"--{name.replace('_', '-')}" for name in sections]
+    if command.arguments and word[:1] == "-" and word[1:2] != "-":
+        name = command.arguments[0].name
+        hint = f" If it is the {name}, put it last, after two dashes: -- '{word}'."
     if word.startswith("--") and not hint:
         hint = _by_last_part(word) or nearest(word, flags)
     return (

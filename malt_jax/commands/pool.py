@@ -11,9 +11,11 @@ from malt_jax.commands.launch import print_table
 def run(invocation: Invocation) -> None:
     from malt_jax.evaluation.tables import to_terminal
     from malt_jax.stages.measured import write_results
-    from malt_jax.stages.pool import pool
+    from malt_jax.stages.pool import check_output, pool
 
     options = invocation.options
+    if options.output:
+        check_output(Path(options.output))
     results = pool(options.runs)
     if options.output:
         for file in write_results(Path(options.output), results):

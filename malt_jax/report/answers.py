@@ -15,6 +15,9 @@ from malt_jax.storage.jsonl import read_lines
 TEXT_DRAWS = 3
 """Draws whose turns the page keeps in full; of the rest it keeps the answers."""
 
+NEEDS = ("question_id", "prediction", "correct", "turns")
+"""Of a record, to be shown: one of an evaluation in progress is not sealed yet."""
+
 Questions = Mapping[str, tuple[str, str]]
 """Question id -> (text, reference answer)."""
 
@@ -32,7 +35,7 @@ def add_answers(
     answers: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     texts: dict[str, tuple[str, str]] = {}
     for system in systems:
-        for record in read_lines(files[system]):
+        for record in read_lines(files[system], NEEDS):
             question = record["question_id"]
             drawn = answers[question].setdefault(system, [])
             drawn.append(_compact(record, keep_texts=len(drawn) < TEXT_DRAWS))

@@ -106,8 +106,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(atomic.read_bytes(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); remove it and run `malt eval`.") from error
 
 

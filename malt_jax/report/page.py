@@ -95,7 +95,7 @@ def learning_curves(path: Path) -> list[dict[str, Any]]:
         return []
     series: dict[tuple, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for line in read_lines(path):
-        if line.get("stage") == "train":
+        if line.get("stage") == "train" and isinstance(line.get("step"), int):
             key = (line.get("round") or 0, line.get("role") or "all roles", line.get("phase") or "")
             for name in CURVES:
                 if isinstance(line.get(name), int | float):

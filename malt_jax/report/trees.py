@@ -13,6 +13,8 @@ from malt_jax.report.prompts import Templates
 from malt_jax.storage.jsonl import read_lines
 
 Tree = Mapping[str, Any]
+NEEDS = ("question_id", "question", "answer", "nodes")
+"""Of a tree, to be shown: one of a search in progress is not sealed yet."""
 SHORT = 300
 """Characters of a question that the list shows and the search looks through."""
 
@@ -84,7 +86,7 @@ def add_trees(
     uses = read_uses(data) if data else Uses()
     group = Group(key, name, sorted(uses.phases) if data else None, [], Totals())
     for file in files:
-        for tree in read_lines(file):
+        for tree in read_lines(file, NEEDS):
             page, place = pages.add(key, compact(tree, uses, templates))
             group.questions.append(entry(tree) | {"page": page, "at": place})
             _count(tree, group.totals)

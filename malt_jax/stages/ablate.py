@@ -36,6 +36,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         free=CANNOT_CHANGE_RESULTS,
         facts={"model": manifest.load(session.run).get("model")},
         mirror=config.mirror,
+        inside=session.run,
     ) as run:
         sub = Session(config, run, session.progress)
         if config.model == session.config.model:

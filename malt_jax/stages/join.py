@@ -15,12 +15,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from malt_jax.config import CANNOT_CHANGE_RESULTS
+from malt_jax.config import CANNOT_CHANGE_RESULTS, from_dict
 from malt_jax.errors import UserError
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.session import Session, search_stage
 from malt_jax.storage import manifest, mirror
-from malt_jax.storage.atomic import write_bytes
+from malt_jax.storage.atomic import temporary, write_bytes
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir, differences
 from malt_jax.storage.writers import first
@@ -69,7 +69,7 @@ def join(session: Session, places: Sequence[str]) -> None:
         )
     session.record_inputs()
     units: list[Path] = []
-    fetched = session.run.path / ".tmp-slices"
+    fetched = temporary(session.run.path / "slices")
     try:
         first(lambda: units.extend(_take(session, places, fetched)))
     finally:
@@ -132,7 +132,7 @@ def _open(session: Session, place: str, fetched: Path) -> Slice:
             f"--join: {place} has read other contents of {', '.join(sorted(changed))}; search "
             "it again with the file that is there now."
         )
-    shard = run.config["search"]["shard"]
+    shard = from_dict(run.config).search.shard
     if not manifest.stage_done(run, search_stage(ROUND)):
         raise UserError(
             f"--join: {place} (slice {shard}) has not finished its search; run `malt search` with "
@@ -144,9 +144,10 @@ def _open(session: Session, place: str, fetched: Path) -> Slice:
 
 def _check_weights(session: Session, slices: Sequence[Slice]) -> None:
     """All slices drew from the same weights, and those are this run's from now on."""
-    known = manifest.load(session.run).get("model") or manifest.load(slices[0].run)["model"]
-    for one in slices:
-        if manifest.load(one.run)["model"]["fingerprint"] != known["fingerprint"]:
+    models = [manifest.load(one.run).get("model") or {} for one in slices]
+    known = manifest.load(session.run).get("model") or models[0]
+    for one, model in zip(slices, models, strict=True):
+        if "fingerprint" not in model or model["fingerprint"] != known["fingerprint"]:
             raise UserError(
                 f"--join: {one.place} was searched with other weights than {slices[0].place} or "
                 "this run (their SHA-256 differs); join what one model has searched."

@@ -169,12 +169,16 @@ def costs(run: RunDir) -> dict[str, Any]:
     return {p.stem: json.loads(p.read_text()) for p in names if p.stem != "eval-blocks"}
 
 
+TABLES = {".md": to_markdown, ".tex": to_latex, ".csv": to_csv}
+"""The table in other forms than `results.json`, by the ending of its file."""
+
+
 def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
     """`results.json` and the same table as Markdown, LaTeX and CSV; returns the files."""
     path = folder / "results.json"
     write_json(path, results)
     files = [path]
-    for suffix, table in ((".md", to_markdown), (".tex", to_latex), (".csv", to_csv)):
+    for suffix, table in TABLES.items():
         files.append(path.with_suffix(suffix))
         write_text(files[-1], table(results))
     return files

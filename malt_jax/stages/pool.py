@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from malt_jax import config as config_module
@@ -11,10 +14,11 @@ from malt_jax.config import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
 from malt_jax.stages.evaluate import STAGE as EVALUATED
-from malt_jax.stages.measured import summarise_seeds
+from malt_jax.stages.measured import TABLES, summarise_seeds
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.rundir import RunDir, differences
+from malt_jax.storage.atomic import read_bytes
+from malt_jax.storage.rundir import RunDir, differences, run_around
 
 
 def pool(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
@@ -45,6 +49,23 @@ def pool(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
             Session(config_module.from_dict(run.config), run, Progress(quiet=True))
             for _, run in sorted(zip(seeds, runs, strict=True), key=lambda pair: pair[0])
         ]
+    )
+
+
+def check_output(folder: Path) -> None:
+    """Refuses a folder where the table would replace anything but the table of an earlier pool."""
+    path = folder / "results.json"
+    if run_around(path):
+        raise UserError(f"--output: {folder} is in a run directory; choose a folder of its own.")
+    if not any(os.path.lexists(path.with_suffix(suffix)) for suffix in (".json", *TABLES)):
+        return
+    with contextlib.suppress(OSError, ValueError, UserError, RecursionError):
+        earlier = json.loads(read_bytes(path))
+        if isinstance(earlier, dict) and {"seeds", "systems", "records"} <= earlier.keys():
+            return
+    raise UserError(
+        f"--output: {folder} holds a results file that `malt pool` has not written; choose another "
+        "folder."
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from malt_jax.report.build import PLOTS, build_report
 from malt_jax.stages.evaluate import STAGE as EVALUATED
 from malt_jax.stages.session import Session
@@ -15,8 +17,9 @@ def report(session: Session) -> None:
     """Writes `report.html` (with its paged data) and `plots/` from the files of the run.
 
     Before the evaluation is finished the page shows what there is and is not sealed, so that a
-    later call makes it anew.
+    later call makes it anew. What is sealed must be whole: no table is shown that was edited.
     """
+    manifest.verify(session.run, _read(session))
     if session.done(STAGE):
         return
     questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
@@ -27,3 +30,15 @@ def report(session: Session) -> None:
         return
     beside = [page.with_name(name) for name in ("report_data", PLOTS)]
     session.seal(STAGE, [page, *(path for path in beside if path.exists())])
+
+
+def _read(session: Session) -> list[Path]:
+    """What the page is made from, as far as it is sealed, and the results, which must be."""
+    run = session.run
+    units = [
+        unit
+        for stage in manifest.load(run)["stages"]
+        for unit in manifest.sealed_units(run, stage)
+        if unit.relative_to(run.path).parts[0] in ("rounds", "eval")
+    ]
+    return [*units, run.results] if run.results.exists() else units

@@ -2,7 +2,7 @@
 
 Everything is built under a temporary name in the same folder, flushed to the disk (`fsync`),
 renamed into place, and the folder that now names it is flushed too. A writer that is killed leaves
-the old state and a `.tmp-*` leftover, which `clean_leftovers` removes when the run is next opened.
+the old state and a leftover, which `clean_leftovers` removes when the run is next opened.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ from pathlib import Path
 from malt_jax.errors import UserError
 from malt_jax.storage.writers import writes
 
+_LEFTOVER = re.compile(r"\.(tmp|old)-malt-[0-9a-f]{8}-(.+)", re.DOTALL)
+"""The names only we make. Anything else that is hidden or temporary is somebody's own."""
 _MENDS = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space in your quota",
@@ -57,7 +61,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     with explained(path):
         make_folder(path.parent)
-        building = _temporary(path)
+        building = temporary(path)
         try:
             with open(building, "xb") as file:
                 file.write(data)
@@ -91,57 +95,99 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
     taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if taken and not replace:
         raise UserError(f"{path}: already exists; remove it or choose another folder.")
-    old = path.with_name(f".old-{path.name}")
+    old = temporary(path, "old")
     with explained(path):
         make_folder(path.parent)
-        building = _temporary(path)
+        building = temporary(path)
         building.mkdir()
         try:
             yield building
             sync_tree(building)
             if taken:  # a folder cannot be renamed over a full one: see clean_leftovers
-                _remove(old)
                 os.rename(path, old)
             os.rename(building, path)
             sync(path.parent)
         except BaseException:
-            _remove(building)
+            remove(building)
             if taken and not path.exists():
                 os.rename(old, path)
             raise
     if taken:
-        _remove(old)
+        remove(old)
 
 
 def clean_leftovers(folder: str | os.PathLike) -> None:
     """Removes what killed writers left beneath `folder`; its caller must be the only writer.
 
-    A folder caught in the middle of its replacement (`.old-NAME` without `NAME`) is put back.
+    A folder caught in the middle of its replacement (an old NAME without a new one) is put back.
     """
     for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            path = Path(parent, name)
-            if name.startswith(".old-") and not (target := Path(parent, name[5:])).exists():
+            if not (ours := _LEFTOVER.fullmatch(name)):
+                continue
+            path, target = Path(parent, name), Path(parent, ours[2])
+            if ours[1] == "old" and not target.exists():
                 os.rename(path, target)
-            elif name.startswith((".tmp-", ".old-")):
-                _remove(path)
-        folders[:] = [name for name in folders if not name.startswith((".tmp-", ".old-"))]
+            else:
+                remove(path)
+        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+
+
+def leftover_of(name: str) -> str | None:
+    """The name of the file or folder that a killed writer left `name` of; None for any other."""
+    ours = _LEFTOVER.fullmatch(name)
+    return ours[2] if ours else None
 
 
 def discard(path: Path) -> None:
     """Takes a file or folder away at once, whole, however long the deleting itself takes."""
     if path.exists():
-        leaving = _temporary(path)
+        leaving = temporary(path)
         os.rename(path, leaving)
-        _remove(leaving)
+        remove(leaving)
 
 
-def make_folder(path: Path) -> None:
-    """Creates `path` and its parents so that a power cut cannot take them away again."""
-    if not path.is_dir():
-        make_folder(path.parent)
+def make_folder(path: Path) -> list[Path]:
+    """Creates `path` and its parents so that a power cut cannot take them away again.
+
+    Returns those that it created, innermost first.
+    """
+    if path.is_dir():
+        return []
+    made = make_folder(path.parent)
+    try:
         path.mkdir(exist_ok=True)
-        sync(path.parent)
+    except FileNotFoundError:  # though its parent is there: /proc and its like
+        raise UserError(f"{path}: no folder can be made there; choose another.") from None
+    sync(path.parent)
+    return [path, *made]
+
+
+def open_regular(path: str | os.PathLike, flags: int) -> int:
+    """Like `os.open`, but only of a regular file, and to write only of one in its own place.
+
+    What a link names is not ours to write, and a pipe without a writer would never be read.
+    """
+    if flags & (os.O_WRONLY | os.O_RDWR):
+        flags |= os.O_NOFOLLOW
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        found = "a link" if error.errno == errno.ELOOP else "no regular file"
+    else:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+        found = "no regular file"
+    raise UserError(f"{path}: is {found}; put the file itself there, or remove what is there.")
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a regular file."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read()
 
 
 def sync(path: Path) -> None:
@@ -163,12 +209,16 @@ def sync_tree(path: Path) -> None:
         sync(Path(parent))
 
 
-def _temporary(path: Path) -> Path:
-    # A name of its own, so that two writers of one path cannot rename each other's half file.
-    return path.with_name(f".tmp-{path.name[:200]}-{secrets.token_hex(4)}")
+def temporary(path: Path, kind: str = "tmp") -> Path:
+    """A name beside `path`, for what is not yet or (`old`) no longer there.
+
+    A new one each time, so that two writers of one path cannot rename each other's half file.
+    """
+    return path.with_name(f".{kind}-malt-{secrets.token_hex(4)}-{path.name[:200]}")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a whole folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from malt_jax.storage.atomic import open_regular
+
 
 def files_beneath(path: Path) -> Iterator[Path]:
     """The file itself, or every file beneath the folder, in a stable order; none if missing."""
@@ -42,5 +44,5 @@ def fingerprint(paths: Sequence[str | os.PathLike] = (), data: Any = None) -> st
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # streams, whatever the size

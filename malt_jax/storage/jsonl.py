@@ -10,12 +10,12 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from malt_jax.errors import UserError
-from malt_jax.storage.atomic import explained, make_folder, sync
+from malt_jax.storage.atomic import explained, make_folder, open_regular, sync
 from malt_jax.storage.writers import writes
 
 
@@ -44,7 +44,8 @@ def append_lines(
     with explained(path):
         make_folder(path.parent)
         is_new = not path.exists()
-        with open(path, "a+b", buffering=0) as file:
+        handle = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        with open(handle, "a+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 raise UserError(f"{path}: its last line is torn; recover it before appending.")
@@ -61,8 +62,11 @@ def append_lines(
             sync(path.parent)
 
 
-def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Yields the records of a shard; the first damaged line raises `UserError` naming it."""
+def read_lines(path: str | os.PathLike, needs: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yields the records of a shard; the first damaged line raises `UserError` naming it.
+
+    A line without one of the fields it `needs` is damaged as well.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; run the stage that writes it first.")
@@ -70,6 +74,8 @@ def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 record = _decode(line)
+                if missing := [field for field in needs if field not in record]:
+                    raise ValueError(f"one without {', '.join(missing)}")
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}:{number}: expected one JSON object and a newline, found {error}; "
@@ -83,7 +89,7 @@ def recover(path: str | os.PathLike) -> int:
     path = Path(path)
     if not writes() or not path.exists() or path.stat().st_size == 0:
         return 0
-    with explained(path), open(path, "r+b") as file:
+    with explained(path), open(open_regular(path, os.O_RDWR), "r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             size = len(view)
             start = view.rfind(b"\n", 0, size - 1) + 1

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 from malt_jax.errors import UserError
-from malt_jax.storage.atomic import explained
+from malt_jax.storage.atomic import explained, open_regular, read_bytes
 
+NAME = ".lock"
 PATIENCE = 1.0
 """Seconds: on a busy machine a process was seen to hold its lock for a moment after SIGKILL."""
+UNSIGNED = "another process"
 
 
 class RunLock:
@@ -24,9 +26,9 @@ class RunLock:
     """
 
     def __init__(self, run: str | os.PathLike, command: str):
-        path = Path(run, ".lock")
+        path = Path(run, NAME)
         with explained(path):
-            self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._handle: int | None = open_regular(path, os.O_RDWR | os.O_CREAT)
         try:
             _take(self._handle)
         except OSError as error:
@@ -66,7 +68,12 @@ def _take(handle: int) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        owner = json.loads(path.read_bytes())
+        owner = json.loads(read_bytes(path))
         return f"process {owner['pid']} on {owner['host']} ({owner['command']!r})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it has the lock but has not signed it yet
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return UNSIGNED  # it has the lock but has not signed it yet
+
+
+def is_lock(path: Path) -> bool:
+    """Whether the file is one a `RunLock` made, or an empty one, in which nothing can be lost."""
+    return path.is_file() and (not path.stat().st_size or _holder(path) != UNSIGNED)

@@ -6,6 +6,8 @@
      "artefacts": {path in the run: {"sha256", "bytes", "stage"}},
      "seal": sha256 of all the above}
 
+Some facts are asked for: `versions` and `config_sha256`, and of `model` its fingerprint.
+
 A *unit* is a file or folder sealed as a whole: a shard, a checkpoint, an export. `seal` writes the
 manifest last and atomically, so that a unit either is covered or is work still owed. The manifest
 guards itself with its own hash and has a twin, `manifest.copy.json`.
@@ -15,23 +17,29 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.storage import selfsealed
-from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
+from malt_jax.storage.atomic import make_folder, read_bytes, sync_tree, write_bytes
 from malt_jax.storage.hashing import files_beneath, sha256_all
+from malt_jax.storage.provenance import versions
 from malt_jax.storage.writers import first, meet
 
 NAME, TWIN = "manifest.json", "manifest.copy.json"
+SET_ASIDE = "set-aside"
+FORMAT = 1
+_NO_STAGES = {NAME, TWIN, SET_ASIDE, "config.yaml", ".lock"}
+"""What lies in a run and no stage makes."""
 Paths = Iterable[str | os.PathLike]
 
 
 def create(run: str | os.PathLike, facts: dict[str, Any]) -> None:
     """Writes the first manifest of a run: the facts about it and no artefact yet."""
-    _write(_root(run), {"format": 1, **facts, "inputs": {}, "stages": {}, "artefacts": {}})
+    _write(_root(run), {"format": FORMAT, **facts, "inputs": {}, "stages": {}, "artefacts": {}})
 
 
 def amend(run: str | os.PathLike, **facts: Any) -> None:
@@ -43,17 +51,62 @@ def load(run: str | os.PathLike) -> dict[str, Any]:
     """The manifest; a missing or damaged one is refused with `UserError`, never guessed."""
     path = _root(run) / NAME
     try:
-        data = selfsealed.decode(path.read_bytes())
-        units = [unit for stage in data["stages"].values() for unit in stage["units"]]
-        if any(PurePosixPath(p).is_absolute() or ".." in PurePosixPath(p).parts for p in units):
-            raise ValueError("a path in it leaves the run directory")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return parse(read_bytes(path))
+    except (OSError, ValueError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else error
         raise UserError(
             f"{path}: the manifest cannot be trusted ({reason}); restore it, for instance from its "
             f"twin {TWIN} beside it, or choose another --output-dir."
         ) from error
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """The manifest in these bytes; raises ValueError for what no `seal` has written.
+
+    Its hash says that it is whole, not who wrote it: a mirror or a slice may be a stranger's.
+    """
+    data = selfsealed.decode(raw)
+    if data.get("format") != FORMAT:
+        raise ValueError(f"its format is {data.get('format')!r}, and this version reads {FORMAT}")
+    for field, kind in _FIELDS.items():
+        _require(isinstance(data.get(field), kind), field)
+    model, asked = data.get("model"), data.get("questions")
+    _require(model is None or _has(model, path=str, fingerprint=str), "model")
+    _require(asked is None or _has(asked, train=str, eval=str), "questions")
+    resumed = data.get("resumed_with", [{}])
+    _require(resumed and isinstance(resumed, list), "resumed_with")
+    _require(all(isinstance(one, dict) for one in resumed), "resumed_with")
+    for stage in data["stages"].values():
+        _require(_has(stage, done=bool, units=list), "stages")
+    for entry in data["artefacts"].values():
+        _require(_has(entry, sha256=str, bytes=int, stage=str), "artefacts")
+        _require(entry["stage"] in data["stages"], "artefacts")
+    for path in (*_units(data), *data["artefacts"]):
+        _require(isinstance(path, str), "stages")
+        if not _may_be_sealed(path):
+            raise ValueError(f"its path {path!r} leaves the run directory or is not a stage's")
     return data
+
+
+_FIELDS = {
+    **{"versions": dict, "config_sha256": str},
+    **{"inputs": dict, "stages": dict, "artefacts": dict},
+}
+
+
+def _require(holds: bool, field: str) -> None:
+    if not holds:
+        raise ValueError(f"its {field!r} is missing or malformed")
+
+
+def _has(entry: object, **kinds: type) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in kinds.items())
+
+
+def _may_be_sealed(path: str) -> bool:
+    """Whether it is the plain path of something beneath a run that a stage may have made."""
+    parts = path.split("/")  # of an absolute path the first one is empty
+    return parts[0] not in _NO_STAGES and not {"", ".", ".."} & {*parts} and "\0" not in path
 
 
 def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
@@ -112,7 +165,25 @@ def _seal(run: str | os.PathLike, stage: str, paths: Paths, retire: Paths, done:
         size = file.stat().st_size
         covered = {"sha256": digest, "bytes": size, "stage": stage}
         data["artefacts"][_relative(root, file)] = covered
+    _note_versions(root, data)
     _write(root, data)
+
+
+def _note_versions(root: Path, data: dict[str, Any]) -> None:
+    """Says on stderr that packages changed since something was last sealed, and keeps the fact.
+
+    Here, not when the run is opened: a command that is refused has made nothing with them.
+    """
+    now, last = versions(), data.get("resumed_with", [data["versions"]])[-1]
+    if now == last:
+        return
+    changed = [
+        f"{name} was {last.get(name, 'absent')} and is now {now.get(name, 'absent')}"
+        for name in {**last, **now}
+        if last.get(name) != now.get(name)
+    ]
+    print(f"{root}: resumed with other packages: {'; '.join(changed)}", file=sys.stderr)
+    data["resumed_with"] = [*data.get("resumed_with", []), now]
 
 
 def stage_done(run: str | os.PathLike, stage: str) -> bool:
@@ -199,7 +270,7 @@ def set_aside(run: str | os.PathLike, path: str | os.PathLike) -> Path:
 
 
 def _free_aside(root: Path) -> Path:
-    folders = (root / "set-aside" / f"{number:03d}" for number in itertools.count())
+    folders = (root / SET_ASIDE / f"{number:03d}" for number in itertools.count())
     return next(folder for folder in folders if not folder.exists())
 
 

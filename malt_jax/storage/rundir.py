@@ -5,20 +5,27 @@ This is the one place that knows the layout; other modules ask it for paths.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from malt_jax.errors import UserError
-from malt_jax.storage import manifest, mirror
-from malt_jax.storage.atomic import clean_leftovers, explained, make_folder, write_bytes
-from malt_jax.storage.lock import RunLock
+from malt_jax.storage import lock, manifest, mirror
+from malt_jax.storage.atomic import (
+    clean_leftovers,
+    explained,
+    leftover_of,
+    make_folder,
+    read_bytes,
+    remove,
+    write_bytes,
+)
 from malt_jax.storage.provenance import git_commit, versions
 from malt_jax.storage.writers import first, writes
 
@@ -28,8 +35,9 @@ _ABSENT = object()
 class RunDir:
     """One run on disk. Use it as a context manager: leaving it lets another process write."""
 
-    def __init__(self, path: Path, lock: RunLock | None):
-        self.path, self._lock = path, lock
+    def __init__(self, path: Path, held: lock.RunLock | None, made: Sequence[Path] = ()):
+        """`made`: config.yaml and the folders, innermost first, that were not there before."""
+        self.path, self._lock, self._made = path, held, made
 
     @classmethod
     def open(
@@ -41,6 +49,7 @@ class RunDir:
         free: Collection[str] = (),
         facts: dict[str, Any] | None = None,
         mirror: str | None = None,
+        inside: RunDir | None = None,
     ) -> RunDir:
         """Creates the run, or goes on with it, as its only writer.
 
@@ -48,12 +57,14 @@ class RunDir:
         but for the dotted fields in `free` (and all below them), which cannot change a result
         (config.yaml keeps their first value).
         `facts` (devices, model, revision) go into the first manifest. A run that is not there but
-        in the `mirror` is fetched from it. Raises `UserError` for a
-        folder that is not a run, a run that is being written, or a config that differs.
+        in the `mirror` is fetched from it. A folder in another run is refused, because that run
+        would take it for damage, unless it keeps a place for it and is named (`inside`). Raises
+        `UserError` for a folder that is not a run, a run that is being written, or a config that
+        differs.
         """
         path = Path(os.path.abspath(path))
         opened: list[RunDir] = []
-        first(lambda: opened.append(cls._open(path, config, command, free, facts, mirror)))
+        first(lambda: opened.append(cls._open(path, config, command, free, facts, mirror, inside)))
         return opened[0] if opened else cls.existing(path)
 
     @classmethod
@@ -65,29 +76,37 @@ class RunDir:
         free: Collection[str],
         facts: dict[str, Any] | None,
         url: str | None,
+        inside: RunDir | None,
     ) -> RunDir:
         text = _to_yaml(config)
         with explained(path):
-            _refuse_foreign(path, text, url)
-            make_folder(path)
-            lock = RunLock(path, command)
+            _refuse_foreign(path, text, url, inside)
+            if url:
+                mirror.refuse_overlap(url, path)
+            made = [] if (path / "config.yaml").exists() else [path / "config.yaml"]
+            made += make_folder(path)
+            held = lock.RunLock(path, command)
             try:
-                _refuse_foreign(path, text, url)  # again: now nobody else can write
+                _refuse_foreign(path, text, url, inside)  # again: now nobody else can write
                 if url and not (path / manifest.NAME).exists():
                     _fetch(url, path, config, free)
+                remove(path / mirror.BEGUN)
                 clean_leftovers(path)
                 if (path / manifest.NAME).exists():
                     _refuse_other_config(path, config, free)
-                    _note_other_versions(path)
                 else:
                     write_bytes(path / "config.yaml", text)
                     digest = hashlib.sha256(text).hexdigest()
-                    made = {"command": command, "git_commit": git_commit(), **(facts or {})}
-                    manifest.create(path, made | {"versions": versions(), "config_sha256": digest})
-            except BaseException:
-                lock.release()
+                    known = {"command": command, "git_commit": git_commit(), **(facts or {})}
+                    known |= {"versions": versions(), "config_sha256": digest}
+                    manifest.create(path, known)
+            except BaseException as error:
+                run = cls(path, held, made)
+                if isinstance(error, UserError) and not (path / manifest.NAME).exists():
+                    run.withdraw()
+                run.close()
                 raise
-        return cls(path, lock)
+        return cls(path, held, made)
 
     @classmethod
     def check(
@@ -104,7 +123,7 @@ class RunDir:
     def existing(cls, path: str | os.PathLike) -> RunDir:
         """A finished or running run, to read from; takes no lock and writes nothing."""
         path = Path(os.path.abspath(path))
-        if not (path / manifest.NAME).exists():
+        if not os.path.exists(path / manifest.NAME):  # False, too, for names no system can hold
             raise UserError(f"{path}: not a run directory: it has no {manifest.NAME}.")
         manifest.load(path)
         return cls(path, None)
@@ -114,15 +133,20 @@ class RunDir:
             self._lock.release()
 
     def withdraw(self) -> None:
-        """Removes a run that holds nothing yet, so that refused input leaves nothing behind."""
+        """Removes a run that holds nothing yet, so that refused input leaves nothing behind.
+
+        Of its folders only those go that were made for it.
+        """
         if not writes():
             return
-        ours = {"config.yaml", manifest.NAME, manifest.TWIN, ".lock"}
-        if {entry.name for entry in self.path.iterdir()} <= ours:
-            # In this order, because a config.yaml alone is a run whose creation was cut short.
-            for name in (manifest.TWIN, manifest.NAME, "config.yaml", ".lock"):
+        # In this order, because a config.yaml alone is a run whose creation was cut short.
+        ours = (manifest.TWIN, manifest.NAME, lock.NAME)
+        if {entry.name for entry in self.path.iterdir()} <= {*ours, "config.yaml"}:
+            for name in ours:
                 (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has begun to use a folder
+                for path in self._made:
+                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
 
     def __enter__(self) -> RunDir:
         return self
@@ -178,6 +202,13 @@ class RunDir:
         return self.path / "tensorboard"
 
 
+def run_around(path: str | os.PathLike) -> Path | None:
+    """The run directory in which a path lies, or None."""
+    folders = Path(os.path.realpath(path)).parents
+    # By the twin, because many a program has a manifest.json.
+    return next((folder for folder in folders if os.path.exists(folder / manifest.TWIN)), None)
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
     """One phrase for each dotted field that differs, with both values."""
     before, after = _flatten(old), _flatten(new)
@@ -201,9 +232,10 @@ def _refuse_other_config(path: Path, config: dict[str, Any], free: Collection[st
 
 def _fetch(url: str, path: Path, config: dict[str, Any], free: Collection[str]) -> None:
     """Makes the run directory of its mirror, where one is."""
-    mirrored = mirror.config(url)
-    if mirrored is None:
+    there = mirror.config(url)
+    if there is None:
         return
+    mirrored = _parse_config(*there, f"mirror: the config.yaml of {url}", "mirror")
     if found := differences(mirrored, yaml.safe_load(_to_yaml(config)), free):
         raise UserError(
             f"mirror: {url} holds a run made with another config: {'; '.join(found)}. Give the "
@@ -212,43 +244,64 @@ def _fetch(url: str, path: Path, config: dict[str, Any], free: Collection[str]) 
     mirror.pull(url, path)
 
 
-def _refuse_foreign(path: Path, config: bytes, url: str | None = None) -> None:
+def _refuse_foreign(
+    path: Path, config: bytes, url: str | None = None, inside: RunDir | None = None
+) -> None:
     """Refuses a path that is neither free, nor a run, nor a run whose creation was cut short."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: no file system can hold this name; choose another --output-dir."
+        ) from None
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; choose a folder as --output-dir.")
-    if not path.exists() or (path / manifest.NAME).exists():
+    if (path / manifest.NAME).exists():
+        manifest.load(path)  # before a lock is put beside what may be another program's
         return
+    around = run_around(path)
+    if around and not (inside and inside.path.samefile(around)):
+        raise UserError(
+            f"{path}: lies in the run directory {around}, which would take it for damage; choose "
+            "an --output-dir outside of it."
+        )
     if url and (path / mirror.BEGUN).exists():
         return
     if (path / manifest.TWIN).exists():
         manifest.load(path)  # says that the manifest is missing and where its twin is
-    for entry in path.iterdir():
-        ours = entry.name == ".lock" or entry.name.startswith(".tmp-")
-        if not ours and not (entry.name == "config.yaml" and entry.read_bytes() == config):
+    for entry in path.iterdir() if path.exists() else ():
+        if not _of_a_creation(entry, config):
             raise UserError(
                 f"{path}: not a run directory (no {manifest.NAME}) and not empty: it holds "
                 f"{entry.name!r}. Choose another --output-dir."
             )
 
 
+def _of_a_creation(entry: Path, config: bytes) -> bool:
+    """Whether a run's creation writes this file, before there is a manifest."""
+    if entry.name == lock.NAME:
+        return lock.is_lock(entry)
+    if entry.name == "config.yaml":
+        return read_bytes(entry) == config
+    return leftover_of(entry.name) in ("config.yaml", manifest.NAME) and not entry.is_dir()
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     expected = manifest.load(path)["config_sha256"]
     file = path / "config.yaml"
-    if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-        raise UserError(
-            f"{file}: missing or not what the run was made with; restore it or choose another "
-            "--output-dir."
-        )
-    return yaml.safe_load(file.read_bytes())
+    raw = read_bytes(file) if file.exists() else b""
+    return _parse_config(raw, expected, str(file), "--output-dir")
 
 
-def _note_other_versions(path: Path) -> None:
-    """Says on stderr that packages changed since the run began, and keeps the fact."""
-    data, now = manifest.load(path), versions()
-    last = data.get("resumed_with", [data["versions"]])[-1]
-    if changed := differences(last, now):
-        print(f"{path}: resumed with other packages: {'; '.join(changed)}", file=sys.stderr)
-        manifest.amend(path, resumed_with=[*data.get("resumed_with", []), now])
+def _parse_config(raw: bytes, expected: str, place: str, field: str) -> dict[str, Any]:
+    """The config a run was made with, whose SHA-256 its manifest holds."""
+    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
+        whole = hashlib.sha256(raw).hexdigest() == expected
+        if whole and isinstance(config := yaml.safe_load(raw), dict):
+            return config
+    raise UserError(
+        f"{place}: missing or not what the run was made with; restore it or choose another {field}."
+    )
 
 
 def _to_yaml(config: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ whether the process ends with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -68,7 +69,8 @@ def _note(number: int, _frame: object) -> None:
     first = not _received
     _received.append(number)
     if first:  # os.write: the signal may have come in the middle of a print
-        os.write(2, b"\nstopping at the next safe point; the same command goes on from there\n")
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            os.write(2, b"\nstopping at the next safe point; the same command goes on from there\n")
 
 
 def _in_children() -> None:
