@@ -103,10 +103,6 @@ class TaskConfig:
         for name in ("num_train", "num_eval"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name}: found {value}, allowed: 1 or more.")
-        check(
-            self.grader is None or self.name == "custom",
-            f"grader: found {self.grader!r}, but the task {self.name!r} has its own; leave it out.",
-        )
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,6 @@ def test_aliases_are_read(tmp_path):
         ({"search": {"shard": "²/³"}}, "search.shard"),
         ({"search": {"shard": "1/" + "9" * 5000}}, "search.shard"),
         ({"search": {"shard": "١/٣"}}, "search.shard"),
-        ({"task": {"grader": "number"}}, "has its own"),
         ({"model": {"path": ""}}, "model.path"),
         *(
             ({"eval": {"extra": [{"name": name, "chain": ["generator:base"]}]}}, "eval.extra.0")

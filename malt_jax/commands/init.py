@@ -70,7 +70,7 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
             )
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
-    found = get_task(task, grader="number", allow_code=True)
+    found = get_task(task, allow_code=True)
     place = one_line(str(output or "FILE.yaml"))
     values: dict[str, Any] = {
         "model.path": model,
