@@ -170,7 +170,7 @@ class PipelineConfig:
         check(len(names) <= MAX_TURNS, f"roles: found {len(names)}, allowed: 1 to {MAX_TURNS}.")
         check_unique("roles", names)
         for index, name in enumerate(names):
-            known = re.sub("^other_[0-9]+$", "others", name)
+            known = re.sub("^other_[0-9]+$", "others", name.casefold())
             check(
                 known not in _MEANS_ELSE,
                 f"roles.{index}.name: {name!r} is {_MEANS_ELSE.get(known)}; choose another.",
@@ -252,6 +252,8 @@ class SystemConfig:
             len(self.votes) >= 1 and 1 <= min(self.votes) <= max(self.votes) <= MAX_VOTES,
             f"votes: found {settings.show(self.votes)}, allowed: 1 to {MAX_VOTES} each.",
         )
+        twice = len(set(self.votes)) < len(self.votes)
+        check(not twice, f"votes: found {settings.show(self.votes)}; give each number once.")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def read_yaml(path: str) -> dict[str, Any]:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, which no config is.")
-        data = yaml.load(text.decode("utf-8-sig"), Loader=_Loader)
+        data = yaml.load(text.decode("utf-8-sig"), Loader=Loader)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, or --config "
@@ -200,7 +200,7 @@ def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number and refuses a key given twice and endless aliases."""
 
     def construct_object(self, node, deep=False):
@@ -236,10 +236,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -331,7 +331,7 @@ def _scalar(text: str) -> Any:
     """What a flag's text means: a YAML value, or itself where it is none."""
     text = str(text)
     try:
-        return yaml.load(text, Loader=_Loader) if text.strip() else text
+        return yaml.load(text, Loader=Loader) if text.strip() else text
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
 

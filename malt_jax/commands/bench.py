@@ -131,13 +131,10 @@ COMMAND = Command(
     ),
     fields=(
         "model.path",
-        "model.revision",
         "model.dtype",
         "task.train_path",
-        *(f"sampler.{name}" for name in SAMPLER_FIELDS),
-        *(f"train.{phase}.batch_size" for phase in ("sft", "dpo")),
-        *(f"train.{phase}.loop.{name}" for phase in ("sft", "dpo") for name in LOOP_FIELDS),
-        "train.lora.rank",
+        "sampler.rows",
+        "train.sft.batch_size",
     ),
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
 )

@@ -28,7 +28,7 @@ ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "train", "answ
 
 
 def run(invocation: Invocation) -> None:
-    from malt_jax.config import from_dict
+    from malt_jax import config, settings
     from malt_jax.storage.atomic import write_text
 
     options = invocation.options
@@ -36,7 +36,7 @@ def run(invocation: Invocation) -> None:
     if output and os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output.")
     text = starter(options.task, options.model, output)
-    from_dict(yaml.safe_load(text))
+    config.from_dict(yaml.load(text, Loader=settings.Loader))  # what is written can be run
     if output is None:
         print(text, end="")
     else:
