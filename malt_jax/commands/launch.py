@@ -62,8 +62,9 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax.storage.writers import meet, writes
 
     config, command = read_config(invocation), invocation.command.name
-    check_tracker(config)
     initialize(config.mesh)
+    if writes() and (reads_input or command == "train"):  # a report logs nothing
+        check_tracker(config)
     quiet = config.quiet or not writes()  # of several processes the first one speaks for all
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         session = look(config, shown)
@@ -121,7 +122,7 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
         check_prompts(session, systems, *found)
     for variant in variants:
         own = variant.config
-        if (own.model, own.task, own.pipeline) == (config.model, config.task, config.pipeline):
+        if _read_by(own) == _read_by(config):
             continue
         try:
             inner = look(own, session.progress)
@@ -132,6 +133,12 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
         except UserError as error:
             raise UserError(f"ablations.{variant.folder}: {error}") from None
     return found
+
+
+def _read_by(config: Config) -> tuple[Any, ...]:
+    """What decides whether questions, model and prompts fit each other."""
+    turns = [(role.name, role.template, role.max_new_tokens) for role in config.pipeline.roles]
+    return config.model, config.task, config.search.shard, turns
 
 
 def check_questions(session: Session) -> None:
