@@ -6,6 +6,9 @@ A config is a YAML file laid over these defaults, with dotted flags laid over bo
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +22,48 @@ from malt_jax.training.config import TrainConfig
 QUICKSTART = Path(__file__).parent / "assets" / "quickstart.yaml"
 """The config of the package's own model and task, `--config quickstart`."""
 
+MAX_VOTES = 1024
+"""Draws of one system: a vote of more would change nothing but the bill."""
+MAX_CALLS = 1_000_000
+"""Completions of one question's tree, all of which are in memory together."""
+MAX_TURNS = 64
+"""Of a pipeline or a system."""
+MAX_NAME = 64
+"""Letters of a name that the user gives."""
+MAX_SYSTEM_NAME = 100
+"""As many as the names that are made of several roles' may have, and a file of a run."""
+_MEANS_ELSE = {
+    "question": "a placeholder of templates",
+    "previous": "a placeholder of templates",
+    "others": "a placeholder of templates",
+    "retry": "a further turn of a task",
+    "debate": "a further turn of a task",
+    "judge": "a further turn of a task",
+    "star": "the single-agent baseline, which is trained beside the roles",
+}
+"""Names no role can have, and what they stand for."""
+
+
+def check_name(name: str, also: str = "", most: int = MAX_NAME) -> None:
+    """A `name` that files and folders can have on every disk, with further characters `also`."""
+    allowed = f"_{also}"
+    good = re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9{re.escape(allowed)}]{{0,{most - 1}}}", name)
+    check(
+        bool(good),
+        f"name: found {settings.show(name)}, allowed: at most {most} of the letters A to Z, digits "
+        f"and {' '.join(allowed)}, the first one a letter or digit.",
+    )
+
+
+def check_unique(field: str, names: Sequence[str]) -> None:
+    """Names that differ in case only are one file on some disks."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        count = names.count(name)
+        check(count == 1, f"{field}: the name {name!r} stands twice; change one.")
+        check(other == name, f"{field}: {other!r} and {name!r} differ in case only; change one.")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -30,6 +75,9 @@ class ModelConfig:
     """Hub revision: a branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and activations; auto: float32 on CPU, bfloat16 on accelerators."""
+
+    def __post_init__(self):
+        check(bool(self.path.strip()), "path: found nothing; name a folder or a model of the hub.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +123,7 @@ class RoleConfig:
     """Only this many likeliest tokens; 0: all."""
     max_new_tokens: int = 512
     """Longest completion, in tokens with the end token."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = field(default=(), metadata=settings.ONE_TEXT)
     """Texts that end the turn besides the model's end tokens."""
     train: Literal["none", "sft", "sft+dpo"] = "sft+dpo"
     """What this role learns; the published generator is SFT only."""
@@ -83,10 +131,9 @@ class RoleConfig:
     """Whether an answer is read from this turn; the last turn that answers gives the prediction."""
 
     def __post_init__(self):
-        check(
-            self.name.isidentifier(),
-            f"name: found {self.name!r}, allowed: letters, digits and underscores.",
-        )
+        check_name(self.name)
+        check(not self.name[0].isdigit(), f"name: found {self.name!r}, which begins with a digit.")
+        check(all(self.stop), "stop: found an empty text; give texts of one character or more.")
         check(1 <= self.branch <= 64, f"branch: found {self.branch}, allowed: 1 to 64.")
         check(
             0 <= self.temperature <= 10,
@@ -120,7 +167,21 @@ class PipelineConfig:
     def __post_init__(self):
         names = [role.name for role in self.roles]
         check(len(names) >= 1, "roles: found none; a pipeline has at least one role.")
-        check(len(set(names)) == len(names), f"roles: found a name twice in {', '.join(names)}.")
+        check(len(names) <= MAX_TURNS, f"roles: found {len(names)}, allowed: 1 to {MAX_TURNS}.")
+        check_unique("roles", names)
+        for index, name in enumerate(names):
+            known = re.sub("^other_[0-9]+$", "others", name.casefold())
+            check(
+                known not in _MEANS_ELSE,
+                f"roles.{index}.name: {name!r} is {_MEANS_ELSE.get(known)}; choose another.",
+            )
+        branches = [role.branch for role in self.roles]
+        calls = sum(math.prod(branches[: depth + 1]) for depth in range(len(branches)))
+        check(
+            calls <= MAX_CALLS,
+            f"roles: their branches make {settings.show(calls)} completions a question, allowed: "
+            f"at most {MAX_CALLS:,}; lower a branch.",
+        )
         check(self.roles[-1].answers, "roles: the last role must answer (answers: true).")
 
 
@@ -143,9 +204,11 @@ class SearchConfig:
         check(self.softness > 0, f"softness: found {self.softness}, allowed: above 0.")
         check(0 <= self.threshold < 1, f"threshold: found {self.threshold}, allowed: 0 to below 1.")
         check(self.block >= 1, f"block: found {self.block}, allowed: 1 or more.")
-        index, _, count = self.shard.partition("/")
-        good = index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)
-        check(good, f"shard: found {self.shard!r}, allowed: i/k with 1 <= i <= k, as 3/16.")
+        index, count = map(settings.whole_number, self.shard.partition("/")[::2])
+        check(
+            index is not None and count is not None and 1 <= index <= count,
+            f"shard: found {settings.show(self.shard)}, allowed: i/k with 1 <= i <= k, as 3/16.",
+        )
 
 
 @dataclass(frozen=True)
@@ -180,11 +243,17 @@ class SystemConfig:
     """Majority votes to report, each over the first k draws."""
 
     def __post_init__(self):
-        check(len(self.chain) >= 1, "chain: found no turn; a system has at least one.")
+        # `@` is left to the rows of its votes (`malt@3`), `trees` to those measured beside it.
+        check_name(self.name, also=".+-", most=MAX_SYSTEM_NAME)
+        check(self.name.casefold() != "trees", "name: 'trees' is a folder of eval; choose another.")
+        turns = len(self.chain)
+        check(1 <= turns <= MAX_TURNS, f"chain: found {turns} turns, allowed: 1 to {MAX_TURNS}.")
         check(
-            len(self.votes) >= 1 and min(self.votes) >= 1,
-            f"votes: found {self.votes}, allowed: 1 or more each.",
+            len(self.votes) >= 1 and 1 <= min(self.votes) <= max(self.votes) <= MAX_VOTES,
+            f"votes: found {settings.show(self.votes)}, allowed: 1 to {MAX_VOTES} each.",
         )
+        twice = len(set(self.votes)) < len(self.votes)
+        check(not twice, f"votes: found {settings.show(self.votes)}; give each number once.")
 
 
 @dataclass(frozen=True)
@@ -206,6 +275,13 @@ class EvalConfig:
 
     def __post_init__(self):
         check(self.block >= 1, f"block: found {self.block}, allowed: 1 or more.")
+        check(self.trees >= 0, f"trees: found {self.trees}, allowed: 0 (none) or more.")
+        name, _, votes = self.baseline.rpartition("@")
+        check(
+            not name or 1 <= (settings.whole_number(votes) or 0) <= MAX_VOTES,
+            f"baseline: found {settings.show(self.baseline)}, allowed: a row of the table, as sa@9 "
+            f"with 1 to {MAX_VOTES} votes.",
+        )
         check(
             0.5 <= self.confidence < 1,
             f"confidence: found {self.confidence}, allowed: 0.5 to below 1.",
@@ -224,8 +300,16 @@ class Ablation:
     """What the table calls it, after `MALT, `; default: its fields and values."""
 
     def __post_init__(self):
-        good = self.name.replace("-", "_").isidentifier()
-        check(good, f"name: found {self.name!r}, allowed: letters, digits, dashes, underscores.")
+        check_name(self.name, also="-")
+        check(bool(self.set), "set: found nothing; a variant changes at least one field.")
+        for key in self.set:
+            field = key.replace("-", "_")
+            beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
+            check(
+                not any(field == name or field.startswith(f"{name}.") for name in beside),
+                f"set: {settings.show(key)} cannot differ between a run and its variant, which is "
+                "measured as the run is; leave it out.",
+            )
 
 
 @dataclass(frozen=True)
@@ -279,8 +363,7 @@ class Config:
         )
         check(1 <= self.rounds <= 100, f"rounds: found {self.rounds}, allowed: 1 to 100.")
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
-        names = [ablation.name for ablation in self.ablations]
-        check(len(set(names)) == len(names), f"ablations: found a name twice in {names}.")
+        check_unique("ablations", [ablation.name for ablation in self.ablations])
 
 
 CANNOT_CHANGE_RESULTS = frozenset(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.models.mesh_config import MeshConfig
+from malt_jax.settings import show, whole_number
 from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
@@ -61,16 +62,17 @@ def find_place(config: MeshConfig, env: Mapping[str, str] = os.environ) -> Place
             f"mesh.process: found {place.process}, allowed: 0 to {place.processes - 1}."
         )
     host, _, port = place.coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not 1 <= (whole_number(port) or 0) <= 65535:
         raise UserError(
-            f"mesh.coordinator: found {place.coordinator!r}, allowed: host:port, as 10.0.0.1:1234."
+            f"mesh.coordinator: found {show(place.coordinator)}, allowed: host:port, as "
+            "10.0.0.1:1234."
         )
     return place
 
 
 def detectable(env: Mapping[str, str] = os.environ) -> bool:
     """Whether this machine is one of several that JAX can find by itself: Slurm, GKE, Cloud TPU."""
-    if env.get("SLURM_JOB_ID") and int(env.get("SLURM_NTASKS") or 1) > 1:
+    if env.get("SLURM_JOB_ID") and (_number(None, "SLURM_NTASKS", env) or 1) > 1:
         return True
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True
@@ -172,6 +174,7 @@ def _number(field: int | None, name: str, env: Mapping[str, str]) -> int | None:
     text = env.get(name)
     if not text:
         return None
-    if not text.isdigit():
-        raise UserError(f"{name}: found {text!r}, allowed: a whole number.")
-    return int(text)
+    number = whole_number(text)
+    if number is None:
+        raise UserError(f"{name}: found {show(text)}, allowed: a whole number.")
+    return number

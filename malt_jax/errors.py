@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from malt_jax.escape import one_line
+
 
 class UserError(Exception):
     """The user's input is wrong: exit status 2 and this one message, without a traceback.
 
     The message says where (file, line or field), what was found, what is allowed and how to
-    mend it.
+    mend it. What it quotes from a file or a model cannot break its line.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class HubError(UserError):

@@ -13,10 +13,11 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -24,6 +25,15 @@ import yaml
 from malt_jax.errors import UserError
 
 T = TypeVar("T")
+
+MAX_BYTES = 1_000_000
+"""Of a config file; PyYAML takes some ten seconds for each."""
+ONE_TEXT = {"one_text": True}
+"""Metadata of a field that lists texts with commas in them: a lone text is one of them."""
+
+
+class Flag(str):
+    """A flag's value as it was typed; what it means, the type of its field says."""
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
@@ -33,7 +43,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     a missing one that has no default, or a value its type or its range check does not allow.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{where or 'config'}: expected a mapping of fields, found {_show(data)}.")
+        raise UserError(f"{where or 'config'}: expected a mapping of fields, found {show(data)}.")
     hints = field_types(cls)
     for key in data:
         if key not in hints:
@@ -42,7 +52,11 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         path = _join(where, field.name)
         if field.name in data:
-            values[field.name] = _convert(hints[field.name], data[field.name], path)
+            value = data[field.name]
+            if field.metadata.get("one_text") and isinstance(value, str):
+                read = _scalar(value) if isinstance(value, Flag) else None
+                value = read if isinstance(read, list) else [str(value)]
+            values[field.name] = _convert(hints[field.name], value, path)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}: missing; give it in the config file or as --{_flag(path)}.")
     try:
@@ -55,6 +69,14 @@ def check(condition: bool, message: str) -> None:
     """For `__post_init__`: a range check whose message starts with the field's own name."""
     if not condition:
         raise UserError(message)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that ASCII digits spell; None for all else, and beyond 64 bits.
+
+    `str.isdigit` also accepts what `int` refuses, as `²`, and `int` refuses thousands of digits.
+    """
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def to_dict(value: Any) -> Any:
@@ -70,9 +92,14 @@ def to_dict(value: Any) -> Any:
 
 def read_yaml(path: str) -> dict[str, Any]:
     """The mapping in a YAML file; UserError names the file and line of what is wrong."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: cannot be read (a pipe or a device); give a file.")
     try:
-        with open(path, encoding="utf-8") as file:
-            data = yaml.load(file, Loader=_Loader)
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, which no config is.")
+        data = yaml.load(text.decode("utf-8-sig"), Loader=Loader)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, or --config "
@@ -90,14 +117,15 @@ def read_yaml(path: str) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a mapping of config fields, found {_show(data)}.")
+        raise UserError(f"{path}: expected a mapping of config fields, found {show(data)}.")
     return data
 
 
 def apply_flags(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """`--a.b VALUE` or `--a.b=VALUE` laid over nested mappings; values are read as YAML scalars.
+    """`--a.b VALUE` or `--a.b=VALUE` laid over nested mappings; `build` reads the values.
 
-    Dashes in flag names stand for underscores; a number selects an entry of a list
+    A field of text takes its value as it stands, every other one reads it as YAML. Dashes in flag
+    names stand for underscores; a number selects an entry of a list
     (`--pipeline.roles.0.branch 5`). A bare boolean flag (`--quiet`) means true.
     """
     rest = list(flags)
@@ -108,8 +136,9 @@ def apply_flags(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
         name, separator, text = flag[2:].partition("=")
         if not separator:
             bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
-            text = "true" if bare else rest.pop(0)
-        data = assign(data, name, _scalar(text))
+            data = assign(data, name, True if bare else Flag(rest.pop(0)))
+        else:
+            data = assign(data, name, Flag(text))
     return data
 
 
@@ -171,8 +200,19 @@ def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-4 as a number and refuses a key given twice and endless aliases."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # PyYAML lets errors of any kind out of a value like `!!int ''`
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value that is no {kind}", node.start_mark
+            ) from None
 
     def construct_document(self, node):
         if _expanded(node, {}) > MAX_VALUES:
@@ -185,7 +225,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict) or key in seen:
+            if not isinstance(key, Hashable) or key in seen:
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
@@ -196,10 +236,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -207,6 +247,8 @@ _Loader.add_implicit_resolver(
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(value, Flag):
+        value = _from_flag(hint, value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -223,7 +265,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             near = difflib.get_close_matches(str(value), map(str, args), n=1)
             hint_text = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{path}: found {_show(value)}, allowed: {', '.join(map(str, args))}.{hint_text}"
+                f"{path}: found {show(value)}, allowed: {', '.join(map(str, args))}.{hint_text}"
             )
         return value
     if dataclasses.is_dataclass(hint):
@@ -236,35 +278,61 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             value = [value]
         if not isinstance(value, list | tuple):
-            raise UserError(f"{path}: expected a list, found {_show(value)}.")
+            raise UserError(f"{path}: expected a list, found {show(value)}.")
         return tuple(_convert(args[0], item, f"{path}.{i}") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{path}: expected a mapping, found {_show(value)}.")
-        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in value.items()}
+            raise UserError(f"{path}: expected a mapping, found {show(value)}.")
+        return {
+            _convert(str, str(k), path): _convert(args[1], v, f"{path}.{k}")
+            for k, v in value.items()
+        }
     if hint is Any:
-        return value
+        return _read_flags(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 1000 else math.inf
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise UserError(f"{path}: expected {names.get(hint, hint)}, found {_show(value)}.")
+        raise UserError(f"{path}: expected {names.get(hint, hint)}, found {show(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}: expected a finite number, found {value}.")
     if isinstance(value, int) and abs(value) >= 1 << 63:
-        raise UserError(f"{path}: expected a 64-bit whole number, found {_show(value)}.")
+        raise UserError(f"{path}: expected a 64-bit whole number, found {show(value)}.")
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"{path}: the text holds a NUL character.")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise UserError(f"{path}: the text {show(value)} is not UTF-8 (it holds half a character).")
     return value
+
+
+def _from_flag(hint: Any, flag: Flag) -> Any:
+    """A flag's value for a field of this type: as typed where it may be text, else read as YAML."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
+    if str in options or typing.get_origin(hint) is typing.Literal:
+        return None if flag == "null" and type(None) in options else str(flag)
+    if typing.get_origin(hint) is tuple and not flag.startswith("["):
+        return str(flag)
+    return _scalar(flag)
+
+
+def _read_flags(value: Any) -> Any:
+    """A value of any type, whose flags are read as YAML."""
+    if isinstance(value, dict):
+        return {key: _read_flags(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read_flags(item) for item in value]
+    return _scalar(value) if isinstance(value, Flag) else value
 
 
 def _scalar(text: str) -> Any:
     """What a flag's text means: a YAML value, or itself where it is none."""
+    text = str(text)
     try:
-        return yaml.load(text, Loader=_Loader) if text.strip() else text
-    except (yaml.YAMLError, ValueError):
+        return yaml.load(text, Loader=Loader) if text.strip() else text
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
@@ -273,14 +341,19 @@ def _set(data: dict[str, Any], path: list[str], value: Any, name: str) -> None:
     for part, following in zip(path, [*path[1:], None], strict=True):
         last = following is None
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
-                raise UserError(f"--{name}: {part!r} is not one of the {len(here)} entries there.")
-            key: Any = int(part)
+            index = whole_number(part)
+            if index is None or index >= len(here):
+                raise UserError(
+                    f"--{name}: {show(part)} is not one of the {len(here)} entries there."
+                )
+            key: Any = index
         else:
             key = part
         if last:
             here[key] = value
             return
+        if isinstance(here, dict) and isinstance(here.get(key), Flag):
+            here[key] = _scalar(here[key])
         if isinstance(here, dict) and not isinstance(here.get(key), dict | list):
             here[key] = {}
         here = here[key]
@@ -308,7 +381,8 @@ def _flag(path: str) -> str:
     return path.replace("_", "-")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value from outside as it may stand in a message: its `repr`, cut to 80 characters."""
     try:
         text = repr(value)
     except ValueError:  # an integer too long to print

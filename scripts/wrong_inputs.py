@@ -493,6 +493,146 @@ MODELS = (
 )
 
 
+LONG = "x" * 300
+
+
+def _data(**sections: Any) -> Callable[[World], list[str]]:
+    """The command with these sections of the config changed."""
+
+    def build(world: World) -> list[str]:
+        for name, value in sections.items():
+            old = world.data.get(name)
+            world.data[name] = old | value if isinstance(old, dict) else value
+        return world.command()
+
+    return build
+
+
+def _ablation(**change: Any) -> Callable[[World], list[str]]:
+    return _data(
+        ablations=[{"name": "a", "set": {k.replace("__", "."): change[k] for k in change}}]
+    )
+
+
+def _index(**shards: str) -> Callable[[World], list[str]]:
+    content = json.dumps({"weight_map": shards}).encode()
+    return lambda world: world.with_model_file("model.safetensors.index.json", content)
+
+
+def _json(name: str, **changes: Any) -> Callable[[World], list[str]]:
+    return lambda world: world.with_json(name, **changes)
+
+
+def _quickstart(*flags: str) -> Callable[[World], list[str]]:
+    return lambda world: [
+        *("run", "--config", "quickstart", "--quiet", "--output-dir", str(world.out), *flags)
+    ]
+
+
+def _words(*words: str) -> Callable[[World], list[str]]:
+    return lambda world: list(words)
+
+
+def _one_row_a_million_times(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def same(text: str) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(30_000, np.int32)), [text])
+
+    table = pa.table({"question": same("a" * 1_000_000), "answer": same("1")})
+    pq.write_table(table, folder / "q.parquet")
+
+
+def _no_words(world: World) -> list[str]:
+    model = {"type": "WordLevel", "vocab": {}, "unk_token": "x"}
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    data = {"version": "1.0", "added_tokens": [], "model": model} | dict.fromkeys(parts)
+    return world.with_model_file("tokenizer.json", json.dumps(data).encode())
+
+
+LATER = (
+    case("later: a shard without questions", _flag("--search.shard", "1/100"), "search.shard"),
+    case("later: a mesh of seven devices", _flag("--mesh.data", "7"), "mesh", "7"),
+    case("later: a tracker that is not there", _flag("--trackio", "true"), "trackio"),
+    case("later: a grader nobody asks", _quickstart("--task.grader", "set"), "task.grader"),
+    case("later: a revision of no hub", _quickstart("--model.revision", "x"), "revision"),
+    case("later: a model of a variant", _ablation(model__path="/no/such"), "ablations.a", "/no"),
+    case(
+        "later: a turn of a variant",
+        _ablation(pipeline__roles__0__max_new_tokens=4096),
+        "ablations.a",
+        "max_new_tokens",
+    ),
+    case(
+        "later: a role named as a folder of storage",
+        _flag("--pipeline.roles.0.name", "_x"),
+        "roles.0.name",
+    ),
+    case("later: a model path of 300 letters", _flag("--model.path", LONG), "model.path"),
+    case(
+        "later: a question path of 300 letters",
+        _flag("--task.train-path", f"{LONG}.jsonl"),
+        "task.train_path",
+    ),
+    case("later: an output of 300 letters", _words("init", "gsm8k", "m", "--output", LONG), "xxx"),
+    case("later: init of no model", _words("init", "gsm8k", ""), "model.path"),
+    case("later: a task of Python's own", _data(task={"name": "os:abort", "grader": None}), "os"),
+    case(
+        "later: only characters of no width",
+        _row()(question="\u200b", answer="1"),
+        "line 4",
+        "empty",
+    ),
+    case(
+        "later: Parquet that repeats itself",
+        _made(_one_row_a_million_times, "--task.train-path", "{here}/q.parquet"),
+        "bytes",
+    ),
+    case("later: a shard's name of 300 letters", _index(a=f"{LONG}.safetensors"), "missing"),
+    case("later: a line break in a tensor's name", _index(**{"a\nb": "c"}), "a b"),
+    case(
+        "later: layer types in lists", _json("config.json", layer_types=[["x"]] * 4), "layer_types"
+    ),
+    case("later: a number that is a book", _json("config.json", hidden_size=LONG * 300), "xx..."),
+    case(
+        "later: a key twice",
+        lambda w: w.with_model_file(
+            "config.json",
+            (BASE / "config.json").read_bytes().replace(b"{", b'{"model_type": 1,', 1),
+        ),
+        "model_type",
+        "twice",
+    ),
+    case("later: no end token", _json("generation_config.json", eos_token_id=[]), "eos_token_id"),
+    case("later: a tokenizer without words", _no_words, "tokenizer"),
+    case("later: 5 for a template", _json("tokenizer_config.json", chat_template=5), "text"),
+    case(
+        "later: a template with half a character",
+        _json(
+            "tokenizer_config.json",
+            chat_template="{{ '\\ud800' }}{{ messages[-1]['content'] }}",
+        ),
+        "model.path",
+        "surrogate",
+    ),
+    case(
+        "later: too many chips",
+        _words("plan", "--config", "quickstart", "--topology", f"h100:{9**30}"),
+        "chips",
+    ),
+    case("later: branches below none", _words("bench", "sampler", "--branch", "-1"), "--branch"),
+    case("later: a stage of no bench", _words("bench", "train", "--stage", "nope"), "sft, dpo"),
+    case("later: one step to time", _words("bench", "train", "--steps", "1"), "--steps"),
+    case(
+        "later: more new tokens than the bench's model reads",
+        _words("bench", "sampler", "--model.path", "quickstart", "--max-new-tokens", "100000"),
+        "context of 256",
+    ),
+)
+"""What used to be found when its turn came, or not at all."""
+
+
 def _pickle(world: World) -> list[str]:
     command = world.with_model_file("model.safetensors", None)
     (world.folder / "model" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -568,4 +708,4 @@ RUNS = (
     ),
 )
 
-CASES = (*CONFIGS, *FILES, *MODELS, *RUNS)
+CASES = (*CONFIGS, *FILES, *MODELS, *RUNS, *LATER)

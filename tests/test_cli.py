@@ -426,3 +426,17 @@ def test_a_benchmark_takes_its_fields_from_the_config(what, model):
     found = bench.arguments(what, half, made, invocation.options)
     assert found.model == str(model) and found.no_peer
     assert what == "train" or found.rows == 6
+
+
+@pytest.mark.parametrize("columns", ["9" * 5000, "²", "-5", "0", "99999999"])
+def test_a_table_is_printed_whatever_columns_says(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.main(["tasks"]) == 0
+    assert "gsm8k" in capsys.readouterr().out
+
+
+def test_a_line_break_in_the_name_of_a_config_stays_in_its_comment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "in\nseed: 77\n# j.yaml"
+    assert cli.main(["init", "gsm8k", "m", "--output", name]) == 0
+    assert yaml.safe_load((tmp_path / name).read_text())["seed"] == 0

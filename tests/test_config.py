@@ -119,3 +119,113 @@ def test_aliases_are_read(tmp_path):
     path.write_text("train: {sft: &both {epochs: 7}, dpo: *both}\n")
     train = config.load(str(path)).train
     assert train.sft.epochs == train.dpo.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"pipeline": {"roles": [{"name": "_x"}]}}, "pipeline.roles.0.name"),
+        ({"pipeline": {"roles": [{"name": "é"}]}}, "pipeline.roles.0.name"),
+        ({"pipeline": {"roles": [{"name": "a" * 101}]}}, "at most 64"),
+        ({"pipeline": {"roles": [{"name": "question"}]}}, "a placeholder"),
+        ({"pipeline": {"roles": [{"name": "other_1"}]}}, "a placeholder"),
+        ({"pipeline": {"roles": [{"name": "star"}]}}, "baseline"),
+        ({"pipeline": {"roles": [{"name": "debate"}]}}, "further turn"),
+        ({"pipeline": {"roles": [{"name": "A"}, {"name": "a"}]}}, "case only"),
+        ({"pipeline": {"roles": [{"name": f"r{i}", "branch": 64} for i in range(20)]}}, "branch"),
+        ({"pipeline": {"roles": [{"stop": [""]}]}}, "empty text"),
+        ({"pipeline": {"roles": [{"stop": ["\ud800"]}]}}, "half a character"),
+        ({"eval": {"trees": -1}}, "eval.trees"),
+        ({"eval": {"baseline": "sa@²"}}, "eval.baseline"),
+        ({"eval": {"baseline": "sa@" + "9" * 5000}}, "eval.baseline"),
+        ({"eval": {"baseline": "sa@100000000"}}, "1024"),
+        ({"search": {"shard": "²/³"}}, "search.shard"),
+        ({"search": {"shard": "1/" + "9" * 5000}}, "search.shard"),
+        ({"search": {"shard": "١/٣"}}, "search.shard"),
+        ({"model": {"path": ""}}, "model.path"),
+        *(
+            ({"eval": {"extra": [{"name": name, "chain": ["generator:base"]}]}}, "eval.extra.0")
+            for name in ("a/b", "my system", "", "a" * 150, "../../x", "ma@3", "Trees", "é")
+        ),
+        (
+            {"eval": {"extra": [{"name": "a", "chain": ["a:base"], "votes": [100_000_000]}]}},
+            "1024",
+        ),
+        *(
+            ({"ablations": [{"name": name, "set": {"search.backup": "max"}}]}, "ablations.0.name")
+            for name in ("é", "a" * 300, "")
+        ),
+        *(
+            ({"ablations": [{"name": "a", "set": change}]}, "ablations.0.set")
+            for change in (
+                {},
+                {"eval": 5},
+                {"eval.extra": 5},
+                {"output-dir": "x"},
+                {"ablations": []},
+                {"mirror": "m"},
+            )
+        ),
+    ],
+)
+def test_what_would_be_refused_hours_later_is_refused_here(data, words):
+    with pytest.raises(UserError) as error:
+        config.from_dict(data)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["007", "12:30", "1e3", "2024-01-01", "~", "no", "{question}"])
+def test_a_flag_of_text_is_taken_as_it_stands(text):
+    flags = ["--output-dir", text, "--task.train-path", text, "--pipeline.roles.0.template", text]
+    made = config.load(None, flags)
+    assert (made.output_dir, made.task.train_path, made.pipeline.roles[0].template) == (text,) * 3
+
+
+def test_a_flag_of_optional_text_can_be_null():
+    assert config.load(None, ["--sampler.cache-dir", "null"]).sampler.cache_dir is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "stop"), [(",", (",",)), ("a,b", ("a,b",)), ("['a', ',']", ("a", ",")), ("7", ("7",))]
+)
+def test_a_lone_stop_text_is_one_text(flag, stop):
+    assert config.load(None, ["--pipeline.roles.0.stop", flag]).pipeline.roles[0].stop == stop
+    if not flag.startswith("["):
+        data = {"pipeline": {"roles": [{"name": "a", "stop": flag}]}}
+        assert config.from_dict(data).pipeline.roles[0].stop == stop
+
+
+def test_flags_go_into_the_lists_of_earlier_flags():
+    made = config.load(
+        None, ["--pipeline.roles", "[{name: a}]", "--pipeline.roles.0.branch", "5", "--quiet"]
+    )
+    assert [(role.name, role.branch) for role in made.pipeline.roles] == [("a", 5)]
+    assert config.load(None, ["--eval.systems", "sa,ma"]).eval.systems == ("sa", "ma")
+
+
+@pytest.mark.parametrize(
+    "text", ["!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "? !!set {a}", "[" * 3000]
+)
+def test_yaml_that_its_parser_stumbles_over_is_refused(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text if text[0] in "?[" else f"seed: {text}")
+    with pytest.raises(UserError, match=r"c\.yaml"):
+        config.load(str(path))
+    with pytest.raises(UserError, match="seed"):
+        config.load(None, ["--seed", text])
+
+
+@pytest.mark.parametrize("index", ["²", "-1", "9" * 5000])
+def test_an_index_that_is_no_number_is_refused(index):
+    with pytest.raises(UserError, match="3 entries"):
+        config.load(None, [f"--pipeline.roles.{index}.branch", "3"])
+
+
+def test_a_config_is_a_file_of_moderate_size(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "large.yaml").write_text("seed: [" + "1," * 600_000 + "]")
+    for name, words in (("pipe.yaml", "a pipe"), ("large.yaml", "larger than")):
+        with pytest.raises(UserError, match=words):
+            config.load(str(tmp_path / name))

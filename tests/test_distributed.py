@@ -46,3 +46,22 @@ def test_half_a_place_is_refused_by_name(env, named):
 )
 def test_clusters_jax_knows_are_detected(env):
     assert detectable(env)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {PROCESSES: "²", PROCESS: "0", COORDINATOR: "a:1"},
+        {PROCESSES: "9" * 5000, PROCESS: "0", COORDINATOR: "a:1"},
+        {PROCESSES: "2", PROCESS: "0", COORDINATOR: "a:²"},
+        {PROCESSES: "2", PROCESS: "1", COORDINATOR: "a:99999999"},
+    ],
+)
+def test_a_place_of_no_number_is_refused(env):
+    with pytest.raises(UserError, match="found"):
+        find_place(MeshConfig(), env)
+
+
+def test_a_number_of_slurms_that_is_none_is_refused():
+    with pytest.raises(UserError, match="SLURM_NTASKS"):
+        detectable({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4(x2)"})

@@ -131,7 +131,7 @@ def test_what_is_sealed_reads_back_or_cannot_be_written(data):
 def test_yaml_of_strangers_is_never_code():
     for text in ("!!python/object/apply:os.system [echo]", "!!python/name:os.system"):
         with pytest.raises(yaml.YAMLError):
-            yaml.load(text, Loader=config_settings._Loader)
+            yaml.load(text, Loader=config_settings.Loader)
 
 
 @RELAXED

@@ -81,3 +81,15 @@ def test_keys_depend_on_seed_and_path_alone():
     ]
     assert len({tuple(node_key(*path)) for path in paths}) == len(paths)
     assert sorted(draw_order(3, 20, "x")) == list(range(20))
+
+
+@pytest.mark.parametrize("template", ["hello=", "{ question }", "{{question}}", "{{ question }}"])
+def test_a_first_role_that_is_not_told_the_question_is_refused(template):
+    with pytest.raises(UserError, match=r"pipeline\.roles\.0\.template"):
+        make_pipeline(PipelineConfig((RoleConfig("a", template),)), {})
+
+
+def test_a_placeholder_is_the_exact_name_of_a_role():
+    assert fill("{First} {first} {QUESTION}", {"First": "1", "question": "?"}) == (
+        "1 {first} {QUESTION}"
+    )

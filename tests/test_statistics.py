@@ -195,3 +195,11 @@ def test_calibration_of_coin_flips_finds_nothing_and_of_skill_finds_it():
 def test_calibration_of_no_trees_and_of_single_branches_is_empty():
     assert calibration([]) == {}
     assert calibration([_tree([[[1]]])]) == {}
+
+
+def test_levels_of_any_text_are_sorted_by_the_numbers_in_them():
+    from malt_jax.evaluation.breakdown import _natural
+
+    levels = ["9" * 5000, "Level 10", "10²", "²", "Level 2", "Level 02"]
+    named = [level for level in sorted(levels, key=_natural) if level.startswith("Level")]
+    assert named == ["Level 2", "Level 02", "Level 10"]

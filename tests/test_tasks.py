@@ -323,9 +323,9 @@ def test_hub_rows_are_parsed_as_local_ones(monkeypatch):
         ("qqqq", "choose from arithmetic"),
         ("", "choose from"),
         ("nowhere:TASK", "can't be imported"),
-        ("json:nothing", "can't be imported"),
-        ("json:dumps", "raised TypeError"),
-        ("json:decoder", "must be a Task"),
+        ("yaml:nothing", "can't be imported"),
+        ("yaml:safe_load", "raised TypeError"),
+        ("yaml:nodes", "must be a Task"),
         (":x", "can't be imported"),
     ],
 )
@@ -437,3 +437,41 @@ def test_ids_hold_no_slash_and_no_blank_surprise(tmp_path):
     rows = [{"id": f"a/{i}/b", "question": f"q{i}", "answer": "#### 1"} for i in range(3)]
     ids = [q.id for q in load_rows(tmp_path, get_task("gsm8k"), rows)]
     assert all(re.fullmatch(r"a-\d-b", identity) for identity in ids)
+
+
+def test_a_grader_that_would_not_be_asked_is_refused():
+    with pytest.raises(UserError, match=r"task\.grader"):
+        get_task("gsm8k", grader="number")
+
+
+@pytest.mark.parametrize("place", ["sys:exit", "os:abort", "builtins:input", ".x:y", ":x"])
+def test_what_is_no_module_of_the_users_is_not_called(place):
+    with pytest.raises(UserError, match=r"task\.name"):
+        get_task(place)
+
+
+OWN = """
+from malt_jax.tasks.custom import from_function
+from dataclasses import replace
+def pairs():
+    return from_function("own", lambda split: [1, 2])
+def nothing():
+    return replace(from_function("own", lambda split: []), load=lambda *_: None)
+def leaves():
+    raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "attribute"),
+    [
+        *((source, "x") for source in ("x = nope", "x = (", "raise SystemExit(0)", "1 / 0")),
+        *((OWN, attribute) for attribute in ("pairs", "nothing", "leaves")),
+    ],
+)
+def test_what_the_users_module_does_wrong_is_said_of_it(tmp_path, monkeypatch, source, attribute):
+    name = f"own{abs(hash((source, attribute)))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"task\.name: .*{name}"):
+        get_task(f"{name}:{attribute}").load("train")

@@ -16,13 +16,13 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from malt_jax.bench.worker import answer, start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     job["model"] = str(Path(args.model).absolute())
     with tempfile.TemporaryDirectory() as folder:
         job["prompts"] = str(Path(folder) / "prompts.json")
-        result = _worker("malt_jax.bench.sampler", ["--worker", json.dumps(job)])
+        result = start("malt_jax.bench.sampler", ["--worker", json.dumps(job)])
         missing = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
         if args.no_peer or missing:
             return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
         job.update(dtype=result["dtype"], device=result["platform"])
-        peer = _worker("malt_jax.bench.sampler_peer", [json.dumps(job)])
+        peer = start("malt_jax.bench.sampler_peer", [json.dumps(job)])
     ratio = result["tokens_per_s"] / peer["tokens_per_s"]
     return {**result, "hf_tokens_per_s": peer["tokens_per_s"], "ratio": ratio, "hf": peer}
 
@@ -130,19 +130,11 @@ def _pipeline(job: dict[str, Any]) -> Any:
     return make_pipeline(PipelineConfig(roles=roles), gsm8k.task().templates)
 
 
-def _worker(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON a worker process prints last."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="malt bench sampler", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
-    print(json.dumps(measure(json.loads(args.worker)) if args.worker else run(args)))
+    print(json.dumps(answer(measure, args.worker) if args.worker else run(args)))
 
 
 if __name__ == "__main__":

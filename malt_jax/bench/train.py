@@ -15,13 +15,13 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from malt_jax.bench.worker import answer, start
 
 if TYPE_CHECKING:
     from malt_jax.models.spec import ModelSpec
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "threads": os.cpu_count(),
     }
-    result = _worker("malt_jax.bench.train", ["--worker", json.dumps(job)])
+    result = start("malt_jax.bench.train", ["--worker", json.dumps(job)])
     result = {"bench": "train", **job, **result}
     peers = {name: importlib.util.find_spec(name) for name in ("torch", "trl", "peft")}
     if args.no_peer or not all(peers.values()):
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # against its faster setting, the memory beside it of its leaner one.
     settings = {"default": True, "no_checkpointing": False}
     found = {
-        name: _worker(
+        name: start(
             "malt_jax.bench.train_peer",
             [json.dumps({**job, "checkpointing": on, "precompute": False})],
         )
@@ -206,19 +206,11 @@ def matmul_flops(dtype: str) -> float:
     return best
 
 
-def _worker(module: str, arguments: list[str]) -> dict[str, Any]:
-    """The JSON a worker process prints last."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="malt bench train", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
-    print(json.dumps(measure(json.loads(args.worker)) if args.worker else run(args)))
+    print(json.dumps(answer(measure, args.worker) if args.worker else run(args)))
 
 
 if __name__ == "__main__":

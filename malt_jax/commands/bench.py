@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.commands.command import Argument, Command, Invocation, Option
 from malt_jax.commands.launch import read_config
 from malt_jax.errors import UserError
+from malt_jax.settings import show, whole_number
 
 if TYPE_CHECKING:
     from malt_jax.config import Config
@@ -20,6 +23,8 @@ OWN = {
     "train": ("stage", "steps"),
 }
 """Flags that only one half has."""
+SAMPLER_FIELDS = ("rows", "width", "cache", "weights")
+LOOP_FIELDS = ("micro_tokens", "remat")
 
 
 def run(invocation: Invocation) -> None:
@@ -27,7 +32,7 @@ def run(invocation: Invocation) -> None:
     options = invocation.options
     what = options.what
     for other in (name for half, names in OWN.items() if half != what for name in names):
-        if getattr(options, other):
+        if getattr(options, other) not in (None, False):
             raise UserError(f"bench: --{other.replace('_', '-')} is not a flag of `bench {what}`.")
     config = read_config(invocation)
     bench = import_module(f"malt_jax.bench.{what}")
@@ -38,6 +43,7 @@ def arguments(
     what: str, bench: Any, config: Config, options: argparse.Namespace
 ) -> argparse.Namespace:
     """The benchmark's own arguments: its defaults, then the config's fields, then the flags."""
+    from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
 
     parser = argparse.ArgumentParser()
@@ -51,17 +57,43 @@ def arguments(
         values["dtype"] = config.model.dtype
     if what == "sampler":
         values["train_path"] = config.task.train_path
-        for name in ("rows", "width", "cache", "weights"):
+        for name in SAMPLER_FIELDS:
             values[name] = getattr(config.sampler, name)
     else:
         phase = config.train.dpo if options.stage == "dpo" else config.train.sft
         values["batch"] = phase.batch_size
         values["rank"] = config.train.lora.rank
-        values["micro_tokens"] = phase.loop.micro_tokens
-        values["remat"] = phase.loop.remat
+        for name in LOOP_FIELDS:
+            values[name] = getattr(phase.loop, name)
     for name in (*OWN[what], "no_peer"):
-        values[name] = getattr(options, name) or values[name]
+        if (given := getattr(options, name)) is not None:
+            values[name] = given
+    if what == "sampler":
+        context = read_spec(Path(values["model"])).context
+        if values["max_new_tokens"] >= context:
+            raise UserError(
+                f"bench: --max-new-tokens: found {values['max_new_tokens']}, but prompt and "
+                f"completion share the model's context of {context} tokens; lower it."
+            )
     return argparse.Namespace(**values)
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """Reads a flag's whole number within a range."""
+
+    def read(text: str) -> int:
+        number = whole_number(text)
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: {least} to {most}")
+        return number
+
+    return read
+
+
+def _stage(text: str) -> str:
+    if text not in ("sft", "dpo"):
+        raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: sft, dpo")
+    return text
 
 
 COMMAND = Command(
@@ -72,17 +104,35 @@ COMMAND = Command(
     run=run,
     arguments=(Argument("what", "Which half to measure.", ("sampler", "train")),),
     options=(
-        Option("--questions", "sampler: questions to expand; default: 8.", "N", read=int),
-        Option("--branch", "sampler: completions of every prompt; default: 3.", "N", read=int),
-        Option("--max-new-tokens", "sampler: of a completion; default: 128.", "N", read=int),
+        Option(
+            "--questions", "sampler: questions to expand; default: 8.", "N", read=_number(1, 10_000)
+        ),
+        Option(
+            "--branch",
+            "sampler: completions of every prompt; default: 3.",
+            "N",
+            read=_number(1, 64),
+        ),
+        Option(
+            "--max-new-tokens",
+            "sampler: of a completion; default: 128.",
+            "N",
+            read=_number(1, 1 << 17),
+        ),
         Option("--no-roofline", "sampler: leave the machine's own limits out."),
-        Option("--stage", "train: sft or dpo; default: sft.", "STAGE"),
-        Option("--steps", "train: steps, the first one not timed; default: 4.", "N", read=int),
+        Option("--stage", "train: sft or dpo; default: sft.", "STAGE", read=_stage),
+        Option(
+            "--steps",
+            "train: steps, the first one not timed; default: 4.",
+            "N",
+            read=_number(2, 10_000),
+        ),
         Option("--no-peer", "Do not run transformers or TRL."),
     ),
     fields=(
         "model.path",
         "model.dtype",
+        "task.train_path",
         "sampler.rows",
         "train.sft.batch_size",
     ),

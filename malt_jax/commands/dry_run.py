@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.launch import (
-    check_model,
-    check_prompts,
-    check_questions,
+    check_input,
+    check_tracker,
     look,
     read_config,
 )
@@ -33,11 +32,10 @@ def describe(invocation: Invocation) -> str:
     from malt_jax.storage.rundir import RunDir
 
     config = read_config(invocation)
+    check_tracker(config)
     session = look(config, Progress(quiet=True))
     RunDir.check(config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS)
-    check_questions(session)
-    spec, tokenizer = check_model(config)
-    check_prompts(session, spec, tokenizer)
+    spec, tokenizer = check_input(session)
     lines = [
         f"malt {invocation.command.name} would do this. Nothing was written.",
         "",

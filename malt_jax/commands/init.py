@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from malt_jax.commands.command import Argument, Command, Invocation, Option
 from malt_jax.commands.fields import config_fields
 from malt_jax.errors import UserError
+from malt_jax.escape import one_line
 
 CHOSEN = (
     *("model.path", "model.dtype", "task.name", "task.train_path", "task.eval_path"),
@@ -26,17 +28,24 @@ ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "train", "answ
 
 
 def run(invocation: Invocation) -> None:
+    from malt_jax import config, settings
     from malt_jax.storage.atomic import write_text
 
     options = invocation.options
     output = Path(options.output) if options.output else None
-    if output and output.exists():
+    if output and os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output.")
     text = starter(options.task, options.model, output)
+    config.from_dict(yaml.load(text, Loader=settings.Loader))  # what is written can be run
     if output is None:
         print(text, end="")
     else:
-        write_text(output, text)
+        try:
+            write_text(output, text)
+        except OSError as error:
+            raise UserError(
+                f"{output}: could not be written ({error.strerror}); choose another --output."
+            ) from None
         print(output)
 
 
@@ -61,8 +70,8 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
             )
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
-    found = get_task(task, grader="number", allow_code=True)
-    place = output or "FILE.yaml"
+    found = get_task(task, allow_code=True)
+    place = one_line(str(output or "FILE.yaml"))
     values: dict[str, Any] = {
         "model.path": model,
         "task.name": task,

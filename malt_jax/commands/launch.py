@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,14 @@ from malt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from malt_jax.config import Config
+    from malt_jax.evaluation.systems import System
     from malt_jax.models.spec import ModelSpec
     from malt_jax.models.tokenizer import Tokenizer
     from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
+
+MAX_WIDTH = 1000
+"""Of a printed table, whatever COLUMNS says."""
 
 
 def read_config(invocation: Invocation) -> Config:
@@ -57,15 +63,16 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
 
     config, command = read_config(invocation), invocation.command.name
     initialize(config.mesh)
+    if writes() and (reads_input or command == "train"):  # a report logs nothing
+        check_tracker(config)
     quiet = config.quiet or not writes()  # of several processes the first one speaks for all
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         session = look(config, shown)
         new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
-            check_questions(session)
-            spec, tokenizer = check_model(config)
-            if new and command != "eval":  # which a new run is refused anyway
-                check_prompts(session, spec, tokenizer)
+            prompts = new and command != "eval"  # which a new run is refused anyway
+            spec, _ = check_input(session, prompts=prompts)
+            check_mesh(config, spec)
         facts = {"devices": devices()} if new else None
         with RunDir.open(
             config.output_dir,
@@ -96,14 +103,64 @@ def look(config: Config, progress: Progress) -> Session:
     return Session(config, None, progress)
 
 
-def check_questions(session: Session) -> None:
-    """Reads everything that names questions, roles, systems or variants, for the errors in it."""
+def check_tracker(config: Config) -> None:
+    """Refuses a tracker that is not installed."""
+    for name in ("wandb", "trackio"):
+        if getattr(config, name) and find_spec(name) is None:
+            raise UserError(f"{name}: is not installed; pip install {name}, or leave it out.")
+
+
+def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, Tokenizer]:
+    """Looks at all that the run and its variants read: questions, model and, if new, prompts."""
     from malt_jax.stages.variants import planned
 
-    planned(session)
-    if not session.train_questions or not session.eval_questions:
-        split = "eval" if session.train_questions else "train"
-        raise UserError(f"task.{split}_path: no question; at least one is needed.")
+    config = session.config
+    systems, variants = planned(session)
+    check_questions(session)
+    found = check_model(config)
+    if prompts:
+        check_prompts(session, systems, *found)
+    for variant in variants:
+        own = variant.config
+        if _read_by(own) == _read_by(config):
+            continue
+        try:
+            inner = look(own, session.progress)
+            check_questions(inner)
+            model = found if own.model == config.model else check_model(own)
+            if prompts:
+                check_prompts(inner, [variant.system], *model)
+        except UserError as error:
+            raise UserError(f"ablations.{variant.folder}: {error}") from None
+    return found
+
+
+def _read_by(config: Config) -> tuple[Any, ...]:
+    """What decides whether questions, model and prompts fit each other."""
+    turns = [(role.name, role.template, role.max_new_tokens) for role in config.pipeline.roles]
+    return config.model, config.task, config.search.shard, turns
+
+
+def check_questions(session: Session) -> None:
+    """Refuses a run without questions."""
+    shard = session.config.search.shard
+    if session.train_questions and session.eval_questions:
+        return
+    if not session.train_questions and shard != "1/1":
+        raise UserError(f"search.shard: {shard} of the questions are none; give a smaller k.")
+    split = "eval" if session.train_questions else "train"
+    raise UserError(f"task.{split}_path: no question; at least one is needed.")
+
+
+def check_mesh(config: Config, spec: ModelSpec) -> None:
+    """Refuses a mesh that the devices here do not make up, one device too."""
+    import jax
+
+    from malt_jax.models.mesh import choose_layout, rules, slice_count
+
+    devices = jax.devices()
+    choose_layout(config.mesh, len(devices), slice_count(devices), spec, 0, None)
+    rules(config.mesh)
 
 
 def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
@@ -111,29 +168,34 @@ def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
     from malt_jax.models.checkpoint import Checkpoint
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
-    from malt_jax.models.tokenizer import load_tokenizer
+    from malt_jax.models.tokenizer import check_vocabulary, load_tokenizer
 
     try:
         folder, _ = local_folder(config.model.path, config.model.revision)
         spec = read_spec(folder)
         Checkpoint(folder)
-        return spec, load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(tokenizer, spec)
+        if tokenizer.has_chat_template:
+            tokenizer.render("")
+        return spec, tokenizer
     except UserError as error:
         raise UserError(f"model.path: {error}") from None
 
 
-def check_prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> None:
+def check_prompts(
+    session: Session, systems: Sequence[System], spec: ModelSpec, tokenizer: Tokenizer
+) -> None:
     """Refuses questions too long for the model now, not when their turn comes hours later.
 
     Every question is tried in the turn with the least room, before anything was said.
     """
-    from malt_jax.stages.variants import planned
     from malt_jax.tree.prompts import fill, render
 
     check_lengths(session.config, spec)
     pipeline = session.pipeline
     spoken = {role.name: role for role in pipeline.roles}
-    for system in planned(session)[0]:
+    for system in systems:
         spoken |= {turn.role.name: turn.role for turn in system.turns}
     silent = {role.name: "" for role in pipeline.roles}
     tightest = max(
@@ -174,7 +236,7 @@ def devices() -> list[str]:
 def print_table(table: Any) -> None:
     """A `rich` table, or a line of text, on standard output.
 
-    Where that is no terminal it is as wide as COLUMNS says, or wide.
+    It is as wide as COLUMNS says, or the terminal, or wide where there is none.
     """
     import sys
 
@@ -182,8 +244,7 @@ def print_table(table: Any) -> None:
 
     from malt_jax.escape import one_line
 
-    columns = os.environ.get("COLUMNS", "")
-    piped = (int(columns) if columns.isdecimal() else 0) or 160
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else piped)
+    width = min(shutil.get_terminal_size((160, 40)).columns, MAX_WIDTH)
+    console = Console(file=sys.stdout, width=width, height=40)  # or it reads COLUMNS itself
     text = one_line(table) if isinstance(table, str) else table
     console.print(text, markup=False, highlight=False)

@@ -16,7 +16,7 @@ def tasks(invocation: Invocation) -> None:
     for heading in ("task", "questions", "splits", "turns besides the roles'", "how to answer"):
         table.add_column(heading)
     for name in task_names():
-        task = get_task(name, grader="number", allow_code=True)
+        task = get_task(name, allow_code=True)
         extra = [role for role in task.templates if role in ("retry", "debate")]
         cells = (name, task.description, ", ".join(task.splits), ", ".join(extra))
         table.add_row(*map(one_line, (*cells, task.answer_format)))

@@ -75,7 +75,8 @@ def levels(
     }
 
 
-def _natural(level: str) -> list[tuple[bool, int, str]]:
-    """Sorts numbers inside text as numbers: `Level 2` before `Level 10`."""
-    parts = re.split(r"(\d+)", level)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+def _natural(level: str) -> list[tuple[int, str]]:
+    """Sorts numbers inside text as numbers, of any length: `Level 2` before `Level 10`."""
+    parts = re.split("([0-9]+)", level)  # every second one is digits
+    parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]
+    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]

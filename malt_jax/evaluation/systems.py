@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from malt_jax.config import EvalConfig, SystemConfig
+from malt_jax.config import MAX_SYSTEM_NAME, EvalConfig, SystemConfig, check_unique
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
+from malt_jax.settings import whole_number
 from malt_jax.tree.roles import Pipeline, Role
 
 STAR = "star"
@@ -76,14 +77,13 @@ def make_systems(
     systems = [_system(entry, pipeline, templates, "eval") for entry in wanted] + systems
     names = [system.name for system in systems]
     names += [system.name for system in beside]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"eval.extra, ablations: the name {twice[0]!r} stands twice; change one.")
+    check_unique("eval.extra, ablations", names)
     calls = {system.name: system.calls for system in (*systems, *beside)}
     votes = {system.name: system.votes for system in (*systems, *beside)}
     draws = single_agent_draws(calls, votes)
     baseline, _, count = config.baseline.partition("@")
-    if baseline == SINGLE_AGENT and count.isdigit():
-        draws = max(draws, int(count))
+    if baseline == SINGLE_AGENT:
+        draws = max(draws, whole_number(count) or 1)
     return [
         replace(system, draws=max(draws, system.draws)) if system.name == SINGLE_AGENT else system
         for system in systems
@@ -120,10 +120,14 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
             for name in names
         ]
         answering = [role.name for role in pipeline.roles if role.config.answers]
-        kept = [(first,)]
+        kept = {first: (first,)}
         if len(names) > 2:
-            kept += [tuple(n for n in names if n != dropped) for dropped in names[1:]]
-        for roles in kept:
+            for dropped in names[1:]:
+                roles = tuple(name for name in names if name != dropped)
+                joined = "-".join(roles)
+                fits = len(f"malt-{joined}") <= MAX_SYSTEM_NAME
+                kept[joined if fits else f"without-{dropped}"] = roles
+        for said_by, roles in kept.items():
             if any(name in answering for name in roles):
                 label = "MALT, " + " + ".join(roles) + " only"
                 said = roles
@@ -131,7 +135,7 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
                     said = (*roles[:-1], "judge")
                 elif roles[-1] not in answering:
                     label += ", the draft answers"
-                systems.append(SystemConfig("malt-" + "-".join(roles), chain("malt", said), label))
+                systems.append(SystemConfig(f"malt-{said_by}", chain("malt", said), label))
     return systems
 
 

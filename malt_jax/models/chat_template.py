@@ -54,6 +54,11 @@ def chat_frame(template: str, special_tokens: dict[str, str], system: str | None
     head = [] if system is None else [{"role": "system", "content": system}]
     conversations = [[*head, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
     first, *others = _render(template, special_tokens, conversations)
+    if any("\ud800" <= character <= "\udfff" for character in first):
+        raise UserError(
+            "the chat template writes half a character (a lone surrogate); edit chat_template in "
+            "tokenizer_config.json."
+        )
     before, mark, after = first.partition(MARK)
     if mark and MARK not in after:
         for strip in (False, True):

@@ -8,6 +8,7 @@ read slice by slice. Pickled formats are refused by name.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise UserError(f"{path}: {name} is in {shard!r}, which is not a safetensors file.")
         if "/" in shard or "\\" in shard or "\0" in shard or shard.startswith("."):
             raise UserError(f"{path}: {name} is in {shard!r}; shards must lie in the same folder.")
-        if not (folder / shard).is_file():
+        if not os.path.isfile(folder / shard):
             raise UserError(f"{folder / shard}: missing, though {INDEX} names it.")
     return weight_map
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
+from malt_jax.settings import show
 
 MAX_BYTES = 16 << 20  # of a JSON file in a checkpoint that is read whole
 
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no such file is.")
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+        data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_no_repeats)
     except OSError as error:
         raise UserError(f"{path}: could not be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -74,6 +75,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     return data
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {show(twice)} stands twice in one object")
+    return values
 
 
 class _Fields:
@@ -94,7 +104,7 @@ class _Fields:
         if value is None:
             raise self.refuse(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
-            raise self.refuse(key, f"= {value!r}: expected a whole number from 1 to {largest}")
+            raise self.refuse(key, f"= {show(value)}: expected a whole number from 1 to {largest}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -103,22 +113,22 @@ class _Fields:
         if value is None:
             raise self.refuse(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(key, f"= {value!r}: expected a number")
+            raise self.refuse(key, f"= {show(value)}: expected a number")
         if not 0 < value < 1e30 or not math.isfinite(value):
-            raise self.refuse(key, f"= {value!r}: expected a positive, finite number")
+            raise self.refuse(key, f"= {show(value)}: expected a positive, finite number")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.data.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
-            raise self.refuse(key, f"= {value!r}: expected true or false")
+            raise self.refuse(key, f"= {show(value)}: expected true or false")
         return value
 
     def section(self, key: str) -> _Fields:
         value = self.data.get(key)
         if not isinstance(value, dict):
-            raise self.refuse(key, f"= {value!r}: expected an object")
+            raise self.refuse(key, f"= {show(value)}: expected an object")
         return _Fields(self.path, value, f"{self.prefix}{key}.")
 
 
@@ -174,12 +184,14 @@ def _family(fields: _Fields) -> tuple[str, Family]:
         if fields.data.get(key):
             raise fields.refuse(key, f"is set: this model {meaning}. Supported: {SUPPORTED}")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise fields.refuse("model_type", f"= {name!r} is not supported. Supported: {SUPPORTED}")
+        raise fields.refuse(
+            "model_type", f"= {show(name)} is not supported. Supported: {SUPPORTED}"
+        )
     family = FAMILIES[name]
     declared = fields.data.get("architectures")
     if declared is not None and declared != [family.architecture]:
         raise fields.refuse(
-            "architectures", f"= {declared!r}: for {name} expected [{family.architecture!r}]"
+            "architectures", f"= {show(declared)}: for {name} expected [{family.architecture!r}]"
         )
     return name, family
 
@@ -217,7 +229,7 @@ def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
     theta = section.number("rope_theta", default_theta)
     partial = section.data.get("partial_rotary_factor", fields.data.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
-        raise section.refuse("partial_rotary_factor", f"= {partial!r} is not supported")
+        raise section.refuse("partial_rotary_factor", f"= {show(partial)} is not supported")
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
@@ -234,7 +246,9 @@ def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
             high_freq_factor=high,
             original_context=section.integer("original_max_position_embeddings", largest=1 << 30),
         )
-    raise section.refuse(key, f"= {kind!r} is not supported. Supported: default, linear, llama3")
+    raise section.refuse(
+        key, f"= {show(kind)} is not supported. Supported: default, linear, llama3"
+    )
 
 
 def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[int | None, ...]:
@@ -256,7 +270,11 @@ def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[i
         else:
             first = 0 if size is None else _first_window_layer(fields)
             kinds = [SLIDING if i >= first else FULL for i in range(layers)]
-    elif not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {SLIDING, FULL}:
+    elif (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or any(kind not in (SLIDING, FULL) for kind in kinds)
+    ):
         raise fields.refuse(
             "layer_types", f"must list {layers} times {SLIDING!r} or {FULL!r}, one a layer"
         )
@@ -272,7 +290,7 @@ def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[i
 def _first_window_layer(fields: _Fields) -> int:
     value = fields.data.get("max_window_layers", 28)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise fields.refuse("max_window_layers", f"= {value!r}: expected a whole number")
+        raise fields.refuse("max_window_layers", f"= {show(value)}: expected a whole number")
     return value
 
 
@@ -281,7 +299,7 @@ def _activation(fields: _Fields, family: Family) -> str:
     name = fields.data.get(key) or ("gelu_pytorch_tanh" if family.gemma else "silu")
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise fields.refuse(
-            key, f"= {name!r} is not supported. Supported: {', '.join(ACTIVATIONS)}"
+            key, f"= {show(name)} is not supported. Supported: {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 

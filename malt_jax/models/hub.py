@@ -22,16 +22,18 @@ def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[
     A folder that exists, and the embedded model, are used as they are, without any network.
     """
     if os.fspath(path) == EMBEDDED:
+        if revision is not None:
+            raise UserError(f"{EMBEDDED} has no revision {revision!r}; leave it out.")
         return Path(__file__).parents[1] / "assets" / EMBEDDED, None
     folder = Path(path)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path's, no error for a name that is too long
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no config.json, so not a Hugging Face checkpoint.")
         if revision is not None:
             raise UserError(f"{folder}: a local folder has no revision {revision!r}; leave it out.")
         return folder, None
     name = os.fspath(path)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or folder.parent.is_dir():
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or os.path.isdir(folder.parent):
         raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
     return _download(name, revision)
 

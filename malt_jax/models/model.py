@@ -22,7 +22,7 @@ from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.hub import local_folder
 from malt_jax.models.spec import ModelSpec
-from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
+from malt_jax.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from malt_jax.models.weights import load_params
 from malt_jax.storage.hashing import fingerprint
 
@@ -80,11 +80,7 @@ def load_model(
     spec = read_spec(folder)
     checkpoint = Checkpoint(folder)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > spec.vocab:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens but the embedding "
-            f"{spec.vocab} rows; tokenizer and weights do not belong together."
-        )
+    check_vocabulary(tokenizer, spec)
     graph, params = load_params(
         checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)
     )

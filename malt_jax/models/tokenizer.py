@@ -11,6 +11,8 @@ from typing import Any
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, chat_frame
 from malt_jax.models.hf_config import read_json
+from malt_jax.models.spec import ModelSpec
+from malt_jax.settings import show
 
 FILES = (
     "generation_config.json",
@@ -53,7 +55,7 @@ class Tokenizer:
                 f"the text {text[:60]!r} holds a lone surrogate at character {error.start}, which "
                 "is no character; remove it."
             ) from None
-        return list(self.backend.encode(text, add_special_tokens=special))
+        return self._read(text, add_special_tokens=special)
 
     def unread(self, text: str) -> list[str]:
         """The characters of `text`, each once, that only the one unknown token stands for."""
@@ -107,15 +109,24 @@ class Tokenizer:
 
     def _plain(self, text: str) -> list[int]:
         """Ids of the text with special tokens' names read as ordinary characters."""
-        return list(
-            self.backend(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        )
+        return self._read(text, add_special_tokens=False, split_special_tokens=True)
+
+    def _read(self, text: str, **options: bool) -> list[int]:
+        try:
+            return list(self.backend(text, **options).input_ids)
+        except Exception as error:  # a vocabulary that lacks its unknown token raises a bare one
+            raise UserError(
+                f"{self.folder}: the tokenizer cannot read {text[:60]!r} ({error})."
+            ) from error
 
     @cached_property
     def _template(self) -> str | None:
         template = self.backend.chat_template
         if isinstance(template, dict):
             template = template.get("default")
+        if template is not None and not isinstance(template, str):
+            found = show(template)
+            raise UserError(f"{self.folder}: chat_template: expected text, found {found}.")
         return template or None
 
     def _make_frame(self, system: str | None) -> ChatFrame:
@@ -148,10 +159,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(
             f"{folder}: the tokenizer could not be read ({first}); download the checkpoint again."
         ) from error
+    if not backend.get_vocab():
+        raise UserError(f"{folder}: the tokenizer has no token; download the checkpoint again.")
     backend.model_max_length = 1 << 60  # longer text is refused by name, not warned about
     tokenizer = Tokenizer(backend, (), folder)
     tokenizer.end_ids = _end_ids(tokenizer)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, spec: ModelSpec) -> None:
+    """Refuses a tokenizer of more tokens than the model knows."""
+    if tokenizer.vocab_size > spec.vocab:
+        raise UserError(
+            f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} tokens but the "
+            f"embedding {spec.vocab} rows; tokenizer and weights do not belong together."
+        )
 
 
 def _end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -161,6 +183,8 @@ def _end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         declared = read_json(path).get("eos_token_id") if path.is_file() else None
+        if declared == []:
+            raise UserError(f"{path}: eos_token_id lists nothing; give an id, or leave it out.")
         for i in declared if isinstance(declared, list) else [declared]:
             if i is None:
                 continue

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from malt_jax.errors import UserError
+from malt_jax.settings import whole_number
+
+MAX_CHIPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def find_target(topology: str | None) -> Target:
             f"--topology: found {topology!r}, allowed: CHIP:SHAPE as v5p:4x4x4, v5e:4x4 or h100:1; "
             f"chips: {', '.join(CHIPS)}."
         )
-    chip, count = CHIPS[name], math.prod(map(int, shape.split("x")))
+    sizes = [whole_number(size) or MAX_CHIPS + 1 for size in shape.split("x")]
+    chip, count = CHIPS[name], math.prod(sizes)
+    if count > MAX_CHIPS:
+        raise UserError(f"--topology: {topology[:80]!r} has over {MAX_CHIPS:,} chips.")
     devices = _tpu_devices(topology) if chip.platform == "tpu" else None
     return Target(topology, chip, count, devices)
 

@@ -270,5 +270,7 @@ def load_split(
     except HubError:
         raise  # it names the hub, and the field that does without
     except UserError as error:
+        if str(error).startswith("task."):
+            raise  # it names its field
         field = f"task.{split}_path" if path else f"task.num_{split}"
         raise UserError(f"{field}: {error}") from None

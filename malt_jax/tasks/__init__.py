@@ -53,10 +53,19 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
         from malt_jax.tasks.custom import from_file
 
         return from_file(grader=grader or "number")
-    if ":" in name:
-        from malt_jax.tasks.custom import import_task
+    task = _own(name) if ":" in name else _built_in(name, allow_code)
+    if grader is not None:
+        raise UserError(f"task.grader: {grader!r} is not asked, {name!r} has its own; leave it out")
+    return task
 
-        return import_task(name)
+
+def _own(name: str) -> Task:
+    from malt_jax.tasks.custom import import_task
+
+    return import_task(name)
+
+
+def _built_in(name: str, allow_code: bool) -> Task:
     if name not in _BUILDERS:
         near = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -6,10 +6,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from malt_jax.errors import UserError
-from malt_jax.tasks.base import Grader, Question, Task
+from malt_jax.tasks.base import Grader, Loader, Question, Task
 from malt_jax.tasks.csqa import choices_of
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders import ANSWER_FORMATS, WRITTEN, get_grader
@@ -50,23 +50,47 @@ def from_function(
 def import_task(place: str) -> Task:
     """The `Task` at `module:attribute`, or what the function there returns."""
     module, _, attribute = place.partition(":")
+    if module.partition(".")[0] in sys.stdlib_module_names:  # `sys:exit`, `os:abort`
+        raise UserError(f"task.name: {place!r} is Python's own; give a module of yours")
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)  # the user's module stands beside the user's config
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # the user's module: whatever it raises
         raise UserError(
-            f"task.name: {place!r} can't be imported ({error}); "
+            f"task.name: {place!r} can't be imported ({type(error).__name__}: {error}); "
             "give module:attribute of a Python module in the current folder or installed"
         ) from error
     try:
         task = found() if callable(found) else found
-    except Exception as error:  # the user's function: whatever it raises
+    except (Exception, SystemExit) as error:  # the user's function as well
         raise UserError(f"task.name: {place!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise UserError(f"task.name: {place!r} is a {type(found).__name__}; it must be a Task")
-    return task
+    return replace(task, load=_OwnLoader(place, task.load))
+
+
+@dataclass(frozen=True)
+class _OwnLoader:
+    """The loader of the user's own code, whose faults are said with the name it goes by."""
+
+    place: str
+    load: Loader
+
+    def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
+        try:
+            questions = self.load(split, path, limit, seed)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"task.name: the questions of {self.place!r}: {type(error).__name__}: {error}"
+            ) from error
+        good = isinstance(questions, list) and all(isinstance(q, Question) for q in questions)
+        if not good:
+            raise UserError(f"task.name: {self.place!r} must load a list of Question")
+        return questions
 
 
 def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping) -> Task:

@@ -9,7 +9,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 from malt_jax.errors import UserError
 
-_PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MISWRITTEN = re.compile(
+    r"\{(?:\{\s*|\s+)([A-Za-z_][A-Za-z0-9_]*)\s*\}|\{([A-Za-z_][A-Za-z0-9_]*)\s+\}"
+)
 
 
 @runtime_checkable
@@ -35,9 +38,14 @@ def placeholders(template: str) -> list[str]:
     return _PLACEHOLDER.findall(template)
 
 
+def miswritten(template: str) -> list[str]:
+    """Names in double braces, as Jinja has them, or with blanks inside: these are left as text."""
+    return [first or second for first, second in _MISWRITTEN.findall(template)]
+
+
 def fill(template: str, values: Mapping[str, str]) -> str:
     """The template with known names in braces replaced, in one pass: braces in values are inert."""
-    return _PLACEHOLDER.sub(lambda m: values.get(m[1].lower(), m[0]), template)
+    return _PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), template)
 
 
 def render(

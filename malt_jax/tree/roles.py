@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from malt_jax.config import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
-from malt_jax.tree.prompts import placeholders
+from malt_jax.tree.prompts import miswritten, placeholders
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,16 @@ def make_pipeline(config: PipelineConfig, templates: Mapping[str, str]) -> Pipel
                     f"pipeline.roles.{index}.template: {{{name}}} is not the question or an "
                     f"earlier role; allowed: {', '.join('{' + k + '}' for k in sorted(known))}."
                 )
+        for name in known.intersection(miswritten(template)):
+            raise UserError(
+                f"pipeline.roles.{index}.template: {name!r} stands in double braces or beside "
+                f"blanks; a placeholder is written {{{name}}}."
+            )
+        if index == 0 and "question" not in placeholders(template):
+            raise UserError(
+                f"pipeline.roles.{index}.template: lacks {{question}}, so the first role would not "
+                "know what is asked; add it."
+            )
         roles.append(Role(role, template))
     return Pipeline(tuple(roles))
 

@@ -1,0 +1,32 @@
+"""A benchmark's worker process: what it prints last is its result, or why its input is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from malt_jax.errors import UserError
+
+REFUSED = "refused"
+
+
+def start(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Runs a module in a process of its own and returns its result."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    if REFUSED in result:
+        raise UserError(result[REFUSED])
+    return result
+
+
+def answer(measure: Callable[[dict[str, Any]], dict[str, Any]], job: str) -> dict[str, Any]:
+    """The worker's side of `start`."""
+    try:
+        return measure(json.loads(job))
+    except UserError as error:
+        return {REFUSED: str(error)}
