@@ -36,9 +36,6 @@ _MEANS_ELSE = {
     "question": "a placeholder of templates",
     "previous": "a placeholder of templates",
     "others": "a placeholder of templates",
-    "retry": "a further turn of a task",
-    "debate": "a further turn of a task",
-    "judge": "a further turn of a task",
     "star": "the single-agent baseline, which is trained beside the roles",
 }
 """Names no role can have, and what they stand for."""

@@ -130,7 +130,6 @@ def test_aliases_are_read(tmp_path):
         ({"pipeline": {"roles": [{"name": "question"}]}}, "a placeholder"),
         ({"pipeline": {"roles": [{"name": "other_1"}]}}, "a placeholder"),
         ({"pipeline": {"roles": [{"name": "star"}]}}, "baseline"),
-        ({"pipeline": {"roles": [{"name": "debate"}]}}, "further turn"),
         ({"pipeline": {"roles": [{"name": "A"}, {"name": "a"}]}}, "case only"),
         ({"pipeline": {"roles": [{"name": f"r{i}", "branch": 64} for i in range(20)]}}, "branch"),
         ({"pipeline": {"roles": [{"stop": [""]}]}}, "empty text"),

@@ -9,7 +9,7 @@ from malt_jax.config import EvalConfig, PipelineConfig, RoleConfig, SystemConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import SystemInfo, summarise
 from malt_jax.evaluation.rollouts import Policy, Stage, run_systems
-from malt_jax.evaluation.systems import POLICIES, make_systems
+from malt_jax.evaluation.systems import POLICIES, make_systems, speaker
 from malt_jax.sampling.request import Completion
 from malt_jax.tasks.base import Grade, Question
 from malt_jax.tree.roles import make_pipeline
@@ -181,3 +181,19 @@ def test_a_wrong_system_is_refused_by_name(config, words):
     with pytest.raises(UserError) as error:
         make_systems(config, PIPELINE, TEMPLATES)
     assert words in str(error.value)
+
+
+def test_a_role_may_bear_the_name_of_a_further_turn():
+    """It is then that role in every system, by its own weights; the further turn has no system."""
+    roles = (
+        RoleConfig("solver", template="S {question}"),
+        RoleConfig("critic", template="C {question} {solver}", answers=False),
+        RoleConfig("judge", template="J {question} {critic}"),
+        RoleConfig("debate", template="B {question} {judge}"),
+    )
+    pipeline = make_pipeline(PipelineConfig(roles), {**TEMPLATES, "judge": "other"})
+    systems = make_systems(EvalConfig(), pipeline, {**TEMPLATES, "judge": "other"})
+    assert "debate" not in {system.name for system in systems}
+    said = [turn.role for system in systems for turn in system.turns]
+    assert {role.template for role in said if role.name == "judge"} == {"J {question} {critic}"}
+    assert speaker("judge", pipeline).name == "judge"

@@ -94,15 +94,16 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
     """Every system of the publication that this pipeline and task have the roles for."""
     names = [role.name for role in pipeline.roles]
     first = names[0]
+    further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}
 
     def chain(policy: str, roles: Sequence[str] = names, **other: str) -> tuple[str, ...]:
         return tuple(f"{name}:{other.get(name, policy)}" for name in roles)
 
     systems = [SystemConfig(SINGLE_AGENT, (f"{first}:base",), "single agent", (1, 3, 9))]
-    if "retry" in templates:
+    if "retry" in further:
         turns = (f"{first}:base", "retry:base", "retry:base")
         systems.append(SystemConfig("self-correction", turns, "self-correction, 3 turns"))
-    if "debate" in templates:
+    if "debate" in further:
         systems.append(
             SystemConfig("debate", ("debate:base",), "debate, 3 agents x 3 rounds", (1,))
         )
@@ -131,7 +132,7 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
             if any(name in answering for name in roles):
                 label = "MALT, " + " + ".join(roles) + " only"
                 said = roles
-                if roles[-1] not in answering and "judge" in templates:
+                if roles[-1] not in answering and "judge" in further:
                     said = (*roles[:-1], "judge")
                 elif roles[-1] not in answering:
                     label += ", the draft answers"
@@ -141,10 +142,9 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
 
 def speaker(name: str, pipeline: Pipeline) -> Role:
     """The role whose weights and settings a turn is said with: its own, or a further turn's."""
-    for role in pipeline.roles:
-        if role.name == name or (name == "judge" and not role.config.answers):
-            return role
-    return pipeline.roles[0]
+    silent = [role for role in pipeline.roles if name == "judge" and not role.config.answers]
+    named = [role for role in pipeline.roles if role.name == name]
+    return (*named, *silent, pipeline.roles[0])[0]
 
 
 def _system(
