@@ -475,3 +475,18 @@ def test_what_the_users_module_does_wrong_is_said_of_it(tmp_path, monkeypatch, s
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=rf"task\.name: .*{name}"):
         get_task(f"{name}:{attribute}").load("train")
+
+
+def test_a_module_of_the_users_may_bear_the_name_of_one_of_pythons(tmp_path, monkeypatch):
+    (tmp_path / "turtledemo.py").write_text(
+        "from dataclasses import replace\n"
+        "from malt_jax.tasks import get_task\n"
+        "from malt_jax.tasks.base import Question\n"
+        "def load(split, path=None, limit=None, seed=None):\n"
+        "    yield Question(f'{split}-1', '1+1', '2')\n"
+        "TASK = replace(get_task('gsm8k'), name='mine', load=load)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    [question] = get_task("turtledemo:TASK").load("train")
+    assert question.id == "train-1"

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader, Loader, Question, Task
@@ -50,9 +51,10 @@ def from_function(
 def import_task(place: str) -> Task:
     """The `Task` at `module:attribute`, or what the function there returns."""
     module, _, attribute = place.partition(":")
-    if module.partition(".")[0] in sys.stdlib_module_names:  # `sys:exit`, `os:abort`
+    folder, top = os.getcwd(), module.partition(".")[0]
+    own = Path(folder, f"{top}.py").is_file() or Path(folder, top).is_dir()
+    if top in sys.stdlib_module_names and not own:  # `sys:exit`, `os:abort`
         raise UserError(f"task.name: {place!r} is Python's own; give a module of yours")
-    folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)  # the user's module stands beside the user's config
     try:
@@ -80,16 +82,15 @@ class _OwnLoader:
 
     def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
         try:
-            questions = self.load(split, path, limit, seed)
+            questions = [*self.load(split, path, limit, seed)]
         except UserError:
             raise
         except (Exception, SystemExit) as error:
             raise UserError(
                 f"task.name: the questions of {self.place!r}: {type(error).__name__}: {error}"
             ) from error
-        good = isinstance(questions, list) and all(isinstance(q, Question) for q in questions)
-        if not good:
-            raise UserError(f"task.name: {self.place!r} must load a list of Question")
+        if not all(isinstance(question, Question) for question in questions):
+            raise UserError(f"task.name: {self.place!r} must load questions, each a Question")
         return questions
 
 
