@@ -49,8 +49,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
-        # On one line: a name with a newline in it could otherwise forge a second message.
-        print(f"malt: {one_line(str(error))}", file=sys.stderr)
+        print(f"malt: {error}", file=sys.stderr)
         return 2
     except OutputLost as lost:
         drop_output()

@@ -71,6 +71,16 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object in which no name stands twice, else ValueError."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {show(twice)} stands twice in one object")
+    return values
+
+
 def whole_number(text: str) -> int | None:
     """The number that ASCII digits spell; None for all else, and beyond 64 bits.
 

@@ -102,3 +102,17 @@ def test_a_denied_statement_counts_and_is_empty():
 
 def test_boxes_are_read_as_they_stand():
     assert [box.span for box in boxes(r"not \boxed{1}, then \boxed{\boxed{2}}")] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        (r"so $x = \boxed 9$.", ["9"]),
+        (r"so $x = \boxed9$, as asked", ["9"]),
+        (r"It is not $\boxed 9$.", [""]),
+        (r"$\boxed 9^2$", []),
+        (r"$\boxed x$", []),
+    ],
+)
+def test_a_box_without_braces_holds_a_number(text, spans):
+    assert [statement.span for statement in statements(text)] == spans

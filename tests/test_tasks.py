@@ -390,6 +390,12 @@ def test_your_own_answers_must_be_readable_as_they_are_asked_for(tmp_path, grade
         task.load("train")
 
 
+def test_your_own_answers_must_not_be_longer_than_a_final_answer_may_be(tmp_path):
+    rows = [{"question": "What?", "answer": "x" * 999}]
+    with pytest.raises(UserError, match=r"line 1: the answer has 999 characters, more than 400"):
+        load_rows(tmp_path, get_task("custom", grader="exact"), rows)
+
+
 def test_your_own_task_needs_a_file_and_a_known_grader():
     with pytest.raises(UserError, match=r"task\.train_path"):
         get_task("custom").load("train")

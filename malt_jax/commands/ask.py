@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> None:
         except UserError as error:
             if not sys.stdin.isatty():
                 raise
-            print(f"malt: {one_line(str(error))}", file=sys.stderr)
+            print(f"malt: {error}", file=sys.stderr)
 
 
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:

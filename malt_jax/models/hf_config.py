@@ -15,7 +15,7 @@ from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
-from malt_jax.settings import show
+from malt_jax.settings import no_repeats, show
 
 MAX_BYTES = 16 << 20  # of a JSON file in a checkpoint that is read whole
 
@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no such file is.")
-        data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_no_repeats)
+        data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=no_repeats)
     except OSError as error:
         raise UserError(f"{path}: could not be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -75,15 +75,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     return data
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {show(twice)} stands twice in one object")
-    return values
 
 
 class _Fields:

@@ -26,9 +26,10 @@ def export(session: Session) -> None:
     A role that was not trained is exported as the base it is, without an adapter.
     """
     run, config = session.run, session.config
-    if session.done(STAGE) and not _lacks_merged(session):
+    again = _lacks_merged(session)
+    if session.done(STAGE) and not again:
         return
-    if _lacks_merged(session):
+    if again:
         session.progress.note("export: again, for it was written without merged models")
         first(lambda: manifest.reopen(run, STAGE))
     sealed = manifest.sealed_units(run, STAGE)

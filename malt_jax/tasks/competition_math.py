@@ -17,7 +17,6 @@ SUBJECTS = (
     "prealgebra", "precalculus",
 )  # fmt: skip
 MATH = "EleutherAI/hendrycks_math"
-_BARE_BOX = re.compile(r"\\boxed\s*([^\s{}$\\][^{}$]*)\$")
 _EMPTY_BOX = re.compile(r"\\boxed\s*\{\s*\}")
 EVAL = {
     "math": Hub(MATH, SUBJECTS, "test"),
@@ -28,16 +27,13 @@ EVAL = {
 def parse(row: Row, split: str) -> Question:
     r"""Columns `problem` or `question`, and `answer` or `solution`, with `level` and `subject`.
 
-    The answer is bare LaTeX or a solution with a last `\boxed{}`. A few published solutions end
-    with `\boxed 9$`, which counts, or with an empty box: these rows are left out (`NoAnswer`).
+    The answer is bare LaTeX or a solution with a last `\boxed{}`. Two published solutions end with
+    an empty box: such rows are left out (`NoAnswer`).
     """
     column, _ = row.get("answer", "solution")
     text = row.text(column, numbers=True).strip()
-    answer = text
-    if boxed := boxes(text):
-        answer = boxed[-1].span
-    elif column == "solution":
-        answer = (_BARE_BOX.findall(text) or [""])[-1].strip()
+    boxed = boxes(text)
+    answer = boxed[-1].span if boxed else "" if column == "solution" else text
     if not answer or len(answer) > MAX_LENGTH:
         error = row.fail(
             f"`{column}` holds no final answer", r"end it with \boxed{42} or give the answer alone"

@@ -23,6 +23,7 @@ from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
+from malt_jax.settings import no_repeats
 
 MAX_LINE_BYTES = 10_000_000
 MAX_PARQUET_BYTES = 1_000_000_000
@@ -148,7 +149,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 def _object(text: str, path: Path, number: int) -> dict[str, Any]:
     place = f"{_shown(path)}, line {number}"
     try:
-        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=no_repeats, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{place}, column {error.colno}: not JSON ({error.msg}); write one JSON object a line"
@@ -162,15 +163,6 @@ def _object(text: str, path: Path, number: int) -> dict[str, Any]:
             f"{place}: found {_kind(value)}, not an object; write one JSON object a line{hint}"
         )
     return value
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:40]!r} stands twice in one object")
-    return values
 
 
 def _no_constant(name: str) -> Any:

@@ -30,7 +30,9 @@ _PROSE = re.compile(
     rf"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))",
     re.IGNORECASE,
 )
-_BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
+_BOX = re.compile(  # and as MATH has it twice: \boxed 9
+    r"\\f?boxed\s*\{|\\fbox\s*\{|\\boxed\s*(?P<bare>-?[0-9](?:[0-9.,]*[0-9])?)(?![\w^\\{])"
+)
 _JOIN = re.compile(r"[\s$.]*(?:,|;|&|\\text\s*\{\s*(?:or|and)\s*\}|\bor\b|\band\b)[\s$]*")
 _COMMENT = re.compile(  # "the answer is correct (because ...)", not "the answer is clear water"
     r"as follows\b|(?:also |indeed )?(?:correct|right|verified|confirmed|clear)"
@@ -180,11 +182,12 @@ def boxes(text: str) -> list[Statement]:
     found: list[Statement] = []
     position = 0
     while opening := _BOX.search(text, position):
-        position = closing_brace(text, opening.end())
+        position = opening.end() if opening["bare"] else closing_brace(text, opening.end())
         if not position:
             return [*found, Statement("box", "", opening.start(), len(text))]
-        span = text[opening.end() : position - 1].strip()
-        if (inner := _BOX.match(span)) and closing_brace(span, inner.end()) == len(span):
+        span = opening["bare"] or text[opening.end() : position - 1].strip()
+        inner = _BOX.match(span)
+        if inner and not inner["bare"] and closing_brace(span, inner.end()) == len(span):
             span = span[inner.end() : -1].strip()
         box = Statement("box", span, opening.start(), position, line=span)
         if found and _JOIN.fullmatch(joint := text[found[-1].end : box.start]):
