@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from malt_jax.checks import show, whole_number
+from malt_jax.config.mesh import MeshConfig
 from malt_jax.errors import UserError
-from malt_jax.models.mesh_config import MeshConfig
-from malt_jax.settings import show, whole_number
 from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"

@@ -21,7 +21,7 @@ from flax import nnx
 
 import malt_jax as malt
 from malt_jax.bench.questions import word_problems
-from malt_jax.sampling.config import SamplerConfig
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.sampling.engine import Completion, Request, Sampler, Settings
 from malt_jax.tasks import get_task
 from malt_jax.tree.keys import node_key

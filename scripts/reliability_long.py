@@ -39,7 +39,7 @@ def resident_mb() -> float:
 def work(folder: Path, questions: int, block: int, blocks: int) -> None:
     """Searches at most `blocks` blocks of the run and prints one JSON line after each."""
     from malt_jax import config as configs
-    from malt_jax import settings
+    from malt_jax.config import reading
     from malt_jax.progress import Progress
     from malt_jax.stages.search import search
     from malt_jax.stages.session import Session
@@ -63,7 +63,7 @@ def work(folder: Path, questions: int, block: int, blocks: int) -> None:
         str(folder / "config.yaml"),
         ["--task.num-train", str(questions), "--search.block", str(block)],
     )
-    with RunDir.open(folder / "run", settings.to_dict(config), "reliability_long") as run:
+    with RunDir.open(folder / "run", reading.to_dict(config), "reliability_long") as run:
         session = Session(config, run, Watch(quiet=True))
         search(session, 0)
 

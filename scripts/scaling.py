@@ -22,10 +22,10 @@ import numpy as np
 from flax import nnx
 
 from malt_jax import config, load_model
-from malt_jax.config import Config
+from malt_jax.config.run import Config
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.engine import Request, Sampler, Settings
 from malt_jax.sampling.memory import peak_bytes
 from malt_jax.tasks import get_task

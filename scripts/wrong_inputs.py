@@ -649,11 +649,12 @@ def _larger_tokenizer(world: World) -> list[str]:
 
 def _of_another_run(world: World) -> list[str]:
     """A run directory whose config differs in one field."""
-    from malt_jax import config, settings
+    from malt_jax import config
+    from malt_jax.config import reading
     from malt_jax.storage.rundir import RunDir
 
     made = config.load(world.command("--seed", "1")[2], ["--seed", "1"])
-    RunDir.open(world.out, settings.to_dict(made), "malt run").close()
+    RunDir.open(world.out, reading.to_dict(made), "malt run").close()
     return world.command()
 
 

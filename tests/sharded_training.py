@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.models.lora import init_adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.sharding import named
 from malt_jax.training import checkpoints
-from malt_jax.training.config import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.training.loop import FINAL
 from malt_jax.training.phases import train_dpo, train_sft
 from training_model import SPEC, TinyModel, dpo_examples, sft_examples, tiny_model

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from malt_jax import cli, settings
+from malt_jax import cli
 from malt_jax import config as config_module
+from malt_jax.config import reading
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
 from malt_jax.stages.session import Session
@@ -32,7 +33,7 @@ def test_the_shipped_ablations_are_those_the_method_calls_for(shipped):
     configs = [config, *(variant.config for variant in variants)]
 
     def seen(field: str) -> set:
-        return {dict(settings.leaves(settings.to_dict(c))).get(field) for c in configs}
+        return {dict(reading.leaves(reading.to_dict(c))).get(field) for c in configs}
 
     assert seen("search.backup") == {"mean", "max", "soft"}
     assert len(seen("search.threshold")) >= 3
@@ -49,8 +50,8 @@ def test_the_shipped_ablations_are_those_the_method_calls_for(shipped):
 
 
 def test_the_run_beside_them_is_the_quickstart(shipped):
-    quickstart = settings.to_dict(config_module.load(str(SHIPPED.with_name("quickstart.yaml"))))
-    ours = settings.to_dict(shipped[0])
+    quickstart = reading.to_dict(config_module.load(str(SHIPPED.with_name("quickstart.yaml"))))
+    ours = reading.to_dict(shipped[0])
     for free in ("ablations", "output_dir"):
         del ours[free], quickstart[free]
     assert ours == quickstart

@@ -334,7 +334,7 @@ def test_refused_input_leaves_no_run_directory(model, tmp_path, capsys):
 def test_without_a_config_the_one_of_the_run_is_taken(tmp_path, capsys, monkeypatch):
     from malt_jax.commands.command import parse
     from malt_jax.commands.launch import read_config
-    from malt_jax.settings import to_dict
+    from malt_jax.config.reading import to_dict
     from malt_jax.storage.rundir import RunDir
 
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt_jax import config, settings
+from malt_jax import config
+from malt_jax.config import reading
 from malt_jax.errors import UserError
 
 
@@ -34,7 +35,7 @@ def test_a_config_survives_being_written_and_read(tmp_path):
 
     made = config.from_dict({"ablations": [{"name": "max", "set": {"search.backup": "max"}}]})
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(settings.to_dict(made)))
+    path.write_text(yaml.safe_dump(reading.to_dict(made)))
     assert config.load(str(path)) == made
 
 
@@ -102,8 +103,8 @@ def test_any_bytes_give_a_config_or_a_user_error(tmp_path_factory, data):
 
 def test_every_field_has_a_help_text():
     def visit(cls):
-        docs = settings.field_docs(cls)
-        for name, hint in settings.field_types(cls).items():
+        docs = reading.field_docs(cls)
+        for name, hint in reading.field_types(cls).items():
             if hasattr(hint, "__dataclass_fields__"):
                 visit(hint)
             else:

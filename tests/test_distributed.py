@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from malt_jax.config.mesh import MeshConfig
 from malt_jax.distributed import COORDINATOR, PROCESS, PROCESSES, Place, detectable, find_place
 from malt_jax.errors import UserError
-from malt_jax.models.mesh_config import MeshConfig
 
 
 def test_alone_nothing_is_looked_for():

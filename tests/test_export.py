@@ -13,12 +13,12 @@ from flax import nnx
 
 import malt_jax
 import tiny
-from malt_jax.config import PipelineConfig, RoleConfig
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.export.cards import CardFacts, model_card
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import init_adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.model import load_model
 from malt_jax.tasks.base import Question
 from tiny_models import VOCAB, save_checkpoint

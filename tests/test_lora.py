@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import (
     init_adapter,
@@ -17,7 +18,6 @@ from malt_jax.models.lora import (
     unstack_adapter,
     with_dropout,
 )
-from malt_jax.models.lora_config import LoraConfig
 from training_model import SPEC, tiny_model
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, SPEC.vocab, (2, 9)))

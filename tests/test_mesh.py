@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt_jax.config.mesh import MeshConfig
 from malt_jax.errors import UserError
 from malt_jax.models.mesh import Layout, choose_layout, make_mesh, rules
-from malt_jax.models.mesh_config import MeshConfig
 from malt_jax.models.spec import ModelSpec, Rope
 
 SPEC = ModelSpec("llama", 128256, 4096, 32, 32, 8, 128, 14336, 8192, Rope(5e5))

@@ -12,8 +12,8 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt_jax.config.training import SftConfig
 from malt_jax.data.packing import Segment, Shape, fit, lay, share_prompts
-from malt_jax.training.config import SftConfig
 from malt_jax.training.plan import make_plan
 from malt_jax.training.step import make_program, policy_logprobs, score_rows, scoring
 from training_model import SPEC, ids, tiny_model

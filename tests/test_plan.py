@@ -16,6 +16,7 @@ import pytest
 
 import tiny
 from malt_jax import config
+from malt_jax.config.reading import to_dict
 from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.model import load_model
@@ -27,7 +28,6 @@ from malt_jax.planning.specs import find_spec
 from malt_jax.planning.work import Assumptions, count_work
 from malt_jax.sampling.engine import Sampler, prefill_lanes
 from malt_jax.sampling.memory import first_rung
-from malt_jax.settings import to_dict
 
 ROOT = Path(__file__).parents[1]
 LIBTPU = pytest.mark.skipif(

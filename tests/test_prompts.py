@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt_jax.config import PipelineConfig, RoleConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tree.keys import draw_order, node_key
 from malt_jax.tree.prompts import fill, render

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from malt_jax.config import DataConfig
+from malt_jax.config.data import DataConfig
 from malt_jax.data.role_data import role_data, star_data, tree_counts
 from malt_jax.stages.label import lines
 

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from malt_jax import config as config_module
-from malt_jax import settings
+from malt_jax.config import reading
 from malt_jax.errors import UserError
 from malt_jax.models.model import load_model
 from malt_jax.progress import Progress
@@ -39,7 +39,7 @@ def configured(model_folder: Path, folder: Path, *flags: str) -> config_module.C
 
 def run(config: config_module.Config, model=None) -> dict:
     free = config_module.CANNOT_CHANGE_RESULTS
-    with RunDir.open(config.output_dir, settings.to_dict(config), "test", free=free) as folder:
+    with RunDir.open(config.output_dir, reading.to_dict(config), "test", free=free) as folder:
         session = Session(config, folder, Progress(quiet=True))
         if model is not None:
             session.__dict__["model"] = model  # read once for all tests of the module
@@ -145,8 +145,13 @@ def test_an_ablation_of_dpo_learns_nothing_else_again(finished):
 def test_the_first_preference_step_logs_ln_2(finished):
     _, _, folder = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    first = [m for m in lines if m.get("phase") == "dpo" and m["step"] == min(
-        n["step"] for n in lines if (n["role"], n["phase"]) == (m["role"], "dpo"))]
+    first = [
+        m
+        for m in lines
+        if m.get("phase") == "dpo"
+        and m["step"]
+        == min(n["step"] for n in lines if (n["role"], n["phase"]) == (m["role"], "dpo"))
+    ]
     assert first
     for line in first:
         assert line["loss"] == pytest.approx(0.6931472, abs=1e-5)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.lora import init_adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.spec import ModelSpec, Rope
-from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.engine import Request, Sampler, Settings
 from malt_jax.sampling.filters import draw
 

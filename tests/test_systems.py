@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from malt_jax.config import EvalConfig, PipelineConfig, RoleConfig, SystemConfig
+from malt_jax.config.evaluation import EvalConfig, SystemConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import SystemInfo, summarise
 from malt_jax.evaluation.rollouts import Policy, Stage, run_systems

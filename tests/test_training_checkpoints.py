@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import init_adapter, unstack_adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.training import checkpoints
 from malt_jax.training.references import ReferenceKey, load_or_compute, weights_hash
 from training_model import SPEC

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from malt_jax.config.training import DpoConfig, SftConfig
 from malt_jax.models.model import load_model
-from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.examples import DpoExample, segment
 from malt_jax.training.plan import make_plan
 from malt_jax.training.step import Batch, batch_loss, make_program

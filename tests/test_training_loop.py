@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.models.lora import init_adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.storage.signals import graceful_stop
 from malt_jax.training import checkpoints, loop
-from malt_jax.training.config import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.training.examples import DpoExample, SftExample, admit, epoch_order, split
 from malt_jax.training.loop import FINAL
 from malt_jax.training.phases import train_dpo, train_sft

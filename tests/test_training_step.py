@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.models.lora import init_adapter
-from malt_jax.models.lora_config import LoraConfig
-from malt_jax.training.config import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.training.examples import segment
 from malt_jax.training.optim import learning_rates, transformation, update
 from malt_jax.training.plan import make_plan

@@ -1,6 +1,6 @@
 """A random Llama of a few thousand parameters over characters, and a task it gets right by luck.
 
-    python tests/tiny.py FOLDER     # writes the model and a config of the whole loop
+python tests/tiny.py FOLDER     # writes the model and a config of the whole loop
 """
 
 from __future__ import annotations

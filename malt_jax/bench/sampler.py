@@ -64,8 +64,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from malt_jax.bench.questions import word_problems
+    from malt_jax.config.sampler import SamplerConfig
     from malt_jax.models.model import load_model
-    from malt_jax.sampling.config import SamplerConfig
     from malt_jax.sampling.engine import Sampler
     from malt_jax.tasks import gsm8k
     from malt_jax.tree.expand import expand
@@ -117,7 +117,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pipeline(job: dict[str, Any]) -> Any:
-    from malt_jax.config import PipelineConfig, RoleConfig
+    from malt_jax.config.pipeline import PipelineConfig, RoleConfig
     from malt_jax.tasks import gsm8k
     from malt_jax.tree.roles import make_pipeline
 

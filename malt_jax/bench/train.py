@@ -89,10 +89,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from malt_jax.bench.lengths import dpo_examples, sft_examples
+    from malt_jax.config.lora import LoraConfig
+    from malt_jax.config.training import DpoConfig, LoopConfig, SftConfig
     from malt_jax.models.lora import init_adapter
-    from malt_jax.models.lora_config import LoraConfig
     from malt_jax.models.model import load_model
-    from malt_jax.training.config import DpoConfig, LoopConfig, SftConfig
     from malt_jax.training.loop import peak_bytes
     from malt_jax.training.phases import reference_logprobs, train_dpo, train_sft
 

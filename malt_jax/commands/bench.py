@@ -10,13 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from malt_jax.checks import show, whole_number
 from malt_jax.commands.command import Argument, Command, Invocation, Option
 from malt_jax.commands.launch import read_config
 from malt_jax.errors import UserError
-from malt_jax.settings import show, whole_number
 
 if TYPE_CHECKING:
-    from malt_jax.config import Config
+    from malt_jax.config.run import Config
 
 OWN = {
     "sampler": ("questions", "branch", "max_new_tokens", "no_roofline"),

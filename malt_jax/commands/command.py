@@ -181,8 +181,8 @@ def _refuse_unknown_fields(command: Command, rest: Sequence[str]) -> None:
 
     What is wrong below a section, the reading of the config says.
     """
-    from malt_jax.config import Config
-    from malt_jax.settings import field_types
+    from malt_jax.config.reading import field_types
+    from malt_jax.config.run import Config
 
     sections = field_types(Config)
     previous = before = ""

@@ -18,7 +18,7 @@ from malt_jax.escape import one_line, visible
 from malt_jax.progress import counted
 
 if TYPE_CHECKING:
-    from malt_jax.config import Config
+    from malt_jax.config.run import Config
     from malt_jax.models.spec import ModelSpec
     from malt_jax.models.tokenizer import Tokenizer
     from malt_jax.stages.session import Session
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 def describe(invocation: Invocation) -> str:
     """The whole account as text; raises UserError for what the command would refuse."""
-    from malt_jax.config import CANNOT_CHANGE_RESULTS
+    from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+    from malt_jax.config.reading import to_dict
     from malt_jax.progress import Progress
-    from malt_jax.settings import to_dict
     from malt_jax.storage.rundir import RunDir
 
     config = read_config(invocation)

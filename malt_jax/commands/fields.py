@@ -17,8 +17,8 @@ from malt_jax.commands.command import (
     row,
     screen_width,
 )
+from malt_jax.config.reading import field_docs, field_types
 from malt_jax.errors import UserError
-from malt_jax.settings import field_docs, field_types
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Field:
 
 def config_fields() -> list[Field]:
     """All fields in the order they are declared."""
-    from malt_jax.config import Config
+    from malt_jax.config.run import Config
 
     return list(_walk(Config, Config(), ""))
 

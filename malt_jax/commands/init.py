@@ -28,7 +28,8 @@ ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "train", "answ
 
 
 def run(invocation: Invocation) -> None:
-    from malt_jax import config, settings
+    from malt_jax import config
+    from malt_jax.config import reading
     from malt_jax.storage.atomic import write_text
 
     options = invocation.options
@@ -36,7 +37,7 @@ def run(invocation: Invocation) -> None:
     if output and os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output.")
     text = starter(options.task, options.model, output)
-    config.from_dict(yaml.load(text, Loader=settings.Loader))  # what is written can be run
+    config.from_dict(yaml.load(text, Loader=reading.Loader))  # what is written can be run
     if output is None:
         print(text, end="")
     else:
@@ -55,7 +56,7 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
     The run directory is named after the file it is written to, or else after task and model. For
     the embedded model it is the quickstart's config.
     """
-    from malt_jax.config import QUICKSTART
+    from malt_jax.config.run import QUICKSTART
     from malt_jax.models.hub import EMBEDDED
     from malt_jax.tasks import get_task
 
@@ -110,8 +111,8 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
 
 def _roles() -> list[str]:
     """The default chain, each role spelled out; its help stands at the first."""
-    from malt_jax.config import Config
-    from malt_jax.settings import to_dict
+    from malt_jax.config.reading import to_dict
+    from malt_jax.config.run import Config
 
     helps = {f.path.rpartition(".")[2]: f for f in config_fields() if ".roles.N." in f.path}
     lines = ["", "pipeline:", "  # In the order of their turns.", "  roles:"]

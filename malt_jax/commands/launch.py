@@ -14,7 +14,7 @@ from malt_jax.commands.command import Invocation
 from malt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from malt_jax.config import Config
+    from malt_jax.config.run import Config
     from malt_jax.evaluation.systems import System
     from malt_jax.models.spec import ModelSpec
     from malt_jax.models.tokenizer import Tokenizer
@@ -27,17 +27,18 @@ MAX_WIDTH = 1000
 
 def read_config(invocation: Invocation) -> Config:
     """The config file with the flags over it; without a file, that of the run standing there."""
-    from malt_jax import config, settings
+    from malt_jax import config
+    from malt_jax.config import reading
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
 
     flags = invocation.fields
     if invocation.options.config:
         return config.load(invocation.options.config, flags)
-    folder = str(settings.apply_flags({}, flags).get("output_dir") or config.Config().output_dir)
+    folder = str(reading.apply_flags({}, flags).get("output_dir") or config.Config().output_dir)
     if os.path.exists(Path(folder, manifest.NAME)):
         return config.from_dict(RunDir.existing(folder).config, [*flags, "--output-dir", folder])
-    if not settings.apply_flags({}, flags).keys() & {"model", "task", "pipeline"}:
+    if not reading.apply_flags({}, flags).keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
             "file (`malt init` writes one), or the --output-dir of a run that was begun."
@@ -53,9 +54,9 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     wrong file or checkpoint must not leave a run directory behind.
     """
     from malt_jax import progress
-    from malt_jax.config import CANNOT_CHANGE_RESULTS
+    from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+    from malt_jax.config.reading import to_dict
     from malt_jax.distributed import initialize
-    from malt_jax.settings import to_dict
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
     from malt_jax.storage.signals import graceful_stop

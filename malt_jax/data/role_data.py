@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from malt_jax.config import DataConfig
+from malt_jax.config.data import DataConfig
 from malt_jax.tree.keys import draw_order
 
 Row = dict[str, Any]

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from malt_jax.config import MAX_SYSTEM_NAME, EvalConfig, SystemConfig, check_unique
+from malt_jax.checks import check_unique, whole_number
+from malt_jax.config.evaluation import MAX_SYSTEM_NAME, EvalConfig, SystemConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
-from malt_jax.settings import whole_number
 from malt_jax.tree.roles import Pipeline, Role
 
 STAR = "star"

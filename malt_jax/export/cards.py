@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from malt_jax import escape
-from malt_jax.config import RoleConfig
+from malt_jax.config.pipeline import RoleConfig
 from malt_jax.models.hub import EMBEDDED
 from malt_jax.tree.prompts import fill
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malt_jax.config import RoleConfig
+from malt_jax.config.pipeline import RoleConfig
 
 
 def generation_config(

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from malt_jax.config.lora import LoraConfig
 from malt_jax.export.safetensors_writer import Stored, write_file
 from malt_jax.models.hf_names import PROJECTIONS
 from malt_jax.models.lora import Adapter, unstack_adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.sharding import to_host
 
 SIDES = {"a": "lora_A", "b": "lora_B"}

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from malt_jax.config import RoleConfig
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.pipeline import RoleConfig
 from malt_jax.export.generation import generation_config
 from malt_jax.export.merged import GENERATION, write_merged
 from malt_jax.export.peft import write_peft
 from malt_jax.models.hf_config import read_json
 from malt_jax.models.lora import Adapter
-from malt_jax.models.lora_config import LoraConfig
 from malt_jax.models.model import Model
 from malt_jax.storage.atomic import atomic_directory
 

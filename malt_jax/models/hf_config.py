@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import no_repeats, show
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
-from malt_jax.settings import no_repeats, show
 
 MAX_BYTES = 16 << 20  # of a JSON file in a checkpoint that is read whole
 

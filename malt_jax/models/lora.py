@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from malt_jax.models.lora_config import LoraConfig
+from malt_jax.config.lora import LoraConfig
 from malt_jax.models.sharding import AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 

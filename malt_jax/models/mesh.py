@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from malt_jax.config.mesh import MeshConfig
 from malt_jax.errors import UserError
-from malt_jax.models.mesh_config import MeshConfig
 from malt_jax.models.sharding import DATA, FSDP, RULES, SLICE, TENSOR
 from malt_jax.models.spec import ModelSpec
 

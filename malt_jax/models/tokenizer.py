@@ -8,11 +8,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import show
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, chat_frame
 from malt_jax.models.hf_config import read_json
 from malt_jax.models.spec import ModelSpec
-from malt_jax.settings import show
 
 FILES = (
     "generation_config.json",

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from malt_jax.checks import whole_number
 from malt_jax.errors import UserError
-from malt_jax.settings import whole_number
 
 MAX_CHIPS = 100_000
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.programs import Program
 from malt_jax.planning.sizes import Sizes, largest

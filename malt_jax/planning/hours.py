@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
 from malt_jax.planning.chips import Target
 from malt_jax.planning.programs import prefill_name
 from malt_jax.planning.sizes import Sizes, micro_batches

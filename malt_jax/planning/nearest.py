@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from malt_jax.config import Config, from_dict
+from malt_jax.config.reading import to_dict
+from malt_jax.config.run import Config, from_dict
 from malt_jax.models.mesh import Layout
 from malt_jax.planning.programs import Kind
 from malt_jax.planning.sizes import Sizes, largest
-from malt_jax.settings import to_dict
 
 TRIES = 3
 """Halvings of a size, and doublings of the parts a weight is split into."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.models.mesh import AXES, Layout, choose_layout, make_mesh, slice_count
 from malt_jax.models.spec import ModelSpec

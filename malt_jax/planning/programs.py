@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
+from malt_jax.config.training import DpoConfig, SftConfig
 from malt_jax.data.packing import lay
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
@@ -31,7 +32,6 @@ from malt_jax.sampling import cache, programs
 from malt_jax.sampling.prefill import forks_at_once
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
-from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.placement import state_shardings
 from malt_jax.training.plan import Plan
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
+from malt_jax.config.training import DpoConfig, SftConfig
 from malt_jax.data.packing import Segment, Shape
 from malt_jax.errors import UserError
 from malt_jax.models.sharding import RULES, AnyMesh
@@ -20,7 +21,6 @@ from malt_jax.sampling import memory
 from malt_jax.sampling.engine import prefill_lanes
 from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.prefill import Lanes
-from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, make_plan
 

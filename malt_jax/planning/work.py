@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from malt_jax.config import Config, RoleConfig
-from malt_jax.training.config import DpoConfig, SftConfig
+from malt_jax.config.pipeline import RoleConfig
+from malt_jax.config.run import Config
+from malt_jax.config.training import DpoConfig, SftConfig
 
 QUESTIONS = {
     "gsm8k": (7473, 1319),

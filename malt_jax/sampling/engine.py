@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import RULES
 from malt_jax.sampling import memory
 from malt_jax.sampling.clock import BESIDE, DEVICE, HOST, Clock
 from malt_jax.sampling.compiled import Programs, use_cache_dir
-from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.device import Device
 from malt_jax.sampling.memory import Shapes
 from malt_jax.sampling.pool import Admission, Pool

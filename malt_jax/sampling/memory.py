@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.config import SamplerConfig
 
 BEST_ROWS = {"cpu": 64}
 """Rows beyond which a platform gains little; elsewhere ACCELERATOR_ROWS."""

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from malt_jax import settings
-from malt_jax.config import CANNOT_CHANGE_RESULTS
+from malt_jax.config import reading
+from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.stages.label import label
 from malt_jax.stages.search import search
 from malt_jax.stages.session import Session
@@ -31,7 +31,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
     path = session.run.path / "ablations" / variant.folder
     with RunDir.open(
         path,
-        settings.to_dict(config),
+        reading.to_dict(config),
         f"ablation {variant.folder}",
         free=CANNOT_CHANGE_RESULTS,
         facts={"model": manifest.load(session.run).get("model")},

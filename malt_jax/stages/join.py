@@ -15,7 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from malt_jax.config import CANNOT_CHANGE_RESULTS, from_dict
+from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+from malt_jax.config.run import from_dict
 from malt_jax.errors import UserError
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.session import Session, search_stage

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
 from malt_jax.evaluation.rollouts import Policy
 from malt_jax.evaluation.systems import FURTHER_TURNS, STAR, speaker
 from malt_jax.stages.session import Session, train_stage

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax import config as config_module
-from malt_jax.config import CANNOT_CHANGE_RESULTS
+from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
 from malt_jax.stages.evaluate import STAGE as EVALUATED

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malt_jax.config import Config
+from malt_jax.config.run import Config
 from malt_jax.errors import HubError, UserError
 from malt_jax.heap import give_back
 from malt_jax.progress import Progress

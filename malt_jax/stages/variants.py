@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from malt_jax import settings
-from malt_jax.config import Ablation, Config
+from malt_jax.config import reading
+from malt_jax.config.evaluation import Ablation
+from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
 from malt_jax.evaluation.systems import STAR, System, make_systems
@@ -53,12 +54,12 @@ def _check_baseline(baseline: str, single: System, systems: Sequence[System]) ->
 def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> Variant:
     changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
     try:
-        data = settings.to_dict(replace(config, ablations=()))
+        data = reading.to_dict(replace(config, ablations=()))
         for field, value in ablation.set.items():
-            data = settings.assign(data, field, value)
+            data = reading.assign(data, field, value)
         data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
         data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
-        other = settings.build(Config, data)
+        other = reading.build(Config, data)
         if _measured_on(other) != _measured_on(config):
             raise UserError("it would be measured on other questions; leave those of eval alone.")
         pipeline = make_pipeline(other.pipeline, templates)

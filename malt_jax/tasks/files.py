@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import no_repeats
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
-from malt_jax.settings import no_repeats
 
 MAX_LINE_BYTES = 10_000_000
 MAX_PARQUET_BYTES = 1_000_000_000

@@ -16,13 +16,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from malt_jax.config.training import LoopConfig
 from malt_jax.errors import UserError
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
 from malt_jax.storage.atomic import write_json
 from malt_jax.storage.signals import raise_if_stopped, stop_requested
 from malt_jax.training import checkpoints
-from malt_jax.training.config import LoopConfig
 from malt_jax.training.placement import place_rows, state_shardings
 from malt_jax.training.plan import Micro, Plan
 from malt_jax.training.step import (

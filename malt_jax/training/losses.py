@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from malt_jax.training.config import DpoConfig
+from malt_jax.config.training import DpoConfig
 
 
 def sft_loss(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from malt_jax.training.config import OptimConfig
+from malt_jax.config.training import OptimConfig
 
 
 def learning_rates(config: OptimConfig, steps: int) -> np.ndarray:

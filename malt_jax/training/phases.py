@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from malt_jax.config.training import DpoConfig, SftConfig
 from malt_jax.data.packing import share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.spec import ModelSpec
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.training.config import DpoConfig, SftConfig
 from malt_jax.training.examples import (
     DpoExample,
     Example,

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from malt_jax.config.training import LoopConfig
 from malt_jax.models.lora import Adapter, adapter_shardings
 from malt_jax.models.sharding import DATA, FSDP, SLICE, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
-from malt_jax.training.config import LoopConfig
 from malt_jax.training.optim import transformation
 from malt_jax.training.step import Program, TrainState
 

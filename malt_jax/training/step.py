@@ -18,9 +18,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from malt_jax.config.training import DpoConfig, OptimConfig, SftConfig
 from malt_jax.data.packing import Rows
 from malt_jax.models.lora import Adapter, with_dropout
-from malt_jax.training.config import DpoConfig, OptimConfig, SftConfig
 from malt_jax.training.logprobs import chunked_logprobs, gather_hidden, slot_sums
 from malt_jax.training.losses import preference_loss, sft_loss
 from malt_jax.training.optim import transformation, update

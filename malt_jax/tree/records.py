@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from malt_jax.config import SearchConfig
+from malt_jax.config.search import SearchConfig
 from malt_jax.tree.expand import Tree
 from malt_jax.tree.roles import Pipeline
 from malt_jax.tree.values import back_up, label

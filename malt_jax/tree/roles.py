@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from malt_jax.config import PipelineConfig, RoleConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tree.prompts import miswritten, placeholders
 

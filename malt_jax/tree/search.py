@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from malt_jax.config import PipelineConfig, SearchConfig
+from malt_jax.config.pipeline import PipelineConfig
+from malt_jax.config.sampler import SamplerConfig
+from malt_jax.config.search import SearchConfig
 from malt_jax.models.model import Model
-from malt_jax.sampling.config import SamplerConfig
 from malt_jax.sampling.engine import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from malt_jax.settings import check
+from malt_jax.checks import check
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from malt_jax.settings import check
+from malt_jax.checks import check
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Every projection of a layer, by its name in the decoder."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from malt_jax.checks import show, whole_number
 from malt_jax.errors import UserError
 
 T = TypeVar("T")
@@ -63,30 +64,6 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
         return cls(**values)
     except UserError as error:
         raise UserError(f"{where}.{error}" if where else str(error)) from None
-
-
-def check(condition: bool, message: str) -> None:
-    """For `__post_init__`: a range check whose message starts with the field's own name."""
-    if not condition:
-        raise UserError(message)
-
-
-def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: an object in which no name stands twice, else ValueError."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {show(twice)} stands twice in one object")
-    return values
-
-
-def whole_number(text: str) -> int | None:
-    """The number that ASCII digits spell; None for all else, and beyond 64 bits.
-
-    `str.isdigit` also accepts what `int` refuses, as `²`, and `int` refuses thousands of digits.
-    """
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def to_dict(value: Any) -> Any:
@@ -389,15 +366,6 @@ def _join(where: str, name: str) -> str:
 
 def _flag(path: str) -> str:
     return path.replace("_", "-")
-
-
-def show(value: Any) -> str:
-    """A value from outside as it may stand in a message: its `repr`, cut to 80 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer too long to print
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _first_line(error: Exception) -> str:

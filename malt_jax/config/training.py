@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from malt_jax.models.lora_config import LoraConfig
-from malt_jax.settings import check
+from malt_jax.checks import check
+from malt_jax.config.lora import LoraConfig
 
 
 @dataclass(frozen=True)

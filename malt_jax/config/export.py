@@ -1,0 +1,15 @@
+"""What is exported at the end of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What leaves the run, in Hugging Face format."""
+
+    merged: bool = True
+    """A merged model for each role, beside its PEFT adapter."""
+    push_to_hub: str | None = None
+    """A hub name to upload the export to; nothing is uploaded without one."""

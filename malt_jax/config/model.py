@@ -1,0 +1,23 @@
+"""The base model: where its checkpoint is and the dtype it computes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from malt_jax.checks import check
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model all roles start from."""
+
+    path: str = "quickstart"
+    """A local Hugging Face directory, a hub name, or `quickstart` for the embedded tiny model."""
+    revision: str | None = None
+    """Hub revision: a branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; auto: float32 on CPU, bfloat16 on accelerators."""
+
+    def __post_init__(self):
+        check(bool(self.path.strip()), "path: found nothing; name a folder or a model of the hub.")

@@ -1,0 +1,90 @@
+"""One run: all sections together, and the reading of them from YAML and flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from malt_jax.checks import check, check_unique
+from malt_jax.config import reading
+from malt_jax.config.data import DataConfig
+from malt_jax.config.evaluation import Ablation, EvalConfig
+from malt_jax.config.export import ExportConfig
+from malt_jax.config.mesh import MeshConfig
+from malt_jax.config.model import ModelConfig
+from malt_jax.config.pipeline import PipelineConfig
+from malt_jax.config.sampler import SamplerConfig
+from malt_jax.config.search import SearchConfig
+from malt_jax.config.task import TaskConfig
+from malt_jax.config.training import TrainConfig
+
+QUICKSTART = Path(__file__).parents[1] / "assets" / "quickstart.yaml"
+"""The config of the embedded model and task, `--config quickstart`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    ablations: tuple[Ablation, ...] = ()
+    """Variants to run and tabulate after the run itself."""
+    seed: int = 0
+    """Of every random draw: samples, pairs, data order, adapters."""
+    rounds: int = 1
+    """Search and training repeated from the last adapters; the published method has one round."""
+    sharing: Literal["adapters", "shared"] = "adapters"
+    """A LoRA adapter a role over one base, or one set of trained weights for all roles."""
+    output_dir: str = "runs/malt"
+    """The run directory; an existing one of the same config is continued."""
+    mirror: str | None = None
+    """Folder or URL (`s3://`, `gs://`) that finished files are copied to, and fetched from."""
+    quiet: bool = False
+    """No progress on standard error."""
+    wandb: bool = False
+    """Log to Weights & Biases as well, where it is installed."""
+    trackio: bool = False
+    """Log to trackio as well, where it is installed."""
+
+    def __post_init__(self):
+        check(
+            "://" not in self.output_dir,
+            f"output_dir: found {self.output_dir!r}, allowed: a folder of this machine; --mirror "
+            "copies the run to an object store.",
+        )
+        check(1 <= self.rounds <= 100, f"rounds: found {self.rounds}, allowed: 1 to 100.")
+        check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
+        check_unique("ablations", [ablation.name for ablation in self.ablations])
+
+
+def load(path: str | None, flags: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of a YAML file (None: the defaults) with dotted flags over it.
+
+    `quickstart` is the file in the package, where the current folder has none of that name.
+    """
+    if path == "quickstart" and not Path(path).exists():
+        path = str(QUICKSTART)
+    data = reading.read_yaml(path) if path else {}
+    return from_dict(data, flags)
+
+
+def from_dict(data: dict[str, Any], flags: list[str] | tuple[str, ...] = ()) -> Config:
+    """Nested mappings over the defaults (a list replaces the default list), then flags."""
+    merged = _over(reading.to_dict(Config()), data)
+    return reading.build(Config, reading.apply_flags(merged, flags))
+
+
+def _over(base: Any, data: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(data, dict):
+        return data
+    return {**base, **{key: _over(base.get(key), value) for key, value in data.items()}}
