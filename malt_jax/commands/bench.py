@@ -136,5 +136,6 @@ COMMAND = Command(
         "sampler.rows",
         "train.sft.batch_size",
     ),
+    computes=True,
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
 )

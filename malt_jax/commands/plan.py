@@ -59,6 +59,7 @@ COMMAND = Command(
         "mesh.tensor",
         "train.full",
     ),
+    computes=True,
     examples=(
         "malt plan --config quickstart",
         "malt plan --config mine.yaml --topology v5p:2x2x4 --json",
