@@ -1,4 +1,4 @@
-"""Checks of values that come from outside: ranges, names and numbers, and how messages quote them."""
+"""Checks of values that come from outside, and how messages quote them."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _say(sentence: str, status: int) -> int:
 def dispatch(words: list[str]) -> None:
     """Runs the command that `words` begin with."""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(all_commands()))
+        print(overview(all_commands()), end="")
         return
     if words[0] == "--version":
         print(version())
@@ -94,7 +94,7 @@ def dispatch(words: list[str]) -> None:
         )
     command = commands[name]
     if "-h" in rest or "--help" in rest:
-        print(command_help(command))
+        print(command_help(command), end="")
         return
     invocation = parse(command, rest)
     if command.computes:

@@ -88,7 +88,7 @@ def unusable_backend(error: Exception) -> str | None:
 
 
 def check_memory(need: int) -> None:
-    """Raises UserError if a device has less memory than the `need` bytes of a run's largest program.
+    """Raises UserError if a device has less memory than `need` bytes.
 
     On a CPU that is the memory this process may still take.
     """
@@ -98,8 +98,7 @@ def check_memory(need: int) -> None:
     if device.platform == "cpu":
         have, where = _free_memory(), "this process may still take"
     else:
-        stats = device.memory_stats() or {}
-        have = stats["bytes_limit"] if "bytes_limit" in stats else None
+        have = (device.memory_stats() or {}).get("bytes_limit")
         where = f"{device.device_kind} has"
     if have is not None and need > have:
         raise UserError(
@@ -112,7 +111,7 @@ def check_memory(need: int) -> None:
 def check_disk(folder: str, need: int) -> None:
     """Raises UserError if the disk of a folder, which may not exist yet, has not `need` bytes."""
     place = Path(folder).absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
     have = shutil.disk_usage(place).free
     if need > have:

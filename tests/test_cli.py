@@ -108,7 +108,7 @@ def test_a_misspelt_command_flag_or_field_is_named_with_the_nearest(capsys):
 def test_fields_are_found_by_any_part_of_their_name_and_stand_under_their_section(capsys):
     assert cli.main(["fields", "learning_rate"]) == 0
     out = capsys.readouterr().out
-    assert "train.sft.optim\n  --train.sft.optim.learning-rate" in out
+    assert "train.sft.optim:\n  --train.sft.optim.learning-rate" in out
     assert cli.main(["fields"]) == 0
     headings = [line for line in capsys.readouterr().out.splitlines() if line[:1].strip()]
     assert len(headings) == len(set(headings)) > 10

@@ -39,11 +39,6 @@ class Argument:
     required: bool = True
     many: bool = False
 
-    @property
-    def shown(self) -> str:
-        """What help and messages call it."""
-        return "|".join(self.choices) or self.name.upper()
-
 
 @dataclass(frozen=True)
 class Invocation:
@@ -56,11 +51,6 @@ class Invocation:
 
 CONFIG = Option("--config", "The YAML file with the run's fields.", "FILE")
 TRUST = Option("--trust-task-code", "Run code that a run's own config names.")
-CONFIG_FLAGS = (
-    Option("--output-dir", "The run directory; continued if it exists.", "DIR"),
-    Option("--quiet", "No progress on standard error."),
-)
-"""Fields of the config that help shows as flags of every command that works on a run."""
 
 
 @dataclass(frozen=True)
@@ -92,39 +82,44 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `argparse` parser of one command that raises UserError instead of exiting."""
+    """The `argparse` parser of one command, which raises UserError instead of exiting."""
 
-    def __init__(self, command: Command):
-        super().__init__(prog=f"malt {command.name}", add_help=False, allow_abbrev=False)
-        add_words(self, command)
+    def __init__(self, command: Command, **kwargs: Any):
+        kwargs.setdefault("prog", f"malt {command.name}")
+        super().__init__(add_help=False, allow_abbrev=False, **kwargs)
+        words = self.add_argument_group("Arguments")
+        for argument in command.arguments:
+            words.add_argument(
+                argument.name,
+                help=argument.help,
+                metavar="|".join(argument.choices) or argument.name.upper(),
+                choices=argument.choices or None,
+                nargs="+" if argument.many else None if argument.required else "?",
+            )
+        self.flags = self.add_argument_group("Flags")
+        for option in command.own_options:
+            add_option(self.flags, option)
 
     def error(self, message: str) -> NoReturn:
         name = self.prog.removeprefix("malt ")
         raise UserError(f"{name}: {message}; see `{self.prog} --help`.")
 
 
-def add_words(parser: argparse.ArgumentParser, command: Command) -> None:
-    """Declares a command's arguments and options to `argparse`."""
-    for argument in command.arguments:
-        parser.add_argument(
-            argument.name,
-            help=argument.help,
-            metavar=argument.shown,
-            choices=argument.choices or None,
-            nargs="+" if argument.many else None if argument.required else "?",
-        )
-    for option in command.own_options:
-        if option.value:
-            parser.add_argument(
-                option.flag,
-                help=option.help,
-                default=option.default,
-                type=option.read,
-                required=option.required,
-                nargs="+" if option.several else None,
-            )
-        else:
-            parser.add_argument(option.flag, help=option.help, action="store_true")
+def add_option(group: argparse._ArgumentGroup, option: Option) -> None:
+    """Declares a flag to `argparse`."""
+    if not option.value:
+        group.add_argument(option.flag, help=option.help, action="store_true")
+        return
+    default = "" if option.default is None else f" [{option.default}]"
+    group.add_argument(
+        option.flag,
+        help=option.help + default,
+        metavar=option.value,
+        default=option.default,
+        type=option.read,
+        required=option.required,
+        nargs="+" if option.several else None,
+    )
 
 
 def parse(command: Command, words: Sequence[str]) -> Invocation:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from malt_jax.commands.command import Argument, Command, Invocation, add_words
+from malt_jax.commands.command import Argument, Command, Invocation, Parser
+from malt_jax.commands.help import add_fields
 from malt_jax.config.run import all_fields
-
-SHELLS = ("bash", "zsh", "fish")
 
 
 def script(commands: Sequence[Command], shell: str) -> str:
@@ -16,17 +15,11 @@ def script(commands: Sequence[Command], shell: str) -> str:
     import shtab
 
     parser = argparse.ArgumentParser(prog="malt")
-    names = parser.add_subparsers()
+    names = parser.add_subparsers(parser_class=Parser)
     for command in commands:
-        one = names.add_parser(command.name, help=command.summary)
-        add_words(one, command)
-        known = {option.flag for option in command.own_options}
-        for field in all_fields() if command.takes_config else ():
-            if not field.in_list and field.flag not in known:
-                one.add_argument(field.flag, help=field.help.replace("%", "%%"))
-        for action in one._actions:
-            if action.metavar is None and action.dest in ("config", "output", "run"):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        one = names.add_parser(command.name, command=command, help=command.summary)
+        if command.takes_config:
+            add_fields(one.flags, (field for field in all_fields() if not field.in_list))
     return shtab.complete(parser, shell=shell)
 
 
@@ -42,7 +35,7 @@ def make_command(others: Sequence[Command]) -> Command:
         about="Prints the script. Load it with `source <(malt completion bash)`, or put it where "
         "your shell looks for completions; fish: `malt completion fish | source`.",
         run=run,
-        arguments=(Argument("shell", "Which shell.", SHELLS),),
+        arguments=(Argument("shell", "Which shell.", ("bash", "zsh", "fish")),),
         examples=("malt completion bash > ~/.local/share/bash-completion/completions/malt",),
     )
     return command

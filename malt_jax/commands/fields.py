@@ -26,7 +26,7 @@ def run(invocation: Invocation) -> None:
     sections: dict[str, list[Field]] = {}
     for field in chosen:
         sections.setdefault(_section(field), []).append(field)
-    print("\n\n".join("\n".join([name, *fields_help(f)]) for name, f in sections.items()))
+    print(fields_help(sections), end="")
 
 
 def _section(field: Field) -> str:

@@ -2,102 +2,99 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from malt_jax.commands.command import CONFIG_FLAGS, Command
+from malt_jax.commands.command import Command, Option, Parser, add_option
 from malt_jax.config.fields import Field
 from malt_jax.config.run import all_fields
 
-RIGHT_COLUMN = 32
-"""The column at which the explanations start."""
+EPILOG = """\
+`malt COMMAND --help` explains a command; `malt --version` prints versions and devices.
+Any field of the config is a flag: --task.num-train 200. Results go to standard
+output, progress to standard error. Exit status: 0 done, 2 your input is wrong,
+1 our fault, 130 or 143 stopped with the state saved.
+
+Examples
+  malt run --config quickstart
+  malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart"""
+CONFIG_FLAGS = (
+    Option("--output-dir", "The run directory; continued if it exists.", "DIR"),
+    Option("--quiet", "No progress on standard error."),
+)
+"""Fields of the config that help shows as flags of every command that works on a run."""
 
 
 def overview(commands: Sequence[Command]) -> str:
     """The help of `malt` itself."""
-    lines = [
-        "malt: trains a chain of language-model roles by tree search",
-        "",
-        "  malt COMMAND --config FILE.yaml [--FIELD VALUE ...]",
-        "",
-        "Commands",
-    ]
+    parser = argparse.ArgumentParser(
+        prog="malt",
+        usage="malt COMMAND --config FILE.yaml [--FIELD VALUE ...]",
+        description="Trains a chain of language-model roles by tree search (MALT).",
+        epilog=EPILOG,
+        formatter_class=_layout,
+        add_help=False,
+    )
+    group = parser.add_argument_group("Commands")
     for command in commands:
-        lines += entry(f"  {command.name}", command.summary, column=14)
-    lines += [
-        "",
-        "`malt COMMAND --help` explains a command; `malt --version` prints versions and devices.",
-        "Any field of the config is a flag: --task.num-train 200. Results go to standard",
-        "output, progress to standard error. Exit status: 0 done, 2 your input is wrong,",
-        "1 our fault, 130 or 143 stopped with the state saved.",
-        "",
-        "Examples",
-        "  malt run --config quickstart",
-        '  malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',
-    ]
-    return "\n".join(lines)
+        group.add_argument(command.name, help=command.summary)
+    return parser.format_help()
 
 
 def command_help(command: Command) -> str:
     """The help of one command."""
-    lines = [f"malt {command.name}: {command.summary}", "", f"  {_usage(command)}", ""]
-    lines += textwrap.wrap(command.about, screen_width(), break_on_hyphens=False)
-    if command.arguments:
-        lines += ["", "Arguments"]
-        for argument in command.arguments:
-            lines += entry(f"  {argument.name.upper()}", argument.help)
-    options = command.own_options + (CONFIG_FLAGS if command.takes_config else ())
-    if options:
-        lines += ["", "Flags"]
-        for option in options:
-            default = "" if option.default is None else f" [{option.default}]"
-            lines += entry(f"  {option.flag} {option.value}", option.help + default)
+    usage = None
     if command.takes_config:
-        lines += ["", "Fields that matter here, with [defaults]; `malt fields` lists all fields"]
+        words = [a.name.upper() for a in command.arguments]
+        usage = " ".join(["%(prog)s", *words, "--config FILE.yaml [--FIELD VALUE ...]"])
+    title = "Example" if len(command.examples) == 1 else "Examples"
+    parser = Parser(
+        command,
+        usage=usage,
+        description=textwrap.fill(command.about, _screen_width(), break_on_hyphens=False),
+        epilog="\n".join([title, *(f"  {example}" for example in command.examples)]),
+        formatter_class=_layout,
+        conflict_handler="resolve",  # `malt report` shows --output-dir as its one field
+    )
+    if command.takes_config:
+        for option in CONFIG_FLAGS:
+            add_option(parser.flags, option)
         known = {field.path: field for field in all_fields()}
-        lines += fields_help(known[path] for path in command.fields)
-    lines += ["", "Example" if len(command.examples) == 1 else "Examples"]
-    lines += [f"  {example}" for example in command.examples]
-    return "\n".join(lines)
+        group = parser.add_argument_group(
+            "Fields that matter here, with [defaults]; `malt fields` lists all fields"
+        )
+        add_fields(group, (known[path] for path in command.fields))
+    return parser.format_help()
 
 
-def fields_help(fields: Iterable[Field]) -> Iterator[str]:
-    """Flag, type, help and default of config fields."""
+def add_fields(group: argparse._ArgumentGroup, fields: Iterable[Field]) -> None:
+    """Declares config fields to `argparse`, for help and completion."""
     for field in fields:
         default = _shown(field.default)
         text = field.help + (f" [{default}]" if default else "")
-        yield from entry(f"  {field.flag} {field.kind}", text)
+        group.add_argument(field.flag, metavar=field.kind, help=text.replace("%", "%%"))
 
 
-def entry(left: str, right: str, column: int = RIGHT_COLUMN) -> list[str]:
-    """One entry in two columns; a long left half has a line of its own."""
-    width = screen_width() - column
-    wrapped = textwrap.wrap(right, width, break_on_hyphens=False) or [""]
-    indented = [" " * column + line for line in wrapped]
-    if len(left) >= column:
-        return [left.rstrip(), *indented]
-    return [(left.ljust(column) + wrapped[0]).rstrip(), *indented[1:]]
+def fields_help(sections: dict[str, list[Field]]) -> str:
+    """The fields of some sections with their type, help and default."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, formatter_class=_layout, add_help=False
+    )
+    for name, fields in sections.items():
+        add_fields(parser.add_argument_group(name), fields)
+    return parser.format_help()
 
 
-def screen_width() -> int:
+def _layout(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=_screen_width())
+
+
+def _screen_width() -> int:
     """The columns of the terminal, within what is pleasant to read."""
     return min(max(shutil.get_terminal_size((100, 40)).columns, 60), 100)
-
-
-def _usage(command: Command) -> str:
-    words = ["malt", command.name]
-    for argument in command.arguments:
-        word = argument.shown + (" ..." if argument.many else "")
-        words.append(word if argument.required else f"[{word}]")
-    if command.takes_config:
-        words.append("--config FILE.yaml [--FIELD VALUE ...]")
-    else:
-        for option in command.options:
-            word = f"{option.flag} {option.value}".strip()
-            words.append(word if option.required else f"[{word}]")
-    return " ".join(words)
 
 
 def _shown(value: Any) -> str:

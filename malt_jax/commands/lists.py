@@ -56,14 +56,18 @@ COMMANDS = (
     Command(
         name="tasks",
         summary="the built-in tasks, their splits and answer formats",
-        about="A task consists of questions, a grader and a prompt template for each role.",
+        about="A task consists of questions, a grader and a prompt template for each role. "
+        "--task.name chooses one. `custom` grades questions of your own file, and "
+        "module:attribute is a task in your own Python.",
         run=tasks,
         examples=("malt tasks",),
     ),
     Command(
         name="models",
         summary="the supported model families, and what is refused",
-        about="Any checkpoint of these architectures works, whatever its name.",
+        about="Any checkpoint of these architectures works, whatever its name. --model.path takes "
+        "its folder or its name on the hub. Other architectures are refused before anything is "
+        "written.",
         run=models,
         examples=("malt models",),
     ),

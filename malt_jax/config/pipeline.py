@@ -75,7 +75,7 @@ class PipelineConfig:
     roles: tuple[RoleConfig, ...] = field(default_factory=_default_roles)
     """The roles in the order of their turns."""
     overflow: Literal["refuse", "truncate"] = "refuse"
-    """For a prompt longer than the context: refuse the run, or cut the front of the longest turn."""
+    """For a prompt longer than the context: refuse the run, or cut the longest turn's front."""
 
     def __post_init__(self):
         names = [role.name for role in self.roles]
