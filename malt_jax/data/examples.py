@@ -56,7 +56,7 @@ class DpoExample:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     chosen_node_id: str
-    rejected_node_id: str
+    rejected_node_id: str = ""
     role: str = ""
     question_id: str = ""
     node_id: str = ""

@@ -10,12 +10,13 @@ from malt_jax.config.data import DataConfig
 from malt_jax.data.examples import DpoExample, SftExample
 from malt_jax.tree.keys import draw_order
 from malt_jax.tree.node import Node, Tree
-from malt_jax.tree.roles import Pipeline
 
 STAR = "star"
 """Name of the single-agent STaR baseline among the trained policies."""
 SHARED = "shared"
 """Name of the one policy of `sharing: shared`, whose weights all roles use."""
+PUBLISHED = {"generator": "sft", "verifier": "sft+dpo", "refiner": "sft+dpo"}
+"""What the published roles learn by."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,23 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
     return data
 
 
-def policy_name(role: str, pipeline: Pipeline, sharing: str) -> str:
+def policy_name(role: str, sharing: str) -> str:
     """Whose weights a role, or the STaR baseline, answers with."""
-    named = any(role == one.name for one in pipeline.roles)
-    return SHARED if sharing == "shared" and named else role
+    return SHARED if sharing == "shared" and role != STAR else role
 
 
 def by_policy(
-    data: Mapping[str, RoleData], pipeline: Pipeline, sharing: str = "adapters"
+    data: Mapping[str, RoleData], phases: Mapping[str, str], sharing: str
 ) -> dict[str, RoleData]:
     """The examples that each policy is trained on.
 
-    With `adapters` every role has a policy of its own, with `shared` one policy learns from all
-    roles. A role contributes what its `train` field says: the published generator learns by SFT
-    only. Data of other names, as of the STaR baseline, is kept as it is.
+    `phases`: `none`, `sft` or `sft+dpo` by role; a role that is not named learns by both. With
+    `sharing` `adapters` every role has a policy of its own, with `shared` they have one together.
     """
-    phases = {role.name: role.config.train for role in pipeline.roles}
     policies: dict[str, RoleData] = {}
-    for name, learned in data.items():
-        trained = phases.get(name, "sft+dpo")
-        policy = policies.setdefault(policy_name(name, pipeline, sharing), RoleData())
+    for role, learned in data.items():
+        trained = phases.get(role, "sft+dpo")
+        policy = policies.setdefault(policy_name(role, sharing), RoleData())
         policy.sft.extend(learned.sft if trained != "none" else ())
         policy.dpo.extend(learned.dpo if trained == "sft+dpo" else ())
     return policies
@@ -173,8 +171,12 @@ def _pair(question_id: str, chosen: Node, rejected: Node) -> DpoExample:
 
 def _drop_repeats(data: RoleData) -> None:
     """Keeps the first of the SFT examples with equal token ids."""
-    distinct = {(e.prompt_ids, e.completion_ids): e for e in reversed(data.sft)}
-    first = {example.node_id for example in distinct.values()}
-    kept = [example for example in data.sft if example.node_id in first]
+    seen: set[tuple] = set()
+    kept = []
+    for example in data.sft:
+        key = (example.prompt_ids, example.completion_ids)
+        if key not in seen:
+            seen.add(key)
+            kept.append(example)
     data.counts["repeats"] += len(data.sft) - len(kept)
     data.sft[:] = kept

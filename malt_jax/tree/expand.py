@@ -19,6 +19,7 @@ from malt_jax.tree.prompts import Prompt, render
 from malt_jax.tree.roles import Pipeline, Role
 
 if TYPE_CHECKING:
+    from malt_jax.models.model import Model
     from malt_jax.sampling.engine import Sampler
 
 
@@ -33,43 +34,49 @@ class Prefix(NamedTuple):
 
 
 def expand(
+    model: Model,
+    sampler: Sampler,
     questions: Sequence[Question],
     pipeline: Pipeline,
-    sampler: Sampler,
-    tokenizer: Any,
     *,
+    adapters: Mapping[str, Any],
     seed: int,
-    round: int | str = 0,
-    adapters: Mapping[str, Any] | None = None,
-    context: int,
+    round: int | str,
     overflow: str = "refuse",
-    on_level: Callable[[Role, int], None] | None = None,
+    on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """The whole tree of every question, not graded yet.
 
-    `adapters`: each role's policy by name, an adapter or whole weights; the base where there is
-    none. `context`: the model's longest sequence in tokens. The random key of a node depends on the
-    seed, the round and the node's path only, so a tree is the same in any pool. `on_level` is told
-    the role and the number of its completions before each level is sampled.
+    `adapters`: each role's policy by name, an adapter or whole weights; the base model where there
+    is none. The random key of a node depends on the seed, the round and the node's path only, so a
+    tree is the same in any pool. `overflow`: whether a prompt that is too long is refused or
+    truncated. `on_level` is told the role and the number of completions of each level before it is
+    sampled.
     """
     prefixes = [Prefix(question, (), {}) for question in questions]
     nodes: dict[str, list[Node]] = {question.id: [] for question in questions}
     for role in pipeline.roles:
-        room = context - role.config.max_new_tokens
-        prompts = [_prompt(role, prefix, pipeline, tokenizer, room, overflow) for prefix in prefixes]
+        room = model.spec.context - role.config.max_new_tokens
+        # One request per prefix: its siblings share the prompt, and each has a key of its own.
+        prompts = [
+            _prompt(role, prefix, pipeline, model.tokenizer, room, overflow) for prefix in prefixes
+        ]
         requests = [
             Request(prompt.ids, _sibling_keys(role, prefix, pipeline, seed, round))
             for prompt, prefix in zip(prompts, prefixes, strict=True)
         ]
-        if on_level:
-            on_level(role, len(requests) * role.config.branch)
-        policy = (adapters or {}).get(role.name)
-        sampled = sampler.sample(requests, settings(role, tokenizer.end_ids), adapter=policy)
+        on_level(role.name, len(requests) * role.config.branch)
+        sampled = sampler.sample(
+            requests, settings(role, model.tokenizer.end_ids), adapter=adapters.get(role.name)
+        )
+        # Every completion is a node, and the prefix of the next level.
         deeper = []
         for prefix, prompt, completions in zip(prefixes, prompts, sampled, strict=True):
             for index, completion in enumerate(completions):
                 path = (*prefix.path, index)
-                node = _node(role, prefix.question, path, prompt, completion, pipeline, tokenizer)
+                node = _node(
+                    role, prefix.question, path, prompt, completion, pipeline, model.tokenizer
+                )
                 nodes[prefix.question.id].append(node)
                 turns = {**prefix.turns, role.name: node.completion}
                 deeper.append(Prefix(prefix.question, path, turns))
