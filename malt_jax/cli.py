@@ -17,7 +17,7 @@ from malt_jax.checks import nearest
 from malt_jax.commands.command import Command, parse
 from malt_jax.commands.help import command_help, overview
 from malt_jax.distributed import another_gone, leave
-from malt_jax.environment import check_environment, unusable_backend
+from malt_jax.environment import check_environment, quiet_libraries, unusable_backend
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import one_line, visible
 from malt_jax.storage.signals import stop_ends_process
@@ -97,6 +97,7 @@ def dispatch(words: list[str]) -> None:
         print(command_help(command), end="")
         return
     invocation = parse(command, rest)
+    quiet_libraries()
     if command.computes:
         check_environment()
     command.run(invocation)

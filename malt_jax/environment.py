@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ def check_environment(env: Mapping[str, str] = os.environ) -> None:
             shown = show(env[variable])
             print(f"malt: {variable}={shown} is ignored; malt computes with {value}.",
                   file=sys.stderr)  # fmt: skip
+
+
+def quiet_libraries(env: MutableMapping[str, str] = os.environ) -> None:
+    """Keeps libraries from reporting retries and hints of their own beside our one sentence."""
+    for library in ("HF_HUB", "TRANSFORMERS", "DATASETS"):
+        env.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def devices() -> list[str]:
