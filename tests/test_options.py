@@ -488,7 +488,6 @@ def tracker(made: Config, folder: Path) -> list[str]:
 ROLE = "pipeline.roles.N."
 FIRST = "pipeline.roles.0."
 TREES: dict[str, Any] = {
-    "name": "drafter",
     "template": "Q {question} ",
     "branch": 2,
     "temperature": 2.0,
@@ -518,10 +517,13 @@ LOOP = {
     "logit_chunk": 2,
     "held_out": 0.4,
 }
-HELD = {"held_out": 0.3, "eval_every": 1}
+WORSENS = {
+    **{"loop.held_out": 0.3, "loop.eval_every": 1, "optim.learning_rate": 1.0},
+    **{"epochs": 4, "batch_size": 2},
+}
 MEASURED = {
-    "eval_every": (2, {"held_out": 0.3}),
-    "patience": (1, HELD),
+    "eval_every": (2, {"loop.held_out": 0.3}),
+    "patience": (1, WORSENS),
     "save_every": (1, {}),
     "explode": (1e-9, {}),
 }
@@ -549,7 +551,10 @@ EFFECTS: dict[str, Effect] = {
     "task.grader": Effect(questions, "exact", {"task.name": "custom"}),
     "task.allow_code": Effect(grading, True, {"task.name": "mbpp"}),
     **{ROLE + name: Effect(trees, value, path=FIRST + name) for name, value in TREES.items()},
-    ROLE + "train": Effect(jobs, "sft", {FIRST + "name": "verifier"}, FIRST + "train"),
+    ROLE + "name": Effect(
+        trees, "writer", {"pipeline.roles.2.template": "W {question} "}, "pipeline.roles.2.name"
+    ),
+    ROLE + "train": Effect(jobs, "sft", path="pipeline.roles.1.train"),
     ROLE + "answers": Effect(systems, True, {"eval.systems": []}, "pipeline.roles.1.answers"),
     "pipeline.overflow": Effect(overflowing_prompt, "truncate"),
     "search.backup": Effect(trees, "max"),
@@ -579,7 +584,7 @@ EFFECTS: dict[str, Effect] = {
     "train.sft.optim.final": Effect(jobs, 0.5),
     **{
         f"train.{phase}.loop.{name}": Effect(
-            trained, value, {f"train.{phase}.loop.{n}": v for n, v in given.items()}
+            trained, value, {f"train.{phase}.{n}": v for n, v in given.items()}
         )
         for phase in PHASE
         for name, (value, given) in MEASURED.items()
@@ -587,7 +592,7 @@ EFFECTS: dict[str, Effect] = {
     "sampler.rows": Effect(placement, 16),
     "sampler.width": Effect(placement, 1),
     "sampler.streams": Effect(streams, 5),
-    "sampler.memory_gb": Effect(placement, 0.001),
+    "sampler.memory_gb": Effect(placement, 0.001, {"task.num_train": 500}),
     "sampler.prefix_buckets": Effect(placement, [96, 200]),
     "sampler.new_token_buckets": Effect(placement, [12]),
     "sampler.prefill_tokens": Effect(placement, 512),
@@ -629,7 +634,7 @@ EFFECTS: dict[str, Effect] = {
     "rounds": Effect(rounds, 2),
     "sharing": Effect(jobs, "shared"),
     "output_dir": Effect(written(searched), "elsewhere"),
-    "mirror": Effect(written(searched), "{here}/mirror"),
+    "mirror": Effect(written(searched), "{here}/mirror/copy"),
     "quiet": Effect(progress, True),
     "wandb": Effect(tracker, True),
     "trackio": Effect(tracker, True),

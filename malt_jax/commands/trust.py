@@ -22,7 +22,7 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
     """
     if trusted:
         return
-    own = {value for _, value in leaves(said)}
+    own = [value for _, value in leaves(said)]
     for name in _task_names(config):
         if ":" in name and name not in own:
             raise UserError(

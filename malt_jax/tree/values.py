@@ -30,7 +30,7 @@ def value_forest(
     return Forest([_valued(*row) for row in zip(forest.trees, values, labels, strict=True)])
 
 
-def _valued(tree: Tree, values: Sequence[float], labels: Sequence[bool]) -> Tree:
+def _valued(tree: Tree, values: np.ndarray, labels: np.ndarray) -> Tree:
     nodes = [
         replace(node, value=round(float(value), VALUE_DIGITS), label=bool(positive))
         for node, value, positive in zip(tree.nodes, values, labels, strict=True)
