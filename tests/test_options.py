@@ -533,7 +533,7 @@ WORSENS = {
     **{"epochs": 4, "batch_size": 2},
 }
 MEASURED = {
-    "eval_every": (2, {"loop.held_out": 0.3, "epochs": 4, "batch_size": 2}),
+    "eval_every": (3, {"loop.held_out": 0.3, "epochs": 4, "batch_size": 2}),
     "patience": (1, WORSENS),
     "save_every": (1, {}),
     "explode": (1e-9, {}),
