@@ -1,4 +1,4 @@
-"""Slices of one search, made apart: joined they are the search of one run, and nothing else is."""
+"""Slices of one search, joined, equal the search of one run; anything else is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLAGS = cli_run.flags()[:-1]
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory) -> list[str]:
-    """Two run directories, each with half of the search of `cli_run.trained()`, and mirrors."""
+    """Two run directories with half of the search of `cli_run.trained()` each, and mirrors."""
     folder = tmp_path_factory.mktemp("slices")
     for index in (1, 2):
         words = ["search", *FLAGS, str(folder / str(index)), "--search.shard", f"{index}/2"]
@@ -35,7 +35,7 @@ def content(run: Path, pattern: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(run.glob(pattern))]
 
 
-def test_joined_slices_are_the_search_of_one_run(slices, tmp_path):
+def test_joined_slices_equal_the_search_of_one_run(slices, tmp_path):
     alone = cli_run.trained()
     run = tmp_path / "run"
     assert join(run, slices[::-1]) == 0
@@ -56,17 +56,17 @@ def test_slices_are_joined_from_their_mirrors(slices, tmp_path):
         assert not list(run.glob(".tmp-*"))
 
 
-def test_what_no_tree_depends_on_may_differ(slices, tmp_path):
+def test_slices_may_differ_in_fields_that_no_tree_depends_on(slices, tmp_path):
     assert join(tmp_path / "run", slices, "--train.lora.rank", "2", "--data.pairs", "all") == 0
 
 
-def test_a_missing_slice_is_named_and_nothing_is_left_behind(slices, tmp_path, capsys):
+def test_a_missing_slice_is_named_and_no_run_is_created(slices, tmp_path, capsys):
     assert join(tmp_path / "run", slices[:1]) == 2
     assert "missing: slice 2/2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_slice_that_comes_twice_is_named(slices, tmp_path, capsys):
+def test_a_slice_given_twice_is_named(slices, tmp_path, capsys):
     copy = shutil.copytree(slices[0], tmp_path / "copy")
     assert join(tmp_path / "run", [*slices, str(copy)]) == 2
     message = capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_a_slice_of_another_search_is_refused_by_field(slices, tmp_path, capsys,
     assert named in capsys.readouterr().err
 
 
-def test_a_slice_that_is_not_finished_is_named(slices, tmp_path, capsys):
+def test_an_unfinished_slice_is_named(slices, tmp_path, capsys):
     copy = shutil.copytree(slices[1], tmp_path / "copy")
     manifest.reopen(copy, "search/000")
     assert join(tmp_path / "run", [slices[0], str(copy)]) == 2
@@ -103,7 +103,7 @@ def test_a_damaged_slice_is_refused(slices, tmp_path, capsys):
 
 
 def test_trees_of_other_questions_are_refused_by_name(slices, tmp_path, capsys):
-    """As many questions, but not the run's: a slice whose manifest was made to fit."""
+    """A slice with as many questions, but other ones, and a manifest that fits them."""
     copy = shutil.copytree(slices[1], tmp_path / "copy")
     shard = next(copy.glob("rounds/000/trees/*.jsonl"))
     shard.write_bytes(shard.read_bytes().replace(b'"question_id":"train3"', b'"question_id":"t3"'))
@@ -112,7 +112,7 @@ def test_trees_of_other_questions_are_refused_by_name(slices, tmp_path, capsys):
     assert "expected the tree of train3, found that of t3" in capsys.readouterr().err
 
 
-def test_slices_of_two_divisions_do_not_mix():
+def test_slices_of_two_divisions_are_refused():
     slices = [
         Slice(f"runs/{i}of{k}", RunDir(Path("runs"), None), i, k) for i, k in ((1, 2), (3, 4))
     ]

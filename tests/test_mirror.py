@@ -1,4 +1,4 @@
-"""A mirror is always a run that could be continued, on a machine that has nothing of it."""
+"""A mirror always holds a run that can be continued, on a machine that has no file of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = {"seed": 3, "task": {"name": "arithmetic"}}
 
 @pytest.fixture(params=["memory", "folder", "s3"])
 def url(request, tmp_path, monkeypatch) -> Iterator[str]:
-    """An empty place for a mirror; S3 is a server of moto's on this machine."""
+    """An empty place for a mirror; for S3, moto runs a server on this machine."""
     if request.param == "folder":
         yield str(tmp_path / "mirror")
     elif request.param == "memory":
@@ -46,7 +46,7 @@ def sealed(run: RunDir, name: str, content: bytes) -> None:
     manifest.seal(run, "search/000", [run.path / name], done=False)
 
 
-def test_a_run_goes_on_from_its_mirror(tmp_path, url):
+def test_a_run_continues_from_its_mirror(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "rounds/000/trees/a.jsonl", b"{}\n")
         mirror.push(run, url)
@@ -60,7 +60,7 @@ def test_a_run_goes_on_from_its_mirror(tmp_path, url):
         assert manifest.load(again) == manifest.load(tmp_path / "one")
 
 
-def test_what_is_not_sealed_is_not_in_the_mirror(tmp_path, url):
+def test_unsealed_files_are_not_mirrored(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         write_bytes(run.path / "rounds/000/trees/torn.jsonl", b'{"a"')
         mirror.push(run, url)
@@ -68,7 +68,7 @@ def test_what_is_not_sealed_is_not_in_the_mirror(tmp_path, url):
         assert not list(again.path.glob("rounds/**/*.jsonl"))
 
 
-def test_only_what_is_new_is_copied(tmp_path, url, monkeypatch):
+def test_only_new_files_are_copied(tmp_path, url, monkeypatch):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
         mirror.push(run, url)
@@ -77,7 +77,7 @@ def test_only_what_is_new_is_copied(tmp_path, url, monkeypatch):
         mirror.push(run, url)
 
 
-def test_another_runs_mirror_is_refused_by_field(tmp_path, url):
+def test_the_mirror_of_another_run_is_refused_by_field(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         mirror.push(run, url)
     with pytest.raises(UserError, match="seed was 3 and is now 4"):
@@ -86,7 +86,7 @@ def test_another_runs_mirror_is_refused_by_field(tmp_path, url):
         mirror.push(other, url)
 
 
-def test_a_fetch_that_was_killed_is_done_again(tmp_path, url, monkeypatch):
+def test_a_killed_fetch_is_repeated(tmp_path, url, monkeypatch):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
         mirror.push(run, url)
@@ -101,7 +101,7 @@ def test_a_fetch_that_was_killed_is_done_again(tmp_path, url, monkeypatch):
         assert not (again.path / mirror.BEGUN).exists()
 
 
-def test_damage_in_the_mirror_is_refused_where_it_is_used(tmp_path):
+def test_a_damaged_mirrored_file_is_refused_when_it_is_verified(tmp_path):
     url = str(tmp_path / "mirror")
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
@@ -117,13 +117,13 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path, url):
         mirror.push(run, url)
 
 
-def test_a_slice_that_was_never_mirrored_is_named(tmp_path):
+def test_fetching_from_a_place_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run is mirrored"):
         mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
 
 
 def mirrored(tmp_path: Path) -> Path:
-    """A mirror in a folder, as somebody else could have made it."""
+    """A mirror in a folder, which somebody else could have made."""
     url = tmp_path / "mirror"
     with opened(tmp_path / "one", str(url)) as run:
         sealed(run, "a.jsonl", b"{}\n")
@@ -136,7 +136,7 @@ def listing(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["../../escaped.txt", "/tmp/malt-escaped.txt", ".", ""])
-def test_a_mirror_writes_nothing_outside_the_run(tmp_path, path):
+def test_a_mirrors_paths_cannot_lead_out_of_the_run(tmp_path, path):
     url = mirrored(tmp_path)
     data = manifest.load(url)
     data["artefacts"][path] = data["artefacts"]["a.jsonl"]
@@ -154,7 +154,7 @@ def test_a_mirror_writes_nothing_outside_the_run(tmp_path, path):
 @pytest.mark.parametrize(
     ("name", "content"), [(manifest.NAME, b"[]"), ("config.yaml", b"5"), ("config.yaml", b"[")]
 )
-def test_a_mirror_that_holds_no_run_is_refused_and_nothing_is_left(tmp_path, name, content):
+def test_a_mirror_with_malformed_files_is_refused_and_leaves_nothing(tmp_path, name, content):
     url = mirrored(tmp_path)
     (url / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
@@ -168,7 +168,7 @@ def test_a_mirror_that_holds_no_run_is_refused_and_nothing_is_left(tmp_path, nam
 
 
 @pytest.mark.parametrize("url", ["foo://x", "file"])
-def test_a_mirror_that_cannot_be_read_leaves_no_run_behind(tmp_path, url):
+def test_an_unreadable_mirror_leaves_no_run_directory(tmp_path, url):
     (tmp_path / "file").write_text("mine")
     url = url if "://" in url else str(tmp_path / url)
     with pytest.raises(UserError, match=r"mirror: .*choose another mirror"):
@@ -177,7 +177,7 @@ def test_a_mirror_that_cannot_be_read_leaves_no_run_behind(tmp_path, url):
 
 
 @pytest.mark.parametrize("place", ["run", "run/mirror", ".", "link"])
-def test_a_mirror_that_shares_files_with_its_run_is_refused(tmp_path, place):
+def test_a_mirror_that_overlaps_the_run_directory_is_refused(tmp_path, place):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with pytest.raises(UserError, match="share files"):
         opened(tmp_path / "run", str(tmp_path / place))

@@ -1,8 +1,8 @@
-"""Every logged number: one line of metrics.jsonl, one TensorBoard point, a tracker if asked for.
+"""Logged numbers, written to metrics.jsonl, TensorBoard and, if configured, a tracker.
 
-Rule on resuming: a step that is computed again is logged again, and its old line goes. So the first
-step a process logs in a series (one stage, round, role and phase) drops that series' older lines at
-that step and beyond, in TensorBoard too; all other lines stay.
+Rule on resuming: a step that is computed again is logged again and replaces its old line. So the
+first step that a process logs in a series (one stage, round, role and phase) drops the older lines
+of that series from that step on, in TensorBoard too; all other lines stay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from malt_jax.storage.writers import writes
 
 
 class Metrics:
-    """The metrics of a run. `tracker` ("wandb" or "trackio") sends every number there as well."""
+    """The metrics of a run; `tracker` ("wandb" or "trackio") also receives every number."""
 
     def __init__(self, run: RunDir, tracker: str | None = None):
         self._run = run
@@ -34,7 +34,7 @@ class Metrics:
     def series(
         self, stage: str, round: int = 0, role: str | None = None, phase: str | None = None
     ) -> Series:
-        """The series of these four names, to log to at rising steps."""
+        """The series with these four names; its steps must increase."""
         return Series(self, {"stage": stage, "round": round, "role": role, "phase": phase})
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class Metrics:
         self.close()
 
     def write(self, series: Series, step: int, numbers: Mapping[str, float]) -> None:
-        """What `Series.log` does."""
+        """Logs `numbers` of a series at `step`; see `Series.log`."""
         if not writes():
             return
         numbers = {name: float(value) for name, value in numbers.items()}
@@ -56,9 +56,9 @@ class Metrics:
         line = {"time": time.time(), **series.key, "step": step, **dict.fromkeys(numbers), **finite}
         if series.name not in self._events:
             self._drop(series, step)
-            # A folder a series: TensorBoard purges resumed steps by folder, and compares roles.
+            # One folder per series: TensorBoard hides resumed steps by folder, and compares roles.
             self._events[series.name] = EventFile(self._run.events / series.name, step)
-        # Not flushed to the disk: a lost line costs a point of a curve, a flush costs every step.
+        # Not durable: a lost line costs one point of a curve, a flush would cost every step.
         append_lines(self._run.metrics, [line], durable=False)
         self._events[series.name].add(step, finite)
         if self._tracker:
@@ -76,14 +76,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve per number. Made by `Metrics.series`."""
+    """One curve per logged name, as made by `Metrics.series`."""
 
     metrics: Metrics
     key: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """As a path: `train/000/generator/sft`."""
+        """The series as a path: `train/000/generator/sft`."""
         parts = (f"{part:03d}" if isinstance(part, int) else part for part in self.key.values())
         return "/".join(part for part in parts if part)
 
