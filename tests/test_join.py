@@ -73,6 +73,12 @@ def test_a_slice_given_twice_is_named(slices, tmp_path, capsys):
     assert "more than once" in message and slices[0] in message and str(copy) in message
 
 
+def test_a_slice_that_was_never_mirrored_is_named(slices, tmp_path, capsys):
+    empty = f"file://{tmp_path}/empty"
+    assert join(tmp_path / "run", [slices[0], empty]) == 2
+    assert f"{empty}: no run is mirrored" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
@@ -117,9 +121,9 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path, url):
         mirror.push(run, url)
 
 
-def test_fetching_from_a_place_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no run is mirrored"):
-        mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
+def test_fetching_from_a_place_without_a_run_makes_nothing(tmp_path):
+    assert not mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def mirrored(tmp_path: Path) -> Path:
@@ -182,3 +186,90 @@ def test_a_mirror_that_overlaps_the_run_directory_is_refused(tmp_path, place):
     with pytest.raises(UserError, match="share files"):
         opened(tmp_path / "run", str(tmp_path / place))
     assert listing(tmp_path) == ["link"]
+
+
+def make_special(path: Path, kind: str) -> None:
+    """Puts something that is not a plain file or folder at `path`."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path.name)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "link":
+            path.symlink_to(__file__)
+        case "loop":
+            path.symlink_to(path.name)
+        case "folder":
+            path.mkdir()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link", "loop", "folder"])
+@pytest.mark.parametrize("name", [manifest.NAME, "config.yaml", "metrics.jsonl", "trees/a.jsonl"])
+def test_only_plain_files_of_a_mirror_are_read_or_written(tmp_path, name, kind):
+    url = tmp_path / "mirror"
+    with opened(tmp_path / "one", str(url)) as run:
+        sealed(run, "trees/a.jsonl", b"{}\n")
+        write_bytes(run.metrics, b"")
+        mirror.push(run, str(url))
+        make_special(url / name, kind)
+        with pytest.raises(UserError, match=f"{name} is a link, or not a file"):
+            opened(tmp_path / "two", str(url))
+        assert not (tmp_path / "two").exists()
+        write_bytes(run.path / "trees/a.jsonl", b"{}\n{}\n")
+        manifest.seal(run, "search/000", [run.path / "trees/a.jsonl"])
+        with pytest.raises(UserError, match=f"{name} is a link, or not a file"):
+            mirror.push(run, str(url))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "loop"])
+def test_only_plain_folders_of_a_mirror_are_read_or_written(tmp_path, kind):
+    url = tmp_path / "mirror"
+    with opened(tmp_path / "one", str(url)) as run:
+        sealed(run, "trees/a.jsonl", b"{}\n")
+        mirror.push(run, str(url))
+        make_special(url / "trees", kind)
+        with pytest.raises(UserError, match="trees is a link, or not a folder"):
+            opened(tmp_path / "two", str(url))
+        sealed(run, "trees/b.jsonl", b"{}\n")
+        with pytest.raises(UserError, match="trees is a link, or not a folder"):
+            mirror.push(run, str(url))
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_in_the_run_is_not_mirrored(tmp_path):
+    with opened(tmp_path / "one") as run:
+        os.mkfifo(run.metrics)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: is not a regular file"):
+            mirror.push(run, str(tmp_path / "mirror"))
+
+
+def test_a_kill_while_a_file_is_mirrored_leaves_the_old_mirror(tmp_path, monkeypatch):
+    """Every file is replaced as a whole, so a mirror in a folder can always be read."""
+    url = str(tmp_path / "mirror")
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, url)
+        sealed(run, "b.jsonl", b"{}\n" * 1000)
+
+        def killed(source: Path, target: Path) -> None:
+            whole = source.read_bytes()
+            target.write_bytes(whole[:10] if source.name == manifest.NAME else whole)
+            if source.name == manifest.NAME:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(mirror.shutil, "copyfile", killed)
+            mirror.push(run, url)
+        with opened(tmp_path / "two", url) as again:
+            assert [p.name for p in manifest.sealed_units(again, "search/000")] == ["a.jsonl"]
+        mirror.push(run, url)
+    with opened(tmp_path / "three", url) as again:
+        assert len(manifest.sealed_units(again, "search/000")) == 2

@@ -118,7 +118,8 @@ def in_order(slices: Iterable[Slice]) -> list[Slice]:
 def _open(session: Session, place: str, fetched: Path) -> Slice:
     """The slice in a run directory, or in the mirror of one, which is first `fetched`."""
     if "://" in place:
-        mirror.pull(place, fetched)
+        if not mirror.pull(place, fetched):
+            raise UserError(f"{place}: no run is mirrored there: it has no {manifest.NAME}.")
     run = RunDir.existing(fetched if "://" in place else place)
     found = differences(run.config, session.run.config, MAY_DIFFER)
     if found:

@@ -146,13 +146,13 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
         remove(old)
 
 
-def clean_leftovers(folder: str | os.PathLike) -> None:
+def clean_leftovers(folder: str | os.PathLike[str]) -> None:
     """Removes the temporary files that killed writers left beneath `folder`.
 
     The caller must be the only writer. A folder that was renamed away but not yet replaced is put
     back in its place.
     """
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(os.fspath(folder)):
         for name in [*folders, *files]:
             if not (match := _LEFTOVER.fullmatch(name)):
                 continue

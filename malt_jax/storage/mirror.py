@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -102,7 +102,7 @@ def push(run: str | os.PathLike, url: str) -> None:
     root, here = Path(run), manifest.load(run)
     with _explained(url, "written"):
         store = Store(url)
-        there, _ = _manifest(store) or (None, b"")
+        there, _ = _manifest(store)
         if there and there["config_sha256"] != here["config_sha256"]:
             raise UserError(
                 f"mirror: {url} holds another run (made with another config); choose another."
@@ -118,42 +118,39 @@ def push(run: str | os.PathLike, url: str) -> None:
             store.put(root / file, file)
 
 
-def pull(url: str, run: Path) -> None:
-    """Copies the mirrored run into a run directory; after a kill it may be called again.
+def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None) -> bool:
+    """Copies the mirrored run into a run directory; returns False if no run is mirrored there.
 
-    Contents are checked against the manifest where a stage uses them, as in any run. If the copy
-    fails, its files are removed, because a later one starts from the beginning.
+    First, `accept` is given its config.yaml and the SHA-256 that this must have, and may raise.
+    Other contents are checked where a stage uses them, as in any run. A killed copy is repeated
+    from the start by the next call; if the copy fails, its files are removed.
     """
-    fetched: list[str] = []
+    begun: list[str] = []
     try:
         with _explained(url, "read"):
             store = Store(url)
-            found = _manifest(store)
-            if found is None:
-                raise UserError(f"{url}: no run is mirrored there: it has no {manifest.NAME}.")
-            data, raw = found
+            data, raw = _manifest(store)
+            if data is None:
+                return False
+            if accept:
+                accept(store.read(config_file.NAME) or b"", data["config_sha256"])
             make_folder(run)
+            begun.append(BEGUN)
             (run / BEGUN).touch()
             logs = [file for file in LOGS if store.has(file)]
-            fetched += [*data["artefacts"], *logs, config_file.NAME]
-            for file in fetched:
+            files = [*data["artefacts"], *logs, config_file.NAME]
+            begun += files
+            for file in files:
                 make_folder((run / file).parent)
                 store.get(file, run / file)
             sync_tree(run)
             write_bytes(run / manifest.NAME, raw)
     except UserError:
-        for name in {PurePosixPath(file).parts[0] for file in (*fetched, BEGUN)}:
+        for name in {PurePosixPath(file).parts[0] for file in begun}:
             remove(run / name)
         raise
     remove(run / BEGUN)
-
-
-def config(url: str) -> tuple[bytes, str] | None:
-    """The mirrored run's config.yaml and the SHA-256 it must have; None if no run is mirrored."""
-    with _explained(url, "read"):
-        store = Store(url)
-        found = _manifest(store)
-        return found and (store.read(config_file.NAME) or b"", found[0]["config_sha256"])
+    return True
 
 
 def refuse_overlap(url: str, run: Path) -> None:
@@ -170,11 +167,11 @@ def refuse_overlap(url: str, run: Path) -> None:
         )
 
 
-def _manifest(store: Store) -> tuple[dict[str, Any], bytes] | None:
-    """The manifest in the store and its bytes; None if there is none."""
+def _manifest(store: Store) -> tuple[dict[str, Any] | None, bytes]:
+    """The manifest in the store and its bytes; (None, b"") if there is none."""
     raw = store.read(manifest.NAME)
     if raw is None:
-        return None
+        return None, b""
     try:
         return manifest.parse(raw), raw
     except ValueError as error:

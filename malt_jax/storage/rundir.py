@@ -212,12 +212,14 @@ def _create(path: Path, request: Request, facts: dict[str, Any]) -> None:
 
 
 def _fetch(url: str, path: Path, request: Request) -> None:
-    """Copies the run from its mirror, if the mirror holds one."""
-    if (found := mirror.config(url)) is None:
-        return
-    saved = config_file.parse(*found, f"mirror: the {config_file.NAME} of {url}", "mirror")
-    request.refuse_other(saved, f"mirror: {url} holds a run", "mirror")
-    mirror.pull(url, path)
+    """Copies the run from its mirror, if one is there and was made with the requested config."""
+
+    def accept(raw: bytes, sha256: str) -> None:
+        place = f"mirror: the {config_file.NAME} of {url}"
+        saved = config_file.parse(raw, sha256, place, "mirror")
+        request.refuse_other(saved, f"mirror: {url} holds a run", "mirror")
+
+    mirror.pull(url, path, accept)
 
 
 def _refuse_foreign(
