@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,11 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.errors import UserError
-from malt_jax.stages.join import Slice, in_order
+from malt_jax.stages.join import in_order
+from malt_jax.stages.session import Session
+from malt_jax.stages.slices import Slice, check_files, check_trees
 from malt_jax.storage import manifest
+from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
 
 FLAGS = cli_run.flags()[:-1]
@@ -116,6 +122,143 @@ def test_trees_of_other_questions_are_refused_by_name(slices, tmp_path, capsys):
     manifest.seal(copy, "search/000", [shard])
     assert join(tmp_path / "run", [slices[0], str(copy)]) == 2
     assert "expected the tree of train3, found that of t3" in capsys.readouterr().err
+
+
+def resealed(slices: list[str], copy: Path, change: Callable[[Path, list[dict]], object]) -> str:
+    """A copy of the second slice that was changed, and whose manifest was made to fit."""
+    shutil.copytree(slices[1], copy)
+    shard = sorted(copy.glob("rounds/000/trees/*.jsonl"))[0]
+    records = list(read_lines(shard))
+    before = manifest.sealed_units(copy, "search/000")
+    change(copy, records)
+    shard.write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+    units = {path: None for path in [*before, *copy.glob("rounds/**/*.jsonl")] if path.exists()}
+    manifest.reopen(copy, "search/000")
+    manifest.seal(copy, "search/000", units)
+    return str(copy)
+
+
+def set_in_cost(name: str, value: object) -> Callable[[Path, list[dict]], None]:
+    def change(copy: Path, _: list[dict]) -> None:
+        path = copy / "cost/search-000.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+    return change
+
+
+MALFORMED = {
+    "no question id": lambda _, trees: trees[0].pop("question_id"),
+    "a question id that is no text": lambda _, trees: trees[0].update(question_id=[]),
+    "another answer": lambda _, trees: trees[0].update(answer="-1"),
+    "another question": lambda _, trees: trees[0].update(question="?"),
+    "no nodes": lambda _, trees: trees[0].update(nodes=[]),
+    "nodes that are no list": lambda _, trees: trees[0].update(nodes=5),
+    "a node that is no object": lambda _, trees: trees[0]["nodes"].__setitem__(0, None),
+    "a node too few": lambda _, trees: trees[0]["nodes"].pop(),
+    "a node twice": lambda _, trees: trees[0]["nodes"].append(trees[0]["nodes"][-1]),
+    "two nodes of one id": lambda _, trees: trees[0]["nodes"][-1].update(
+        id=trees[0]["nodes"][-2]["id"]
+    ),
+    "another shape": lambda _, trees: trees[0].update(branches=[1, 1]),
+    "branches that are no numbers": lambda _, trees: trees[0].update(branches=["2", "2"]),
+    "other roles": lambda _, trees: trees[0].update(roles=["a", "b"]),
+    "an unknown parent": lambda _, trees: trees[0]["nodes"][-1].update(parent="x"),
+    "no token ids": lambda _, trees: trees[0]["nodes"][0].pop("token_ids"),
+    "a token id that is a text": lambda _, trees: trees[0]["nodes"][0].update(token_ids=["7"]),
+    "a negative token id": lambda _, trees: trees[0]["nodes"][0]["prompt_ids"].append(-1),
+    "a huge token id": lambda _, trees: trees[0]["nodes"][0]["prompt_ids"].append(10**30),
+    "a log-probability too few": lambda _, trees: trees[0]["nodes"][0]["logprobs"].pop(),
+    "no reward": lambda _, trees: trees[0]["nodes"][-1].pop("reward"),
+    "a reward that is a text": lambda _, trees: trees[0]["nodes"][-1].update(reward="1"),
+    "a reward beyond 1": lambda _, trees: trees[0]["nodes"][-1].update(reward=2),
+    "a value that is a text": lambda _, trees: trees[0]["nodes"][0].update(value="1"),
+    "no trees": lambda _, trees: trees.clear(),
+    "a tree twice": lambda _, trees: trees.insert(0, trees[0]),
+    "no count": set_in_cost("completions", None),
+    "a count that is a text": set_in_cost("completions", "5"),
+    "a negative count": set_in_cost("tokens_generated", -1),
+    "a count that is a list": set_in_cost("peak_bytes", []),
+    "a huge count": set_in_cost("row_steps", 10**400),
+    "a cost that is no object": lambda copy, _: (copy / "cost/search-000.json").write_text("[]"),
+    "a cost that is not JSON": lambda copy, _: (copy / "cost/search-000.json").write_text("{"),
+    "no cost": lambda copy, _: (copy / "cost/search-000.json").unlink(),
+    "a shard of another name": lambda copy, _: (copy / "rounds/000/trees/x.jsonl").write_text(""),
+    "a shard of the first slice's name": lambda copy, _: (
+        copy / "rounds/000/trees/1of2-00000.jsonl"
+    ).write_text(""),
+    "a folder as a shard": lambda copy, _: (copy / "rounds/000/trees/2of2-00001.jsonl").mkdir(),
+}
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    """The questions and roles of the run that the slices belong to, without a run directory."""
+    from malt_jax import config
+    from malt_jax.progress import Progress
+
+    return Session(
+        config.from_dict(RunDir.existing(cli_run.trained()).config), None, Progress(True)
+    )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_slice_with_a_valid_seal_is_refused_by_name(slices, session, tmp_path, name):
+    copy = resealed(slices, tmp_path / "copy", MALFORMED[name])
+    both = [Slice(p, RunDir.existing(p), at, 2) for at, p in enumerate([slices[0], copy], start=1)]
+    with pytest.raises(UserError) as refusal:
+        for one in both:
+            check_files(one)
+        check_trees(session, both)
+    message = str(refusal.value)
+    assert message.startswith(f"--join: {copy} cannot be used: ") and "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["no question id", "a count that is a text", "no cost"])
+def test_a_malformed_slice_makes_the_command_exit_with_one_sentence(slices, tmp_path, capsys, name):
+    copy = resealed(slices, tmp_path / "copy", MALFORMED[name])
+    assert join(tmp_path / "run", [slices[0], copy]) == 2
+    message = capsys.readouterr().err
+    assert f"--join: {copy} cannot be used: " in message and message.count("\n") == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_malformed_mirrored_slice_is_named_by_its_url(slices, tmp_path, capsys):
+    copy = resealed(slices, tmp_path / "copy", MALFORMED["no question id"])
+    url = f"file://{copy}"
+    assert join(tmp_path / "run", [slices[0], url]) == 2
+    assert f"--join: {url} cannot be used: " in capsys.readouterr().err
+
+
+def with_config(slices: list[str], copy: Path, text: str) -> str:
+    """A copy of the second slice with another config.yaml, and a manifest that fits it."""
+    shutil.copytree(slices[1], copy)
+    (copy / "config.yaml").write_text(text)
+    manifest.amend(copy, config_sha256=hashlib.sha256(text.encode()).hexdigest())
+    return str(copy)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["5", "[]", "{", "5: 6", "search: 5", "search: {shard: x}", "nonsense: 1", "seed: -1"]
+)
+def test_a_slice_with_a_malformed_config_is_refused_by_name(slices, tmp_path, capsys, text):
+    copy = with_config(slices, tmp_path / "copy", text)
+    assert join(tmp_path / "run", [slices[0], copy]) == 2
+    message = capsys.readouterr().err
+    assert f"--join: {copy} cannot be used: " in message and message.count("\n") == 1, message
+
+
+@pytest.mark.timeout(60)
+def test_a_slice_of_any_number_of_slices_is_refused_quickly(slices, tmp_path, capsys):
+    config = (Path(slices[1]) / "config.yaml").read_text()
+    copies = [
+        with_config(slices, tmp_path / f"{at}", config.replace("2/2", f"{at}/{10**15}"))
+        for at in (1, 2)
+    ]
+    assert join(tmp_path / "run", copies) == 2
+    message = capsys.readouterr().err
+    assert f"missing: slice 3/{10**15}" in message and len(message) < 1000
 
 
 def test_slices_of_two_divisions_are_refused():

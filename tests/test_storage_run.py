@@ -18,8 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from malt_jax.config.reading import to_dict
+from malt_jax.config.run import Config, with_defaults
 from malt_jax.errors import RunStopped, UserError
-from malt_jax.storage import manifest, signals
+from malt_jax.storage import manifest, mirror, signals
 from malt_jax.storage.hashing import fingerprint
 from malt_jax.storage.jsonl import append_lines, read_lines
 from malt_jax.storage.metrics import Metrics
@@ -325,6 +327,59 @@ def test_fields_that_cannot_change_results_may_differ(run):
     RunDir.open(run.path, other, "malt run", free={"quiet", "wandb"}).close()
     with pytest.raises(UserError, match=r"quiet was False and is now True; wandb\.project"):
         RunDir.open(run.path, other, "malt run")
+
+
+def older_run(path: Path, *missing: str, **changed: object) -> dict:
+    """Begins a run whose config.yaml lacks some fields, as an older version saves it.
+
+    Returns the config as this version has it.
+    """
+    config = to_dict(Config())
+    saved = json.loads(json.dumps(config | changed))
+    for field in missing:
+        *sections, name = field.split(".")
+        place = saved
+        for section in sections:
+            place = place[int(section)] if section.isdigit() else place[section]
+        del place[name]
+    RunDir.open(path, saved, "malt run").close()
+    return config
+
+
+def test_a_run_begun_before_a_field_existed_continues_with_its_default(tmp_path):
+    missing = ("rounds", "sampler", "train.lora.rank", "pipeline.roles.1.temperature")
+    config = older_run(tmp_path / "run", *missing)
+    for _ in range(2):
+        RunDir.open(tmp_path / "run", config, "malt run", complete=with_defaults).close()
+    assert "rounds" not in RunDir.existing(tmp_path / "run").config  # config.yaml is kept as it is
+
+
+@pytest.mark.parametrize("opening", [RunDir.check, lambda *a, **k: RunDir.open(*a, "test", **k)])
+def test_a_run_begun_before_a_field_existed_is_refused_for_another_value(tmp_path, opening):
+    config = older_run(tmp_path / "run", "rounds", "pipeline.roles.1.temperature")
+    config["pipeline"]["roles"][1]["temperature"] = 0.123
+    for now in (config, config | {"rounds": 3}):
+        with pytest.raises(UserError) as refusal:
+            opening(tmp_path / "run", now, complete=with_defaults)
+        assert "pipeline.roles.1.temperature was " in str(refusal.value)
+        assert "and is now 0.123" in str(refusal.value)
+        assert ("rounds was 1 and is now 3" in str(refusal.value)) == (now["rounds"] == 3)
+
+
+def test_a_run_with_a_field_that_no_longer_exists_is_refused_by_name(tmp_path):
+    config = older_run(tmp_path / "run", former_option=1)
+    with pytest.raises(UserError, match=r"does not read: former_option.*version in its manifest"):
+        RunDir.open(tmp_path / "run", config, "malt run", complete=with_defaults)
+
+
+def test_the_mirror_of_an_older_version_is_continued(tmp_path):
+    url = str(tmp_path / "mirror")
+    config = older_run(tmp_path / "run", "rounds")
+    mirror.push(tmp_path / "run", url)
+    opened = {"complete": with_defaults, "mirror": url}
+    with pytest.raises(UserError, match="rounds was 1 and is now 2"):
+        RunDir.open(tmp_path / "two", config | {"rounds": 2}, "malt run", **opened)
+    RunDir.open(tmp_path / "two", config, "malt run", **opened).close()
 
 
 names = st.text(min_size=1, max_size=5).filter(lambda key: "." not in key)
