@@ -108,7 +108,7 @@ def test_a_full_disk_gives_one_sentence_and_leaves_the_old_content(tmp_path):
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no right to mount a small disk here")
+        pytest.skip("may not mount a file system")
     try:
         write_bytes(disk / "file", b"old")
         append_lines(disk / "shard.jsonl", [{"n": 1}])
