@@ -27,7 +27,8 @@ from malt_jax.stages.slices import (
     read_cost,
 )
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import temporary, write_bytes
+from malt_jax.storage.atomic import temporary
+from malt_jax.storage.journal import Journal
 from malt_jax.storage.writers import first
 
 MOST_NAMED = 10
@@ -41,25 +42,23 @@ def join(session: Session, places: Sequence[str]) -> None:
     another config, other inputs or other weights; for a slice that is missing; and for trees that
     do not belong to this run's questions.
     """
-    if session.done(STAGE):
-        return
     if session.config.search.shard != "1/1":
         raise UserError(
             f"search.shard: found {session.config.search.shard}, allowed: 1/1 where slices are "
             "joined; leave it out."
         )
-    session.record_inputs()
-    units: list[Path] = []
-    fetched = temporary(session.run.path / "slices")
-    try:
-        first(lambda: units.extend(_take(session, places, fetched)))
-    finally:
-        shutil.rmtree(fetched, ignore_errors=True)
-    session.seal(STAGE, units)
+    with session.journal(STAGE, inputs=True) as journal:
+        if journal.done:
+            return
+        fetched = temporary(session.run.path / "slices")
+        try:
+            first(lambda: _take(session, journal, places, fetched))
+        finally:
+            shutil.rmtree(fetched, ignore_errors=True)
     session.progress.note(f"{STAGE}: joined {len(places)} slices")
 
 
-def _take(session: Session, places: Sequence[str], fetched: Path) -> list[Path]:
+def _take(session: Session, journal: Journal, places: Sequence[str], fetched: Path) -> None:
     """Copies the files of the slices into this run; mirrored slices are first `fetched`."""
     slices = in_order(
         open_slice(session, place, fetched / str(at)) for at, place in enumerate(places)
@@ -68,11 +67,9 @@ def _take(session: Session, places: Sequence[str], fetched: Path) -> list[Path]:
         check_files(one)
     _check_weights(session, slices)
     check_trees(session, slices)
-    copies = []
     for path in (path for one in slices for path in one.shards):
-        copies.append(session.run.trees(ROUND) / path.name)
-        write_bytes(copies[-1], path.read_bytes())
-    return [*copies, session.record_cost(STAGE, _cost(slices))]
+        journal.write_bytes(session.run.trees(ROUND) / path.name, path.read_bytes())
+    journal.record_cost(**_cost(slices))
 
 
 def in_order(slices: Iterable[Slice]) -> list[Slice]:
