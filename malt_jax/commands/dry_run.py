@@ -28,13 +28,16 @@ def describe(invocation: Invocation) -> str:
     """The whole account as text; raises UserError for what the command would refuse."""
     from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
     from malt_jax.config.reading import to_dict
+    from malt_jax.config.run import with_defaults
     from malt_jax.progress import Progress
     from malt_jax.storage.rundir import RunDir
 
     config = read_config(invocation)
     check_tracker(config)
     session = look(config, Progress(quiet=True))
-    RunDir.check(config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS)
+    RunDir.check(
+        config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS, complete=with_defaults
+    )
     spec, tokenizer = check_input(session)
     lines = [
         f"malt {invocation.command.name} would do this. Nothing was written.",

@@ -56,6 +56,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax import progress
     from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
     from malt_jax.config.reading import to_dict
+    from malt_jax.config.run import with_defaults
     from malt_jax.distributed import initialize
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
@@ -80,6 +81,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             to_dict(config),
             f"malt {command}",
             free=CANNOT_CHANGE_RESULTS,
+            complete=with_defaults,
             facts=facts,
             mirror=config.mirror,
         ) as run:
