@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
-from malt_jax.evaluation.rollouts import Stage, run_systems
+from malt_jax.evaluation.rollouts import RolloutContext, run_systems
+from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import System
 from malt_jax.progress import counted
 from malt_jax.stages.ablate import opened, train_variant
@@ -19,7 +20,7 @@ from malt_jax.stages.measured import (
     summarise_run,
     write_results,
 )
-from malt_jax.stages.policies import adapters_of_round, policy_table
+from malt_jax.stages.policies import adapters_of_round, load, policy_identities
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import Variant, planned
 from malt_jax.storage import manifest
@@ -33,7 +34,7 @@ from malt_jax.tree.records import grade_trees
 STAGE = "eval"
 
 
-def evaluate(session: Session) -> dict[str, Any]:
+def evaluate(session: Session) -> Results:
     """Runs what is not run yet, writes `results.json` and `results.md`, returns the results."""
     systems, variants = planned(session)
     if not session.done(STAGE):
@@ -57,15 +58,16 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         manifest.verify(run, manifest.sealed_units(run, STAGE))
         return
     costs, figures = block_costs(run), session.watch_sampler()
-    stage = Stage(
+    context = RolloutContext(
         sampler=session.sampler,
-        policies=policy_table(session),
+        identities=policy_identities(session),
+        weights=partial(load, session),
         tokenizer=session.model.tokenizer,
         grader=session.task.grader,
         seed=config.seed,
         context=session.context,
         overflow=config.pipeline.overflow,
-        on_calls=lambda who, calls: session.progress.note(
+        on_batch=lambda who, calls: session.progress.note(
             f"eval: {who}: {counted(calls, 'completion')}"
         ),
     )
@@ -86,10 +88,10 @@ def roll_out(session: Session, systems: Sequence[System]) -> None:
         if any(owed.values()):
             # The whole block, also where part of it is written: the same batches, the same bytes.
             began = time.perf_counter()
-            records, seconds = run_systems(systems, block, stage)
+            records, seconds = run_systems(systems, block, context)
             for name, rows in records.items():
-                rows = [r for r in rows if (r["question_id"], r["draw"]) in owed[name]]
-                append_lines(paths[name], rows)
+                rows = [r for r in rows if (r.question_id, r.draw) in owed[name]]
+                append_lines(paths[name], [row.to_record() for row in rows])
             costs[str(start)] = {
                 "seconds": time.perf_counter() - began,
                 "systems": seconds,

@@ -7,20 +7,18 @@ weights it had before, and its identity says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
-from malt_jax.evaluation.rollouts import Policy
-from malt_jax.evaluation.systems import FURTHER_TURNS, STAR, speaker
+from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
 from malt_jax.stages.session import Session, train_stage
 from malt_jax.storage import manifest
+from malt_jax.tree.policies import BASE, STAR
 
 if TYPE_CHECKING:
     from malt_jax.training.step import Trainable
 
-BASE = "base"
 SHARED = "shared"
 """The one trainee of `sharing: shared`, whose weights all roles use."""
 PHASES = ("sft", "dpo")
@@ -83,8 +81,8 @@ def adapters_of_round(session: Session, round: int) -> dict[str, Any]:
     return adapters
 
 
-def policy_table(session: Session) -> Mapping[tuple[str, str], Policy]:
-    """Every (policy, turn)."""
+def policy_identities(session: Session) -> dict[tuple[str, str], str]:
+    """The identity of the weights that each (policy, turn) of the last round stands for."""
     last = session.config.rounds - 1
     names = [role.name for role in session.pipeline.roles]
     identities = {}
@@ -94,5 +92,4 @@ def policy_table(session: Session) -> Mapping[tuple[str, str], Policy]:
         identities["sft", turn] = last_phase(session, last, name, ("sft",))
         identities["malt", turn] = last_phase(session, last, name)
         identities["star", turn] = last_phase(session, last, STAR, ("sft",))
-    weights = {identity: load(session, identity) for identity in dict.fromkeys(identities.values())}
-    return {key: Policy(identity, weights[identity]) for key, identity in identities.items()}
+    return identities

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from malt_jax.evaluation.systems import STAR, make_systems
+from malt_jax.evaluation.systems import make_systems
 from malt_jax.progress import counted
 from malt_jax.stages.policies import last_phase, load, trainee, trainees, weights_folder
 from malt_jax.stages.session import Session, train_stage
@@ -14,6 +14,7 @@ from malt_jax.storage.jsonl import read_lines
 from malt_jax.training.examples import DpoExample, SftExample
 from malt_jax.training.loop import TrainOutcome
 from malt_jax.training.phases import train_dpo, train_sft
+from malt_jax.tree.policies import STAR
 
 
 def train(session: Session, round: int) -> None:

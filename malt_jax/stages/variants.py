@@ -11,13 +11,11 @@ from malt_jax.config.evaluation import Ablation
 from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
-from malt_jax.evaluation.systems import STAR, System, make_systems
+from malt_jax.evaluation.systems import System, make_systems
 from malt_jax.stages.policies import trainees
 from malt_jax.stages.session import Session, label_stage, search_stage, train_stage
+from malt_jax.tree.policies import STAR, TRAINED
 from malt_jax.tree.roles import make_pipeline
-
-TRAINED = "malt"
-"""The system a variant is measured by."""
 
 
 @dataclass(frozen=True)
