@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Real
 from scipy import stats
 
 from malt_jax.evaluation.schema import Reliability
@@ -53,7 +53,7 @@ def _rewards(tree: Tree, node: Node) -> list[float]:
 
 
 def _reliability(
-    predicted: Float[np.ndarray, " N"], observed: Float[np.ndarray, " N"], bins: int
+    predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"], bins: int
 ) -> Reliability:
     """Scores of N predictions in [0, 1] of outcomes in [0, 1]."""
     bin_of = np.minimum((predicted * bins).astype(int), bins - 1)
@@ -76,7 +76,7 @@ def _reliability(
     }
 
 
-def auc(predicted: Float[np.ndarray, " N"], observed: Float[np.ndarray, " N"]) -> float | None:
+def auc(predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"]) -> float | None:
     """Probability that a success was predicted above a failure, where ties count half.
 
     None if there are only successes or only failures.

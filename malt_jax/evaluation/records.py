@@ -39,11 +39,11 @@ class DrawRecord:
     question_id: str
     draw: int
     prediction: str | None
-    """The answer that counts: the last answering turn's, by majority if there are several agents."""
+    """The last answering turn's answer, by majority if there are several agents."""
     correct: bool
     turns: tuple[TurnRecord, ...]
     seed: int = 0
-    """Seed of the run, told apart only where runs are pooled; not stored, the run's config has it."""
+    """Seed of the run, set where runs are pooled. It is not stored: the run's config has it."""
 
     @property
     def calls(self) -> int:
@@ -70,10 +70,14 @@ class DrawRecord:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DrawRecord:
         """The draw of a JSON object; raises ValueError where a field is missing or unknown."""
-        own = ("question_id", "draw", "prediction", "correct")
         try:
-            turns = tuple(TurnRecord(**turn) for turn in record["turns"])
-            return cls(*(record[name] for name in own), turns)
+            return cls(
+                record["question_id"],
+                record["draw"],
+                record["prediction"],
+                record["correct"],
+                tuple(TurnRecord(**turn) for turn in record["turns"]),
+            )
         except KeyError as error:
             raise ValueError(f"a draw without {error}") from None
         except TypeError as error:

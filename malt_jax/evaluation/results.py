@@ -20,7 +20,14 @@ from jaxtyping import Bool, Int
 from malt_jax.errors import UserError
 from malt_jax.evaluation import breakdown, statistics
 from malt_jax.evaluation.records import DrawRecord
-from malt_jax.evaluation.schema import Comparison, McNemar, PairedTest, Reliability, Results, VotedRow
+from malt_jax.evaluation.schema import (
+    Comparison,
+    McNemar,
+    PairedTest,
+    Reliability,
+    Results,
+    VotedRow,
+)
 
 Unit = tuple[int, str]
 """A seed and a question id: what one row of the table answers once."""
@@ -210,7 +217,7 @@ def _votes(
     single_agent: str,
     baseline: str,
 ) -> dict[str, list[int]]:
-    """The votes of the rows of each system; the single agent's cover the calls of every other row."""
+    """The votes of each system's rows; the single agent's cover the calls of every other row."""
     votes = {name: set(info.votes) for name, info in systems.items()}
     name, _, count = baseline.partition("@")
     if name in votes and (count or "1").isdigit():
@@ -255,9 +262,7 @@ def _row(
         "interval": list(statistics.wilson_interval(int(correct.sum()), len(used), confidence)),
         "seconds": None if info.seconds is None else info.seconds * votes,
         "unparsed": sum(record.prediction is None for record in every),
-        "truncated": sum(
-            any(turn.finish == "length" for turn in record.turns) for record in every
-        ),
+        "truncated": sum(any(turn.finish == "length" for turn in record.turns) for record in every),
         "ties": sum(vote.tie for vote in outcomes),
     }
     if units.pooled:

@@ -46,7 +46,7 @@ class RolloutContext:
     """The model's longest sequence in tokens."""
     overflow: str = "refuse"
     on_batch: Callable[[str, int], None] | None = None
-    """Called before each batch with its turn and weights, in words, and its number of completions."""
+    """Called before each batch with a name for it and its number of completions."""
 
 
 class UniqueCall(NamedTuple):
@@ -112,7 +112,7 @@ def run_systems(
 def _take_turn(
     agents: Sequence[Agent], number: int, context: RolloutContext, seconds: dict[str, float]
 ) -> None:
-    """Every agent's turn number `number`; each unique call is sampled once, each text graded once."""
+    """Turn `number` of every agent: unique calls are sampled once, equal answers graded once."""
     # What everybody said before this turn: nobody may read what is written during it.
     latest = {
         key: [next(reversed(agent.texts.values()), "") for agent in group]
@@ -152,7 +152,7 @@ def _take_turn(
 
 
 def _call(agent: Agent, number: int, others: list[str], context: RolloutContext) -> UniqueCall:
-    """The call of an agent's turn; `others` are the latest texts of the other agents of its draw."""
+    """The call of an agent's turn; `others` are the latest texts of its draw's other agents."""
     role, policy = agent.system.turns[number].role, agent.system.turns[number].policy
     # A role that was removed from the chain leaves its place in later prompts empty.
     known = {*agent.texts, "previous", "question"}

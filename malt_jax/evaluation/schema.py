@@ -1,4 +1,4 @@
-"""The schema of `results.json`: what the table of an evaluation says, as plain JSON data."""
+"""The schema of `results.json`: the table of an evaluation as plain JSON data."""
 
 from __future__ import annotations
 
@@ -7,31 +7,26 @@ from typing import Any, NotRequired, TypedDict
 
 
 class McNemar(TypedDict):
-    """Changed answers from one row to another on the same questions, and their p-value."""
+    """Changed answers from one row of the table to another, and the exact McNemar p-value."""
 
     wrong_to_right: int
     right_to_wrong: int
     p: float
-    """Exact McNemar test; with several seeds the exact sign-flip test over questions."""
 
 
 class Comparison(McNemar):
-    """A row compared with another one."""
+    """A row compared with another one; with several seeds, `p` is the sign-flip test's."""
 
-    delta: float
-    """Difference in accuracy."""
+    delta: float  # difference in accuracy
     delta_interval: list[float]
-    p_pooled: NotRequired[float]
-    """With several seeds: McNemar on the flips of all of them, as if they were independent."""
-    seeds: NotRequired[dict[str, McNemar]]
-    """With several seeds: each alone."""
+    p_pooled: NotRequired[float]  # several seeds: McNemar, as if their answers were independent
+    seeds: NotRequired[dict[str, McNemar]]  # several seeds: each alone
 
 
 class PairedTest(Comparison):
     """A comparison as one of the table's family of tests."""
 
-    p_holm: float
-    """`p` after Holm's correction."""
+    p_holm: float  # after Holm's correction
 
 
 class VotedRow(TypedDict):
@@ -41,32 +36,23 @@ class VotedRow(TypedDict):
     system: str
     label: str
     votes: int
-    calls: int
-    """Model calls per question, rounded up where questions differ."""
-    tokens: float
-    """Generated tokens per question."""
+    calls: int  # per question, rounded up where questions differ
+    tokens: float  # generated, per question
     accuracy: float
     interval: list[float]
-    seconds: float | None
-    """Wall-clock time per question, if it was measured."""
-    unparsed: int
-    """Draws without an answer."""
-    truncated: int
-    """Draws with a turn that was cut at its token limit."""
-    ties: int
-    """Questions on which the vote was a tie."""
-    seeds: NotRequired[dict[str, float]]
-    """With several seeds: the accuracy under each, and below its standard deviation."""
-    seeds_sd: NotRequired[float]
+    seconds: float | None  # per question, if they were measured
+    unparsed: int  # draws without an answer
+    truncated: int  # draws with a turn that was cut at its token limit
+    ties: int  # questions with a tied vote
+    seeds: NotRequired[dict[str, float]]  # several seeds: the accuracy under each
+    seeds_sd: NotRequired[float]  # and its standard deviation
 
 
 class Row(VotedRow):
     """One row of the table: a system under a vote, compared with other rows."""
 
-    tests: dict[str, PairedTest]
-    """By the name of the row it is compared with."""
-    equal_calls_baseline: str
-    """The row of the single agent that votes over the same number of calls."""
+    tests: dict[str, PairedTest]  # by the name of the other row
+    equal_calls_baseline: str  # the single agent that votes over the same number of calls
 
 
 class TurnAccuracy(TypedDict):
@@ -77,10 +63,8 @@ class TurnAccuracy(TypedDict):
     accuracy: float
 
 
-Flip = TypedDict(
-    "Flip", {"from": str, "to": str, "wrong_to_right": int, "right_to_wrong": int}
-)  # `from` is a keyword, so no class can have it
-"""Changes from the answer of one turn to that of a later one."""
+# Flips from the answer of one turn to that of a later one; no class can have a field `from`.
+Flip = TypedDict("Flip", {"from": str, "to": str, "wrong_to_right": int, "right_to_wrong": int})
 
 
 class Turns(TypedDict):
@@ -115,30 +99,22 @@ class Reliability(TypedDict):
     outcomes: int
     auc: float | None
     brier: float
-    brier_base: float
-    """Brier score of always predicting the mean reward."""
+    brier_base: float  # the score of always predicting the mean reward
     bins: list[Bin]
 
 
 class Results(TypedDict):
     """The content of `results.json`."""
 
-    run: Mapping[str, Any]
-    """Facts of the run: model, task, seed, and so on."""
+    run: Mapping[str, Any]  # facts: model, task, seed, and so on
     questions: int
     seeds: list[int]
-    baseline: str
-    """The row that every other row is tested against."""
-    confidence: float
-    """Of every interval."""
+    baseline: str  # the row that every other row is tested against
+    confidence: float  # of every interval
     systems: list[Row]
     turns: list[Turns]
     levels: dict[str, Level]
-    calibration: dict[str, Reliability]
-    """By role."""
-    cost: Mapping[str, Any]
-    """By stage."""
-    labels: Mapping[str, Any]
-    """Counts of the role data."""
-    records: Mapping[str, str]
-    """SHA-256 of the files of draws that this was computed from, by path."""
+    calibration: dict[str, Reliability]  # by role
+    cost: Mapping[str, Any]  # by stage
+    labels: Mapping[str, Any]  # counts of the role data
+    records: Mapping[str, str]  # SHA-256 of each file of draws, by its path

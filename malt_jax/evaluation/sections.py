@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from malt_jax.evaluation import cells
-from malt_jax.evaluation.schema import Results
+from malt_jax.evaluation.schema import McNemar, Results
 from malt_jax.evaluation.table import Table, numbers, texts
 
 
@@ -44,13 +44,9 @@ def by_seed(results: Results) -> Section:
     rows = []
     for row in results["systems"] if len(seeds) > 1 else ():
         for other, test in row["tests"].items():
-            alone = [test["seeds"][seed] for seed in seeds]
-            changes = [
-                f"+{one['wrong_to_right']} −{one['right_to_wrong']}, p {cells.probability(one['p'])}"
-                for one in alone
-            ]
+            alone = [_changes(test["seeds"][seed]) for seed in seeds]
             pooled = cells.probability(test["p_pooled"])
-            rows.append([row["label"], other, cells.points(test["delta"]), *changes, pooled])
+            rows.append([row["label"], other, cells.points(test["delta"]), *alone, pooled])
     columns = texts("system", "against") + numbers("difference")
     columns += numbers(*(f"seed {seed}" for seed in seeds), "p of summed flips")
     return Section(
@@ -61,6 +57,11 @@ def by_seed(results: Results) -> Section:
         "together, as if a question's answers under different seeds were independent; the table "
         "above does not assume this.",
     )
+
+
+def _changes(test: McNemar) -> str:
+    p = cells.probability(test["p"])
+    return f"+{test['wrong_to_right']} −{test['right_to_wrong']}, p {p}"
 
 
 def by_turn(results: Results) -> Section:

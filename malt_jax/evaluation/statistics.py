@@ -27,7 +27,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def exact_mcnemar(wrong_to_right: int, right_to_wrong: int) -> float:
-    """Two-sided exact McNemar p-value: a changed answer is a fair coin under the null hypothesis."""
+    """Two-sided exact McNemar p-value: under the null hypothesis a change is a fair coin."""
     changed = wrong_to_right + right_to_wrong
     if changed == 0:
         return 1.0

@@ -92,7 +92,7 @@ def make_systems(
 
 
 def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[SystemConfig]:
-    """Every system of the publication for which this pipeline has the roles and this task the turns."""
+    """Every system of the publication that this pipeline and the task's templates allow."""
     names = [role.name for role in pipeline.roles]
     first = names[0]
     further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}

@@ -77,9 +77,7 @@ class Table:
     def _headings(self, escaped: Callable[[str], str]) -> list[str]:
         return [escaped(column.heading) for column in self.columns]
 
-    def _escaped(
-        self, number: Callable[[str], str], text: Callable[[str], str]
-    ) -> list[list[str]]:
+    def _escaped(self, number: Callable[[str], str], text: Callable[[str], str]) -> list[list[str]]:
         return [
             [
                 (number if column.is_number else text)(cell)

@@ -82,7 +82,7 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
 
 
 def _tree_files(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None]]:
-    """Key, name, files and role data of every group of trees: the rounds, then the held-out ones."""
+    """Key, name, files and role data of every group of trees: rounds, then held-out ones."""
     rounds = sorted(path for path in (run / "rounds").glob("[0-9]*") if path.is_dir())
     for folder in rounds:
         name = "Search trees" if len(rounds) == 1 else f"Search trees, round {int(folder.name)}"

@@ -7,13 +7,14 @@ depends on the time or the process, so that the report of the same run is the sa
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import re
 import warnings
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,42 +36,22 @@ COLOURS = {
     "gold": "#a98307",
     "grey": "#8d9299",
     "value-low": "#e58e55",
-    "value-mid": "#eeece6",
     "value-high": "#6aa5dc",
 }
 """The palette (the hues of Okabe and Ito, toned down): distinct for colour-blind readers too."""
-STYLE = {
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.labelsize": 12,
-    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "figure.dpi": 72,  # so that a point, the unit of the SVG, is a pixel
-    "font.family": "sans-serif",
-    "font.size": 12,
-    "grid.color": COLOURS["line"],
-    "lines.linewidth": 1.75,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "malt",  # the ids of shared shapes are the same every time
-    "text.color": COLOURS["muted"],
-    "text.parse_math": False,  # a dollar sign in a name does not begin a formula
-    "xtick.color": COLOURS["muted"],
-    "xtick.major.pad": 9,
-    "xtick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.color": COLOURS["muted"],
-    "ytick.major.pad": 8,
-    "ytick.major.size": 0,
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
 FORMATS = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {"Software": None},
 }
 """The formats of a figure's files, with the metadata that would differ from run to run removed."""
-PNG_DPI = 216
 TIP = "tip:"
+"""Begins the ids of artists that have a tip."""
+SVG = "{http://www.w3.org/2000/svg}"
+XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
+ElementTree.register_namespace("", SVG[1:-1])
+ElementTree.register_namespace("xlink", XLINK_HREF[1:-5])
 
 
 @contextmanager
@@ -79,84 +60,99 @@ def styled() -> Iterator[None]:
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces its font cache
-    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
+    with warnings.catch_warnings(), matplotlib.rc_context(fname=STYLE):
         # Names may have characters that the font lacks; PDF and PNG show a box there.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         yield
 
 
 def axes(
-    title: str, width: int, height: int, left: int, right: int, top: int, bottom: int = 40
+    title: str,
+    width: int,
+    height: int,
+    left: int = 44,
+    right: int = 10,
+    top: int = 34,
+    bottom: int = 44,
 ) -> Axes:
     """Empty axes with margins in pixels; `title` is what a screen reader says of the figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72))
-    figure.set_label(one_line(title))
+    figure.set_label(plain(title))
     size = ((width - left - right) / width, (height - top - bottom) / height)
-    plot = figure.add_axes((left / width, bottom / height, *size))
-    plot.patch.set_visible(False)
-    plot.set_axisbelow(True)
-    return plot
+    return figure.add_axes((left / width, bottom / height, *size))
 
 
-def value_colour(value: float) -> str:
-    """The colour of a node value: orange at 0, neutral at one half, blue at 1."""
-    return _VALUE_COLOURS[round(100 * value)][0]
+_THEMED = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 
-def _value_colour(percent: int) -> tuple[str, str]:
-    """The colour of a value as #rrggbb, and as CSS that follows the page's theme."""
-    end = "value-low" if percent < 50 else "value-high"
-    share = abs(percent - 50) / 50
-    pairs = zip(*(bytes.fromhex(COLOURS[name][1:]) for name in (end, "value-mid")), strict=True)
-    mixed = "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
-    return mixed, f"color-mix(in oklab,var(--{end}) {100 * share:.0f}%,var(--value-mid))"
-
-
-_VALUE_COLOURS = [_value_colour(percent) for percent in range(101)]
-_THEMED = {colour: css for colour, css in _VALUE_COLOURS} | {
-    colour: f"var(--{name},{colour})" for name, colour in COLOURS.items()
-}
+def plain(text: str) -> str:
+    """Text from anywhere as one line that XML can hold."""
+    return re.sub("[\ufffe\uffff]", "\ufffd", one_line(text))
 
 
 def tip(artist: Artist, text: str) -> None:
     """Lets an artist say what it is when it is pointed at in the SVG."""
-    artist.set_gid(TIP + one_line(text))
+    artist.set_gid(TIP + plain(text))
 
 
 @styled()
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure as PDF and PNG beside `path`."""
     for suffix in ("pdf", "png"):
-        figure.savefig(path.with_suffix(f".{suffix}"), metadata=FORMATS[suffix], dpi=PNG_DPI)
+        figure.savefig(path.with_suffix(f".{suffix}"), metadata=FORMATS[suffix])
 
 
 @styled()
-def to_svg(figure: Figure) -> str:
-    """The figure as an SVG file: matplotlib's, with tips and without what says nothing."""
-    buffer = io.StringIO()
+def to_svg(figure: Figure) -> ElementTree.Element:
+    """The figure as the root element of an SVG file: matplotlib's, smaller and with tips."""
+    buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata=FORMATS["svg"])
-    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: sans-serif", svg)
-    svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
-    svg = re.sub(r"\s*\n\s*", " ", svg).replace("> <", "><")
-    # matplotlib has no tips, but it writes an artist's id as the id of its group.
-    return re.sub(f' id="{TIP}([^"]*)">', r"><title>\1</title>", svg) + "\n"
+    root = ElementTree.fromstring(buffer.getvalue())
+    root.remove(root.find(f"{SVG}metadata"))
+    for element in list(root.iter()):
+        if not (element.text or "").strip():
+            element.text = None
+        element.tail = None
+        for child in list(element):
+            if child.tag == f"{SVG}g" and len(child) == 0:
+                element.remove(child)
+        # matplotlib has no tips, but it writes an artist's id as the id of its group.
+        if element.get("id", "").startswith(TIP):
+            title = ElementTree.Element(f"{SVG}title")
+            title.text = element.attrib.pop("id").removeprefix(TIP)
+            element.insert(0, title)
+        if element.get("transform", "").startswith(("rotate(0 ", "rotate(-0 ")):
+            del element.attrib["transform"]
+        for name, numbers in element.items():
+            if name in ("d", "x", "y"):  # cut to hundredths of a pixel
+                element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", " ".join(numbers.split())))
+    return root
 
 
-def inline_svg(svg: str, title: str) -> str:
-    """An SVG file as an element of the page, in the colours and the font of its theme."""
-    _, _, svg = svg.partition("<svg ")
-    head, _, marks = svg.partition(">")
-    box = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', head)
-    assert box is not None, "matplotlib writes a viewBox"
-    marks = re.sub(r"<defs><style.*?</style></defs>", "", marks, count=1)
-    marks = re.sub(r'<g id="patch_1">.*?</g>', "", marks, count=1)  # the white ground
-    marks = re.sub(r' id="[a-zA-Z]+[a-z0-9.]*_\d+"', "", marks)  # of groups, equal in all figures
-    marks = marks.replace("<g/>", "").replace("font-family: sans-serif; ", "")
-    marks = re.sub("#[0-9a-f]{6}", lambda found: _THEMED.get(found[0], found[0]), marks)
-    return (
-        f'<svg class="plot" role="img" aria-label="{escape(title)}" {box[0]} '
-        f'style="max-width:{box[1]}px">{marks.strip()}'
-    )
+def svg_file(root: ElementTree.Element) -> str:
+    """The text of an SVG file."""
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def inline_svg(root: ElementTree.Element, title: str) -> str:
+    """An SVG file as an element of the page, in the font of the page and the theme's colours."""
+    root = copy.deepcopy(root)
+    root.remove(root.find(f"{SVG}defs"))  # a style, which would hold for the whole page
+    figure = root.find(f"{SVG}g")
+    figure.remove(figure.find(f"{SVG}g[@id='patch_1']"))  # the white ground
+    for element in root.iter():
+        if element.tag == f"{SVG}g":
+            element.attrib.pop("id", None)  # the groups of all figures have the same ids
+        if XLINK_HREF in element.attrib:
+            element.set("href", element.attrib.pop(XLINK_HREF))
+        if style := element.get("style"):
+            style = re.sub("#[0-9a-f]{6}", lambda found: _THEMED.get(found[0], found[0]), style)
+            element.set("style", re.sub(r"font-(family|size): [^;]*;? ?", "", style))
+    box = root.attrib["viewBox"]
+    width = box.split()[2]
+    root.attrib.clear()
+    root.attrib |= {"class": "plot", "role": "img", "aria-label": title, "viewBox": box}
+    root.set("style", f"max-width:{width}px")
+    return ElementTree.tostring(root, encoding="unicode")

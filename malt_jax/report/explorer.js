@@ -99,7 +99,7 @@ function more() {
 function row(entry) {
   const code = state.source.isTree ? barcode(entry.leaves)
     : el("span", {}, barcode(bits(entry, 0), true), barcode(bits(entry, 1), true));
-  return el("li", { "data-id": entry.id, "aria-current": entry === state.open && "true", click: () => { open(entry); reveal(); } },
+  return el("li", { "data-id": entry.id, "aria-current": entry === state.open && "true", click: () => { open(entry); read(); } },
     el("div", { class: "top" }, el("span", {}, visible(entry.id)), code),
     el("div", { class: "text" }, visible(entry.text)));
 }
@@ -217,15 +217,15 @@ function listKey(event) {
   if (by) step(by);
   else if (event.key === "Enter" && state.shown.length) {
     if (event.target === $("search")) open(state.shown[0]);
-    event.target.blur(); // from here on the keys move within the tree
-    reveal();
+    read();
   } else return;
   event.preventDefault();
   event.stopPropagation();
 }
 
-/** Scrolls to the open question where it is out of sight: on a phone it is below the list. */
-function reveal() {
+/** Goes on to the open question: the keys move within it, and on a phone it is below the list. */
+function read() {
+  document.activeElement.blur();
   if (!inView()) $("detail").scrollIntoView();
 }
 

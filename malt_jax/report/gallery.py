@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from malt_jax.report.drawing import inline_svg, save, to_svg
+from malt_jax.report.drawing import inline_svg, save, svg_file, to_svg
 from malt_jax.storage import atomic
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from matplotlib.figure import Figure
 
 
@@ -17,7 +19,7 @@ class Gallery:
     """Figures by the name of their files, for a paper or a slide."""
 
     def __init__(self) -> None:
-        self._figures: dict[str, tuple[Figure, str]] = {}
+        self._figures: dict[str, tuple[Figure, Element]] = {}
 
     def add(self, name: str, figure: Figure | None) -> str:
         """Keeps a figure under its name and returns its SVG for the page; "" without a figure."""
@@ -31,5 +33,5 @@ class Gallery:
         """Replaces the folder by the files of all figures."""
         with atomic.atomic_directory(folder, replace=True) as built:
             for name, (figure, svg) in self._figures.items():
-                (built / f"{name}.svg").write_text(svg, encoding="utf-8")
+                (built / f"{name}.svg").write_text(svg_file(svg), encoding="utf-8")
                 save(figure, built / name)

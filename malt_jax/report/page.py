@@ -20,26 +20,6 @@ HERE = Path(__file__).parent
 CURVES = ("loss", "accuracy", "margin")
 """Logged numbers that get a curve, where a training has them."""
 
-GROUPS = {"trees": "search", "star": "STaR baseline"}
-COUNTS = {
-    "all_right": "trees with every leaf right",
-    "all_wrong": "trees with every leaf wrong",
-    "mixed": "trees with both",
-    "unparsed": "final answers not parsed",
-    "length": "completions cut at the token limit",
-    "cut_prompts": "prompts shortened to fit",
-    "sft": "SFT examples",
-    "dpo": "DPO pairs",
-    "positives": "positive nodes",
-    "negatives": "negative nodes",
-    "positives_behind_negative": "positive nodes after a negative turn",
-    "positives_cut_at_limit": "positive nodes left out because they were cut at the token limit",
-    "pairs_of_equal_text": "pairs left out because both texts are equal",
-    "pairs_possible": "possible pairs",
-    "repeats": "examples left out because they repeat another",
-}
-"""What the page calls the counts of the role data."""
-
 
 def render(**parts: Any) -> str:
     """`report.html` from its template; all text in it is escaped except the figures, our own."""
@@ -60,7 +40,6 @@ def render(**parts: Any) -> str:
         "points_interval": cells.points_interval,
         "p": cells.probability,
         "seconds": cells.seconds,
-        "bytes": _bytes,
     }
     scripts = ("page.js", "tree.js", "explorer.js")
     return environment.get_template("page.html.j2").render(
@@ -157,15 +136,13 @@ def stages(
     return {name: cost[name] for name in sorted(cost, key=order)}
 
 
-def _counts(labels: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Nested counts as (name of the group, count by description)."""
-    own = {key: count for key, count in labels.items() if not isinstance(count, Mapping)}
-    if own:
-        described = {COUNTS.get(key, key.replace("_", " ")): count for key, count in own.items()}
-        yield GROUPS.get(name, name or "all"), described
-    for key, inner in labels.items():
+def _counts(labels: Mapping[str, Any], group: str = "all") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The counts of nested groups as (name of the group, its own counts)."""
+    if own := {name: count for name, count in labels.items() if not isinstance(count, Mapping)}:
+        yield group, own
+    for name, inner in labels.items():
         if isinstance(inner, Mapping):
-            yield from _counts(inner, key)
+            yield from _counts(inner, name)
 
 
 def _headline(results: Results) -> dict[str, Any] | None:
@@ -176,10 +153,3 @@ def _headline(results: Results) -> dict[str, Any] | None:
         if test := row["tests"].get(row["equal_calls_baseline"]):
             return {"row": row, "test": test, "other": rows[row["equal_calls_baseline"]]}
     return None
-
-
-def _bytes(count: float) -> str:
-    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"

@@ -60,12 +60,11 @@ class Totals:
 
     def by_depth(self) -> list[DepthValues]:
         """Averages over the trees at each depth, the root first."""
-        averages = [np.mean(self.spans[depth], axis=0) for depth in sorted(self.spans)]
-        accuracies = [None, *(_mean(self.correct[r]) if self.correct[r] else None for r in self.roles)]
-        return [
-            DepthValues(role, *map(float, spans), accuracy)
-            for role, spans, accuracy in zip(("question", *self.roles), averages, accuracies)
-        ]
+        averages = [np.mean(spans, axis=0).tolist() for _, spans in sorted(self.spans.items())]
+        found = [None] + [_mean(c) if (c := self.correct[role]) else None for role in self.roles]
+        return list(
+            map(DepthValues, ("question", *self.roles), *zip(*averages, strict=True), found)
+        )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The finished evaluation of a run: its draws, what they cost, and the table of one or more seeds."""
+"""The finished evaluation of a run: its draws, their cost, and the table of one or more seeds."""
 
 from __future__ import annotations
 
