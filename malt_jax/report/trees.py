@@ -177,9 +177,10 @@ def entry(tree: Tree) -> dict[str, Any]:
 
 def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:
     """The nodes from the draft down to each node; parents stand before their children."""
-    paths: dict[str | None, tuple[Node, ...]] = {None: ()}
+    paths: dict[str, tuple[Node, ...]] = {}
     for node in tree.nodes:
-        paths[node.id] = (*paths[node.parent], node)
+        earlier = () if node.parent is None else paths[node.parent]
+        paths[node.id] = (*earlier, node)
     return paths
 
 
