@@ -171,7 +171,7 @@ def summarise(
             {**row, "tests": tests[key], "equal_calls_baseline": equal_calls[key]}
             for key, row in rows.items()
         ],
-        "turns": [found for name in systems if (found := breakdown.turns(name, draws[name]))],
+        "turns": [turns for name in systems if (turns := breakdown.turns(name, draws[name]))],
         "levels": breakdown.levels(correct, units.questions, levels),
         "calibration": dict(calibration or {}),
         "cost": dict(cost or {}),

@@ -98,8 +98,8 @@ def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[S
     further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}
     systems = [SystemConfig(SINGLE_AGENT, (f"{first}:{BASE}",), "single agent", (1, 3, 9))]
     if "retry" in further:
-        chain = (f"{first}:{BASE}", f"retry:{BASE}", f"retry:{BASE}")
-        systems.append(SystemConfig("self-correction", chain, "self-correction, 3 turns"))
+        retries = (f"{first}:{BASE}", f"retry:{BASE}", f"retry:{BASE}")
+        systems.append(SystemConfig("self-correction", retries, "self-correction, 3 turns"))
     if "debate" in further:
         label = f"debate, {DEBATERS} agents x 3 rounds"
         systems.append(SystemConfig("debate", (f"debate:{BASE}",), label, (1,)))
@@ -129,7 +129,7 @@ def _role_removals(pipeline: Pipeline, judge: bool) -> Iterator[SystemConfig]:
     """
     names = [role.name for role in pipeline.roles]
     answering = {role.name for role in pipeline.roles if role.config.answers}
-    kept = {names[0]: (names[0],)}
+    kept: dict[str, tuple[str, ...]] = {names[0]: (names[0],)}
     for removed in names[1:] if len(names) > 2 else ():
         roles = tuple(name for name in names if name != removed)
         joined = "-".join(roles)

@@ -74,14 +74,14 @@ def axes(
     right: int = 10,
     top: int = 34,
     bottom: int = 44,
-) -> Axes:
-    """Empty axes with margins in pixels; `title` is what a screen reader says of the figure."""
+) -> tuple[Figure, Axes]:
+    """A figure with empty axes, sizes in pixels; `title` is what a screen reader says of it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72))
     figure.set_label(plain(title))
     size = ((width - left - right) / width, (height - top - bottom) / height)
-    return figure.add_axes((left / width, bottom / height, *size))
+    return figure, figure.add_axes((left / width, bottom / height, *size))
 
 
 _THEMED = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
@@ -110,7 +110,7 @@ def to_svg(figure: Figure) -> ElementTree.Element:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata=FORMATS["svg"])
     root = ElementTree.fromstring(buffer.getvalue())
-    root.remove(root.find(f"{SVG}metadata"))
+    root[:] = [child for child in root if child.tag != f"{SVG}metadata"]
     for element in list(root.iter()):
         if not (element.text or "").strip():
             element.text = None
@@ -139,9 +139,9 @@ def svg_file(root: ElementTree.Element) -> str:
 def inline_svg(root: ElementTree.Element, title: str) -> str:
     """An SVG file as an element of the page, in the font of the page and the theme's colours."""
     root = copy.deepcopy(root)
-    root.remove(root.find(f"{SVG}defs"))  # a style, which would hold for the whole page
-    figure = root.find(f"{SVG}g")
-    figure.remove(figure.find(f"{SVG}g[@id='patch_1']"))  # the white ground
+    # The first child is a style sheet, which would hold for the whole page. The second one is the
+    # figure, whose first child is the white ground.
+    del root[0], root[0][0]
     for element in root.iter():
         if element.tag == f"{SVG}g":
             element.attrib.pop("id", None)  # the groups of all figures have the same ids

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = (COLOURS[name] for name in ("blue", "orange", "green", "grey"))
+LOOKS: dict[str, dict[str, Any]] = {
+    "sa": {"color": GREY, "ls": "-", "lw": 1.25},
+    "malt": {"color": BLUE, "ls": "-", "lw": 2.25, "zorder": 3},
+}
+"""Lines of the systems that look the same in every report; the others use the style's cycle."""
 STEPS = (1, 2, 5, 10)
 """Leading digits of the distance between two ticks."""
 
@@ -40,21 +45,17 @@ def accuracy_against_tokens(results: Results) -> Figure:
     # The axes keep their size; the legend beside them takes what the longest name and all need.
     right, height = 60 + 7 * max(map(len, labels.values())), max(400, 90 + 20 * len(systems))
     title = "accuracy against generated tokens per question"
-    plot = axes(title, 690 + right, height, right=right)
+    figure, plot = axes(title, 690 + right, height, right=right)
     for name, rows in ordered:
-        # The others take the next colour and line style of the cycle.
-        fixed = {
-            "sa": {"color": GREY, "ls": "-"},
-            "malt": {"color": BLUE, "ls": "-", "lw": 2.25, "zorder": 3},
-        }
         tokens = [max(row["tokens"], 1.0) for row in rows]
         accuracies = [row["accuracy"] for row in rows]
-        line = {"lw": 1.25, **fixed.get(name, {})}
-        [drawn] = plot.plot(tokens, accuracies, label=labels[name], **line)
+        [line] = plot.plot(tokens, accuracies, label=labels[name], **LOOKS.get(name, {"lw": 1.25}))
+        colour = str(line.get_color())
         for x, y, row in zip(tokens, accuracies, rows, strict=True):
-            plot.vlines(x, *row["interval"], color=drawn.get_color(), lw=1, alpha=0.45)
+            low, high = row["interval"]
+            plot.vlines(x, low, high, color=colour, lw=1, alpha=0.45)
             text = f"{row['label']}: {100 * y:.1f}%, {row['calls']} calls, {x:.0f} tokens"
-            _dot(plot, x, y, drawn.get_color(), text, radius=5 if name == "malt" else 3.5)
+            _dot(plot, x, y, colour, text, radius=5 if name == "malt" else 3.5)
     plot.set_xscale("log")
     plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plot.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -63,7 +64,7 @@ def accuracy_against_tokens(results: Results) -> Figure:
     plot.set_xlabel("generated tokens per question (log scale)")
     _title(plot, "accuracy %", colour="muted")
     _legend(plot)
-    return plot.figure
+    return figure
 
 
 def _system_label(label: str) -> str:
@@ -90,7 +91,7 @@ def value_histogram(role: str, values: Mapping[float, int], threshold: float) ->
     for value, count in values.items():
         counts[round(20 * value) / 20] += count
     total = counts.total()
-    plot = axes(f"values of the {role}'s nodes", 300, 190)
+    figure, plot = axes(f"values of the {role}'s nodes", 300, 190)
     for value, count in sorted(counts.items()):
         # Orange at 0 and blue at 1, paler towards one half.
         end, strength = ("low" if value < 0.5 else "high"), max(abs(2 * value - 1), 0.15)
@@ -103,7 +104,7 @@ def value_histogram(role: str, values: Mapping[float, int], threshold: float) ->
     plot.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
     plot.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _title(plot, f"{role}, {total} nodes")
-    return plot.figure
+    return figure
 
 
 class DepthValues(NamedTuple):
@@ -125,7 +126,7 @@ def reward_by_depth(depths: Sequence[DepthValues]) -> Figure | None:
     """
     if len(depths) < 2:
         return None
-    plot = axes("reward by tree depth", 420, 240, right=120)
+    figure, plot = axes("reward by tree depth", 420, 240, right=120)
     along = range(len(depths))
     worst, best = [d.worst for d in depths], [d.best for d in depths]
     plot.fill_between(along, worst, best, color=BLUE, alpha=0.14, lw=0)
@@ -145,7 +146,7 @@ def reward_by_depth(depths: Sequence[DepthValues]) -> Figure | None:
     plot.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     _title(plot, "reward %", colour="muted")
     _legend(plot)
-    return plot.figure
+    return figure
 
 
 @styled()
@@ -155,18 +156,18 @@ def learning_curve(title: str, points: Sequence[tuple[int, float]]) -> Figure | 
 
     if len(points) < 2:
         return None
-    plot = axes(title, 300, 170)
+    figure, plot = axes(title, 300, 170)
     steps, values = zip(*points, strict=True)
-    if len(points) > 20:
+    noisy = len(points) > 20
+    if noisy:
         plot.plot(steps, values, color=GREY, lw=1, alpha=0.4, ls="-")
-        values = smooth(values)
-    plot.plot(steps, values, color=BLUE, ls="-")
+    plot.plot(steps, smooth(values) if noisy else values, color=BLUE, ls="-")
     plot.set(xlim=(steps[0], steps[-1]), xlabel="step")
     plot.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS, integer=True))
     plot.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
     plot.ticklabel_format(useOffset=False)
     _title(plot, title)
-    return plot.figure
+    return figure
 
 
 def smooth(values: Sequence[float], reach: int = 5) -> list[float]:
@@ -184,18 +185,18 @@ def cost_by_stage(cost: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     kinds = [re.split("[-/]", name)[0] for name in seconds]
     colours = [{"search": BLUE, "train": ORANGE}.get(kind, GREEN) for kind in kinds]
     height = 22 * len(seconds) + 8
-    plot = axes("seconds by stage", 560, height, left=170, right=70, top=0, bottom=0)
+    figure, plot = axes("seconds by stage", 560, height, left=170, right=70, top=0, bottom=0)
     bars = plot.barh(list(seconds), list(seconds.values()), 0.6, color=colours, alpha=0.8)
     plot.bar_label(bars, fmt="%.1f s", padding=6)
     plot.set(xlim=(0, max(seconds.values()) or 1.0), ylim=(len(seconds) - 0.5, -0.5), xticks=[])
     plot.grid(False)
-    return plot.figure
+    return figure
 
 
 @styled()
 def reliability(role: str, found: Reliability) -> Figure:
     """Success observed in held-out branches over the value that predicted it."""
-    plot = axes(f"reliability of the {role}'s values", 300, 250, top=50)
+    figure, plot = axes(f"reliability of the {role}'s values", 300, 250, top=50)
     plot.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
     points = [(b["predicted"], b["observed"]) for b in found["bins"]]
     plot.plot(*zip(*points, strict=True), color=BLUE, ls="-")
@@ -209,7 +210,7 @@ def reliability(role: str, found: Reliability) -> Figure:
     auc = "not defined" if found["auc"] is None else f"{found['auc']:.2f}"
     base = f"(always the mean: {found['brier_base']:.3f})"
     _title(plot, f"{role}: AUC {auc}, Brier {found['brier']:.3f}", base)
-    return plot.figure
+    return figure
 
 
 def _title(plot: Axes, *lines: str, colour: str = "ink") -> None:

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from malt_jax.errors import UserError
 from malt_jax.evaluation.calibration import calibration
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.results import SystemInfo, summarise, with_seeds
 from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import SINGLE_AGENT
 from malt_jax.evaluation.tables import to_csv, to_latex, to_markdown
+from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import write_json, write_text
+from malt_jax.storage.atomic import json_text, write_text
 from malt_jax.storage.hashing import sha256_all
+from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_records
 from malt_jax.storage.rundir import RunDir
 from malt_jax.tree.node import Tree
@@ -64,28 +65,9 @@ def measured(session: Session) -> Measured:
     )
 
 
-def block_costs_path(run: RunDir) -> Path:
-    """Where the cost of each block of evaluated questions is kept."""
-    return run.path / "cost" / "eval-blocks.json"
-
-
-def block_costs(run: RunDir) -> dict[str, Any]:
-    """The cost of each finished block of questions, by the number of its first question."""
-    path = block_costs_path(run)
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not JSON ({error}); restore it, or remove it, and the seconds of the "
-            "questions answered so far are left out of the table."
-        ) from None
-
-
 def seconds_by_system(run: RunDir) -> dict[str, float]:
     """Seconds per question and draw of each system, over all blocks."""
-    blocks = list(block_costs(run).values())
+    blocks = list(Journal.block_costs(run, EVAL).values())
     questions = sum(block["questions"] for block in blocks)
     total: dict[str, float] = defaultdict(float)
     for block in blocks:
@@ -169,13 +151,19 @@ def _mean_seconds(found: Sequence[Measured]) -> dict[str, SystemInfo]:
 def costs(run: RunDir) -> dict[str, Any]:
     """The cost of each stage, by its name."""
     paths = sorted((run.path / "cost").glob("*.json"))
-    return {p.stem: json.loads(p.read_text()) for p in paths if p != block_costs_path(run)}
+    return {p.stem: json.loads(p.read_text()) for p in paths if p.stem != "eval-blocks"}
+
+
+def result_files(folder: Path, results: Results) -> dict[Path, str]:
+    """The text of `results.json`, and of the same table as Markdown, LaTeX and CSV, by file."""
+    path = folder / "results.json"
+    tables = {path.with_suffix(suffix): to_text(results) for suffix, to_text in TABLES.items()}
+    return {path: json_text(results), **tables}
 
 
 def write_results(folder: Path, results: Results) -> list[Path]:
-    """`results.json` and the same table as Markdown, LaTeX and CSV; returns the files."""
-    path = folder / "results.json"
-    write_json(path, results)
-    for suffix, to_text in TABLES.items():
-        write_text(path.with_suffix(suffix), to_text(results))
-    return [path, *map(path.with_suffix, TABLES)]
+    """Writes the files of `result_files` and returns their paths."""
+    files = result_files(folder, results)
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)

@@ -41,7 +41,7 @@ class Node:
     completion: str
     """The completion as text, without its end token."""
     token_ids: tuple[int, ...]
-    """The completion's tokens as sampled, end token included; training uses these, never the text."""
+    """The tokens as sampled, end token included; training uses these and never the text."""
     logprobs: tuple[float, ...]
     """Log-probability of each token under the sampling policy at temperature 1, unfiltered."""
     finish: str
@@ -157,6 +157,10 @@ class Forest:
         return self.trees[0].branches
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        return self.trees[0].roles
+
+    @property
     def rewards(self) -> Float[Array, "Q *branches"]:
         """Rewards of the leaves."""
         rewards = [[leaf.reward for leaf in tree.leaves] for tree in self.trees]
@@ -226,7 +230,7 @@ def _check_types(record: Any, types: Mapping[str, Any], what: str) -> None:
 
 
 def _check_shape(tree: Tree) -> None:
-    """Nodes stand level by level, each under the parent that its place says, leaves with rewards."""
+    """Raises ValueError unless nodes stand level by level under their parents, leaves rewarded."""
     whole = all(isinstance(b, int) and 1 <= b <= 64 for b in tree.branches)
     if not whole or not 1 <= len(tree.branches) == len(tree.roles):
         raise ValueError(f"tree {tree.question_id!r} has malformed 'branches' or 'roles'")
@@ -239,7 +243,7 @@ def _check_shape(tree: Tree) -> None:
             raise ValueError(f"tree {tree.question_id!r} lacks nodes or has misplaced ones")
         leaf = depth == len(tree.branches) - 1
         if any((node.reward is not None) != leaf for node in level):
-            raise ValueError(f"tree {tree.question_id!r} lacks a leaf's reward, or has one elsewhere")
+            raise ValueError(f"tree {tree.question_id!r} lacks a leaf's reward or has another's")
         parents = [node.id for node in level]
         first += len(level)
     if first != len(tree.nodes):
