@@ -355,3 +355,36 @@ def test_a_held_out_question_is_found_in_its_trees_before_and_after(page):
     _click(page, ".nav .step button", "same question: before and after")
     _wait(page, lambda: "eval/E0" in page.current_url)
     assert len(_all(page, ".side")) == 2
+
+
+def test_the_keyboard_goes_through_the_list_and_enter_goes_on_to_the_tree(page):
+    page.execute_script("document.getElementById('questions').focus()")
+    _press(page, "\ue015", "\ue015", "\ue013")  # down, down, up
+    _wait(page, lambda: _shown(page) == "Q1")
+    assert page.execute_script("return document.activeElement.id") == "questions"
+    leaf = _chosen(page)
+    _press(page, "\ue007", "\ue013")  # enter, up
+    assert _chosen(page) == leaf.rpartition("/")[0]
+
+
+def test_the_tree_is_one_stop_of_the_tab_key_and_says_what_its_nodes_are(page, trees):
+    _question(page, "Q9")
+    stops = "return [...document.querySelectorAll('.tree .node')].filter((e) => e.tabIndex === 0)"
+    [stop] = page.execute_script(stops)
+    page.execute_script("arguments[0].focus()", stop)
+    _press(page, "\ue012" if _chosen(page) != "Q9/g0/v0/r0" else "\ue014")  # left or right
+    focused = page.execute_script("return document.activeElement.dataset.id")
+    assert focused == _chosen(page)
+    [node] = [node for node in trees["Q9"].nodes if node.id == focused]
+    label = page.execute_script("return document.activeElement.getAttribute('aria-label')")
+    assert label.startswith(f"{focused}: value {node.value:.2f}")
+
+
+def test_a_question_chosen_on_a_phone_is_scrolled_into_view(page, run):
+    _size(page, 390, 844)
+    _open(page, run / "report.html")
+    _question(page, "Q5")
+    top = page.execute_script(
+        "return document.getElementById('detail').getBoundingClientRect().top"
+    )
+    assert 0 <= top < 844 * 0.6
