@@ -14,6 +14,7 @@ from malt_jax.errors import UserError
 from malt_jax.storage.writers import writes
 
 if TYPE_CHECKING:
+    from malt_jax.evaluation.schema import Results
     from malt_jax.stages.session import Session
 
 DRY_RUN = Option("--dry-run", "Say what would happen, with first prompts; write nothing.")
@@ -31,7 +32,7 @@ JOIN = Option(
 READ_INPUT = ("run", "search", "eval")
 
 
-def run(invocation: Invocation, work: Callable[[Session], dict[str, Any] | None]) -> None:
+def run(invocation: Invocation, work: Callable[[Session], Results | None]) -> None:
     """Opens the run, does `work` and prints the table of the results it returns."""
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
@@ -47,7 +48,7 @@ def run(invocation: Invocation, work: Callable[[Session], dict[str, Any] | None]
         print_table(to_terminal(results))
 
 
-def whole_run(session: Session) -> dict[str, Any]:
+def whole_run(session: Session) -> Results:
     from malt_jax.stages.run import run as run_all
 
     results = run_all(session)
@@ -86,7 +87,7 @@ def train(session: Session) -> None:
     _every_round(session, stage, trained_stage, label_stage)
 
 
-def evaluate(session: Session) -> dict[str, Any]:
+def evaluate(session: Session) -> Results:
     from malt_jax.stages.evaluate import evaluate as stage
     from malt_jax.stages.names import trained_stage
 
@@ -103,7 +104,7 @@ def export(session: Session) -> None:
     _print(session.run.path / "export")
 
 
-def report(session: Session) -> dict[str, Any] | None:
+def report(session: Session) -> Results | None:
     import json
 
     from malt_jax.stages.report import report as stage
