@@ -59,7 +59,7 @@ def forward(spec, dtype, stacked) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("family", "dtype", "stacked"),
-    [("llama3.1", "float32", True), ("qwen2", "bfloat16", False), ("gemma3", "bfloat16", True)],
+    [("llama3.1", "float32", False), ("gemma3", "bfloat16", True)],
 )
 def test_sixty_four_bits_as_the_default_change_nothing(family, dtype, stacked):
     expected = forward(SPECS[family], dtype, stacked)
