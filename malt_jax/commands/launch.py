@@ -171,14 +171,13 @@ def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
     from malt_jax.models.checkpoint import Checkpoint
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
-    from malt_jax.models.tokenizer import check_vocabulary, load_tokenizer
+    from malt_jax.models.tokenizer import load_tokenizer
 
     try:
         folder, _ = local_folder(config.model.path, config.model.revision)
         spec = read_spec(folder)
         Checkpoint(folder)
-        tokenizer = load_tokenizer(folder)
-        check_vocabulary(tokenizer, spec)
+        tokenizer = load_tokenizer(folder, spec.vocab)
         if tokenizer.has_chat_template:
             tokenizer.render("")
         return spec, tokenizer

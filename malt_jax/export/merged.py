@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 
 from malt_jax.export.safetensors_writer import Stored, write_checkpoint
+from malt_jax.models.checkpoint import TOKENIZER_FILES
 from malt_jax.models.hf_config import read_json
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
-from malt_jax.models.tokenizer import FILES as TOKENIZER_FILES
 
 GENERATION = "generation_config.json"
 
