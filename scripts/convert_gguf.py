@@ -23,7 +23,6 @@ The last line it prints is the directory's number of tensors and bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -36,7 +35,7 @@ import ml_dtypes
 import numpy as np
 
 from malt_jax.errors import UserError
-from malt_jax.export.safetensors_writer import Stored, write_checkpoint
+from malt_jax.export.safetensors_writer import Stored, write_checkpoint, write_config
 from malt_jax.storage.atomic import atomic_directory
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -164,11 +163,7 @@ def save_tokenizer(field: Callable[..., Any], folder: Path) -> None:
         "chat_template": field("tokenizer.chat_template", None),
     }
     config = {key: value for key, value in config.items() if value is not None}
-    write_json(folder / "tokenizer_config.json", config)
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_config(folder / "tokenizer_config.json", config)
 
 
 def convert(source: Path, folder: Path, dtype: str) -> str:
@@ -211,9 +206,9 @@ def convert(source: Path, folder: Path, dtype: str) -> str:
 
     with atomic_directory(folder) as building:
         write_checkpoint(building, declared, produce, shard_bytes=2 << 30)
-        write_json(building / "config.json", config)
+        write_config(building / "config.json", config)
         ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-        write_json(building / "generation_config.json", ids)
+        write_config(building / "generation_config.json", ids)
         save_tokenizer(field, building)
     size = sum(stored.nbytes for stored in declared.values())
     return f"{folder}: {len(declared)} tensors, {size:,} bytes in {dtype}"

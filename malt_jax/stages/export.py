@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from flax import nnx
 
@@ -14,6 +15,7 @@ from malt_jax.models.lora import Adapter
 from malt_jax.stages.policies import last_phase, load, trainee
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
+from malt_jax.storage.atomic import atomic_directory
 from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.storage.writers import first, writes
 
@@ -47,11 +49,12 @@ def export(session: Session) -> None:
             kept = manifest.set_aside(run, folder)
             session.progress.note(f"{folder}: what stood here is in {kept} now")
         adapter = weights if isinstance(weights, Adapter) else None
-        with session.timed(f"{STAGE} {role.name} ({identity})"):
+        target = atomic_directory(folder) if writes() else nullcontext(folder)
+        with session.timed(f"{STAGE} {role.name} ({identity})"), target as building:
             export_role(
                 session.model,
                 adapter,
-                folder,
+                building,
                 lora=config.train.lora,
                 params=weights if isinstance(weights, nnx.State) else None,
                 role=role.config,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from malt_jax.data.card import data_card
 from malt_jax.data.role_data import role_data, star_data, tree_counts
 from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import STAR
-from malt_jax.export.cards import data_card
 from malt_jax.stages.session import Session, label_stage
 from malt_jax.storage.atomic import write_bytes, write_json, write_text
 from malt_jax.storage.jsonl import encode
