@@ -14,10 +14,10 @@ def run(invocation: Invocation) -> None:
 
     options = invocation.options
     if options.topology:
-        # What is compiled for the slice runs nowhere: this machine's own devices stay free.
+        # Nothing that is compiled for the slice runs here, so this machine's devices stay free.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from malt_jax.planning.chips import find_target
-    from malt_jax.planning.plan import make_plan
+    from malt_jax.planning.plan import plan_run
     from malt_jax.planning.specs import find_spec
     from malt_jax.planning.table import tables
 
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> None:
         if not config.quiet:
             print(f"{name}: {'compiled' if target.devices else 'counted'}", file=sys.stderr)
 
-    plan = make_plan(config, spec, target, whole=options.whole, on_program=note)
+    plan = plan_run(config, spec, target, whole=options.whole, on_program=note)
     plan["model"]["spec"] = source
     for table in tables(plan):
         print_table(table)

@@ -8,33 +8,34 @@ from typing import Any
 from malt_jax.progress import counted
 
 GIB = 2**30
+NO_RATES = (
+    "The speed of this device is unknown, so no hours are given: measure it with "
+    "`malt bench sampler` and `malt bench train`."
+)
 
 
 def tables(plan: dict[str, Any]) -> Iterator[Any]:
-    """`rich` renderables: the run in words, its programs, its stages, what would fit."""
-    yield from _head(plan)
-    yield _programs(plan)
-    yield _work(plan)
-    if plan["stages"]:
-        yield _stages(plan)
-    else:
-        yield "No rate is known for this device, so no hours: measure it with `malt bench`."
+    """`rich` renderables: the run in words, its programs, its stages, and what would fit."""
+    yield from _summary(plan)
+    yield _memory(plan)
+    yield _calls(plan)
+    yield _stages(plan) if plan["stages"] else NO_RATES
     yield from _verdict(plan)
 
 
-def _head(plan: dict[str, Any]) -> Iterator[str]:
+def _summary(plan: dict[str, Any]) -> Iterator[str]:
     model, target, work, mesh = (plan[name] for name in ("model", "target", "work", "mesh"))
     axes = " x ".join(f"{name} {size}" for name, size in mesh.items() if name != "why")
     yield (
         f"model: {model['path']}, {model['parameters']:,} parameters, "
-        f"{model['bytes_per_chip'] / GIB:.2f} GiB a chip"
+        f"{model['bytes_per_chip'] / GIB:.2f} GiB per chip"
     )
     chips = counted(target["chips"], "chip")
     yield f"target: {target['name']}, {chips}; mesh {axes}: {mesh['why']}"
     yield (
         f"search: {counted(work['train_questions'], 'question')} x "
-        f"{counted(work['rounds'], 'round')}, "
-        f"{work['tree_calls']:,} completions of {work['tree_tokens']:,} tokens a round"
+        f"{counted(work['rounds'], 'round')}, {work['tree_calls']:,} completions of "
+        f"{work['tree_tokens']:,} tokens per round"
     )
     yield (
         f"evaluation: {counted(work['eval_questions'], 'question')}, "
@@ -44,28 +45,27 @@ def _head(plan: dict[str, Any]) -> Iterator[str]:
     yield f"assumed: {assumed}"
 
 
-def _programs(plan: dict[str, Any]) -> Any:
+def _memory(plan: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    depths = plan["programs"][0]["compiled_at_layers"]
-    how = "by formula, nothing compiled"
+    how = "temporaries by formula, nothing compiled"
     if plan["compiled"]:
-        how = f"compiled with {' and '.join(map(str, depths))} of {plan['model']['layers']} layers"
-    table = Table(title=f"GiB a chip ({how})")
-    table.add_column("program")
-    for column in ("resident", "arguments", "temporaries", "code", "total"):
-        table.add_column(column, justify="right")
+        depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
+        how = f"compiled with {depths} of {plan['model']['layers']} layers"
+    table = Table("program", title=f"GiB per chip ({how})")
+    columns = ("resident", "arguments", "temporaries", "code", "total_bytes")
+    for column in columns:
+        table.add_column(column.removesuffix("_bytes"), justify="right")
     table.add_column("fits")
     for program in plan["programs"]:
-        names = ("resident", "arguments", "temporaries", "code", "total_bytes")
-        sizes = (f"{program.get(name, 0) / GIB:.2f}" for name in names)
+        sizes = (f"{program.get(name, 0) / GIB:.2f}" for name in columns)
         fits = {True: "yes", False: "no", None: "unknown"}[program["fits"]]
         table.add_row(program["name"], *sizes, fits)
     return table
 
 
-def _work(plan: dict[str, Any]) -> Any:
-    """What a call of each program does; columns nobody can fill are left out."""
+def _calls(plan: dict[str, Any]) -> Any:
+    """What one call of each program does; a column that stays empty is left out."""
     from rich.table import Table
 
     columns = {
@@ -76,13 +76,12 @@ def _work(plan: dict[str, Any]) -> Any:
         "seconds": lambda p: "" if p["seconds"] is None else f"{p['seconds']:.4f}",
     }
     programs = plan["programs"]
-    filled = {name: of for name, of in columns.items() if any(map(of, programs))}
-    table = Table(title="a call", show_lines=False)
-    table.add_column("program")
+    filled = {name: cell for name, cell in columns.items() if any(map(cell, programs))}
+    table = Table("program", title="one call")
     for name in filled:
         table.add_column(name, justify="left" if name in ("computes", "collectives") else "right")
     for program in programs:
-        table.add_row(program["name"], *(of(program) for of in filled.values()))
+        table.add_row(program["name"], *(cell(program) for cell in filled.values()))
     return table
 
 
@@ -96,7 +95,7 @@ def _collectives(found: dict[str, dict[str, float]]) -> str:
 def _stages(plan: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    bound = "at published rates or the compiler's, a lower bound"
+    bound = "lower bounds, at the compiler's or the published rates"
     table = Table("stage", "hours", "chip-hours", title=bound)
     for stage in plan["stages"]:
         table.add_row(stage["name"], f"{stage['hours']:.2f}", f"{stage['chip_hours']:.1f}")
@@ -105,8 +104,9 @@ def _stages(plan: dict[str, Any]) -> Any:
 
 def _verdict(plan: dict[str, Any]) -> Iterator[str]:
     if plan["fits"]:
-        known = plan["target"]["chip_bytes"]
-        yield f"fits {known / GIB:.0f} GiB a chip." if known else "memory of the device: unknown."
+        memory = plan["target"]["chip_bytes"]
+        known = f"The run fits {memory / GIB:.0f} GiB per chip." if memory else ""
+        yield known or "The memory of this device is unknown."
     for program in plan["programs"]:
         if program["instead"]:
             yield f"{program['name']} does not fit; nearest that does: {program['instead']}"
