@@ -111,7 +111,7 @@ def test_commands_in_messages_comments_and_docstrings_are_accepted():
                 except (UserError, ValueError) as error:
                     raise AssertionError(f"{path.relative_to(ROOT)}: {command}: {error}") from None
                 found += 1
-    assert found > 100
+    assert found > 80
 
 
 def test_examples_of_every_commands_help_are_accepted():
