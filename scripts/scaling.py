@@ -27,7 +27,7 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec
 from malt_jax.sampling.engine import Request, Sampler, Settings
-from malt_jax.sampling.memory import peak_bytes
+from malt_jax.memory import peak_bytes
 from malt_jax.tasks import get_task
 from malt_jax.tree.search import search
 

@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Packed rows: what the training step reads. A pytree of NumPy or JAX arrays."""
 
     tokens: Any
@@ -80,7 +80,7 @@ class Rows:
 
 
 jax.tree_util.register_dataclass(
-    Rows, data_fields=[field.name for field in dataclasses.fields(Rows)], meta_fields=[]
+    PackedRows, data_fields=[field.name for field in dataclasses.fields(PackedRows)], meta_fields=[]
 )
 
 
@@ -105,10 +105,10 @@ def fit(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
     return rows
 
 
-def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> Rows:
+def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
     """At most `shape.rows` lists of segments as arrays; missing rows are padding."""
     wide = lambda n, fill=0: np.full((shape.rows, n), fill, np.int32)  # noqa: E731
-    out = Rows(
+    out = PackedRows(
         *(wide(shape.time) for _ in range(4)),
         targets=wide(shape.targets),
         sources=wide(shape.targets),

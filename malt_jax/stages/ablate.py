@@ -38,11 +38,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         mirror=config.mirror,
         inside=session.run,
     ) as run:
-        sub = Session(config, run, session.progress)
-        if config.model == session.config.model:
-            sub.__dict__["model"] = session.model
-            if config.sampler == session.config.sampler:
-                sub.__dict__["sampler"] = session.sampler
+        sub = Session(config, run, session.progress, shared=session)
         try:
             yield sub
         finally:
@@ -60,19 +56,17 @@ def train_variant(session: Session, sub: Session) -> None:
 
 
 def _adopt(session: Session, sub: Session, stage: str) -> None:
-    """Copies what a finished stage made; labelling reads rewards from trees, not old values."""
-    if manifest.stage_done(sub.run, stage):
-        return
-    copies = []
-    for path in manifest.sealed_units(session.run, stage):
-        manifest.verify(session.run, [path])
-        copy = sub.run.path / path.relative_to(session.run.path)
-        copies.append(copy)
-        if not writes():
-            continue
-        make_folder(copy.parent)
-        if path.is_dir():
-            shutil.copytree(path, copy, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(path, copy)
-    sub.seal(stage, copies)
+    """Copies what a finished stage of the run made; labelling reads rewards, not old values."""
+    with sub.journal(stage) as journal:
+        if journal.done:
+            return
+        for path in manifest.sealed_units(session.run, stage):
+            manifest.verify(session.run, [path])
+            copy = sub.run.path / path.relative_to(session.run.path)
+            if writes():
+                make_folder(copy.parent)
+                if path.is_dir():
+                    shutil.copytree(path, copy, dirs_exist_ok=True)
+                else:
+                    shutil.copyfile(path, copy)
+            journal.add(copy)

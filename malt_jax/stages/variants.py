@@ -9,11 +9,12 @@ from typing import Any
 from malt_jax.config import reading
 from malt_jax.config.evaluation import Ablation
 from malt_jax.config.run import Config
+from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
-from malt_jax.evaluation.systems import STAR, System, make_systems
-from malt_jax.stages.policies import trainees
-from malt_jax.stages.session import Session, label_stage, search_stage, train_stage
+from malt_jax.evaluation.systems import System, make_systems
+from malt_jax.stages.names import label_stage, search_stage, train_stage
+from malt_jax.stages.session import Session
 from malt_jax.tree.roles import make_pipeline
 
 TRAINED = "malt"
@@ -79,7 +80,7 @@ def _measured_on(config: Config) -> tuple[Any, ...]:
 
 def shared_stages(one: Config, other: Config) -> Iterator[str]:
     """The stages both configs do alike, in their order, up to the first that differs."""
-    names = trainees(one)
+    names = list(dict.fromkeys(policy_name(role.name, one.sharing) for role in one.pipeline.roles))
     kinds = (
         (_search_fields, lambda round: [search_stage(round)]),
         (_label_fields, lambda round: [label_stage(round)]),

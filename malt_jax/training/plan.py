@@ -1,7 +1,8 @@
-"""The global plan: which rows every step computes, fixed before the first one.
+"""The plan of a phase: which packed rows every step computes, fixed before the first step.
 
-A step's batch is packed into rows and computed in *micro-batches* of few fixed shapes. All
-processes derive the same plan from the same data, so step counts are equal by construction.
+A step's batch is packed into rows and computed in *micro-batches* of few fixed shapes, because each
+shape is one compiled program. All processes derive the same plan from the same data, so their step
+counts are equal by construction.
 """
 
 from __future__ import annotations
@@ -9,35 +10,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from malt_jax.data.packing import Rows, Segment, Shape, fit, lay
+from malt_jax.data.packing import PackedRows, Segment, Shape, fit, lay
 from malt_jax.models.spec import ModelSpec
 
 LADDER = tuple(base << shift for shift in range(5, 18) for base in (2, 3))
-"""Row lengths worth a program: 64, 96, 128, 192, 256, ... Few, so that roles share programs."""
+"""Allowed row lengths: 64, 96, 128, 192, 256, ... Few, so that roles share compiled programs."""
 
 OVERHEAD_TOKENS = 128
-"""What starting a micro-batch costs, in tokens' worth of computing."""
+"""Cost of starting a micro-batch, in units of computing one token."""
 
 PROGRAM_TOKENS = 20_000
-"""What compiling one more shape costs, in tokens' worth of computing."""
+"""Cost of compiling one more shape, in units of computing one token."""
 
 
 @dataclass(frozen=True)
-class Micro:
-    """Rows computed at once."""
+class MicroBatch:
+    """Packed rows that are computed together."""
 
     shape: Shape
     rows: tuple[tuple[Segment, ...], ...]
 
-    def arrays(self) -> Rows:
+    def arrays(self) -> PackedRows:
         return lay(self.rows, self.shape)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Micro-batches of every step."""
+    """MicroBatch-batches of every step."""
 
-    steps: tuple[tuple[Micro, ...], ...]
+    steps: tuple[tuple[MicroBatch, ...], ...]
 
     @property
     def useful_tokens(self) -> int:
@@ -55,11 +56,11 @@ class Plan:
         real = sum(s.tokens for micro in self._micros() for row in micro.rows for s in row)
         return 1.0 - real / max(self.row_tokens, 1)
 
-    def _micros(self) -> list[Micro]:
+    def _micros(self) -> list[MicroBatch]:
         return [micro for step in self.steps for micro in step]
 
 
-def make_plan(
+def plan_steps(
     batches: Sequence[Sequence[Segment]],
     spec: ModelSpec,
     micro_tokens: int,
@@ -129,7 +130,7 @@ def _pack(
 
 def _micros(
     step: dict[tuple[int, int], list[list[Segment]]], most: dict[int, int]
-) -> tuple[Micro, ...]:
+) -> tuple[MicroBatch, ...]:
     micros = []
     for (time, rows), packed in step.items():
         # The sizes follow from the length wherever they can, so that other data meets the same
@@ -137,7 +138,7 @@ def _micros(
         sequences = max(time // 8, 1 << (most[time] - 1).bit_length())
         shape = Shape(rows, time, time, sequences)
         for first in range(0, len(packed), rows):
-            micros.append(Micro(shape, tuple(map(tuple, packed[first : first + rows]))))
+            micros.append(MicroBatch(shape, tuple(map(tuple, packed[first : first + rows]))))
     return tuple(micros)
 
 

@@ -44,10 +44,13 @@ class Pipeline:
         return "/".join([question_id, *(f"{s}{i}" for s, i in zip(short, path, strict=False))])
 
 
-def make_pipeline(config: PipelineConfig, templates: Mapping[str, str]) -> Pipeline:
-    """The configured chain; a role without a template of its own takes the task's for its name."""
+def make_pipeline(config: PipelineConfig | None, templates: Mapping[str, str]) -> Pipeline:
+    """The configured chain, by default the published one.
+
+    A role without a template of its own takes the task's template for its name.
+    """
     roles: list[Role] = []
-    for index, role in enumerate(config.roles):
+    for index, role in enumerate((config or PipelineConfig()).roles):
         template = role.template or templates.get(role.name)
         if template is None:
             raise UserError(
