@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures both sides; the result is printed as the last line of standard output."""
     job = {name: value for name, value in vars(args).items() if name not in ("worker", "no_peer")}
     job |= {"model": str(Path(args.model).absolute()), "threads": os.cpu_count()}
-    result = {"bench": "train", **job, **start("malt_jax.bench.train", ["--worker", json.dumps(job)])}
+    ours = start("malt_jax.bench.train", ["--worker", json.dumps(job)])
+    result = {"bench": "train", **job, **ours}
     missing = [name for name in ("torch", "trl", "peft") if not importlib.util.find_spec(name)]
     if args.no_peer or missing:
         return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
@@ -132,9 +133,9 @@ class CompileClock:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:

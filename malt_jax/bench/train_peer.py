@@ -69,7 +69,8 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
             }
             for e in examples
         ]
-        trainer_type, config = Sft, SFTConfig(**common)
+        trainer_type: Any = Sft
+        config: Any = SFTConfig(**common)
     else:
         examples = dpo_examples(count, vocab, 0)
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -88,7 +89,7 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         ),
         callbacks=[clock],
     )
-    order = [i for batch in trainer.get_train_dataloader().batch_sampler for i in batch]
+    order: list[int] = [i for batch in trainer.get_train_dataloader().batch_sampler for i in batch]
     prepared = time.perf_counter()
     trainer.train()
     seconds, cpu = (b - a for a, b in zip(clock.steps[0], clock.steps[-1], strict=True))

@@ -1,4 +1,4 @@
-"""`malt plan`: what a run will cost before it starts."""
+"""`malt plan`: what a run will cost, before it starts."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def run(invocation: Invocation) -> None:
 
 COMMAND = Command(
     name="plan",
-    summary="what the run will cost before it starts",
-    about="Parameters, tree calls, tokens and bytes per device. With --topology it compiles every "
-    "program for that TPU slice, on this machine, and prints memory and time per program.",
+    summary="what the run will cost, before it starts",
+    about="Prints parameters, completions, tokens and bytes per device. With --topology it compiles "
+    "every program for that TPU slice, on this machine, and prints memory and time per program.",
     run=run,
     options=(
-        Option("--topology", "A TPU slice, as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
-        Option("--whole", "Compile all layers, not 2 and 3 that tell the rest."),
+        Option("--topology", "A TPU slice such as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
+        Option("--whole", "Compile all layers; by default 2 and 3 layers, extended to all."),
         Option("--json", "Print one JSON object after the tables, as the last line."),
     ),
     fields=(

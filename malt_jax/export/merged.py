@@ -38,7 +38,9 @@ def write_merged(
     over all of them; process 0 writes.
     """
     dtype = np.dtype(dtype)
-    flat = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
+    flat: dict[tuple[Any, ...], Any] = {
+        path: variable.get_value() for path, variable in nnx.to_flat_state(params)
+    }
     where = {}
     tensors = {}
     for path, value in flat.items():
@@ -52,7 +54,7 @@ def write_merged(
         path, layer, transposed = where[name]
         value = flat[path] if layer is None else flat[path][layer]
         pair = None if adapter is None else adapter_pair(adapter, path, layer)
-        if pair is not None:
+        if adapter is not None and pair is not None:
             value = _add_update(value, pair["a"], pair["b"], adapter.scale)
         value = to_host(value.astype(dtype))
         return value.T if transposed else value

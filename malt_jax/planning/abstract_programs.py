@@ -90,10 +90,11 @@ def _training(make: _Arguments) -> Iterator[AbstractProgram]:
     # DPO also the SFT weights that it starts from, which are its reference.
     base = make.weight_bytes() if train.full else 0
     start = device_bytes(make.masters()) if train.full else 0
-    for kind, phase, plan, resident in (
+    phases: list[tuple[Kind, SftConfig | DpoConfig, Plan, int]] = [
         ("sft", train.sft, sizes.sft, base),
         ("dpo", train.dpo, sizes.dpo, base + start),
-    ):
+    ]
+    for kind, phase, plan, resident in phases:
         build = partial(make.train_step, phase, plan)
         yield AbstractProgram(f"{kind} step", kind, _words(plan), build, (0,), resident)
     build = partial(make.reference, train.dpo, sizes.dpo)
@@ -110,8 +111,9 @@ def parameters_on_mesh(
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure, and its parameters as they lie on the mesh."""
     graph, abstract = abstract_params(spec, dtype, stacked=False)
-    placed = {}
-    for path, variable in nnx.to_flat_state(abstract):
+    placed: dict[tuple[Any, ...], Any] = {}
+    flat: dict[tuple[Any, ...], Any] = dict(nnx.to_flat_state(abstract))
+    for path, variable in flat.items():
         shape = variable.get_value().shape
         where = layout(variable, source_of(spec, path), mesh, rules(config.mesh))
         placed[path] = variable.replace(jax.ShapeDtypeStruct(shape, dtype, sharding=where))
@@ -247,7 +249,7 @@ class _Arguments:
         rows = lay([], largest(plan))
         return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch"), rows)
 
-    def _array(self, shape: tuple[int, ...], dtype: Any, *axes: str) -> jax.ShapeDtypeStruct:
+    def _array(self, shape: tuple[int, ...], dtype: Any, *axes: str) -> Any:
         """An abstract array whose first dimensions have these logical axes."""
         where = named(axes + (None,) * (len(shape) - len(axes)), shape, self.mesh)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)

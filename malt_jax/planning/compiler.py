@@ -71,19 +71,19 @@ def measure(
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
     loop once. On an abstract mesh nothing is compiled: only arguments and operations are known.
     """
-    depth, depths = spec.num_layers, tuple(d * _period(spec) for d in DEPTHS)
+    depth, depths = spec.num_layers, [d * _period(spec) for d in DEPTHS]
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     if whole or on_cpu or depth <= depths[-1]:
-        depths = (depth,)
+        depths = [depth]
     started = time.perf_counter()
     found = [_at(program, d, mesh, chips) for d in depths]
     known = [name for name in found[0] if all(name in one for one in found)]
     found = [{name: one[name] for name in known} for one in found]
-    figures = found[0] if len(found) == 1 else _extended(*found, depths, depth)
+    figures = _extended(found, depths, depth) if len(found) > 1 else found[0]
     return {
         **figures,
         "resident": program.resident,
-        "compiled_at_layers": list(depths) if isinstance(mesh, Mesh) else [],
+        "compiled_at_layers": depths if isinstance(mesh, Mesh) else [],
         "compile_seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -98,14 +98,13 @@ def _period(spec: ModelSpec) -> int:
 
 def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:
     function, args = program.build(depth)
-    concrete = isinstance(mesh, Mesh)
-    with jax.set_mesh(mesh) if concrete else nullcontext():
+    with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext():
         traced = jax.jit(function, donate_argnums=program.donate).trace(*args)
         figures: Figures = {
             "flops": product_flops(traced.jaxpr.jaxpr) / chips,
             "arguments": device_bytes(args),
         }
-        if not concrete:
+        if not isinstance(mesh, Mesh):
             return figures
         try:
             compiled = traced.lower().compile()
@@ -136,17 +135,15 @@ def _collectives(compiled: Any) -> dict[str, dict[str, int]] | None:
         return None
 
 
-def _extended(first: Any, second: Any, depths: tuple[int, int], depth: int) -> Any:
-    """Extends two figures linearly to `depth`; dictionaries by key, and never below zero."""
-    if isinstance(first, dict) or isinstance(second, dict):
-        first, second = first or {}, second or {}
+def _extended(found: Sequence[Any], depths: Sequence[int], depth: int) -> Any:
+    """Extends figures at two depths linearly to `depth`; dictionaries by key, never below zero."""
+    if any(isinstance(one, dict) for one in found):
+        first, second = (one or {} for one in found)
         names = dict.fromkeys([*first, *second])
-        return {n: _extended(first.get(n, 0), second.get(n, 0), depths, depth) for n in names}
-    a, b = depths
-    value = first + (second - first) * (depth - a) / (b - a)
-    value = max(value, 0)
-    whole = isinstance(first, int) and isinstance(second, int)
-    return round(value) if whole else value
+        return {n: _extended([first.get(n, 0), second.get(n, 0)], depths, depth) for n in names}
+    (first, second), (a, b) = found, depths
+    value = max(first + (second - first) * (depth - a) / (b - a), 0)
+    return round(value) if isinstance(first, int) and isinstance(second, int) else value
 
 
 def product_flops(jaxpr: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,11 +35,12 @@ def stages(
 def executions(config: Config, work: Work, sizes: Sizes) -> dict[str, Executions]:
     """How often each stage of the whole run executes each program."""
     blocks = math.ceil(work.train_questions / config.search.block)
-    search: Counter[str] = Counter()
+    search: Executions = defaultdict(float)
     for role in work.roles:
-        search.update(
-            _sampling(sizes, role.parts, role.nodes, role.completion, blocks * role.longest)
-        )
+        last_steps = blocks * role.longest
+        counts = _sampling(sizes, role.parts, role.nodes, role.completion, last_steps)
+        for program, count in counts.items():
+            search[program] += count
     last = work.roles[-1]
     # A system asks for up to three kinds of turns per role (its own, retries, debates), each in
     # blocks of its own. Systems share few prompts, so each completion prefills all of its prompt.
