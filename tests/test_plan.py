@@ -16,6 +16,7 @@ import pytest
 
 import tiny
 from malt_jax import config
+from malt_jax.commands.launch import print_table
 from malt_jax.config.reading import to_dict
 from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
@@ -25,8 +26,11 @@ from malt_jax.planning.abstract_programs import device_bytes
 from malt_jax.planning.chips import CHIPS, Chip, Target, find_target
 from malt_jax.planning.compiler import measure, product_flops, total_bytes
 from malt_jax.planning.hlo import collectives
+from malt_jax.planning.hours import executions, stages
+from malt_jax.planning.needs import count_needs
 from malt_jax.planning.plan import count_parameters, lay_out, plan_run
 from malt_jax.planning.specs import find_spec
+from malt_jax.planning.table import tables
 from malt_jax.planning.work import Assumptions, count_work
 from malt_jax.sampling.engine import Sampler, prefill_lanes
 from malt_jax.sampling.memory import first_rung
@@ -181,6 +185,50 @@ def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
     assert not refused["fits"] and refused["instead"] == "sampler.rows: 64"
     settings = config.from_dict(to_dict(settings), ["--sampler.rows", "64"])
     assert decode(settings, enough - 1)["fits"]
+
+
+def test_the_tables_of_a_plan_show_its_programs_and_stages(small, capsys):
+    settings, spec = small
+    plan = plan_run(settings, spec, Target("h100:1", CHIPS["h100"], 1, None))
+    for table in tables(plan):
+        print_table(table)
+    shown = capsys.readouterr().out
+    for name in ("sft step", "reference", "decode", "search", "evaluation", "The run fits 80 GiB"):
+        assert name in shown
+    assert "collectives" not in shown  # one chip has none
+    for program in plan["programs"]:
+        program["seconds"] = None
+    plan["stages"] = []
+    for table in tables(plan):
+        print_table(table)
+    assert "malt bench sampler" in capsys.readouterr().out
+
+
+def test_hours_are_executions_times_seconds(small):
+    settings, spec = small
+    rounds = config.from_dict(to_dict(settings), ["--rounds", "3"])
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    once, thrice = (executions(s, run.work, run.sizes) for s in (settings, rounds))
+    for stage in ("search", "training"):
+        assert thrice[stage] == {name: 3 * count for name, count in once[stage].items()}
+    assert thrice["evaluation"] == once["evaluation"]
+    programs = [{"name": p.name, "seconds": 2.0} for p in run.programs]
+    for stage in stages(settings, run.work, run.sizes, programs, 4):
+        assert stage["hours"] == pytest.approx(sum(once[stage["name"]].values()) * 2 / 3600)
+        assert stage["chip_hours"] == 4 * stage["hours"]
+    unknown = [*programs[1:], {"name": programs[0]["name"], "seconds": None}]
+    assert stages(settings, run.work, run.sizes, unknown, 4) == []
+
+
+def test_needs_grow_with_full_fine_tuning_and_shrink_without_merged_models(small):
+    settings, spec = small
+    changed = [config.from_dict(to_dict(settings), f) for f in
+               ([], ["--train.full"], ["--export.merged", "false"])]  # fmt: skip
+    plain, full, adapters = (count_needs(c, spec, ("sampling", "sft", "dpo")) for c in changed)
+    assert full.memory > plain.memory and full.disk > plain.disk
+    parameters = count_parameters(spec)
+    assert plain.disk - adapters.disk == len(settings.pipeline.roles) * 4 * parameters
+    assert count_needs(changed[1], spec, ("sft",)).memory >= 20 * parameters  # and the base
 
 
 def test_programs_of_a_cpu_are_compiled_whole(small):

@@ -1,8 +1,8 @@
 """Training examples of real lengths, so that the benchmark needs no data set.
 
-The lengths are those of the first 128 of GSM8K's 7,473 training questions in a shuffled order (arXiv
-2110.14168, MIT licence): tokens of the question in SmolLM2's chat template, and of the worked
-answer with its end token.
+The lengths are those of 128 of GSM8K's 7,473 training questions, drawn at random (arXiv 2110.14168,
+MIT licence): tokens of the question in SmolLM2's chat template, and of the worked answer with its
+end token.
 """
 
 from __future__ import annotations

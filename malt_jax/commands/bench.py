@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +77,8 @@ def arguments(
     return argparse.Namespace(**values)
 
 
-def _number(least: int, most: int) -> Callable[[str], int]:
-    """A reader of whole numbers within a range."""
+def _number(flag: str, least: int, most: int, help: str) -> Option:
+    """A flag that takes a whole number within a range."""
 
     def read(text: str) -> int:
         number = whole_number(text)
@@ -87,7 +86,7 @@ def _number(least: int, most: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: {least} to {most}")
         return number
 
-    return read
+    return Option(flag, help, "N", read=read)
 
 
 def _stage(text: str) -> str:
@@ -104,37 +103,14 @@ COMMAND = Command(
     run=run,
     arguments=(Argument("what", "What to measure.", ("sampler", "train")),),
     options=(
-        Option(
-            "--questions", "sampler: questions to expand; default: 8.", "N", read=_number(1, 10_000)
-        ),
-        Option(
-            "--branch",
-            "sampler: completions per prompt; default: 3.",
-            "N",
-            read=_number(1, 64),
-        ),
-        Option(
-            "--max-new-tokens",
-            "sampler: tokens per completion, at most; default: 128.",
-            "N",
-            read=_number(1, 1 << 17),
-        ),
+        _number("--questions", 1, 10_000, "sampler: questions to expand; default: 8."),
+        _number("--branch", 1, 64, "sampler: completions per prompt; default: 3."),
+        _number("--max-new-tokens", 1, 1 << 17, "sampler: tokens per completion; default: 128."),
         Option("--no-roofline", "sampler: do not measure the machine's own rates."),
         Option("--stage", "train: sft or dpo; default: sft.", "STAGE", read=_stage),
-        Option(
-            "--steps",
-            "train: steps; the first one is not timed; default: 4.",
-            "N",
-            read=_number(2, 10_000),
-        ),
+        _number("--steps", 2, 10_000, "train: steps; the first one is not timed; default: 4."),
         Option("--no-peer", "Do not run transformers or TRL."),
     ),
-    fields=(
-        "model.path",
-        "model.dtype",
-        "task.train_path",
-        "sampler.rows",
-        "train.sft.batch_size",
-    ),
+    fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
 )

@@ -57,7 +57,7 @@ def write_file(
             value = np.ascontiguousarray(produce(name))
             if value.shape != stored.shape or value.dtype != stored.dtype:
                 raise ValueError(f"{name}: {value.dtype}{value.shape} is not as declared: {stored}")
-            file.write(memoryview(value.reshape(-1).view(np.uint8)))
+            file.write(value.reshape(-1).view(np.uint8).data)
 
 
 def write_checkpoint(

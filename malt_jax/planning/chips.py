@@ -109,12 +109,6 @@ def _at_hand() -> Target:
     known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
     known["h100"] = "h100"
     name = next((chip for word, chip in known.items() if word in kind), None)
-    chip = CHIPS[name] if name else Chip(kind, devices[0].platform, _memory(devices[0]), None, None)
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none of its own
+    chip = CHIPS[name] if name else Chip(kind, devices[0].platform, memory, None, None)
     return Target(f"{len(devices)} x {kind}", chip, len(devices), devices)
-
-
-def _memory(device: Any) -> int | None:
-    """Bytes of a device: those JAX may use, or for a CPU those of the machine."""
-    if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return (device.memory_stats() or {}).get("bytes_limit")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from malt_jax.progress import counted
 
 GIB = 2**30
+TEXT = ("program", "stage", "computes", "collectives", "fits")
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+"""How each column shows an item."""
 NO_RATES = (
     "The speed of this device is unknown, so no hours are given: measure it with "
     "`malt bench sampler` and `malt bench train`."
@@ -46,43 +50,33 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def _memory(plan: dict[str, Any]) -> Any:
-    from rich.table import Table
-
     how = "temporaries by formula, nothing compiled"
     if plan["compiled"]:
         depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
         how = f"compiled with {depths} of {plan['model']['layers']} layers"
-    table = Table("program", title=f"GiB per chip ({how})")
-    columns = ("resident", "arguments", "temporaries", "code", "total_bytes")
-    for column in columns:
-        table.add_column(column.removesuffix("_bytes"), justify="right")
-    table.add_column("fits")
-    for program in plan["programs"]:
-        sizes = (f"{program.get(name, 0) / GIB:.2f}" for name in columns)
-        fits = {True: "yes", False: "no", None: "unknown"}[program["fits"]]
-        table.add_row(program["name"], *sizes, fits)
-    return table
+    fits = {True: "yes", False: "no", None: "unknown"}
+    columns: Columns = {"program": lambda p: p["name"]}
+    for part in ("resident", "arguments", "temporaries", "code", "total_bytes"):
+        columns[part.removesuffix("_bytes")] = partial(_gib, part)
+    columns["fits"] = lambda p: fits[p["fits"]]
+    return _table(f"GiB per chip ({how})", columns, plan["programs"])
+
+
+def _gib(part: str, program: dict[str, Any]) -> str:
+    return f"{program.get(part, 0) / GIB:.2f}"
 
 
 def _calls(plan: dict[str, Any]) -> Any:
-    """What one call of each program does; a column that stays empty is left out."""
-    from rich.table import Table
-
-    columns = {
+    """What one call of each program does."""
+    columns: Columns = {
+        "program": lambda p: p["name"],
         "computes": lambda p: p["shape"],
         "TFLOP": lambda p: f"{p['flops'] / 1e12:.3g}",
         "GB moved": lambda p: f"{p['bytes_moved'] / 1e9:.3g}" if "bytes_moved" in p else "",
         "collectives": lambda p: _collectives(p.get("collectives", {})),
         "seconds": lambda p: "" if p["seconds"] is None else f"{p['seconds']:.4f}",
     }
-    programs = plan["programs"]
-    filled = {name: cell for name, cell in columns.items() if any(map(cell, programs))}
-    table = Table("program", title="one call")
-    for name in filled:
-        table.add_column(name, justify="left" if name in ("computes", "collectives") else "right")
-    for program in programs:
-        table.add_row(program["name"], *(cell(program) for cell in filled.values()))
-    return table
+    return _table("one call", columns, plan["programs"])
 
 
 def _collectives(found: dict[str, dict[str, float]]) -> str:
@@ -93,12 +87,25 @@ def _collectives(found: dict[str, dict[str, float]]) -> str:
 
 
 def _stages(plan: dict[str, Any]) -> Any:
+    columns: Columns = {
+        "stage": lambda stage: stage["name"],
+        "hours": lambda stage: f"{stage['hours']:.2f}",
+        "chip-hours": lambda stage: f"{stage['chip_hours']:.1f}",
+    }
+    bound = "lower bounds, at the compiler's or the published rates"
+    return _table(bound, columns, plan["stages"])
+
+
+def _table(title: str, columns: Columns, items: list[dict[str, Any]]) -> Any:
+    """A `rich` table with one row per item; a column that stays empty is left out."""
     from rich.table import Table
 
-    bound = "lower bounds, at the compiler's or the published rates"
-    table = Table("stage", "hours", "chip-hours", title=bound)
-    for stage in plan["stages"]:
-        table.add_row(stage["name"], f"{stage['hours']:.2f}", f"{stage['chip_hours']:.1f}")
+    table = Table(title=title)
+    for name, cell in columns.items():
+        if any(map(cell, items)):
+            table.add_column(name, justify="left" if name in TEXT else "right")
+    for item in items:
+        table.add_row(*(cell(item) for cell in columns.values() if any(map(cell, items))))
     return table
 
 
