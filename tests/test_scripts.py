@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,20 @@ def test_the_quickstart_leaves_no_half_environment(quickstart, tmp_path):
     done, _ = quickstart(NO_VENV="1")
     assert done.returncode == 1 and not (tmp_path / ".venv").exists()
     assert quickstart()[0].returncode == 0
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda p: p.name)
+def test_what_a_script_imports_from_the_package_exists(script):
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "malt_jax":
+            module = import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    import_module(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("malt_jax"):
+                    import_module(alias.name)
 
 
 LAUNCH = ROOT / "scripts/launch"
