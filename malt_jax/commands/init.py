@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
     found = get_task(task, allow_code=True)
-    place = one_line(str(output or "FILE.yaml"))
+    place = shlex.quote(one_line(str(output or "FILE.yaml")))
     values: dict[str, Any] = {
         "model.path": model,
         "task.name": task,
