@@ -184,8 +184,8 @@ def test_a_killed_worker_is_replaced():
     pair = [(r"2\sqrt{3}", r"\sqrt{12}")]
     assert graded(grader, pair) == [True]
     worker = grader._idle.get()
-    worker.process.kill()
-    worker.process.wait()
+    worker._process.kill()
+    worker._process.wait()
     grader._idle.put(worker)
     assert graded(grader, pair) == [True]
     grader.close()

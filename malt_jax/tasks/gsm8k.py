@@ -5,7 +5,8 @@ from __future__ import annotations
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
-from malt_jax.tasks.graders.number import NumberGrader, Torn, canonical, value_of
+from malt_jax.tasks.graders.number import NumberGrader, value_of
+from malt_jax.tasks.graders.numerals import Unreadable, canonical
 from malt_jax.tasks.loading import Benchmark, Hub
 from malt_jax.tasks.prompts import role_templates
 
@@ -23,9 +24,9 @@ def parse(row: Row, split: str) -> Question:
         raise row.fail("`answer` holds no `####`", "end the solution with a line `#### 42`")
     try:
         answer = canonical(value_of(last))
-    except Torn as torn:
+    except Unreadable as reason:
         raise row.fail(
-            f"what follows `####` is not one number ({torn})", "write `#### 42`"
+            f"what follows `####` is not one number ({reason})", "write `#### 42`"
         ) from None
     steps = solution.count("<<")
     meta = {"level": f"{steps} step{'s' * (steps > 1)}"} if steps else {}

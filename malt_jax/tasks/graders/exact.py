@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.graders.languages import fold
 from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
 _CHARACTERS = str.maketrans("−‐–’‘“”", "---''\"\"")
@@ -32,6 +33,7 @@ _BRACKET_OR_SEPARATOR = re.compile(  # the comma of 1,000 separates nothing
 
 def final_words(text: str) -> str | None:
     """The stated answer as it stands, or the last line that is not blank."""
+    text = fold(text)
     found = statements(text)
     if not found:
         words = text.rstrip().rpartition("\n")[2]
@@ -59,6 +61,7 @@ def _below(text: str, start: int, end: int, span: str) -> str:
 
 def tidy(words: str) -> str:
     """One spelling for what counts as the same answer."""
+    words = fold(words)
     words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
     words = _MARKS.sub(lambda m: m[1] or "", words)
@@ -67,7 +70,7 @@ def tidy(words: str) -> str:
         before = words
         words = words.strip(_EDGES).rstrip(".!")
         if around := _AROUND.fullmatch(words):
-            words = around[around.lastindex]
+            words = around[around.lastindex or 0]
     return " ".join(_ARTICLE.sub("", words).split())
 
 
@@ -117,7 +120,7 @@ def _unfit(question: Question) -> str | None:
 
 def _set(words: str) -> str:
     """The elements, each once and in alphabetical order."""
-    words = _MARKS.sub(lambda m: m[1] or "", words)
+    words = _MARKS.sub(lambda m: m[1] or "", fold(words))
     words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
     parts = _parts(words.strip(_EDGES).rstrip("."))
     return ", ".join(sorted({element for part in parts if (element := tidy(part))}))
@@ -139,7 +142,12 @@ def _parts(words: str) -> list[str]:
     return [re.sub(r"\s*,\s*", ",", part) for part in [*parts, words[start:]]]
 
 
-def _compare(grader, texts, questions, canonical) -> list[Grade]:
+def _compare(
+    grader: ExactGrader | SetGrader,
+    texts: Sequence[str],
+    questions: Sequence[Question],
+    canonical: Callable[[str], str],
+) -> list[Grade]:
     grades = []
     for text, question in zip(texts, questions, strict=True):
         parsed = grader.extract(text)
