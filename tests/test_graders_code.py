@@ -177,10 +177,11 @@ def isolated() -> bool:
     import sys
 
     script = (
-        "import sys; sys.path.append(sys.argv[1]); import limits; print(limits.enter(9, 1<<30))"
+        "import sys; sys.path.append(sys.argv[1]); from jail import limits;"
+        "print(limits.enter(9, 1<<30))"
     )
     said = subprocess.run(
-        [sys.executable, "-I", "-c", script, str(JAIL)], capture_output=True, text=True
+        [sys.executable, "-I", "-c", script, str(JAIL.parent)], capture_output=True, text=True
     ).stdout
     return all(layer in said for layer in ("namespaces", "landlock", "seccomp"))
 

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from malt_jax.errors import HubError, UserError
 from malt_jax.tasks.base import Question
 from malt_jax.tasks.files import Row, read_rows
+from malt_jax.tasks.graders.languages import unread
 
 log = logging.getLogger(__name__)
 
 Parse = Callable[[Row, str], Question]  # (row, split) -> question; raises UserError
 
 
-class NoAnswer(UserError):
-    """A published row that came without an answer: it is left out, the others are good."""
+class Unusable(UserError):
+    """A row in the right layout that nobody could answer: it is left out, the others are used."""
+
+    @classmethod
+    def of(cls, row: Row, found: str, mend: str) -> Unusable:
+        return cls(str(row.fail(found, mend)))
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,20 @@ class Benchmark:
 
 
 def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
-    """Parses every row; refuses an id that stands twice, counts texts that do (in the log).
+    """Parses every row and refuses an id that stands twice.
 
-    Rows without an answer (`NoAnswer`) are left out and counted in the log.
+    The log names what a user should know: rows that are left out (`Unusable`), texts that stand
+    twice, and a language in which answers are not read. If no row is usable, the first one's
+    error is raised.
     """
     questions: list[Question] = []
-    unanswered: list[NoAnswer] = []
+    unusable: list[Unusable] = []
     first: dict[str, tuple[Row, Question]] = {}
     for row in rows:
         try:
             question = parse(row, split)
-        except NoAnswer as error:
-            unanswered.append(error)
+        except Unusable as error:
+            unusable.append(error)
             continue
         if question.id in first:
             other, same = first[question.id]
@@ -77,15 +84,17 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
             )
         first[question.id] = row, question
         questions.append(question)
-    if unanswered and not questions:
-        raise unanswered[0]
-    if unanswered:
-        log.warning(
-            "%s split: %d left out for want of an answer, first %s",
-            split, len(unanswered), unanswered[0],
-        )  # fmt: skip
+    if unusable and not questions:
+        raise unusable[0]
+    if unusable:
+        log.warning("%s split: %d unusable rows left out, first %s", split, len(unusable), unusable[0])
     if repeated := count_duplicates(questions):
         log.warning("%s split: %d questions repeat the text of another", split, repeated)
+    if unread(question.text for question in questions):
+        log.warning(
+            "%s split: in the language of the questions no announcement of an answer is read; "
+            r"only #### x, \boxed{x}, English forms and a number at the end count", split
+        )  # fmt: skip
     return questions
 
 

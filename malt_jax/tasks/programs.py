@@ -12,11 +12,13 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
+from collections.abc import Set
+from typing import Any
 
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders.code import CodeGrader
-from malt_jax.tasks.loading import Benchmark, Hub
+from malt_jax.tasks.loading import Benchmark, Hub, Unusable
 from malt_jax.tasks.prompts import role_templates
 
 ANSWER_FORMAT = "End with the complete Python code in one ```python block."
@@ -48,15 +50,19 @@ def parse_mbpp(row: Row, split: str) -> Question:
         setup = row.text("test_setup_code")
     elif row.has("test_imports") and isinstance(row.values["test_imports"], list):
         setup = "\n".join(str(line) for line in row.values["test_imports"])
+    solution = _parsed(row, "code", row.text("code"))
     trees = [_parsed(row, "test_setup_code", setup), _parsed(row, "test_list", tests)]
-    code, shown = {"setup": setup}, listed[0]
+    code: dict[str, Any] = {"setup": setup}
+    shown = listed[0]
     if free_names(trees[0])[0]:  # it makes objects of the solution's own classes
         code = {"setup": "", "fixture": setup}
         shown = "\n".join([*map(str.rstrip, setup.splitlines()), "", shown])
         del trees[0]
-    names, modules = free_names(*trees)
+    # One published solution is called `sum`: what it defines is not Python's own.
+    own = {node.name for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names, modules = free_names(*trees, own=own)
     if not names:
-        raise row.fail("`test_list` calls no function of the solution", "mend the tests")
+        raise Unusable.of(row, "`test_list` calls no function of the solution", "mend the tests")
     code |= {"tests": "".join(f"import {m}\n" for m in modules) + tests, "names": names}
     asked = row.text("text", "prompt").strip()
     text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{shown}\n```"
@@ -64,12 +70,13 @@ def parse_mbpp(row: Row, split: str) -> Question:
     return Question(identity, text, row.text("code"), {"code": code})
 
 
-def free_names(*trees: ast.Module) -> tuple[list[str], list[str]]:
+def free_names(*trees: ast.Module, own: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
     """Names that the trees use and neither they nor Python define, and modules among them, sorted.
 
-    A module is a name of the standard library's that is used as in `sys.getsizeof`.
+    Names of `own` count as not defined by Python. A module is a name of the standard library that
+    is used as in `sys.getsizeof`.
     """
-    used, defined, owners = set(), set(dir(builtins)), set()
+    used, defined, owners = set[str](), set(dir(builtins)) - own, set[str]()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
@@ -89,7 +96,7 @@ def _parsed(row: Row, column: str, code: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise row.fail(f"`{column}` is not Python ({error})", "mend the code") from None
+        raise Unusable.of(row, f"`{column}` is not Python ({error})", "mend the code") from None
 
 
 def humaneval(allow_code: bool = False) -> Task:

@@ -12,6 +12,7 @@ It is a fence, not a virtual machine; for code from an adversary use one.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import logging
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from malt_jax.errors import UserError
@@ -38,6 +40,15 @@ from malt_jax.tasks.graders.jail.limits import has_landlock
 log = logging.getLogger(__name__)
 
 JAIL = Path(__file__).with_name("jail")
+# The folder is imported by its own name, so that nothing of this package is loaded, and appended
+# to the path, so that it hides nothing.
+_BOOT = """
+import sys
+sys.path.append({parent!r})
+from jail import {role}
+sys.path.pop()
+{role}.main()
+"""
 LAYERS = {
     "namespaces": "submitted code can reach the network and signal your processes",
     "landlock": "submitted code can read your files",
@@ -48,6 +59,14 @@ _FENCE = re.compile(r"[^`~]*(`{3,}+|~{3,}+)[^`]*")
 _DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)", re.MULTILINE)
 _IMPORTED = re.compile(r"^(?:from +\S+ +)?import +(.+)", re.MULTILINE)
 _ANY_DEFINITION = re.compile(r"^[ \t]*(?:async +def|def|class)\s", re.MULTILINE)
+_CODE = re.compile(  # in prose: an import at the start of a line, a definition anywhere
+    r"^(?P<margin>[ \t]*)(?=from +\S+ +import\b|import +\w|@\w|[A-Z_]+ *=)"
+    r"|(?:^(?P<indent>[ \t]*)|(?<=[\s`:]))(?=(?:async +)?def +\w+ *\(|class +\w+ *[(:])",
+    re.MULTILINE,
+)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+MAX_UNFENCED = 50  # definitions looked at in a text without fences
+MAX_CODE = 20_000  # characters of one of them
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -89,10 +108,11 @@ class CodeGrader:
 
         Earlier blocks are joined when they define something that is asked for or that a later one
         uses: a helper stands in a block of its own. Where no block defines a name that is asked
-        for, the last one with a definition counts; without fences, the whole text.
+        for, the last one with a definition counts. Without fences, what stands in the prose as
+        Python is the block, and without any definition the whole text.
         """
         code = question.meta["code"] if question else {}
-        blocks = _blocks(text) or [text]
+        blocks = _blocks(text) or _unfenced(text) or [text]
         taken = _needed(blocks, {*code.get("names", ()), *_words(code.get("fixture", ""))})
         defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
         found = "\n".join(taken or (defining or blocks)[-1:]).rstrip()
@@ -155,10 +175,57 @@ def _blocks(text: str) -> list[str]:
     return ["\n".join(lines) for lines in blocks]
 
 
+def _unfenced(text: str) -> list[str]:
+    """The Python in prose: from each import or definition on, as many lines as can be parsed.
+
+    A text that is Python as a whole, or the body of a function, is left whole.
+    """
+    if _parses(text) or _parses(f"if True:\n{text}"):
+        return [text]
+    blocks: list[str] = []
+    end = 0
+    for opening in islice(_CODE.finditer(text), MAX_UNFENCED):
+        start, margin = opening.end(), opening["margin"] or opening["indent"] or ""
+        if start < end:
+            continue
+        first, *more = text[start : start + MAX_CODE].split("\n")
+        lines = [first.partition("`")[0], *(line.removeprefix(margin).rstrip() for line in more)]
+        if count := _parsed_lines(lines):
+            blocks.append("\n".join(lines[:count]))
+            end = start + sum(map(len, lines[:count]))
+    return blocks
+
+
+def _parses(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _parsed_lines(lines: list[str]) -> int:
+    """How many lines, to the end of a definition or import, are Python; 0 for none."""
+    count = len(lines)
+    for _ in range(MAX_UNFENCED):
+        try:
+            tree = ast.parse("\n".join(lines[:count]))
+        except SyntaxError as error:
+            count = min(count, error.lineno or 1) - 1  # the text goes on as prose from there
+        except (ValueError, RecursionError, MemoryError):
+            break
+        else:
+            ends = [node.end_lineno or 0 for node in tree.body if isinstance(node, _DEFINITIONS)]
+            return max(ends, default=0)
+        if count < 1:
+            break
+    return 0
+
+
 def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
     """The blocks that define what is asked for or what the ones taken use, in their order."""
     taken: list[str] = []
-    wanted, known = set(asked), set()
+    wanted, known = set(asked), set[str]()
     for block in reversed(blocks):
         defined = set(_DEFINED.findall(block))
         imported = _words("\n".join(_IMPORTED.findall(block)))
@@ -186,7 +253,8 @@ def _program(code: str, setup: str) -> list[str]:
 
 def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-I", str(JAIL), role, str(channel.fileno())],
+        [sys.executable, "-I", "-c", _BOOT.format(parent=str(JAIL.parent), role=role)]
+        + [str(channel.fileno())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -205,10 +273,12 @@ def _stop(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stdout
     process.stdout.close()
 
 
 def _give(process: subprocess.Popen, order: dict) -> None:
+    assert process.stdin
     with contextlib.suppress(BrokenPipeError):  # it died; the missing token says so
         process.stdin.write(json.dumps(order).encode())
     with contextlib.suppress(BrokenPipeError):
@@ -217,6 +287,7 @@ def _give(process: subprocess.Popen, order: dict) -> None:
 
 def _read(process: subprocess.Popen, seconds: float) -> str:
     """What the process prints until it ends or time is up, 4 kB at most."""
+    assert process.stdout
     said, deadline = b"", time.monotonic() + seconds
     while len(said) < 4096 and (left := deadline - time.monotonic()) > 0:
         if not select.select([process.stdout], [], [], left)[0]:

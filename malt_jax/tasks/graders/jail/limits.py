@@ -20,6 +20,8 @@ import signal
 import sys
 import sysconfig
 
+from . import seccomp
+
 NOBODY = 65534
 _NAMESPACES = 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000 | 0x00020000
 """Network, processes, inter-process communication, host name, mounts."""
@@ -38,8 +40,6 @@ def enter(seconds: float, memory: int) -> list[str]:
 
     Continues in a child where a process namespace needs one; the parent waits for it and exits.
     """
-    import seccomp  # only the jailed processes find it: `code` imports this file for `has_landlock`
-
     layers = ["rlimits"]
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     root = os.geteuid() == 0

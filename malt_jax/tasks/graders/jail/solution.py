@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import socket
 import sys
 
-import limits
-import wire
+from . import limits, wire
 
 
 def main() -> None:
@@ -17,12 +17,11 @@ def main() -> None:
     `parts` are the texts that make up the program, executed one after the other.
     """
     order = json.load(sys.stdin)
-    channel = socket.socket(fileno=int(sys.argv[2])).makefile("rwb")
+    channel = socket.socket(fileno=int(sys.argv[1])).makefile("rwb")
     limits.enter(order["seconds"], order["memory"])
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    sys.path.pop(0)  # this folder
     namespace = {"__name__": "solution"}
     try:
         for part in order["parts"]:
@@ -45,9 +44,13 @@ def _answer(target, args, kwargs, namespace: dict, objects: list) -> list:
     """
 
     def find(key: int | str):
-        return namespace[key] if isinstance(key, str) else objects[key]
+        if isinstance(key, int):
+            return objects[key]
+        return namespace[key] if key in namespace else getattr(builtins, key)
 
-    def keep(value) -> int:
+    def keep(value) -> int | str:
+        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+            return value.__name__
         objects.append(value)
         return len(objects) - 1
 
