@@ -235,7 +235,7 @@ def test_boxes_of_published_solutions_are_read_or_left_out(tmp_path, caplog):
     ]
     task = get_task("math")
     assert [q.answer for q in load_rows(tmp_path, task, rows)] == ["2", "9", "16"]
-    assert "1 unusable rows left out, first" in caplog.text and "line 3" in caplog.text
+    assert "1 rows left out: " in caplog.text and "line 3" in caplog.text
     for solution in (r"\boxed{}", r"So 2.", r"\boxed{2", r"\boxed"):
         with pytest.raises(UserError, match=r"line 1.*no final answer"):
             load_rows(tmp_path, task, [{"problem": "p", "solution": solution}])

@@ -21,11 +21,12 @@ __all__ = [
 
 # name -> module, function that builds the task, its arguments
 _BUILDERS: dict[str, tuple[str, str, tuple]] = {
-    "arithmetic": ("embedded", "task", ()),
+    "arithmetic": ("arithmetic", "task", ()),
     "gsm8k": ("gsm8k", "task", ()),
-    "gsm_symbolic": ("gsm_symbolic", "task", ("main",)),
-    "gsm_symbolic_p1": ("gsm_symbolic", "task", ("p1",)),
-    "gsm_symbolic_p2": ("gsm_symbolic", "task", ("p2",)),
+    "gsm_symbolic": ("gsm8k", "symbolic", ("main",)),
+    "gsm_symbolic_p1": ("gsm8k", "symbolic", ("p1",)),
+    "gsm_symbolic_p2": ("gsm8k", "symbolic", ("p2",)),
+    "svamp": ("svamp", "task", ()),
     "math": ("competition_math", "task", ("math",)),
     "math500": ("competition_math", "task", ("math500",)),
     "csqa": ("csqa", "task", ()),

@@ -7,17 +7,19 @@ from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.latex import MAX_LENGTH, LatexGrader
 from malt_jax.tasks.graders.statements import boxes
-from malt_jax.tasks.loading import Benchmark, Hub, Unusable
-from malt_jax.tasks.prompts import role_templates
+from malt_jax.tasks.loading import Hub, Unusable, benchmark
 
 SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
     "prealgebra", "precalculus",
 )  # fmt: skip
 MATH = "EleutherAI/hendrycks_math"
-EVAL = {
-    "math": Hub(MATH, SUBJECTS, "test"),
-    "math500": Hub("HuggingFaceH4/MATH-500", (None,), "test"),
+EVALUATION = {
+    "math": (Hub(MATH, SUBJECTS, "test"), "competition mathematics, LaTeX answers"),
+    "math500": (
+        Hub("HuggingFaceH4/MATH-500", (None,), "test"),
+        "500 problems of MATH's test split",
+    ),
 }
 
 
@@ -48,18 +50,12 @@ def parse(row: Row, split: str) -> Question:
 
 
 def task(name: str) -> Task:
-    answer_format = ANSWER_FORMATS["latex"]
-    return Task(
-        name=name,
-        description={
-            "math": "competition mathematics, LaTeX answers",
-            "math500": "500 problems of MATH's test split",
-        }[name],
-        load=Benchmark(
-            hub={"train": Hub(MATH, SUBJECTS, "train"), "eval": EVAL[name]},
-            parse={"train": parse, "eval": parse},
-        ),
-        grader=LatexGrader(),
-        templates=role_templates(answer_format),
-        answer_format=answer_format,
+    place, description = EVALUATION[name]
+    return benchmark(
+        name,
+        description,
+        LatexGrader(),
+        ANSWER_FORMATS["latex"],
+        train=(Hub(MATH, SUBJECTS, "train"), parse),
+        evaluation=(place, parse),
     )

@@ -41,11 +41,12 @@ def from_function(
     `split` is "train" or "eval". `grader` is a grader's name, or an object with `extract` and
     `grade`; for the latter give `answer_format` too. `changes` replace fields of the `Task`.
     """
-    judge, written, answer_format = grader, None, "End with the answer."
     if isinstance(grader, str):
         judge, written, answer_format = get_grader(grader), WRITTEN[grader], ANSWER_FORMATS[grader]
-    load = _FunctionLoader(questions, _FileLoader(judge, written))
-    return _task(name, load, judge, answer_format, changes)
+        load = _FunctionLoader(questions, _FileLoader(judge, written))
+        return _task(name, load, judge, answer_format, changes)
+    load = _FunctionLoader(questions, _FileLoader(grader, None))
+    return _task(name, load, grader, "End with the answer.", changes)
 
 
 def import_task(place: str) -> Task:

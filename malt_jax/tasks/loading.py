@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from malt_jax.errors import HubError, UserError
-from malt_jax.tasks.base import Question
+from malt_jax.tasks.base import Grader, Question, Task
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders.languages import unread
+from malt_jax.tasks.prompts import role_templates
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,29 @@ class Hub:
     split: str
 
 
+def benchmark(
+    name: str,
+    description: str,
+    grader: Grader,
+    answer_format: str,
+    train: tuple[Hub, Parse],
+    evaluation: tuple[Hub, Parse],
+) -> Task:
+    """The task of a published benchmark: per split, its place on the hub and its row parser."""
+    places = {"train": train, "eval": evaluation}
+    load = Benchmark(
+        hub={split: hub for split, (hub, _) in places.items()},
+        parse={split: parse for split, (_, parse) in places.items()},
+    )
+    return Task(name, description, load, grader, role_templates(answer_format), answer_format)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """The loader of a published benchmark: one hub place and one row parser a split.
 
-    Called as `load(split, path, limit, seed)`. With `path` it reads that file and never touches
-    the network; without one it asks the hub through `datasets`.
+    Called as `load(split, path, limit, seed)`. With `path` it reads that file and never uses the
+    network; without one it asks the hub through `datasets`.
     """
 
     hub: Mapping[str, Hub]
@@ -87,7 +105,8 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
     if unusable and not questions:
         raise unusable[0]
     if unusable:
-        log.warning("%s split: %d unusable rows left out, first %s", split, len(unusable), unusable[0])
+        named = "; ".join(map(str, unusable[:5])) + ("; ..." if len(unusable) > 5 else "")
+        log.warning("%s split: %d rows left out: %s", split, len(unusable), named)
     if repeated := count_duplicates(questions):
         log.warning("%s split: %d questions repeat the text of another", split, repeated)
     if unread(question.text for question in questions):

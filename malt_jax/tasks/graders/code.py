@@ -39,6 +39,7 @@ from malt_jax.tasks.graders.jail.limits import has_landlock
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 4
 JAIL = Path(__file__).with_name("jail")
 # The folder is imported by its own name, so that nothing of this package is loaded, and appended
 # to the path, so that it hides nothing.
@@ -79,7 +80,8 @@ class CodeGrader:
     solution, in its process: it makes objects of the solution's own classes for the tests.
 
     allow_code: must be True; nobody runs a model's code by accident.
-    seconds:    wall-clock limit of one program, and its processor time.
+    seconds:    processor time of one program. It may wait for `PATIENCE` times as long, so that a
+                busy machine grades as an idle one does.
     memory:     bytes of address space.
     workers:    programs that run at the same time.
     """
@@ -145,7 +147,7 @@ class CodeGrader:
             try:
                 _give(solution, {"parts": parts, **limits})
                 _give(judge, {**tests, "token": token, **limits})
-                said = _read(judge, self.seconds)
+                said = _read(judge, PATIENCE * self.seconds)
             finally:
                 for process in (judge, solution):
                     _stop(process)
@@ -180,7 +182,7 @@ def _unfenced(text: str) -> list[str]:
 
     A text that is Python as a whole, or the body of a function, is left whole.
     """
-    if _parses(text) or _parses(f"if True:\n{text}"):
+    if _is_python(text) or _is_python(f"if True:\n{text}"):
         return [text]
     blocks: list[str] = []
     end = 0
@@ -196,12 +198,17 @@ def _unfenced(text: str) -> list[str]:
     return blocks
 
 
-def _parses(code: str) -> bool:
+def _is_python(text: str) -> bool:
+    """Whether a text is Python as a whole; "Done" and "Note: x" parse, but are prose."""
     try:
-        ast.parse(code)
+        tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return True
+    return all(
+        isinstance(node.value, ast.Call | ast.Constant)
+        for node in tree.body
+        if isinstance(node, ast.Expr | ast.AnnAssign)
+    )
 
 
 def _parsed_lines(lines: list[str]) -> int:
@@ -252,9 +259,9 @@ def _program(code: str, setup: str) -> list[str]:
 
 
 def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
+    boot = _BOOT.format(parent=str(JAIL.parent), role=role)
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", _BOOT.format(parent=str(JAIL.parent), role=role)]
-        + [str(channel.fileno())],
+        [sys.executable, "-I", "-c", boot, str(channel.fileno())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ _START_SECONDS = 120
 
 
 class Comparer:
-    """One running `latex_worker`. After `equal` it may be dead (see `alive`) and is then replaced."""
+    """One running `latex_worker`. `equal` may kill it: see `alive`."""
 
     def __init__(self) -> None:
         # -P: the worker's folder holds modules named like the standard library's.

@@ -122,8 +122,9 @@ def _set(words: str) -> str:
     """The elements, each once and in alphabetical order."""
     words = _MARKS.sub(lambda m: m[1] or "", fold(words))
     words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
-    parts = _parts(words.strip(_EDGES).rstrip("."))
-    return ", ".join(sorted({element for part in parts if (element := tidy(part))}))
+    parts = _parts(re.sub(r"(?<!\.)\.$", "", words.strip(_EDGES)))
+    # "..." is an element that no reference has: it says that there are more.
+    return ", ".join(sorted({tidy(part) or part.strip() for part in parts if part.strip(_EDGES)}))
 
 
 def _parts(words: str) -> list[str]:

@@ -103,8 +103,8 @@ LANGUAGES = {
     ),
     "French": Language(
         r"r[ée]ponse", r"est(?: de)?|sera|serait",
-        r"pas|jamais|ni|ou|peut-être|au (?:moins|plus|maximum|minimum)|plus de|moins de|supérieure?|"
-        r"inférieure?|entre|jusqu'à|la moitié|fausse|incorrecte|si",
+        r"pas|jamais|ni|ou|peut-être|au (?:moins|plus|maximum|minimum)|plus de|moins de|"
+        r"supérieure?|inférieure?|entre|jusqu'à|la moitié|fausse|incorrecte|si",
         direct=False, decimal_comma=True,
     ),
     "Russian": Language(
@@ -151,38 +151,25 @@ LANGUAGES = {
     ),
     "Korean": Language(
         r"정답|답", r"은|는|이",
-        r"아니|아닙|아닌|않|없|또는|혹은|아마|이상|이하|미만|초과|적어도|최소|최대|절반|분의|틀", spaced=False,
+        r"아니|아닙|아닌|않|없|또는|혹은|아마|이상|이하|미만|초과|적어도|"
+        r"최소|최대|절반|분의|틀", spaced=False,
     ),
 }  # fmt: skip
 
 # "18입니다", "18 है": what may end a sentence behind its answer.
 COPULA = re.compile(
-    rf"(?<=[\w)\]}}\"*$%])\s*(?:입니다|이다|이에요|예요|です|である|だ|है|हैं|হয়|హై|ครับ|ค่ะ)(?=\W*$)"
+    r"(?<=[\w)\]}\"*$%])\s*(?:입니다|이다|이에요|예요|です|である|だ|है|हैं|হয়|హై|ครับ|ค่ะ)(?=\W*$)"
 )
 # What takes back the answer before it, at the start of a sentence of its own.
 TAKEN_BACK = (
     r"(?:不对|不對|错了|錯了|不是|違い|いいえ|아니|틀렸|ไม่|కాదు|తప్పు)|(?:nein|falsch|non|нет|неверно|hapana|لا|خطأ|না|ভুল|"
     r"नहीं|गलत)(?!\w)"
 )
-
-_SCALES = {  # words for powers of ten, with what may not follow them
-    r"tausend(?!\w)": 10**3, r"millionen(?!\w)": 10**6, r"milliarden?(?!\w)": 10**9,
-    r"mille(?!\w)": 10**3, r"millions?(?!\w)": 10**6, r"milliards?(?!\w)": 10**9,
-    r"mill(?:ón|ones)(?!\w)": 10**6, r"тысяч[аи]?(?!\w)": 10**3, r"миллион(?:а|ов)?(?!\w)": 10**6,
-    r"миллиард(?:а|ов)?(?!\w)": 10**9, "ألف|آلاف": 10**3, "مليون|ملايين": 10**6, "مليار": 10**9,
-    "হাজার|हज़ार|हजार|వేలు|వేల": 10**3, "লক্ষ|লাখ|लाख|లక్షలు|లక్షల|లక్ష": 10**5,
-    "কোটি|करोड़|కోట్లు|కోట్ల": 10**7, "พัน(?!ธ)": 10**3, "หมื่น": 10**4, "แสน": 10**5, "ล้าน": 10**6,
-    "[百백]": 100, "千(?![克米瓦])|천": 10**3, "[万萬만]": 10**4, "[亿億억]": 10**8, "[兆조]": 10**12,
-}  # fmt: skip
+# What starts a reason behind an answer; the answer ends there.
 REASON = _compiled(
-    r"[,;]?\s+(?:porque|ya que|pues|weil|denn|da|parce que|car|puisque|потому что|так как|поскольку|"
-    r"kwa sababu|لأن\w*|কারণ|क्योंकि|ఎందుకంటే|เพราะ|因为|因為|なぜなら|왜냐하면)(?!\w)|เพราะ|[,;\s]\s*(?:因为|因為)"
+    r"[,;]?\s+(?:porque|ya que|pues|weil|denn|da|parce que|car|puisque|потому что|так как|поскольку"
+    r"|kwa sababu|لأن\w*|কারণ|क्योंकि|ఎందుకంటే|なぜなら|왜냐하면)(?!\w)|เพราะ|[,;\s]\s*(?:因为|因為)"
 )
-"""What starts a reason behind an answer, with which it has nothing more to do."""
-
-SCALE = _compiled(rf"\s*(?:{'|'.join(f'({word})' for word in _SCALES)})")
-SCALES = list(_SCALES.values())
-"""The factors that the groups of `SCALE` stand for."""
 
 # Denials in texts without a statement, in languages that share their letters with English.
 _LATIN_DENIAL = re.compile(
@@ -208,12 +195,27 @@ def denied(words: str) -> bool:
     return not words.isascii() and any(language.denies.search(words) for language in others)
 
 
+_SCALES = {  # words for powers of ten, with what may not follow them
+    r"tausend(?!\w)": 10**3, r"millionen(?!\w)": 10**6, r"milliarden?(?!\w)": 10**9,
+    r"mille(?!\w)": 10**3, r"millions?(?!\w)": 10**6, r"milliards?(?!\w)": 10**9,
+    r"mill(?:ón|ones)(?!\w)": 10**6, r"тысяч[аи]?(?!\w)": 10**3, r"миллион(?:а|ов)?(?!\w)": 10**6,
+    r"миллиард(?:а|ов)?(?!\w)": 10**9, "ألف|آلاف": 10**3, "مليون|ملايين": 10**6, "مليار": 10**9,
+    "হাজার|हज़ार|हजार|వేలు|వేల": 10**3, "লক্ষ|লাখ|लाख|లక్షలు|లక్షల|లక్ష": 10**5,
+    "কোটি|करोड़|కోట్లు|కోట్ల": 10**7, "พัน(?!ธ)": 10**3, "หมื่น": 10**4, "แสน": 10**5, "ล้าน": 10**6,
+    "[百백]": 100, "千(?![克米瓦])|천": 10**3, "[万萬만]": 10**4, "[亿億억]": 10**8,
+    "[兆조]": 10**12,
+}  # fmt: skip
+SCALE = _compiled(rf"\s*(?:{'|'.join(f'({word})' for word in _SCALES)})")
+SCALES = list(_SCALES.values())
+"""The factors that the groups of `SCALE` stand for."""
+
 # Words that are frequent in questions of one covered language and rare in all other languages.
-_FREQUENT = set(
-    """the of and how what many does are with for would you his she und das wie viele ist
-    los las cuántos cuántas cuánto les des est combien chaque kwa ngapi ya kila wake и сколько она
-    если было что каждый من في كم على إلى كل""".split()
-)
+_FREQUENT = {
+    "the", "of", "and", "how", "what", "many", "does", "are", "with", "for", "would", "you", "his",
+    "she", "und", "das", "wie", "viele", "ist", "los", "las", "cuántos", "cuántas", "cuánto", "les",
+    "des", "est", "combien", "chaque", "kwa", "ngapi", "ya", "kila", "wake", "и", "сколько", "она",
+    "если", "было", "что", "каждый", "من", "في", "كم", "على", "إلى", "كل",
+}  # fmt: skip
 _OWN_SCRIPT = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "TELUGU", "BENGALI", "DEVANAGARI"}
 
 

@@ -197,7 +197,8 @@ def sides(gold: str, answer: str) -> list[str]:
     if set(_TEXT.findall(said)) - set(_TEXT.findall(given)) and not _WORDS.fullmatch(gold.strip()):
         return []
     listed = re.search(r",(?![0-9]{3}(?![0-9]))", said)
-    if "=" not in _unnamed(said) or "=" in _unnamed(given) or listed:
+    equation = _NAME.match(given) and said.count("=") == 1
+    if "=" not in _unnamed(said) or "=" in _unnamed(given) or listed or equation:
         return [answer]
     return [side for side in answer.split("=") if _letters(tidy(side)) <= _letters(given)]
 

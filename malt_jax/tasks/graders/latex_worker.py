@@ -2,10 +2,11 @@ r"""The process that compares two LaTeX answers exactly; `comparer` starts, feed
 
 One JSON line in, `[gold, answer, seconds]`; one out, `true` or `false`. Both are tidied LaTeX.
 latex2sympy reads single expressions, and only whole ones: its parser stops at what it does not
-understand, and what it is known to drop or misread (`12_5`, `x'`, `1/2x`) is refused here. Brackets, lists,
-relations and matrices are taken apart here, because it reads a point as an interval. SymPy decides
-whether a difference is zero, with decimals as fractions: nothing is rounded. What would grow
-without bounds (`10^{10^{10}}`, a factorial of a factorial) is not evaluated.
+understand, and what it is known to drop or misread (`12_5`, `x'`, `1/2x`) is refused here.
+Brackets, lists, relations and matrices are taken apart here, because it reads a point as an
+interval. SymPy decides whether a difference is zero, with decimals as fractions: nothing is
+rounded. What would grow without bounds (`10^{10^{10}}`, a factorial of a factorial) is not
+evaluated.
 
 A comparison that does not end is ended by the kernel: the timer's default action kills this
 process, because SymPy may be inside C code, where no exception gets through. The limit is processor
@@ -31,10 +32,11 @@ MEMORY_BYTES = 4 << 30
 MAX_BITS = 200_000  # of a power that is evaluated
 MAX_FACTORIAL = 10_000
 
-_COMMANDS = set(
-    """frac sqrt pi cdot times div infty binom sin cos tan cot sec csc arcsin arccos arctan log ln exp
-    alpha beta gamma delta theta lambda mu phi omega left right""".split()
-)
+_COMMANDS = {
+    "frac", "sqrt", "pi", "cdot", "times", "div", "infty", "binom", "sin", "cos", "tan", "cot",
+    "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "exp", "alpha", "beta", "gamma",
+    "delta", "theta", "lambda", "mu", "phi", "omega", "left", "right",
+}  # fmt: skip
 _MISREAD = re.compile(
     r"[0-9]\s+[0-9]|\.[0-9]*\.|[0-9A-Z]_|'|!!|I|[A-Z]{2,}|\de\d|(?<![\\A-Za-z])[a-z][0-9]|\.(?![0-9])"
     r"|/(?:[0-9]+(?=[a-zA-Z\\(])|[a-zA-Z](?=[a-zA-Z\\(]))"
@@ -52,7 +54,9 @@ class Unread(ValueError):
 class Parts:
     """A point, an interval, a list, a union, a matrix or a relation, with what it is made of.
 
-    kind: the brackets `()`, `[)`, ..., `,` for a list or set, `∪`, a matrix's shape, a relation's sign.
+    kind: the brackets `()`, `[)`, ...; `,` for a list or set; `∪`; `:` for a ratio; the shape of a
+          matrix; the sign of a relation.
+    variable: what an interval is about, where it was written as a relation.
     """
 
     kind: str
@@ -85,7 +89,11 @@ def _read(latex: str) -> Any:
         ranges = all(isinstance(item, Parts) and item.variable for item in read)
         return Parts("∪" if ranges else ",", read)
     (latex,) = items
-    if latex[:1] in tuple("([") and _closes(latex) and len(inside := _split(latex[1:-1], "[,;]")) > 1:
+    if (
+        latex[:1] in tuple("([")
+        and _closes(latex)
+        and len(inside := _split(latex[1:-1], "[,;]")) > 1
+    ):
         return Parts(latex[0] + latex[-1], tuple(_read(item) for item in inside))
     if len(ratio := latex.split(":")) > 1:
         return Parts(":", tuple(_read(item) for item in ratio))

@@ -67,10 +67,8 @@ _LEAD = re.compile(
 _ABBREVIATED = re.compile(r"\b(approx|rs)\.(?=\s*\\?[$0-9])", re.IGNORECASE)
 
 
-
-
 def value_of(words: str, decimal_comma: bool = False) -> Fraction:
-    """The one number that `words` state. Raises `Unreadable` for none, several, or a calculation."""
+    """The one number in `words`. Raises `Unreadable` for none, several, or a calculation."""
     words = plain(fold(words[: MAX_SPAN + 1]))
     if len(words) > MAX_SPAN or not re.search("[0-9]", words):
         raise Unreadable("no number, or too long")
@@ -108,7 +106,7 @@ def refused(words: str) -> bool:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number of the last statement. Where it only announces one, or is none, the last number."""
+    """The number of the last statement; the last number of all if there is no statement."""
     text = _ABBREVIATED.sub(r"\1", fold(text))
     found = statements(text)
     if not found:

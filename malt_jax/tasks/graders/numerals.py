@@ -3,12 +3,12 @@ r"""Reading numerals: the ways in which texts write numbers, as exact fractions.
 - groups of thousands `1,234` `1{,}234` `1'234` `1_234` `1 234` `12,34,567` `1.234.567` (a malformed
   one makes the number unreadable);
 - decimals, scientific notation (`1.5e3`, `1.5 \times 10^3`), fractions (`3/4`, `\frac{3}{4}`, `½`,
-  mixed `1 1/2`), negatives (`-5`, `−5`, `-$5`, `negative 5`), multipliers (`2 million`, `5k`, `3万`);
+  mixed `1 1/2`), negatives (`-5`, `−5`, `-$5`, `negative 5`), multipliers (`2 million`, `5k`);
 - currency signs and units are dropped, and **the percent sign is a unit**: `18%` is 18 and not
   0.18, as in the published answers; 50 cents is 50 and 5 dozen is 5.
 
-Where a language writes 3.5 as `3,5`, both `1.234` and `1,234` are ambiguous and therefore no number,
-while `1.234,50` and `3,5` are read.
+Where a language writes 3.5 as `3,5`, both `1.234` and `1,234` are ambiguous and therefore no
+number, while `1.234,50` and `3,5` are read.
 
 Only what is known to be harmless may surround a number: blanks, punctuation, a unit. A digit of
 another script, a letter O, a dash or an exponent there changes the number, so it is not read.
@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
+from typing import cast
 
 from malt_jax.tasks.graders.languages import ATTACHED, SCALE, SCALES
 
@@ -45,36 +46,46 @@ def _without_blanks(groups: re.Match[str]) -> str:
     return re.sub(r"\s", "", groups[0])
 
 
+_Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 # Applied in order; each turns one way of writing into the plain one.
-_REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+_REWRITES = [
     (re.compile(pattern, re.IGNORECASE), new)
-    for pattern, new in [
-        (r"<<[^<>\n]*>>", ""),  # GSM8K's calculator notes
-        (r"</?[a-z]+>|<\|[^<>|]*\|>", " "),  # tags around an answer, tokens that end a turn
-        (r"(?:\b(?:US|CA?|AU?|NZ|HK|R|S))?\\?\$", ""),
-        (r"\b(?:(?:rs|approx)\.|usd|eur|gbp|cad|aud|inr|jpy|cny|rs|us)\s*(?=[-0-9.])", ""),
-        (r"\banswer\s+[-—]\s+", "answer: "),
-        (r"(?<=[0-9])(?:\\[,!:; ]|,\\!\s?|\{,\}|['_])(?=[0-9]{3}(?![0-9]))", ","),
-        (r"(?<![0-9.,])[1-9][0-9]{0,2}(?:[ \u00a0\u202f\u2009][0-9]{3})+(?![0-9])", _without_blanks),
-        (r"\\[,!:;]|[\u00a0\u202f\u2009]|~(?![0-9])|(?<![0-9])~", " "),
-        (r"(?<![0-9])__|__(?![0-9])", ""),
-        (r"(?<![0-9A-Za-z])_(?=[-+$0-9])|(?<=[0-9%])_(?![0-9A-Za-z])", ""),
-        (
-            r"\*+(?!\*|\s*(?:[0-9(]|[a-z]\b))|(?<![0-9)]\s)(?<!\b[a-z]\s)(?<![0-9a-z)*])\*+(?=\S)",
-            "",
-        ),
-        (r"\\(?:left|right|displaystyle|\(|\)|\[|\])", ""),
-        (r"\\(?=%)|/-(?!\S)", ""),
-        (r"\\(?:text|mathrm|mathbf|textbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\(?:approx|rightarrow|to|implies|Rightarrow)(?![a-z])|-+>|=+>", "="),
-        (r"\\[cdt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}", r" \1/\2 "),
-        (r"\\[cdt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 "),
-        (r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*|x)\s*10\s*\^\s*\{?\s*([-+]?[0-9]+)\s*\}?", r"e\1"),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", " degrees"),
-        (r"(?<=[a-z])\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])", ""),  # units: cm^2, m³
-        (r"\b(?:negative|minus)\s+(?=[0-9.])", "-"),
-        (r"(?<=[0-9])\s*/\s*(?=[0-9])", "/"),
-    ]
+    for pattern, new in cast(
+        _Rewrites,
+        [
+            (r"<<[^<>\n]*>>", ""),  # GSM8K's calculator notes
+            (r"</?[a-z]+>|<\|[^<>|]*\|>", " "),  # tags around an answer, tokens that end a turn
+            (r"(?:\b(?:US|CA?|AU?|NZ|HK|R|S))?\\?\$", ""),
+            (r"\b(?:(?:rs|approx)\.|usd|eur|gbp|cad|aud|inr|jpy|cny|rs|us)\s*(?=[-0-9.])", ""),
+            (r"\banswer\s+[-—]\s+", "answer: "),
+            (r"(?<=[0-9])(?:\\[,!:; ]|,\\!\s?|\{,\}|['_])(?=[0-9]{3}(?![0-9]))", ","),
+            (
+                r"(?<![0-9.,])[1-9][0-9]{0,2}(?:[ \u00a0\u202f\u2009][0-9]{3})+(?![0-9])",
+                _without_blanks,
+            ),
+            (r"\\[,!:;]|[\u00a0\u202f\u2009]|~(?![0-9])|(?<![0-9])~", " "),
+            (r"(?<![0-9])__|__(?![0-9])", ""),
+            (r"(?<![0-9A-Za-z])_(?=[-+$0-9])|(?<=[0-9%])_(?![0-9A-Za-z])", ""),
+            (
+                r"\*+(?!\*|\s*(?:[0-9(]|[a-z]\b))|(?<![0-9)]\s)(?<!\b[a-z]\s)(?<![0-9a-z)*])\*+(?=\S)",
+                "",
+            ),
+            (r"\\(?:left|right|displaystyle|\(|\)|\[|\])", ""),
+            (r"\\(?=%)|/-(?!\S)", ""),
+            (r"\\(?:text|mathrm|mathbf|textbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}", r" \1 "),
+            (r"\\(?:approx|rightarrow|to|implies|Rightarrow)(?![a-z])|-+>|=+>", "="),
+            (r"\\[cdt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}", r" \1/\2 "),
+            (r"\\[cdt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 "),
+            (
+                r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*|x)\s*10\s*\^\s*\{?\s*([-+]?[0-9]+)\s*\}?",
+                r"e\1",
+            ),
+            (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", " degrees"),
+            (r"(?<=[a-z])\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])", ""),  # units: cm^2, m³
+            (r"\b(?:negative|minus)\s+(?=[0-9.])", "-"),
+            (r"(?<=[0-9])\s*/\s*(?=[0-9])", "/"),
+        ],
+    )
 ]
 
 _MIXED = re.compile(r"(?<![0-9./,])([0-9]{1,9})\s+(?:and\s+)?([0-9]{1,9})/([0-9]{1,9})(?![0-9./])")
@@ -88,7 +99,7 @@ _POINT_GROUPS = re.compile(r"[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]
 _DECIMAL_COMMA = re.compile(r"[0-9]+,[0-9]{1,2}|[0-9]+,[0-9]{4,}|(?:0|[0-9]{4,}),[0-9]+")
 _AMBIGUOUS = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
 
-_MULTIPLIERS = {
+_MULTIPLIERS: dict[str, int | Fraction] = {
     "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "quarters of": Fraction(1, 4),
     "tenths": Fraction(1, 10), "hundredths": Fraction(1, 100), "thousandths": Fraction(1, 1000),
     "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "mln": 10**6,
@@ -163,7 +174,8 @@ def figures(spelled: re.Match[str]) -> str:
 def left_to_compute(words: str) -> bool:
     """Whether plain words hold an operation, or a digit or sign that is not read here."""
     strange = (
-        not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm") for c in words
+        not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm")
+        for c in words
         if not "\u3400" <= c <= "\u9fff"  # 一 (one) stands in many other words
     )
     return bool(_COMPUTE.search(words)) or any(strange)
@@ -226,7 +238,9 @@ def _real(text: str, decimal_comma: bool) -> Fraction:
 
 def _multiplier(after: str, decimal_comma: bool) -> tuple[Fraction, int] | None:
     """The factor that the next word stands for, and that word's length."""
-    if decimal_comma and (thousand := re.match(r"\s*mil\b", after)):  # Spanish; a million in English
+    if decimal_comma and (
+        thousand := re.match(r"\s*mil\b", after)
+    ):  # Spanish; a million in English
         return Fraction(1000), thousand.end()
     if match := _WORD_MULTIPLIER.match(after):
         return Fraction((_MULTIPLIERS | _SHORT)[match[1] or match[2]]), match.end()
@@ -236,7 +250,7 @@ def _multiplier(after: str, decimal_comma: bool) -> tuple[Fraction, int] | None:
 
 
 def _sign(before: str) -> int:
-    """-1 behind a minus sign that has nothing to subtract from; raises `Unreadable` where it has."""
+    """-1 behind a minus sign with nothing to subtract from; raises `Unreadable` behind another."""
     head = before.rstrip(" ({")
     if not head.endswith("-"):
         return 1

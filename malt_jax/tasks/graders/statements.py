@@ -169,9 +169,7 @@ def _foreign(text: str, language: Language) -> list[Statement]:
             (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
         )
         alternative = rest and language.denies.match(rest[0])
-        statement = Statement(
-            "prose", span, match.start(), end, "", span, language.decimal_comma
-        )
+        statement = Statement("prose", span, match.start(), end, "", span, language.decimal_comma)
         found.append(_emptied(statement) if denied or alternative else statement)
     return found
 

@@ -49,8 +49,9 @@ def _answer(target, args, kwargs, namespace: dict, objects: list) -> list:
         return namespace[key] if key in namespace else getattr(builtins, key)
 
     def keep(value) -> int | str:
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-            return value.__name__
+        name = value.__name__ if isinstance(value, type) else ""
+        if name and getattr(builtins, name, None) is value:
+            return name
         objects.append(value)
         return len(objects) - 1
 

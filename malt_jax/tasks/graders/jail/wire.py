@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 
 MAX_LINE = 4_000_000
 _DAY, _CLOCK = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
-_FIELDS: dict[type, tuple[str, ...]] = {  # types that their constructor makes again from these attributes
+_FIELDS: dict[
+    type, tuple[str, ...]
+] = {  # types that their constructor makes again from these attributes
     complex: ("real", "imag"),
     range: ("start", "stop", "step"),
     Fraction: ("numerator", "denominator"),
@@ -41,7 +43,7 @@ _BY_NAME = {kind.__name__: kind for kind in (*_FIELDS, *_SERIES)}
 
 
 def end() -> NoReturn:
-    """Ends this process: the other side is dead or sends nonsense, and no `except` may forgive it."""
+    """Ends the process: the other side is dead or sends nonsense, which no `except` may forgive."""
     os._exit(1)
 
 
@@ -62,9 +64,8 @@ def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
         return [type(value).__name__, [getattr(value, name) for name in fields]]
     if isinstance(value, dict):
         return ["dict", [[encode(k, keep), encode(v, keep)] for k, v in value.items()]]
-    for series in _SERIES:
-        if isinstance(value, series):
-            return [series.__name__, [encode(v, keep) for v in value]]
+    if series := next((kind for kind in _SERIES if isinstance(value, kind)), None):
+        return [series.__name__, [encode(v, keep) for v in value]]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), keep)
     return ["object", keep(value)]
