@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question
 from malt_jax.tasks.graders.choice import ChoiceGrader
 from malt_jax.tasks.graders.exact import ExactGrader
-from malt_jax.tasks.graders.languages import fold, unread
 from malt_jax.tasks.graders.number import NumberGrader
 
 SAYS_18 = [
