@@ -301,8 +301,9 @@ MBPP_HARD = [  # rows of the published test split that are unlike the others
     {
         "task_id": 533,
         "text": "Write a function to remove particular data type elements from the given tuple.",
-        "code": "def remove_datatype(test_tuple, data_type):\r\n  res = []\r\n  for ele in test_tuple:"
-        "\r\n    if isinstance(ele, data_type):\r\n      continue\r\n    res.append(ele)\r\n"
+        "code": "def remove_datatype(test_tuple, data_type):\r\n  res = []\r\n  "
+        "for ele in test_tuple:\r\n    if isinstance(ele, data_type):\r\n      continue\r\n"
+        "    res.append(ele)\r\n"
         "  return (res)",
         "test_list": [
             "assert remove_datatype((4, 5, 4, 7.7, 1.2), int) == [7.7, 1.2]",
@@ -313,7 +314,8 @@ MBPP_HARD = [  # rows of the published test split that are unlike the others
     {
         "task_id": 1,
         "text": "Write a function that is called like a type, over Python's own.",
-        "code": "def list(n):\n    return [*range(n)]\ndef max(a, b):\n    return a if a > b else b",
+        "code": "def list(n):\n    return [*range(n)]\n"
+        "def max(a, b):\n    return a if a > b else b",
         "test_list": ["assert list(3) == [0, 1, 2]", "assert max(list(2), [0]) == [0, 1]"],
     },
 ]

@@ -48,7 +48,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: its values and the words that say where it stands."""
+    """One row of a file: its values, and its place for error messages."""
 
     file: str
     place: str  # "line 17" or "row 17", counted from 1
@@ -62,7 +62,7 @@ class Row:
         return self.values.get(column) is not None
 
     def get(self, *columns: str) -> tuple[str, Any]:
-        """The first of `columns` that this row holds, with its value."""
+        """The first of `columns` that this row has, with its value."""
         for column in columns:
             if column in self.values:
                 return column, self.values[column]
@@ -74,7 +74,7 @@ class Row:
         )
 
     def text(self, *columns: str, numbers: bool = False) -> str:
-        """A column's text, not blank and encodable. `numbers=True` accepts a number as text."""
+        """A column's text; not blank, and encodable. `numbers=True` accepts a number as text."""
         column, value = self.get(*columns)
         if numbers and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
@@ -83,7 +83,7 @@ class Row:
         return self.clean(column, value)
 
     def clean(self, column: str, value: str) -> str:
-        """`value` when it is text that a tokenizer can read, else a `UserError`."""
+        """`value`, if it is text that a tokenizer can read; else raises `UserError`."""
         if all(c.isspace() or unicodedata.category(c) == "Cf" for c in value):  # nothing to see
             raise self.fail(f"`{column}` is empty", "give it a text or remove the row")
         if "\0" in value:
@@ -96,7 +96,7 @@ class Row:
         return value
 
     def identity(self, split: str, *columns: str) -> str:
-        """The row's own id where it has one, else split and line: `eval-17`.
+        """The row's own id if it has one, else split and line: `eval-17`.
 
         Slashes become dashes, because ids are the roots of node paths.
         """
@@ -287,7 +287,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(text: str | Path) -> str:
-    """Text from outside as it may stand in a message."""
-    # Soft hyphens and the like show nothing on a terminal, so they are written out too.
+    """Text from outside, made safe for a message."""
+    # Soft hyphens and other characters that a terminal does not show are escaped too.
     line = one_line(str(text))[:500]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -1,4 +1,4 @@
-"""From rows to questions: a benchmark's local files and its home on the hub."""
+"""Loading benchmarks: from rows of local files or of the hub to questions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unusable(UserError):
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the hub keeps one split: data set, its configurations (joined in order), split."""
+    """One split on the hub: the data set, its configurations (joined in order), the split's name."""
 
     repo: str
     configs: tuple[str | None, ...]
@@ -55,7 +55,7 @@ def benchmark(
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The loader of a published benchmark: one hub place and one row parser a split.
+    """The loader of a published benchmark: one hub place and one row parser per split.
 
     Called as `load(split, path, limit, seed)`. With `path` it reads that file and never uses the
     network; without one it asks the hub through `datasets`.
@@ -118,9 +118,9 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
 
 
 def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -> list[Question]:
-    """`limit` questions in file order: the first ones, or with a seed a random draw.
+    """`limit` questions in file order: the first ones, or with a seed a random sample.
 
-    Draws with one seed are nested: the 100 are among the 200.
+    Samples with one seed are nested: a sample of 100 is part of the sample of 200.
     """
     if limit is None:
         return list(questions)
@@ -137,7 +137,7 @@ def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -
 
 
 def normalised(text: str) -> str:
-    """Text for comparison: compatible characters unified, case folded, blanks collapsed."""
+    """Text for comparison: NFKC, with case folded and blanks collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

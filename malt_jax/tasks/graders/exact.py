@@ -1,9 +1,9 @@
 """Grading words: one exact answer, or a set of them in any order.
 
-The answer is the last statement (see `statements`), without one the last line; a list below
-"Answer:" reads as its items with commas. It is compared after case, a leading article, blanks,
-quotes, Markdown marks, brackets around a whole answer, and a final full stop or exclamation mark
-are set aside; nothing else is forgiven, so "Paris or London" is not "Paris".
+The answer is the last statement (see `statements`), or without one the last line; a list below
+"Answer:" is read as its items with commas. The comparison ignores case, a leading article, blanks,
+quotes, Markdown marks, brackets around a whole answer, the script of digits, and a final full stop
+or exclamation mark. It ignores nothing else, so "Paris or London" is not "Paris".
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def final_words(text: str) -> str | None:
 
 
 def _below(text: str, start: int, end: int, span: str) -> str:
-    """The span itself, or the line or list that follows the line with "answer"."""
+    """The span itself; if it is blank, the line or list below the line with "answer"."""
     place = end - len(span)
     if not span.strip(" *:."):
         span = text[end:].strip().partition("\n")[0]
@@ -60,7 +60,7 @@ def _below(text: str, start: int, end: int, span: str) -> str:
 
 
 def tidy(words: str) -> str:
-    """One spelling for what counts as the same answer."""
+    """The one spelling to which all spellings of an answer are brought."""
     words = fold(words)
     words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
@@ -128,7 +128,7 @@ def _set(words: str) -> str:
 
 
 def _parts(words: str) -> list[str]:
-    """What stands between separators, brackets kept whole; one pair around everything is none."""
+    """The parts between separators outside of brackets; one pair around everything is ignored."""
     parts, start, depth = [], 0, 0
     for match in _BRACKET_OR_SEPARATOR.finditer(words):
         if match[0] in "([{":

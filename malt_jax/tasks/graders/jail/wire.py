@@ -1,7 +1,7 @@
-"""Values between judge and solution: JSON lines of plain data, rebuilt as Python's own types.
+"""Messages between judge and solution: JSON lines of plain data, rebuilt as Python's own types.
 
-Scalars are themselves; everything else is `[tag, content]`. An object that is not plain data stays
-in the solution's process and travels as `["object", key]`.
+Scalars stand for themselves; everything else is `[tag, content]`. An object that is not plain data
+stays in the solution's process and is sent as `["object", key]`.
 """
 
 from __future__ import annotations
