@@ -64,6 +64,10 @@ NOT_18 = [
     # scaled
     "答案是 18万。", "答案是18亿元。", "答えは18億です。", "정답은 18만입니다.", "정답은 18천 원입니다.", "La respuesta es 18 mil.", "La respuesta es 18 millones.", "Die Antwort ist 18 Millionen.",
     "Die Antwort ist 18 tausend.", "La réponse est 18 mille.", "Ответ: 18 тысяч.", "Ответ: 18 миллионов", "Jibu ni elfu 18.", "คำตอบคือ 18 ล้าน", "উত্তর হল 18 হাজার।", "సమాధానం 18 వేలు.", "الإجابة هي 18 ألف.", "उत्तर 18 लाख है।",
+    # less than nothing, or more than a number
+    "答案是负18。", "答案是零下18度。", "答えはマイナス18です。", "정답은 마이너스 18입니다.", "La respuesta es menos 18.", "La réponse est moins 18.", "Die Antwort ist minus 18.", "Ответ: минус 18", "คำตอบคือ ลบ 18",
+    "答案是18个半。", "答案是18的两倍。", "答えは18の半分です。", "정답은 18의 절반입니다.", "La respuesta es 18 y medio.", "La respuesta es el doble de 18.", "La réponse est 18 et demi.", "Die Antwort ist 18 einhalb.", "Ответ: 18 с половиной.",
+    "Jibu ni nusu ya 18.", "উত্তর হল সাড়ে 18।", "الإجابة هي نصف 18.", "उत्तर साढ़े 18 है।", "คำตอบคือสองเท่าของ 18",
     # two numbers, or digits that are not of one number
     "答案是 17 和 18。", "答案是 3万18。", "答案是 18 或十七。", "정답은 17, 18입니다.", "#### 1８٨", "#### 1٨", "The answer is 18十.",
     # nothing that the last statement does not hold
@@ -78,6 +82,7 @@ GROUPED = [  # (text, the number that is read, or None)
     ("La respuesta es 1.5.", "1.5"), ("Ответ: 2,5 кг", "2.5"), ("Die Antwort ist 12,50 €.", "12.5"), ("#### 1.234.567", "1234567"), ("#### 1.234,50", "1234.5"),
     ("答案是 1,200。", "1200"), ("答案是１，２００。", "1200"), ("الإجابة هي ١٬٢٠٠.", "1200"), ("الإجابة هي ٣٫٥.", "3.5"), ("উত্তর: ১,২০০", "1200"), ("答案是1.5万。", "15000"), ("정답은 3만입니다.", "30000"),
     ("答えは2億です。", "200000000"), ("La respuesta es 5 mil.", "5000"), ("Die Antwort ist 2,5 Millionen.", "2500000"), ("Ответ: 3 тысячи", "3000"), ("答案是5千克。", "5"), ("คำตอบคือ 2 ล้าน", "2000000"),
+    ("答案是-18。", "-18"), ("答案是负18。", "-18"), ("정답은 -18입니다.", "-18"), ("La respuesta es menos 18.", "-18"), ("Die Antwort ist minus 2,5 Grad.", "-2.5"), ("Ответ: -2,5", "-2.5"), ("الإجابة هي -١٨.", "-18"),
     # ambiguous, malformed, or several numbers
     ("Die Antwort ist 1.234.", None), ("Die Antwort ist 1,234.", None), ("La respuesta es 12.345 dólares.", None), ("La réponse est 1,200.", None), ("Ответ: 1.200", None),
     ("#### 0,125", None), ("#### 3,5", None), ("#### 12,3456", None), ("#### 1,23", None), ("She has 17 18 eggs.", None), ("In 2024 100 people came.", None), ("She has 2 million 500.", None),

@@ -111,7 +111,7 @@ def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping)
 
 @dataclass(frozen=True)
 class _FileLoader:
-    """Loads the user's file. `written` is the form of a final answer, with a place for the answer."""
+    """Loads the user's file; `written` is the form of an answer, with a place for it."""
 
     grader: Grader
     written: str | None

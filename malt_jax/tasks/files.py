@@ -54,9 +54,9 @@ class Row:
     place: str  # "line 17" or "row 17", counted from 1
     values: dict[str, Any]
 
-    def fail(self, found: str, mend: str) -> UserError:
-        """The error that something was `found` in this row, and how to mend it."""
-        return UserError(f"{self.file}, {self.place}: {found}; {mend}")
+    def fail(self, found: str, advice: str) -> UserError:
+        """The error that something was `found` in this row, with `advice` on how to repair it."""
+        return UserError(f"{self.file}, {self.place}: {found}; {advice}")
 
     def has(self, column: str) -> bool:
         return self.values.get(column) is not None
@@ -147,9 +147,9 @@ def read_rows(path: str | Path) -> list[Row]:
 def _refuse_other_content(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(64).lower()
-    for mark, (what, mend) in _NOT_A_TABLE.items():
+    for mark, (what, advice) in _NOT_A_TABLE.items():
         if start.startswith(mark) and not (mark == b"par1" and path.suffix.lower() == ".parquet"):
-            raise UserError(f"{_shown(path)}: is {what}; {mend}")
+            raise UserError(f"{_shown(path)}: is {what}; {advice}")
 
 
 def _jsonl(path: Path) -> Iterator[Row]:

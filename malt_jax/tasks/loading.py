@@ -23,13 +23,13 @@ class Unusable(UserError):
     """A row in the right layout that nobody could answer: it is left out, the others are used."""
 
     @classmethod
-    def of(cls, row: Row, found: str, mend: str) -> Unusable:
-        return cls(str(row.fail(found, mend)))
+    def of(cls, row: Row, found: str, advice: str) -> Unusable:
+        return cls(str(row.fail(found, advice)))
 
 
 @dataclass(frozen=True)
 class Hub:
-    """One split on the hub: the data set, its configurations (joined in order), the split's name."""
+    """One split on the hub: the data set, its configurations (joined in order), the split."""
 
     repo: str
     configs: tuple[str | None, ...]

@@ -62,9 +62,9 @@ def parse_mbpp(row: Row, split: str) -> Question:
     own = {node.name for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     names, modules = free_names(*trees, own=own)
     if not names:
-        raise Unusable.of(row, "`test_list` calls no function of the solution", "mend the tests")
+        raise Unusable.of(row, "`test_list` calls no function of the solution", "correct the tests")
     if _hands_over_code(trees[-1], names):
-        raise Unusable.of(row, "`test_list` passes a function of its own", "mend the tests")
+        raise Unusable.of(row, "`test_list` passes a function of its own", "correct the tests")
     code |= {"tests": "".join(f"import {m}\n" for m in modules) + tests, "names": names}
     asked = row.text("text", "prompt").strip()
     text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{shown}\n```"
@@ -110,7 +110,7 @@ def _parsed(row: Row, column: str, code: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unusable.of(row, f"`{column}` is not Python ({error})", "mend the code") from None
+        raise Unusable.of(row, f"`{column}` is not Python ({error})", "correct the code") from None
 
 
 def humaneval(allow_code: bool = False) -> Task:

@@ -68,12 +68,14 @@ class Language:
 
     @cached_property
     def opener(self) -> re.Pattern[str]:
-        """Matches up to the answer; groups: `near` or `between`, and `line`, the answer."""
+        """Matches up to the answer, `line`. The words before it are `between` or `near`."""
         start, end = (r"(?<!\w)", r"(?![\w'’])") if self.spaced else ("", "")
-        near = r"[^.:=\n\d]{0,9}?(?=[ *_\"(\[$]*(?:-?\d|\\|(?<!\w)(?-i:[A-Z])(?!\w)))"
+        label = r"[(\[]?(?-i:[A-Z])[)\]]?(?!\w)"
+        between = rf"(?P<between>(?:(?!{label})[^.:=\n\d]){{0,60}}?)"
+        near = rf"(?P<near>[^.:=\n\d]{{0,9}}?)(?=[ *_\"(\[$]*(?:-?\d|\\|(?<!\w){label}))"
         return _compiled(
-            rf"{start}(?:{self.answer})(?:(?P<near>{near if self.direct else '(?!)'})"
-            rf"|(?P<between>[^.:=\n\d]{{0,60}}?)(?:[:=]|{start}(?:{self.link}){end}))"
+            rf"{start}(?:{self.answer})(?:{between}(?:[:=]|{start}(?:{self.link}){end})"
+            rf"|{near if self.direct else '(?P<near>(?!))'})"
             r"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{0,401}))"
         )
 
@@ -91,68 +93,71 @@ LANGUAGES = {
     "German": Language(
         r"antwort", r"ist|lautet|beträgt|wäre",
         r"nicht|keine?\w*|oder|vielleicht|möglicherweise|eventuell|mindestens|höchstens|mehr als|"
-        r"weniger als|bis zu|zwischen|falsch\w*|weder|die hälfte|wenn|falls",
+        r"weniger als|über|unter|bis zu|zwischen|falsch\w*|weder|die hälfte|doppelt\w*|dreifach\w*|"
+        r"drittel|viertel|wurzel|einhalb|ein halb\w*|wenn|falls",
         direct=False, decimal_comma=True,
     ),
     "Spanish": Language(
         r"respuesta", r"es|son|sería|será",
         r"no|nunca|tampoco|ni|o|u|quizás?|tal vez|posiblemente|al menos|por lo menos|"
-        r"como (?:máximo|mucho|mínimo)|más de|menos de|mayor|menor|entre|hasta|la mitad|incorrecta|"
-        r"falsa|si",
+        r"como (?:máximo|mucho|mínimo)|más de|menos de|mayor|menor|entre|hasta|la mitad|el doble|"
+        r"el triple|un tercio|al cuadrado|raíz|y medi[ao]|incorrecta|falsa|si",
         direct=False, decimal_comma=True,
     ),
     "French": Language(
         r"r[ée]ponse", r"est(?: de)?|sera|serait",
         r"pas|jamais|ni|ou|peut-être|au (?:moins|plus|maximum|minimum)|plus de|moins de|"
-        r"supérieure?|inférieure?|entre|jusqu'à|la moitié|fausse|incorrecte|si",
+        r"supérieure?|inférieure?|entre|jusqu'à|la moitié|le double|le triple|"
+        r"un tiers|un quart|au carré|racine|et demie?|fausse|incorrecte|si",
         direct=False, decimal_comma=True,
     ),
     "Russian": Language(
         r"ответ\w{0,3}", r"равен|равно|это|будет|составляет|составит|[—–]|-(?=\s)",
         r"не|ни|нет|или|либо|возможно|наверное|может быть|как минимум|минимум|максимум|больше|"
-        r"меньше|более|менее|свыше|между|половин\w*|неправильн\w*|неверн\w*|если",
+        r"меньше|более|менее|свыше|между|половин\w*|вдвое|втрое|треть|четверть|в квадрате|корень|"
+        r"неправильн\w*|неверн\w*|если",
         decimal_comma=True,
     ),
     "Swahili": Language(
         r"jibu|majibu", r"ni",
         r"si|sio|siyo|hapana|au|labda|huenda|angalau|zaidi ya|chini ya|kati ya|nusu|elfu|milioni|"
-        r"laki|kama|makosa",
+        r"laki|mara mbili|mara tatu|robo|kama|makosa",
     ),
     "Arabic": Language(
         r"(?:ال)?[إا]جابة(?:\s+(?:النهائية|الصحيحة))?|(?:ال)?جواب(?:\s+(?:النهائي|الصحيح))?",
         r"هي|هو|تساوي|يساوي",
-        r"ليست?|لا|غير|أو|ربما|قد|على الأقل|على الأكثر|أكثر من|أقل من|بين|نصف|خاطئة?|خطأ|إذا",
+        r"ليست?|لا|غير|أو|ربما|قد|على الأقل|على الأكثر|أكثر من|أقل من|بين|و?نصف|ضعف|ثلث|ربع|جذر|خاطئة?|خطأ|إذا",
     ),
     "Bengali": Language(
         r"উত্তর(?:টি)?", r"হলো|হল|হচ্ছে|হবে",
-        r"নয়|না|নেই|অথবা|বা|হয়তো|সম্ভবত|কমপক্ষে|অন্তত|সর্বোচ্চ|বেশি|কম|অর্ধেক|ভুল|যদি",
+        r"নয়|না|নেই|অথবা|বা|হয়তো|সম্ভবত|কমপক্ষে|অন্তত|সর্বোচ্চ|বেশি|কম|অর্ধেক|দ্বিগুণ|সাড়ে|ভুল|যদি",
     ),
     "Hindi": Language(
         r"उत्तर|जवाब", r"है|हैं|होगा",
-        r"नहीं|न|या|शायद|कम से कम|अधिक से अधिक|ज़्यादा|ज्यादा|अधिक|कम|आधा|आधे|गलत|यदि|अगर",
+        r"नहीं|न|या|शायद|कम से कम|अधिक से अधिक|ज़्यादा|ज्यादा|अधिक|कम|आधा|आधे|दोगुना|साढ़े|गलत|यदि|अगर",
     ),
     "Telugu": Language(
         r"సమాధానం|సమాధానము|జవాబు", r"ఏమిటంటే|అంటే",
-        r"కాదు|లేదా|కాకపోవచ్చు|బహుశా|కనీసం|గరిష్టంగా|కంటే|సగం|తప్పు", spaced=False,
+        r"కాదు|లేదా|కాకపోవచ్చు|బహుశా|కనీసం|గరిష్టంగా|కంటే|సగం|రెట్ట|న్నర|తప్పు", spaced=False,
     ),
     "Thai": Language(
         r"คำตอบ|ตอบ", r"คือ|เป็น|เท่ากับ|ได้แก่",
-        r"ไม่|หรือ|อาจ|อย่างน้อย|อย่างมาก|มากกว่า|น้อยกว่า|เกิน|ระหว่าง|ครึ่ง|ผิด|ถ้า", spaced=False,
+        r"ไม่|หรือ|อาจ|อย่างน้อย|อย่างมาก|มากกว่า|น้อยกว่า|เกิน|ระหว่าง|ครึ่ง|สองเท่า|กำลังสอง|รากที่|ผิด|ถ้า", spaced=False,
     ),
     "Chinese": Language(
         r"答案|答(?=[:\s])", r"是|为|為|等于|等於",
         r"不(?!同|过|過)|没有|沒有|并非|並非|或|也许|也許|可能|至少|至多|最多|最少|超过|超過|少于|少於|多于|"
-        r"多於|大于|大於|小于|小於|以上|以下|一半|分之|除非|如果|错|錯", spaced=False,
+        r"多於|大于|大於|小于|小於|以上|以下|一半|半|分之|\d\s*的|除非|如果|错|錯", spaced=False,
     ),
     "Japanese": Language(
         r"答え|正解", r"は|が",
         r"ない|なく|ません|または|もしくは|あるいは|か、|かもしれ|おそらく|以上|以下|未満|超|少なくとも|最大|"
-        r"最低|半分|分の|間違|誤", spaced=False,
+        r"最低|半|分の|\d\s*の|間違|誤", spaced=False,
     ),
     "Korean": Language(
         r"정답|답", r"은|는|이",
         r"아니|아닙|아닌|않|없|또는|혹은|아마|이상|이하|미만|초과|적어도|"
-        r"최소|최대|절반|분의|틀", spaced=False,
+        r"최소|최대|절반|분의|\d\s*의|\d\s*반(?!드)|틀", spaced=False,
     ),
 }  # fmt: skip
 

@@ -82,7 +82,8 @@ _REWRITES = [
             ),
             (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", " degrees"),
             (r"(?<=[a-z])\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])", ""),  # units: cm^2, m³
-            (r"\b(?:negative|minus)\s+(?=[0-9.])", "-"),
+            (r"\b(?:negative|minus|menos|moins|минус|hasi)\s+(?=[0-9.])", "-"),
+            (r"(?:[负負]|零下|マイナス|마이너스|ลบ|سالب|ناقص|ঋণাত্মক|మైనస్|ऋण)\s*(?=[0-9.])", "-"),
             (r"(?<=[0-9])\s*/\s*(?=[0-9])", "/"),
         ],
     )
@@ -256,7 +257,9 @@ def _sign(before: str) -> int:
         return 1
     left = head[:-1].rstrip()
     adjacent = head == before.rstrip("({")
-    if not left or (adjacent and not (head[:-1][-1:].isalnum() or head[:-1][-1:] in ")%-")):
+    alone = re.fullmatch(f"[^0-9]*[{ATTACHED}]", left)  # "答案是-18" has nothing to subtract from
+    touched = head[:-1][-1:]
+    if not left or alone or (adjacent and not (touched.isalnum() or touched in tuple(")%-"))):
         return -1
     raise Unreadable("a difference")
 

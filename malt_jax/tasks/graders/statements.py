@@ -162,10 +162,10 @@ def _foreign(text: str, language: Language) -> list[Statement]:
         span = _sentence(match["line"])
         end = match.start("line") + len(span)
         span = COPULA.sub("", REASON.split(span)[0])
+        span = f"{(match['near'] or '').strip()} {span}".lstrip()
         # What follows a comma may negate something else, unless it is an alternative.
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
-        between = match["between"] or match["near"] or ""
-        denied = language.denies.search(between) or (
+        denied = language.denies.search(match["between"] or "") or (
             (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
         )
         alternative = rest and language.denies.match(rest[0])
