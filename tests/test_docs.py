@@ -137,9 +137,9 @@ def test_names_and_links_of_a_page_exist(page):
 
 def test_the_fields_a_page_names_exist():
     """Dotted names in backticks that begin with a section of the config are fields of it."""
-    from malt_jax.commands.fields import config_fields
+    from malt_jax.config.run import all_fields
 
-    paths = {re.sub(r"\.N\b", "", field.path) for field in config_fields()}
+    paths = {re.sub(r"\.N\b", "", field.path) for field in all_fields()}
     prefixes = {path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1)}
     sections = "model|task|pipeline|search|data|train|sampler|eval|export|mesh"
     for page in PAGES:

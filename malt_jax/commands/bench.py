@@ -98,8 +98,8 @@ def _stage(text: str) -> str:
 COMMAND = Command(
     name="bench",
     summary="benchmarks of sampling and training; one JSON object on the last line",
-    about="`sampler` expands trees and `train` takes training steps. If torch is installed, the same "
-    "work is measured in transformers or TRL in the same run.",
+    about="`sampler` expands trees and `train` takes training steps. If torch is installed, the "
+    "same work is measured in transformers or TRL in the same run.",
     run=run,
     arguments=(Argument("what", "What to measure.", ("sampler", "train")),),
     options=(
@@ -112,5 +112,6 @@ COMMAND = Command(
         Option("--no-peer", "Do not run transformers or TRL."),
     ),
     fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),
+    computes=True,
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
 )

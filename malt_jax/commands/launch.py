@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.commands.command import Invocation
+from malt_jax.commands.room import check_room
+from malt_jax.commands.trust import check_trust
 from malt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,13 +34,17 @@ def read_config(invocation: Invocation) -> Config:
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
 
-    flags = invocation.fields
-    if invocation.options.config:
-        return config.load(invocation.options.config, flags)
-    folder = str(reading.apply_flags({}, flags).get("output_dir") or config.Config().output_dir)
+    flags, options = invocation.fields, invocation.options
+    if options.config:
+        return config.load(options.config, flags)
+    said = reading.apply_flags({}, flags)
+    folder = str(said.get("output_dir") or config.Config().output_dir)
     if os.path.exists(Path(folder, manifest.NAME)):
-        return config.from_dict(RunDir.existing(folder).config, [*flags, "--output-dir", folder])
-    if not reading.apply_flags({}, flags).keys() & {"model", "task", "pipeline"}:
+        flags = [*flags, "--output-dir", folder]
+        found = config.from_dict(RunDir.existing(folder).config, flags)
+        check_trust(found, folder, options.trust_task_code, said)
+        return found
+    if not said.keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
             "file (`malt init` writes one), or the --output-dir of a run that was begun."
@@ -58,6 +64,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax.config.reading import to_dict
     from malt_jax.config.run import with_defaults
     from malt_jax.distributed import initialize
+    from malt_jax.environment import devices
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
     from malt_jax.storage.signals import graceful_stop
@@ -65,6 +72,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
 
     config, command = read_config(invocation), invocation.command.name
     initialize(config.mesh)
+    devices()  # a device that cannot be used is refused before anything is read
     if writes() and (reads_input or command == "train"):  # other commands log nothing
         check_tracker(config)
     quiet = config.quiet or not writes()  # of several processes only the first one prints
@@ -75,6 +83,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             prompts = new and command != "eval"  # `eval` refuses a new run anyway
             spec, _ = check_input(session, prompts=prompts)
             check_mesh(config, spec)
+            check_room(config, spec, command, new=new)
         facts = {"devices": devices()} if new else None
         with RunDir.open(
             config.output_dir,
@@ -226,13 +235,6 @@ def check_lengths(config: Config, spec: ModelSpec) -> None:
                 f"prompt and completion share the model's context of {spec.context} tokens; "
                 "lower it."
             )
-
-
-def devices() -> list[str]:
-    """The devices that JAX computes on, one line per device."""
-    import jax
-
-    return [f"{device.platform} {device.device_kind} {device.id}" for device in jax.devices()]
 
 
 def print_table(table: Any) -> None:

@@ -41,8 +41,9 @@ def run(invocation: Invocation) -> None:
 COMMAND = Command(
     name="plan",
     summary="what the run will cost, before it starts",
-    about="Prints parameters, completions, tokens and bytes per device. With --topology it compiles "
-    "every program for that TPU slice, on this machine, and prints memory and time per program.",
+    about="Prints parameters, completions, tokens and bytes per device. With --topology it "
+    "compiles every program for that TPU slice, on this machine, and prints memory and time per "
+    "program.",
     run=run,
     options=(
         Option("--topology", "A TPU slice such as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
@@ -59,6 +60,7 @@ COMMAND = Command(
         "mesh.tensor",
         "train.full",
     ),
+    computes=True,
     examples=(
         "malt plan --config quickstart",
         "malt plan --config mine.yaml --topology v5p:2x2x4 --json",
