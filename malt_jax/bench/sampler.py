@@ -1,11 +1,11 @@
-"""`malt bench sampler`: expanding real trees, beside transformers' `generate` in the same run.
+"""`malt bench sampler`: expands search trees, beside transformers' `generate` in the same run.
 
-Both sides answer the same prompts in the same order of roles, with the same limits and end tokens,
-each in a process of its own so that its peak memory is its own. The prompts are those of the tree
-this sampler expands; transformers draws its own completions for them with `num_return_sequences`,
-in batches of similar length, at the batch size that was fastest on some of the second role's.
-Tokens are generated tokens up to and with the end token; compiling and loading are left out on
-both sides.
+Both samplers answer the same prompts in the same order of roles, with the same limits and end
+tokens, each in a process of its own so that peak memory can be told apart. The prompts are those of
+the tree that our sampler expands. transformers draws its own completions for them with
+`num_return_sequences`, in batches of similar length, at the batch size that was fastest on some of
+the second role's prompts. Tokens are generated tokens, end token included; compiling and loading
+are not timed on either side.
 
     python -m malt_jax.bench.sampler --model DIR --questions 8 --branch 3 --max-new-tokens 128
 """
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures both sides; the result is printed as the last line of standard output."""
+    """Measures both samplers; the caller prints the result as the last line of standard output."""
     job = {name: value for name, value in vars(args).items() if name != "worker"}
     job["model"] = str(Path(args.model).absolute())
     with tempfile.TemporaryDirectory() as folder:
@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Our side, in this process; writes the tree's prompts for the other side."""
+    """Measures our sampler in this process, and writes the tree's prompts for transformers."""
     import jax
 
     from malt_jax.bench.questions import word_problems
     from malt_jax.config.sampler import SamplerConfig
     from malt_jax.models.model import load_model
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
     from malt_jax.tasks import gsm8k
     from malt_jax.tree.expand import expand
 

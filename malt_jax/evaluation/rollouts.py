@@ -18,14 +18,14 @@ import numpy as np
 
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System, Turn
-from malt_jax.sampling.request import Completion, Request, Settings
+from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Grade, Grader, Question
-from malt_jax.tree.expand import completion_text, settings
+from malt_jax.tree.expand import completion_text, sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, placeholders, render
 
 if TYPE_CHECKING:
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
 
 
 class Policy(NamedTuple):
@@ -39,7 +39,7 @@ class Call(NamedTuple):
     """What determines a completion, and therefore when two systems share one."""
 
     identity: str
-    settings: Settings
+    settings: SamplingParams
     prompt: Prompt
     key: tuple[str, int, int, int]
     """Question id, draw, agent, turn."""
@@ -168,7 +168,7 @@ def _call(speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Sta
     )
     identity = stage.policies[turn.policy, turn.role.name].identity
     key = (speaker.question.id, speaker.draw, speaker.agent, step)
-    return Call(identity, settings(turn.role, stage.tokenizer.end_ids), prompt, key)
+    return Call(identity, sampling_params(turn.role, stage.tokenizer.end_ids), prompt, key)
 
 
 def _others(texts: Sequence[str]) -> dict[str, str]:
@@ -179,7 +179,7 @@ def _others(texts: Sequence[str]) -> dict[str, str]:
 def _draw(calls: Iterable[Call], stage: Stage) -> dict[Call, Drawn]:
     """Every distinct call's completion; calls of one prompt share its prefix."""
     adapters = {policy.identity: policy.adapter for policy in stage.policies.values()}
-    batches: dict[tuple[str, Settings], dict[tuple, list[Call]]] = defaultdict(
+    batches: dict[tuple[str, SamplingParams], dict[tuple, list[Call]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for call in dict.fromkeys(calls):

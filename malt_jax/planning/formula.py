@@ -32,8 +32,8 @@ def _sampling(program: Program, spec: ModelSpec, sizes: Sizes) -> int:
         return LOGIT_COPIES * 4 * spec.vocab * shapes.rows
     count = int(program.name.split()[-1])
     tokens = count * lanes.tokens
-    blocks = 2 * count * spec.kv_heads * spec.head_dim * shapes.places
-    scores = 2 * 4 * tokens * spec.heads * shapes.places
+    blocks = 2 * count * spec.kv_heads * spec.head_dim * shapes.prefix_tokens
+    scores = 2 * 4 * tokens * spec.heads * shapes.prefix_tokens
     return ELEMENT * ((2 * spec.d_mlp + 4 * spec.d_model) * tokens + blocks) + scores
 
 

@@ -28,8 +28,10 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.sizes import Sizes, largest
 from malt_jax.progress import counted
-from malt_jax.sampling import cache, programs
-from malt_jax.sampling.prefill import forks_at_once
+from malt_jax.sampling import cache, decode
+from malt_jax.sampling.attention import DECODE_ATTENTION, Chunks
+from malt_jax.sampling.filters import Filters
+from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
 from malt_jax.training.placement import state_shardings
@@ -73,9 +75,10 @@ def _sampling(make: _Abstract) -> Iterator[Program]:
     for count in lanes.counts:
         words = f"{count} x {lanes.tokens} tokens of prompts"
         name = prefill_name(count)
-        yield Program(name, "sampling", words, partial(make.extend, count), (2,), suffix)
-    words = f"{shapes.rows} rows, {shapes.slots} prompts of {shapes.places}, {shapes.ring} new"
-    yield Program("decode", "sampling", words, make.decode, (3,))
+        yield Program(name, "sampling", words, partial(make.extend, count), (0,), suffix)
+    words = f"{shapes.rows} rows, {shapes.entries} prompts of {shapes.prefix_tokens}"
+    words = f"{words}, {shapes.new_tokens} new"
+    yield Program("decode", "sampling", words, make.decode, (2,))
 
 
 def prefill_name(lanes: int) -> str:
@@ -128,12 +131,12 @@ class _Abstract:
     @property
     def heads(self) -> int:
         """Prompts' heads that one call copies."""
-        return forks_at_once(self.sizes.shapes.slots, self._parts)
+        return copies_per_call(self.sizes.shapes.entries, self._parts)
 
     @property
     def _parts(self) -> int:
         """Parts of the mesh that slots and rows are split over."""
-        return math.prod(self.mesh.shape.get(name, 1) for name in RULES["slots"])
+        return math.prod(self.mesh.shape.get(name, 1) for name in RULES["batch"])
 
     @property
     def suffix_bytes(self) -> int:
@@ -142,35 +145,31 @@ class _Abstract:
 
     def fork(self, depth: int) -> tuple[Callable, tuple[Any, ...]]:
         numbers = self._whole((self.heads,), jnp.int32)
-        return programs.fork, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
+        return cache.copy_entries, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
 
     def extend(self, lanes: int, depth: int) -> tuple[Callable, tuple[Any, ...]]:
         spec = _shallow(self.spec, depth)
         graph, params = _params(self.config, spec, self.sizes.dtype, self.mesh)
         one = self._whole((lanes,), jnp.int32)
-        call = (one, self._whole((lanes, self.sizes.lanes.tokens), jnp.int32), one, one)
-        args = (params, self._adapter(spec), self._prefix(spec), *call)
-        return partial(programs.extend, graph), args
+        tokens = self._whole((lanes, self.sizes.lanes.tokens), jnp.int32)
+        call = PrefillCall(tokens, Chunks(one, one, one))
+        args = (self._prefix(spec), Weights(params, self._adapter(spec)), call)
+        return partial(prefill, graph), args
 
     def decode(self, depth: int) -> tuple[Callable, tuple[Any, ...]]:
         spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
         graph, params = _params(self.config, spec, self.sizes.dtype, self.mesh)
-        queues = (self._parts, shapes.slots // self._parts * shapes.width)
+        queues = (self._parts, shapes.entries // self._parts * shapes.siblings)
         number, share = self._whole((), jnp.int32), self._whole((), jnp.float32)
         ends = self._whole((MAX_END_IDS,), jnp.int32)
-        args = (
-            params,
-            self._adapter(spec),
-            self._prefix(spec),
-            self._suffix(spec),
-            self._rows_of(shapes.rows),
-            self._rows_of(*queues),
-            programs.How(share, number, share, number, ends),
-            number,
-            number,
-        )
-        chunk = self.config.sampler.chunk_steps
-        return partial(programs.decode, graph, chunk, shapes.width), args
+        drawn = decode.ParamArrays(Filters(share, number, share), number, ends)
+        inputs = decode.DecodeInputs(self._prefix(spec), self._rows_of(*queues), drawn, number)
+        weights, rows = Weights(params, self._adapter(spec)), self._rows_of(shapes.rows)
+        args = (weights, inputs, self._suffix(spec), rows, number)
+        sampler = self.config.sampler
+        attention = DECODE_ATTENTION[sampler.attention]
+        program = decode.DecodeProgram(graph, sampler.chunk_steps, shapes.siblings, attention)
+        return partial(decode.decode, program), args
 
     def train(
         self, phase: SftConfig | DpoConfig, plan: Plan, platform: str, depth: int
@@ -223,27 +222,26 @@ class _Abstract:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), adapter, where
         )
 
-    def _rows_of(self, *shape: int) -> programs.Rows:
+    def _rows_of(self, *shape: int) -> decode.Rows:
         number = self._whole(shape, jnp.int32)
         key = self._whole((*shape, 2), jnp.uint32)
-        return programs.Rows(number, number, number, number, number, key)
+        return decode.Rows(number, number, number, number, number, key)
 
     def _prefix(self, spec: ModelSpec) -> list[cache.KV]:
-        return self._cache(spec, self.sizes.shapes.slots, self.sizes.shapes.places)
+        return self._caches(spec)[0]
 
     def _suffix(self, spec: ModelSpec) -> list[cache.KV]:
-        shapes = self.sizes.shapes
-        return self._cache(spec, shapes.rows, shapes.ring)
+        return self._caches(spec)[1]
 
-    def _cache(self, spec: ModelSpec, count: int, places: int) -> list[cache.KV]:
+    def _caches(self, spec: ModelSpec) -> Any:
         dtype = jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype
 
         def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            axes = ("slots", "kv_heads", *[None] * (x.ndim - 2))
+            axes = ("batch", "kv_heads", *[None] * (x.ndim - 2))
             where = named(axes, x.shape, self.mesh)
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-        empty = jax.eval_shape(lambda: cache.empty(spec, count, places, dtype))
+        empty = jax.eval_shape(lambda: cache.empty_caches(spec, self.sizes.shapes, dtype))
         return jax.tree.map(place, empty)
 
     def _whole(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

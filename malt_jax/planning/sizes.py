@@ -18,9 +18,8 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
 from malt_jax.planning.work import Work
 from malt_jax.sampling import memory
-from malt_jax.sampling.engine import prefill_lanes
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.prefill import Lanes
+from malt_jax.sampling.memory import CacheShape, Devices
+from malt_jax.sampling.prefill import PrefillShape, prefill_shape
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, make_plan
 
@@ -30,9 +29,9 @@ class Sizes:
     """What decides the shapes of every program."""
 
     dtype: Any
-    shapes: Shapes
+    shapes: CacheShape
     """Of the sampler's caches, at the last role's typical prompt."""
-    lanes: Lanes
+    lanes: PrefillShape
     sft: Plan
     dpo: Plan
 
@@ -48,7 +47,7 @@ def choose_sizes(
     return Sizes(
         dtype=dtype,
         shapes=_shapes(config, spec, work, target, mesh, weights, dtype),
-        lanes=prefill_lanes(config.sampler, platform, _parts(mesh, "slots")),
+        lanes=prefill_shape(config.sampler, platform, _parts(mesh, "batch")),
         sft=sft,
         dpo=dpo,
     )
@@ -66,41 +65,43 @@ def _shapes(
     mesh: AnyMesh,
     weights: int,
     dtype: Any,
-) -> Shapes:
+) -> CacheShape:
     """The shapes the sampler would choose for a block's completions by the last role.
 
     They are one stream's; only a CPU has several by default.
     """
     sampler, last = config.sampler, work.roles[-1]
-    one = Shapes(
+    one = CacheShape(
         rows=1,
-        slots=1,
-        width=memory.together(config.pipeline.roles[-1].branch, sampler.width),
+        entries=1,
+        siblings=memory.siblings_per_entry(config.pipeline.roles[-1].branch, sampler.width),
         # Prompts vary: a quarter more than the mean is what the longest of a block needs.
-        places=memory.bucket(sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)),
-        ring=memory.bucket(sampler.new_token_buckets, max(role.longest for role in work.roles)),
+        prefix_tokens=memory.bucket(
+            sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)
+        ),
+        new_tokens=memory.bucket(
+            sampler.new_token_buckets, max(role.longest for role in work.roles)
+        ),
     )
-    shards, heads = (_parts(mesh, axis) for axis in ("slots", "kv_heads"))
+    shards, heads = (_parts(mesh, axis) for axis in ("batch", "kv_heads"))
     platform = target.chip.platform
     streams = memory.stream_count(sampler, platform, target.count > 1)
     try:
-        rungs, _ = memory.rungs(
-            spec,
-            one,
-            jnp.int8 if sampler.cache == "int8" else dtype,
-            sampler,
+        devices = Devices(
             platform,
-            streams=streams,
             shards=shards,
-            head_parts=heads if spec.kv_heads % heads == 0 else 1,
-            free=None if target.chip.memory is None else max(0, target.chip.memory - weights),
+            kv_shards=heads if spec.kv_heads % heads == 0 else 1,
+            streams=streams,
+            free_bytes=None if target.chip.memory is None else max(0, target.chip.memory - weights),
         )
+        cached = jnp.int8 if sampler.cache == "int8" else dtype
+        shapes, _ = memory.plan_shapes(spec, one, cached, sampler, devices)
     except UserError:
         # Not even one fits beside the weights; the plan says so, and what would.
-        return replace(one, rows=shards, slots=shards)
+        return replace(one, rows=shards, entries=shards)
     block = min(config.search.block, work.train_questions)
     completions = block * last.nodes // max(work.train_questions, 1)
-    return memory.first_rung(rungs, completions // streams)
+    return memory.first_shape(shapes, completions // streams)
 
 
 def _typical(

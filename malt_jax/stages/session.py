@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from malt_jax.models.model import Model
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
     from malt_jax.storage.metrics import Metrics
     from malt_jax.tasks.base import Question, Task
     from malt_jax.training.step import Trainable
@@ -134,7 +134,7 @@ class Session:
 
     @cached_property
     def sampler(self) -> Sampler:
-        from malt_jax.sampling.engine import Sampler
+        from malt_jax.sampling.sampler import Sampler
 
         # Told to stop, a block in progress is given up: what is finished is saved already.
         return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)

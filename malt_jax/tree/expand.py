@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from malt_jax.sampling.request import Completion, Request, Settings
+from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, render
 from malt_jax.tree.roles import Pipeline, Role
 
 if TYPE_CHECKING:
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Tree:
     levels: list[list[Node]]
 
 
-def settings(role: Role, end_ids: Sequence[int]) -> Settings:
+def sampling_params(role: Role, end_ids: Sequence[int]) -> SamplingParams:
     """How the sampler draws a role's completions."""
     config = role.config
-    return Settings(
+    return SamplingParams(
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
@@ -111,7 +111,7 @@ def expand(
         if on_level:
             on_level(role, len(requests) * role.config.branch)
         adapter = (adapters or {}).get(role.name)
-        drawn = sampler.sample(requests, settings(role, tokenizer.end_ids), adapter=adapter)
+        drawn = sampler.sample(requests, sampling_params(role, tokenizer.end_ids), adapter=adapter)
         for index, tree in enumerate(trees):
             level = []
             for offset, parent in enumerate(parents):

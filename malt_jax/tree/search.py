@@ -9,7 +9,7 @@ from malt_jax.config.pipeline import PipelineConfig
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.config.search import SearchConfig
 from malt_jax.models.model import Model
-from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tree.expand import expand
