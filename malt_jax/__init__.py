@@ -6,10 +6,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "search": "malt_jax.algorithm",
+    "label": "malt_jax.algorithm",
+    "train": "malt_jax.algorithm",
     "load_model": "malt_jax.models.model",
     "Model": "malt_jax.models.model",
-    "search": "malt_jax.tree.search",
-    "Forest": "malt_jax.tree.records",
+    "Forest": "malt_jax.tree.node",
+    "Node": "malt_jax.tree.node",
+    "Tree": "malt_jax.tree.node",
+    "RoleData": "malt_jax.data.role_data",
     "Question": "malt_jax.tasks.base",
     "Task": "malt_jax.tasks.base",
     "Pipeline": "malt_jax.pipeline",

@@ -15,9 +15,9 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.progress import Progress
 from malt_jax.sampling.request import Request
-from malt_jax.stages.policies import adapters_of_round
+from malt_jax.stages.names import trained_stage
+from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
-from malt_jax.stages.train import trained_stage
 from malt_jax.storage.manifest import stage_done
 from malt_jax.storage.rundir import RunDir
 from malt_jax.tree.expand import completion_text, sampling_params
@@ -72,7 +72,7 @@ class Pipeline:
 
     def __init__(self, session: Session):
         self._session = session
-        self._policies = adapters_of_round(session, session.config.rounds - 1)
+        self._policies = policies_after(session, session.config.rounds - 1)
 
     @classmethod
     def load(cls, run: str | os.PathLike) -> Pipeline:
@@ -138,7 +138,7 @@ class Pipeline:
             question,
             {turn.role: turn.text for turn in said},
             tokenizer,
-            room=session.context - role.config.max_new_tokens,
+            room=session.model.spec.context - role.config.max_new_tokens,
             overflow=session.config.pipeline.overflow,
             where=f"the question, {role.name}",
         )

@@ -24,9 +24,9 @@ from flax import nnx
 from malt_jax import config, load_model
 from malt_jax.config.run import Config
 from malt_jax.config.sampler import SamplerConfig
+from malt_jax.memory import peak_bytes
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.memory import peak_bytes
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task

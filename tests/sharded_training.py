@@ -16,9 +16,9 @@ from malt_jax.config.lora import LoraConfig
 from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.sharding import named
-from malt_jax.training import checkpoints
-from malt_jax.training.loop import FINAL
-from malt_jax.training.phases import train_dpo, train_sft
+from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.training.fit import train_dpo, train_sft
+from malt_jax.training.saver import FINAL, load_weights
 from training_model import SPEC, TinyModel, dpo_examples, sft_examples, tiny_model
 
 AXES = ("data", "fsdp", "tensor")
@@ -54,14 +54,22 @@ def losses(mesh: Mesh | None, folder: Path, *, full: bool = False) -> list[float
     sft = SftConfig(epochs=5, batch_size=16, optim=optim, loop=loop)
     start = model.params if full else adapter
     first = train_sft(
-        model, start, sft_examples(160), sft, folder=folder / "sft", dropout=0.0, mesh=mesh
+        model,
+        start,
+        sft_examples(160),
+        sft,
+        saver=CheckpointFolder(folder / "sft"),
+        dropout=0.0,
+        mesh=mesh,
     )
     found = [record["loss"] for record in first.log]
     if not full:
         dpo = DpoConfig(epochs=1, batch_size=8, optim=optim, loop=loop)
         policy = first.trainable
         pairs = dpo_examples(80)
-        second = train_dpo(model, policy, policy, pairs, dpo, folder=folder / "dpo", mesh=mesh)
+        second = train_dpo(
+            model, policy, policy, pairs, dpo, saver=CheckpointFolder(folder / "dpo"), mesh=mesh
+        )
         found += [record["loss"] for record in second.log]
     return found
 
@@ -80,9 +88,9 @@ def main() -> None:
         )
         # Saved on 8 devices, restored on one.
         like = init_adapter(SPEC, LoraConfig(rank=4), jax.random.key(1), stacked=True)
-        restored = checkpoints.load_trainable(folder / "mixed" / "sft" / FINAL, like)
+        restored = load_weights(CheckpointFolder(folder / "mixed" / "sft"), FINAL, like)
         assert {len(leaf.devices()) for leaf in jax.tree.leaves(restored)} == {1}
-        alone = checkpoints.load_trainable(folder / "one" / "sft" / FINAL, like)
+        alone = load_weights(CheckpointFolder(folder / "one" / "sft"), FINAL, like)
         gap = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), restored, alone)
         results["weights_gap"] = [max(jax.tree.leaves(gap))]
     json.dump(results, sys.stdout)

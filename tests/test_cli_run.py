@@ -19,8 +19,8 @@ from malt_jax import cli, escape
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.stages.label import label
+from malt_jax.stages.names import trained_stage
 from malt_jax.stages.session import Session
-from malt_jax.stages.train import trained_stage
 from malt_jax.storage import manifest
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from malt_jax.config.training import SftConfig
 from malt_jax.data.packing import Segment, Shape, fit, lay, share_prompts
-from malt_jax.training.plan import make_plan
+from malt_jax.training.plan import plan_steps
 from malt_jax.training.step import make_program, policy_logprobs, score_rows, scoring
 from training_model import SPEC, ids, tiny_model
 
@@ -94,7 +94,7 @@ def test_packed_and_shared_equal_alone(stacked, windows):
     texts = [(p, ids(rng, n)) for p in prompts for n in (2, 9, 6)]
     segments = share_prompts((Segment(p, (c,), (i,)) for i, (p, c) in enumerate(texts)), 64)
     assert len(segments) == 3
-    (micros,) = make_plan([segments], spec, 256, row_length=64).steps
+    (micros,) = plan_steps([segments], spec, 256, row_length=64).steps
     program = make_program(model.graph, jnp.float32, SftConfig(), 0.0, "cpu")
 
     # One sequence a row, padded at its end, where causal attention cannot see it.
@@ -135,7 +135,7 @@ def test_the_plan_reports_its_waste_and_computes_a_shared_prompt_once():
         [Segment(prompt, ((3,) * 5,), (0,)), Segment(prompt, ((4,) * 7,), (1,)),
          Segment(other, ((5,) * 2,), (2,))], 64
     )  # fmt: skip
-    plan = make_plan([segments], SPEC, 64, row_length=64)
+    plan = plan_steps([segments], SPEC, 64, row_length=64)
     assert plan.useful_tokens == 25 + 27 + 32
     assert plan.padding_waste == pytest.approx(1 - (32 + 32) / plan.row_tokens)
 
@@ -148,7 +148,7 @@ def test_a_segment_too_long_for_a_row_is_refused_and_long_ones_get_rows_of_their
         [Segment(ids(rng, 8), (ids(rng, 20),), (8 * b + i,)) for i in range(8)] for b in range(200)
     ]
     short[7].append(Segment(ids(rng, 8), (ids(rng, 900),), (9999,)))
-    plan = make_plan(short, SPEC, 1024)
+    plan = plan_steps(short, SPEC, 1024)
     lengths = {m.shape.time for step in plan.steps for m in step}
     assert max(lengths) >= 908 and min(lengths) < 300, lengths
     rows = [row for step in plan.steps for micro in step for row in micro.rows]

@@ -1,38 +1,41 @@
 """What each role learns from, checked on small trees written by hand."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from malt_jax.config.data import DataConfig
-from malt_jax.data.role_data import role_data, star_data, tree_counts
-from malt_jax.stages.label import lines
+from malt_jax.data.role_data import RoleData, role_data, star_data, tree_counts
+from malt_jax.stages.label import count, lines
+from malt_jax.tree.node import Forest, Node, Tree
 
 ROLES = ("generator", "verifier", "refiner")
 
 
-def tree(rewards: list[list[list[int]]], question: str = "Q0", finish: str = "eos") -> dict:
-    """A record with the given leaf rewards; texts are the node's own path."""
+def tree(rewards: list[list[list[int]]], question: str = "Q0", finish: str = "eos") -> Tree:
+    """A tree with the given leaf rewards; texts are the node's own path."""
     nodes = []
 
     def add(node_id, role, parent, value, **more):
         nodes.append(
-            {
-                "id": node_id,
-                "role": role,
-                "parent": parent,
-                "prompt": f"{role} {parent}",
-                "prompt_ids": [1, hash((role, parent)) % 97],
-                "completion": node_id,
-                "token_ids": [5, *map(ord, node_id), 2],
-                "finish": finish,
-                "value": value,
-                "label": value > 0.5,
-                "parsed": "1",
-                "correct": value > 0.5,
-                "cut": 0,
+            Node(
+                id=node_id,
+                role=role,
+                parent=parent,
+                prompt=f"{role} {parent}",
+                prompt_ids=(1, hash((role, parent)) % 97),
+                cut=0,
+                completion=node_id,
+                token_ids=(5, *map(ord, node_id), 2),
+                logprobs=(),
+                finish=finish,
+                parsed="1",
+                correct=value > 0.5,
+                value=value,
+                label=value > 0.5,
                 **more,
-            }
+            )
         )
 
     for i, critiques in enumerate(rewards):
@@ -46,7 +49,8 @@ def tree(rewards: list[list[list[int]]], question: str = "Q0", finish: str = "eo
             for k, reward in enumerate(leaves):
                 parent = f"{question}/g{i}/v{j}"
                 add(f"{parent}/r{k}", "refiner", parent, float(reward), reward=reward)
-    return {"question_id": question, "nodes": nodes}
+    branches = (len(rewards), len(rewards[0]), len(rewards[0][0]))
+    return Tree(question, question, "1", {}, branches, ROLES, tuple(nodes))
 
 
 MIXED = tree([[[1, 1], [0, 0]], [[0, 0], [0, 0]]])
@@ -65,9 +69,9 @@ def test_pairs_are_siblings_under_one_prefix_with_a_strict_gap():
     data = role_data([MIXED], ROLES, DataConfig(pairs="all"), seed=0)
     for role in ROLES:
         for pair in data[role].dpo:
-            assert pair["chosen_value"] > 0.5 >= pair["rejected_value"]
-            assert pair["chosen_node_id"].rsplit("/", 1)[0] == pair["node_id"]
-            assert pair["rejected_node_id"].rsplit("/", 1)[0] == pair["node_id"]
+            assert pair.chosen_value > 0.5 >= pair.rejected_value
+            assert pair.chosen_node_id.rsplit("/", 1)[0] == pair.node_id
+            assert pair.rejected_node_id.rsplit("/", 1)[0] == pair.node_id
     assert [len(data[role].dpo) for role in ROLES] == [0, 1, 0]  # V(g0) = 1/2 is negative
 
 
@@ -77,11 +81,9 @@ def test_one_pair_a_prefix_is_drawn_by_seed_and_by_nothing_else():
     assert len(one) == 4 and one == role_data([record], ROLES, DataConfig(), seed=1)["refiner"].dpo
     other = tree([[[0, 1]] * 2] * 2, "Q1")
     joined = role_data([other, record], ROLES, DataConfig(), seed=1)["refiner"].dpo
-    assert [pair for pair in joined if pair["question_id"] == "Q0"] == one
+    assert [pair for pair in joined if pair.question_id == "Q0"] == one
     picks = {
-        tuple(
-            p["chosen_node_id"] for p in role_data([record], ROLES, DataConfig(), s)["refiner"].dpo
-        )
+        tuple(p.chosen_node_id for p in role_data([record], ROLES, DataConfig(), s)["refiner"].dpo)
         for s in range(8)
     }
     assert len(picks) > 1
@@ -90,7 +92,7 @@ def test_one_pair_a_prefix_is_drawn_by_seed_and_by_nothing_else():
 def test_best_worst_takes_the_widest_gap():
     record = tree([[[1, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 0]]])
     (pair,) = role_data([record], ROLES, DataConfig(pairs="best_worst"), 0)["verifier"].dpo
-    assert (pair["chosen_node_id"], pair["rejected_node_id"]) == ("Q0/g0/v0", "Q0/g0/v2")
+    assert (pair.chosen_node_id, pair.rejected_node_id) == ("Q0/g0/v0", "Q0/g0/v2")
 
 
 def test_a_completion_cut_at_its_limit_is_never_an_example_to_follow():
@@ -98,7 +100,7 @@ def test_a_completion_cut_at_its_limit_is_never_an_example_to_follow():
     data = role_data([record], ROLES, DataConfig(pairs="all"), 0)
     assert all(not rows.sft and not rows.dpo for rows in data.values())
     assert data["refiner"].counts["positives_cut_at_limit"] == 4
-    assert star_data([record], "generator") == []
+    assert star_data([record], "generator").sft == []
 
 
 def test_examples_that_mend_something_are_told_from_those_that_let_it_stand():
@@ -111,17 +113,7 @@ def test_examples_that_mend_something_are_told_from_those_that_let_it_stand():
 def test_a_role_that_only_learns_to_let_things_stand_is_named():
     def told(record):
         data = role_data([record], ROLES, DataConfig(), 0)
-        return "\n".join(
-            lines(
-                {
-                    "trees": tree_counts([record]),
-                    "roles": {
-                        role: {"sft": len(rows.sft), "dpo": len(rows.dpo), **rows.counts}
-                        for role, rows in data.items()
-                    },
-                }
-            )
-        )
+        return "\n".join(lines(count(Forest([record]), data, RoleData())))
 
     approving = told(tree([[[1, 1], [1, 1]], [[0, 0], [0, 0]]]))
     for role in ("verifier", "refiner"):
@@ -132,9 +124,9 @@ def test_a_role_that_only_learns_to_let_things_stand_is_named():
 
 def test_equal_texts_under_one_prefix_are_one_example_and_no_pair():
     record = tree([[[1, 0], [1, 1]]])
-    for node in record["nodes"]:
-        if node["id"] in ("Q0/g0/v0/r0", "Q0/g0/v0/r1"):
-            node["token_ids"] = [7, 2]
+    equal = ("Q0/g0/v0/r0", "Q0/g0/v0/r1")
+    nodes = (replace(n, token_ids=(7, 2)) if n.id in equal else n for n in record.nodes)
+    record = replace(record, nodes=tuple(nodes))
     data = role_data([record], ROLES, DataConfig(pairs="all"), 0)["refiner"]
     assert data.counts["pairs_of_equal_text"] == 1 and data.dpo == []
     twin = role_data([record, record], ROLES, DataConfig(), 0)["refiner"]
@@ -144,11 +136,11 @@ def test_equal_texts_under_one_prefix_are_one_example_and_no_pair():
 def test_examples_keep_their_end_token():
     data = role_data([MIXED], ROLES, DataConfig(pairs="all"), 0)
     for rows in data.values():
-        assert all(row["completion_ids"][-1] == 2 for row in rows.sft)
-        assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 2 for row in rows.dpo)
+        assert all(row.completion_ids[-1] == 2 for row in rows.sft)
+        assert all(row.chosen_ids[-1] == row.rejected_ids[-1] == 2 for row in rows.dpo)
 
 
 def test_pairs_only_keeps_chosen_nodes_as_sft_examples():
     config = DataConfig(sft="pairs", pairs="all")
     data = role_data([MIXED], ROLES, config, 0)["verifier"]
-    assert [row["node_id"] for row in data.sft] == ["Q0/g0/v0"]
+    assert [row.node_id for row in data.sft] == ["Q0/g0/v0"]

@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 
 from malt_jax.config.training import DpoConfig, SftConfig
+from malt_jax.data.examples import DpoExample
 from malt_jax.models.model import load_model
-from malt_jax.training.examples import DpoExample, segment
-from malt_jax.training.plan import make_plan
+from malt_jax.training.dataset import segment
+from malt_jax.training.plan import plan_steps
 from malt_jax.training.step import Batch, batch_loss, make_program
 from tiny import write_model
 
@@ -100,7 +101,7 @@ def _our_gradients(gradients: nnx.State) -> dict[str, np.ndarray]:
 def _ours(model, examples, config, references, total):
     program = make_program(model.graph, jnp.float32, config, 0.0, "cpu")
     segments = [segment(example, i) for i, example in enumerate(examples)]
-    (micros,) = make_plan([segments], model.spec, 4096, row_length=64).steps
+    (micros,) = plan_steps([segments], model.spec, 4096, row_length=64).steps
     loss = jax.jit(jax.value_and_grad(lambda w, b: batch_loss(program, w, None, b), has_aux=True))
     totals, metrics, gradients = 0.0, {}, None
     for micro in micros:
@@ -174,7 +175,7 @@ def test_preference_losses_are_trls(name, folder, model, pairs, reference, tmp_p
 
 
 def test_the_sft_loss_is_trls(folder, model, pairs, tmp_path):
-    from malt_jax.training.examples import SftExample
+    from malt_jax.data.examples import SftExample
 
     examples = [SftExample(p.prompt_ids, p.chosen_ids, p.id) for p in pairs]
     rows = [

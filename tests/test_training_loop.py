@@ -14,13 +14,15 @@ import pytest
 
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
+from malt_jax.data.examples import DpoExample, SftExample
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.models.lora import init_adapter
+from malt_jax.storage.checkpoints import CheckpointFolder
 from malt_jax.storage.signals import graceful_stop
-from malt_jax.training import checkpoints, loop
-from malt_jax.training.examples import DpoExample, SftExample, admit, epoch_order, split
-from malt_jax.training.loop import FINAL
-from malt_jax.training.phases import train_dpo, train_sft
+from malt_jax.training import loop
+from malt_jax.training.dataset import admit, epoch_order, split
+from malt_jax.training.fit import train_dpo, train_sft
+from malt_jax.training.saver import FINAL, load_weights
 from malt_jax.training.step import train_step
 from training_model import SPEC, dpo_examples, ids, sft_examples, tiny_model
 
@@ -37,7 +39,7 @@ def sft(tmp_path, examples=None, start=None, epochs=2, dropout=0.0, on_step=None
     config = SftConfig(epochs=epochs, batch_size=4, optim=FAST, loop=LoopConfig(**LOOP, **loop))
     return train_sft(
         MODEL, start or adapter(), examples or sft_examples(10), config,
-        folder=tmp_path, dropout=dropout, on_step=on_step,
+        saver=CheckpointFolder(tmp_path), dropout=dropout, on_step=on_step,
     )  # fmt: skip
 
 
@@ -47,7 +49,9 @@ def dpo(tmp_path, reference=None, pairs=None, on_step=None, **fields):
     policy = adapter()
     reference = policy if reference is None else reference
     pairs = pairs or dpo_examples(10)
-    return train_dpo(MODEL, policy, reference, pairs, config, folder=tmp_path, on_step=on_step)
+    return train_dpo(
+        MODEL, policy, reference, pairs, config, saver=CheckpointFolder(tmp_path), on_step=on_step
+    )
 
 
 def same(a, b):
@@ -133,7 +137,7 @@ def test_a_finished_training_is_returned_not_repeated(tmp_path):
 
 def test_what_a_kill_left_of_other_checkpoints_is_cleared(tmp_path):
     sft(tmp_path)
-    checkpoints.save(tmp_path, "step-00000002", {"w": jnp.zeros(1)}, {})
+    CheckpointFolder(tmp_path).save("step-00000002", {"w": jnp.zeros(1)}, {})
     (tmp_path / "best-00000001").mkdir()
     sft(tmp_path, on_step=lambda *_: pytest.fail("trained again"))
     assert [p.name for p in tmp_path.iterdir()] == [FINAL]
@@ -246,12 +250,14 @@ def test_dpo_keeps_the_best_by_held_out_preference_accuracy(tmp_path):
 
 def test_a_question_is_never_on_both_sides_of_the_split():
     examples = [
-        SftExample((1, i), (2,), f"{i}{j}", group=f"Q{i}") for i in range(20) for j in range(3)
+        SftExample((1, i), (2,), f"{i}{j}", question_id=f"Q{i}")
+        for i in range(20)
+        for j in range(3)
     ]
     train, held = split(examples, 0.25, seed=1)
 
     def groups(many):
-        return {examples[i].group for i in many}
+        return {examples[i].question_id for i in many}
 
     assert len(groups(held)) == 5 and not groups(held) & groups(train)
     assert sorted(train + held) == list(range(60))
@@ -280,7 +286,7 @@ def test_siblings_stay_together_when_asked():
 def test_full_weights_go_through_the_same_loop(tmp_path):
     outcome = sft(tmp_path / "sft", start=MODEL.params)
     assert outcome.log[-1]["loss"] < outcome.log[0]["loss"]
-    loaded = checkpoints.load_trainable(tmp_path / "sft" / FINAL, outcome.trainable)
+    loaded = load_weights(CheckpointFolder(tmp_path / "sft"), FINAL, outcome.trainable)
     same(loaded, outcome.trainable)
 
 

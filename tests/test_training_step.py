@@ -13,9 +13,9 @@ import pytest
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.models.lora import init_adapter
-from malt_jax.training.examples import segment
+from malt_jax.training.dataset import segment
 from malt_jax.training.optim import learning_rates, transformation, update
-from malt_jax.training.plan import make_plan
+from malt_jax.training.plan import plan_steps
 from malt_jax.training.step import Batch, batch_loss, init_state, make_program, train_step
 from training_model import SPEC, dpo_examples, sft_examples, tiny_model
 
@@ -24,7 +24,7 @@ STEP = jax.jit(train_step, static_argnums=0)
 
 def _batches(examples, rows: int, total: float):
     segments = [segment(example, i) for i, example in enumerate(examples)]
-    (micros,) = make_plan([segments], SPEC, 64 * rows, row_length=64).steps
+    (micros,) = plan_steps([segments], SPEC, 64 * rows, row_length=64).steps
     return [
         Batch(
             jax.tree.map(jnp.asarray, micro.arrays()),

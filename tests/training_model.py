@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from malt_jax.data.examples import DpoExample, SftExample
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec, Rope
-from malt_jax.training.examples import DpoExample, SftExample
 
 SPEC = ModelSpec(
     family="llama",
@@ -67,8 +67,9 @@ def dpo_examples(count: int, seed: int = 0) -> list[DpoExample]:
             ids(rng, rng.integers(3, 12)),
             ids(rng, rng.integers(2, 12)),
             ids(rng, rng.integers(2, 12)),
-            f"p{i}",
-            group=f"Q{i}",
+            f"chosen{i}",
+            f"rejected{i}",
+            question_id=f"Q{i}",
         )
         for i in range(count)
     ]

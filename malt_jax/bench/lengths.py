@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from malt_jax.training.examples import DpoExample, SftExample
+from malt_jax.data.examples import DpoExample, SftExample
 
 # fmt: off
 GSM8K = (
@@ -37,7 +37,7 @@ def sft_examples(count: int, vocab: int, seed: int) -> list[SftExample]:
     """Random tokens in real lengths."""
     rng = np.random.default_rng(seed)
     return [
-        SftExample(_ids(rng, vocab, prompt), _ids(rng, vocab, answer), f"Q{i}", group=f"Q{i}")
+        SftExample(_ids(rng, vocab, prompt), _ids(rng, vocab, answer), f"Q{i}", question_id=f"Q{i}")
         for i, (prompt, answer) in enumerate(_lengths(count))
     ]
 
@@ -49,7 +49,7 @@ def dpo_examples(count: int, vocab: int, seed: int) -> list[DpoExample]:
     for i, (prompt, answer) in enumerate(_lengths(count)):
         other = max(1, round(answer * rng.uniform(0.7, 1.3)))
         ids = [_ids(rng, vocab, length) for length in (prompt, answer, other)]
-        examples.append(DpoExample(*ids, f"Q{i}", group=f"Q{i}"))
+        examples.append(DpoExample(*ids, f"Q{i}", question_id=f"Q{i}"))
     return examples
 
 

@@ -79,20 +79,23 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     else:
         questions = word_problems(count)
     began = time.perf_counter()
-    trees = expand(
-        questions,
-        _pipeline(job),
+    pipeline = _pipeline(job)
+    forest = expand(
+        model,
         sampler,
-        model.tokenizer,
+        questions,
+        pipeline,
+        adapters={},
         seed=0,
-        context=model.spec.context,
-        on_level=lambda role, calls: print(f"{role.name}: {calls} completions", file=sys.stderr),
+        round=0,
+        on_level=lambda role, calls: print(f"{role}: {calls} completions", file=sys.stderr),
     )
     stats = sampler.stats
     seconds = time.perf_counter() - began - stats.compile_seconds
+    nodes = [node for tree in forest.trees for node in tree.nodes]
     levels = [
-        list(dict.fromkeys(node.prompt.ids for tree in trees for node in tree.levels[depth]))
-        for depth in range(3)
+        list(dict.fromkeys(node.prompt_ids for node in nodes if node.role == role.name))
+        for role in pipeline.roles
     ]
     Path(job["prompts"]).write_text(json.dumps(levels))
     device = jax.local_devices()[0]

@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from malt_jax.bench.worker import answer, start
 
 if TYPE_CHECKING:
+    from malt_jax.data.examples import Example
     from malt_jax.models.spec import ModelSpec
-    from malt_jax.training.examples import Example
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,10 +90,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.bench.lengths import dpo_examples, sft_examples
     from malt_jax.config.lora import LoraConfig
     from malt_jax.config.training import DpoConfig, LoopConfig, SftConfig
+    from malt_jax.memory import peak_bytes
     from malt_jax.models.lora import init_adapter
     from malt_jax.models.model import load_model
-    from malt_jax.training.loop import peak_bytes
-    from malt_jax.training.phases import reference_logprobs, train_dpo, train_sft
+    from malt_jax.training.fit import reference_logprobs, train_dpo, train_sft
 
     model = load_model(job["model"], dtype=job["dtype"], stacked=True)
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
@@ -111,26 +110,22 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         finished.append((time.perf_counter(), time.process_time(), compiling.seconds))
 
     reference_s = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        if job["stage"] == "sft":
-            examples: list[Any] = sft_examples(count, vocab, 0)
-            outcome = train_sft(
-                model, adapter, examples, SftConfig(**common), folder=folder, on_step=on_step
-            )
-        else:
-            examples = dpo_examples(count, vocab, 0)
-            began = time.perf_counter()
-            reference = reference_logprobs(model, adapter, examples, DpoConfig(**common))
-            reference_s = time.perf_counter() - began - compiling.seconds
-            outcome = train_dpo(
-                model,
-                adapter,
-                reference,
-                examples,
-                DpoConfig(**common),
-                folder=folder,
-                on_step=on_step,
-            )
+    if job["stage"] == "sft":
+        examples: list[Any] = sft_examples(count, vocab, 0)
+        outcome = train_sft(model, adapter, examples, SftConfig(**common), on_step=on_step)
+    else:
+        examples = dpo_examples(count, vocab, 0)
+        began = time.perf_counter()
+        reference = reference_logprobs(model, adapter, examples, DpoConfig(**common))
+        reference_s = time.perf_counter() - began - compiling.seconds
+        outcome = train_dpo(
+            model,
+            adapter,
+            reference,
+            examples,
+            DpoConfig(**common),
+            on_step=on_step,
+        )
     elapsed, cpu, compiled = (b - a for a, b in zip(finished[0], finished[-1], strict=True))
     seconds = elapsed - compiled
     tokens = outcome.tokens - outcome.log[0]["useful_tokens"]

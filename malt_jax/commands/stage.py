@@ -56,9 +56,8 @@ def whole_run(session: Session) -> dict[str, Any]:
 
 
 def search(session: Session) -> None:
+    from malt_jax.stages.names import search_stage, trained_stage
     from malt_jax.stages.search import search as stage
-    from malt_jax.stages.session import search_stage
-    from malt_jax.stages.train import trained_stage
 
     def needs(round: int) -> str | None:
         return trained_stage(round - 1) if round else None
@@ -73,7 +72,7 @@ def label_or_join(invocation: Invocation) -> None:
 def label(session: Session, slices: Sequence[str] = ()) -> None:
     from malt_jax.stages.join import join
     from malt_jax.stages.label import label as stage
-    from malt_jax.stages.session import label_stage, search_stage
+    from malt_jax.stages.names import label_stage, search_stage
 
     if slices:
         join(session, slices)
@@ -81,16 +80,15 @@ def label(session: Session, slices: Sequence[str] = ()) -> None:
 
 
 def train(session: Session) -> None:
-    from malt_jax.stages.session import label_stage
+    from malt_jax.stages.names import label_stage, trained_stage
     from malt_jax.stages.train import train as stage
-    from malt_jax.stages.train import trained_stage
 
     _every_round(session, stage, trained_stage, label_stage)
 
 
 def evaluate(session: Session) -> dict[str, Any]:
     from malt_jax.stages.evaluate import evaluate as stage
-    from malt_jax.stages.train import trained_stage
+    from malt_jax.stages.names import trained_stage
 
     _require(session, trained_stage(session.config.rounds - 1))
     return stage(session)
@@ -98,7 +96,7 @@ def evaluate(session: Session) -> dict[str, Any]:
 
 def export(session: Session) -> None:
     from malt_jax.stages.export import export as stage
-    from malt_jax.stages.train import trained_stage
+    from malt_jax.stages.names import trained_stage
 
     _require(session, trained_stage(session.config.rounds - 1))
     stage(session)

@@ -1,156 +1,182 @@
-"""Each role's SFT examples and DPO pairs from valued trees (method, sections 3.3 and 3.4)."""
+"""Role data: each role's SFT examples and DPO pairs from valued trees (method, 3.3 and 3.4)."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from malt_jax.config.data import DataConfig
+from malt_jax.data.examples import DpoExample, SftExample
 from malt_jax.tree.keys import draw_order
+from malt_jax.tree.node import Node, Tree
 
-Row = dict[str, Any]
+STAR = "star"
+"""Name of the single-agent STaR baseline among the trained policies."""
+SHARED = "shared"
+"""Name of the one policy of `sharing: shared`, whose weights all roles use."""
+PUBLISHED = {"generator": "sft", "verifier": "sft+dpo", "refiner": "sft+dpo"}
+"""What the published roles learn by."""
 
 
 @dataclass(frozen=True)
 class RoleData:
-    """What one role learns from, in TRL's columns plus provenance, and what was left out."""
+    """What one role learns from, and counts of what was selected and left out."""
 
-    sft: list[Row] = field(default_factory=list)
-    dpo: list[Row] = field(default_factory=list)
+    sft: list[SftExample] = field(default_factory=list)
+    dpo: list[DpoExample] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
 
 
 def role_data(
-    records: Iterable[dict[str, Any]], roles: Sequence[str], config: DataConfig, seed: int
+    trees: Iterable[Tree], roles: Sequence[str], config: DataConfig, seed: int
 ) -> dict[str, RoleData]:
-    """Every role's data.
+    """Every role's SFT examples and DPO pairs.
 
-    SFT: all positives (V above the threshold), the same token ids under the same prompt once.
-    DPO: a positive and a negative sibling under the same prefix; which ones is `config.pairs`.
-    A completion cut at its length limit is never an example to follow (it has no end token), but
-    may be a rejected one; siblings with the same tokens are no pair.
+    SFT: all positive nodes, the same token ids under the same prompt once. DPO: a positive and a
+    negative sibling, that is, two completions of the same prompt; `config.pairs` says which. A
+    completion cut at its length limit is never an example to imitate, because it has no end token,
+    but it may be a rejected one. Siblings with the same tokens are no pair.
     """
     data = {role: RoleData() for role in roles}
-    for record in records:
-        families: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
-        labels = {node["id"]: node["label"] for node in record["nodes"]}
-        for node in record["nodes"]:
-            families[node["role"], node["parent"]].append(node)
-        for (role, parent), siblings in families.items():
-            _family(data[role], record["question_id"], role, siblings, config, seed)
-            mended = parent is not None and not labels[parent]
-            counts = data[role].counts
-            counts["positives_behind_negative"] += mended * sum(n["label"] for n in siblings)
-    if config.sft == "pairs":
-        for rows in data.values():
-            chosen = {row["chosen_node_id"] for row in rows.dpo}
-            rows.sft[:] = [row for row in rows.sft if row["node_id"] in chosen]
-    for role in roles:
-        _drop_repeats(data[role])
+    for tree in trees:
+        labels = {node.id: node.label for node in tree.nodes}
+        for parent, siblings in tree.children.items():
+            learned = data[siblings[0].role]
+            _add_siblings(learned, tree.question_id, siblings, config, seed)
+            after_negative = parent is not None and not labels[parent]
+            positives = sum(node.label for node in siblings)
+            learned.counts["positives_behind_negative"] += after_negative * positives
+    for learned in data.values():
+        if config.sft == "pairs":
+            chosen = {pair.chosen_node_id for pair in learned.dpo}
+            learned.sft[:] = [example for example in learned.sft if example.node_id in chosen]
+        _drop_repeats(learned)
     return data
 
 
-def star_data(records: Iterable[dict[str, Any]], role: str) -> list[Row]:
-    """The single-agent STaR baseline's examples: first-role drafts that are right themselves."""
-    rows = [
-        _example(record["question_id"], role, node) | {"role": "star"}
-        for record in records
-        for node in record["nodes"]
-        if node["role"] == role and node["correct"] and node["finish"] != "length"
+def star_data(trees: Iterable[Tree], role: str) -> RoleData:
+    """The single-agent STaR baseline's examples: the first role's drafts that are right."""
+    examples = [
+        replace(_example(tree.question_id, node), role=STAR)
+        for tree in trees
+        for node in tree.nodes
+        if node.role == role and node.correct and node.finish != "length"
     ]
-    data = RoleData(sft=rows)
+    data = RoleData(sft=examples)
     _drop_repeats(data)
-    return data.sft
+    return data
 
 
-def tree_counts(records: Iterable[dict[str, Any]]) -> dict[str, int]:
+def policy_name(role: str, sharing: str) -> str:
+    """Whose weights a role, or the STaR baseline, answers with."""
+    return SHARED if sharing == "shared" and role != STAR else role
+
+
+def by_policy(
+    data: Mapping[str, RoleData], phases: Mapping[str, str], sharing: str
+) -> dict[str, RoleData]:
+    """The examples that each policy is trained on.
+
+    `phases`: `none`, `sft` or `sft+dpo` by role; a role that is not named learns by both. With
+    `sharing` `adapters` every role has a policy of its own, with `shared` they have one together.
+    """
+    policies: dict[str, RoleData] = {}
+    for role, learned in data.items():
+        trained = phases.get(role, "sft+dpo")
+        policy = policies.setdefault(policy_name(role, sharing), RoleData())
+        policy.sft.extend(learned.sft if trained != "none" else ())
+        policy.dpo.extend(learned.dpo if trained == "sft+dpo" else ())
+    return policies
+
+
+def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
     """Trees all right, all wrong and mixed; answers unparsed, completions and prompts cut."""
     counts: Counter = Counter(
         trees=0, all_right=0, all_wrong=0, mixed=0, nodes=0, unparsed=0, length=0, cut_prompts=0
     )
-    for record in records:
-        rewards = [node["reward"] for node in record["nodes"] if "reward" in node]
+    for tree in trees:
+        rewards = [leaf.reward for leaf in tree.leaves]
         kind = "all_right" if all(rewards) else "mixed" if any(rewards) else "all_wrong"
         counts["trees"] += 1
         counts[kind] += 1
-        for node in record["nodes"]:
-            counts["nodes"] += 1
-            counts["unparsed"] += "reward" in node and node["parsed"] is None
-            counts["length"] += node["finish"] == "length"
-            counts["cut_prompts"] += node["cut"] > 0
+        counts["unparsed"] += sum(leaf.parsed is None for leaf in tree.leaves)
+        counts["nodes"] += len(tree.nodes)
+        counts["length"] += sum(node.finish == "length" for node in tree.nodes)
+        counts["cut_prompts"] += sum(node.cut > 0 for node in tree.nodes)
     return dict(counts)
 
 
-def _family(
-    data: RoleData, question: str, role: str, siblings: list[Row], config: DataConfig, seed: int
+def _add_siblings(
+    data: RoleData, question_id: str, siblings: list[Node], config: DataConfig, seed: int
 ) -> None:
-    positives = [node for node in siblings if node["label"]]
-    negatives = [node for node in siblings if not node["label"]]
-    whole = [node for node in positives if node["finish"] != "length"]
+    positives = [node for node in siblings if node.label]
+    negatives = [node for node in siblings if not node.label]
+    whole = [node for node in positives if node.finish != "length"]
     data.counts["positives"] += len(positives)
     data.counts["negatives"] += len(negatives)
     data.counts["positives_cut_at_limit"] += len(positives) - len(whole)
-    data.sft.extend(_example(question, role, node) for node in whole)
+    data.sft.extend(_example(question_id, node) for node in whole)
     pairs = [(p, n) for p in whole for n in negatives]
-    distinct = [(p, n) for p, n in pairs if p["token_ids"] != n["token_ids"]]
+    distinct = [(p, n) for p, n in pairs if p.token_ids != n.token_ids]
     data.counts["pairs_of_equal_text"] += len(pairs) - len(distinct)
     data.counts["pairs_possible"] += len(distinct)
-    for chosen, rejected in _choose(distinct, config, seed):
-        data.dpo.append(_pair(question, role, chosen, rejected))
+    for chosen, rejected in _select_pairs(distinct, config, seed):
+        data.dpo.append(_pair(question_id, chosen, rejected))
 
 
-def _choose(pairs: list[tuple[Row, Row]], config: DataConfig, seed: int) -> list[tuple[Row, Row]]:
+def _select_pairs(
+    pairs: list[tuple[Node, Node]], config: DataConfig, seed: int
+) -> list[tuple[Node, Node]]:
     if config.pairs == "all" or not pairs:
         return pairs
-    parent = pairs[0][0]["parent"] or pairs[0][0]["id"]
+    parent = pairs[0][0].parent or pairs[0][0].id
     order = draw_order(seed, len(pairs), "pairs", parent)
     if config.pairs == "best_worst":
         # Python's sort is stable: equal gaps stay in the drawn order.
-        order.sort(key=lambda i: pairs[i][1]["value"] - pairs[i][0]["value"])
+        order.sort(key=lambda i: pairs[i][1].value - pairs[i][0].value)
     return [pairs[i] for i in order[: config.pairs_per_prefix]]
 
 
-def _example(question: str, role: str, node: Row) -> Row:
-    return {
-        "prompt": node["prompt"],
-        "completion": node["completion"],
-        "role": role,
-        "question_id": question,
-        "node_id": node["id"],
-        "value": node["value"],
-        "prompt_ids": node["prompt_ids"],
-        "completion_ids": node["token_ids"],
-    }
+def _example(question_id: str, node: Node) -> SftExample:
+    return SftExample(
+        prompt_ids=node.prompt_ids,
+        completion_ids=node.token_ids,
+        node_id=node.id,
+        role=node.role,
+        question_id=question_id,
+        prompt=node.prompt,
+        completion=node.completion,
+        value=node.value,
+    )
 
 
-def _pair(question: str, role: str, chosen: Row, rejected: Row) -> Row:
-    return {
-        "prompt": chosen["prompt"],
-        "chosen": chosen["completion"],
-        "rejected": rejected["completion"],
-        "role": role,
-        "question_id": question,
-        "node_id": chosen["parent"] or question,
-        "chosen_node_id": chosen["id"],
-        "rejected_node_id": rejected["id"],
-        "value": chosen["value"],
-        "chosen_value": chosen["value"],
-        "rejected_value": rejected["value"],
-        "prompt_ids": chosen["prompt_ids"],
-        "chosen_ids": chosen["token_ids"],
-        "rejected_ids": rejected["token_ids"],
-    }
+def _pair(question_id: str, chosen: Node, rejected: Node) -> DpoExample:
+    return DpoExample(
+        prompt_ids=chosen.prompt_ids,
+        chosen_ids=chosen.token_ids,
+        rejected_ids=rejected.token_ids,
+        chosen_node_id=chosen.id,
+        rejected_node_id=rejected.id,
+        role=chosen.role,
+        question_id=question_id,
+        node_id=chosen.parent or question_id,
+        prompt=chosen.prompt,
+        chosen=chosen.completion,
+        rejected=rejected.completion,
+        chosen_value=chosen.value,
+        rejected_value=rejected.value,
+    )
 
 
 def _drop_repeats(data: RoleData) -> None:
+    """Keeps the first of the SFT examples with equal token ids."""
     seen: set[tuple] = set()
     kept = []
-    for row in data.sft:
-        key = (tuple(row["prompt_ids"]), tuple(row["completion_ids"]))
+    for example in data.sft:
+        key = (example.prompt_ids, example.completion_ids)
         if key not in seen:
             seen.add(key)
-            kept.append(row)
+            kept.append(example)
     data.counts["repeats"] += len(data.sft) - len(kept)
     data.sft[:] = kept

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 
 from malt_jax.checks import check_unique, whole_number
 from malt_jax.config.evaluation import MAX_SYSTEM_NAME, EvalConfig, SystemConfig
+from malt_jax.data.role_data import STAR
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
 from malt_jax.tree.roles import Pipeline, Role
 
-STAR = "star"
-"""The policy of the single-agent STaR baseline."""
 POLICIES = ("base", "sft", "malt", STAR)
 FURTHER_TURNS = ("retry", "debate", "judge")
 DEBATERS = 3

@@ -21,7 +21,7 @@ from malt_jax.sampling import memory
 from malt_jax.sampling.memory import CacheShape, Devices
 from malt_jax.sampling.prefill import PrefillShape, prefill_shape
 from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, make_plan
+from malt_jax.training.plan import Plan, plan_steps
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _typical(
 
     batch = list(map(example, range(phase.batch_size)))
     tokens = micro_tokens(phase.loop, platform, devices)
-    return make_plan([batch], spec, tokens, row_multiple=devices, row_length=phase.loop.row_length)
+    return plan_steps([batch], spec, tokens, row_multiple=devices, row_length=phase.loop.row_length)
 
 
 def largest(plan: Plan) -> Shape:

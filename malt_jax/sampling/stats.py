@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
-from malt_jax.sampling.memory import peak_bytes
+from malt_jax.memory import peak_bytes
 
 
 @dataclass

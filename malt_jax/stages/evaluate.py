@@ -3,137 +3,106 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from malt_jax.evaluation.rollouts import Stage, run_systems
+import malt_jax as malt
+from malt_jax.evaluation.rollouts import Policy, Stage, run_systems
 from malt_jax.evaluation.systems import System
 from malt_jax.progress import counted
 from malt_jax.stages.ablate import opened, train_variant
-from malt_jax.stages.measured import (
-    HELD_OUT,
-    block_costs,
-    block_costs_path,
-    held_out_trees,
-    summarise_run,
-    write_results,
-)
-from malt_jax.stages.policies import adapters_of_round, policy_table
+from malt_jax.stages.measured import HELD_OUT, held_out_trees, result_files, summarise_run
+from malt_jax.stages.names import EVAL
+from malt_jax.stages.policies import Weights, identities, policies_after
 from malt_jax.stages.session import Session
-from malt_jax.stages.variants import Variant, planned
-from malt_jax.storage import manifest
-from malt_jax.storage.atomic import write_json
-from malt_jax.storage.jsonl import append_lines, read_lines, recover
-from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import meet, writes
-from malt_jax.tree.expand import expand
-from malt_jax.tree.records import grade_trees
-
-STAGE = "eval"
+from malt_jax.stages.variants import planned
+from malt_jax.storage.journal import Journal
+from malt_jax.tasks.base import Question
 
 
 def evaluate(session: Session) -> dict[str, Any]:
-    """Runs what is not run yet, writes `results.json` and `results.md`, returns the results."""
+    """Runs every system, writes `results.json` and the tables, and returns the results."""
     systems, variants = planned(session)
-    if not session.done(STAGE):
-        roll_out(session, systems)
-        _held_out_trees(session)
-        for variant in variants:
-            _measure(session, variant)
-        session.progress.note(f"{STAGE}: comparing systems")
-        files = write_results(session.run.path, summarise_run(session))
-        session.seal(STAGE, files)
+    with session.journal(EVAL, inputs=True) as journal:
+        if not journal.done:
+            roll_out(session, systems, journal)
+            _held_out_trees(session, journal)
+            for variant in variants:
+                with opened(session, variant) as sub:
+                    train_variant(session, sub)
+                    with sub.journal(EVAL, inputs=True, finishes=False) as its_journal:
+                        roll_out(sub, [variant.system], its_journal)
+            session.progress.note(f"{EVAL}: comparing systems")
+            for path, text in result_files(session.run.path, summarise_run(session)).items():
+                journal.write_text(path, text)
     return json.loads(session.run.results.read_text())
 
 
-def roll_out(session: Session, systems: Sequence[System]) -> None:
-    """One record a question and draw in each system's file, a block of questions at a time."""
-    session.record_inputs()
-    config, run = session.config, session.run
-    questions = session.eval_questions
-    paths = {system.name: run.eval(system.name) for system in systems}
-    if set(paths.values()) <= set(manifest.sealed_units(run, STAGE)):
-        manifest.verify(run, manifest.sealed_units(run, STAGE))
-        return
-    costs, figures = block_costs(run), session.watch_sampler()
-    stage = Stage(
+def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> None:
+    """One record per question and draw in each system's file, a block of questions at a time."""
+    config = session.config
+    paths = {system.name: session.run.eval(system.name) for system in systems}
+
+    def files(number: int, questions: Sequence[Question]) -> Mapping[Path, set[tuple[str, int]]]:
+        return {
+            paths[system.name]: {(q.id, draw) for q in questions for draw in range(system.draws)}
+            for system in systems
+        }
+
+    stage: Stage | None = None
+    for block in journal.blocks(
+        session.eval_questions,
+        config.eval.block,
+        files,
+        key=("question_id", "draw"),
+        sealed_apart=False,
+    ):
+        stage = stage or _context(session)
+        records, block.cost["systems"] = run_systems(systems, block.items, stage)
+        for name, rows in records.items():
+            block.append(paths[name], rows)
+
+
+def _context(session: Session) -> Stage:
+    weights = Weights(session)
+    return Stage(
         sampler=session.sampler,
-        policies=policy_table(session),
+        policies={key: Policy(i, weights(i)) for key, i in identities(session).items()},
         tokenizer=session.model.tokenizer,
         grader=session.task.grader,
-        seed=config.seed,
-        context=session.context,
-        overflow=config.pipeline.overflow,
+        seed=session.config.seed,
+        context=session.model.spec.context,
+        overflow=session.config.pipeline.overflow,
         on_calls=lambda who, calls: session.progress.note(
             f"eval: {who}: {counted(calls, 'completion')}"
         ),
     )
-    written = {}
-    for path in paths.values():
-        recover(path)
-    meet("shards recovered")
-    for name, path in paths.items():
-        lines = read_lines(path) if path.exists() else []
-        written[name] = {(r["question_id"], r["draw"]) for r in lines}
-    for start in range(0, len(questions), config.eval.block):
-        block = questions[start : start + config.eval.block]
-        owed = {
-            system.name: {(q.id, draw) for q in block for draw in range(system.draws)}
-            - written[system.name]
-            for system in systems
-        }
-        if any(owed.values()):
-            # The whole block, also where part of it is written: the same batches, the same bytes.
-            began = time.perf_counter()
-            records, seconds = run_systems(systems, block, stage)
-            for name, rows in records.items():
-                rows = [r for r in rows if (r["question_id"], r["draw"]) in owed[name]]
-                append_lines(paths[name], rows)
-            costs[str(start)] = {
-                "seconds": time.perf_counter() - began,
-                "systems": seconds,
-                "questions": len(block),
-            }
-            write_json(block_costs_path(run), costs)
-        session.progress.update(STAGE, min(start + len(block), len(questions)), len(questions))
-        raise_if_stopped()
-    total = sum(cost["seconds"] for cost in costs.values())
-    cost = session.record_cost(STAGE, {**figures(), "seconds": total})
-    session.seal(STAGE, [*paths.values(), cost, block_costs_path(run)], done=False)
 
 
-def _measure(session: Session, variant: Variant) -> None:
-    """Trains one variant of the run and measures its pipeline on the run's own questions."""
-    with opened(session, variant) as sub:
-        train_variant(session, sub)
-        roll_out(sub, [variant.system])
-
-
-def _held_out_trees(session: Session) -> None:
+def _held_out_trees(session: Session, journal: Journal) -> None:
     """Whole trees of some held-out questions, before and after training, with the same keys."""
     config = session.config
     questions = session.eval_questions[: config.eval.trees]
-    for when, round in zip(HELD_OUT, (-1, config.rounds - 1), strict=True):
-        path = held_out_trees(session.run, when)
-        if not questions or path in manifest.sealed_units(session.run, STAGE):
-            continue
+    if not questions:
+        return
+    rounds = dict(zip(HELD_OUT, (-1, config.rounds - 1), strict=True))
+    paths = {when: held_out_trees(session.run, when) for when in rounds}
+    for when, path in journal.pending(paths):
         count = counted(len(questions), "held-out question")
-        session.progress.note(f"{STAGE}: trees of {count} {when} training")
-        trees = expand(
+        session.progress.note(f"{EVAL}: trees of {count} {when} training")
+        forest = malt.search(
+            session.model,
             questions,
             session.pipeline,
-            session.sampler,
-            session.model.tokenizer,
+            task=session.task,
+            adapters=policies_after(session, rounds[when]),
             seed=config.seed,
             round="held-out",
-            adapters=adapters_of_round(session, round),
-            context=session.context,
+            backup=config.search.backup,
+            softness=config.search.softness,
+            threshold=config.search.threshold,
+            sampler=session.sampler,
             overflow=config.pipeline.overflow,
         )
-        forest = grade_trees(trees, session.pipeline, session.task.grader, config.search)
-        if writes():
-            path.unlink(missing_ok=True)
-        append_lines(path, forest.records)
-        session.seal(STAGE, [path], done=False)
-        raise_if_stopped()
+        journal.write_lines(path, (tree.to_record() for tree in forest.trees))

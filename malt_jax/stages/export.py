@@ -7,17 +7,16 @@ from collections.abc import Mapping
 
 from flax import nnx
 
+from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError
 from malt_jax.export.cards import CardFacts, base_license, model_card
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import Adapter
-from malt_jax.stages.policies import last_phase, load, trainee
+from malt_jax.stages.names import EXPORT
+from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import first, writes
-
-STAGE = "export"
+from malt_jax.storage.writers import first
 
 
 def export(session: Session) -> None:
@@ -26,48 +25,36 @@ def export(session: Session) -> None:
     A role that was not trained is exported as the base it is, without an adapter.
     """
     run, config = session.run, session.config
-    again = _lacks_merged(session)
-    if session.done(STAGE) and not again:
-        return
-    if again:
-        session.progress.note("export: again, for it was written without merged models")
-        first(lambda: manifest.reopen(run, STAGE))
-    sealed = manifest.sealed_units(run, STAGE)
+    if _lacks_merged(session):
+        session.progress.note("export: again, because it was written without merged models")
+        first(lambda: manifest.reopen(run, EXPORT))
     identities = {
-        role.name: last_phase(session, config.rounds - 1, trainee(session, role.name))
+        role.name: latest(session, config.rounds - 1, policy_name(role.name, config.sharing))
         for role in session.pipeline.roles
     }
-    for role in session.pipeline.roles:
-        folder = run.export(role.name)
-        if folder in sealed:
-            continue
-        identity = identities[role.name]
-        weights = load(session, identity)
-        if writes() and folder.exists():
-            kept = manifest.set_aside(run, folder)
-            session.progress.note(f"{folder}: what stood here is in {kept} now")
-        adapter = weights if isinstance(weights, Adapter) else None
-        with session.timed(f"{STAGE} {role.name} ({identity})"):
-            export_role(
-                session.model,
-                adapter,
-                folder,
-                lora=config.train.lora,
-                params=weights if isinstance(weights, nnx.State) else None,
-                role=role.config,
-                merged=config.export.merged,
-                card=model_card(_facts(session, role.name, identities)),
-            )
-        session.seal(STAGE, [folder], done=False)
-        raise_if_stopped()
-    session.seal(STAGE, [])
-    if name := config.export.push_to_hub:
+    roles = {role.name: role.config for role in session.pipeline.roles}
+    weights = Weights(session)
+    with session.journal(EXPORT) as journal:
+        for name, folder in journal.pending({name: run.export(name) for name in roles}):
+            trained = weights(identities[name])
+            with session.timed(f"{EXPORT} {name} ({identities[name]})"):
+                export_role(
+                    session.model,
+                    trained if isinstance(trained, Adapter) else None,
+                    folder,
+                    lora=config.train.lora,
+                    params=trained if isinstance(trained, nnx.State) else None,
+                    role=roles[name],
+                    merged=config.export.merged,
+                    card=model_card(_facts(session, name, identities)),
+                )
+    if not journal.done and (name := config.export.push_to_hub):
         first(lambda: _push(session, name))
 
 
 def _lacks_merged(session: Session) -> bool:
     """Whether merged models are asked for and an earlier export wrote a role without one."""
-    folders = manifest.sealed_units(session.run, STAGE)
+    folders = manifest.sealed_units(session.run, EXPORT)
     return session.config.export.merged and any(not (f / "config.json").is_file() for f in folders)
 
 

@@ -19,9 +19,11 @@ from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.run import from_dict
 from malt_jax.errors import UserError
 from malt_jax.sampling.stats import Stats
-from malt_jax.stages.session import Session, search_stage
+from malt_jax.stages.names import search_stage
+from malt_jax.stages.session import Session
 from malt_jax.storage import manifest, mirror
-from malt_jax.storage.atomic import temporary, write_bytes
+from malt_jax.storage.atomic import temporary
+from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir, differences
 from malt_jax.storage.writers import first
@@ -60,37 +62,33 @@ def join(session: Session, places: Sequence[str]) -> None:
     other inputs or other weights, or comes twice; for one that is missing; and for trees that are
     not those of this run's questions.
     """
-    stage = search_stage(ROUND)
-    if session.done(stage):
-        return
     if session.config.search.shard != "1/1":
         raise UserError(
             f"search.shard: found {session.config.search.shard}, allowed: 1/1 where slices are "
             "joined; leave it out."
         )
-    session.record_inputs()
-    units: list[Path] = []
-    fetched = temporary(session.run.path / "slices")
-    try:
-        first(lambda: units.extend(_take(session, places, fetched)))
-    finally:
-        shutil.rmtree(fetched, ignore_errors=True)
-    session.seal(stage, units)
+    stage = search_stage(ROUND)
+    with session.journal(stage, inputs=True) as journal:
+        if journal.done:
+            return
+        fetched = temporary(session.run.path / "slices")
+        try:
+            first(lambda: _take(session, journal, places, fetched))
+        finally:
+            shutil.rmtree(fetched, ignore_errors=True)
     session.progress.note(f"{stage}: joined {len(places)} slices")
 
 
-def _take(session: Session, places: Sequence[str], fetched: Path) -> list[Path]:
-    """The files this run's search consists of, copied from the slices; mirrors are `fetched`."""
+def _take(session: Session, journal: Journal, places: Sequence[str], fetched: Path) -> None:
+    """Copies the files that this run's search consists of from the slices."""
     slices = in_order([_open(session, place, fetched / str(at)) for at, place in enumerate(places)])
     for one in slices:
         manifest.verify(one.run, one.units)
     _check_weights(session, slices)
     _check_questions(session, slices)
-    copies = []
     for path in (path for one in slices for path in one.trees):
-        copies.append(session.run.trees(ROUND) / path.name)
-        write_bytes(copies[-1], path.read_bytes())
-    return [*copies, session.record_cost(search_stage(ROUND), _cost(slices))]
+        journal.write_bytes(session.run.trees(ROUND) / path.name, path.read_bytes())
+    journal.record_cost(**_cost(slices))
 
 
 def in_order(slices: Iterable[Slice]) -> list[Slice]:

@@ -1,57 +1,58 @@
-"""Label: valued trees become each role's SFT examples and DPO pairs."""
+"""Label: valued trees become each role's SFT examples and DPO pairs (method, section 4)."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
-from malt_jax.data.role_data import role_data, star_data, tree_counts
+import malt_jax as malt
+from malt_jax.data.role_data import STAR, RoleData, star_data, tree_counts
 from malt_jax.errors import UserError
-from malt_jax.evaluation.systems import STAR
 from malt_jax.export.cards import data_card
-from malt_jax.stages.session import Session, label_stage
-from malt_jax.storage.atomic import write_bytes, write_json, write_text
-from malt_jax.storage.jsonl import encode
-from malt_jax.tree.records import relabel
+from malt_jax.stages.names import label_stage
+from malt_jax.stages.session import Session
+from malt_jax.tree.node import Forest
+from malt_jax.tree.values import value_forest
 
 
 def label(session: Session, round: int) -> dict[str, Any]:
     """Writes `data/ROLE/{sft,dpo}.jsonl` and returns the counts, which are also printed."""
-    stage = label_stage(round)
     run, config = session.run, session.config
     summary = run.data(round, "counts").with_suffix(".json")
-    if session.done(stage):
-        return _read(summary)
-    records = [relabel(record, config.search) for record in session.trees(round)]
-    _refuse_repeats(records)
-    roles = [role.name for role in session.pipeline.roles]
-    data = role_data(records, roles, config.data, config.seed)
-    units = []
-    counts: dict[str, Any] = {"trees": tree_counts(records), "roles": {}}
-    for role in roles:
-        for kind, rows in (("sft", data[role].sft), ("dpo", data[role].dpo)):
-            path = run.data(round, role) / f"{kind}.jsonl"
-            write_bytes(path, b"".join(map(encode, rows)))
-            units.append(path)
-        counts["roles"][role] = {
-            "sft": len(data[role].sft),
-            "dpo": len(data[role].dpo),
-            **dict(Counter(data[role].counts)),
-        }
-        card = run.data(round, role) / "README.md"
-        write_text(
-            card, data_card(role, config.task.name, config.model.path, counts["roles"][role])
-        )
-        units.append(card)
-    path = run.data(round, STAR) / "sft.jsonl"
-    rows = star_data(records, roles[0])
-    write_bytes(path, b"".join(map(encode, rows)))
-    counts["star"] = {"sft": len(rows)}
-    write_json(summary, counts)
-    for line in lines(counts):
-        session.progress.note(line)
-    session.seal(stage, [*units, path, summary])
+    with session.journal(label_stage(round)) as journal:
+        if journal.done:
+            return json.loads(summary.read_text())
+        sealed = session.forest(round)
+        _refuse_repeats(sealed)
+        # Values are computed again from the rewards, because the threshold and the backup may
+        # differ from the search's, as they do in ablations.
+        search = config.search
+        forest = value_forest(sealed, search.backup, search.softness, search.threshold)
+        data = malt.label(forest, config.data, seed=config.seed)
+        star = star_data(forest.trees, forest.roles[0])
+        counts = count(forest, data, star)
+        for role, learned in data.items():
+            folder = run.data(round, role)
+            journal.write_lines(folder / "sft.jsonl", (e.to_record() for e in learned.sft))
+            journal.write_lines(folder / "dpo.jsonl", (pair.to_record() for pair in learned.dpo))
+            card = data_card(role, config.task.name, config.model.path, counts["roles"][role])
+            journal.write_text(folder / "README.md", card)
+        star_path = run.data(round, STAR) / "sft.jsonl"
+        journal.write_lines(star_path, (example.to_record() for example in star.sft))
+        journal.write_json(summary, counts)
+        for line in lines(counts):
+            session.progress.note(line)
     return counts
+
+
+def count(forest: Forest, data: dict[str, RoleData], star: RoleData) -> dict[str, Any]:
+    """The counts of a round as `counts.json` keeps them."""
+    roles = {
+        role: {"sft": len(learned.sft), "dpo": len(learned.dpo), **dict(learned.counts)}
+        for role, learned in data.items()
+    }
+    return {"trees": tree_counts(forest.trees), "roles": roles, "star": {"sft": len(star.sft)}}
 
 
 def lines(counts: dict[str, Any]) -> list[str]:
@@ -66,11 +67,11 @@ def lines(counts: dict[str, Any]) -> list[str]:
     for number, (role, c) in enumerate(counts["roles"].items()):
         text.append(f"{role}: {c['sft']} SFT examples, {c['dpo']} pairs of {c['pairs_possible']}")
         if not c["sft"] and not c["dpo"]:
-            text.append(f"{role}: nothing to learn from, it stays as it is")
+            text.append(f"{role}: nothing to learn from, so it keeps the weights it has")
         elif number and not c["dpo"] and not c["positives_behind_negative"]:
             text.append(
                 f"{role}: ALL ITS EXAMPLES FOLLOW WHAT WAS POSITIVE ALREADY, and it has no pair, "
-                "so it learns to let every turn before it stand. More questions or branches find "
+                "so it learns to approve every earlier turn. More questions or branches find "
                 "contrasts; `data.sft: pairs` trains on nothing else"
             )
     if not any(c["sft"] or c["dpo"] for c in counts["roles"].values()):
@@ -82,17 +83,11 @@ def lines(counts: dict[str, Any]) -> list[str]:
     return text
 
 
-def _refuse_repeats(records: list[dict[str, Any]]) -> None:
-    seen = Counter(record["question_id"] for record in records)
-    repeated = [question for question, times in seen.items() if times > 1]
+def _refuse_repeats(forest: Forest) -> None:
+    times = Counter(tree.question_id for tree in forest.trees)
+    repeated = [question for question, count in times.items() if count > 1]
     if repeated:
         raise UserError(
-            f"rounds/*/trees: more than one tree of {', '.join(repeated[:5])}; join only shards of "
+            f"rounds/*/trees: more than one tree of {', '.join(repeated[:5])}; join only slices of "
             "one search."
         )
-
-
-def _read(path: Any) -> dict[str, Any]:
-    import json
-
-    return json.loads(path.read_text())

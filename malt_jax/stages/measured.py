@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from malt_jax.errors import UserError
 from malt_jax.evaluation.calibration import calibration
 from malt_jax.evaluation.results import SystemInfo, summarise, with_seeds
 from malt_jax.evaluation.systems import SINGLE_AGENT
 from malt_jax.evaluation.tables import to_csv, to_latex, to_markdown
+from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import write_json, write_text
+from malt_jax.storage.atomic import json_text, write_text
 from malt_jax.storage.hashing import sha256_all
+from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
 
@@ -59,27 +60,9 @@ def measured(session: Session) -> Measured:
     )
 
 
-def block_costs_path(run: RunDir) -> Path:
-    return run.path / "cost" / "eval-blocks.json"
-
-
-def block_costs(run: RunDir) -> dict[str, Any]:
-    """What each finished block of questions cost, by its first question's number."""
-    path = block_costs_path(run)
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not JSON ({error}); restore it, or remove it, and the seconds of the "
-            "questions answered so far are left out of the table."
-        ) from None
-
-
 def seconds_by_system(run: RunDir) -> dict[str, float]:
     """Seconds a question and draw of each system, over all blocks."""
-    blocks = list(block_costs(run).values())
+    blocks = list(Journal.block_costs(run, EVAL).values())
     total: dict[str, float] = defaultdict(float)
     for block in blocks:
         for name, share in block["systems"].items():
@@ -173,12 +156,16 @@ TABLES = {".md": to_markdown, ".tex": to_latex, ".csv": to_csv}
 """The table in other forms than `results.json`, by the ending of its file."""
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
-    """`results.json` and the same table as Markdown, LaTeX and CSV; returns the files."""
+def result_files(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
+    """The text of `results.json`, and of the same table as Markdown, LaTeX and CSV, by file."""
     path = folder / "results.json"
-    write_json(path, results)
-    files = [path]
-    for suffix, table in TABLES.items():
-        files.append(path.with_suffix(suffix))
-        write_text(files[-1], table(results))
-    return files
+    tables = {path.with_suffix(suffix): table(results) for suffix, table in TABLES.items()}
+    return {path: json_text(results), **tables}
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
+    """Writes the files of `result_files` and returns their paths."""
+    files = result_files(folder, results)
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)

@@ -7,35 +7,22 @@ weights it had before, and its identity says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malt_jax.config.run import Config
-from malt_jax.evaluation.rollouts import Policy
-from malt_jax.evaluation.systems import FURTHER_TURNS, STAR, speaker
-from malt_jax.stages.session import Session, train_stage
+from malt_jax.data.role_data import STAR, policy_name
+from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
+from malt_jax.stages.names import train_stage
+from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
+from malt_jax.storage.checkpoints import CheckpointFolder
 
 if TYPE_CHECKING:
     from malt_jax.training.step import Trainable
 
 BASE = "base"
-SHARED = "shared"
-"""The one trainee of `sharing: shared`, whose weights all roles use."""
 PHASES = ("sft", "dpo")
-
-
-def trainee(session: Session, role: str) -> str:
-    """Whose weights a role answers with: its own, or the shared ones."""
-    return SHARED if session.config.sharing == "shared" else role
-
-
-def trainees(config: Config) -> list[str]:
-    """The names of all weights the roles learn, in the order of their training."""
-    if config.sharing == "shared":
-        return [SHARED]
-    return [role.name for role in config.pipeline.roles]
 
 
 def weights_folder(session: Session, round: int, name: str, phase: str) -> Path:
@@ -43,10 +30,10 @@ def weights_folder(session: Session, round: int, name: str, phase: str) -> Path:
     return session.run.checkpoint(round, name) / phase
 
 
-def last_phase(session: Session, round: int, name: str, phases: tuple[str, ...] = PHASES) -> str:
-    """Identity of a trainee's weights after a round: `round/name/phase`, or `base`.
+def latest(session: Session, round: int, name: str, phases: tuple[str, ...] = PHASES) -> str:
+    """Identity of a policy's weights after a round: `round/name/phase`, or `base`.
 
-    Goes back to earlier rounds where the round trained nothing.
+    Goes back to earlier rounds if the round trained nothing.
     """
     for earlier in range(round, -1, -1):
         for phase in reversed(phases):
@@ -58,41 +45,68 @@ def last_phase(session: Session, round: int, name: str, phases: tuple[str, ...] 
     return BASE
 
 
-def load(session: Session, identity: str) -> Trainable | None:
-    """The weights of an identity, checked against their seal; None for the base."""
-    if identity == BASE:
-        return None
-    from malt_jax.training.checkpoints import load_trainable
-    from malt_jax.training.loop import FINAL
+class Weights:
+    """Loads the weights of an identity when they are asked for.
 
-    round, name, phase = identity.split("/")
-    folder = weights_folder(session, int(round), name, phase)
-    manifest.verify(session.run, [folder])
-    return load_trainable(folder / FINAL, session.fresh_weights(name))
+    Adapters are small, so they are all kept. Of full weights only those asked for last are kept: a
+    caller that works policy by policy holds one set beside the base.
+    """
+
+    def __init__(self, session: Session):
+        self._session = session
+        self._loaded: dict[str, Trainable | None] = {BASE: None}
+
+    def __call__(self, identity: str) -> Trainable | None:
+        """The weights, checked against their seal; None for the base."""
+        if identity not in self._loaded:
+            if self._session.config.train.full:
+                self._loaded = {BASE: None}
+            self._loaded[identity] = self._load(identity)
+        return self._loaded[identity]
+
+    def _load(self, identity: str) -> Trainable:
+        from malt_jax.training.saver import FINAL, load_weights
+
+        round, name, phase = identity.split("/")
+        folder = weights_folder(self._session, int(round), name, phase)
+        manifest.verify(self._session.run, [folder])
+        like = self._session.initial_weights(name)
+        return load_weights(CheckpointFolder(folder), FINAL, like)
 
 
-def adapters_of_round(session: Session, round: int) -> dict[str, Any]:
-    """Each role's weights after a round; round -1 is the base."""
-    cache: dict[str, Any] = {}
-    adapters = {}
-    for role in session.pipeline.roles:
-        identity = BASE if round < 0 else last_phase(session, round, trainee(session, role.name))
-        if identity not in cache:
-            cache[identity] = load(session, identity)
-        adapters[role.name] = cache[identity]
-    return adapters
+class RolePolicies(Mapping[str, Any]):
+    """Each role's weights by the role's name, loaded on use; None is the base model."""
+
+    def __init__(self, identities: Mapping[str, str], weights: Weights):
+        self._identities, self._weights = identities, weights
+
+    def __getitem__(self, role: str) -> Trainable | None:
+        return self._weights(self._identities[role])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._identities)
+
+    def __len__(self) -> int:
+        return len(self._identities)
 
 
-def policy_table(session: Session) -> Mapping[tuple[str, str], Policy]:
-    """Every (policy, turn)."""
+def policies_after(session: Session, round: int) -> RolePolicies:
+    """Each role's weights after a round; those of round -1 are the base's."""
+    sharing = session.config.sharing
+    roles = [role.name for role in session.pipeline.roles]
+    identities = {r: latest(session, round, policy_name(r, sharing)) for r in roles}
+    return RolePolicies(identities, Weights(session))
+
+
+def identities(session: Session) -> dict[tuple[str, str], str]:
+    """The identity of the weights that each (policy, turn) of a system answers with."""
     last = session.config.rounds - 1
     names = [role.name for role in session.pipeline.roles]
-    identities = {}
+    meant: dict[tuple[str, str], str] = {}
     for turn in (*names, *FURTHER_TURNS):
-        name = trainee(session, speaker(turn, session.pipeline).name)
-        identities["base", turn] = BASE
-        identities["sft", turn] = last_phase(session, last, name, ("sft",))
-        identities["malt", turn] = last_phase(session, last, name)
-        identities["star", turn] = last_phase(session, last, STAR, ("sft",))
-    weights = {identity: load(session, identity) for identity in dict.fromkeys(identities.values())}
-    return {key: Policy(identity, weights[identity]) for key, identity in identities.items()}
+        name = policy_name(speaker(turn, session.pipeline).name, session.config.sharing)
+        meant["base", turn] = BASE
+        meant["sft", turn] = latest(session, last, name, ("sft",))
+        meant["malt", turn] = latest(session, last, name)
+        meant["star", turn] = latest(session, last, STAR, ("sft",))
+    return meant

@@ -13,8 +13,8 @@ from malt_jax import config as config_module
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
-from malt_jax.stages.evaluate import STAGE as EVALUATED
 from malt_jax.stages.measured import TABLES, summarise_seeds
+from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import read_bytes
@@ -32,7 +32,7 @@ def pool(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
     runs = [RunDir.existing(folder) for folder in folders]
     first = runs[0]
     for run in runs:
-        if not manifest.stage_done(run, EVALUATED):
+        if not manifest.stage_done(run, EVAL):
             raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
         if found := differences(first.config, run.config, {"seed", *CANNOT_CHANGE_RESULTS}):
             raise UserError(

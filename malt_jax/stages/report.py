@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from malt_jax.report.build import PLOTS, build_report
-from malt_jax.stages.evaluate import STAGE as EVALUATED
+from malt_jax.stages.names import EVAL, REPORT
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.writers import writes
-
-STAGE = "report"
 
 
 def report(session: Session) -> None:
@@ -20,16 +18,18 @@ def report(session: Session) -> None:
     later call makes it anew. What is sealed must be whole: no table is shown that was edited.
     """
     manifest.verify(session.run, _read(session))
-    if session.done(STAGE):
-        return
-    questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
-    with session.timed(STAGE):
-        page = build_report(session.run.path, questions) if writes() else session.run.report
-    if not manifest.stage_done(session.run, EVALUATED):
-        session.progress.note("report: the run is not evaluated yet; the page shows what there is")
-        return
-    beside = [page.with_name(name) for name in ("report_data", PLOTS)]
-    session.seal(STAGE, [page, *(path for path in beside if path.exists())])
+    with session.journal(REPORT) as journal:
+        if journal.done:
+            return
+        questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
+        with session.timed(REPORT):
+            page = build_report(session.run.path, questions) if writes() else session.run.report
+        if not manifest.stage_done(session.run, EVAL):
+            journal.leave_open()
+            session.progress.note("report: the run is not evaluated yet; it shows what there is")
+            return
+        beside = [page.with_name(name) for name in ("report_data", PLOTS)]
+        journal.add(page, *(path for path in beside if path.exists()))
 
 
 def _read(session: Session) -> list[Path]:

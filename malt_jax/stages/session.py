@@ -1,43 +1,54 @@
-"""What the stages of a run share, made when first needed: questions, model, sampler, metrics."""
+"""What the stages of a run share, loaded on first use: questions, model, sampler, metrics."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
 from malt_jax.errors import HubError, UserError
-from malt_jax.heap import give_back
 from malt_jax.progress import Progress
-from malt_jax.storage import manifest, mirror
-from malt_jax.storage.atomic import write_json
+from malt_jax.stages.names import search_stage
+from malt_jax.storage import manifest
 from malt_jax.storage.hashing import fingerprint
+from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import first, meet
+from malt_jax.storage.writers import meet
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from malt_jax.data.role_data import RoleData
     from malt_jax.models.model import Model
     from malt_jax.sampling.sampler import Sampler
     from malt_jax.storage.metrics import Metrics
     from malt_jax.tasks.base import Question, Task
     from malt_jax.training.step import Trainable
+    from malt_jax.tree.node import Forest
     from malt_jax.tree.roles import Pipeline
 
 
 class Session:
-    """A config at work on a run directory."""
+    """A run's config and directory with everything loaded for them, shared by its stages."""
 
-    def __init__(self, config: Config, run: RunDir | None, progress: Progress):
-        """`run` may be None, and be set later, while only questions and prompts are looked at."""
+    def __init__(
+        self,
+        config: Config,
+        run: RunDir | None,
+        progress: Progress,
+        shared: Session | None = None,
+    ):
+        """`run` may be None as long as only questions and prompts are looked at.
+
+        `shared`: a session whose model and sampler are used, where the configs agree on them.
+        """
+        self._shared = shared if shared and shared.config.model == config.model else None
         self.config, self.progress = config, progress
         self.run: RunDir = run  # type: ignore[assignment]
 
@@ -73,6 +84,8 @@ class Session:
 
     @cached_property
     def model(self) -> Model:
+        if self._shared:
+            return self._shared.model
         from malt_jax.models.mesh import rules as mesh_rules
         from malt_jax.models.model import load_model
 
@@ -134,38 +147,68 @@ class Session:
 
     @cached_property
     def sampler(self) -> Sampler:
+        if self._shared and self._shared.config.sampler == self.config.sampler:
+            return self._shared.sampler
         from malt_jax.sampling.sampler import Sampler
 
-        # Told to stop, a block in progress is given up: what is finished is saved already.
+        # A stop request abandons the block in progress; finished blocks are saved already.
         return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)
 
-    def watch_sampler(self) -> Callable[[], dict[str, Any]]:
-        """Shows the sampler's figures from now on; what is returned tells them, since this call."""
+    def meter(self) -> Callable[[], dict[str, Any]]:
+        """Starts measuring the sampler and shows its figures; the result tells them since now."""
         stats = self.sampler.stats
         before = replace(stats)
-        figures = lambda: stats.since(before).as_dict()  # noqa: E731
+
+        def figures() -> dict[str, Any]:
+            return stats.since(before).as_dict()
+
         self.progress.watch(figures)
         return figures
 
-    @cached_property
-    def context(self) -> int:
-        return self.model.spec.context
+    def journal(self, stage: str, *, inputs: bool = False, finishes: bool = True) -> Journal:
+        """The journal of a stage. `inputs`: the stage reads questions, which must be the run's."""
+        journal = Journal(
+            self.run,
+            stage,
+            self.progress,
+            mirror=self.config.mirror,
+            meter=self.meter,
+            finishes=finishes,
+        )
+        if inputs and not journal.done:
+            self.record_inputs()
+        return journal
 
-    def fresh_weights(self, name: str) -> Trainable:
-        """What a trainee begins with: an adapter that changes nothing yet, or the base itself."""
-        if self.config.train.full:
-            return self.model.params
-        import jax
+    def forest(self, round: int) -> Forest:
+        """The sealed trees of a round's finished search, in the order of the questions."""
+        from malt_jax.tree.node import Forest, Tree
 
-        from malt_jax.models.lora import adapter_shardings, init_adapter
-        from malt_jax.tree.keys import node_key
+        units = manifest.sealed_units(self.run, search_stage(round))
+        manifest.verify(self.run, units)
+        shards = [path for path in units if path.suffix == ".jsonl"]
+        trees = [Tree.from_record(record) for path in shards for record in read_lines(path)]
+        return Forest(trees)
 
-        spec = self.model.spec
-        key = jax.random.wrap_key_data(node_key(self.config.seed, "adapter", name))
-        adapter = init_adapter(spec, self.config.train.lora, key)
-        if self.mesh is None:
-            return adapter
-        return jax.device_put(adapter, adapter_shardings(spec, adapter, self.mesh))
+    def role_data(self, round: int, role: str, phase: str) -> RoleData:
+        """A role's sealed SFT examples or DPO pairs."""
+        from malt_jax.data.examples import DpoExample, SftExample
+        from malt_jax.data.role_data import RoleData
+
+        path = self.run.data(round, role) / f"{phase}.jsonl"
+        manifest.verify(self.run, [path])
+        if phase == "sft":
+            return RoleData(sft=[SftExample.from_record(row) for row in read_lines(path)])
+        return RoleData(dpo=[DpoExample.from_record(row) for row in read_lines(path)])
+
+    def initial_weights(self, name: str) -> Trainable:
+        """The weights a policy starts from: an adapter that changes nothing yet, or the base."""
+        from malt_jax.training.weights import initial_weights
+
+        train = self.config.train
+        return initial_weights(
+            self.model, train.lora, full=train.full, seed=self.config.seed, name=name,
+            mesh=self.mesh,
+        )  # fmt: skip
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -175,43 +218,14 @@ class Session:
         return Metrics(self.run, tracker)
 
     def close(self) -> None:
-        """Writes what was logged and not yet written."""
+        """Writes the metrics that are still in memory."""
         if "metrics" in self.__dict__:
             self.metrics.close()
 
-    def done(self, stage: str) -> bool:
-        """Whether a stage is finished; what it made is then checked against its seal.
-
-        Every stage asks this first, so here a run that was told to stop begins no other one.
-        """
-        raise_if_stopped()
-        if not manifest.stage_done(self.run, stage):
-            return False
-        units = manifest.sealed_units(self.run, stage)
-        manifest.verify(self.run, units)
-        if units:  # a phase that a role does without is sealed empty
-            self.progress.note(f"{stage}: done before")
-        return True
-
-    def trees(self, round: int) -> Iterator[dict[str, Any]]:
-        """The records of a round's finished search, in the order of the questions."""
-        units = manifest.sealed_units(self.run, search_stage(round))
-        manifest.verify(self.run, units)
-        for path in units:
-            if path.suffix == ".jsonl":
-                yield from read_lines(path)
-
-    def seal(self, stage: str, units: Iterable[Path], done: bool = True) -> None:
-        """Seals what a stage has made (`manifest.seal`), and copies it to the mirror."""
-        manifest.seal(self.run, stage, units, done=done)
-        if url := self.config.mirror:
-            first(lambda: mirror.push(self.run, url))
-        give_back()
-
     def record_inputs(self) -> None:
-        """Hashes question files and questions; a run is not continued over others.
+        """Records the hashes of the question files and the questions; changed ones are refused.
 
-        The questions too, because those of the hub or of the user's own code lie in no file.
+        The questions are hashed too, because those of the hub or of a user's module are in no file.
         """
         task = self.config.task
         manifest.record_inputs(self.run, filter(None, [task.train_path, task.eval_path]))
@@ -235,24 +249,6 @@ class Session:
         started = time.perf_counter()
         yield
         self.progress.note(f"{what}: {time.perf_counter() - started:.1f} s")
-
-    def record_cost(self, name: str, cost: dict[str, Any]) -> Path:
-        """Keeps what a stage cost in this process; what a killed one spent is not in it."""
-        path = self.run.path / "cost" / f"{name.replace('/', '-')}.json"
-        write_json(path, cost)
-        return path
-
-
-def search_stage(round: int) -> str:
-    return f"search/{round:03d}"
-
-
-def label_stage(round: int) -> str:
-    return f"label/{round:03d}"
-
-
-def train_stage(round: int, role: str, phase: str) -> str:
-    return f"train/{round:03d}/{role}/{phase}"
 
 
 def load_task(config: Config) -> Task:

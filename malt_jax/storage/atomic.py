@@ -81,7 +81,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, data: object) -> None:
     """`write_text` of indented JSON; raises ValueError for NaN and infinity, which JSON lacks."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: object) -> str:
+    """Indented JSON with a newline at its end; raises ValueError for NaN and infinity."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager

@@ -1,14 +1,12 @@
-"""The loop: steps of a fixed plan, measured, saved, resumed bit for bit, stopped when unsound."""
+"""The training loop: steps of a fixed plan, measured, saved, resumed bit for bit."""
 
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,13 +16,12 @@ from jax.sharding import Mesh
 
 from malt_jax.config.training import LoopConfig
 from malt_jax.errors import UserError
+from malt_jax.memory import peak_bytes
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
-from malt_jax.storage.atomic import write_json
-from malt_jax.storage.signals import raise_if_stopped, stop_requested
-from malt_jax.training import checkpoints
 from malt_jax.training.placement import place_rows, state_shardings
-from malt_jax.training.plan import Micro, Plan
+from malt_jax.training.plan import MicroBatch, Plan
+from malt_jax.training.saver import FINAL, Saver, load_weights, save_weights
 from malt_jax.training.step import (
     Batch,
     Program,
@@ -35,16 +32,13 @@ from malt_jax.training.step import (
     train_step,
 )
 
-FINAL = "final"
-"""The checkpoint a finished training leaves: the best weights."""
-
 OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called after each step: (step, all steps, the step's record)."""
+"""Called after each step with (step, number of steps, the step's metrics)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All a training is made of, but for the weights it starts from."""
+    """Everything that defines one phase of training except the weights it starts from."""
 
     program: Program
     spec: ModelSpec
@@ -53,7 +47,7 @@ class Job:
     ids: tuple[tuple[str, ...], ...]
     """The examples of each step's batch."""
     totals: tuple[float, ...]
-    """What each step's loss is a mean over."""
+    """The number of tokens (SFT) or pairs (DPO) that each step's loss is a mean over."""
     rates: np.ndarray
     """Learning rate of each step."""
     references: np.ndarray
@@ -63,16 +57,16 @@ class Job:
     first_loss: float | None
     """The preference loss the first step must show."""
     config: LoopConfig
-    folder: Path
+    saver: Saver
     seed: int
     identity: str
-    """Hash of config, data and starting weights: what a checkpoint must have been made with."""
+    """Hash of config, data and starting weights; a checkpoint of another identity is refused."""
     mesh: Mesh | None
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What a training gives back."""
+    """The trained weights and what the phase cost."""
 
     trainable: Trainable
     """The best weights by the held-out examples; the last ones where none are held out."""
@@ -84,7 +78,7 @@ class TrainOutcome:
     """Useful tokens trained on: prompt and completion of every sequence, padding excluded."""
     padding_waste: float
     peak_bytes: int
-    """Highest memory use of the device, or of the process where a device does not tell."""
+    """Highest memory use of the device, or of the process on a CPU."""
     stopped_early: bool
     best_step: int | None
     counts: dict[str, int] = field(default_factory=dict)
@@ -104,23 +98,22 @@ class _Progress:
 
 
 def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutcome:
-    """Trains from `start`, or goes on from the newest checkpoint in the job's folder.
+    """Trains from `start`, or continues from the newest checkpoint of the job's saver.
 
-    Raises UserError when a gradient is not finite or explodes (after writing the batch's ids to
-    `stopped-batch.json`) and for checkpoints of another job; RunStopped when told to stop, after
-    saving; AssertionError when DPO does not start from its reference.
+    Raises UserError when a gradient is not finite or explodes (the saver then keeps the ids of the
+    batch) and for checkpoints of another job; RunStopped when a stop was requested, after saving;
+    AssertionError when DPO does not start from its reference.
     """
     with nullcontext() if job.mesh is None else jax.set_mesh(job.mesh):
-        final = job.folder / FINAL
-        if final in checkpoints.sealed(job.folder):
-            progress = _progress_of(job, final)
-            outcome = _outcome(job, checkpoints.load_trainable(final, start), progress)
+        if job.saver.names(FINAL):
+            progress = _progress_of(job, FINAL)
+            outcome = _outcome(job, load_weights(job.saver, FINAL, start), progress)
         else:
             state, progress = _begin(job, start)
             state = _steps(job, state, progress, on_step)
             outcome = _finish(job, state, progress)
         for prefix in ("step-", "best-"):
-            checkpoints.remove(job.folder, prefix)
+            job.saver.remove(prefix)
         return outcome
 
 
@@ -129,11 +122,11 @@ def _begin(job: Job, start: Trainable) -> tuple[TrainState, _Progress]:
     shardings = state_shardings(job.program, state, job.spec, job.mesh)
     if shardings is not None:
         state = jax.device_put(state, shardings)
-    saved = checkpoints.sealed(job.folder, "step-")
+    saved = job.saver.names("step-")
     if not saved:
         return state, _Progress()
     progress = _progress_of(job, saved[-1])
-    kept = checkpoints.restore(saved[-1], _kept(state))
+    kept = job.saver.restore(saved[-1], _kept(state))
     return replace(state, trainable=kept["trainable"], moments=kept["moments"]), progress
 
 
@@ -144,18 +137,22 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
     step_fn = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=outputs)
     eval_every = config.eval_every or max(1, total // 8)
     save_every = config.save_every or total
-    raise_if_stopped()  # before the first step compiles: all there is so far is saved
+    job.saver.raise_if_stopped()  # before the first step compiles: nothing is lost yet
     batches = _batches(job, progress.step)
     while progress.step < total and not progress.stopped_early:
         began = time.perf_counter()
+        # 1. The micro-batches of one step add up their gradients; the last one updates the weights.
         for batch in batches:
             state, metrics = step_fn(job.program, state, job.frozen, batch)
-        # Laid out while the device still works on the step just given to it.
+        # 2. The host lays out the next step's rows while the device still computes this one.
         batches = _batches(job, progress.step + 1)
+        # 3. Reading the metrics waits for the device. An unsound step stops the training; the
+        #    compiled step has left the weights as they were.
         record = {name: float(value) for name, value in metrics.items()}
         record["learning_rate"] = float(job.rates[progress.step])
         _check(job, progress, record)
         progress.step += 1
+        # 4. The held-out examples decide which weights are the best so far.
         due = progress.step % eval_every == 0 or progress.step == total
         if job.held_out is not None and due:
             record |= _measure(job, state, progress)
@@ -165,9 +162,11 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         progress.log.append(record)
         if on_step is not None:
             on_step(progress.step, total, record)
-        if stop_requested() or (progress.step % save_every == 0 and progress.step < total):
+        # 5. A checkpoint between two steps holds weights and moments only: gradients are zero.
+        saves = progress.step % save_every == 0 and progress.step < total
+        if saves or job.saver.stop_requested():
             _save(job, state, progress)
-            raise_if_stopped()  # also when told while saving: the next step may have to compile
+            job.saver.raise_if_stopped()
     return state
 
 
@@ -182,7 +181,7 @@ def _batches(job: Job, step: int) -> list[Batch]:
     ]
 
 
-def _batch(job: Job, micro: Micro, step: int, last: bool, key: jax.Array) -> Batch:
+def _batch(job: Job, micro: MicroBatch, step: int, last: bool, key: jax.Array) -> Batch:
     rows = micro.arrays()
     reference = np.where(rows.sequences >= 0, job.references[rows.sequences], 0.0)
     rows, reference = place_rows((rows, reference.astype(np.float32)), job.mesh)
@@ -199,9 +198,8 @@ def _batch(job: Job, micro: Micro, step: int, last: bool, key: jax.Array) -> Bat
 def _check(job: Job, progress: _Progress, record: dict[str, float]) -> None:
     step, norm = progress.step, record["gradient_norm"]
     if not (math.isfinite(norm) and norm <= job.config.explode and math.isfinite(record["loss"])):
-        place = job.folder / "stopped-batch.json"
         found = {name: str(value) for name, value in record.items()}
-        write_json(place, {"step": step + 1, "ids": job.ids[step], **found})
+        place = job.saver.stopped_batch({"step": step + 1, "ids": job.ids[step], **found})
         raise UserError(
             f"training stopped at step {step + 1}: loss {record['loss']:.4g}, gradient norm "
             f"{norm:.4g}, allowed: finite and at most {job.config.explode:g}. The weights were "
@@ -227,9 +225,8 @@ def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, floa
     if score > progress.best_score:
         progress.best_score, progress.best_step, progress.worse = score, progress.step, 0
         name = f"best-{progress.step:08d}"
-        facts = {"identity": job.identity}
-        new = checkpoints.save_trainable(job.folder, name, state.trainable, facts)
-        checkpoints.remove(job.folder, "best-", keep=new.name)
+        save_weights(job.saver, name, state.trainable, {"identity": job.identity})
+        job.saver.remove("best-", keep=name)
     else:
         progress.worse += 1
         progress.stopped_early = 0 < job.config.patience <= progress.worse
@@ -239,10 +236,9 @@ def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, floa
 def _finish(job: Job, state: TrainState, progress: _Progress) -> TrainOutcome:
     trainable = state.trainable
     if progress.best_step not in (None, progress.step):
-        best = job.folder / f"best-{progress.best_step:08d}"
-        trainable = checkpoints.load_trainable(best, trainable)
+        trainable = load_weights(job.saver, f"best-{progress.best_step:08d}", trainable)
     facts = {"identity": job.identity, "progress": _plain(progress)}
-    checkpoints.save_trainable(job.folder, FINAL, trainable, facts)
+    save_weights(job.saver, FINAL, trainable, facts)
     return _outcome(job, trainable, progress)
 
 
@@ -265,14 +261,15 @@ def _useful(job: Job, step: int) -> int:
 
 
 def _kept(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds; between steps gradients and sums are zero."""
+    """What a checkpoint in the middle of a phase holds."""
     return {"trainable": state.trainable, "moments": state.moments}
 
 
 def _save(job: Job, state: TrainState, progress: _Progress) -> None:
     facts = {"identity": job.identity, "progress": _plain(progress)}
-    new = checkpoints.save(job.folder, f"step-{progress.step:08d}", _kept(state), facts)
-    checkpoints.remove(job.folder, "step-", keep=new.name)
+    name = f"step-{progress.step:08d}"
+    job.saver.save(name, _kept(state), facts)
+    job.saver.remove("step-", keep=name)
 
 
 def _plain(progress: _Progress) -> dict[str, Any]:
@@ -281,12 +278,12 @@ def _plain(progress: _Progress) -> dict[str, Any]:
     return {**plain, "best_score": progress.best_score if progress.best_step is not None else None}
 
 
-def _progress_of(job: Job, path: Path) -> _Progress:
-    facts = checkpoints.facts(path)
+def _progress_of(job: Job, name: str) -> _Progress:
+    facts = job.saver.facts(name)
     if facts["identity"] != job.identity:
         raise UserError(
-            f"{path}: was made with another config, data or starting weights; remove {job.folder} "
-            "to train anew, or give what it was made with."
+            f"{job.saver.place(name)}: was made with another config, data or starting weights; "
+            "remove the folder it is in to train anew, or restore what it was made with."
         )
     saved = facts["progress"]
     score = -math.inf if saved["best_score"] is None else saved["best_score"]
@@ -302,10 +299,10 @@ def score_plan(
     mesh: Mesh | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(summed log-probability, tokens) of the completions of a plan's sequences, float32 each.
+    """Log-probability and length of every completion in a plan: two float32 `[sequences]` arrays.
 
-    What the plan does not hold is NaN. `on_batch` is called before each batch; what it raises ends
-    the call.
+    Sequences that the plan does not hold are NaN. `on_batch` is called before each batch; an
+    exception it raises ends the call.
     """
     logprobs, lengths = (np.full(sequences, np.nan, np.float32) for _ in range(2))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -317,11 +314,3 @@ def score_plan(
             logprobs[rows.sequences[there]] = to_host(sums)[there]
             lengths[rows.sequences[there]] = to_host(counts)[there]
     return logprobs, lengths
-
-
-def peak_bytes() -> int:
-    """Highest memory use so far: of the first device, or of the process on a CPU."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return (
-        stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    )

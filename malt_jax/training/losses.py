@@ -1,8 +1,9 @@
-"""What is minimised: SFT's token mean, and the preference losses."""
+"""The losses: SFT's mean over completion tokens, and the preference losses of DPO."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,27 @@ def sft_loss(
     return -jnp.sum(logprobs * weights) / tokens
 
 
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """The fields of a `DpoConfig` that the loss depends on."""
+
+    loss: str
+    beta: float
+    label_smoothing: float
+    length_normalised: bool
+    nll_weight: float
+
+    @classmethod
+    def of(cls, config: DpoConfig) -> PreferenceLoss:
+        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+
 class Preference(NamedTuple):
     """Per-pair quantities; rewards are beta times the log-ratio of policy to reference."""
 
     loss: Float[Array, "*P"]
     nll: Float[Array, "*P"]
-    """Negative log-likelihood a token of the chosen completion."""
+    """Negative log-likelihood per token of the chosen completion."""
     chosen_reward: Float[Array, "*P"]
     rejected_reward: Float[Array, "*P"]
 
@@ -36,7 +52,7 @@ def preference_loss(
     policy: Float[Array, "*P 2"],
     reference: Float[Array, "*P 2"],
     lengths: Float[Array, "*P 2"],
-    config: DpoConfig,
+    config: PreferenceLoss | DpoConfig,
 ) -> Preference:
     """Losses of pairs from summed log-probabilities, the chosen completion first.
 
@@ -46,7 +62,7 @@ def preference_loss(
     (same, and Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023);
     length-normalised: each log-ratio divided by its completion's tokens (Tulu 3, arXiv 2411.15124,
     equation 6); ipo: (h - 1 / (2 beta))^2 (Azar et al., arXiv 2310.12036, equation 17), with
-    log-ratios a token, as its authors ran it. `nll` is RPO's other term (arXiv 2404.19733,
+    log-ratios per token, as its authors ran it. `nll` is RPO's other term (arXiv 2404.19733,
     equation 1), which the caller adds with its weight; with the loss `nll` it is the whole loss.
     """
     ratios = policy - reference
@@ -68,12 +84,12 @@ def preference_loss(
 
 
 def loss_at_reference(config: DpoConfig) -> float | None:
-    """The preference loss of a policy that equals its reference; None where it is the pair's."""
+    """The preference loss of a policy that equals its reference; None if it depends on the pair."""
     known = {"sigmoid": math.log(2.0), "ipo": (1.0 / (2.0 * config.beta)) ** 2}
     return known.get(config.loss)
 
 
-def _normalised(config: DpoConfig) -> bool:
+def _normalised(config: PreferenceLoss | DpoConfig) -> bool:
     return config.length_normalised or config.loss == "ipo"
 
 

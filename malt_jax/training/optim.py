@@ -5,6 +5,7 @@ The rate is computed on the host, so roles whose step counts differ share one co
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,22 +16,42 @@ from jaxtyping import Array
 from malt_jax.config.training import OptimConfig
 
 
+@dataclass(frozen=True)
+class Optimiser:
+    """The part of an `OptimConfig` that is compiled in; the learning rate is an argument."""
+
+    name: str
+    weight_decay: float
+    beta1: float
+    beta2: float
+    clip: float
+
+    @classmethod
+    def of(cls, config: OptimConfig) -> Optimiser:
+        return cls(config.name, config.weight_decay, config.beta1, config.beta2, config.clip)
+
+
 def learning_rates(config: OptimConfig, steps: int) -> np.ndarray:
-    """The rate of each step, float32 [steps]: a linear rise to the peak, then the schedule."""
+    """The learning rate of each step, float32 `[steps]`: a linear rise to the peak, then a decay.
+
+    The rise ends at the peak in the last warm-up step and the decay reaches `final` in the last
+    step of all; optax's schedules end one step later, so they are not used here.
+    """
     warmup = min(round(config.warmup * steps), max(steps - 1, 0))
     step = np.arange(steps)
     rise = (step + 1) / max(warmup, 1)
     past = (step - warmup) / max(steps - 1 - warmup, 1)
-    shape = {
+    decay = {
         "constant": np.ones(steps),
         "linear": 1.0 - past,
         "cosine": 0.5 * (1.0 + np.cos(np.pi * np.clip(past, 0.0, 1.0))),
     }[config.schedule]
-    fall = shape if config.schedule == "constant" else config.final + (1.0 - config.final) * shape
-    return (config.learning_rate * np.where(step < warmup, rise, fall)).astype(np.float32)
+    if config.schedule != "constant":
+        decay = config.final + (1.0 - config.final) * decay
+    return (config.learning_rate * np.where(step < warmup, rise, decay)).astype(np.float32)
 
 
-def transformation(config: OptimConfig) -> optax.GradientTransformation:
+def transformation(config: Optimiser) -> optax.GradientTransformation:
     """Gradients -> the direction to go against; the step multiplies it by the learning rate."""
     chain = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     if config.name == "adamw":
@@ -45,7 +66,7 @@ def transformation(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def update(
-    config: OptimConfig, gradients: Any, moments: Any, params: Any, learning_rate: Array
+    config: Optimiser, gradients: Any, moments: Any, params: Any, learning_rate: Array
 ) -> tuple[Any, Any]:
     """(new parameters, new moments) of one step."""
     # Optax mixes Python floats with integer step counts, which strict promotion forbids.

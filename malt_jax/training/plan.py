@@ -1,7 +1,8 @@
-"""The global plan: which rows every step computes, fixed before the first one.
+"""The plan of a phase: which packed rows every step computes, fixed before the first step.
 
-A step's batch is packed into rows and computed in *micro-batches* of few fixed shapes. All
-processes derive the same plan from the same data, so step counts are equal by construction.
+A step's batch is packed into rows and computed in *micro-batches* of few fixed shapes, because each
+shape is one compiled program. All processes derive the same plan from the same data, so their step
+counts are equal by construction.
 """
 
 from __future__ import annotations
@@ -9,35 +10,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from malt_jax.data.packing import Rows, Segment, Shape, fit, lay
+from malt_jax.data.packing import PackedRows, Segment, Shape, fit, lay
 from malt_jax.models.spec import ModelSpec
 
 LADDER = tuple(base << shift for shift in range(5, 18) for base in (2, 3))
-"""Row lengths worth a program: 64, 96, 128, 192, 256, ... Few, so that roles share programs."""
+"""Allowed row lengths: 64, 96, 128, 192, 256, ... Few, so that roles share compiled programs."""
 
 OVERHEAD_TOKENS = 128
-"""What starting a micro-batch costs, in tokens' worth of computing."""
+"""Cost of starting a micro-batch, in units of computing one token."""
 
 PROGRAM_TOKENS = 20_000
-"""What compiling one more shape costs, in tokens' worth of computing."""
+"""Cost of compiling one more shape, in units of computing one token."""
 
 
 @dataclass(frozen=True)
-class Micro:
-    """Rows computed at once."""
+class MicroBatch:
+    """Packed rows that are computed together."""
 
     shape: Shape
     rows: tuple[tuple[Segment, ...], ...]
 
-    def arrays(self) -> Rows:
+    def arrays(self) -> PackedRows:
         return lay(self.rows, self.shape)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Micro-batches of every step."""
+    """MicroBatch-batches of every step."""
 
-    steps: tuple[tuple[Micro, ...], ...]
+    steps: tuple[tuple[MicroBatch, ...], ...]
 
     @property
     def useful_tokens(self) -> int:
@@ -55,11 +56,11 @@ class Plan:
         real = sum(s.tokens for micro in self._micros() for row in micro.rows for s in row)
         return 1.0 - real / max(self.row_tokens, 1)
 
-    def _micros(self) -> list[Micro]:
+    def _micros(self) -> list[MicroBatch]:
         return [micro for step in self.steps for micro in step]
 
 
-def make_plan(
+def plan_steps(
     batches: Sequence[Sequence[Segment]],
     spec: ModelSpec,
     micro_tokens: int,
@@ -67,10 +68,11 @@ def make_plan(
     row_multiple: int = 1,
     row_length: int = 0,
 ) -> Plan:
-    """Packs each batch; row lengths and rows a micro-batch are chosen for the least computing.
+    """Packs each batch; row lengths and rows per micro-batch are chosen for the least computing.
 
-    Tried are all rows of one length, and a shorter one with a second for what does not fit it.
-    `row_multiple`: the devices a micro-batch's rows are split over. `row_length` fixes the length.
+    Two designs are tried: all rows of one length, and a shorter length with a longer one for the
+    segments that do not fit it. `row_multiple`: the number of devices that the rows of a
+    micro-batch are split over. `row_length` fixes the length.
     """
     longest = max((s.tokens for batch in batches for s in batch), default=1)
     top = next(length for length in LADDER if length >= longest)
@@ -129,23 +131,23 @@ def _pack(
 
 def _micros(
     step: dict[tuple[int, int], list[list[Segment]]], most: dict[int, int]
-) -> tuple[Micro, ...]:
+) -> tuple[MicroBatch, ...]:
     micros = []
     for (time, rows), packed in step.items():
-        # The sizes follow from the length wherever they can, so that other data meets the same
-        # program: room for a target at every token, and for a sequence in every eight.
+        # The sizes follow from the length wherever possible, so that other data meets the same
+        # compiled program: room for a target at every token, and for one sequence per 8 tokens.
         sequences = max(time // 8, 1 << (most[time] - 1).bit_length())
         shape = Shape(rows, time, time, sequences)
         for first in range(0, len(packed), rows):
-            micros.append(Micro(shape, tuple(map(tuple, packed[first : first + rows]))))
+            micros.append(MicroBatch(shape, tuple(map(tuple, packed[first : first + rows]))))
     return tuple(micros)
 
 
 def _attention_share(spec: ModelSpec) -> float:
-    """What one more token of row length adds to a token's cost, relative to its matrix products.
+    """Cost of attending to one more token, relative to all matrix products of a token.
 
-    Half of the scores are never made; the others run at about a third of the projections' speed.
-    Measured on a CPU at 768 to 1,536 tokens: 2.4e-4 for SmolLM2-135M, for which this is 2.4e-4.
+    Half of the scores are never computed, and the others run at about a third of the projections'
+    speed. For SmolLM2-135M this gives 2.4e-4, the same as measured on a CPU at 768 to 1,536 tokens.
     """
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     weights = spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)

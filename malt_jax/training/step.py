@@ -1,8 +1,9 @@
 """One training step as a pure function, and the same forward pass for scoring.
 
 What is trained is either an `Adapter` over frozen base parameters or, for full fine-tuning, the
-parameters themselves (float32 masters, cast to the model's dtype to compute). Everything that
-varies between roles is an argument; `Program` is what is compiled in.
+parameters themselves: float32 masters, cast to the model's dtype to compute. Everything that
+varies between roles is an argument of the step, so all roles share one compiled program; `Program`
+holds what is compiled in.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from malt_jax.config.training import DpoConfig, OptimConfig, SftConfig
-from malt_jax.data.packing import Rows
+from malt_jax.data.packing import PackedRows
 from malt_jax.models.lora import Adapter, with_dropout
 from malt_jax.training.logprobs import chunked_logprobs, gather_hidden, slot_sums
-from malt_jax.training.losses import preference_loss, sft_loss
-from malt_jax.training.optim import transformation, update
+from malt_jax.training.losses import PreferenceLoss, preference_loss, sft_loss
+from malt_jax.training.optim import Optimiser, transformation, update
 
 Trainable = Adapter | nnx.State
 
 CHUNK_BYTES = 512 << 20
-"""Size of the logits that exist at once on an accelerator ..."""
+"""Size of the logits that exist at once on an accelerator."""
 CPU_CHUNK_BYTES = 64 << 20
-"""... and on a CPU."""
+"""Size of the logits that exist at once on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Program:
 
     graph: nnx.GraphDef
     dtype: str
-    """Of the computation."""
-    optim: OptimConfig
-    loss: DpoConfig | None
-    """The preference loss; None: SFT."""
+    """The dtype of the computation."""
+    optim: Optimiser
+    loss: PreferenceLoss | None
+    """The preference loss; None for SFT."""
     dropout: float
     remat: str
     chunk_bytes: int
@@ -70,7 +71,7 @@ class TrainState:
 class Batch:
     """One micro-batch of a step."""
 
-    rows: Rows
+    rows: PackedRows
     reference: Any
     """[R S] float32: the reference's log-probability of each sequence (SFT: zeros)."""
     total: Any
@@ -85,26 +86,15 @@ class Batch:
 def make_program(
     graph: nnx.GraphDef, dtype: Any, config: SftConfig | DpoConfig, dropout: float, backend: str
 ) -> Program:
-    """The program for a phase, blind to all fields that are arguments of the step."""
-    loop, dpo = config.loop, isinstance(config, DpoConfig)
-    plain = OptimConfig()
-    optim = replace(
-        config.optim,
-        learning_rate=plain.learning_rate,
-        schedule=plain.schedule,
-        warmup=plain.warmup,
-        final=plain.final,
-    )
-    loss = None
-    if dpo:
-        defaults = DpoConfig()
-        loss = replace(config, epochs=1, batch_size=1, optim=defaults.optim, loop=defaults.loop)
+    """The program of a phase."""
+    loop = config.loop
+    loss = PreferenceLoss.of(config) if isinstance(config, DpoConfig) else None
     return Program(
         graph=graph,
         dtype=jnp.dtype(dtype).name,
-        optim=optim,
+        optim=Optimiser.of(config.optim),
         loss=loss,
-        dropout=0.0 if dpo else dropout,
+        dropout=0.0 if loss else dropout,  # DPO compares likelihoods
         remat=loop.remat if loop.remat != "auto" else "none" if backend == "cpu" else "dots",
         chunk_bytes=CPU_CHUNK_BYTES if backend == "cpu" else CHUNK_BYTES,
         logit_chunk=loop.logit_chunk,
@@ -114,11 +104,12 @@ def make_program(
 
 def scoring(program: Program) -> Program:
     """The part of a program that `score_rows` depends on, so that phases share its compilation."""
-    return replace(program, optim=OptimConfig(), loss=None, dropout=0.0, remat="none", explode=0.0)
+    unused = Optimiser.of(OptimConfig())
+    return replace(program, optim=unused, loss=None, dropout=0.0, remat="none", explode=0.0)
 
 
 def init_state(program: Program, trainable: Trainable) -> TrainState:
-    """Fresh moments and empty sums; the trainable's buffers are copied, since steps donate them."""
+    """Fresh moments and empty sums; the weights are copied, because steps donate their buffers."""
     masters = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
     return TrainState(
         trainable=masters,
@@ -138,11 +129,11 @@ def metric_names(program: Program) -> tuple[str, ...]:
 def train_step(
     program: Program, state: TrainState, frozen: nnx.State | None, batch: Batch
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Adds a micro-batch's gradient; with the step's last one, updates the weights.
+    """Adds the gradient of one micro-batch; the last one of a step updates the weights.
 
-    Losses are sums over the micro-batch divided by the whole step's total, so the sum of gradients
-    is that of one large batch. A gradient that is not finite or exceeds `explode` changes nothing.
-    Metrics are those of the step so far, `gradient_norm` is 0 before its last micro-batch.
+    Losses are sums over the micro-batch divided by the whole step's total, so the sum of the
+    gradients is that of one large batch. A gradient that is not finite or exceeds `explode` changes
+    nothing. Metrics are those of the step so far; `gradient_norm` is 0 before the last micro-batch.
     """
 
     loss = lambda weights: batch_loss(program, weights, frozen, batch)  # noqa: E731
@@ -164,10 +155,10 @@ def train_step(
             sums=jax.tree.map(jnp.zeros_like, sums),
         ), norm
 
-    def go_on(state: TrainState) -> tuple[TrainState, Array]:
+    def accumulate(state: TrainState) -> tuple[TrainState, Array]:
         return replace(state, gradients=gradients, sums=sums), jnp.zeros((), jnp.float32)
 
-    state, norm = jax.lax.cond(batch.last, finish, go_on, state)
+    state, norm = jax.lax.cond(batch.last, finish, accumulate, state)
     return state, {**sums, "gradient_norm": norm}
 
 
@@ -185,7 +176,7 @@ def batch_loss(
 
 @partial(jax.jit, static_argnums=0)
 def score_rows(
-    program: Program, trainable: Trainable | None, frozen: nnx.State | None, rows: Rows
+    program: Program, trainable: Trainable | None, frozen: nnx.State | None, rows: PackedRows
 ) -> tuple[Float[Array, "R S"], Float[Array, "R S"]]:
     """Each packed sequence's completion: summed log-probability, and number of tokens."""
     logprobs = policy_logprobs(program, trainable, frozen, rows, None, scoring=True)
@@ -196,7 +187,7 @@ def policy_logprobs(
     program: Program,
     trainable: Trainable | None,
     frozen: nnx.State | None,
-    rows: Rows,
+    rows: PackedRows,
     key: Array | None,
     *,
     scoring: bool = False,
@@ -232,14 +223,14 @@ def _remat(policy: str) -> Callable | None:
     return partial(jax.checkpoint, policy=saved)
 
 
-def _by_sequence(logprobs: Array, rows: Rows) -> tuple[Array, Array]:
+def _by_sequence(logprobs: Array, rows: PackedRows) -> tuple[Array, Array]:
     count = rows.sequences.shape[1]
     sums = slot_sums(logprobs * rows.weights, rows.slots, count)
     return sums, slot_sums(rows.weights, rows.slots, count)
 
 
 def _preferences(
-    config: DpoConfig, logprobs: Array, batch: Batch
+    config: PreferenceLoss, logprobs: Array, batch: Batch
 ) -> tuple[Array, dict[str, Array]]:
     """The loss and metrics of the pairs in a micro-batch, as sums over them / pairs of the step."""
     pair = lambda x: x.reshape(x.shape[0], -1, 2)  # noqa: E731

@@ -1,46 +1,95 @@
 """Breadth-first expansion of search trees over a pool of questions (method, section 3.1).
 
-All drafts of the pool are drawn, then all critiques of all drafts, and so on: within a level only
-one role's adapter is in use, siblings share their prefix, and the sampler always has work.
+All drafts of the pool are sampled first, then all critiques of all drafts, and so on. Within a
+level one role's policy is in use, siblings share their prompt, and the sampler always has work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
+from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
 from malt_jax.tree.prompts import Prompt, render
 from malt_jax.tree.roles import Pipeline, Role
 
 if TYPE_CHECKING:
+    from malt_jax.models.model import Model
     from malt_jax.sampling.sampler import Sampler
 
 
-@dataclass(frozen=True)
-class Node:
-    """One sampled completion and where it stands in its question's tree."""
-
-    path: tuple[int, ...]
-    """Sibling indices from the root: (2, 0) is the first critique of the third draft."""
-    prompt: Prompt
-    completion: Completion
-    text: str
-    """The completion decoded, without its end token."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """One question's nodes: `levels[d]` has the `b_1 * ... * b_{d+1}` nodes of depth d in order."""
+class Prefix(NamedTuple):
+    """What one group of siblings continues: a question and the turns so far."""
 
     question: Question
-    levels: list[list[Node]]
+    path: tuple[int, ...]
+    """Sibling indices of the turns so far: (2, 0) is the first critique of the third draft."""
+    turns: Mapping[str, str]
+    """Texts of the turns so far by role, the earliest first."""
+
+
+def expand(
+    model: Model,
+    sampler: Sampler,
+    questions: Sequence[Question],
+    pipeline: Pipeline,
+    *,
+    adapters: Mapping[str, Any],
+    seed: int,
+    round: int | str,
+    overflow: str = "refuse",
+    on_level: Callable[[str, int], None] = lambda role, completions: None,
+) -> Forest:
+    """The whole tree of every question, not graded yet.
+
+    `adapters`: each role's policy by name, an adapter or whole weights; the base model where there
+    is none. The random key of a node depends on the seed, the round and the node's path only, so a
+    tree is the same in any pool. `overflow`: whether a prompt that is too long is refused or
+    truncated. `on_level` is told the role and the number of completions of each level before it is
+    sampled.
+    """
+    prefixes = [Prefix(question, (), {}) for question in questions]
+    nodes: dict[str, list[Node]] = {question.id: [] for question in questions}
+    for role in pipeline.roles:
+        room = model.spec.context - role.config.max_new_tokens
+        # One request per prefix: its siblings share the prompt, and each has a key of its own.
+        prompts = [
+            _prompt(role, prefix, pipeline, model.tokenizer, room, overflow) for prefix in prefixes
+        ]
+        requests = [
+            Request(prompt.ids, _sibling_keys(role, prefix, pipeline, seed, round))
+            for prompt, prefix in zip(prompts, prefixes, strict=True)
+        ]
+        on_level(role.name, len(requests) * role.config.branch)
+        sampled = sampler.sample(
+            requests,
+            sampling_params(role, model.tokenizer.end_ids),
+            adapter=adapters.get(role.name),
+        )
+        # Every completion is a node, and the prefix of the next level.
+        deeper = []
+        for prefix, prompt, completions in zip(prefixes, prompts, sampled, strict=True):
+            for index, completion in enumerate(completions):
+                path = (*prefix.path, index)
+                node = _node(
+                    role, prefix.question, path, prompt, completion, pipeline, model.tokenizer
+                )
+                nodes[prefix.question.id].append(node)
+                turns = {**prefix.turns, role.name: node.completion}
+                deeper.append(Prefix(prefix.question, path, turns))
+        prefixes = deeper
+    names = tuple(role.name for role in pipeline.roles)
+    return Forest(
+        [
+            Tree(q.id, q.text, q.answer, q.meta, pipeline.branches, names, tuple(nodes[q.id]))
+            for q in questions
+        ]
+    )
 
 
 def sampling_params(role: Role, end_ids: Sequence[int]) -> SamplingParams:
@@ -57,77 +106,53 @@ def sampling_params(role: Role, end_ids: Sequence[int]) -> SamplingParams:
 
 
 def completion_text(completion: Completion, end_ids: Sequence[int], tokenizer: Any) -> str:
+    """The completion decoded, without its end token."""
     ids = [int(token) for token in completion.tokens]
     if ids and completion.finish == "eos" and ids[-1] in end_ids:
         ids = ids[:-1]
     return tokenizer.decode(ids)
 
 
-def expand(
-    questions: Sequence[Question],
+def _prompt(
+    role: Role, prefix: Prefix, pipeline: Pipeline, tokenizer: Any, room: int, overflow: str
+) -> Prompt:
+    where = f"{pipeline.node_id(prefix.question.id, prefix.path)}, {role.name}"
+    text = prefix.question.text
+    return render(
+        role.template, text, prefix.turns, tokenizer, room=room, overflow=overflow, where=where
+    )
+
+
+def _sibling_keys(
+    role: Role, prefix: Prefix, pipeline: Pipeline, seed: int, round: int | str
+) -> np.ndarray:
+    """One random key per sibling, uint32 `[n, 2]`."""
+    ids = [
+        pipeline.node_id(prefix.question.id, (*prefix.path, index))
+        for index in range(role.config.branch)
+    ]
+    return np.stack([node_key(seed, "search", round, node) for node in ids])
+
+
+def _node(
+    role: Role,
+    question: Question,
+    path: tuple[int, ...],
+    prompt: Prompt,
+    completion: Completion,
     pipeline: Pipeline,
-    sampler: Sampler,
     tokenizer: Any,
-    *,
-    seed: int,
-    round: int | str = 0,
-    adapters: Mapping[str, Any] | None = None,
-    context: int,
-    overflow: str = "refuse",
-    on_level: Callable[[Role, int], None] | None = None,
-) -> list[Tree]:
-    """The whole tree of every question, one level of all trees at a time.
-
-    `adapters`: each role's policy by name, an adapter or whole weights; without one it is the base.
-    `context`: the model's longest sequence in tokens. A node's key comes from the seed, the round
-    and its path.
-    """
-    trees = [Tree(question, []) for question in questions]
-    for depth, role in enumerate(pipeline.roles):
-        room = context - role.config.max_new_tokens
-        requests: list[Request] = []
-        prompts: list[Prompt] = []
-        parents = list(product(*(range(b) for b in pipeline.branches[:depth])))
-        for tree in trees:
-            for parent in parents:
-                turns = _turns(tree, pipeline, parent)
-                where = pipeline.node_id(tree.question.id, parent)
-                prompt = render(
-                    role.template,
-                    tree.question.text,
-                    turns,
-                    tokenizer,
-                    room=room,
-                    overflow=overflow,  # type: ignore[arg-type]
-                    where=f"{where}, {role.name}",
-                )
-                ids = (
-                    pipeline.node_id(tree.question.id, (*parent, i))
-                    for i in range(role.config.branch)
-                )
-                keys = np.stack([node_key(seed, "search", round, node) for node in ids])
-                prompts.append(prompt)
-                requests.append(Request(prompt=prompt.ids, keys=keys))
-        if on_level:
-            on_level(role, len(requests) * role.config.branch)
-        adapter = (adapters or {}).get(role.name)
-        drawn = sampler.sample(requests, sampling_params(role, tokenizer.end_ids), adapter=adapter)
-        for index, tree in enumerate(trees):
-            level = []
-            for offset, parent in enumerate(parents):
-                at = index * len(parents) + offset
-                for i, completion in enumerate(drawn[at]):
-                    text = completion_text(completion, tokenizer.end_ids, tokenizer)
-                    level.append(Node((*parent, i), prompts[at], completion, text))
-            tree.levels.append(level)
-    return trees
-
-
-def _turns(tree: Tree, pipeline: Pipeline, path: tuple[int, ...]) -> dict[str, str]:
-    """The texts along a path by role name, earliest first."""
-    turns = {}
-    index = 0
-    for depth, step in enumerate(path):
-        index = index * pipeline.branches[depth] + step
-        turns[pipeline.roles[depth].name] = tree.levels[depth][index].text
-    return turns
+) -> Node:
+    return Node(
+        id=pipeline.node_id(question.id, path),
+        role=role.name,
+        parent=pipeline.node_id(question.id, path[:-1]) if len(path) > 1 else None,
+        prompt=prompt.text,
+        prompt_ids=tuple(map(int, prompt.ids)),
+        cut=prompt.cut,
+        completion=completion_text(completion, tokenizer.end_ids, tokenizer),
+        token_ids=tuple(map(int, completion.tokens)),
+        logprobs=tuple(round(float(p), LOGPROB_DIGITS) for p in completion.logprobs),
+        finish=completion.finish,
+        correct=False if role.config.answers else None,
+    )

@@ -1,17 +1,41 @@
-"""Value iteration: leaf rewards backed up a tree of any depth (method, section 3.2).
+"""Value iteration: leaf rewards are backed up a tree of any depth (method, section 3.2).
 
-A pool of Q trees with branching factors b_1 .. b_D is one array of leaf rewards
-`[Q, b_1, ..., b_D]`; level d's values are `[Q, b_1, ..., b_d]`.
+Q trees with branching factors b_1 .. b_D are one array of leaf rewards `[Q, b_1, ..., b_D]`;
+the values of level d are an array `[Q, b_1, ..., b_d]`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from malt_jax.tree.node import VALUE_DIGITS, Forest, Tree
+
 Backup = Literal["mean", "max", "soft"]
+
+
+def value_forest(
+    forest: Forest, backup: Backup = "mean", softness: float = 0.25, threshold: float = 0.5
+) -> Forest:
+    """The forest with the value and the label of every node set from the rewards of its leaves."""
+    levels = back_up(forest.rewards, backup, softness)
+    trees = len(forest.trees)
+    values = np.concatenate([np.asarray(level).reshape(trees, -1) for level in levels], axis=1)
+    labels = np.asarray(label(jnp.asarray(values), threshold))
+    return Forest([_valued(*row) for row in zip(forest.trees, values, labels, strict=True)])
+
+
+def _valued(tree: Tree, values: Sequence[float], labels: Sequence[bool]) -> Tree:
+    nodes = [
+        replace(node, value=round(float(value), VALUE_DIGITS), label=bool(positive))
+        for node, value, positive in zip(tree.nodes, values, labels, strict=True)
+    ]
+    return replace(tree, nodes=tuple(nodes))
 
 
 def back_up(
@@ -28,8 +52,8 @@ def back_up(
     for level in range(1, depth + 1):
         below = tuple(range(level + 1, depth + 1))
         if backup == "mean":
-            # Every node of a level has the same number of leaves, so the mean of means is the mean
-            # of the leaves; taken at once, a tie with the threshold is exact and not a rounding.
+            # All nodes of a level have the same number of leaves, so the mean of means is the mean
+            # of the leaves. Taken at once, a tie with the threshold is exact and not a rounding.
             levels.append(rewards.mean(axis=below))
         elif backup == "max":
             levels.append(rewards.max(axis=below))

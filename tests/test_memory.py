@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from malt_jax.heap import give_back
+from malt_jax.memory import release_freed
 
 PIECE, PIECES = 96 << 10, 3000
 """Bytes, and how many: pieces too small to be mapped one by one."""
@@ -24,11 +24,11 @@ def test_freed_pieces_below_one_still_in_use_are_given_back():
     kept = pieces[PIECES // 50 :: PIECES // 50]  # as in life: something lives in every part
     del pieces
     before = resident()
-    give_back()
+    release_freed()
     assert before - resident() > PIECE * PIECES / 2
     assert len(kept) > 40
 
 
 def test_where_nothing_can_be_given_back_nothing_happens(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    give_back()
+    release_freed()

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -16,27 +15,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.config.training import DpoConfig, SftConfig
+from malt_jax.data.examples import DpoExample, Example, SftExample
 from malt_jax.data.packing import share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.spec import ModelSpec
-from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.training.examples import (
-    DpoExample,
-    Example,
-    SftExample,
-    admit,
-    digest,
-    epoch_order,
-    segment,
-    split,
-)
+from malt_jax.training.dataset import admit, digest, epoch_order, segment, split
 from malt_jax.training.loop import Job, OnStep, TrainOutcome, run, score_plan
 from malt_jax.training.losses import loss_at_reference, preference_loss
 from malt_jax.training.optim import learning_rates
 from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, make_plan
-from malt_jax.training.references import ReferenceKey, load_or_compute, weights_hash
+from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.references import reference_key, weights_hash
+from malt_jax.training.saver import MemorySaver, Saver
 from malt_jax.training.step import Program, Trainable, make_program, scoring
 
 
@@ -52,34 +43,34 @@ class BaseModel(Protocol):
 
 def train_sft(
     model: BaseModel,
-    trainable: Trainable,
+    policy: Trainable,
     examples: Sequence[SftExample],
     config: SftConfig,
     *,
-    folder: Path | str,
+    saver: Saver | None = None,
     seed: int = 0,
     dropout: float = 0.0,
     on_step: OnStep | None = None,
     mesh: Mesh | None = None,
 ) -> TrainOutcome:
-    """Trains an adapter over the model, or full parameters, to imitate the examples' completions.
+    """Trains an adapter over the model, or full weights, to imitate the examples' completions.
 
-    `folder` holds checkpoints; called again on it, the training goes on or its result is returned.
-    With several roles among the examples, every batch mixes them as the whole does. Raises what
-    `loop.run` raises, and UserError when no example is left.
+    `saver` keeps checkpoints: a call on one that holds some continues from them, or returns the
+    finished result. If the examples are of several roles, every batch mixes them evenly. Raises
+    what `loop.run` raises, and UserError if no example is left after length filtering.
     """
-    data = _Data(model, examples, config, seed, mesh)
+    phase = _Phase(model, examples, config, seed, mesh)
 
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
-            sums, lengths = data.score(program, weights, frozen, data.held_plan)
+            sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
             loss = float(-np.nansum(sums) / np.nansum(lengths))
             return {"held_out_loss": loss, "score": -loss}
 
         return measure
 
-    references = np.zeros(len(data.examples), np.float32)
-    return data.train(trainable, references, held_out, None, Path(folder), dropout, on_step)
+    references = np.zeros(len(phase.examples), np.float32)
+    return phase.train(policy, references, held_out, None, saver or MemorySaver(), dropout, on_step)
 
 
 def train_dpo(
@@ -89,7 +80,7 @@ def train_dpo(
     pairs: Sequence[DpoExample],
     config: DpoConfig,
     *,
-    folder: Path | str,
+    saver: Saver | None = None,
     seed: int = 0,
     template: str = "",
     on_step: OnStep | None = None,
@@ -97,41 +88,41 @@ def train_dpo(
 ) -> TrainOutcome:
     """Trains `policy` to prefer the chosen completions, against the frozen `reference`.
 
-    `reference`: the SFT policy, whose log-probabilities are computed once and kept in
-    `folder/references.npz`, or those log-probabilities themselves, [pairs, 2] (chosen, rejected).
-    `policy` must start as the reference. `template`: the role's prompt template, part of what the
-    stored log-probabilities are checked against. Else as `train_sft`.
+    `reference`: the SFT policy, whose log-probabilities are computed once and kept by the saver, or
+    those log-probabilities themselves, `[pairs, 2]` (chosen, rejected). `policy` must start as the
+    reference. `template`: the role's prompt template, one of the things that stored
+    log-probabilities are checked against. Otherwise as `train_sft`.
     """
-    folder = Path(folder)
-    data = _Data(model, pairs, config, seed, mesh)
+    saver = saver or MemorySaver()
+    phase = _Phase(model, pairs, config, seed, mesh)
     if isinstance(reference, np.ndarray):
-        logprobs = reference[data.indices].reshape(-1)
+        logprobs = reference[phase.indices].reshape(-1)
     else:
-        key = ReferenceKey(
+        key = reference_key(
             base=model.fingerprint,
-            adapter=weights_hash(reference),
-            data=digest(data.examples),
-            template=hashlib.sha256(template.encode()).hexdigest(),
+            policy=reference,
+            data=digest(phase.examples),
+            template=template,
         )
-        compute = lambda: data.reference_logprobs(reference).reshape(-1, 2)  # noqa: E731
-        logprobs = load_or_compute(folder / "references.npz", key, compute).reshape(-1)
+        compute = lambda: _finite(phase.reference_logprobs(reference, saver))  # noqa: E731
+        logprobs = saver.references(key, compute).reshape(-1)
 
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
-            sums, lengths = data.score(program, weights, frozen, data.held_plan)
-            pairs = (jnp.asarray(x.reshape(-1, 2)[data.held]) for x in (sums, logprobs, lengths))
+            sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
+            pairs = (jnp.asarray(x.reshape(-1, 2)[phase.held]) for x in (sums, logprobs, lengths))
             result = preference_loss(*pairs, config)
             margin = np.asarray(result.chosen_reward - result.rejected_reward)
             accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
             loss = float(np.mean(result.loss))
-            # Accuracy decides; among equals the lower loss, squeezed below one pair's worth.
+            # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.
             score = accuracy - loss / (1.0 + loss) / (len(margin) + 1)
             return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": score}
 
         return measure
 
     first = loss_at_reference(config)
-    return data.train(policy, logprobs, held_out, first, folder, 0.0, on_step)
+    return phase.train(policy, logprobs, held_out, first, saver, 0.0, on_step)
 
 
 def reference_logprobs(
@@ -143,19 +134,31 @@ def reference_logprobs(
     seed: int = 0,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """[pairs, 2] float32: the reference's log-probabilities of chosen and rejected completions.
+    """The reference's log-probabilities of chosen and rejected completions, float32 `[pairs, 2]`.
 
-    NaN for pairs `train_dpo` would drop. With its config and seed the numbers are computed in the
-    rows it trains on.
+    NaN for pairs that `train_dpo` would drop. With its config and seed the numbers are computed in
+    the same packed rows that it trains on.
     """
-    data = _Data(model, pairs, config, seed, mesh)
+    phase = _Phase(model, pairs, config, seed, mesh)
     logprobs = np.full((len(pairs), 2), np.nan, np.float32)
-    logprobs[data.indices] = data.reference_logprobs(reference).reshape(-1, 2)
+    logprobs[phase.indices] = phase.reference_logprobs(reference, MemorySaver())
     return logprobs
 
 
-class _Data:
-    """A phase's examples: what was admitted and held out, and the plans to train and measure."""
+def _finite(logprobs: np.ndarray) -> np.ndarray:
+    """The log-probabilities, refused if the reference's weights are broken."""
+    broken = int((~np.isfinite(logprobs)).any(axis=-1).sum())
+    if broken:
+        raise UserError(
+            f"the reference's log-probabilities hold NaN or infinity for {broken} of "
+            f"{len(logprobs)} pairs, so the weights DPO starts from are broken; train the SFT "
+            "phase with a lower learning rate."
+        )
+    return logprobs
+
+
+class _Phase:
+    """One phase's admitted examples with the plans to train and to measure on them."""
 
     def __init__(
         self,
@@ -189,7 +192,7 @@ class _Data:
         references: np.ndarray,
         held_out: Callable,
         first_loss: float | None,
-        folder: Path,
+        saver: Saver,
         dropout: float,
         on_step: OnStep | None,
     ) -> TrainOutcome:
@@ -212,21 +215,22 @@ class _Data:
             held_out=held_out(program, frozen) if self.held else None,
             first_loss=first_loss,
             config=config.loop,
-            folder=folder,
+            saver=saver,
             seed=self.seed,
             identity=identity,
             mesh=self.mesh,
         )
         return dataclasses.replace(run(job, start, on_step), counts=self.counts)
 
-    def reference_logprobs(self, reference: Trainable) -> np.ndarray:
-        """[sequences] In the rows of the first epoch, so that its first step repeats them."""
+    def reference_logprobs(self, reference: Trainable, saver: Saver) -> np.ndarray:
+        """`[pairs, 2]`, in the rows of the first epoch, so that its first step repeats them."""
         epoch = Plan(
             self.plan.steps[: len(self.batches) // self.config.epochs] + self.held_plan.steps
         )
         frozen = self.model.params if isinstance(reference, Adapter) else None
-        # A pass over all pairs, and nothing of it is kept before its end: a stop gives it up.
-        return self.score(self._program(0.0), reference, frozen, epoch, raise_if_stopped)[0]
+        # Nothing of this pass is kept before it ends, so a stop request abandons it.
+        stop = saver.raise_if_stopped
+        return self.score(self._program(0.0), reference, frozen, epoch, stop)[0].reshape(-1, 2)
 
     def score(
         self,
@@ -250,11 +254,12 @@ class _Data:
         segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
         if isinstance(self.config, SftConfig):
             segments = [share_prompts(batch, loop.max_length) for batch in segments]
-        return make_plan(
+        return plan_steps(
             segments, self.model.spec, tokens, row_multiple=devices, row_length=loop.row_length
         )
 
     def _total(self, batch: Sequence[int]) -> float:
+        """What a batch's loss is a mean over: pairs, or completion tokens."""
         if isinstance(self.config, DpoConfig):
             return float(len(batch))
-        return float(sum(len(self.examples[i].completion_ids) for i in batch))
+        return float(sum(len(self.examples[i].completions[0]) for i in batch))

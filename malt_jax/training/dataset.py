@@ -1,61 +1,27 @@
-"""What is learnt from: admission to a length, the held-out share, the order of an epoch."""
+"""Training examples of a phase: length filtering, held-out split, order of the epochs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
+from malt_jax.data.examples import DpoExample, Example, SftExample
 from malt_jax.data.packing import Segment
 
-
-@dataclass(frozen=True)
-class SftExample:
-    """A prompt and the completion to imitate, its end token included."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    id: str
-    role: str = ""
-    group: str = ""
-    """What must not be split between training and held-out data: the question."""
-
-    @property
-    def completions(self) -> tuple[tuple[int, ...], ...]:
-        return (tuple(self.completion_ids),)
-
-
-@dataclass(frozen=True)
-class DpoExample:
-    """A prompt, the completion to prefer and the one to avoid, their end tokens included."""
-
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
-    id: str
-    role: str = ""
-    group: str = ""
-
-    @property
-    def completions(self) -> tuple[tuple[int, ...], ...]:
-        return (tuple(self.chosen_ids), tuple(self.rejected_ids))
-
-
-Example = SftExample | DpoExample
 E = TypeVar("E", SftExample, DpoExample)
 
 
 def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], dict[str, int]]:
-    """Which examples are trained on, as they are after truncation, and what happened to the rest.
+    """Filters examples by length: (indices of those kept, the examples after truncation, counts).
 
     Completions are cut at their end so that prompt and completion fit `max_length`. Dropped are
-    prompts that leave no room (`no_room`), empty completions (`empty`), and pairs that are equal
-    once cut (`equal`). Returns the kept examples' indices, the examples, and the counts, with
-    `truncated` for those cut and kept.
+    prompts that leave no room (`no_room`), empty completions (`empty`), and pairs whose completions
+    are equal after the cut (`equal`). `truncated` counts those that were cut and kept.
     """
     kept, indices = [], []
     counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
@@ -77,20 +43,20 @@ def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], d
 
 
 def segment(example: Example, number: int) -> Segment:
-    """The example for packing; its completions are the sequences `k * number`, `k * number + 1`."""
+    """The example as a segment to pack; completion i of k is sequence `k * number + i`."""
     branches = example.completions
     first = number * len(branches)
     numbers = tuple(range(first, first + len(branches)))
-    return Segment(tuple(example.prompt_ids), branches, numbers)
+    return Segment(example.prompt_ids, branches, numbers)
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out; all examples of a group (a question) go together.
+    """Indices to train on and indices to hold out; the examples of a question stay together.
 
-    The groups held out are those with the smallest seeded hashes, at least one when `share` is
-    above 0 and there are two groups.
+    The questions held out are those with the smallest seeded hashes, at least one if `share` is
+    above 0 and there are two questions.
     """
-    names = [example.group or repr(tuple(example.prompt_ids)) for example in examples]
+    names = [example.question_id or repr(example.prompt_ids) for example in examples]
     ranked = sorted(set(names), key=lambda name: _hash(f"{seed}/{name}"))
     count = 0
     if share > 0 and len(ranked) > 1:
@@ -103,11 +69,11 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
 def epoch_order(
     examples: Sequence[Example], seed: int, epoch: int, *, siblings_together: bool = False
 ) -> list[int]:
-    """One epoch's order: a seeded shuffle in which every stretch mixes roles as the whole does.
+    """Order of the examples in one epoch: a seeded shuffle that mixes the roles evenly.
 
     Each role's examples are shuffled and spread evenly over the epoch (the i-th of n at
-    (i + 1/2) / n), so that with shared weights no batch belongs to one role. With one role it is a
-    plain shuffle. `siblings_together` shuffles prompts instead, each with its completions.
+    (i + 1/2) / n), so that with shared weights no batch consists of one role. With one role it is
+    a plain shuffle. `siblings_together` shuffles prompts instead, each with its completions.
     """
     rng = np.random.default_rng([seed, epoch])
     roles = sorted({example.role for example in examples})
@@ -129,7 +95,7 @@ def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of the token ids and ids, in order."""
     sha = hashlib.sha256()
     for example in examples:
-        sha.update(repr((example.id, tuple(example.prompt_ids), example.completions)).encode())
+        sha.update(repr((example.id, example.prompt_ids, example.completions)).encode())
     return sha.hexdigest()
 
 

@@ -1,0 +1,156 @@
+"""MALT on one page (arXiv 2412.01928): search -> values -> role data -> SFT -> DPO.
+
+    forest = search(model, questions)            trees of g -> v -> r, graded at their leaves
+    data = label(forest)                         each role's SFT examples and DPO pairs
+    policies = train(model, data)                each role's weights
+    forest = search(model, questions, adapters=policies, round=1)         and so on
+
+Everything here is a pure function over typed records (`tree.node`, `data.examples`). A run
+directory calls these very functions and adds what makes a long run safe (`stages`).
+docs/method.md has the formulas with their sources, and every decision the publication leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from malt_jax.data.role_data import (
+    PUBLISHED,
+    DataConfig,
+    RoleData,
+    by_policy,
+    policy_name,
+    role_data,
+)
+from malt_jax.models.model import Model
+from malt_jax.sampling.sampler import Sampler
+from malt_jax.tasks import get_task
+from malt_jax.tasks.base import Question, Task
+from malt_jax.training.fit import DpoConfig, SftConfig, train_dpo, train_sft
+from malt_jax.training.loop import OnStep, TrainOutcome
+from malt_jax.training.saver import Saver
+from malt_jax.training.step import Trainable
+from malt_jax.training.weights import LoraConfig, initial_weights
+from malt_jax.tree.expand import expand
+from malt_jax.tree.grading import grade
+from malt_jax.tree.node import Forest
+from malt_jax.tree.roles import Pipeline, PipelineConfig, make_pipeline
+from malt_jax.tree.values import Backup, value_forest
+
+
+def search(
+    model: Model,
+    questions: Sequence[Question],
+    pipeline: Pipeline | PipelineConfig | None = None,
+    *,
+    task: Task | str = "gsm8k",
+    adapters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    round: int | str = 0,
+    backup: Backup = "mean",
+    softness: float = 0.25,
+    threshold: float = 0.5,
+    sampler: Sampler | None = None,
+    overflow: str = "refuse",
+    on_level: Callable[[str, int], None] = lambda role, completions: None,
+) -> Forest:
+    """One valued tree per question.
+
+    `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
+    each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
+    policy; the base model where there is none. The same arguments give the same trees, in whatever
+    order the questions come. `on_level` is told the role and the number of completions of each
+    level before it is sampled.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    if not isinstance(pipeline, Pipeline):
+        pipeline = make_pipeline(pipeline, task.templates)
+    # Section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n critiques
+    # v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
+    # n + n^2 + n^3 completions and n^3 trajectories.
+    forest = expand(
+        model,
+        sampler or Sampler(model),
+        questions,
+        pipeline,
+        adapters=adapters or {},
+        seed=seed,
+        round=round,
+        overflow=overflow,
+        on_level=on_level,
+    )
+    # Section 3.2. Only outcomes are graded: the fixed extractor T reads the answer of each leaf,
+    # and its reward is 1[T(r_ijk) = a*].
+    forest = grade(forest, questions, task.grader)
+    # Value iteration backs the rewards up the tree:
+    # V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
+    return value_forest(forest, backup, softness, threshold)
+
+
+def label(
+    forest: Forest, selection: DataConfig | None = None, *, seed: int = 0
+) -> dict[str, RoleData]:
+    """Each role's SFT examples and DPO pairs.
+
+    Section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` was set with V.
+    SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
+    that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
+    refiner. `selection` says which examples and which pairs; `seed` draws among the pairs.
+    """
+    return role_data(forest.trees, forest.roles, selection or DataConfig(), seed)
+
+
+def train(
+    model: Model,
+    data: Mapping[str, RoleData],
+    *,
+    phases: Mapping[str, str] = PUBLISHED,
+    sharing: str = "adapters",
+    lora: LoraConfig | None = None,
+    sft: SftConfig | None = None,
+    dpo: DpoConfig | None = None,
+    start: Mapping[str, Trainable] | None = None,
+    saver: Saver | None = None,
+    template: str = "",
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    on_step: OnStep | None = None,
+    on_phase: Callable[[str, TrainOutcome], None] = lambda policy, outcome: None,
+) -> dict[str, Trainable]:
+    """Each role's trained weights, one policy after the other over the one resident base.
+
+    Section 3.4. `phases`: what a role learns by, `none`, `sft` or `sft+dpo`; as published, the
+    generator by SFT and the others by SFT and then DPO. `sharing`: by default every role has a LoRA
+    adapter of its own; with `shared` one policy learns from all roles, told apart by their prompts.
+    `start`: weights to continue from, for example those of an earlier round; by default an adapter
+    that changes nothing yet. `saver` keeps the checkpoints of a single phase, and `template` is
+    part of what stored reference log-probabilities are checked against.
+    """
+    lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
+    policies: dict[str, Trainable] = {}
+    for name, learned in by_policy(data, phases, sharing).items():
+        policy = (start or {}).get(name)
+        if policy is None:
+            policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
+        if learned.sft:
+            # theta_SFT = argmin of -log p(y | x; theta), averaged over completion tokens.
+            outcome = train_sft(
+                model, policy, learned.sft, sft, saver=saver, seed=seed, dropout=lora.dropout,
+                mesh=mesh, on_step=on_step,
+            )  # fmt: skip
+            policy = outcome.trainable
+            on_phase(name, outcome)
+        if learned.dpo:
+            # theta_DPO = argmin of -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each
+            # log-ratio that of the policy to the frozen SFT policy it starts from; beta = 0.2.
+            outcome = train_dpo(
+                model, policy, policy, learned.dpo, dpo, saver=saver, seed=seed, template=template,
+                mesh=mesh, on_step=on_step,
+            )  # fmt: skip
+            policy = outcome.trainable
+            on_phase(name, outcome)
+        policies[name] = policy
+    return {role: policies[policy_name(role, sharing)] for role in data}

@@ -1,0 +1,34 @@
+"""The weights that a policy starts training from."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import Mesh
+
+from malt_jax.config.lora import LoraConfig
+from malt_jax.models.lora import adapter_shardings, init_adapter
+from malt_jax.training.fit import BaseModel
+from malt_jax.training.step import Trainable
+from malt_jax.tree.keys import node_key
+
+
+def initial_weights(
+    model: BaseModel,
+    lora: LoraConfig | None = None,
+    *,
+    full: bool = False,
+    seed: int = 0,
+    name: str = "",
+    mesh: Mesh | None = None,
+) -> Trainable:
+    """A LoRA adapter that changes nothing yet, or with `full` the base model's own weights.
+
+    Every policy `name` draws its adapter with a key of its own.
+    """
+    if full:
+        return model.params
+    key = jax.random.wrap_key_data(node_key(seed, "adapter", name))
+    adapter = init_adapter(model.spec, lora or LoraConfig(), key)
+    if mesh is None:
+        return adapter
+    return jax.device_put(adapter, adapter_shardings(model.spec, adapter, mesh))

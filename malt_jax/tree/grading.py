@@ -1,0 +1,40 @@
+"""Outcome rewards: every answering turn is graded, and the leaves' grades are the rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from malt_jax.tasks.base import Grader, Question
+from malt_jax.tree.node import Forest, Node, Tree
+
+
+def grade(forest: Forest, questions: Sequence[Question], grader: Grader) -> Forest:
+    """The forest with `parsed` and `correct` of the answering turns and the leaves' rewards set.
+
+    r = 1[T(text) == a*], where T reads the final answer of the text; an answer that cannot be read
+    has reward 0. Drafts are graded too: no value depends on it, but the single-agent baseline and
+    the report do. `questions` are those of the trees, in their order. A role answers if its nodes
+    arrive here with `correct` set, which `expand` does.
+    """
+    graded = [
+        (node, question)
+        for tree, question in zip(forest.trees, questions, strict=True)
+        for node in tree.nodes
+        if node.correct is not None
+    ]
+    grades = grader.grade([node.completion for node, _ in graded], [q for _, q in graded])
+    by_id = {node.id: one for (node, _), one in zip(graded, grades, strict=True)}
+
+    def with_grade(node: Node, leaf: bool) -> Node:
+        if node.id not in by_id:
+            return node
+        one = by_id[node.id]
+        reward = float(one.correct) if leaf else None
+        return replace(node, parsed=one.parsed, correct=bool(one.correct), reward=reward)
+
+    def with_grades(tree: Tree) -> Tree:
+        last = tree.roles[-1]
+        return replace(tree, nodes=tuple(with_grade(n, n.role == last) for n in tree.nodes))
+
+    return Forest([with_grades(tree) for tree in forest.trees])

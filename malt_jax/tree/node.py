@@ -1,0 +1,254 @@
+"""The one record of the method: a node is one sampled completion, a tree is one question's nodes.
+
+The sampler's completions become nodes, grading and value iteration fill in what is known about
+them, a search shard holds one tree per line, and role data is selected from the same nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+LOGPROB_DIGITS = 5
+"""Decimals of a log-probability: about float32's own precision for values near -10."""
+VALUE_DIGITS = 6
+"""Decimals of a value. Both are rounded when a node is made, so that writing and reading a tree
+gives the same nodes."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One completion that a role sampled, and where it stands in its question's tree."""
+
+    id: str
+    """The path from the root, for example `Q17/g2/v0`: the first critique of the third draft."""
+    role: str
+    parent: str | None
+    """Id of the node it continues; None for a draft, which continues the question."""
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    """Token ids of the prompt, chat template applied."""
+    cut: int
+    """Tokens that were cut from the prompt to fit the context."""
+    completion: str
+    """The completion as text, without its end token."""
+    token_ids: tuple[int, ...]
+    """The tokens as sampled, end token included; training uses these and never the text."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under the sampling policy at temperature 1, unfiltered."""
+    finish: str
+    """Why the completion ended: `eos`, `stop` or `length`."""
+    parsed: str | None = None
+    """The answer read from the completion; None if there is none or the role does not answer."""
+    correct: bool | None = None
+    """Whether `parsed` is right; None for a role that does not answer."""
+    value: float = math.nan
+    """V(node) in [0, 1], set by value iteration."""
+    label: bool = False
+    """Whether the node is a positive example for its role."""
+    reward: float | None = None
+    """Outcome reward in [0, 1] of a leaf; None for every other node."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The node as a JSON object; only leaves have a `reward`."""
+        record = {name: getattr(self, name) for name in _NODE_FIELDS}
+        for name in ("prompt_ids", "token_ids", "logprobs"):
+            record[name] = list(record[name])
+        if self.reward is not None:
+            whole = int(self.reward) == self.reward
+            record["reward"] = int(self.reward) if whole else self.reward
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Node:
+        """The node of a JSON object; raises ValueError for one that `to_record` cannot give."""
+        _check_types(record, _NODE_TYPES, "node")
+        reward = record.get("reward")
+        if reward is not None and not (_is_number(reward) and 0 <= reward <= 1):
+            raise ValueError(f"the reward of node {record['id']!r} is {reward!r}, not in [0, 1]")
+        lists = {"prompt_ids": int, "token_ids": int, "logprobs": (int, float)}
+        for name, kind in lists.items():
+            if not all(isinstance(item, kind) for item in record[name]):
+                raise ValueError(f"{name} of node {record['id']!r} holds more than numbers")
+        return cls(
+            **{name: record[name] for name in _NODE_FIELDS if name not in lists},
+            **{name: tuple(record[name]) for name in lists},
+            reward=None if reward is None else float(reward),
+        )
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All nodes of one question, level by level: n drafts, then n^2 critiques, then n^3 answers."""
+
+    question_id: str
+    question: str
+    answer: str
+    """The reference answer."""
+    meta: Mapping[str, Any]
+    """What the task knows about the question besides its text."""
+    branches: tuple[int, ...]
+    """Completions per prefix, by depth."""
+    roles: tuple[str, ...]
+    """The role of each depth."""
+    nodes: tuple[Node, ...]
+
+    @property
+    def leaves(self) -> tuple[Node, ...]:
+        """The last role's nodes, which carry the rewards."""
+        return self.nodes[-math.prod(self.branches) :]
+
+    @cached_property
+    def children(self) -> dict[str | None, list[Node]]:
+        """Nodes by the id of their parent; the drafts' parent is None."""
+        families: dict[str | None, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            families[node.parent].append(node)
+        return families
+
+    def to_record(self) -> dict[str, Any]:
+        """The tree as one line of a search shard."""
+        return {
+            "question_id": self.question_id,
+            "question": self.question,
+            "answer": self.answer,
+            "meta": dict(self.meta),
+            "branches": list(self.branches),
+            "roles": list(self.roles),
+            "nodes": [node.to_record() for node in self.nodes],
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Tree:
+        """The tree of a shard's line; raises ValueError for one that `to_record` cannot give.
+
+        A shard may have been written by somebody else, so shape, parents and rewards are checked.
+        """
+        _check_types(record, _TREE_TYPES, "tree")
+        tree = cls(
+            record["question_id"],
+            record["question"],
+            record["answer"],
+            record["meta"],
+            tuple(record["branches"]),
+            tuple(record["roles"]),
+            tuple(map(Node.from_record, record["nodes"])),
+        )
+        _check_shape(tree)
+        return tree
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A pool of trees of the same shape, as records and as arrays."""
+
+    trees: Sequence[Tree] = field(default_factory=tuple)
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        return self.trees[0].branches
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.trees[0].roles
+
+    @property
+    def rewards(self) -> Float[Array, "Q *branches"]:
+        """Rewards of the leaves."""
+        rewards = [[leaf.reward for leaf in tree.leaves] for tree in self.trees]
+        return jnp.asarray(np.array(rewards, np.float32).reshape(-1, *self.branches))
+
+    @property
+    def values(self) -> list[Float[Array, "Q *_"]]:
+        """Values by level, the root's children first, the leaves last."""
+        return [
+            jnp.asarray(np.array([node.value for node in nodes], np.float32).reshape(shape))
+            for nodes, shape in self._levels()
+        ]
+
+    def tokens(self, level: int) -> Int[np.ndarray, "Q *_ T"]:
+        """Token ids of a level's completions, end tokens included, padded with -1."""
+        nodes, shape = self._levels()[level]
+        return _padded([node.token_ids for node in nodes], shape, np.int32(-1))
+
+    def logprobs(self, level: int) -> Float[np.ndarray, "Q *_ T"]:
+        """Log-probabilities of a level's tokens under the sampling policy, padded with 0."""
+        nodes, shape = self._levels()[level]
+        return _padded([node.logprobs for node in nodes], shape, np.float32(0))
+
+    def _levels(self) -> list[tuple[list[Node], tuple[int, ...]]]:
+        """Per level: its nodes, tree after tree, and the shape [Q, b_1, ..., b_d] of its arrays."""
+        levels = []
+        first = 0
+        for depth in range(1, len(self.branches) + 1):
+            shape = self.branches[:depth]
+            last = first + math.prod(shape)
+            nodes = [node for tree in self.trees for node in tree.nodes[first:last]]
+            levels.append((nodes, (len(self.trees), *shape)))
+            first = last
+        return levels
+
+
+def _padded(rows: list[tuple], shape: tuple[int, ...], pad: np.generic) -> np.ndarray:
+    width = max(map(len, rows), default=0)
+    padded = np.full((len(rows), width), pad, pad.dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded.reshape(*shape, width)
+
+
+_NODE_TYPES: dict[str, type | tuple[type, ...]] = {
+    **{"id": str, "role": str, "parent": (str, type(None)), "prompt": str, "prompt_ids": list},
+    **{"cut": int, "completion": str, "token_ids": list, "logprobs": list, "finish": str},
+    **{"parsed": (str, type(None)), "correct": (bool, type(None)), "value": (int, float)},
+    **{"label": bool},
+}
+"""What every node's record holds, in the order it is written."""
+_NODE_FIELDS = tuple(_NODE_TYPES)
+_TREE_TYPES: dict[str, type | tuple[type, ...]] = {
+    **{"question_id": str, "question": str, "answer": str, "meta": dict},
+    **{"branches": list, "roles": list, "nodes": list},
+}
+
+
+def _check_types(record: Any, types: Mapping[str, Any], what: str) -> None:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"a {what} is not a JSON object")
+    for name, kind in types.items():
+        if name not in record:
+            raise ValueError(f"a {what} has no {name!r}")
+        if not isinstance(record[name], kind):
+            raise ValueError(f"{name!r} of a {what} has the wrong type")
+
+
+def _check_shape(tree: Tree) -> None:
+    """Raises ValueError unless nodes stand level by level under their parents, leaves rewarded."""
+    whole = all(isinstance(b, int) and 1 <= b <= 64 for b in tree.branches)
+    if not whole or not 1 <= len(tree.branches) == len(tree.roles):
+        raise ValueError(f"tree {tree.question_id!r} has malformed 'branches' or 'roles'")
+    parents: list[str | None] = [None]
+    first = 0
+    for depth, (branch, role) in enumerate(zip(tree.branches, tree.roles, strict=True)):
+        level = tree.nodes[first : first + len(parents) * branch]
+        expected = [parent for parent in parents for _ in range(branch)]
+        if [node.parent for node in level] != expected or any(n.role != role for n in level):
+            raise ValueError(f"tree {tree.question_id!r} lacks nodes or has misplaced ones")
+        leaf = depth == len(tree.branches) - 1
+        if any((node.reward is not None) != leaf for node in level):
+            raise ValueError(f"tree {tree.question_id!r} lacks a leaf's reward or has another's")
+        parents = [node.id for node in level]
+        first += len(level)
+    if first != len(tree.nodes):
+        raise ValueError(f"tree {tree.question_id!r} has more nodes than its branches say")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,164 @@
+"""Every combination of dtype, sharing, full weights, rounds and mesh, from search to export.
+
+    python scripts/combinations.py              # all 48, about half an hour on two cores
+    python scripts/combinations.py --pairwise   # every pair of values once, a few minutes
+
+Each combination is a run on a tiny random model: search, labels and training in one session, then
+evaluation, export and report in another, which loads from disk what the first has saved. The
+exported models must give the logits of the trained policies. Combinations with a mesh run on eight
+fake CPU devices. Prints a line per combination; exits 1 if one fails.
+"""
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tiny model and its task
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "sharing": ("adapters", "shared"),
+    "full": (False, True),
+    "rounds": (1, 2),
+    "mesh": ("one device", "fsdp=8", "data=2 fsdp=2 tensor=2"),
+}
+ALL = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+"""Largest difference of logits, of order 1, between a trained policy and its exported model."""
+
+
+def pairwise() -> list[dict]:
+    """Few combinations in which every two values of different fields meet (greedily chosen)."""
+
+    def pairs(combination: dict) -> set:
+        return set(itertools.combinations(combination.items(), 2))
+
+    owed = set().union(*map(pairs, ALL))
+    chosen = []
+    while owed:
+        chosen.append(max(ALL, key=lambda combination: len(pairs(combination) & owed)))
+        owed -= pairs(chosen[-1])
+    return chosen
+
+
+def run(combination: dict, model: Path, folder: Path) -> None:
+    """One run in two sessions; raises what is wrong with it."""
+    import tiny
+    from malt_jax import config as configs
+    from malt_jax.progress import Progress
+    from malt_jax.stages.evaluate import evaluate
+    from malt_jax.stages.export import export
+    from malt_jax.stages.label import label
+    from malt_jax.stages.report import report
+    from malt_jax.stages.search import search
+    from malt_jax.stages.session import Session
+    from malt_jax.stages.train import train
+    from malt_jax.storage.rundir import RunDir
+
+    mesh = dict(part.split("=") for part in combination["mesh"].split() if "=" in part)
+    config = configs.from_dict(
+        {
+            **tiny.SMALL,
+            "model": {"path": str(model), "dtype": combination["dtype"]},
+            "sharing": combination["sharing"],
+            "rounds": combination["rounds"],
+            "mesh": {axis: int(size) for axis, size in mesh.items()},
+            "train": {**tiny.SMALL["train"], "full": combination["full"]},
+            "eval": {"trees": 1, "systems": ["sa", "star-ma", "malt"], "baseline": "sa@3"},
+            "output_dir": str(folder),
+            "quiet": True,
+        }
+    )
+    plain = configs.reading.to_dict(config)
+    with RunDir.open(folder, plain, "combinations") as directory:
+        session = Session(config, directory, Progress(quiet=True))
+        for round in range(config.rounds):
+            search(session, round)
+            label(session, round)
+            train(session, round)
+        session.close()
+    with RunDir.open(folder, plain, "combinations") as directory:
+        session = Session(config, directory, Progress(quiet=True))
+        results = evaluate(session)
+        export(session)
+        report(session)
+        assert results["systems"], "no system in the table"
+        check_exports(session)
+        session.close()
+
+
+def check_exports(session) -> None:
+    """The merged model of each role gives the logits of its trained policy."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from malt_jax.models.lora import Adapter, merge_adapter
+    from malt_jax.models.model import _logits, load_model
+    from malt_jax.stages.policies import policies_after
+
+    tokens = jnp.asarray(np.arange(4, 36).reshape(2, 16), jnp.int32)
+    trained = policies_after(session, session.config.rounds - 1)
+    for role in session.pipeline.roles:
+        weights = trained[role.name]
+        params = session.model.params
+        if isinstance(weights, Adapter):
+            params = merge_adapter(params, weights)
+        elif weights is not None:
+            params = jax.tree.map(lambda x, like: x.astype(like.dtype), weights, params)
+        expected = _logits(session.model.graph, params, tokens)
+        exported = load_model(
+            session.run.export(role.name), dtype=session.config.model.dtype, mesh=session.mesh
+        )
+        gap = float(jnp.max(jnp.abs(exported(tokens) - expected)))
+        allowed = TOLERANCE[session.config.model.dtype]
+        assert gap <= allowed, f"{role.name}: logits of the export differ by {gap:.2g}"
+
+
+def work(indices: list[int]) -> int:
+    """Runs combinations of one kind of device in this process; returns the number of failures."""
+    import tiny
+
+    failures = 0
+    with tempfile.TemporaryDirectory() as name:
+        model = tiny.write_model(Path(name) / "model", width=64)
+        for index in indices:
+            said = ", ".join(f"{key} {value}" for key, value in ALL[index].items())
+            try:
+                run(ALL[index], model, Path(name) / str(index))
+                print(f"ok      {said}", flush=True)
+            except Exception:
+                failures += 1
+                print(f"FAILED  {said}\n{traceback.format_exc()}", flush=True)
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairwise", action="store_true")
+    parser.add_argument("--only", type=int, nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only is not None:
+        return work(options.only)
+    chosen = pairwise() if options.pairwise else ALL
+    failed = 0
+    for devices in (1, 8):
+        some = [c for c in chosen if (c["mesh"] == "one device") == (devices == 1)]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        words = [sys.executable, __file__, "--only", *(str(ALL.index(c)) for c in some)]
+        failed += subprocess.run(words, env=environment).returncode
+    print(f"{len(chosen)} combinations, {'all ok' if not failed else 'some FAILED'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
