@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from malt_jax import config, load_model
+from malt_jax.algorithm import search
 from malt_jax.config.run import Config
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.memory import peak_bytes
@@ -30,7 +31,6 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
-from malt_jax.tree.search import search
 
 REPEATS = 2
 
