@@ -7,5 +7,5 @@ to tokens). `memory` chooses the sizes, `device` holds the arrays and executable
 
 Axes in signatures, beside the package's `B T D H K V`: `R` rows, which decode one completion each;
 `P` prefix cache entries, which hold one prompt each; `s` rows that may read one entry at a time;
-`L` capacity of a cache in tokens; `h` width of a head; `r` query heads per key head; `S` shards.
+`L` capacity of a cache in tokens; `h` width of a head; `g` query heads per key head.
 """

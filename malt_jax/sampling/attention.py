@@ -113,13 +113,13 @@ def _of_places(x: Array, groups: GroupIndex) -> Array:
     return jnp.take(x, groups.row, axis=0, mode="clip")
 
 
-def _by_entry(x: Float[Array, "R K r *h"], groups: GroupIndex) -> Float[Array, "P K sr *h"]:
+def _by_entry(x: Float[Array, "R K g *h"], groups: GroupIndex) -> Float[Array, "P K sg *h"]:
     entries, siblings = groups.row.shape
     x = _of_places(x, groups).swapaxes(1, 2)
     return x.reshape(entries, x.shape[1], siblings * x.shape[3], *x.shape[4:])
 
 
-def _by_row(x: Float[Array, "P K sr *h"], groups: GroupIndex) -> Float[Array, "R K r *h"]:
+def _by_row(x: Float[Array, "P K sg *h"], groups: GroupIndex) -> Float[Array, "R K g *h"]:
     entries, siblings = groups.row.shape
     x = x.reshape(entries, x.shape[1], siblings, -1, *x.shape[3:]).swapaxes(1, 2)
     x = x.reshape(entries * siblings, *x.shape[2:])
@@ -170,7 +170,7 @@ def prefill_attention(
     """
     batch, time, heads, head_dim = q.shape
     entries, kv_heads, capacity = prefix.v.shape[:3]
-    # [B, T, H, h] -> [B, K, T * r, h]: the query heads of a key head share a product.
+    # [B, T, H, h] -> [B, K, T * g, h]: the query heads of a key head share a product.
     q = q.reshape(batch, time, kv_heads, -1, head_dim).swapaxes(1, 2)
     q = q.reshape(batch, kv_heads, -1, head_dim)
     new = to_cache(k[:, :capacity], v[:, :capacity], prefix)

@@ -116,7 +116,7 @@ def write_chunk(
     return _update(put, prefix, new)
 
 
-def copy_entries(prefix: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
+def copy_entries(prefix: list[KV], source: Int[Array, "N"], target: Int[Array, "N"]) -> list[KV]:
     """Copies entry `source` over entry `target`, pair by pair and in place.
 
     Targets of `P`, which stand last, are padding. On a mesh the pairs are split as the entries are,

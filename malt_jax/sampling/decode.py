@@ -37,8 +37,8 @@ IDLE = -1
 class Rows(NamedTuple):
     """What each row decodes and how far it has come; the host owns it between two chunks.
 
-    Queued completions have the same form, with axes `[S, W]` in place of `[R]`: a queue per shard,
-    which IDLE ends. A row that takes a completion copies these values.
+    Queued completions have the same form, with axes `[shards, W]` in place of `[R]`: a queue per
+    shard, which IDLE ends. A row that takes a completion copies these values.
     """
 
     completion: Int[Any, "R"]  # its number in the run, or IDLE
@@ -73,7 +73,7 @@ class ChunkOutput(NamedTuple):
     token: Int[Array, "steps R"]
     logprob: Float[Array, "steps R"]
     steps: Int[Array, ""]  # steps taken; later elements mean nothing
-    dequeued: Int[Array, "S"]  # completions that rows have taken from each shard's queue
+    dequeued: Int[Array, "shards"]  # completions that rows have taken from each shard's queue
     not_finite: Bool[Array, ""]  # the logits of a busy row had a NaN or an infinity
 
 
@@ -200,7 +200,9 @@ def _attend_on_shard(program, layer, extent: Extent, q, k, v, prefix: KV, suffix
     return program.attention(q, prefix, suffix, groups, extent, layer), suffix
 
 
-def _refill(rows: Rows, queue: Rows, dequeued: Int[Array, "S"]) -> tuple[Rows, Int[Array, "S"]]:
+def _refill(
+    rows: Rows, queue: Rows, dequeued: Int[Array, "shards"]
+) -> tuple[Rows, Int[Array, "shards"]]:
     """Idle rows take what is in their shard's queue, after the first `dequeued` that were taken."""
     shards, depth = queue.completion.shape
     idle = (rows.completion == IDLE).reshape(shards, -1)

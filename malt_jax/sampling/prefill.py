@@ -42,8 +42,8 @@ class Weights(NamedTuple):
 class CopyCall(NamedTuple):
     """Arguments of `cache.copy_entries`; a target equal to the number of entries is padding."""
 
-    source: Int[np.ndarray, "C"]
-    target: Int[np.ndarray, "C"]
+    source: Int[np.ndarray, "N"]
+    target: Int[np.ndarray, "N"]
 
 
 class PrefillCall(NamedTuple):

@@ -120,7 +120,7 @@ class Scheduler:
         return fullest.pop() if fullest else None
 
     def queue(self) -> Rows:
-        """The queued completions `[S, W]`, with the values of a row that takes them."""
+        """The queued completions `[shards, W]`, with the values of a row that takes them."""
         depth = self.shape.entries // self.shards * self.shape.siblings
         queue = _idle_rows(self.shards, depth)
         for shard, numbers in enumerate(self._queues):
