@@ -26,7 +26,7 @@ from malt_jax.data.role_data import (
     role_data,
 )
 from malt_jax.models.model import Model
-from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
 from malt_jax.training.fit import DpoConfig, SftConfig, train_dpo, train_sft

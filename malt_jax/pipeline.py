@@ -20,7 +20,7 @@ from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
 from malt_jax.storage.manifest import stage_done
 from malt_jax.storage.rundir import RunDir
-from malt_jax.tree.expand import completion_text, settings
+from malt_jax.tree.expand import completion_text, sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import render
 from malt_jax.tree.roles import Role
@@ -145,7 +145,7 @@ class Pipeline:
         stream = _Stream(tokenizer, hear) if hear else None
         [[completion]] = session.sampler.sample(
             [Request(prompt.ids, key[None])],
-            settings(role, tokenizer.end_ids),
+            sampling_params(role, tokenizer.end_ids),
             adapter=self._policies[role.name],
             on_tokens=stream and (lambda _request, _completion, new: stream.add(new)),
         )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from malt_jax.data.role_data import RoleData
     from malt_jax.models.model import Model
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
     from malt_jax.storage.metrics import Metrics
     from malt_jax.tasks.base import Question, Task
     from malt_jax.training.step import Trainable
@@ -149,7 +149,7 @@ class Session:
     def sampler(self) -> Sampler:
         if self._shared and self._shared.config.sampler == self.config.sampler:
             return self._shared.sampler
-        from malt_jax.sampling.engine import Sampler
+        from malt_jax.sampling.sampler import Sampler
 
         # A stop request abandons the block in progress; finished blocks are saved already.
         return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)
