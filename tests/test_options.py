@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from malt_jax.sampling.compiled import use_cache_dir
 
 import malt_jax as malt
 import tiny
@@ -44,6 +43,7 @@ from malt_jax.planning.plan import settle
 from malt_jax.planning.work import Assumptions
 from malt_jax.progress import Progress, open_progress
 from malt_jax.sampling import memory
+from malt_jax.sampling.device import use_cache_dir
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages import evaluate, export, search
 from malt_jax.stages import run as whole_run

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from malt_jax.config.reading import to_dict
 from malt_jax.config.run import Config, with_defaults
 from malt_jax.errors import RunStopped, UserError
+from malt_jax.hashing import fingerprint
 from malt_jax.storage import manifest, mirror, signals
-from malt_jax.storage.hashing import fingerprint
 from malt_jax.storage.jsonl import append_lines, read_lines
 from malt_jax.storage.metrics import Metrics
 from malt_jax.storage.rundir import RunDir, differences

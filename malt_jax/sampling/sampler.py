@@ -192,7 +192,9 @@ class Sampler:
     def device(self, shape: CacheShape, adapter: AdapterOrWeights = None) -> Device:
         """Empty caches of this shape."""
         if isinstance(adapter, nnx.State):
-            weights = Weights(self._rounded(adapter), None)
+            # Training keeps full weights as float32 masters; programs compute in the model's dtype.
+            params = jax.tree.map(lambda x: x.astype(self.dtype), adapter)
+            weights = Weights(self._rounded(params), None)
         else:
             weights = Weights(self._params, adapter)
         attention = DECODE_ATTENTION[self.config.attention]

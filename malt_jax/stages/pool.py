@@ -13,11 +13,11 @@ from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.evaluation.schema import Results
 from malt_jax.progress import Progress
+from malt_jax.regular_files import read_bytes
 from malt_jax.stages.measured import TABLES, summarise_seeds
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import read_bytes
 from malt_jax.storage.rundir import RunDir, differences, run_around
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
 from malt_jax.errors import HubError, UserError
+from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress
 from malt_jax.stages.names import search_stage
 from malt_jax.storage import manifest
-from malt_jax.storage.hashing import fingerprint
 from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
