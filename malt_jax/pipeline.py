@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from malt_jax import config
@@ -118,7 +119,7 @@ class Pipeline:
     ) -> tuple[Turn, ...]:
         turns: list[Turn] = []
         for role in self._session.pipeline.roles:
-            hear = on_text and (lambda text, name=role.name: on_text(draw, name, text))
+            hear = partial(on_text, draw, role.name) if on_text else None
             key = node_key(seed, "ask", question, draw, len(turns))
             turns.append(self._turn(role, question, turns, key, hear))
         return tuple(turns)
@@ -147,7 +148,7 @@ class Pipeline:
             [Request(prompt.ids, key[None])],
             sampling_params(role, tokenizer.end_ids),
             adapter=self._policies[role.name],
-            on_tokens=stream and (lambda _request, _completion, new: stream.add(new)),
+            on_tokens=(lambda _request, _completion, new: stream.add(new)) if stream else None,
         )
         text = completion_text(completion, tokenizer.end_ids, tokenizer)
         if stream:

@@ -48,8 +48,9 @@ class Session:
 
         `shared`: a session whose model and sampler are used, where the configs agree on them.
         """
+        self.config: Config = config
+        self.progress = progress
         self._shared = shared if shared and shared.config.model == config.model else None
-        self.config, self.progress = config, progress
         self.run: RunDir = run  # type: ignore[assignment]
 
     @cached_property

@@ -15,7 +15,7 @@ from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
-from malt_jax.tree.prompts import Prompt, render
+from malt_jax.tree.prompts import Overflow, Prompt, render
 from malt_jax.tree.roles import Pipeline, Role
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def expand(
     adapters: Mapping[str, Any],
     seed: int,
     round: int | str,
-    overflow: str = "refuse",
+    overflow: Overflow = "refuse",
     on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """The whole tree of every question, not graded yet.
@@ -114,7 +114,7 @@ def completion_text(completion: Completion, end_ids: Sequence[int], tokenizer: A
 
 
 def _prompt(
-    role: Role, prefix: Prefix, pipeline: Pipeline, tokenizer: Any, room: int, overflow: str
+    role: Role, prefix: Prefix, pipeline: Pipeline, tokenizer: Any, room: int, overflow: Overflow
 ) -> Prompt:
     where = f"{pipeline.node_id(prefix.question.id, prefix.path)}, {role.name}"
     text = prefix.question.text
