@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -265,7 +266,5 @@ def test_a_damaged_sentencepiece_model_is_refused_or_harmless(data, tmp_path, pi
     (tmp_path / "tokenizer.model").write_bytes(
         bytes(content[: data.draw(st.integers(0, len(content)))])
     )
-    try:
+    with contextlib.suppress(UserError):
         load_tokenizer(tmp_path).encode("two plus two")
-    except UserError:
-        pass
