@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,9 @@ from pathlib import Path
 from wrong_inputs import CASES, Case, World
 
 from malt_jax import cli
+
+SECONDS = 120
+"""A command that has not refused its input after this time hangs."""
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -37,10 +42,7 @@ def faults(case: Case, folder: Path) -> tuple[list[str], str]:
     """What is wrong with the answer of `malt` to this case in an empty folder, and its message."""
     command = case.make(World(folder))
     before = contents(folder)
-    error, out = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(out):
-        status = cli.main(command)
-    message = error.getvalue()
+    status, out, message = _apart(case, command) if case.apart else _here(command)
     wrong = [] if status == 2 else [f"exit {status}"]
     if message.count("\n") != 1 or not message.startswith("malt: "):
         wrong.append("not one sentence")
@@ -49,9 +51,33 @@ def faults(case: Case, folder: Path) -> tuple[list[str], str]:
     wrong += [f"does not say {word!r}" for word in case.words if word not in message]
     if contents(folder) != before:
         wrong.append("files were changed")
-    if out.getvalue():
+    if out:
         wrong.append("something on standard output")
     return wrong, message
+
+
+def _here(command: list[str]) -> tuple[int, str, str]:
+    error, out = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(out):
+        status = cli.main(command)
+    return status, out.getvalue(), error.getvalue()
+
+
+def _apart(case: Case, command: list[str]) -> tuple[int, str, str]:
+    """Runs a command in a process of its own, with little memory and not for ever."""
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_DATA, (3 << 30, 3 << 30))"
+    code = f"{limit}\nfrom malt_jax.cli import console; console()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            env={**os.environ, **case.env},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"malt: still working after {SECONDS} seconds\n"
+    return done.returncode, done.stdout, done.stderr
 
 
 def main() -> int:

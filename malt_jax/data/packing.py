@@ -1,12 +1,12 @@
-"""Sequences packed into rows: no padding between them, and a shared prompt computed once.
+"""Packing: several sequences per row without padding, and a shared prompt computed once.
 
-A *segment* is a prompt with its completions, the *branches*. In a row it lies as prompt, branch 1,
-branch 2, ...; positions go on from the end of the prompt in each branch, and the attention mask
-(`models.packed_attention`) shows a token its own prompt and its own branch alone. A branch
-therefore gets the numbers it would get alone, and the prompt is computed once for all of them.
+A *segment* is a prompt with its completions, the *branches*. In a row it is laid out as prompt,
+branch 1, branch 2, and so on. In each branch positions continue from the end of the prompt, and
+the attention mask (`models.packed_attention`) shows a token only its own prompt and its own branch.
+A branch therefore gets the same numbers as on its own, and the prompt is computed once for all.
 
-Predictions are wanted at completion tokens only. Each is a *target* with the place in the row of
-the token it follows: a completion's first token follows the prompt's last one.
+Only completion tokens are predicted. Each is a *target*, stored with the place in the row of the
+token before it; a completion's first token follows the last token of the prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Segment(NamedTuple):
     prompt: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     sequences: tuple[int, ...]
-    """The caller's number of each branch."""
+    """Number of each branch among the caller's sequences."""
 
     @property
     def tokens(self) -> int:
@@ -39,30 +39,30 @@ class Segment(NamedTuple):
 
     @property
     def unshared(self) -> int:
-        """Tokens if each branch brought its own prompt: the useful tokens of throughput figures."""
+        """Tokens if each branch had its own prompt: the useful tokens of throughput figures."""
         return len(self.prompt) * len(self.branches) + self.targets
 
 
 class Shape(NamedTuple):
-    """The static sizes of packed rows; one shape is one compiled program."""
+    """Static sizes of packed rows; every shape is one compiled program."""
 
     rows: int
     time: int
-    """Tokens a row, T."""
+    """Tokens per row."""
     targets: int
-    """Targets a row, C."""
+    """Targets per row."""
     sequences: int
-    """Branches a row, S."""
+    """Branches per row."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Packed rows: what the training step reads. A pytree of NumPy or JAX arrays."""
+    """The training step's input: rows of packed sequences, a pytree of NumPy or JAX arrays."""
 
     tokens: Any
     """[R T] int32."""
     positions: Any
-    """[R T] int32: place in the token's own sequence."""
+    """[R T] int32: position in the token's own sequence."""
     segments: Any
     """[R T] int32: 1, 2, ... and 0 for padding."""
     branches: Any
@@ -74,9 +74,9 @@ class PackedRows:
     weights: Any
     """[R C] float32: 1 for a target, 0 for padding."""
     slots: Any
-    """[R C] int32: which of the row's sequences a target belongs to."""
+    """[R C] int32: index, within the row, of the sequence a target belongs to."""
     sequences: Any
-    """[R S] int32: the caller's number of each sequence, -1 for none."""
+    """[R S] int32: number of each sequence among the caller's, -1 for none."""
 
 
 jax.tree_util.register_dataclass(
@@ -85,9 +85,9 @@ jax.tree_util.register_dataclass(
 
 
 def fit(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
-    """Segments laid into as few rows of `time` tokens as first-fit-decreasing finds.
+    """Distributes segments over rows of `time` tokens by first-fit-decreasing.
 
-    The order is a function of the segments alone. Raises ValueError for one that fits no row.
+    The result depends on the segments only. Raises ValueError for one that fits no row.
     """
     rows: list[list[Segment]] = []
     free: list[int] = []
@@ -106,7 +106,7 @@ def fit(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
 
 
 def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
-    """At most `shape.rows` lists of segments as arrays; missing rows are padding."""
+    """Arrays of at most `shape.rows` rows of segments; missing rows are padding."""
     wide = lambda n, fill=0: np.full((shape.rows, n), fill, np.int32)  # noqa: E731
     out = PackedRows(
         *(wide(shape.time) for _ in range(4)),
@@ -120,6 +120,7 @@ def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
         at = target = slot = 0
         for number, (prompt, branches, sequences) in enumerate(row, start=1):
             last = at + len(prompt) - 1
+            # Each span is (branch, token ids, position of its first token); branch 0 is the prompt.
             spans = [(0, prompt, 0), *((b, ids, len(prompt)) for b, ids in enumerate(branches, 1))]
             for branch, ids, position in spans:
                 end = at + len(ids)
@@ -140,9 +141,9 @@ def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
 
 
 def share_prompts(segments: Iterable[Segment], longest: int) -> list[Segment]:
-    """Segments with equal prompts joined, as far as they stay within `longest` tokens.
+    """Joins segments with equal prompts, as long as they stay within `longest` tokens.
 
-    In order of first appearance.
+    The result is in order of first appearance.
     """
     joined: list[Segment] = []
     latest: dict[tuple[int, ...], int] = {}

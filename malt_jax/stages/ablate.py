@@ -1,8 +1,8 @@
-"""Ablations: variants of a run as lines of its config, each a small run of its own inside it.
+"""Ablations: variants of a run as lines of its config, each a run of its own inside the run.
 
-A variant changes some fields. Every stage that those fields cannot affect is the run's own, copied:
-the trees where only labelling or training changes, the SFT weights where only DPO does, the whole
-first round where there is a second one. The resident model and its compiled programs are shared.
+A variant changes some fields. Stages that those fields cannot affect are copied from the run: the
+trees if only labelling or training changes, the SFT weights if only DPO changes, and the whole
+first round if there is a second one. The resident model and its compiled programs are shared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from malt_jax.storage.writers import writes
 
 @contextmanager
 def opened(session: Session, variant: Variant) -> Iterator[Session]:
-    """A session of the variant on `RUN/ablations/NAME`, over the same resident model."""
+    """A session of the variant in `RUN/ablations/NAME`, with the run's resident model."""
     config = variant.config
     path = session.run.path / "ablations" / variant.folder
     with RunDir.open(
@@ -48,7 +48,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
 
 
 def train_variant(session: Session, sub: Session) -> None:
-    """Does what the variant does differently: adopts the stages of the run it has in common."""
+    """Trains a variant: copies the stages it has in common with the run and does the others."""
     for stage in shared_stages(session.config, sub.config):
         _adopt(session, sub, stage)
     for round in range(sub.config.rounds):

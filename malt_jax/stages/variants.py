@@ -1,4 +1,4 @@
-"""What a run will measure: its systems, and its ablations worked out to configs and systems."""
+"""What a run measures: its systems, and for each ablation a config and a system."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ from typing import Any
 from malt_jax.config import reading
 from malt_jax.config.evaluation import Ablation
 from malt_jax.config.run import Config
-from malt_jax.data.role_data import STAR, policy_name
+from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
 from malt_jax.evaluation.systems import System, make_systems
 from malt_jax.stages.names import label_stage, search_stage, train_stage
 from malt_jax.stages.session import Session
+from malt_jax.tree.policies import STAR, TRAINED
 from malt_jax.tree.roles import make_pipeline
-
-TRAINED = "malt"
-"""The system a variant is measured by."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An ablation worked out: the config it stands for and the system that measures it."""
+    """An ablation as a run of its own: its config and the system that measures it."""
 
     folder: str
-    """Beneath `RUN/ablations`."""
+    """Name of its folder below `RUN/ablations`."""
     config: Config
     system: System
 
 
 def planned(session: Session) -> tuple[list[System], list[Variant]]:
-    """The systems of the run itself and the variants beside them, checked before any work."""
+    """The systems of the run and its variants, checked before any work begins."""
     config, templates = session.config, session.task.templates
     variants = [_make(config, ablation, templates) for ablation in config.ablations]
     beside = [variant.system for variant in variants]
@@ -42,7 +40,7 @@ def planned(session: Session) -> tuple[list[System], list[Variant]]:
 
 
 def _check_baseline(baseline: str, single: System, systems: Sequence[System]) -> None:
-    """Said before the evaluation, not after hours of it."""
+    """Refuses a baseline that is not measured, before hours of evaluation."""
     rows = [row_name(s.name, k) for s in systems for k in s.votes]
     rows += [row_name(single.name, k) for k in range(1, single.draws + 1)]
     if baseline not in rows:
@@ -79,7 +77,7 @@ def _measured_on(config: Config) -> tuple[Any, ...]:
 
 
 def shared_stages(one: Config, other: Config) -> Iterator[str]:
-    """The stages both configs do alike, in their order, up to the first that differs."""
+    """The stages that two configs have in common, in order, up to the first that differs."""
     names = list(dict.fromkeys(policy_name(role.name, one.sharing) for role in one.pipeline.roles))
     kinds = (
         (_search_fields, lambda round: [search_stage(round)]),

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from malt_jax.errors import UserError
 from malt_jax.storage.atomic import append_bytes, explained, open_regular
 from malt_jax.storage.writers import writes
+
+Record = TypeVar("Record")
 
 
 def encode(record: dict[str, Any]) -> bytes:
@@ -98,3 +100,21 @@ def _decode(line: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
+
+
+def read_records(
+    path: str | os.PathLike, parse: Callable[[dict[str, Any]], Record]
+) -> Iterator[Record]:
+    """Yields the lines of a shard as typed records.
+
+    A line that `parse` refuses with a ValueError raises `UserError` naming it, as a damaged one.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            record = parse(line)
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number}: found {error}; restore the file or remove it and run the stage "
+                "again."
+            ) from error
+        yield record

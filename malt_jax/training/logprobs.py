@@ -1,4 +1,4 @@
-"""Log-probabilities of completion tokens, without logits of all tokens ever existing at once."""
+"""Log-probabilities of completion tokens, without the logits of all tokens in memory at once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Head = Callable[[Float[Array, "R c D"]], Float[Array, "R c V"]]
 def gather_hidden(
     hidden: Float[Array, "R T D"], sources: Int[Array, "R C"]
 ) -> Float[Array, "R C D"]:
-    """The hidden state each target is predicted from."""
+    """The hidden state that each target is predicted from."""
     return jnp.take_along_axis(hidden, sources[:, :, None], axis=1)
 
 
 def token_logprobs(
     hidden: Float[Array, "R C D"], targets: Int[Array, "R C"], head: Head
 ) -> Float[Array, "R C"]:
-    """log p(target) under softmax(head(hidden)), all logits at once; float32."""
+    """log p(target) under softmax(head(hidden)) in float32, with all logits in memory at once."""
     logits = head(hidden)
     picked = jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
     return picked - jax.nn.logsumexp(logits, axis=2)
@@ -38,10 +38,10 @@ def chunked_logprobs(
 ) -> Float[Array, "R C"]:
     """`token_logprobs`, `chunk` targets of each row at a time; 0 where the weight is 0.
 
-    Chunks without a target are skipped. Backward, nothing of size V is kept: each chunk's logits
-    are computed again. With `head_frozen` (no gradient is wanted for `head`) not even that: a
-    token's log-probability depends on its own hidden state alone, so its gradient is taken going
-    forward, one D-vector a token, and going backward only scaled.
+    Chunks without a target are skipped. Nothing of size V is kept for the backward pass, which
+    computes each chunk's logits again. With `head_frozen`, where no gradient of `head` is wanted,
+    even that is not needed: a token's log-probability depends on its own hidden state only, so the
+    forward pass computes its gradient, one D-vector per token, and the backward pass scales it.
     """
     rows, length, _ = hidden.shape
     count = -(-length // chunk)
@@ -63,7 +63,7 @@ def chunked_logprobs(
 
         none = lambda: (jnp.zeros_like(weights), jnp.zeros_like(at))  # noqa: E731
         value, slope = jax.lax.cond(jnp.any(weights > 0), some, none)
-        # Equal to `value`, since hidden == at, and with `slope` as its gradient.
+        # Equal to `value`, because hidden == at, and its gradient is `slope`.
         return value + jnp.sum(slope * (hidden - at), axis=-1, dtype=value.dtype)
 
     step = linearised if head_frozen else recomputed
@@ -72,7 +72,7 @@ def chunked_logprobs(
 
 
 def _chunks(x: Array, count: int, chunk: int) -> Array:
-    """[R C ...] -> [count R chunk ...], the end padded with zeros."""
+    """Splits [R C ...] into [count R chunk ...], padding the end with zeros."""
     spare = count * chunk - x.shape[1]
     x = jnp.pad(x, [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
@@ -81,6 +81,6 @@ def _chunks(x: Array, count: int, chunk: int) -> Array:
 def slot_sums(
     values: Float[Array, "R C"], slots: Int[Array, "R C"], count: int
 ) -> Float[Array, "R S"]:
-    """Sums of the values of each of a row's sequences, in float32 whatever the matrix units do."""
-    mine = slots[:, :, None] == jnp.arange(count)[None, None, :]
-    return jnp.sum(jnp.where(mine, values[:, :, None], jnp.zeros((), values.dtype)), axis=1)
+    """Sums of the values of each sequence in a row, in float32 on every device."""
+    belongs = slots[:, :, None] == jnp.arange(count)[None, None, :]
+    return jnp.sum(jnp.where(belongs, values[:, :, None], jnp.zeros((), values.dtype)), axis=1)

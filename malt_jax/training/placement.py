@@ -1,4 +1,4 @@
-"""Where training's arrays lie on a mesh: weights by their logical axes, rows over the data axes."""
+"""Placement on a mesh: weights by their logical axes, packed rows over the data axes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from malt_jax.training.step import Program, TrainState
 
 
 def row_devices(mesh: AnyMesh | None) -> int:
-    """Devices a micro-batch's rows are split over."""
+    """Number of devices that the rows of a micro-batch are split over."""
     if mesh is None:
         return 1
     return int(np.prod([mesh.shape.get(axis, 1) for axis in (SLICE, DATA, FSDP)]))
 
 
 def micro_tokens(config: LoopConfig, platform: str, devices: int) -> int:
-    """Padded tokens of a micro-batch: those configured, or what suits the platform."""
+    """Padded tokens per micro-batch: as configured, or what suits the platform."""
     return config.micro_tokens or (1024 if platform == "cpu" else 16384 * devices)
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """Host arrays with a leading row axis onto the mesh; every process holds the whole plan."""
+    """Puts host arrays with a leading row axis on the mesh; every process holds the whole plan."""
     if mesh is None:
         return tree
 
@@ -44,7 +44,7 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
 def state_shardings(
     program: Program, state: TrainState, spec: ModelSpec, mesh: AnyMesh | None
 ) -> TrainState | None:
-    """The shardings of a training state: moments and gradients lie where their weights do."""
+    """The shardings of a training state: moments and gradients are laid out like their weights."""
     if mesh is None:
         return None
     whole = NamedSharding(mesh, PartitionSpec())

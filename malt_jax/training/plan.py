@@ -68,10 +68,11 @@ def plan_steps(
     row_multiple: int = 1,
     row_length: int = 0,
 ) -> Plan:
-    """Packs each batch; row lengths and rows a micro-batch are chosen for the least computing.
+    """Packs each batch; row lengths and rows per micro-batch are chosen for the least computing.
 
-    Tried are all rows of one length, and a shorter one with a second for what does not fit it.
-    `row_multiple`: the devices a micro-batch's rows are split over. `row_length` fixes the length.
+    Two designs are tried: all rows of one length, and a shorter length with a longer one for the
+    segments that do not fit it. `row_multiple`: the number of devices that the rows of a
+    micro-batch are split over. `row_length` fixes the length.
     """
     longest = max((s.tokens for batch in batches for s in batch), default=1)
     top = next(length for length in LADDER if length >= longest)
@@ -133,8 +134,8 @@ def _micros(
 ) -> tuple[MicroBatch, ...]:
     micros = []
     for (time, rows), packed in step.items():
-        # The sizes follow from the length wherever they can, so that other data meets the same
-        # program: room for a target at every token, and for a sequence in every eight.
+        # The sizes follow from the length wherever possible, so that other data meets the same
+        # compiled program: room for a target at every token, and for one sequence per 8 tokens.
         sequences = max(time // 8, 1 << (most[time] - 1).bit_length())
         shape = Shape(rows, time, time, sequences)
         for first in range(0, len(packed), rows):
@@ -143,10 +144,10 @@ def _micros(
 
 
 def _attention_share(spec: ModelSpec) -> float:
-    """What one more token of row length adds to a token's cost, relative to its matrix products.
+    """Cost of attending to one more token, relative to all matrix products of a token.
 
-    Half of the scores are never made; the others run at about a third of the projections' speed.
-    Measured on a CPU at 768 to 1,536 tokens: 2.4e-4 for SmolLM2-135M, for which this is 2.4e-4.
+    Half of the scores are never computed, and the others run at about a third of the projections'
+    speed. For SmolLM2-135M this gives 2.4e-4, the same as measured on a CPU at 768 to 1,536 tokens.
     """
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     weights = spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)

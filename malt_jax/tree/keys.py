@@ -1,7 +1,7 @@
-"""Random keys that depend on what is drawn and on nothing else.
+"""Random keys that depend on what is sampled and on nothing else.
 
 A node's key is a hash of the seed and its path, so its randomness does not change with the batch
-it sits in, the order of the questions, or how many processes share the work.
+it is sampled in, the order of the questions, or the number of processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def node_key(seed: int, *path: str | int) -> np.ndarray:
-    """A threefry key, uint32 `[2]`, for one path such as `(seed, "round 0", "Q17/g2/v0")`."""
+    """A threefry key, uint32 `[2]`, for a path such as `(seed, "search", 0, "Q17/g2/v0")`."""
     text = "\x1f".join(map(str, (seed, *path)))
     return np.frombuffer(
         hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "<u4"
@@ -20,7 +20,7 @@ def node_key(seed: int, *path: str | int) -> np.ndarray:
 
 
 def draw_order(seed: int, count: int, *path: str | int) -> list[int]:
-    """A permutation of `range(count)` that depends only on the seed and the path."""
+    """A permutation of `range(count)` that depends on the seed and the path only."""
     text = "\x1f".join(map(str, (seed, *path)))
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8]
     return np.random.default_rng(int.from_bytes(digest, "little")).permutation(count).tolist()

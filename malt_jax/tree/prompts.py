@@ -1,4 +1,4 @@
-"""From a role prefix and the turns so far to the token ids a completion is drawn from."""
+"""Prompts: a role's template filled with the question and earlier turns, as token ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MISWRITTEN = re.compile(
 
 @runtime_checkable
 class PromptTokenizer(Protocol):
-    """What prompts need of a tokenizer; `models.tokenizer.Tokenizer` is one."""
+    """The part of `models.tokenizer.Tokenizer` that prompts need."""
 
     def prompt_ids(self, text: str) -> list[int]: ...
     def encode(self, text: str) -> list[int]: ...
@@ -26,7 +26,7 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt: its text, its ids (chat template applied), tokens cut from its turns."""
+    """A rendered prompt: its text, its token ids, and how many tokens were cut from its turns."""
 
     text: str
     ids: tuple[int, ...]
@@ -34,17 +34,17 @@ class Prompt:
 
 
 def placeholders(template: str) -> list[str]:
-    """Names in braces, in order; `{question}`, `{previous}` and earlier roles have a meaning."""
+    """Names in braces, in order; `{question}`, `{previous}` and earlier roles are replaced."""
     return _PLACEHOLDER.findall(template)
 
 
 def miswritten(template: str) -> list[str]:
-    """Names in double braces, as Jinja has them, or with blanks inside: these are left as text."""
+    """Names in double braces, as in Jinja, or with blanks inside; these are not replaced."""
     return [first or second for first, second in _MISWRITTEN.findall(template)]
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """The template with known names in braces replaced, in one pass: braces in values are inert."""
+    """The template with known names in braces replaced; braces inside values stay as they are."""
     return _PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), template)
 
 
@@ -59,12 +59,12 @@ def render(
     where: str = "",
     extra: Mapping[str, str] | None = None,
 ) -> Prompt:
-    """The prompt of one turn, at most `room` tokens.
+    """The prompt of one turn, of at most `room` tokens.
 
-    `turns`: earlier turns' texts by role, in order; `{previous}` is the last of them. A prompt
-    that does not fit is refused (UserError naming `where`), or with `truncate` the longest earlier
-    turn loses its front, where the conclusion is not, until the prompt fits; the tokens cut are
-    counted in the result. A question too long on its own is refused either way.
+    `turns`: texts of the earlier turns by role, in order; `{previous}` is the last of them. A
+    prompt that does not fit is refused by a UserError that names `where`. With `truncate` the
+    longest earlier turn loses its beginning, because its conclusion is at the end, until the prompt
+    fits, and the result counts the tokens cut. A question that is too long is always refused.
     """
     turns = dict(turns)
     cut = 0

@@ -1,4 +1,4 @@
-"""Roles and the chain they answer in."""
+"""Roles, and the chain in which they answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from malt_jax.tree.prompts import miswritten, placeholders
 
 @dataclass(frozen=True)
 class Role:
-    """One turn: a name, the role prefix it is conditioned on, and how it samples."""
+    """One turn of the chain: its prompt template (the role prefix) and how it samples."""
 
     config: RoleConfig
     template: str
@@ -35,11 +35,11 @@ class Pipeline:
 
     @property
     def calls(self) -> int:
-        """Completions a tree holds: n + n^2 + n^3 for three roles of branching n."""
+        """Completions per tree: n + n^2 + n^3 for three roles with n branches."""
         return sum(math.prod(self.branches[: d + 1]) for d in range(len(self.branches)))
 
     def node_id(self, question_id: str, path: Sequence[int]) -> str:
-        """A node's path as text: `Q17/g2/v0/r1`."""
+        """The id of a node: its path as text, for example `Q17/g2/v0/r1`."""
         short = abbreviations([role.name for role in self.roles])
         return "/".join([question_id, *(f"{s}{i}" for s, i in zip(short, path, strict=False))])
 
