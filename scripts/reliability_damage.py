@@ -3,9 +3,9 @@
     python scripts/reliability_damage.py RUN -- malt run --config RUN/config.yaml --output-dir {run}
 
 `{run}` is replaced by the copy. Each damage (a flipped bit, a cut, an addition, a deletion) hits
-one random file of the run, except logs, the lock and the manifest's copy; the command must then exit 2,
-name that file, say how to repair it, and change nothing. Prints a table; exits 1 if any damage was
-accepted.
+one random file of the run, except logs, the lock and the manifest's copy; the command must then
+exit 2, name that file, say how to repair it, and change nothing. Prints a table; exits 1 if any
+damage was accepted.
 """
 
 import argparse

@@ -7,8 +7,8 @@
 `{run}` is replaced by a new folder. The command is first run undisturbed, and its stages are timed.
 Then every run is interrupted once in each kind of stage, even if it is short: search, label, sft,
 dpo, saving (of a checkpoint), eval, export, report. The signal is sent at a random moment within
-the measured length of the stage, counted from its start. New runs follow until `--kills` signals were
-sent or `--minutes` have passed. With `--anywhere`, the moments are random over the whole run.
+the measured length of the stage, counted from its start. New runs follow until `--kills` signals
+were sent or `--minutes` have passed. With `--anywhere`, the moments are random over the whole run.
 
 TERM and INT are sent twice; the second must have no effect. Expected: every run ends with the same
 trees, data, reference log-probabilities, draws, results and exports, byte for byte, and (for TERM
