@@ -1,4 +1,4 @@
-"""Which systems are measured, and the ablations beside them."""
+"""The systems to evaluate, and the ablations of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from malt_jax.checks import check, check_name, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
 
 MAX_VOTES = 1024
-"""Draws of one system; a vote of more would only cost more."""
+"""Most draws of one system in a vote; more would only cost more."""
 MAX_SYSTEM_NAME = 100
-"""Longest name of a system in characters; names built from several roles may need them all."""
+"""Longest name of a system in characters, enough for names built from several roles."""
 CANNOT_CHANGE_RESULTS = frozenset(
     {
         *(
@@ -27,26 +27,29 @@ CANNOT_CHANGE_RESULTS = frozenset(
         "mesh",
     }
 )
-"""Fields a run may be continued with another value of."""
+"""Fields whose value may change when a run is continued: they cannot change its results."""
 
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """A system to evaluate: a chain of `role:policy` turns, and how many draws vote."""
+    """A system to evaluate: a chain of `role:policy` turns, and the number of draws that vote."""
 
     name: str
     """Its name in files and tables."""
     chain: tuple[str, ...]
     """Turns as `role:policy`; policies: base, sft, malt, star. `debate:POLICY` is a debate."""
     label: str = ""
-    """What the table calls it; default: the name."""
+    """Its label in the table; default: the name."""
     votes: tuple[int, ...] = (1, 3)
     """Majority votes to report, each over the first k draws."""
 
     def __post_init__(self):
-        # `@` is left to the rows of its votes (`malt@3`), `trees` to those measured beside it.
+        # `@` separates the votes in the names of rows (`malt@3`); `trees` is another folder of eval.
         check_name(self.name, also=".+-", most=MAX_SYSTEM_NAME)
-        check(self.name.casefold() != "trees", "name: 'trees' is a folder of eval; choose another.")
+        check(
+            self.name.casefold() != "trees",
+            "name: found 'trees', which is a folder of eval; choose another name.",
+        )
         turns = len(self.chain)
         check(1 <= turns <= MAX_TURNS, f"chain: found {turns} turns, allowed: 1 to {MAX_TURNS}.")
         check(
@@ -59,20 +62,20 @@ class SystemConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measuring systems on the same questions with the same keys."""
+    """The evaluation of systems on the same questions with the same random keys."""
 
     systems: tuple[str, ...] = ()
-    """Which of the built-in systems to measure; default: all of them."""
+    """Built-in systems to evaluate; default: all of them."""
     extra: tuple[SystemConfig, ...] = ()
-    """Systems of your own."""
+    """Your own systems."""
     baseline: str = "sa@9"
-    """The row every other is tested against."""
+    """The row of the table that every other row is tested against."""
     block: int = 1024
-    """Questions evaluated together and committed together."""
+    """Questions that are evaluated together and saved together."""
     trees: int = 32
-    """Held-out questions whose whole trees are drawn before and after training; 0: none."""
+    """Held-out questions that are searched as whole trees before and after training; 0: none."""
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
 
     def __post_init__(self):
         check(self.block >= 1, f"block: found {self.block}, allowed: 1 or more.")
@@ -80,7 +83,7 @@ class EvalConfig:
         name, _, votes = self.baseline.rpartition("@")
         check(
             not name or 1 <= (whole_number(votes) or 0) <= MAX_VOTES,
-            f"baseline: found {show(self.baseline)}, allowed: a row of the table, as sa@9 "
+            f"baseline: found {show(self.baseline)}, allowed: a row of the table, for example sa@9 "
             f"with 1 to {MAX_VOTES} votes.",
         )
         check(
@@ -91,23 +94,23 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A variant of the run: some fields changed, everything unaffected reused."""
+    """A variant of the run: some fields change, and every unaffected stage is reused."""
 
     name: str
-    """Its folder under RUN/ablations and its name in the table."""
+    """Its folder below RUN/ablations and its name in the table."""
     set: dict[str, Any]
-    """Dotted fields and their values, as `search.backup: max`."""
+    """Dotted fields and their values, for example `search.backup: max`."""
     label: str = ""
-    """What the table calls it, after `MALT, `; default: its fields and values."""
+    """Its label in the table, after `MALT, `; default: its fields and values."""
 
     def __post_init__(self):
         check_name(self.name, also="-")
-        check(bool(self.set), "set: found nothing; a variant changes at least one field.")
+        check(bool(self.set), "set: found nothing; a variant must change at least one field.")
         for key in self.set:
             field = key.replace("-", "_")
             beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
             check(
                 not any(field == name or field.startswith(f"{name}.") for name in beside),
-                f"set: {show(key)} cannot differ between a run and its variant, which is "
-                "measured as the run is; leave it out.",
+                f"set: found {show(key)}, which cannot differ between a run and its variant, because "
+                "both are evaluated in the same way; leave it out.",
             )
