@@ -44,7 +44,7 @@ class SystemConfig:
     """Majority votes to report, each over the first k draws."""
 
     def __post_init__(self):
-        # `@` separates the votes in the names of rows (`malt@3`); `trees` is another folder of eval.
+        # `@` separates the votes in the names of rows (`malt@3`); `eval/trees` holds trees.
         check_name(self.name, also=".+-", most=MAX_SYSTEM_NAME)
         check(
             self.name.casefold() != "trees",
@@ -111,6 +111,6 @@ class Ablation:
             beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
             check(
                 not any(field == name or field.startswith(f"{name}.") for name in beside),
-                f"set: found {show(key)}, which cannot differ between a run and its variant, because "
-                "both are evaluated in the same way; leave it out.",
+                f"set: found {show(key)}, which cannot differ between a run and its variant; "
+                "leave it out.",
             )
