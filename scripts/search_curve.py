@@ -58,7 +58,7 @@ def search(plan: dict[str, Any], work: Work, chips: int) -> tuple[list[int], flo
         step = weights + (programs["decode"]["seconds"] - weights) * batch / chips / most
         full += role.nodes * role.completion / batch * step
         last += role.longest * step
-        filled = sum(count * -(-tokens // int(lane)) for count, tokens in role.heads)
+        filled = sum(count * -(-tokens // int(lane)) for count, tokens in role.parts)
         computing += filled / chips / (int(lanes) / planned) * prefill["seconds"]
     return rows, computing, full, last
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import nodes
@@ -17,6 +18,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_CHARACTERS = 1 << 20
+DATE = datetime(2024, 7, 26)
+"""What `strftime_now` calls now: the day that Llama 3's templates fall back on without a clock."""
 
 
 class Generation(Extension):
@@ -29,8 +32,17 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, **options})
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """transformers' `tojson`, which unlike Jinja's own escapes no HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def refuse(message: str) -> NoReturn:
@@ -38,11 +50,13 @@ def refuse(message: str) -> NoReturn:
 
 
 def render(job: dict[str, Any]) -> list[str]:
+    """The prompt of each of the job's conversations."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = DATE.strftime
     template = environment.from_string(job["template"])
     texts = []
     for messages in job["conversations"]:

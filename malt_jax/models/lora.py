@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,14 @@ class Adapter:
 jax.tree_util.register_dataclass(Adapter, data_fields=["layers"], meta_fields=["scale"])
 
 
+class LayerAdapter(NamedTuple):
+    """One layer's part of an adapter."""
+
+    pairs: dict[str, dict[str, Array]]
+    """By projection; a projection that is missing has no update."""
+    scale: float
+
+
 def projections(spec: ModelSpec) -> dict[str, tuple[tuple[int, str], tuple[int, str]]]:
     """Each projection's ((inputs, logical axis), (outputs, logical axis))."""
     model, mlp = (spec.d_model, "embed"), (spec.d_mlp, "mlp")
@@ -58,10 +67,14 @@ def init_adapter(
 
     def pair(key: Array, target: str) -> dict[str, Array]:
         (d_in, _), (d_out, _) = shapes[target]
-        a, b = jnp.zeros((d_in, config.rank)), jnp.zeros((config.rank, d_out))
-        drawn, bound = (b, config.rank**-0.5) if config.zero_side == "a" else (a, d_in**-0.5)
-        drawn = jax.random.uniform(key, drawn.shape, jnp.float32, -bound, bound)
-        return {"a": a, "b": drawn} if config.zero_side == "a" else {"a": drawn, "b": b}
+        a, b = (d_in, config.rank), (config.rank, d_out)
+        zeros = partial(jnp.zeros, dtype=jnp.float32)
+        uniform = partial(jax.random.uniform, key, dtype=jnp.float32)
+        if config.zero_side == "a":
+            bound = config.rank**-0.5
+            return {"a": zeros(a), "b": uniform(b, minval=-bound, maxval=bound)}
+        bound = d_in**-0.5
+        return {"a": uniform(a, minval=-bound, maxval=bound), "b": zeros(b)}
 
     keys = jax.random.split(key, (spec.num_layers, len(config.targets)))
     layers = [
@@ -101,7 +114,7 @@ def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
         for target, pair in targets.items():
             path = ("layers", *index, target, "kernel")
             kernel = flat[path][...]
-            update = adapter.scale * (pair["a"] @ pair["b"])
+            update = adapter.scale * jnp.matmul(pair["a"], pair["b"], precision="highest")
             merged = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
             flat[path] = flat[path].replace(merged)
     return nnx.from_flat_state(flat)

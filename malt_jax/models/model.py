@@ -22,7 +22,7 @@ from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.hub import local_folder
 from malt_jax.models.spec import ModelSpec
-from malt_jax.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
 from malt_jax.models.weights import load_params
 from malt_jax.storage.hashing import fingerprint
 
@@ -79,8 +79,7 @@ def load_model(
     folder, revision = local_folder(path, revision)
     spec = read_spec(folder)
     checkpoint = Checkpoint(folder)
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, spec)
+    tokenizer = load_tokenizer(folder, spec.vocab)
     graph, params = load_params(
         checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)
     )

@@ -44,7 +44,7 @@ def packed_mask(packing: Packing, first: int = 0, end: int | None = None) -> Boo
     A token sees itself and what came before it in its prompt and in its own branch.
     """
     positions, segments, branches = (x[:, :end] for x in packing[:3])
-    order, query = jnp.arange(positions.shape[1]), slice(first, None)
+    order, query = jnp.arange(positions.shape[1], dtype=jnp.int32), slice(first, None)
     mine, branch = segments[:, query, None], branches[:, query, None]
     same = (mine == segments[:, None, :]) & (mine > 0)
     lineage = (branches[:, None, :] == 0) | (branches[:, None, :] == branch)
