@@ -1,8 +1,8 @@
-"""The `malt` command: finds the command, runs it, and turns what happened into an exit status.
+"""The `malt` command: finds the command, runs it, and turns the outcome into an exit status.
 
-0 done; 2 the user's input is wrong (one message, no traceback); 1 a fault of ours; 130 and 143
-interrupted or told to stop, after the state was saved. A reader who leaves standard output early
-(`| head`) has seen enough: 0. One who leaves standard error changes nothing: a run goes on.
+0: done. 2: the user's input is wrong (one message, no traceback). 1: a fault of malt-jax. 130 and
+143: interrupted or told to stop, after the state was saved. A reader that closes standard output
+early (`| head`) has seen enough, which is no error; one that closes standard error changes nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from malt_jax.commands.command import Command, help_text, nearest, parse, row, screen_width
+from malt_jax.checks import nearest
+from malt_jax.commands.command import Command, parse
+from malt_jax.commands.help import command_help, overview
 from malt_jax.distributed import another_gone, leave
+from malt_jax.environment import check_environment, quiet_libraries, unusable_backend
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import one_line, visible
 from malt_jax.storage.signals import stop_ends_process
@@ -31,7 +34,7 @@ def console() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not change the exit status
     try:
-        sys.stdout.flush()  # of a command that failed; Python's own end would change the status
+        sys.stdout.flush()  # Python's own flush at exit would change the status on failure
     except OutputLost:
         drop_output()
     sys.exit(status)
@@ -39,43 +42,46 @@ def console() -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `malt` with these words (default: those of the process) and returns its exit status."""
-    status = _run(arguments)
+    status = _run(list(sys.argv[1:] if arguments is None else arguments))
     return leave(status) if status else 0
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(words: list[str]) -> int:
+    """Runs the words and prints at most one message about a failure."""
     try:
-        dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        dispatch(words)
         sys.stdout.flush()
         return 0
     except UserError as error:
-        print(f"malt: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error), 2)
     except OutputLost as lost:
         drop_output()
         if lost.abandoned:
             return 0
-        print(f"malt: standard output could not be written: {lost}.", file=sys.stderr)
-        return 2
+        return _say(f"standard output could not be written: {lost}.", 2)
     except RunStopped as stop:
-        print("malt: stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + stop.signal_number
+        return _say("stopped; the same command continues from here", 128 + stop.signal_number)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if gone := another_gone(error):
-            print(f"malt: {one_line(gone)}", file=sys.stderr)
-            return 1
-        # Exceptions may quote a model or a file, so the traceback is made harmless as well.
+            return _say(one_line(gone), 1)
+        if sentence := unusable_backend(error):
+            return _say(sentence, 2)
+        # Exceptions may quote a model or a file, so control characters are written out.
         print(visible(traceback.format_exc()), end="", file=sys.stderr)
-        print("malt: this is a fault of malt-jax, not of your input.", file=sys.stderr)
-        return 1
+        return _say("this is a fault of malt-jax, not of your input.", 1)
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"malt: {sentence}", file=sys.stderr)
+    return status
 
 
 def dispatch(words: list[str]) -> None:
     """Runs the command that `words` begin with."""
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        print(overview(all_commands()), end="")
         return
     if words[0] == "--version":
         print(version())
@@ -86,20 +92,22 @@ def dispatch(words: list[str]) -> None:
         raise UserError(
             f"{name!r} is not a command.{nearest(name, commands)} `malt --help` lists them."
         )
+    command = commands[name]
     if "-h" in rest or "--help" in rest:
-        from malt_jax.commands.fields import field_lines
-
-        print(help_text(commands[name], field_lines))
+        print(command_help(command), end="")
         return
-    invocation = parse(commands[name], rest)
-    invocation.command.run(invocation)
+    invocation = parse(command, rest)
+    quiet_libraries()
+    if command.computes:
+        check_environment()
+    command.run(invocation)
 
 
 def all_commands() -> tuple[Command, ...]:
-    """In the order the overview lists them."""
+    """All commands in the order in which the overview lists them."""
     from malt_jax.commands import ask, bench, completion, fields, init, lists, plan, pool, stage
 
-    return (
+    commands = (
         *stage.COMMANDS,
         pool.COMMAND,
         ask.COMMAND,
@@ -108,46 +116,28 @@ def all_commands() -> tuple[Command, ...]:
         init.COMMAND,
         *lists.COMMANDS,
         fields.COMMAND,
-        completion.COMMAND,
     )
-
-
-def overview() -> str:
-    """The help of `malt` itself."""
-    width = screen_width()
-    lines = [
-        "malt: trains a chain of language-model roles by tree search",
-        "",
-        "  malt COMMAND --config FILE.yaml [--FIELD VALUE ...]",
-        "",
-        "Commands",
-    ]
-    for command in all_commands():
-        lines += row(f"  {command.name}", command.summary, width, column=14)
-    lines += [
-        "",
-        "`malt COMMAND --help` tells more; `malt --version` names package, JAX, devices.",
-        "Any field of the config is a flag: --task.num-train 200. Results go to standard",
-        "output, progress to standard error. Exit status: 0 done, 2 your input is wrong,",
-        "1 our fault, 130 or 143 stopped with the state saved.",
-        "",
-        "Examples",
-        "  malt run --config quickstart",
-        '  malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',
-    ]
-    return "\n".join(lines)
+    return (*commands, completion.make_command(commands))
 
 
 def version() -> str:
-    """The package's version, those it computes with, and the devices it sees."""
+    """The versions of the package and of what it computes with, and the devices.
+
+    Where no device can be used, the last line says why.
+    """
     from malt_jax import __version__
-    from malt_jax.commands.launch import devices
+    from malt_jax.environment import devices
     from malt_jax.storage.provenance import versions
 
     found = versions()
     lines = [f"malt-jax {__version__}"]
     lines += [f"{name} {found[name]}" for name in ("jax", "flax", "python") if name in found]
-    return "\n".join([*lines, f"device {', '.join(devices())}"])
+    try:
+        check_environment()
+        lines.append(f"device {', '.join(devices())}")
+    except UserError as error:
+        lines.append(f"device none: {error}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tiny
 from malt_jax import cli, config
 from malt_jax.commands import completion, init
 from malt_jax.commands.command import Command, parse
-from malt_jax.commands.fields import config_fields
+from malt_jax.config.run import all_fields
 from malt_jax.errors import RunStopped, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def test_every_config_an_example_reads_exists_and_its_words_are_known():
 
 
 def test_every_field_has_help_and_every_shown_field_exists():
-    fields = {field.path: field for field in config_fields()}
+    fields = {field.path: field for field in all_fields()}
     assert all(field.help for field in fields.values())
     for command in cli.all_commands():
         assert set(command.fields) <= set(fields)
@@ -108,7 +108,7 @@ def test_a_misspelt_command_flag_or_field_is_named_with_the_nearest(capsys):
 def test_fields_are_found_by_any_part_of_their_name_and_stand_under_their_section(capsys):
     assert cli.main(["fields", "learning_rate"]) == 0
     out = capsys.readouterr().out
-    assert "train.sft.optim\n  --train.sft.optim.learning-rate" in out
+    assert "train.sft.optim:\n  --train.sft.optim.learning-rate" in out
     assert cli.main(["fields"]) == 0
     headings = [line for line in capsys.readouterr().out.splitlines() if line[:1].strip()]
     assert len(headings) == len(set(headings)) > 10
@@ -377,12 +377,12 @@ def test_lists_name_everything(capsys):
 
 def test_bash_completes_commands_flags_fields_and_choices(tmp_path):
     script = tmp_path / "malt.bash"
-    script.write_text(completion.bash(cli.all_commands()))
+    script.write_text(completion.script(cli.all_commands(), "bash"))
 
     def complete(*words: str) -> set[str]:
         command = (
             f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
-            '_malt; printf "%s\\n" "${COMPREPLY[@]}"'
+            '_shtab_malt; printf "%s\\n" "${COMPREPLY[@]}"'
         )
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert done.stderr == ""

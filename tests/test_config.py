@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax import config
-from malt_jax.config import reading
+from malt_jax.config import fields, reading
 from malt_jax.errors import UserError
 
 
@@ -103,8 +103,8 @@ def test_any_bytes_give_a_config_or_a_user_error(tmp_path_factory, data):
 
 def test_every_field_has_a_help_text():
     def visit(cls):
-        docs = reading.field_docs(cls)
-        for name, hint in reading.field_types(cls).items():
+        docs = fields.field_docs(cls)
+        for name, hint in fields.field_types(cls).items():
             if hasattr(hint, "__dataclass_fields__"):
                 visit(hint)
             else:

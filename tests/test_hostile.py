@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from malt_jax import config
-from malt_jax.config import reading
+from malt_jax.config import fields, strict_yaml
 from malt_jax.errors import UserError
 from malt_jax.export.cards import base_license
 from malt_jax.storage import selfsealed
@@ -34,7 +34,7 @@ ANSWERS = st.text(max_size=300) | st.lists(st.sampled_from(PIECES), max_size=40)
 
 @RELAXED
 @given(st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(
-    st.sampled_from([*reading.field_types(config.Config), "roles", "lora", "sft", "x"]),
+    st.sampled_from([*fields.field_types(config.Config), "roles", "lora", "sft", "x"]),
     x, max_size=4), max_leaves=12))  # fmt: skip
 def test_any_tree_of_values_is_a_config_or_a_refusal(data):
     try:
@@ -131,7 +131,7 @@ def test_what_is_sealed_reads_back_or_cannot_be_written(data):
 def test_yaml_of_strangers_is_never_code():
     for text in ("!!python/object/apply:os.system [echo]", "!!python/name:os.system"):
         with pytest.raises(yaml.YAMLError):
-            yaml.load(text, Loader=reading.Loader)
+            yaml.load(text, Loader=strict_yaml.Loader)
 
 
 @RELAXED

@@ -1,4 +1,4 @@
-"""`malt ask`: a trained pipeline at work in the terminal."""
+"""`malt ask`: a trained pipeline answers questions in the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from malt_jax.commands.command import Argument, Command, Invocation, Option
+from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
+from malt_jax.commands.trust import check_trust
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
 
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def run(invocation: Invocation) -> None:
-    options = invocation.options
+    """Answers the question of the command line, or one question per line of standard input."""
+    from malt_jax.config.run import from_dict
     from malt_jax.pipeline import Pipeline
+    from malt_jax.storage.rundir import RunDir
 
+    options = invocation.options
+    config = from_dict(RunDir.existing(options.run).config)
+    check_trust(config, options.run, options.trust_task_code, {})
     pipeline = Pipeline.load(options.run)
     if sys.stderr.isatty():
         print(f"malt: trained on {visible(pipeline.trained_on)}", file=sys.stderr)
@@ -34,6 +40,7 @@ def run(invocation: Invocation) -> None:
 
 
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
+    """Prints every turn while it is written, then the vote."""
     if any("\ud800" <= character <= "\udfff" for character in question):
         raise UserError(f"the question is not text in UTF-8: {one_line(question)[:60]}")
     if unread := pipeline.unread(question):
@@ -42,14 +49,14 @@ def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> Non
             f"little; it was trained on {visible(pipeline.trained_on)}",
             file=sys.stderr,
         )
-    heard: tuple[int, str] | None = None
+    current: tuple[int, str] | None = None
 
     def on_text(draw: int, role: str, text: str) -> None:
-        nonlocal heard
-        if heard != (draw, role):
-            print("" if heard is None else "\n")
+        nonlocal current
+        if current != (draw, role):
+            print("" if current is None else "\n")
             print(f"[{draw + 1}/{votes}] {role}")
-            heard = (draw, role)
+            current = (draw, role)
         print(visible(text), end="", flush=True)
 
     answer = pipeline.ask(question, votes=votes, seed=seed, on_text=on_text)
@@ -58,7 +65,7 @@ def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> Non
 
 
 def vote(answer: Answer) -> str:
-    """The draws' predictions and what they come to."""
+    """The prediction of each draw and the answer they vote for."""
     from malt_jax.evaluation.statistics import majority_vote
 
     each = ", ".join("no answer" if v is None else one_line(v) for v in answer.votes)
@@ -70,11 +77,12 @@ def vote(answer: Answer) -> str:
 
 
 def _lines() -> Iterator[str]:
-    """Questions a user types, or those of a file on standard input, one a line."""
-    if sys.stdin.isatty():
-        print("One question a line; Ctrl-D ends.", file=sys.stderr)
+    """The questions on standard input, one per line, with a prompt on a terminal."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print("One question per line; Ctrl-D ends.", file=sys.stderr)
     while True:
-        if sys.stdin.isatty():
+        if terminal:
             print("? ", end="", file=sys.stderr, flush=True)
         try:
             line = sys.stdin.readline()
@@ -90,13 +98,15 @@ COMMAND = Command(
     name="ask",
     summary="answers with a trained run's pipeline, each turn as it is written",
     about="Runs the roles one after the other, several times, and takes the majority vote. "
-    "Without a question it reads lines, from the terminal or a pipe.",
+    "Without a question it reads questions line by line, from the terminal or a pipe.",
     run=run,
     arguments=(Argument("question", "What to ask, in quotes.", required=False),),
     options=(
         Option("--run", "The trained run.", "DIR", required=True),
-        Option("--votes", "Draws of the whole pipeline that vote.", "N", 3, int),
-        Option("--seed", "Of the draws; default: the run's.", "N", None, int),
+        Option("--votes", "How often the whole pipeline is sampled for the vote.", "N", 3, int),
+        Option("--seed", "Seed of the samples; default: the run's.", "N", None, int),
+        TRUST,
     ),
     examples=('malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',),
+    computes=True,
 )

@@ -1,21 +1,24 @@
-"""`--dry-run`: what a command would do, read from everything it would read, written nowhere."""
+"""`--dry-run`: describes what a command would do, without writing anything."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import Invocation
-from malt_jax.commands.launch import (
-    check_input,
-    check_tracker,
-    look,
-    read_config,
-)
+from malt_jax.commands.launch import check_input, check_tracker, look, read_config
+from malt_jax.commands.room import check_room
+from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+from malt_jax.config.reading import to_dict
+from malt_jax.config.run import with_defaults
+from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
-from malt_jax.progress import counted
+from malt_jax.progress import Progress, counted
+from malt_jax.storage import manifest
+from malt_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
     from malt_jax.config.run import Config
@@ -25,21 +28,28 @@ if TYPE_CHECKING:
 
 
 def describe(invocation: Invocation) -> str:
-    """The whole account as text; raises UserError for what the command would refuse."""
-    from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
-    from malt_jax.config.reading import to_dict
-    from malt_jax.progress import Progress
-    from malt_jax.storage.rundir import RunDir
-
-    config = read_config(invocation)
+    """The whole account as text; raises UserError for what the command itself would refuse."""
+    config, command = read_config(invocation), invocation.command.name
     check_tracker(config)
     session = look(config, Progress(quiet=True))
-    RunDir.check(config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS)
+    RunDir.check(
+        config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS, complete=with_defaults
+    )
     spec, tokenizer = check_input(session)
+    finished, begun = _stages(config)
+    check_room(config, spec, command, new=not (finished or begun))
+    if (redo := invocation.options.redo) and redo not in (*finished, *begun):
+        known = ", ".join((*finished, *begun)) or "none yet"
+        raise UserError(
+            f"{config.output_dir}: no stage named {redo!r} to redo; there are: {known}."
+        )
+    for place in getattr(invocation.options, "join", None) or ():
+        if "://" not in place:
+            RunDir.existing(place)
     lines = [
-        f"malt {invocation.command.name} would do this. Nothing was written.",
+        f"malt {command} would do this. Nothing was written.",
         "",
-        *_run(config),
+        *_run(config, finished, begun, redo),
         *_model(config, spec, tokenizer),
         *_search(session),
         *_training(config),
@@ -50,19 +60,25 @@ def describe(invocation: Invocation) -> str:
     return "\n".join(lines)
 
 
-def _run(config: Config) -> Iterator[str]:
-    from malt_jax.storage import manifest
+def _stages(config: Config) -> tuple[list[str], list[str]]:
+    """The finished and the begun stages of the run directory."""
+    if not os.path.exists(Path(config.output_dir, manifest.NAME)):
+        return [], []
+    stages = manifest.load(config.output_dir)["stages"]
+    finished = [name for name, stage in stages.items() if stage["done"]]
+    return finished, [name for name in stages if name not in finished]
 
+
+def _run(config: Config, finished: list[str], begun: list[str], redo: str | None) -> Iterator[str]:
     yield f"run directory: {Path(config.output_dir).absolute()}"
-    if Path(config.output_dir, manifest.NAME).exists():
-        stages = manifest.load(config.output_dir)["stages"]
-        done = [name for name, stage in stages.items() if stage["done"]]
-        begun = [name for name, stage in stages.items() if not stage["done"]]
-        yield f"  it is there already; finished: {', '.join(done) or 'nothing'}"
-        if begun:
-            yield f"  begun: {', '.join(begun)}"
-    else:
+    if not os.path.exists(Path(config.output_dir, manifest.NAME)):
         yield "  it would be made"
+        return
+    yield f"  it exists; finished: {', '.join(finished) or 'nothing'}"
+    if begun:
+        yield f"  begun: {', '.join(begun)}"
+    if redo:
+        yield f"  {redo} and what was made from it would be set aside and made again"
 
 
 def _model(config: Config, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:
@@ -77,8 +93,7 @@ def _model(config: Config, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[st
 def _search(session: Session) -> Iterator[str]:
     config, pipeline = session.config, session.pipeline
     questions = len(session.train_questions)
-    branches = pipeline.branches
-    levels = [math.prod(branches[: depth + 1]) for depth in range(len(branches))]
+    levels = [math.prod(pipeline.branches[: n + 1]) for n in range(len(pipeline.branches))]
     yield f"task: {session.task.name}, {one_line(session.task.description)}"
     yield f"  {questions:,} questions to search, {len(session.eval_questions):,} to evaluate on"
     yield f"search: {counted(config.rounds, 'round')}"
@@ -86,16 +101,15 @@ def _search(session: Session) -> Iterator[str]:
         f"  {' + '.join(map(str, levels))} = {pipeline.calls} completions a question, "
         f"{pipeline.calls * questions:,} a round; {levels[-1]} answers a question are graded"
     )
-    for role in pipeline.roles:
-        own = role.config
+    for role in config.pipeline.roles:
         yield (
-            f"  {own.name}: {own.branch} a prefix, temperature {own.temperature:g}, "
-            f"at most {own.max_new_tokens} tokens"
+            f"  {role.name}: {role.branch} per prefix, temperature {role.temperature:g}, "
+            f"at most {role.max_new_tokens} tokens"
         )
     yield (
         f"label: value by {config.search.backup}, positive above {config.search.threshold:g}; "
         f"SFT on {config.data.sft}, pairs {config.data.pairs}, "
-        f"{config.data.pairs_per_prefix} a prefix"
+        f"{config.data.pairs_per_prefix} per prefix"
     )
 
 
@@ -126,7 +140,7 @@ def _systems(session: Session) -> Iterator[str]:
         votes = ", ".join(map(str, system.votes))
         yield f"  {one_line(system.name)}: {turns}{agents}; votes of {votes}"
     if variants:
-        yield f"ablations: {len(variants)} variants of the run, each trained and measured"
+        yield f"ablations: {len(variants)} variants of the run, each trained and evaluated"
     for variant in variants:
         stages = list(shared_stages(session.config, variant.config))
         shared = f"the run's own up to {stages[-1]}" if stages else "nothing in common with the run"
@@ -143,7 +157,7 @@ def _export(config: Config) -> Iterator[str]:
 
 
 def _prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:
-    """The first question's prompt of each role; a turn that is still to be written is named."""
+    """The first question's prompt for each role, with a placeholder for each earlier turn."""
     from malt_jax.tree.prompts import render
 
     question = session.train_questions[0]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from malt_jax.commands.command import Argument, Command, Invocation, Option
-from malt_jax.commands.fields import config_fields
+from malt_jax.config.fields import field_docs
+from malt_jax.config.pipeline import RoleConfig
+from malt_jax.config.reading import to_dict
+from malt_jax.config.run import QUICKSTART, Config, from_dict
+from malt_jax.config.strict_yaml import Loader, write_value
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 
@@ -23,13 +30,13 @@ CHOSEN = (
     *("train.dpo.optim.learning_rate", "train.dpo.beta", "eval.baseline", "eval.trees"),
     *("seed", "rounds", "sharing", "output_dir"),
 )
-"""Fields a first config spells out; `malt fields` lists the others."""
-ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "train", "answers")
+"""Fields that a first config spells out; `malt fields` lists the others."""
+ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "stop", "train", "answers")
+"""The same for each role."""
 
 
 def run(invocation: Invocation) -> None:
-    from malt_jax import config
-    from malt_jax.config import reading
+    """Prints the config, or writes it to a new file and prints the file's name."""
     from malt_jax.storage.atomic import write_text
 
     options = invocation.options
@@ -37,26 +44,25 @@ def run(invocation: Invocation) -> None:
     if output and os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output.")
     text = starter(options.task, options.model, output)
-    config.from_dict(yaml.load(text, Loader=reading.Loader))  # what is written can be run
+    from_dict(yaml.load(text, Loader=Loader))  # what is written can be run
     if output is None:
         print(text, end="")
-    else:
-        try:
-            write_text(output, text)
-        except OSError as error:
-            raise UserError(
-                f"{output}: could not be written ({error.strerror}); choose another --output."
-            ) from None
-        print(output)
+        return
+    try:
+        write_text(output, text)
+    except OSError as error:
+        raise UserError(
+            f"{output}: could not be written ({error.strerror}); choose another --output."
+        ) from None
+    print(output)
 
 
 def starter(task: str, model: str, output: Path | None = None) -> str:
-    """The text of a config for a task and a model; it loads as it is.
+    """The text of a config for a task and a model, which loads as it is.
 
     The run directory is named after the file it is written to, or else after task and model. For
     the embedded model it is the quickstart's config.
     """
-    from malt_jax.config.run import QUICKSTART
     from malt_jax.models.hub import EMBEDDED
     from malt_jax.tasks import get_task
 
@@ -72,7 +78,7 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
     found = get_task(task, allow_code=True)
-    place = one_line(str(output or "FILE.yaml"))
+    place = shlex.quote(one_line(str(output or "FILE.yaml")))
     values: dict[str, Any] = {
         "model.path": model,
         "task.name": task,
@@ -81,61 +87,94 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
     if task == "custom":
         values |= {"task.train_path": "train.csv", "task.eval_path": "eval.csv",
                    "task.grader": "number"}  # fmt: skip
-    lines = [
-        f"# {found.name}: {found.description}".replace("\n", " "),
-        "#",
-        f"#   malt plan --config {place}              what it will cost, before it starts",
-        f"#   malt run --config {place} --dry-run     questions, prompts, systems",
-        f"#   malt run --config {place}               the run; again: it goes on",
-        "#",
-        "# Every other field and its default: malt fields",
+    place = one_line(str(output or "FILE.yaml"))
+    header = [
+        one_line(f"{found.name}: {found.description}"),
+        "",
+        f"  malt plan --config {place}              what it will cost, before it starts",
+        f"  malt run --config {place} --dry-run     questions, prompts, systems",
+        f"  malt run --config {place}               the run; give it again to continue",
+        "",
+        "Every other field and its default: malt fields",
     ]
-    section: list[str] = []
-    for field in config_fields():
-        if field.path == "pipeline.roles.N.name":
-            lines += _roles()
-        if field.path not in CHOSEN:
-            continue
-        *above, leaf = field.path.split(".")
-        shared = 0
-        while shared < min(len(section), len(above)) and section[shared] == above[shared]:
-            shared += 1
-        if not shared:
-            lines.append("")
-        lines += [f"{'  ' * depth}{above[depth]}:" for depth in range(shared, len(above))]
-        section = above
-        value = values.get(field.path, field.default)
-        lines += _entry(leaf, value, field.help, "  " * len(above))
+    stop = () if _has_chat_template(model) else _next_question(found.templates)
+    lines = [f"# {line}".rstrip() for line in header]
+    lines += _section(Config(), values, stop)
     return "\n".join(lines) + "\n"
 
 
-def _roles() -> list[str]:
-    """The default chain, each role spelled out; its help stands at the first."""
-    from malt_jax.config.reading import to_dict
-    from malt_jax.config.run import Config
-
-    helps = {f.path.rpartition(".")[2]: f for f in config_fields() if ".roles.N." in f.path}
-    lines = ["", "pipeline:", "  # In the order of their turns.", "  roles:"]
-    for index, role in enumerate(to_dict(Config().pipeline.roles)):
-        for name in ROLE_FIELDS:
-            help_text = helps[name].help if index == 0 else ""
-            entry = _entry(name, role[name], help_text, "      ")
-            if name == ROLE_FIELDS[0]:
-                entry[-1] = entry[-1].replace("      ", "    - ", 1)
-            lines += entry
-    return lines
-
-
-def _entry(name: str, value: Any, help_text: str, indent: str) -> list[str]:
-    comment = [f"{indent}# {help_text}"] if help_text else []
-    return [*comment, f"{indent}{name}: {_scalar(value)}"]
+def _section(
+    config: Any, values: Mapping[str, Any], stop: Sequence[str], above: str = ""
+) -> Iterator[str]:
+    """The lines of a section of the config, with the chosen fields and their help."""
+    for field in dataclasses.fields(config):
+        path, value = f"{above}{field.name}", getattr(config, field.name)
+        if path == "pipeline.roles":
+            lines = ["# The roles in the order of their turns.", "roles:", *_roles(value, stop)]
+        elif dataclasses.is_dataclass(value):
+            below = [f"  {line}" for line in _section(value, values, stop, f"{path}.")]
+            lines = [f"{field.name}:", *below] if below else []
+        elif path in CHOSEN:
+            lines = _entry(type(config), field.name, values.get(path, value))
+        else:
+            lines = []
+        if lines and not above:
+            yield ""
+        yield from lines
 
 
-def _scalar(value: Any) -> str:
-    if isinstance(value, tuple):
-        value = list(value)
-    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+def _roles(roles: Sequence[RoleConfig], stop: Sequence[str]) -> Iterator[str]:
+    """The default chain; the help of the fields stands at the first role only."""
+    for index, role in enumerate(roles):
+        values = to_dict(role) | {"stop": list(stop)}
+        lines = [
+            line
+            for name in ROLE_FIELDS
+            for line in _entry(RoleConfig, name, values[name])[0 if index == 0 else -1 :]
+        ]
+        if index == 0:
+            yield f"  {lines.pop(0)}"  # the comment that explains the name
+        yield f"  - {lines[0]}"
+        yield from (f"    {line}" for line in lines[1:])
+
+
+def _entry(cls: type, name: str, value: Any) -> list[str]:
+    """A field below its help text."""
+    return [f"# {line}" for line in field_docs(cls)[name].splitlines()] + [
+        f"{name}: {write_value(value)}"
+    ]
+
+
+def _next_question(templates: Mapping[str, str]) -> tuple[str, ...]:
+    """Texts with which a base model begins a next question of its own after its answer.
+
+    It has learnt to continue documents. Without a stop, the answer to that next question would be
+    the last one in the turn, and graded.
+    """
+    before = templates.get("generator", "").partition("{question}")[0].rstrip().splitlines()
+    heading = before[-1].strip() if before else ""
+    return tuple(dict.fromkeys(f"\n{text}" for text in (heading, "Question:") if text))
+
+
+def _has_chat_template(model: str) -> bool:
+    """Whether a model in a local folder or the hub's cache has a chat template; else True."""
+    folder = Path(model)
+    if not os.path.isdir(folder):
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            cached = try_to_load_from_cache(model, "tokenizer_config.json")
+        except ValueError:  # not a name of the hub; `malt run` will say so
+            cached = None
+        if not isinstance(cached, str):
+            return True
+        folder = Path(cached).parent
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    from malt_jax.models.hf_config import read_json
+
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
 
 
 COMMAND = Command(

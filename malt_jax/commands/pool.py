@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from malt_jax.commands.command import Argument, Command, Invocation, Option
+from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
 from malt_jax.commands.launch import print_table
+from malt_jax.commands.trust import check_trust
 
 
 def run(invocation: Invocation) -> None:
+    """Prints the table over all runs, and writes it where --output says."""
+    from malt_jax.config.run import from_dict
     from malt_jax.evaluation.tables import to_terminal
     from malt_jax.stages.measured import write_results
     from malt_jax.stages.pool import check_output, pool
+    from malt_jax.storage.rundir import RunDir
 
     options = invocation.options
     if options.output:
         check_output(Path(options.output))
+    for folder in options.runs:
+        config = from_dict(RunDir.existing(folder).config)
+        check_trust(config, folder, options.trust_task_code, {})
     results = pool(options.runs)
     if options.output:
         for file in write_results(Path(options.output), results):
@@ -26,10 +33,13 @@ def run(invocation: Invocation) -> None:
 COMMAND = Command(
     name="pool",
     summary="several seeds of one run as one table, pooled and seed by seed",
-    about="Every comparison over all seeds, a question's answers counted as one cluster, and under "
-    "each seed alone. The runs must be evaluated and differ in their seed only.",
+    about="Every comparison over all seeds, with the answers to a question as one cluster, and for "
+    "each seed alone. The runs must be evaluated and may differ in their seed only.",
     run=run,
-    arguments=(Argument("runs", "Run directories, two or more.", many=True),),
-    options=(Option("--output", "Where results.json, .md, .tex and .csv are written.", "DIR"),),
+    arguments=(Argument("runs", "Two or more run directories.", many=True),),
+    options=(
+        Option("--output", "Where results.json, .md, .tex and .csv are written.", "DIR"),
+        TRUST,
+    ),
     examples=("malt pool runs/seed-0 runs/seed-1 runs/seed-2 --output runs/pooled",),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,12 @@ from malt_jax.errors import UserError
 from malt_jax.storage.writers import writes
 
 if TYPE_CHECKING:
+    from malt_jax.evaluation.schema import Results
     from malt_jax.stages.session import Session
 
 DRY_RUN = Option("--dry-run", "Say what would happen, with first prompts; write nothing.")
 REDO = Option(
-    "--redo",
-    "Make a finished stage (as search/000) owed again, and what came after it.",
-    "STAGE",
+    "--redo", "Repeat a finished stage (as search/000) and all that came after it.", "STAGE"
 )
 JOIN = Option(
     "--join",
@@ -29,10 +27,11 @@ JOIN = Option(
     several=True,
 )
 READ_INPUT = ("run", "search", "eval")
+"""Commands that read questions and model, so that both are checked before anything is written."""
 
 
-def run(invocation: Invocation, work: Callable[[Session], dict[str, Any] | None]) -> None:
-    """Opens the run, does `work` and prints the table of the results it returns."""
+def run(invocation: Invocation, work: Callable[[Session], Results | None]) -> None:
+    """Opens the run, does `work` and prints the table of the results that it returns."""
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
 
@@ -47,7 +46,7 @@ def run(invocation: Invocation, work: Callable[[Session], dict[str, Any] | None]
         print_table(to_terminal(results))
 
 
-def whole_run(session: Session) -> dict[str, Any]:
+def whole_run(session: Session) -> Results:
     from malt_jax.stages.run import run as run_all
 
     results = run_all(session)
@@ -86,7 +85,7 @@ def train(session: Session) -> None:
     _every_round(session, stage, trained_stage, label_stage)
 
 
-def evaluate(session: Session) -> dict[str, Any]:
+def evaluate(session: Session) -> Results:
     from malt_jax.stages.evaluate import evaluate as stage
     from malt_jax.stages.names import trained_stage
 
@@ -103,7 +102,7 @@ def export(session: Session) -> None:
     _print(session.run.path / "export")
 
 
-def report(session: Session) -> dict[str, Any] | None:
+def report(session: Session) -> Results | None:
     import json
 
     from malt_jax.stages.report import report as stage
@@ -125,9 +124,9 @@ def _every_round(
     name: Callable[[int], str],
     needs: Callable[[int], str | None],
 ) -> None:
-    """Runs a stage for every round whose earlier stage is there, in order.
+    """Runs a stage for every round in order, as far as the stages that it needs are finished.
 
-    When that is missing for the first round still owed, there is nothing to do and it is named.
+    Raises UserError if there is nothing to do because such a stage is missing.
     """
     from malt_jax.storage.manifest import stage_done
 
@@ -144,92 +143,108 @@ def _every_round(
 
 
 def _require(session: Session, stage: str) -> None:
+    """Raises UserError unless an earlier stage is finished."""
     from malt_jax.storage.manifest import stage_done
 
     if not stage_done(session.run, stage):
         command = stage.partition("/")[0]
         raise UserError(
-            f"{session.run.path}: {stage} is not finished, and this stage works on what it makes; "
+            f"{session.run.path}: {stage} is not finished, and this stage works on its result; "
             f"run `malt {command}` with the same config first, or `malt run` for everything."
         )
 
 
-def _command(name: str, work: Callable, summary: str, about: str, *fields: str) -> Command:
+def _command(
+    name: str,
+    run: Callable[[Invocation], None],
+    summary: str,
+    about: str,
+    fields: tuple[str, ...],
+    *options: Option,
+) -> Command:
     return Command(
         name=name,
         summary=summary,
         about=about,
-        run=partial(run, work=work),
-        options=(DRY_RUN, REDO),
+        run=run,
+        options=(DRY_RUN, REDO, *options),
         fields=fields,
         examples=(f"malt {name} --config quickstart --output-dir runs/quickstart",),
+        computes=True,
     )
 
 
 COMMANDS = (
     _command(
         "run",
-        whole_run,
+        partial(run, work=whole_run),
         "the whole loop: search, label, train, evaluate, export, report",
-        "Goes on where it stopped when it is run again with the same config and --output-dir; with "
-        "a config that would change results it refuses and names the fields. Prints the table of "
-        "results.",
-        *("model.path", "task.name", "task.train_path", "task.eval_path", "task.num_train"),
-        *("task.num_eval", "rounds", "sharing"),
+        "Run again with the same config and --output-dir, it continues where it stopped. A config "
+        "that would change results is refused, and the fields that differ are named. Prints the "
+        "table of results.",
+        (
+            *("model.path", "task.name", "task.train_path", "task.eval_path", "task.num_train"),
+            *("task.num_eval", "rounds", "sharing"),
+        ),
     ),
     _command(
         "search",
-        search,
+        partial(run, work=search),
         "a tree of answers, critiques and revisions for every question",
-        "Draws n + n^2 + n^3 completions a question, grades the leaves and backs their reward up "
-        "to a value for every node. Writes RUN/rounds/000/trees.",
-        *("task.name", "task.train_path", "task.num_train", "pipeline.roles.N.branch"),
-        *("pipeline.roles.N.temperature", "search.backup", "search.threshold", "search.shard"),
+        "Samples n + n^2 + n^3 completions per question, grades the leaves and backs their rewards "
+        "up to a value for every node. Writes RUN/rounds/000/trees.",
+        (
+            *("task.name", "task.train_path", "task.num_train", "pipeline.roles.N.branch"),
+            *("pipeline.roles.N.temperature", "search.backup", "search.threshold", "search.shard"),
+        ),
     ),
-    replace(
-        _command(
-            "label",
-            label,
-            "valued trees become each role's SFT examples and DPO pairs",
-            "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` "
-            "read. With --join the trees come from slices searched apart, each by "
-            "`malt search --search.shard i/k` into a run directory of its own.",
+    _command(
+        "label",
+        label_or_join,
+        "valued trees become each role's SFT examples and DPO pairs",
+        "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read. "
+        "With --join the trees come from slices that were searched apart, each by `malt search "
+        "--search.shard i/k` into a run directory of its own.",
+        (
             *("search.threshold", "search.backup", "data.sft", "data.pairs"),
             "data.pairs_per_prefix",
         ),
-        run=label_or_join,
-        options=(DRY_RUN, REDO, JOIN),
+        JOIN,
     ),
     _command(
         "train",
-        train,
+        partial(run, work=train),
         "fine-tunes each role on its own data, SFT and then DPO",
-        "One adapter a role over one resident base. Writes RUN/checkpoints/000/ROLE.",
-        *("train.lora.rank", "train.full", "train.sft.epochs", "train.sft.optim.learning_rate"),
-        *("train.dpo.epochs", "train.dpo.beta", "train.dpo.optim.learning_rate"),
-        *("train.sft.batch_size", "sharing"),
+        "Trains one adapter per role over one shared base. Writes RUN/checkpoints/000/ROLE.",
+        (
+            *("train.lora.rank", "train.full", "train.sft.epochs", "train.sft.batch_size"),
+            *("train.sft.optim.learning_rate", "train.dpo.epochs", "train.dpo.beta"),
+            *("train.dpo.optim.learning_rate", "sharing"),
+        ),
     ),
     _command(
         "eval",
-        evaluate,
+        partial(run, work=evaluate),
         "every system on the same held-out questions, compared in a table",
-        "Runs the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
+        "Evaluates the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
         "results.json and results.md, and prints the table.",
-        *("task.eval_path", "task.num_eval", "eval.systems", "eval.baseline", "eval.trees"),
-        *("eval.confidence", "eval.block"),
+        (
+            *("task.eval_path", "task.num_eval", "eval.systems", "eval.baseline", "eval.trees"),
+            *("eval.confidence", "eval.block"),
+        ),
     ),
     _command(
         "export",
-        export,
-        "a merged model and a PEFT adapter a role, in Hugging Face format",
+        partial(run, work=export),
+        "a merged model and a PEFT adapter per role, in Hugging Face format",
         "Writes RUN/export/ROLE with tokenizer and model card, and prints the folder.",
-        *("export.merged", "export.push_to_hub"),
+        ("export.merged", "export.push_to_hub"),
     ),
     _command(
         "report",
-        report,
+        partial(run, work=report),
         "one self-contained page: results, cost, curves and every tree",
         "Writes RUN/report.html from what the run has so far, and prints its path and the results.",
-        "output_dir",
+        ("output_dir",),
     ),
 )

@@ -1,16 +1,16 @@
-"""How values become training examples."""
+"""How the values of a tree become training examples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from malt_jax.checks import check
+from malt_jax.checks import check_range
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """From values to each role's SFT examples and DPO pairs."""
+    """From node values to the SFT examples and DPO pairs of each role."""
 
     sft: Literal["positives", "pairs"] = "positives"
     """SFT on all positive nodes, or only on those that are chosen in a pair."""
@@ -20,7 +20,4 @@ class DataConfig:
     """At most this many pairs under one prefix (not for `all`)."""
 
     def __post_init__(self):
-        check(
-            self.pairs_per_prefix >= 1,
-            f"pairs_per_prefix: found {self.pairs_per_prefix}, allowed: 1 or more.",
-        )
+        check_range(self, "pairs_per_prefix", least=1)

@@ -1,17 +1,17 @@
-"""Which systems are measured, and the ablations beside them."""
+"""Which systems are evaluated, and the ablations of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from malt_jax.checks import check, check_name, show, whole_number
+from malt_jax.checks import check, check_name, check_range, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
 
 MAX_VOTES = 1024
-"""Draws of one system; a vote of more would only cost more."""
+"""The most draws that one system may vote over."""
 MAX_SYSTEM_NAME = 100
-"""Longest name of a system in characters; names built from several roles may need them all."""
+"""The longest name of a system in characters; names built from several roles are long."""
 CANNOT_CHANGE_RESULTS = frozenset(
     {
         *(
@@ -27,24 +27,25 @@ CANNOT_CHANGE_RESULTS = frozenset(
         "mesh",
     }
 )
-"""Fields a run may be continued with another value of."""
+"""Fields whose values may differ when a run is continued."""
 
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """A system to evaluate: a chain of `role:policy` turns, and how many draws vote."""
+    """A system to evaluate: a chain of `role:policy` turns, sampled several times for a vote."""
 
     name: str
     """Its name in files and tables."""
     chain: tuple[str, ...]
     """Turns as `role:policy`; policies: base, sft, malt, star. `debate:POLICY` is a debate."""
     label: str = ""
-    """What the table calls it; default: the name."""
+    """What tables call it; default: the name."""
     votes: tuple[int, ...] = (1, 3)
     """Majority votes to report, each over the first k draws."""
 
     def __post_init__(self):
-        # `@` is left to the rows of its votes (`malt@3`), `trees` to those measured beside it.
+        # `@` separates a system from its votes in the names of rows, as in `malt@3`. `eval/trees`
+        # is the folder of the held-out trees.
         check_name(self.name, also=".+-", most=MAX_SYSTEM_NAME)
         check(self.name.casefold() != "trees", "name: 'trees' is a folder of eval; choose another.")
         turns = len(self.chain)
@@ -59,46 +60,43 @@ class SystemConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measuring systems on the same questions with the same keys."""
+    """Evaluation of all systems on the same questions with the same random keys."""
 
     systems: tuple[str, ...] = ()
-    """Which of the built-in systems to measure; default: all of them."""
+    """Which of the built-in systems to evaluate; default: all of them."""
     extra: tuple[SystemConfig, ...] = ()
     """Systems of your own."""
     baseline: str = "sa@9"
-    """The row every other is tested against."""
+    """The row of the table that every other row is tested against."""
     block: int = 1024
-    """Questions evaluated together and committed together."""
+    """Questions that are evaluated and saved together."""
     trees: int = 32
     """Held-out questions whose whole trees are drawn before and after training; 0: none."""
     confidence: float = 0.95
-    """Of the intervals."""
+    """Coverage of the confidence intervals."""
 
     def __post_init__(self):
-        check(self.block >= 1, f"block: found {self.block}, allowed: 1 or more.")
-        check(self.trees >= 0, f"trees: found {self.trees}, allowed: 0 (none) or more.")
+        check_range(self, "block", least=1)
+        check_range(self, "trees", least=0, zero="none")
+        check_range(self, "confidence", least=0.5, below=1)
         name, _, votes = self.baseline.rpartition("@")
         check(
             not name or 1 <= (whole_number(votes) or 0) <= MAX_VOTES,
             f"baseline: found {show(self.baseline)}, allowed: a row of the table, as sa@9 "
             f"with 1 to {MAX_VOTES} votes.",
         )
-        check(
-            0.5 <= self.confidence < 1,
-            f"confidence: found {self.confidence}, allowed: 0.5 to below 1.",
-        )
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A variant of the run: some fields changed, everything unaffected reused."""
+    """A variant of the run: some fields changed, all stages reused that they do not affect."""
 
     name: str
-    """Its folder under RUN/ablations and its name in the table."""
+    """Its folder under RUN/ablations and its name in tables."""
     set: dict[str, Any]
-    """Dotted fields and their values, as `search.backup: max`."""
+    """Dotted fields and their values, for example `search.backup: max`."""
     label: str = ""
-    """What the table calls it, after `MALT, `; default: its fields and values."""
+    """What tables call it, after `MALT, `; default: its fields and values."""
 
     def __post_init__(self):
         check_name(self.name, also="-")

@@ -1,4 +1,4 @@
-"""What is exported at the end of a run."""
+"""What a finished run exports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What leaves the run, in Hugging Face format."""
+    """The export in Hugging Face format."""
 
     merged: bool = True
-    """A merged model for each role, beside its PEFT adapter."""
+    """Export a merged model for each role, beside its PEFT adapter."""
     push_to_hub: str | None = None
     """A hub name to upload the export to; nothing is uploaded without one."""

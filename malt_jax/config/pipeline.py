@@ -7,20 +7,20 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from malt_jax.checks import check, check_name, check_unique, show
+from malt_jax.checks import check, check_name, check_range, check_unique, show
 from malt_jax.config.reading import ONE_TEXT
 
 MAX_CALLS = 1_000_000
-"""Completions in the tree of one question; all of them are in memory together."""
+"""The most completions in the tree of one question; they are in memory together."""
 MAX_TURNS = 64
-"""Turns of a pipeline or a system."""
-_MEANS_ELSE = {
+"""The most turns of a pipeline or a system."""
+_RESERVED = {
     "question": "a placeholder of templates",
     "previous": "a placeholder of templates",
     "others": "a placeholder of templates",
     "star": "the single-agent baseline, which is trained beside the roles",
 }
-"""Names no role can have, and what they stand for."""
+"""Names that no role can have, and what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -28,41 +28,36 @@ class RoleConfig:
     """One turn of the pipeline."""
 
     name: str = "generator"
-    """The role's name; later templates refer to this turn by it."""
+    """The role's name; the templates of later roles refer to its turn by this name."""
     template: str | None = None
-    """The role prefix with `{question}` and `{<earlier role>}`; default: the task's own."""
+    """The prompt with `{question}` and `{<earlier role>}` filled in; default: the task's own."""
     branch: int = 3
-    """Completions drawn from each prefix of this role in the search."""
+    """Completions per prefix of this role in the search."""
     temperature: float = 0.3
-    """Sampling temperature; 0 takes the likeliest token. 0.3 is the published one for 8B models."""
+    """Sampling temperature; 0 takes the likeliest token. The paper uses 0.3 for 8B models."""
     top_p: float = 1.0
-    """Smallest set of tokens with at least this probability; 1: all."""
+    """Sample from the smallest set of tokens with at least this probability; 1: all."""
     top_k: int = 0
-    """Only this many likeliest tokens; 0: all."""
+    """Sample from this many likeliest tokens only; 0: all."""
     max_new_tokens: int = 512
-    """Longest completion, in tokens with the end token."""
+    """The longest completion in tokens, the end token included."""
     stop: tuple[str, ...] = field(default=(), metadata=ONE_TEXT)
-    """Texts that end the turn besides the model's end tokens."""
+    """Texts that end the turn besides the model's end tokens. A base model without a chat template
+    goes on with a next question of its own, whose answer would be graded: stop it there."""
     train: Literal["none", "sft", "sft+dpo"] = "sft+dpo"
-    """What this role learns; the published generator is SFT only."""
+    """How this role is trained; the paper trains the generator by SFT only."""
     answers: bool = True
-    """Whether an answer is read from this turn; the last turn that answers gives the prediction."""
+    """Whether an answer is read from this turn; the last answer is the prediction."""
 
     def __post_init__(self):
         check_name(self.name)
         check(not self.name[0].isdigit(), f"name: found {self.name!r}, which begins with a digit.")
         check(all(self.stop), "stop: found an empty text; give texts of one character or more.")
-        check(1 <= self.branch <= 64, f"branch: found {self.branch}, allowed: 1 to 64.")
-        check(
-            0 <= self.temperature <= 10,
-            f"temperature: found {self.temperature}, allowed: 0 to 10.",
-        )
-        check(0 < self.top_p <= 1, f"top_p: found {self.top_p}, allowed: above 0, at most 1.")
-        check(0 <= self.top_k < 1 << 31, f"top_k: found {self.top_k}, allowed: 0 (off) or more.")
-        check(
-            1 <= self.max_new_tokens <= 1 << 17,
-            f"max_new_tokens: found {self.max_new_tokens}, allowed: 1 to 131072.",
-        )
+        check_range(self, "branch", least=1, most=64)
+        check_range(self, "temperature", least=0, most=10)
+        check_range(self, "top_p", above=0, most=1)
+        check_range(self, "top_k", least=0, zero="off", most=(1 << 31) - 1)
+        check_range(self, "max_new_tokens", least=1, most=1 << 17)
 
 
 def _default_roles() -> tuple[RoleConfig, ...]:
@@ -78,9 +73,9 @@ class PipelineConfig:
     """The chain of roles; any names, any depth."""
 
     roles: tuple[RoleConfig, ...] = field(default_factory=_default_roles)
-    """In the order of their turns."""
+    """The roles in the order of their turns."""
     overflow: Literal["refuse", "truncate"] = "refuse"
-    """A prompt longer than the context: refuse the run, or cut the longest earlier turn's front."""
+    """For a prompt longer than the context: refuse the run, or cut the longest turn's front."""
 
     def __post_init__(self):
         names = [role.name for role in self.roles]
@@ -90,8 +85,8 @@ class PipelineConfig:
         for index, name in enumerate(names):
             known = re.sub("^other_[0-9]+$", "others", name.casefold())
             check(
-                known not in _MEANS_ELSE,
-                f"roles.{index}.name: {name!r} is {_MEANS_ELSE.get(known)}; choose another.",
+                known not in _RESERVED,
+                f"roles.{index}.name: {name!r} is {_RESERVED.get(known)}; choose another.",
             )
         branches = [role.branch for role in self.roles]
         calls = sum(math.prod(branches[: depth + 1]) for depth in range(len(branches)))

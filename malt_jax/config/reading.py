@@ -1,69 +1,62 @@
-"""From YAML and dotted flags to frozen dataclasses, with errors that name the field.
+"""Builds frozen config dataclasses from nested mappings and dotted flags, and writes them back.
 
-This is how `config.Config` is read and written; nothing here knows what the fields mean. A field is
-declared once, in its dataclass: its type says what is allowed, the docstring under it is its help.
+Nothing here knows what the fields mean: the type of a field says which values are allowed. Every
+refusal is a UserError that names the field, what was found and what is allowed.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
-import functools
-import inspect
-import itertools
 import math
-import os
 import re
-import types
 import typing
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-import yaml
-
-from malt_jax.checks import show, whole_number
+from malt_jax.checks import nearest, show, whole_number
+from malt_jax.config.fields import field_types, without_none
+from malt_jax.config.strict_yaml import read_value
 from malt_jax.errors import UserError
 
 T = TypeVar("T")
 
-MAX_BYTES = 1_000_000
-"""Of a config file; PyYAML takes some ten seconds for each."""
 ONE_TEXT = {"one_text": True}
-"""Metadata of a field that lists texts with commas in them: a lone text is one of them."""
+"""Field metadata: a lone text is one item of the list, however many commas it holds."""
 
 
 class Flag(str):
-    """A flag's value as it was typed; what it means, the type of its field says."""
+    """The value of a flag as it was typed; the type of its field decides how it is read."""
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:
     """An instance of the dataclass `cls` from nested mappings; missing fields take their default.
 
     `where` is the dotted path of `data`, used in messages. Raises UserError for an unknown field,
-    a missing one that has no default, or a value its type or its range check does not allow.
+    for a missing one that has no default, and for a value that its type or range excludes.
     """
     if not isinstance(data, dict):
         raise UserError(f"{where or 'config'}: expected a mapping of fields, found {show(data)}.")
     hints = field_types(cls)
-    for key in data:
+    for key in map(str, data):
         if key not in hints:
-            raise UserError(_unknown(_join(where, str(key)), str(key), hints))
+            allowed = f"allowed here: {', '.join(hints)}."
+            raise UserError(f"{_join(where, key)}: unknown field; {allowed}{nearest(key, hints)}")
     values = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         path = _join(where, field.name)
         if field.name in data:
             value = data[field.name]
             if field.metadata.get("one_text") and isinstance(value, str):
-                read = _scalar(value) if isinstance(value, Flag) else None
-                value = read if isinstance(read, list) else [str(value)]
+                listed = read_value(value) if isinstance(value, Flag) else None
+                value = listed if isinstance(listed, list) else [str(value)]
             values[field.name] = _convert(hints[field.name], value, path)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{path}: missing; give it in the config file or as --{_flag(path)}.")
+            flag = path.replace("_", "-")
+            raise UserError(f"{path}: missing; give it in the config file or as --{flag}.")
     try:
         return cls(**values)
     except UserError as error:
-        raise UserError(f"{where}.{error}" if where else str(error)) from None
+        raise UserError(_join(where, str(error))) from None
 
 
 def to_dict(value: Any) -> Any:
@@ -75,65 +68,6 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_dict(item) for key, item in value.items()}
     return value
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError names the file and line of what is wrong."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"{path}: cannot be read (a pipe or a device); give a file.")
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, which no config is.")
-        data = yaml.load(text.decode("utf-8-sig"), Loader=Loader)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, or --config "
-            "quickstart for the one in the package."
-        ) from None
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"{path}: not a text file in UTF-8 ({_first_line(error)}).") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply for a config.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or _first_line(error)
-        raise UserError(f"{path}{line}: not valid YAML ({problem}).") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a mapping of config fields, found {show(data)}.")
-    return data
-
-
-def apply_flags(data: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """`--a.b VALUE` or `--a.b=VALUE` laid over nested mappings; `build` reads the values.
-
-    A field of text takes its value as it stands, every other one reads it as YAML. Dashes in flag
-    names stand for underscores; a number selects an entry of a list
-    (`--pipeline.roles.0.branch 5`). A bare boolean flag (`--quiet`) means true.
-    """
-    rest = list(flags)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--") or flag == "--":
-            raise UserError(f"{flag}: unexpected argument; fields are given as --a.b VALUE.")
-        name, separator, text = flag[2:].partition("=")
-        if not separator:
-            bare = not rest or (rest[0].startswith("--") and len(rest[0]) > 2)
-            data = assign(data, name, True if bare else Flag(rest.pop(0)))
-        else:
-            data = assign(data, name, Flag(text))
-    return data
-
-
-def assign(data: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
-    """Nested mappings with one dotted field set; the given ones are not changed."""
-    data = _copy(data)
-    _set(data, field.replace("-", "_").split("."), value, field)
-    return data
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,137 +82,130 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-@functools.cache
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, which is its help text."""
-    (node,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body
-    docs: dict[str, str] = {}
-    for field, doc in zip(node.body, node.body[1:], strict=False):  # type: ignore[attr-defined]
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(doc, ast.Expr)
-            and isinstance(doc.value, ast.Constant)
-        ):
-            docs[field.target.id] = inspect.cleandoc(str(doc.value.value))
-    return docs
-
-
-MAX_VALUES = 100_000
-"""Of a config file with its aliases written out."""
-
-
-def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node stands for; infinite where an alias lies in what it stands for."""
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until it is counted
-        below: Iterable[yaml.Node] = ()
-        if isinstance(node, yaml.MappingNode):
-            below = itertools.chain.from_iterable(node.value)
-        elif isinstance(node, yaml.SequenceNode):
-            below = node.value
-        known[id(node)] = 1 + sum(_expanded(child, known) for child in below)
-    return known[id(node)]
-
-
-class Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number and refuses a key given twice and endless aliases."""
-
-    def construct_object(self, node, deep=False):
-        try:
-            return super().construct_object(node, deep)
-        except (yaml.YAMLError, RecursionError):
-            raise
-        except Exception:  # PyYAML lets errors of any kind out of a value like `!!int ''`
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                None, None, f"a value that is no {kind}", node.start_mark
-            ) from None
-
-    def construct_document(self, node):
-        if _expanded(node, {}) > MAX_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases stand for over {MAX_VALUES:,} values", node.start_mark
+def split_flags(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(field, value) of `--a.b VALUE`, `--a.b=VALUE` and the bare boolean `--quiet`."""
+    rest, previous = list(words), ""
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            several = f" Several values of one field: `{previous},{word}`." if previous else ""
+            raise UserError(
+                f"{word}: unexpected argument; fields are given as --a.b VALUE.{several}"
             )
-        return super().construct_document(node)
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"the key {key!r} stands twice or is not a name",
-                    key_node.start_mark,
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        name, separator, text = word[2:].partition("=")
+        previous = ""
+        if separator:
+            yield name, Flag(text)
+        elif not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
+            yield name, True
+        else:
+            previous = f"{word} {rest[0]}"
+            yield name, Flag(rest.pop(0))
 
 
-Loader.yaml_implicit_resolvers = {
-    k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+def apply_flags(data: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Nested mappings with dotted flags laid over them; `build` reads the values."""
+    for field, value in split_flags(words):
+        data = assign(data, field, value)
+    return data
+
+
+def assign(data: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with one dotted field set.
+
+    Dashes in a field's name stand for underscores, and a number selects an entry of a list:
+    `pipeline.roles.0.branch`.
+    """
+    return _with(data, field.replace("-", "_").split("."), value, field)
+
+
+def _with(here: Any, path: Sequence[str], value: Any, field: str) -> Any:
+    if not path:
+        return value
+    part, *below = path
+    if isinstance(here, Flag):  # an earlier flag gave a whole list or section
+        here = read_value(here)
+    if isinstance(here, list):
+        index = whole_number(part)
+        if index is None or index >= len(here):
+            raise UserError(f"--{field}: {show(part)} is not one of the {len(here)} entries there.")
+        return [*here[:index], _with(here[index], below, value, field), *here[index + 1 :]]
+    fields = here if isinstance(here, dict) else {}
+    return {**fields, part: _with(fields.get(part), below, value, field)}
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    """A value as the type of its field wants it."""
     if isinstance(value, Flag):
-        value = _from_flag(hint, value)
+        value = _read_flag(hint, value)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    hint = without_none(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        options = [arg for arg in args if arg is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, path)
-            except UserError:
-                continue
-        return _convert(options[-1], value, path)
-    if origin is typing.Literal:
-        if value not in args:
-            near = difflib.get_close_matches(str(value), map(str, args), n=1)
-            hint_text = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"{path}: found {show(value)}, allowed: {', '.join(map(str, args))}.{hint_text}"
-            )
-        return value
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, path)  # type: ignore[arg-type]
+        return build(typing.cast(type, hint), value, path)
+    if origin is typing.Literal:
+        return _choice(args, value, path)
     if origin is tuple:
-        if isinstance(value, str):  # a flag: --eval.systems sa,malt
-            value = [item for item in value.split(",") if item]
-            if args[0] is not str:
-                value = [_scalar(item) for item in value]
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            value = [value]
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{path}: expected a list, found {show(value)}.")
-        return tuple(_convert(args[0], item, f"{path}.{i}") for i, item in enumerate(value))
+        items = _items(args[0], value, path)
+        return tuple(_convert(args[0], item, f"{path}.{i}") for i, item in enumerate(items))
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{path}: expected a mapping, found {show(value)}.")
         return {
-            _convert(str, str(k), path): _convert(args[1], v, f"{path}.{k}")
-            for k, v in value.items()
+            _scalar(str, str(key), path): _convert(args[1], item, f"{path}.{key}")
+            for key, item in value.items()
         }
-    if hint is Any:
-        return _read_flags(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return _without_flags(value) if hint is Any else _scalar(hint, value, path)
+
+
+def _read_flag(hint: Any, flag: Flag) -> Any:
+    """The value of a flag: the text as it was typed if the field may hold text, else YAML."""
+    plain = without_none(hint)
+    if plain is str or typing.get_origin(plain) is typing.Literal:
+        return None if flag == "null" and plain is not hint else str(flag)
+    if typing.get_origin(plain) is tuple and not flag.startswith("["):
+        return str(flag)
+    return read_value(flag)
+
+
+def _without_flags(value: Any) -> Any:
+    """A value of any type in which every flag is read as YAML."""
+    if isinstance(value, dict):
+        return {key: _without_flags(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_flags(item) for item in value]
+    return read_value(value) if isinstance(value, Flag) else value
+
+
+def _choice(allowed: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value in allowed:
+        return value
+    names = list(map(str, allowed))
+    raise UserError(
+        f"{path}: found {show(value)}, allowed: {', '.join(names)}."
+        f"{nearest(str(value), names, cutoff=0.6)}"
+    )
+
+
+def _items(kind: Any, value: Any, path: str) -> Sequence[Any]:
+    """The items of a list, which a flag or a lone text spells as `a,b,c`."""
+    if isinstance(value, str):
+        texts = [item for item in value.split(",") if item]
+        return texts if kind is str else list(map(read_value, texts))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{path}: expected a list, found {show(value)}.")
+    return value
+
+
+def _scalar(hint: type, value: Any, path: str) -> Any:
+    """A number, a text or a truth value; YAML's other scalars are refused."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and number:
         value = float(value) if abs(value) < 1 << 1000 else math.inf
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is str and number:
         value = str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -294,79 +221,5 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _from_flag(hint: Any, flag: Flag) -> Any:
-    """A flag's value for a field of this type: as typed where it may be text, else read as YAML."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    options = typing.get_args(hint) if union else (hint,)
-    if str in options or typing.get_origin(hint) is typing.Literal:
-        return None if flag == "null" and type(None) in options else str(flag)
-    if typing.get_origin(hint) is tuple and not flag.startswith("["):
-        return str(flag)
-    return _scalar(flag)
-
-
-def _read_flags(value: Any) -> Any:
-    """A value of any type, whose flags are read as YAML."""
-    if isinstance(value, dict):
-        return {key: _read_flags(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_read_flags(item) for item in value]
-    return _scalar(value) if isinstance(value, Flag) else value
-
-
-def _scalar(text: str) -> Any:
-    """What a flag's text means: a YAML value, or itself where it is none."""
-    text = str(text)
-    try:
-        return yaml.load(text, Loader=Loader) if text.strip() else text
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-
-
-def _set(data: dict[str, Any], path: list[str], value: Any, name: str) -> None:
-    here: Any = data
-    for part, following in zip(path, [*path[1:], None], strict=True):
-        last = following is None
-        if isinstance(here, list):
-            index = whole_number(part)
-            if index is None or index >= len(here):
-                raise UserError(
-                    f"--{name}: {show(part)} is not one of the {len(here)} entries there."
-                )
-            key: Any = index
-        else:
-            key = part
-        if last:
-            here[key] = value
-            return
-        if isinstance(here, dict) and isinstance(here.get(key), Flag):
-            here[key] = _scalar(here[key])
-        if isinstance(here, dict) and not isinstance(here.get(key), dict | list):
-            here[key] = {}
-        here = here[key]
-        if not isinstance(here, dict | list):
-            raise UserError(f"--{name}: {part!r} holds a value, not fields.")
-
-
-def _unknown(path: str, key: str, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    suggestion = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{path}: unknown field; allowed here: {', '.join(known)}.{suggestion}"
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
-
-
-def _flag(path: str) -> str:
-    return path.replace("_", "-")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

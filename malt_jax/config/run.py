@@ -1,16 +1,18 @@
-"""One run: all sections together, and the reading of them from YAML and flags."""
+"""The config of a run: all sections, read from a YAML file and flags."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from malt_jax.checks import check, check_unique
-from malt_jax.config import reading
+from malt_jax.checks import check, check_range, check_unique
+from malt_jax.config import reading, strict_yaml
 from malt_jax.config.data import DataConfig
 from malt_jax.config.evaluation import Ablation, EvalConfig
 from malt_jax.config.export import ExportConfig
+from malt_jax.config.fields import Field, list_fields
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.config.model import ModelConfig
 from malt_jax.config.pipeline import PipelineConfig
@@ -25,7 +27,7 @@ QUICKSTART = Path(__file__).parents[1] / "assets" / "quickstart.yaml"
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """All fields of a run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -38,17 +40,17 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     ablations: tuple[Ablation, ...] = ()
-    """Variants to run and tabulate after the run itself."""
+    """Variants of the run to train and evaluate after the run itself."""
     seed: int = 0
-    """Of every random draw: samples, pairs, data order, adapters."""
+    """Seed of everything random: samples, pairs, data order, adapters."""
     rounds: int = 1
-    """Search and training repeated from the last adapters; the published method has one round."""
+    """Rounds of search and training, each from the last adapters; the paper has one round."""
     sharing: Literal["adapters", "shared"] = "adapters"
-    """A LoRA adapter a role over one base, or one set of trained weights for all roles."""
+    """One LoRA adapter per role over one base, or one set of trained weights for all roles."""
     output_dir: str = "runs/malt"
-    """The run directory; an existing one of the same config is continued."""
+    """The run directory; an existing one with the same config is continued."""
     mirror: str | None = None
-    """Folder or URL (`s3://`, `gs://`) that finished files are copied to, and fetched from."""
+    """Folder or URL (`s3://`, `gs://`) that finished files are copied to and restored from."""
     quiet: bool = False
     """No progress on standard error."""
     wandb: bool = False
@@ -62,26 +64,37 @@ class Config:
             f"output_dir: found {self.output_dir!r}, allowed: a folder of this machine; --mirror "
             "copies the run to an object store.",
         )
-        check(1 <= self.rounds <= 100, f"rounds: found {self.rounds}, allowed: 1 to 100.")
+        check_range(self, "rounds", least=1, most=100)
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
         check_unique("ablations", [ablation.name for ablation in self.ablations])
+
+
+@functools.cache
+def all_fields() -> tuple[Field, ...]:
+    """Every field that a user can set, in the order of declaration."""
+    return tuple(list_fields(Config))
 
 
 def load(path: str | None, flags: list[str] | tuple[str, ...] = ()) -> Config:
     """The config of a YAML file (None: the defaults) with dotted flags over it.
 
-    `quickstart` is the file in the package, where the current folder has none of that name.
+    `quickstart` names the file in the package, unless the current folder has a file of that name.
     """
     if path == "quickstart" and not Path(path).exists():
         path = str(QUICKSTART)
-    data = reading.read_yaml(path) if path else {}
+    data = strict_yaml.read_file(path) if path else {}
     return from_dict(data, flags)
 
 
 def from_dict(data: dict[str, Any], flags: list[str] | tuple[str, ...] = ()) -> Config:
-    """Nested mappings over the defaults (a list replaces the default list), then flags."""
+    """Nested mappings laid over the defaults (a list replaces the default list), then flags."""
     merged = _over(reading.to_dict(Config()), data)
     return reading.build(Config, reading.apply_flags(merged, flags))
+
+
+def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was saved by an earlier version, with the default of every field it lacks."""
+    return reading.to_dict(from_dict(saved))
 
 
 def _over(base: Any, data: Any) -> Any:

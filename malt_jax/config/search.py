@@ -5,28 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from malt_jax.checks import check, show, whole_number
+from malt_jax.checks import check, check_range, show, whole_number
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Expanding the tree and backing values up it (method, section 3)."""
+    """Expansion of the trees and backup of rewards to values (docs/method.md, section 3)."""
 
     backup: Literal["mean", "max", "soft"] = "mean"
-    """A node's value from its children's; the published one is mean."""
+    """How the value of a node follows from its children's; the paper takes the mean."""
     softness: float = 0.25
-    """Temperature of the soft maximum of `backup: soft`: 0 is max, large is mean."""
+    """Temperature of the soft maximum of `backup: soft`: near 0 the maximum, large the mean."""
     threshold: float = 0.5
     """A node is positive if its value is above this, strictly; ties are negative."""
     block: int = 256
-    """Questions expanded together and committed together; what a kill can cost."""
+    """Questions that are expanded and saved together; an interrupted block is repeated."""
     shard: str = "1/1"
-    """`i/k`: this process searches only the i-th of k equal ranges of the task."""
+    """`i/k`: search only the i-th of k equal slices of the training questions."""
 
     def __post_init__(self):
-        check(self.softness > 0, f"softness: found {self.softness}, allowed: above 0.")
-        check(0 <= self.threshold < 1, f"threshold: found {self.threshold}, allowed: 0 to below 1.")
-        check(self.block >= 1, f"block: found {self.block}, allowed: 1 or more.")
+        check_range(self, "softness", above=0)
+        check_range(self, "threshold", least=0, below=1)
+        check_range(self, "block", least=1)
         index, count = map(whole_number, self.shard.partition("/")[::2])
         check(
             index is not None and count is not None and 1 <= index <= count,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from malt_jax.checks import check
+from malt_jax.checks import check_range
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Where questions come from and how answers are graded."""
+    """The questions, the prompts and the grader."""
 
     name: str = "arithmetic"
     """A task of `malt tasks`, `custom` for a file of your own, or `module:attribute`."""
@@ -18,15 +18,13 @@ class TaskConfig:
     eval_path: str | None = None
     """As `train_path`, for the evaluation questions."""
     num_train: int | None = None
-    """Questions to search, the first ones of the file; default: all."""
+    """Train on the first so many questions of the file; default: all."""
     num_eval: int | None = None
-    """Questions to evaluate on; default: all."""
+    """Evaluate on the first so many questions of the file; default: all."""
     grader: str | None = None
-    """Of a `custom` task: number, choice, exact, set or latex."""
+    """The grader of a `custom` task: number, choice, exact, set or latex."""
     allow_code: bool = False
     """Let graders of code tasks execute what the model wrote (see `malt tasks`)."""
 
     def __post_init__(self):
-        for name in ("num_train", "num_eval"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"{name}: found {value}, allowed: 1 or more.")
+        check_range(self, "num_train", "num_eval", least=1)

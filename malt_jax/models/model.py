@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from malt_jax.errors import UserError
+from malt_jax.hashing import fingerprint
 from malt_jax.models import sharding
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.hf_config import read_spec
@@ -24,7 +25,6 @@ from malt_jax.models.hub import local_folder
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
 from malt_jax.models.weights import load_params
-from malt_jax.storage.hashing import fingerprint
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -19,7 +19,6 @@ DATA, FSDP, TENSOR, SLICE = "data", "fsdp", "tensor", "slice"
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": (SLICE, DATA, FSDP),
-    "slots": (SLICE, DATA, FSDP),
     "embed": (FSDP,),
     "heads": (TENSOR,),
     "kv_heads": (TENSOR,),

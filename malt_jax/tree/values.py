@@ -6,7 +6,6 @@ the values of level d are an array `[Q, b_1, ..., b_d]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -30,7 +29,7 @@ def value_forest(
     return Forest([_valued(*row) for row in zip(forest.trees, values, labels, strict=True)])
 
 
-def _valued(tree: Tree, values: Sequence[float], labels: Sequence[bool]) -> Tree:
+def _valued(tree: Tree, values: np.ndarray, labels: np.ndarray) -> Tree:
     nodes = [
         replace(node, value=round(float(value), VALUE_DIGITS), label=bool(positive))
         for node, value, positive in zip(tree.nodes, values, labels, strict=True)

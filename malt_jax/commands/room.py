@@ -1,0 +1,27 @@
+"""Refuses a run that this machine has too little memory or disk for, before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from malt_jax.environment import check_disk, check_memory
+
+if TYPE_CHECKING:
+    from malt_jax.config.run import Config
+    from malt_jax.models.spec import ModelSpec
+
+KINDS = {"search": ("sampling",), "eval": ("sampling",), "train": ("sft", "dpo")}
+"""The programs of `malt plan` that a command runs; `malt run` runs all of them."""
+
+
+def check_room(config: Config, spec: ModelSpec, command: str, *, new: bool) -> None:
+    """Raises UserError if the machine lacks what `malt plan` says the command needs.
+
+    `new`: the run directory holds nothing yet, so that all it will hold must fit on the disk.
+    """
+    from malt_jax.planning.needs import count_needs
+
+    needs = count_needs(config, spec, KINDS.get(command, ("sampling", "sft", "dpo")))
+    check_memory(needs.memory)
+    if new and command == "run":
+        check_disk(config.output_dir, needs.disk)

@@ -1,0 +1,45 @@
+"""Whether a run's own config may make this process import Python or execute a model's programs.
+
+A config that the user gives with --config, or flags of the command line, are the user's own words.
+The config.yaml inside a run directory may have been written by whoever made the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from malt_jax.checks import show
+from malt_jax.config.reading import leaves, to_dict
+from malt_jax.config.run import Config
+from malt_jax.errors import UserError
+
+
+def check_trust(config: Config, place: object, trusted: bool, said: dict[str, Any]) -> None:
+    """Raises UserError if a run's config names Python code that the user has not agreed to run.
+
+    `place` is the run directory, `said` the nested mappings of the flags that the user gave.
+    """
+    if trusted:
+        return
+    own = [value for _, value in leaves(said)]
+    for name in _task_names(config):
+        if ":" in name and name not in own:
+            raise UserError(
+                f"{place}: its config names the task {show(name)}, which is Python code of whoever "
+                "made the run; if you trust it, add --trust-task-code, or continue your own run "
+                "with its --config."
+            )
+    if config.task.allow_code and "allow_code" not in said.get("task", {}):
+        raise UserError(
+            f"{place}: its config lets graders execute what the model writes (task.allow_code); "
+            "if you agree, add --trust-task-code, or continue your own run with its --config."
+        )
+
+
+def _task_names(config: Config) -> Iterator[str]:
+    yield config.task.name
+    for ablation in config.ablations:
+        for field, value in leaves(to_dict(ablation.set)):
+            if field.replace("-", "_") == "task.name":
+                yield str(value)

@@ -1,0 +1,130 @@
+"""YAML as configs use it: safe, without ambiguities, and with errors that name the line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import yaml
+
+from malt_jax.checks import show
+from malt_jax.errors import UserError
+
+MAX_BYTES = 1_000_000
+"""The largest config file; PyYAML needs about ten seconds for one of this size."""
+MAX_VALUES = 100_000
+"""The most values a config file may stand for once its aliases are expanded."""
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError names the file and the line of what is wrong."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: cannot be read (a pipe or a device); give a file.")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, which no config is.")
+        data = yaml.load(content.decode("utf-8-sig"), Loader=Loader)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, or --config "
+            "quickstart for the config in the package."
+        ) from None
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise UserError(f"{path}: not a text file in UTF-8 ({_first_line(error)}).") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for a config.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or _first_line(error)
+        raise UserError(f"{path}{line}: not valid YAML ({problem}).") from None
+    if data is not None and not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of config fields, found {show(data)}.")
+    return data or {}
+
+
+def read_value(text: str) -> Any:
+    """The YAML value that the text of a flag spells, or the text itself where it is not YAML."""
+    text = str(text)
+    try:
+        return yaml.load(text, Loader=Loader) if text.strip() else text
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def write_value(value: Any) -> str:
+    """A value as YAML on one line."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+    text = text.removesuffix("...\n").strip()
+    # PyYAML would break a text with line breaks over several lines; JSON is YAML as well.
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that also reads 1e-4 as a number and refuses repeated keys.
+
+    A few lines of aliases can stand for billions of values, so these are counted before any is
+    built.
+    """
+
+    def construct_document(self, node):
+        if _count_values(node, {}) > MAX_VALUES:
+            raise _problem(f"its aliases stand for over {MAX_VALUES:,} values", node)
+        return super().construct_document(node)
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # PyYAML raises errors of any kind for a value like `!!int ''`
+            raise _problem(f"a value that is no {node.tag.rpartition(':')[2]}", node) from None
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable) or key in seen:
+                raise _problem(f"the key {key!r} is given twice or is not a name", key_node)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, wants a decimal point in every number with an exponent.
+Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for; infinite where it contains an alias of itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what an alias of a node that is still being counted finds
+        children: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            children = itertools.chain.from_iterable(node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known[id(node)] = 1 + sum(_count_values(child, known) for child in children)
+    return known[id(node)]
+
+
+def _problem(text: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

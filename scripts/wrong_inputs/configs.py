@@ -1,0 +1,94 @@
+"""Configs and flags that are wrong by themselves, or for this model and these questions."""
+
+from __future__ import annotations
+
+from wrong_inputs.world import LONG, ablation, case, config, flag, quickstart
+
+
+def _aliases() -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    return "\n".join(lines)
+
+
+CONFIGS = (
+    case(
+        "config: no such file", lambda w: ["run", "--config", str(w.folder / "no.yaml")], "no.yaml"
+    ),
+    case("config: a folder", lambda w: ["run", "--config", str(w.folder)], "cannot be read"),
+    case("config: Latin-1", config("task: {name: \xe9}".encode("latin-1")), "UTF-8"),
+    case("config: NUL byte", config(b"seed: 1\0"), "config.yaml"),
+    case("config: a list", config("- 1\n"), "mapping"),
+    case("config: torn YAML", config("task: {name"), "config.yaml:", "not valid YAML"),
+    case("config: a key twice", config("seed: 1\nseed: 2\n"), ":2", "twice"),
+    case("config: aliases that multiply", config(_aliases()), "config.yaml:", "alias"),
+    case("config: an alias of itself", config("ablations: &a [*a]\n"), "config.yaml:", "alias"),
+    case("config: a Python object", config("seed: !!python/name:os.system\n"), "not valid YAML"),
+    case("config: nested 2,000 deep", config("[" * 2000), "config.yaml"),
+    case("config: unknown field", config("sead: 1\n"), "sead", "seed"),
+    case("config: a date for a number", config("seed: 2020-01-01\n"), "seed", "whole number"),
+    case("config: NaN", flag("--train.sft.optim.learning-rate", ".nan"), "learning_rate", "finite"),
+    case("config: infinity", flag("--search.softness", ".inf"), "softness", "finite"),
+    case("config: negative", flag("--task.num-train", "-3"), "num_train", "1 or more"),
+    case("config: zero rounds", flag("--rounds", "0"), "rounds", "1 to 100"),
+    case("config: 10^30", flag("--train.sft.batch-size", "1" + "0" * 30), "batch_size", "64-bit"),
+    case("config: 10^5000", flag("--seed", "1" + "0" * 5000), "seed"),
+    case("config: 1e999", flag("--train.dpo.beta", "1e999"), "beta", "finite"),
+    case("config: text for a number", flag("--seed", "ten"), "seed", "whole number"),
+    case("config: true for a number", flag("--seed", "true"), "seed", "whole number"),
+    case("config: negative seed", flag("--seed", "-1"), "seed", "0 to 2^32"),
+    case("config: an unknown choice", flag("--sharing", "adapter"), "sharing", "adapters"),
+    case("config: no roles", config("pipeline: {roles: []}\n"), "roles", "none"),
+    case(
+        "config: a role twice",
+        config("pipeline: {roles: [{name: a}, {name: a}]}\n"),
+        "roles",
+        "twice",
+    ),
+    case("config: a role named ../x", flag("--pipeline.roles.0.name", "../x"), "roles.0.name"),
+    case(
+        "config: an unknown placeholder",
+        flag("--pipeline.roles.0.template", "{question} {second}"),
+        "roles.0.template",
+        "second",
+    ),
+    case("config: shard 3/2", flag("--search.shard", "3/2"), "shard", "i/k"),
+    case("config: falling buckets", flag("--sampler.prefix-buckets", "64,32"), "prefix_buckets"),
+    case("config: an unknown system", flag("--eval.systems", "sa,magic"), "magic"),
+    case("config: an unknown baseline", flag("--eval.baseline", "best"), "eval.baseline"),
+    case(
+        "config: more new tokens than context",
+        flag("--pipeline.roles.0.max-new-tokens", "4096"),
+        "roles.0.max_new_tokens",
+    ),
+    case("config: an unknown task", flag("--task.name", "gsm9k"), "task.name", "gsm8k"),
+    case("config: a task that cannot be imported", flag("--task.name", "no_such:T"), "task.name"),
+    case("config: code is not allowed", flag("--task.name", "mbpp"), "allow_code"),
+    case("config: an unknown grader", flag("--task.grader", "nose"), "nose"),
+    case("config: an unknown flag", flag("--task.nun-train", "3"), "nun", "num_train"),
+    case("config: a word too many", lambda w: ["run", "now", *w.command()[1:]], "now"),
+    case("no such command", lambda w: ["rum"], "rum", "run"),
+    case("later: a shard without questions", flag("--search.shard", "1/100"), "search.shard"),
+    case("later: a mesh of seven devices", flag("--mesh.data", "7"), "mesh", "7"),
+    case("later: a tracker that is not there", flag("--trackio", "true"), "trackio"),
+    case("later: a grader nobody asks", quickstart("--task.grader", "set"), "task.grader"),
+    case("later: a revision of no hub", quickstart("--model.revision", "x"), "revision"),
+    case("later: a model of a variant", ablation(model__path="/no/such"), "ablations.a", "/no"),
+    case(
+        "later: a turn of a variant",
+        ablation(pipeline__roles__0__max_new_tokens=4096),
+        "ablations.a",
+        "max_new_tokens",
+    ),
+    case(
+        "later: a role named as a folder of storage",
+        flag("--pipeline.roles.0.name", "_x"),
+        "roles.0.name",
+    ),
+    case("later: a model path of 300 letters", flag("--model.path", LONG), "model.path"),
+    case(
+        "later: a question path of 300 letters",
+        flag("--task.train-path", f"{LONG}.jsonl"),
+        "task.train_path",
+    ),
+)

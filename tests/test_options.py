@@ -1,0 +1,675 @@
+"""Every option has an effect: changing a field changes what a run computes, samples or writes.
+
+Each field has an entry in `EFFECTS`: how it is changed, and where its effect is observed. Echoes
+of the config (config.yaml, the manifest, help, range errors) are never observed. A new field
+without an entry fails, and so does one whose observation stays the same.
+
+Observations are made where the config is used: the trees of a tiny model, the training job that
+is about to run (its plan, its learning rates, the traced program), the shapes of the sampler on a
+chip, or the files of a stage. Programs are traced but hardly ever compiled, so a field takes a
+fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import malt_jax as malt
+import tiny
+import training_model
+from malt_jax import config, distributed
+from malt_jax.commands.launch import check_tracker
+from malt_jax.config.reading import assign, leaves, to_dict
+from malt_jax.config.run import Config, all_fields
+from malt_jax.data.role_data import RoleData
+from malt_jax.errors import UserError
+from malt_jax.evaluation.systems import make_systems
+from malt_jax.models.hub import local_folder
+from malt_jax.models.model import load_model
+from malt_jax.planning.chips import CHIPS, Target
+from malt_jax.planning.plan import settle
+from malt_jax.planning.work import Assumptions
+from malt_jax.progress import Progress, open_progress
+from malt_jax.sampling import memory
+from malt_jax.sampling.device import use_cache_dir
+from malt_jax.sampling.sampler import Sampler
+from malt_jax.stages import evaluate, export, search
+from malt_jax.stages import run as whole_run
+from malt_jax.stages.session import Session, load_split, load_task
+from malt_jax.stages.variants import planned
+from malt_jax.storage.rundir import RunDir
+from malt_jax.training import fit
+from malt_jax.training.loop import TrainOutcome
+from malt_jax.training.saver import MemorySaver
+from malt_jax.training.step import init_state, train_step
+from malt_jax.training.weights import initial_weights
+from malt_jax.tree.prompts import render
+from malt_jax.tree.roles import make_pipeline
+
+NO_EFFECT_YET = {"sampler.attention": "there is one attention path until another kernel is added"}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How a field is changed, and the observation that must change with it."""
+
+    observe: Callable[[Config, Path], Any]
+    value: Any
+    given: dict[str, Any] = field(default_factory=dict)
+    """Other fields, without which this one does nothing."""
+    path: str = ""
+    """The field that is set, where its path holds an index."""
+
+
+# What a run would sample ------------------------------------------------------------------------
+
+
+@cache
+def model_folder(seed: int = 0) -> str:
+    import tempfile
+
+    return str(tiny.write_model(Path(tempfile.mkdtemp()) / "model", seed=seed))
+
+
+@cache
+def tiny_model() -> Any:
+    return load_model(model_folder())
+
+
+@cache
+def shared_session() -> Session:
+    """One model and one sampler for all observations, so that hardly anything is compiled twice."""
+    session = Session(base(), None, Progress(quiet=True))
+    session.__dict__["model"] = tiny_model()
+    session.__dict__["sampler"] = Sampler(tiny_model(), base().sampler)
+    return session
+
+
+def base(**fields: Any) -> Config:
+    """The config of a tiny run, with dotted fields changed."""
+    data = to_dict(config.from_dict({**tiny.SMALL, "model": {"path": model_folder()}}))
+    data["task"] |= {"num_train": 2, "num_eval": 3}
+    data["eval"] |= {"trees": 0, "systems": ["sa"]}
+    for name, value in fields.items():
+        data = assign(data, name, value)
+    return config.from_dict(data)
+
+
+def trees(made: Config, folder: Path) -> Any:
+    """The valued trees of two questions."""
+    task = load_task(made)
+    questions = load_split(task, made.task, "train", None, 2, made.seed)
+    forest = malt.search(
+        tiny_model(),
+        questions,
+        made.pipeline,
+        task=task,
+        seed=made.seed,
+        backup=made.search.backup,
+        softness=made.search.softness,
+        threshold=made.search.threshold,
+        sampler=shared_session().sampler,
+    )
+    return [tree.to_record() for tree in forest.trees]
+
+
+def learned(made: Config, folder: Path) -> Any:
+    """Every role's examples and pairs from the same trees."""
+    data = malt.label(drawn_forest(), made.data, seed=made.seed)
+    return {role: (d.sft, d.dpo) for role, d in data.items()}
+
+
+@cache
+def drawn_forest() -> Any:
+    """Trees with many drafts, so that there is something to choose from."""
+    made = base(**{"pipeline.roles.0.branch": 8, "task.num_train": 6})
+    task = load_task(made)
+    return malt.search(
+        tiny_model(),
+        load_split(task, made.task, "train", None, 6, 0),
+        made.pipeline,
+        task=task,
+        sampler=shared_session().sampler,
+    )
+
+
+def overflowing_prompt(made: Config, folder: Path) -> str:
+    """The prompt after a turn that leaves too little room, or its refusal."""
+    tokenizer = tiny_model().tokenizer
+    role = make_pipeline(made.pipeline, load_task(made).templates).roles[1]
+    try:
+        return render(
+            role.template,
+            "1",
+            {"generator": "2" * 300},
+            tokenizer,
+            room=200,
+            overflow=made.pipeline.overflow,
+            where="here",
+        ).text
+    except UserError:
+        return "refused"
+
+
+def questions(made: Config, folder: Path) -> Any:
+    """The questions of both splits, as the session reads them, with their prompts and grades."""
+    session = Session(made, None, Progress(quiet=True))
+    texts = ["18", "A", "eighteen", "{1, 2}"]
+    try:
+        every = [session.train_questions, session.eval_questions]
+        graded = session.task.grader.grade(texts, [every[0][0]] * len(texts))
+    except UserError:
+        return "refused"
+    return every, session.task.templates, graded
+
+
+def grading(made: Config, folder: Path) -> str:
+    """The task's grader, or the refusal to make one."""
+    try:
+        return type(load_task(made).grader).__name__
+    except UserError:
+        return "refused"
+
+
+# What a run would train -------------------------------------------------------------------------
+
+
+def jobs(made: Config, folder: Path) -> Any:
+    """The training job of each phase: batches, packed rows, learning rates, the traced program."""
+    model, found = training_model.tiny_model(stacked=False), []
+
+    def capture(job, start, on_step=None):
+        state = init_state(job.program, start)
+        found.append(
+            {
+                "plan": repr(job.plan),
+                "ids": job.ids,
+                "totals": job.totals,
+                "rates": job.rates.tolist(),
+                "held out": job.held_out is not None,
+                "start": jax.tree.map(lambda x: np.asarray(x).tolist(), start),
+                "program": traced(job, state),
+            }
+        )
+        return TrainOutcome(start, 0, [], 0.0, 0, 0.0, 0, False, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "run", capture)
+        zeros = lambda self, *_: np.zeros((len(self.examples), 2), np.float32)  # noqa: E731
+        patch.setattr(fit._Phase, "reference_logprobs", zeros)
+        policies: list[str] = []
+        malt.train(
+            model,
+            role_data(),
+            phases={role.name: role.train for role in made.pipeline.roles},
+            sharing=made.sharing,
+            lora=made.train.lora,
+            sft=made.train.sft,
+            dpo=made.train.dpo,
+            seed=made.seed,
+            on_phase=lambda name, _: policies.append(name),
+        )
+    return policies, found
+
+
+@cache
+def role_data() -> dict[str, RoleData]:
+    siblings = [
+        example for pair in zip(training_model.sft_examples(6), training_model.sft_examples(6, 1),
+                                strict=True) for example in pair
+    ]  # fmt: skip
+    return {"verifier": RoleData(siblings, training_model.dpo_examples(8))}
+
+
+def traced(job: Any, state: Any) -> str:
+    from malt_jax.training.loop import _batches
+
+    batch = _batches(job, 0)[0]
+    step = lambda *args: train_step(job.program, *args)  # noqa: E731
+    return str(jax.make_jaxpr(step)(state, job.frozen, batch))
+
+
+def start(made: Config, folder: Path) -> Any:
+    """The weights that training starts from, and what scales them."""
+    model = training_model.tiny_model(stacked=False)
+    weights = initial_weights(model, made.train.lora, full=made.train.full, name="a")
+    return str(jax.tree.structure(weights)), jax.tree.map(
+        lambda x: np.asarray(x).tolist(), jax.tree.leaves(weights)
+    )
+
+
+def trained(made: Config, folder: Path) -> Any:
+    """A finished training: its measured steps, where it ended and which checkpoints it made."""
+    saver, out = RecordingSaver(), []
+    model = training_model.tiny_model(stacked=False)
+    policy = initial_weights(model, made.train.lora, name="a")
+    dpo = "dpo" in str(folder)
+    try:
+        if dpo:
+            pairs = training_model.dpo_examples(12)
+            outcome = fit.train_dpo(model, policy, policy, pairs, made.train.dpo, saver=saver)
+        else:
+            examples = training_model.sft_examples(12)
+            outcome = fit.train_sft(model, policy, examples, made.train.sft, saver=saver)
+    except UserError:
+        return "stopped"
+    measured = [i for i, step in enumerate(outcome.log) if "held_out_loss" in step]
+    return measured, outcome.steps, outcome.counts["held_out"], saver.made, out
+
+
+class RecordingSaver(MemorySaver):
+    """Remembers the names of the checkpoints that were written."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[str] = []
+
+    def save(self, name, *args, **kwargs):
+        self.made.append(name)
+        return super().save(name, *args, **kwargs)
+
+
+# What a run would use of its devices ------------------------------------------------------------
+
+
+def placement(made: Config, folder: Path) -> Any:
+    """The programs on eight chips: mesh, batch sizes, and each argument's shape and sharding."""
+    session = shared_session()
+    spec = session.model.spec
+    setting = settle(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
+    programs = [
+        (program.name, program.shape, described(program.build(spec.num_layers)))
+        for program in setting.programs
+    ]
+    return setting.layout.shape, repr(setting.sizes.shapes), setting.sizes.lanes, programs
+
+
+def described(program: tuple[Callable, tuple[Any, ...]]) -> str:
+    function, arguments = program
+    keywords = getattr(function, "keywords", {})
+    return f"{keywords} " + " ".join(
+        f"{leaf.shape} {leaf.dtype} {getattr(leaf.sharding, 'spec', None)}"
+        for leaf in jax.tree.leaves(arguments)
+    )
+
+
+def decode_chunk(made: Config, folder: Path) -> Any:
+    """The traced decode program."""
+    spec = shared_session().model.spec
+    setting = settle(made, spec, Target("one", CHIPS["v5e"], 1, None), Assumptions())
+    (decode,) = (program for program in setting.programs if program.name == "decode")
+    function, arguments = decode.build(1)
+    return str(jax.make_jaxpr(function)(*arguments))
+
+
+def sampled_weights(made: Config, folder: Path) -> list[str]:
+    """The dtypes of the weights that the sampler computes with."""
+    sampler = Sampler(tiny_model(), made.sampler)
+    return [str(leaf.dtype) for leaf in jax.tree.leaves(sampler._params)]
+
+
+def streams(made: Config, folder: Path) -> int:
+    return memory.stream_count(made.sampler, "cpu", False)
+
+
+def compile_cache(made: Config, folder: Path) -> Any:
+    """The folder of compiled programs that a sampler sets."""
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        use_cache_dir(made.sampler.cache_dir)
+        return jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def joining(made: Config, folder: Path) -> Any:
+    """How this process would join the others of the run."""
+    said: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.distributed, "is_initialized", lambda: False)
+        patch.setattr(jax.distributed, "initialize", lambda **given: said.update(given))
+        before = jax.config.jax_cpu_collectives_implementation
+        try:
+            distributed.initialize(made.mesh)
+        finally:
+            jax.config.update("jax_cpu_collectives_implementation", before)
+    return said
+
+
+def loaded_model(made: Config, folder: Path) -> Any:
+    """The folder and revision that are looked up on the hub, or read."""
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[Any] = []
+
+        def download(name, revision=None, **_):
+            asked.append((name, revision))
+            return model_folder()
+
+        patch.setattr("huggingface_hub.snapshot_download", download)
+        found, _ = local_folder(made.model.path, made.model.revision)
+    return asked, Path(found, "model.safetensors").read_bytes()
+
+
+# What a run would write -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(made: Config, folder: Path) -> Iterator[Session]:
+    """A session on a new run directory that shares the model and the sampler."""
+    out = folder / made.output_dir
+    with RunDir.open(out, to_dict(made), "test", mirror=made.mirror) as run:
+        session = Session(made, run, Progress(quiet=True), shared=shared_session())
+        yield session
+        session.close()
+
+
+def written(*stages: Callable) -> Callable[[Config, Path], Any]:
+    """The files that these stages write, without those that tell times or repeat the config."""
+
+    def observe(made: Config, folder: Path) -> Any:
+        with opened(made, folder) as session:
+            for stage in stages:
+                stage(session)
+        return contents(folder)
+
+    return observe
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    kept = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        volatile = ("config.yaml", "manifest", "cost/", ".lock", "metrics", "README.md")
+        if path.is_file() and not any(word in name for word in volatile):
+            kept[name] = path.read_bytes()
+    return kept
+
+
+def searched(session: Session) -> None:
+    search.search(session, 0)
+
+
+def systems(made: Config, folder: Path) -> Any:
+    """The systems and variants that would be evaluated."""
+    session = Session(made, None, Progress(quiet=True))
+    own, variants = planned(session)
+    named = [(s.name, s.label, s.votes, s.draws, [t.policy for t in s.turns]) for s in own]
+    return named, [
+        (v.folder, v.system.name, v.system.label, v.config.search, v.config.task) for v in variants
+    ]
+
+
+def speakers(made: Config, folder: Path) -> Any:
+    """The roles of each built-in system: which turns answer decides who may come last."""
+    templates = load_task(made).templates
+    pipeline = make_pipeline(made.pipeline, templates)
+    return [
+        [(turn.role.name, turn.policy) for turn in system.turns]
+        for system in make_systems(made.eval, pipeline, templates)
+    ]
+
+
+def compared(made: Config, folder: Path) -> Any:
+    """The table of results."""
+    with opened(made, folder) as session:
+        results = evaluate.evaluate(session)
+    return results["baseline"], results["systems"]
+
+
+def blocks(made: Config, folder: Path) -> list[str]:
+    """The blocks of questions that are committed together."""
+    with opened(made, folder) as session:
+        evaluate.evaluate(session)
+    return sorted(json.loads(next(folder.rglob("eval-blocks.json")).read_text()))
+
+
+def exported(made: Config, folder: Path) -> Any:
+    """The exported files, and what is uploaded."""
+    uploaded: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_push", lambda session, name: uploaded.append(name))
+        with opened(made, folder) as session:
+            export.export(session)
+    return uploaded, list(contents(folder))
+
+
+def rounds(made: Config, folder: Path) -> list[str]:
+    """The stages of the whole run, in order."""
+    done: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("search", "label", "train", "evaluate", "export", "report"):
+            note = lambda session, round="", name=name: done.append(f"{name}{round}")  # noqa: E731
+            patch.setattr(whole_run, name, note)
+        whole_run.run(Session(made, None, Progress(quiet=True)))
+    return done
+
+
+def progress(made: Config, folder: Path) -> str:
+    """What a run says on standard error."""
+    import io
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), open_progress(made.quiet) as shown:
+        shown.note("hello")
+    return said.getvalue().rpartition("]")[2]
+
+
+def tracker(made: Config, folder: Path) -> list[str]:
+    """What the trackers are sent."""
+    sent: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("wandb", "trackio"):
+            fake = types.ModuleType(name)
+            fake.__spec__ = types.SimpleNamespace(name=name)
+            fake.log = fake.finish = lambda *_, **__: None
+            fake.init = lambda fake=fake, **_: sent.append(fake.__name__) or fake
+            patch.setitem(sys.modules, name, fake)
+        check_tracker(made)
+        with opened(made, folder) as session:
+            session.metrics.series("train").log(1, {"loss": 1.0})
+    return sent
+
+
+# The entries ------------------------------------------------------------------------------------
+
+ROLE = "pipeline.roles.N."
+FIRST = "pipeline.roles.0."
+TREES: dict[str, Any] = {
+    "template": "Q {question} ",
+    "branch": 2,
+    "temperature": 2.0,
+    "top_p": 0.2,
+    "top_k": 1,
+    "max_new_tokens": 4,
+    "stop": ["a", "e", "i", "o", "u"],
+}
+EXTRA = [{"name": "mine", "chain": ["generator:base"]}]
+ABLATION = [{"name": "a", "set": {"search.backup": "max"}}]
+OPTIM = {
+    "name": "lion",
+    "learning_rate": 0.01,
+    "schedule": "constant",
+    "warmup": 0.9,
+    "final": 0.5,
+    "weight_decay": 0.1,
+    "beta1": 0.5,
+    "beta2": 0.5,
+    "clip": 0.0,
+}
+LOOP = {
+    "max_length": 12,
+    "micro_tokens": 64,
+    "row_length": 192,
+    "remat": "full",
+    "logit_chunk": 2,
+    "held_out": 0.4,
+}
+WORSENS = {
+    **{"loop.held_out": 0.3, "loop.eval_every": 1, "optim.learning_rate": 1.0},
+    **{"epochs": 4, "batch_size": 2},
+}
+MEASURED = {
+    "eval_every": (2, {"loop.held_out": 0.3}),
+    "patience": (1, WORSENS),
+    "save_every": (1, {}),
+    "explode": (1e-9, {}),
+}
+PHASE = {
+    "sft": {"epochs": 2, "batch_size": 3, "siblings_together": True},
+    "dpo": {
+        "epochs": 2,
+        "batch_size": 3,
+        "beta": 0.5,
+        "loss": "ipo",
+        "label_smoothing": 0.1,
+        "length_normalised": True,
+        "nll_weight": 0.5,
+    },
+}
+EFFECTS: dict[str, Effect] = {
+    "model.path": Effect(loaded_model, "quickstart"),
+    "model.revision": Effect(loaded_model, "v1", {"model.path": "org/model"}),
+    "model.dtype": Effect(placement, "float32"),
+    "task.name": Effect(questions, "arithmetic"),
+    "task.train_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),
+    "task.eval_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),
+    "task.num_train": Effect(questions, 1),
+    "task.num_eval": Effect(questions, 1),
+    "task.grader": Effect(questions, "exact", {"task.name": "custom"}),
+    "task.allow_code": Effect(grading, True, {"task.name": "mbpp"}),
+    **{ROLE + name: Effect(trees, value, path=FIRST + name) for name, value in TREES.items()},
+    ROLE + "name": Effect(
+        trees, "writer", {"pipeline.roles.2.template": "W {question} "}, "pipeline.roles.2.name"
+    ),
+    ROLE + "train": Effect(jobs, "sft", path="pipeline.roles.1.train"),
+    ROLE + "answers": Effect(systems, True, {"eval.systems": []}, "pipeline.roles.1.answers"),
+    "pipeline.overflow": Effect(overflowing_prompt, "truncate"),
+    "search.backup": Effect(trees, "max"),
+    "search.softness": Effect(trees, 5.0, {"search.backup": "soft"}),
+    "search.threshold": Effect(trees, 0.9),
+    "search.block": Effect(written(searched), 1),
+    "search.shard": Effect(written(searched), "1/2"),
+    "data.sft": Effect(learned, "pairs"),
+    "data.pairs": Effect(learned, "best_worst"),
+    "data.pairs_per_prefix": Effect(learned, 3),
+    "train.full": Effect(start, True),
+    "train.lora.rank": Effect(start, 2),
+    "train.lora.alpha": Effect(start, 7.0),
+    "train.lora.targets": Effect(start, ["q"]),
+    "train.lora.dropout": Effect(jobs, 0.5),
+    "train.lora.rslora": Effect(start, True),
+    "train.lora.zero_side": Effect(start, "a"),
+    **{
+        f"train.{phase}.{name}": Effect(jobs, value)
+        for phase, own in PHASE.items()
+        for name, value in (
+            *own.items(),
+            *((f"loop.{name}", value) for name, value in LOOP.items()),
+            *((f"optim.{name}", value) for name, value in OPTIM.items()),
+        )
+    },
+    "train.sft.optim.final": Effect(jobs, 0.5),
+    **{
+        f"train.{phase}.loop.{name}": Effect(
+            trained, value, {f"train.{phase}.{n}": v for n, v in given.items()}
+        )
+        for phase in PHASE
+        for name, (value, given) in MEASURED.items()
+    },
+    "sampler.rows": Effect(placement, 16),
+    "sampler.width": Effect(placement, 1),
+    "sampler.streams": Effect(streams, 5),
+    "sampler.memory_gb": Effect(placement, 0.001, {"task.num_train": 500}),
+    "sampler.prefix_buckets": Effect(placement, [96, 200]),
+    "sampler.new_token_buckets": Effect(placement, [12]),
+    "sampler.prefill_tokens": Effect(placement, 512),
+    "sampler.prefill_lane": Effect(placement, 32),
+    "sampler.chunk_steps": Effect(decode_chunk, 3),
+    "sampler.weights": Effect(sampled_weights, "int8"),
+    "sampler.cache": Effect(placement, "int8"),
+    "sampler.cache_dir": Effect(compile_cache, "elsewhere"),
+    "eval.systems": Effect(systems, ["sa", "ma"]),
+    "eval.extra.N.name": Effect(systems, "yours", {"eval.extra": EXTRA}, "eval.extra.0.name"),
+    "eval.extra.N.chain": Effect(
+        systems, ["refiner:malt"], {"eval.extra": EXTRA}, "eval.extra.0.chain"
+    ),
+    "eval.extra.N.label": Effect(systems, "Mine", {"eval.extra": EXTRA}, "eval.extra.0.label"),
+    "eval.extra.N.votes": Effect(systems, [5], {"eval.extra": EXTRA}, "eval.extra.0.votes"),
+    "eval.baseline": Effect(compared, "sa@3"),
+    "eval.block": Effect(blocks, 2),
+    "eval.trees": Effect(written(evaluate.evaluate), 1),
+    "eval.confidence": Effect(compared, 0.5),
+    "export.merged": Effect(exported, False),
+    "export.push_to_hub": Effect(exported, "org/name"),
+    "mesh.data": Effect(placement, 2, {"mesh.fsdp": 0, "mesh.tensor": 2}),
+    "mesh.fsdp": Effect(placement, 4),
+    "mesh.tensor": Effect(placement, 2),
+    "mesh.slices": Effect(placement, 2),
+    "mesh.rules": Effect(placement, {"vocab": ""}, {"mesh.tensor": 2}),
+    "mesh.coordinator": Effect(joining, "b:1", {"mesh.processes": 2, "mesh.process": 0}),
+    "mesh.processes": Effect(joining, 3, {"mesh.coordinator": "a:1", "mesh.process": 0}),
+    "mesh.process": Effect(joining, 1, {"mesh.coordinator": "a:1", "mesh.processes": 2}),
+    "mesh.heartbeat": Effect(
+        joining, 50, {"mesh.coordinator": "a:1", "mesh.processes": 2, "mesh.process": 0}
+    ),
+    "ablations.N.name": Effect(systems, "b", {"ablations": ABLATION}, "ablations.0.name"),
+    "ablations.N.set": Effect(
+        systems, {"search.backup": "soft"}, {"ablations": ABLATION}, "ablations.0.set"
+    ),
+    "ablations.N.label": Effect(systems, "Max", {"ablations": ABLATION}, "ablations.0.label"),
+    "seed": Effect(trees, 1),
+    "rounds": Effect(rounds, 2),
+    "sharing": Effect(jobs, "shared"),
+    "output_dir": Effect(written(searched), "elsewhere"),
+    "mirror": Effect(written(searched), "{here}/mirror/copy"),
+    "quiet": Effect(progress, True),
+    "wandb": Effect(tracker, True),
+    "trackio": Effect(tracker, True),
+}
+GIVEN = {"mesh.coordinator": {"mesh.coordinator": "a:1"}, "mesh.processes": {"mesh.processes": 2},
+         "mesh.process": {"mesh.process": 0}}  # fmt: skip
+"""Values to change from, where the default together with the other fields would be refused."""
+
+
+def test_every_option_has_an_entry_here():
+    known = {field.path for field in all_fields()}
+    assert known == set(EFFECTS) | set(NO_EFFECT_YET)
+    assert not set(EFFECTS) & set(NO_EFFECT_YET)
+
+
+@pytest.mark.parametrize("name", sorted(EFFECTS))
+def test_an_option_changes_what_a_run_computes_or_writes(name, tmp_path, monkeypatch):
+    effect = EFFECTS[name]
+    monkeypatch.chdir(tmp_path)
+    for file, count in (("some.jsonl", 2), ("other.jsonl", 3), ("more.jsonl", 4)):
+        rows = [{"question": f"{file}{i}", "answer": str(i)} for i in range(count)]
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {**effect.given, **GIVEN.get(name, {})}
+    if given.get("task.name") == "custom":
+        given |= {"task.train_path": "some.jsonl", "task.eval_path": "other.jsonl"}
+        given |= {"task.num_eval": None, "task.num_train": None}
+    value = effect.value
+    if isinstance(value, str):
+        value = value.replace("{here}", str(tmp_path / "1"))
+    before = base(**given)
+    after = base(**{**given, effect.path or name: value})
+    assert dict(leaves(to_dict(before))) != dict(leaves(to_dict(after)))
+    observed = []
+    for number, made in enumerate((before, after)):
+        folder = tmp_path / str(number) / name.split(".")[1 if "train." in name else 0]
+        folder.mkdir(parents=True)
+        observed.append(effect.observe(made, folder))
+    assert observed[0] != observed[1]
