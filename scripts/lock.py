@@ -1,9 +1,9 @@
-"""Pins every package the running environment has for this project: `constraints.txt`, for CI.
+"""Prints the version of every package that the project needs in this environment, for CI.
 
     .venv-test/bin/python scripts/lock.py > constraints.txt
 
-Run it in an environment in which the tests have just passed. The pins hold for its Python version
-and for no other, because JAX and Flax differ between them.
+Run it in an environment in which the tests have just passed. The versions hold for its Python
+version only, because JAX and Flax differ between Python versions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from packaging.requirements import Requirement
 EXTRAS = ("test", "eval")
 
 
-def pins(project: str = "malt-jax") -> dict[str, str]:
-    """Version by package, of all that the project and its extras need, directly or not."""
+def installed_versions(project: str = "malt-jax") -> dict[str, str]:
+    """The version of every package that the project and its extras need, directly or indirectly."""
     found: dict[str, str] = {}
-    owed = [(project, EXTRAS)]
+    pending = [(project, EXTRAS)]
     seen = set()
-    while owed:
-        name, extras = owed.pop()
+    while pending:
+        name, extras = pending.pop()
         try:
             package = distribution(name)
         except PackageNotFoundError:
@@ -39,12 +39,12 @@ def pins(project: str = "malt-jax") -> dict[str, str]:
             key = (need.name.lower(), tuple(sorted(need.extras)))
             if wanted and key not in seen:
                 seen.add(key)
-                owed.append(key)
+                pending.append(key)
     return found
 
 
 if __name__ == "__main__":
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     print(f"# Written by scripts/lock.py: what CI installs on Python {version}.")
-    for name, pin in sorted(pins().items()):
-        print(f'{name}=={pin} ; python_version == "{version}"')
+    for name, pinned in sorted(installed_versions().items()):
+        print(f'{name}=={pinned} ; python_version == "{version}"')

@@ -1,4 +1,4 @@
-"""One run as several processes on this machine: is it the run that one process makes?
+"""Checks that several processes on this machine make the same run as one process.
 
     python scripts/pods.py same --shapes 2x2 4x2 -- --config configs/quickstart.yaml SMALLER
     python scripts/pods.py meshes -- --config configs/quickstart.yaml SMALLER
@@ -6,16 +6,16 @@
     python scripts/pods.py term --shapes 2x2 -- --config configs/quickstart.yaml SMALLER
     python scripts/pods.py term --shapes 4x2 --then 2x1 -- --config configs/quickstart.yaml SMALLER
 
-What follows `--` are the words of `malt run` but for `--output-dir`; SMALLER stands for
-`--task.num-train 24 --task.num-eval 8 --search.block 4 --eval.trees 4`. Shape 4x2: four processes,
-which talk by gloo, with two fake devices each.
+After `--` come the words of `malt run` without `--output-dir`. SMALLER stands for
+`--task.num-train 24 --task.num-eval 8 --search.block 4 --eval.trees 4`. Shape 4x2 means four
+processes, which talk by gloo, with two fake devices each.
 
-`same` and `meshes` compare every stage with a run of one process on one device: trees but for the
-last digits of log-probabilities, training data, losses, predictions, exported weights. `kill` sends
-SIGKILL to one process in the middle of the search and of training, `term` SIGTERM; all must end
-within 150 seconds, and the same command must then end with the bytes of a run that nobody
-disturbed. With `--then` it goes on in another shape, and is compared as by `same`. Prints a table;
-exits 1 if anything differs. docs/scaling.md says what was seen.
+`same` and `meshes` compare every stage with a run of one process on one device: trees (except the
+last digits of log-probabilities), training data, losses, predictions and exported weights. `kill`
+sends SIGKILL to one process during the search and during training, and `term` sends SIGTERM. All
+processes must end within 150 seconds, and the same command must then produce the bytes of an
+undisturbed run. With `--then` the run continues in another shape and is compared as by `same`.
+Prints a table and exits with 1 if anything differs. docs/scaling.md has the results.
 """
 
 import argparse
@@ -37,22 +37,22 @@ MESHES = {
     "fsdp=4 x tensor=2": ("--mesh.fsdp", "4", "--mesh.tensor", "2"),
 }
 LOSS, LOGPROB, WEIGHT = 1e-5, 1e-4, 1e-3
-"""Largest differences between runs on one device and on several. Weights, relative to the largest,
-differ most: a step of Adam's depends on the sign of gradients that are nearly 0."""
+"""Largest differences allowed between a run on one device and one on several. Weights, relative to
+the largest, differ most: a step of Adam depends on the sign of gradients that are nearly 0."""
 PATIENCE = 150
-"""Seconds in which all processes must have ended once one has: JAX's heartbeat, and some more."""
+"""Seconds in which all processes must end after one of them: JAX's heartbeat and some more."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run, and the file that holds what it prints."""
+    """One process of a run and the file of its output."""
 
     popen: subprocess.Popen
     log: Path
 
 
 def start(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> list[Process]:
-    """`malt WORDS --output-dir RUN` as so many processes that form one run."""
+    """Starts `malt WORDS --output-dir RUN` as several processes that form one run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -75,7 +75,7 @@ def start(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> 
 
 
 def wait(pod: list[Process], seconds: float) -> list[int]:
-    """Each process's exit status; those that are still there after `seconds` are killed (-9)."""
+    """The exit status of each process; those that still run after `seconds` are killed (-9)."""
     until = time.monotonic() + seconds
     for process in pod:
         try:
@@ -87,7 +87,7 @@ def wait(pod: list[Process], seconds: float) -> list[int]:
 
 
 def whole(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> float:
-    """Runs the command to its end; returns the seconds it took."""
+    """Runs the command to its end and returns the seconds it took."""
     began = time.monotonic()
     pod = start(words, run, processes, devices)
     statuses = wait(pod, 7200)
@@ -102,7 +102,7 @@ def lines(path: Path) -> Iterator[dict]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two runs beyond rounding, a phrase each."""
+    """What differs between two runs beyond rounding, one phrase per difference."""
     found = []
     trees = sorted(path.relative_to(one) for path in one.glob("rounds/*/trees/*.jsonl"))
     for path in trees:
@@ -138,7 +138,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def same_tree(one: dict, other: dict) -> bool:
-    """Equal but for the last digits of log-probabilities."""
+    """Whether two trees are equal except in the last digits of log-probabilities."""
     near = all(
         abs(a - b) <= LOGPROB
         for nodes in zip(one["nodes"], other["nodes"], strict=True)
@@ -176,12 +176,12 @@ def unequal_bytes(one: Path, other: Path) -> list[str]:
 
 
 def searching(run: Path) -> bool:
-    """A first block of trees is there and more are owed."""
+    """Whether the first block of trees is written, so that the search is under way."""
     return any(run.glob("rounds/000/trees/*.jsonl"))
 
 
 def training(run: Path) -> bool:
-    """A first optimiser step is done."""
+    """Whether the first optimiser step is done."""
     return (run / "metrics.jsonl").exists()
 
 
@@ -193,7 +193,7 @@ def disturb(
     number: int,
     hit: int,
 ) -> tuple[float, list[int]]:
-    """Signals process `hit` at the moment; seconds until all have ended, and their statuses."""
+    """Signals process `hit` at a moment; gives the seconds until all ended, and their statuses."""
     pod = start(words, run, *shape)
     while not moment(run) and all(process.popen.poll() is None for process in pod):
         time.sleep(0.02)
@@ -204,7 +204,7 @@ def disturb(
 
 
 def compare(words: list[str], work: Path, cases: dict[str, tuple[list[str], int, int]]) -> bool:
-    """Runs every case (flags, processes, devices) beside one process on one device."""
+    """Compares each case (flags, processes, devices) with one process on one device."""
     print(f"| one process, one device | {whole(words, work / 'alone'):.0f} s | |", flush=True)
     good = True
     for name, (flags, processes, devices) in cases.items():
@@ -219,7 +219,7 @@ def compare(words: list[str], work: Path, cases: dict[str, tuple[list[str], int,
 def interrupt(
     words: list[str], work: Path, shape: tuple[int, int], number: int, then: tuple[int, int] | None
 ) -> bool:
-    """Signals the last process in the search and the first one in training, and goes on."""
+    """Signals the last process during the search, then the first during training; continues."""
     whole(words, work / "undisturbed", *(then or shape))
     check = differences if then else unequal_bytes
     good = True
@@ -240,7 +240,7 @@ def interrupt(
 
 
 def shape(text: str) -> tuple[int, int]:
-    """Processes and devices of each, of a text such as `4x2`."""
+    """Processes, and devices per process, of a text such as `4x2`."""
     processes, _, devices = text.partition("x")
     return int(processes), int(devices)
 
@@ -249,7 +249,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("check", choices=["same", "meshes", "kill", "term"])
     parser.add_argument("--shapes", nargs="+", default=["2x2"], help="processes x devices of each")
-    parser.add_argument("--then", help="shape to go on with after a signal; default: the same")
+    parser.add_argument("--then", help="shape to continue in after a signal; default: the same")
     parser.add_argument("--work", type=Path, help="folder for the runs; default: a temporary one")
     parser.add_argument("words", nargs="+")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Plans the TPU recipes and writes each plan's figures into its recipe's header.
+"""Plans the TPU recipes and writes the figures of each plan into the recipe's header.
 
     python scripts/recipe_plans.py                      # headers again, from docs/results/plans
-    python scripts/recipe_plans.py llama31_8b_gsm8k     # plan it first; some minutes, needs libtpu
+    python scripts/recipe_plans.py llama31_8b_gsm8k     # plans it first: minutes, needs libtpu
 
-A plan is kept as docs/results/plans/NAME.json. The header's part that this script writes begins at
-"# The plan of" (or "# Not yet planned") and ends at the first line that is no comment.
+Plans are kept in docs/results/plans/NAME.json. This script writes the part of a header that begins
+with "# The plan of" or "# Not yet planned" and ends at the first line that is no comment.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def recipe_of(kept: Path) -> Path:
 
 
 def plan_recipe(name: str) -> None:
-    """Runs `malt plan --json` for the topology the recipe's header names, and keeps its figures."""
+    """Runs `malt plan --json` for the topology in the recipe's header, and keeps the plan."""
     recipe = ROOT / "configs" / f"{name}.yaml"
     found = TOPOLOGY.search(recipe.read_text())
     if found is None:
@@ -67,7 +67,7 @@ def with_header(text: str, plan: dict[str, Any]) -> str:
 
 
 def header(plan: dict[str, Any]) -> list[str]:
-    """What a plan found, in a few lines."""
+    """The figures of a plan in a few lines of text."""
     made, target, mesh = plan["made"], plan["target"], plan["mesh"]
     depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
     sizes = ", ".join(f"{p['name']} {p['total_bytes'] / GIB:.1f}" for p in plan["programs"])

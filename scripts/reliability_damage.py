@@ -1,11 +1,11 @@
-"""Damages a copy of a finished run at random and checks that the damage is refused by name.
+"""Damages a copy of a finished run at random and checks that each damage is refused by name.
 
     python scripts/reliability_damage.py RUN -- malt run --config RUN/config.yaml --output-dir {run}
 
-`{run}` is replaced by the copy. Every damage (a flipped bit, a cut, an addition, a deletion) hits
-one file of the run, whichever it is but for logs, the lock and the manifest's twin; the command
-must then exit 2, name that file, say how to mend it, and leave everything as it is. Prints a table;
-exits 1 if any damage passed.
+`{run}` is replaced by the copy. Each damage (a flipped bit, a cut, an addition, a deletion) hits
+one random file of the run, except logs, the lock and the manifest's copy; the command must then
+exit 2, name that file, say how to repair it, and change nothing. Prints a table; exits 1 if any
+damage was accepted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def damage(path: Path, kind: str, generator: random.Random) -> None:
 
 
 def answer(command: list[str]) -> tuple[int, str]:
-    """Exit status and standard error of a command; `malt` runs in this process, to be quick."""
+    """Exit status and standard error of a command; `malt` runs in this process, which is faster."""
     if command[0] != "malt":
         done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, done.stderr
@@ -71,21 +71,21 @@ def main() -> int:
         status, said = answer(command)
         place = name.split("/")[0]
         tried[place, kind] += 1
-        mend = "--redo" in said or "restore" in said
-        if status == 2 and name in said and mend and "Traceback" not in said:
+        remedy = "--redo" in said or "restore" in said
+        if status == 2 and name in said and remedy and "Traceback" not in said:
             refused[place, kind] += 1
         else:
             passed.append(f"{kind} of {name}: exit {status}: {said[-300:]}")
         shutil.copy2(options.run / name, copy / name)
     status, said = answer(command)
     if status != 0:
-        passed.append(f"the mended copy was refused too: {said[-300:]}")
+        passed.append(f"the repaired copy was refused too: {said[-300:]}")
 
     print("| damaged | kind | refused by name |\n| --- | --- | --- |")
     for place, kind in sorted(tried):
         print(f"| {place} | {kind} | {refused[place, kind]} of {tried[place, kind]} |")
     print(f"| all | | {sum(refused.values())} of {sum(tried.values())} |")
-    print("\n".join(passed) or "\nthe mended copy was accepted")
+    print("\n".join(passed) or "\nthe repaired copy was accepted")
     shutil.rmtree(work)
     return 1 if passed else 0
 

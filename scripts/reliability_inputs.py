@@ -1,10 +1,10 @@
-"""Gives `malt` wrong input of every kind and checks that each is refused as promised.
+"""Gives `malt` wrong inputs of every kind and checks that each is refused as promised.
 
     python scripts/reliability_inputs.py [--only WORDS]
 
-Every case must exit 2 with one sentence on standard error that holds the expected words (the place
-and the finding), no traceback, and leave every file as it was. Prints a table; exits 1 if any case
-is answered otherwise. Takes a minute on two cores.
+Every case must exit 2 with one sentence on standard error that contains the expected words (the
+place and what was found), without a traceback, and change no file. Prints a table; exits 1 if any
+case is answered differently. Takes a minute on two cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 120
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file's bytes, and None for all that is no file; not the lock, which only says who."""
+    """Every file's bytes, and None for everything else; without the lock, which is rewritten."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         if path.is_file() and not path.is_symlink()
@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def faults(case: Case, folder: Path) -> tuple[list[str], str]:
-    """What is wrong with how `malt` answers this case in an empty folder, and its message."""
+    """What is wrong with the answer of `malt` to this case in an empty folder, and its message."""
     command = case.make(World(folder))
     before = contents(folder)
     status, out, message = _apart(case, command) if case.apart else _here(command)
@@ -82,7 +82,7 @@ def _apart(case: Case, command: list[str]) -> tuple[int, str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="cases whose name holds these words")
+    parser.add_argument("--only", default="", help="only cases whose name contains these words")
     options = parser.parse_args()
     chosen = [case for case in CASES if options.only in case.name]
     failed = 0

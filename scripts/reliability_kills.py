@@ -1,19 +1,18 @@
-"""Interrupts a run again and again, lets it go on, and compares its end with an undisturbed one.
+"""Interrupts a run many times, continues it, and compares its files with an undisturbed run's.
 
     python tests/tiny.py tiny
     PYTHONPATH=tests python scripts/reliability_kills.py --kills 100 -- \
         malt run --config tiny/config.yaml --quiet --output-dir {run}
 
-`{run}` is replaced by a fresh folder. The command is first run undisturbed and its stages timed.
-Then every run is interrupted once in each kind of stage, however short: search, label, sft, dpo,
-saving (of a checkpoint), eval, export, report. The signal comes at a random moment of the stage's
-measured length, counted from the moment the process begins it. Runs follow each other until
-`--kills` signals were sent or `--minutes` have passed. With `--anywhere` the moments are random
-ones of the whole run.
+`{run}` is replaced by a new folder. The command is first run undisturbed, and its stages are timed.
+Then every run is interrupted once in each kind of stage, even if it is short: search, label, sft,
+dpo, saving (of a checkpoint), eval, export, report. The signal is sent at a random moment within
+the measured length of the stage, counted from its start. New runs follow until `--kills` signals
+were sent or `--minutes` have passed. With `--anywhere`, the moments are random over the whole run.
 
-TERM and INT are sent twice: the second must change nothing. Expected: every run ends with the same
+TERM and INT are sent twice; the second must have no effect. Expected: every run ends with the same
 trees, data, reference log-probabilities, draws, results and exports, byte for byte, and (for TERM
-and INT) every interruption exits as documented. Prints one line an interruption and a table; exits
+and INT) every interruption exits as documented. Prints one line per interruption and a table; exits
 1 if anything differs.
 """
 
@@ -32,13 +31,13 @@ from pathlib import Path
 
 COMPARED = (
     *("rounds/**/*", "checkpoints/**/references.npz", "eval/**/*", "export/**/*"),
-    *("results.csv", "results.tex"),  # the other tables tell seconds
+    *("results.csv", "results.tex"),  # the other tables contain times
 )
 DOCUMENTED = {"KILL": -9, "TERM": 143, "INT": 130}
 POLL = 0.005
 
 Moment = tuple[str, str]
-"""A stage (`train/000/verifier/sft`), and what it is at: its kind (`sft`), or `saving`."""
+"""A stage (`train/000/verifier/sft`) and what it is doing: its kind (`sft`), or `saving`."""
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -47,7 +46,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def stages(run: Path) -> dict[str, bool]:
-    """{stage: whether it is done} in the order they were begun."""
+    """Whether each stage is done, in the order in which the stages were begun."""
     try:
         listed = json.loads((run / "manifest.json").read_bytes())["stages"]
     except FileNotFoundError:
@@ -60,16 +59,16 @@ def kind(stage: str) -> str:
 
 
 def saved_for(run: Path, since: float = 0.0) -> str | None:
-    """The training a checkpoint is being written for: one that has no seal yet.
+    """The training stage that is writing a checkpoint now: one that has no seal yet.
 
-    What an earlier process left unsealed is told apart by being older than `since`.
+    Checkpoints that an earlier process left unsealed are recognised by being older than `since`.
     """
     try:
         for folder in run.glob("checkpoints/*/*/*/[!.]*"):
             young = folder.is_dir() and folder.stat().st_mtime >= since
             if young and not (folder / "seal.json").exists():
                 return "train/" + "/".join(folder.relative_to(run).parts[1:4])
-    except FileNotFoundError:  # it was sealed and removed while we looked
+    except FileNotFoundError:  # it was sealed and removed in the meantime
         pass
     return None
 
@@ -105,9 +104,9 @@ def wait_at_most(child: subprocess.Popen, seconds: float) -> None:
 
 
 def time_stages(child: subprocess.Popen, run: Path) -> dict[Moment, float]:
-    """Seconds from here that the process is at each stage, and at one of its savings, on average.
+    """The seconds that the process spends in each stage, and on average in one of its savings.
 
-    Returns, in the order of the run, when the process has ended.
+    Returns when the process has ended; stages are in the order of the run.
     """
     began = saving_began = time.monotonic()
     ends, saving, saves = {}, None, collections.defaultdict(list)
@@ -132,7 +131,7 @@ def time_stages(child: subprocess.Popen, run: Path) -> dict[Moment, float]:
 
 
 def one_of_each_kind(lengths: dict[Moment, float], generator: random.Random) -> list[Moment]:
-    """What to interrupt in one run, in its order; the longer of a kind the more often."""
+    """One moment of each kind, in the order of the run; longer stages are chosen more often."""
     chosen = []
     for what in dict.fromkeys(what for _, what in lengths):
         alike = [moment for moment in lengths if moment[1] == what]
@@ -143,9 +142,9 @@ def one_of_each_kind(lengths: dict[Moment, float], generator: random.Random) -> 
 def wait_until_at(
     aim: Moment, seconds: float, child: subprocess.Popen, run: Path, order: list[str], since: float
 ) -> bool:
-    """Waits until the process has been at `aim` for so long; False when it is past it or ended.
+    """Waits until the process has been at `aim` for `seconds`; False if that never happens.
 
-    Of a training's savings, the first that takes so long is meant.
+    For `saving`, this is the first save of the training that takes so long.
     """
     places, entered = ["opening", *order, "closing"], None
     while child.poll() is None:
@@ -164,7 +163,7 @@ def wait_until_at(
 
 
 def interrupt(child: subprocess.Popen, name: str, generator: random.Random) -> tuple[float, str]:
-    """(seconds until the process had ended, what it said)"""
+    """Sends the signal; returns the seconds until the process ended, and its standard error."""
     number = getattr(signal, f"SIG{name}")
     child.send_signal(number)
     told = time.monotonic()
@@ -176,7 +175,7 @@ def interrupt(child: subprocess.Popen, name: str, generator: random.Random) -> t
 
 
 def table(name: str, lengths: dict[Moment, float], answers: dict[str, list[float]]) -> list[str]:
-    """A line a kind of stage: the longest of it, how often it was hit, the slowest end."""
+    """One line per kind of stage: its longest length, the number of hits, the slowest answer."""
     lines = [f"| interrupted in | its length, s | SIG{name} | slowest answer, s |"]
     lines.append("| --- | --- | --- | --- |")
     for what in dict.fromkeys(["opening", *(what for _, what in lengths), "closing"]):
@@ -194,7 +193,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--signal", choices=list(DOCUMENTED), default="KILL")
     parser.add_argument("--anywhere", action="store_true", help="at any moment of the run")
-    parser.add_argument("--longest", type=float, help="with it: seconds from opening, at most")
+    parser.add_argument(
+        "--longest", type=float, help="with --anywhere: at most so many seconds after opening"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -237,13 +238,13 @@ def main() -> int:
                     seconds = generator.uniform(0, at_most[aim])
                     if wait_until_at(aim, seconds, child, run, order, since):
                         break
-                    at_most[aim] /= 2  # it was over before: the machine may be faster by now
+                    at_most[aim] /= 2  # the stage was over sooner: the machine may be less busy now
                 else:
                     child.wait()
         if enough or child.poll() is not None:
             errors = child.communicate()[1]
             if child.returncode != 0:
-                wrong.append(f"attempt {attempt} would not go on: {errors[-300:]}")
+                wrong.append(f"attempt {attempt} did not continue: {errors[-300:]}")
             found, finished = contents(run), finished + 1
             differs = [n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)]
             wrong += [f"run {finished}: {name} differs" for name in sorted(differs)]
@@ -258,7 +259,9 @@ def main() -> int:
         kills += 1
         answers[hit[1]].append(took)
         allowed = {DOCUMENTED[options.signal]}
-        if at_work_on(run, order, since)[0] == "closing":  # it came when all was done
+        if (
+            at_work_on(run, order, since)[0] == "closing"
+        ):  # the signal came after everything was done
             allowed |= {0, -getattr(signal, f"SIG{options.signal}")}
         if child.returncode not in allowed:
             wrong.append(f"attempt {attempt}: exit {child.returncode}: {errors[-300:]}")
@@ -266,7 +269,7 @@ def main() -> int:
 
     print("", *table(options.signal, lengths, answers), sep="\n")
     print(f"\n{finished} runs finished")
-    print("\n".join(wrong) or "every run ended with the bytes of the undisturbed one")
+    print("\n".join(wrong) or "every run ended with the same bytes as the undisturbed one")
     shutil.rmtree(work)
     return 1 if wrong else 0
 

@@ -1,11 +1,11 @@
-"""Searches 2,000 questions in one process and watches what grows; then again with restarts.
+"""Searches 2,000 questions in one process and measures what grows; then again with restarts.
 
     python scripts/reliability_long.py [--questions 2000] [--block 200]
 
-The embedded model and task, trees of 2 + 4 + 8 nodes. Prints memory, open files and compiled
-programs after every block. Expected: none of the three grows after the first five blocks (memory by
-no more than 2%), and the trees of a run whose process is replaced after every block have the same
-bytes. Exits 1 otherwise. Takes about two minutes on two quiet cores.
+Uses the embedded model and task, with trees of 2 + 4 + 8 nodes. Prints memory, open files and
+compiled programs after every block. Expected: none of the three grows after the first five blocks
+(memory by at most 2%), and a run whose process is replaced after every block has the same bytes of
+trees. Exits 1 otherwise. Takes about two minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def resident_mb() -> float:
 
 
 def work(folder: Path, questions: int, block: int, blocks: int) -> None:
-    """Searches at most `blocks` blocks of the run and prints one JSON line after each."""
+    """Searches at most `blocks` blocks of the run and prints one JSON line after each block."""
     from malt_jax import config as configs
     from malt_jax.config import reading
     from malt_jax.progress import Progress
@@ -69,11 +69,11 @@ def work(folder: Path, questions: int, block: int, blocks: int) -> None:
 
 
 def in_processes(folder: Path, options: argparse.Namespace, blocks: int) -> list[dict]:
-    """The whole search, a new process after every `blocks` blocks; what was seen after each."""
+    """Searches everything, in a new process after every `blocks` blocks; the figures per block."""
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
-    owed, seen = -(-options.questions // options.block), []
-    while len(seen) < owed:
+    total, seen = -(-options.questions // options.block), []
+    while len(seen) < total:
         arguments = ["--questions", options.questions, "--block", options.block]
         command = [sys.executable, __file__, *arguments, "--worker", folder, "--blocks", blocks]
         done = subprocess.run(map(str, command), stdout=subprocess.PIPE, text=True, check=True)
@@ -111,7 +111,7 @@ def main() -> int:
     print(f"\nmemory after the last block: {grown:.3f} of that after block {WARM_UP}")
     in_processes(place / "restarted", options, 1)
     same = trees(place / "one") == trees(place / "restarted")
-    print(f"restarted after every block: {'the same' if same else 'OTHER'} bytes of trees")
+    print(f"restarted after every block: {'the same' if same else 'DIFFERENT'} bytes of trees")
     shutil.rmtree(place)
     print(f"grew: {', '.join(wrong)}" if wrong else "nothing grew")
     return 1 if wrong or not same else 0

@@ -1,11 +1,11 @@
-"""How the search's time and memory grow, on the quickstart's model and on random ones.
+"""Measures how the search's time and memory grow, on the quickstart's model and on random ones.
 
     python scripts/scaling.py
 
-Prints one Markdown table a sweep: questions, branching, new tokens, model size. Seconds
-are those of prefill, decoding and the host beside them, without compiling: the best of two
-repetitions. Memory is what caches and logits take by the sampler's plan, and how much larger the
-process became at its largest, the trees included.
+Prints one Markdown table per sweep: questions, branching, new tokens, model size. Seconds are the
+best of two repetitions and include prefill, decoding and the host's work, without compiling. Memory
+is that of caches and logits by the sampler's plan, and the growth of the process at its peak, trees
+included.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import numpy as np
 from flax import nnx
 
 from malt_jax import config, load_model
+from malt_jax.algorithm import search
 from malt_jax.config.run import Config
 from malt_jax.config.sampler import SamplerConfig
+from malt_jax.memory import peak_bytes
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.engine import Request, Sampler, Settings
-from malt_jax.sampling.memory import peak_bytes
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
-from malt_jax.tree.search import search
 
 REPEATS = 2
 
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def table(name: str, points: Iterable[tuple[int, int, Callable[[], Any]]]) -> None:
-    """Measures the points and prints them, seconds and memory also as shares of the first."""
+    """Measures the points of a sweep and prints them; the ratio is to the first point's seconds."""
     print(f"| {name} | completions or tokens | seconds | ratio | caches MB | process grew MB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     first = 0.0
@@ -88,7 +89,7 @@ SAMPLERS: dict[tuple[int, SamplerConfig], Sampler] = {}
 
 
 def sampler_of(model: Any, settings: SamplerConfig) -> Sampler:
-    """One sampler a model and setting, so that only its first run compiles."""
+    """One sampler per model and config, so that only its first run compiles."""
     key = (id(model), settings)
     if key not in SAMPLERS:
         SAMPLERS[key] = Sampler(model, settings)
@@ -96,7 +97,7 @@ def sampler_of(model: Any, settings: SamplerConfig) -> Sampler:
 
 
 def tree(model: Any, settings: Config, questions: int, branch: int) -> Sampler:
-    """Searches that many questions with the quickstart's roles."""
+    """Searches so many questions with the quickstart's roles."""
     roles = tuple(replace(role, branch=branch) for role in settings.pipeline.roles)
     sampler = sampler_of(model, settings.sampler)
     task = get_task("arithmetic")
@@ -111,7 +112,7 @@ def tree(model: Any, settings: Config, questions: int, branch: int) -> Sampler:
 
 
 def drawn(model: Any, new_tokens: int) -> Sampler:
-    """512 completions of 128 prompts of 40 tokens, all of them this long."""
+    """Samples 512 completions of `new_tokens` tokens for 128 prompts of 40 tokens."""
     sampler = sampler_of(
         model, SamplerConfig(rows=128, prefix_buckets=(64,), new_token_buckets=(new_tokens,))
     )
@@ -121,7 +122,7 @@ def drawn(model: Any, new_tokens: int) -> Sampler:
         Request(tuple(map(int, prompt)), rng.integers(0, 1 << 31, (4, 2), np.uint32))
         for prompt in prompts
     ]
-    sampler.sample(requests, Settings(temperature=1.0, max_new_tokens=new_tokens))
+    sampler.sample(requests, SamplingParams(temperature=1.0, max_new_tokens=new_tokens))
     return sampler
 
 

@@ -1,12 +1,19 @@
 #!/bin/sh
-# All tests, from nothing but Python (3.11 or 3.12):
+# Checks and tests the checkout, from nothing but Python (3.11 or 3.12):
 #
-#   sh scripts/test.sh
+#   sh scripts/test.sh                                # ruff, mypy, then every test
+#   sh scripts/test.sh tests/test_cli.py -k help      # pytest alone, with these arguments
 #
-# Installs into .venv-test the versions of constraints.txt (Python 3.11) or the newest ones, then
-# runs pytest, with any arguments given: sh scripts/test.sh tests/test_cli.py -k help
+# Installs into .venv-test the versions of constraints.txt (Python 3.11) or the newest ones. The last
+# lines of the output list every test that was skipped, with the reason.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 install_into .venv-test "pyproject.toml constraints.txt" -c constraints.txt -e '.[test,eval]'
-exec .venv-test/bin/python -m pytest "$@"
+bin=.venv-test/bin
+if [ $# -eq 0 ]; then
+  "$bin/ruff" check malt_jax tests scripts
+  "$bin/ruff" format --check malt_jax tests scripts
+  "$bin/mypy"
+fi
+exec "$bin/python" -m pytest "$@"

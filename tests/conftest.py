@@ -1,18 +1,22 @@
-"""Numbers and shapes are checked harder in the tests than at run time.
+"""The tests check dtypes, ranks and shapes more strictly than a run does.
 
-No silent promotion of dtypes or ranks, and every annotated shape of the functions that take arrays
-is compared with what is passed.
+Implicit promotion of dtypes or ranks is an error, and the annotated shapes of functions that take
+arrays are compared with what they are given.
 """
 
 from __future__ import annotations
 
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network
+# The test extra installs the TPU compiler, with which JAX would look for a TPU in every process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import jaxtyping
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+from skips import pytest_addoption, pytest_sessionfinish  # noqa: F401 (hooks of pytest)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -22,6 +26,6 @@ jaxtyping.install_import_hook([f"malt_jax.{name}" for name in ARRAY_CODE], "type
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Raised by flax's own aliases in our signatures.
+    # Raised by flax's own type aliases in our signatures.
     ignored = "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
     config.addinivalue_line("filterwarnings", ignored)

@@ -1,8 +1,8 @@
-"""A run in miniature, as stages use the storage: search, train, export, each resumable.
+"""A tiny resumable run without a model: it uses the storage as the stages do.
 
     python tests/storage_protocol.py RUN [--redo STAGE]
 
-Exit status as the `malt` command: 0 done, 2 a refusal (one sentence), 130 and 143 stopped.
+The exit status is that of the `malt` command: 0 done, 2 refused, 130 and 143 stopped.
 """
 
 import hashlib

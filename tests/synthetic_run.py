@@ -1,4 +1,4 @@
-"""A believable run directory made without a model: trees, role data, eval records, metrics.
+"""A realistic run directory made without a model: trees, role data, eval records, metrics.
 
 Used by the tests of tables and report, and good to look at:
 `python tests/synthetic_run.py FOLDER [QUESTIONS]` writes one with its report.
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.evaluation.calibration import calibration
+from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
+from malt_jax.tree.node import Tree
 
 ROLES = ("generator", "verifier", "refiner")
 HOSTILE = (
@@ -76,7 +78,7 @@ def make_run(
         _write(path / "eval" / f"{name}.jsonl", rows)
     _write(path / "metrics.jsonl", _metrics(rng, rounds))
     results = summarise(
-        records,
+        {name: list(map(DrawRecord.from_record, rows)) for name, rows in records.items()},
         {
             name: SystemInfo(label, votes, seconds=0.02 * len(turns))
             for name, (label, _, _, turns, _, votes) in SYSTEMS.items()
@@ -89,7 +91,7 @@ def make_run(
             "search": {"trees": questions, "unparsed": 7, "length": 3},
             "verifier": {"positives": 240, "negatives": 300, "repeats": 12},
         },
-        calibration=calibration(trees),
+        calibration=calibration(map(Tree.from_record, trees)),
     )
     (path / "results.json").write_text(json.dumps(results))
     return path

@@ -1,6 +1,6 @@
-"""The whole loop on a disk that fills up or may not be written: the old state stays whole.
+"""The whole loop on a disk that fills up or becomes read-only: sealed files stay intact.
 
-Needs leave to mount a file system in memory; without it the tests are skipped.
+The tests mount a file system in memory and are skipped where that is not allowed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ START_KB, STEP = 48, 1.6
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A folder on a file system of its own; `resize` and `remount` change it."""
+    """A folder on a file system of its own, which `remount` changes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -44,7 +44,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def test_on_a_disk_that_keeps_filling_up_the_run_ends_as_on_an_empty_one(disk, tmp_path, capsys):
+def test_a_run_on_a_disk_that_fills_up_repeatedly_ends_with_the_same_bytes(disk, tmp_path, capsys):
     flags, run = cli_run.flags()[:-1], disk / "run"
     assert cli.main(["run", *flags, str(tmp_path / "undisturbed")]) == 0
     capsys.readouterr()
@@ -64,7 +64,7 @@ def test_on_a_disk_that_keeps_filling_up_the_run_ends_as_on_an_empty_one(disk, t
     assert contents(run) == contents(tmp_path / "undisturbed")
 
 
-def test_a_read_only_run_is_refused_whole_and_goes_on_when_it_may_be_written(disk, capsys):
+def test_a_read_only_run_is_refused_unchanged_and_continues_once_writable(disk, capsys):
     flags, run = cli_run.flags()[:-1], disk / "run"
     remount(disk, "size=64m")
     assert cli.main(["search", *flags, str(run)]) == 0

@@ -1,4 +1,4 @@
-"""Event files are what tensorboardX's own protocol buffers and checksums say they should be."""
+"""Event files are read back with tensorboardX's protocol buffers and checksums."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
-from malt_jax.storage import events
+from malt_jax.storage import atomic
 from malt_jax.storage.events import EventFile
 
 proto = pytest.importorskip("tensorboardX.proto.event_pb2")
 
 
 def read(path: Path) -> list:
-    """The file's events, by another implementation; every checksum is compared."""
+    """The file's events as tensorboardX parses them; every checksum is compared."""
     from tensorboardX.crc32c import crc32c
 
     def masked(data: bytes) -> int:
@@ -37,19 +37,17 @@ def read(path: Path) -> list:
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=40), st.floats(width=32, allow_nan=False), max_size=3))
-def test_any_names_and_numbers_read_back(numbers):
-    data = events._event(300, events._message(5, b"".join(
-        events._message(1, events._text(1, name) + events._single(2, x))
-        for name, x in numbers.items()
-    )))  # fmt: skip
-    event = proto.Event.FromString(data)
+def test_any_names_and_numbers_round_trip(tmp_path_factory, numbers):
+    file = EventFile(tmp_path_factory.mktemp("events"), 300)
+    file.add(300, numbers)
+    event = read(file.path)[-1]
     assert event.step == 300
     largest = 3.4028234663852886e38
     said = {value.tag: value.simple_value for value in event.summary.value}
     assert said == {name: max(-largest, min(largest, x)) for name, x in numbers.items()}
 
 
-def test_a_file_begins_a_session_and_holds_its_points(tmp_path):
+def test_an_event_file_starts_a_session_and_holds_its_points(tmp_path):
     file = EventFile(tmp_path / "train", 3)
     file.add(3, {"loss": 1.5, "margin": -2.0})
     file.add(4, {})
@@ -60,7 +58,7 @@ def test_a_file_begins_a_session_and_holds_its_points(tmp_path):
     assert empty.step == 4 and point.wall_time > 1.6e9
 
 
-def test_a_full_disk_leaves_whole_records_and_a_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_sentence_and_leaves_complete_records(tmp_path, monkeypatch):
     file = EventFile(tmp_path, 0)
     whole = file.path.read_bytes()
 
@@ -75,8 +73,8 @@ def test_a_full_disk_leaves_whole_records_and_a_sentence(tmp_path, monkeypatch):
             self.taken = super().write(bytes(data)[:10])
             return self.taken
 
-    full = lambda path, mode, buffering: Full(path, mode)  # noqa: E731
-    monkeypatch.setattr(events, "open", full, raising=False)
+    full = lambda handle, mode, buffering: Full(handle, mode)  # noqa: E731
+    monkeypatch.setattr(atomic, "open", full, raising=False)
     with pytest.raises(UserError, match="No space left"):
         file.add(1, {"loss": 1.0})
     assert file.path.read_bytes() == whole

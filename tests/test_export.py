@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import malt_jax
 import tiny
 from malt_jax.config.lora import LoraConfig
-from malt_jax.config.pipeline import PipelineConfig, RoleConfig
+from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
-from malt_jax.export.cards import CardFacts, model_card
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
-from malt_jax.tasks.base import Question
 from tiny_models import VOCAB, save_checkpoint
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install '.[test]'")
@@ -49,10 +45,10 @@ def hf_logits(model) -> np.ndarray:
         return model(torch.tensor(TOKENS.astype(np.int64))).logits.numpy()
 
 
-def hf_load(folder):
+def hf_load(folder, dtype=torch.float32):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 CASES = [
@@ -63,7 +59,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("family,stacked,lora", CASES)
-def test_merged_model_adapter_on_base_and_ours_agree(family, stacked, lora, tmp_path):
+def test_merged_model_and_adapter_on_its_base_give_our_logits(family, stacked, lora, tmp_path):
     from peft import PeftModel
 
     base = save_checkpoint(tmp_path / "base", family)
@@ -103,7 +99,7 @@ def test_every_field_of_the_adapter_config_reads_back(tmp_path):
     assert config.inference_mode
 
 
-def test_the_adapter_is_one_that_vllm_takes(tmp_path):
+def test_the_adapter_meets_the_conditions_of_vllm(tmp_path):
     """The conditions of `vllm.lora.peft_helper.PEFTHelper` and of its names for tensors."""
     from safetensors.numpy import load_file
 
@@ -123,13 +119,79 @@ def test_the_adapter_is_one_that_vllm_takes(tmp_path):
         assert value.shape[("lora_A", "lora_B").index(side)] == lora.rank
 
 
-def test_fully_trained_weights_export_in_the_dtype_they_ran_in(tmp_path):
-    model = load_model(save_checkpoint(tmp_path / "base", "mistral"), dtype="bfloat16")
-    trained = jax.tree.map(lambda x: x * 0.5, model.params)
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_weights_are_rounded_once_to_the_dtype_the_model_ran_in(dtype, stacked, tmp_path):
+    from safetensors.numpy import load_file
+
+    model = load_model(save_checkpoint(tmp_path / "base", "qwen2"), dtype=dtype, stacked=stacked)
+    lora = LoraConfig(rank=4, alpha=8.0)
+    adapter = trained_adapter(model.spec, lora, stacked)
+    export_role(model, adapter, tmp_path / "out", lora=lora)
+    assert dtype_of(tmp_path / "out") == dtype
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    factors = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert base.keys() == merged.keys()
+    changed = 0
+    for name, value in base.items():
+        exact = value.astype(dtype).astype(np.float64)
+        prefix = "base_model.model." + name.removesuffix(".weight")
+        if f"{prefix}.lora_A.weight" in factors:
+            a, b = (factors[f"{prefix}.lora_{side}.weight"].astype(np.float64) for side in "AB")
+            exact, changed = exact + lora.scale * b @ a, changed + 1
+        assert merged[name].dtype == jnp.dtype(dtype)
+        step = np.finfo(np.float32).eps if dtype == "float32" else 2.0**-8
+        difference = np.abs(merged[name].astype(np.float64) - exact)
+        assert np.all(difference <= step * np.abs(exact) + 1e-6), name
+    assert changed == 7 * model.spec.num_layers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_reads_back_bit_by_bit_whatever_the_model_ran_in(dtype, tmp_path):
+    from peft import PeftModel
+
+    base = save_checkpoint(tmp_path / "base", "smollm2")
+    model = load_model(base, dtype=dtype)
+    lora = LoraConfig(rank=4, alpha=8.0)
+    adapter = trained_adapter(model.spec, lora, False)
+    export_role(model, adapter, tmp_path / "out", lora=lora, merged=False)
+    peft = PeftModel.from_pretrained(hf_load(base), tmp_path / "out" / "adapter")
+    weights = {name: value.numpy() for name, value in peft.state_dict().items()}
+    for i, layer in enumerate(adapter.layers):
+        prefix = f"base_model.model.model.layers.{i}.mlp.down_proj"
+        for side, name in (("a", "lora_A"), ("b", "lora_B")):
+            ours = np.asarray(layer["down"][side])
+            assert ours.dtype == np.float32
+            np.testing.assert_array_equal(weights[f"{prefix}.{name}.default.weight"], ours.T)
+    # Eight bits of mantissa through four layers, against logits of this size.
+    ours, theirs = our_logits(model, adapter), hf_logits(peft)
+    atol = 1e-4 if dtype == "float32" else 0.05 * np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("trained_in", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fully_trained_weights_export_in_the_dtype_they_ran_in(
+    dtype, trained_in, stacked, tmp_path
+):
+    """Full fine-tuning of a bfloat16 model trains float32 masters: they are rounded once."""
+    base = save_checkpoint(tmp_path / "base", "mistral")
+    model = load_model(base, dtype=dtype, stacked=stacked)
+    trained = jax.tree.map(lambda x: (x * 1.001).astype(trained_in), model.params)
     export_role(model, None, tmp_path / "out", params=trained)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
-    again = load_model(tmp_path / "out", dtype="bfloat16")
-    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), again.params, trained))
+    assert dtype_of(tmp_path / "out") == dtype
+    again = load_model(tmp_path / "out", dtype=dtype, stacked=stacked)
+    expected = jax.tree.map(lambda x: x.astype(dtype), trained)
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), again.params, expected))
+    assert hf_load(tmp_path / "out", dtype="auto").dtype == getattr(torch, dtype)
+
+
+def dtype_of(folder) -> str:
+    """What the config of an exported model says, under either version's name."""
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("dtype") or config["torch_dtype"]
 
 
 def test_an_export_never_replaces_a_folder_unasked(tmp_path):
@@ -139,17 +201,9 @@ def test_an_export_never_replaces_a_folder_unasked(tmp_path):
     with pytest.raises(UserError, match="already exists"):
         export_role(model, None, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
-    export_role(model, None, tmp_path / "out", replace=True)
+    (tmp_path / "out" / "precious").unlink()
+    export_role(model, None, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-TURNS = {
-    "generator": RoleConfig("generator", max_new_tokens=5, temperature=0.0, branch=1),
-    "verifier": RoleConfig("verifier", max_new_tokens=24, temperature=0.0, branch=1),
-    "refiner": RoleConfig(
-        "refiner", max_new_tokens=9, temperature=0.0, branch=1, template="R {verifier} {previous} "
-    ),
-}
 
 
 def endless_model(folder):
@@ -161,48 +215,7 @@ def endless_model(folder):
     return load_model(folder)
 
 
-def card_facts(model, roles) -> CardFacts:
-    return CardFacts(
-        role="generator",
-        roles=[*roles],
-        templates={
-            name: role.template or tiny.LUCK.templates[name] for name, role in roles.items()
-        },
-        base=model.path,
-        revision=None,
-        license=None,
-        task="luck",
-        seed=0,
-        policies=dict.fromkeys(roles, "base"),
-        sampling=roles,
-        rank=None,
-        merged=True,
-        results=None,
-    )
-
-
-def test_the_chain_of_the_card_says_what_the_pipeline_says(tmp_path, monkeypatch):
-    """Each role by its own limits, whosever card it is and whatever the base's file says."""
-    model = endless_model(tmp_path / "base")
-    [tree] = malt_jax.search(
-        model,
-        [Question("Q1", "1+2=?", "0")],
-        PipelineConfig(roles=tuple(TURNS.values())),
-        task=tiny.LUCK,
-    ).records
-    turns = {role: node["completion"] for role, node in zip(TURNS, tree["nodes"], strict=True)}
-    assert len(turns["verifier"]) > len(turns["refiner"]) > len(turns["generator"]) > 3
-    card = model_card(card_facts(model, TURNS))
-    for name, role in TURNS.items():
-        export_role(model, None, tmp_path / "export" / name, role=role, card=card)
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    names = {}
-    monkeypatch.chdir(tmp_path)
-    exec(code.replace('"question": "..."', '"question": "1+2=?"'), names)
-    assert names["said"] == {"question": "1+2=?", **turns}
-
-
-def test_transformers_draws_an_exported_role_by_its_own_settings_alone(tmp_path):
+def test_transformers_samples_an_exported_role_with_its_own_settings_alone(tmp_path):
     from transformers import GenerationConfig
 
     model = endless_model(tmp_path / "base")

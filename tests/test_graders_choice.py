@@ -194,6 +194,77 @@ NOT_B = [
     "(A) ignore\n\nB",
 ]
 
+# Answers as small instruct models write them; (A) is ignore, (B) enforce, (D) yell at.
+MODELS_SAY_B = [
+    "The answer is b) enforce",
+    "The answer is b. enforce",
+    "The answer is b: enforce",
+    "The answer is b) enforce.",
+    "The answer is b. enforce, because schools are punished.",
+    "The answer is b - enforce",
+    "The answer is B enforce",
+    "The answer is option b.",
+    "The answer is option b) enforce",
+    "The answer is (b) enforce.",
+    "The answer is **b) enforce**.",
+    "The answer is **B. enforce**",
+    "The correct answer is **(B) enforce**.",
+    "The correct answer is:\n\nB. enforce",
+    "The correct answer is: **B) enforce**",
+    "Answer: b) enforce",
+    "Answer: b",
+    "**Answer:** B. enforce",
+    "The answer is b, since rules are meant to hold.",
+    "Therefore, the best answer is (B) enforce.",
+    "So, the answer is B) enforce, not A) ignore.",
+    "The best choice is B: enforce.",
+    r"The final answer is: $\boxed{B}$",
+    r"The answer is $\boxed{\text{b) enforce}}$",
+    "Let's check each choice.\n(A) ignore: no.\n(B) enforce: yes.\nThe answer is (B) enforce.",
+    "(A) does not fit. (D) is too harsh.\n\nThe answer is (B).",
+    "The answer is the enforce.",
+    "B) enforce",
+    "b. enforce",
+    "Answer: (B) enforce\n\nExplanation: to ignore would be against the rules.",
+]
+MODELS_DO_NOT_SAY_B = [
+    # letter and text of different choices
+    "The answer is a) enforce",
+    "The answer is a. enforce",
+    "The answer is b) ignore",
+    "The answer is b. ignore",
+    "The answer is B. ignore, because it fits.",
+    "The answer is (B) ignore, since schools do.",
+    "The answer is (A): enforce.",
+    "The answer is A - enforce",
+    "The answer is **b) ignore**",
+    "Answer: b. yell at",
+    "The answer is d) enforce.",
+    # other labels, in the forms that count
+    "The answer is a) ignore",
+    "The answer is a. ignore",
+    "The answer is d. yell at, because enforce is too weak.",
+    "The answer is d) yell at",
+    "Answer: d",
+    # an article is no label
+    "The answer is a way to enforce.",
+    "The answer is a bit of both: enforce and ignore.",
+    "The answer is e.g. enforce",
+    # two of them, or none
+    "The answer is a) ignore or b) enforce",
+    "The answer is b) enforce or d) yell at",
+    "The answer is b) enforce and a) ignore",
+    "The answer is either b) enforce or something else.",
+    "The answer is not b) enforce",
+    "The answer isn't b. enforce",
+    "a) ignore\nb) enforce",
+    "The answer could be b) enforce, but a) ignore is better.\nThe answer is a) ignore.",
+    "The answer is b) enforce. No, the answer is a) ignore.",
+    "I am not sure whether it is a) or b).",
+    "The answer is b) enforce? No.",
+    "The answer is b) but also a)",
+]
+
 SAYS_YES = [
     "The answer is yes.",
     "The answer is Yes",
@@ -273,12 +344,12 @@ def says(text: str, grader: ChoiceGrader, question: Question) -> bool:
     return grader.grade([text], [question])[0].correct
 
 
-@pytest.mark.parametrize("text", SAYS_B)
+@pytest.mark.parametrize("text", SAYS_B + MODELS_SAY_B)
 def test_the_chosen_label_is_read(text):
     assert says(text, ChoiceGrader(), LETTERS)
 
 
-@pytest.mark.parametrize("text", NOT_B)
+@pytest.mark.parametrize("text", NOT_B + MODELS_DO_NOT_SAY_B)
 def test_another_label_two_labels_or_none_fail(text):
     assert not says(text, ChoiceGrader(), LETTERS)
 
@@ -316,7 +387,7 @@ def test_a_copy_of_the_prompt_names_no_choice(name):
 
 def test_no_text_is_right_for_two_different_references():
     questions = [Question("q", "", label, {"choices": CHOICES}) for label in CHOICES]
-    for text in SAYS_B + NOT_B:
+    for text in SAYS_B + NOT_B + MODELS_SAY_B + MODELS_DO_NOT_SAY_B:
         assert sum(says(text, ChoiceGrader(), q) for q in questions) <= 1, text
 
 
@@ -345,6 +416,37 @@ def test_long_hostile_text_takes_bounded_time():
 
 def test_the_tables_are_large_enough():
     assert len(SAYS_B) + len(NOT_B) >= 100
+    assert len(MODELS_SAY_B) >= 30 and len(MODELS_DO_NOT_SAY_B) >= 30
+
+
+CSQA = [  # (choices, the right label), as published: texts that hold others, or share words
+    ({"A": "ignore", "B": "enforce", "C": "authoritarian", "D": "yell at", "E": "avoid"}, "A"),
+    ({"A": "bank", "B": "library", "C": "department store", "D": "mall", "E": "new york"}, "E"),
+    ({"A": "race track", "B": "populated areas", "C": "the desert", "D": "apartment"}, "B"),
+    (
+        {
+            "A": "michigan",
+            "B": "new mexico",
+            "C": "mexico",
+            "D": "mexico city",
+            "E": "michigan state",
+        },
+        "C",
+    ),
+    ({"A": "feel better", "B": "feel", "C": "better", "D": "feel well", "E": "good"}, "B"),
+]
+
+
+@pytest.mark.parametrize(("choices", "right"), CSQA)
+@pytest.mark.parametrize(
+    "form", ["{l}) {t}", "{l}. {t}", "({l}) {t}.", "{l}: {t}", "{l}. {t}, because it is."]
+)
+def test_a_letter_counts_only_with_its_own_text(choices, right, form):
+    question = Question("q", "", right, {"choices": choices})
+    for label, text in choices.items():
+        for letter in (right, right.lower()):
+            said = "The answer is " + form.format(l=letter, t=text)
+            assert says(said, ChoiceGrader(), question) == (label == right), said
 
 
 @given(st.text(max_size=200))

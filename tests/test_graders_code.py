@@ -177,10 +177,11 @@ def isolated() -> bool:
     import sys
 
     script = (
-        "import sys; sys.path.append(sys.argv[1]); import limits; print(limits.enter(9, 1<<30))"
+        "import sys; sys.path.append(sys.argv[1]); from jail import limits;"
+        "print(limits.enter(9, 1<<30))"
     )
     said = subprocess.run(
-        [sys.executable, "-I", "-c", script, str(JAIL)], capture_output=True, text=True
+        [sys.executable, "-I", "-c", script, str(JAIL.parent)], capture_output=True, text=True
     ).stdout
     return all(layer in said for layer in ("namespaces", "landlock", "seccomp"))
 
@@ -309,6 +310,14 @@ def test_code_is_run_only_when_asked_for():
         # objects of the solution's own classes, made beside it
         ("", "assert area(f(box)) == 6", ["area", "f", "box"],
          "class Box: pass\nbox = Box()\nbox.a = 6\ndef f(x): return x\ndef area(x): return x.a", True),
+        # types and functions of Python's own are arguments and results
+        ("", "assert f((4, 5, 7.7, 'x'), int) == [7.7, 'x']", ["f"],
+         "def f(values, kind): return [v for v in values if not isinstance(v, kind)]", True),
+        ("", "assert f([1, '2', 3.0]) == [int, str, float]", ["f"], "def f(l): return [type(v) for v in l]", True),
+        ("", "assert f([1, '2', 3.0]) == [int, str, int]", ["f"], "def f(l): return [type(v) for v in l]", False),
+        ("", "assert f(['aa', 'b'], len) == ['b', 'aa']", ["f"], "def f(l, key): return sorted(l, key=key)", True),
+        ("", "assert f(3) == int", ["f"], "def f(x): return exec", False),
+        ("", "assert f(3) == int", ["f"], "class int: pass\ndef f(x): return int", False),
         # helpers of the setup serve both sides
         ("def twice(x): return 2 * x\n\ndef f(x):\n    '''Half.'''\n", "assert f(twice(4)) == 4",
          ["f"], "    return x // 2", True),
@@ -319,6 +328,82 @@ def test_code_is_run_only_when_asked_for():
 def test_values_cross_between_judge_and_solution(setup, tests, names, code, verdict):
     question = Question("q", "", "", {"code": {"setup": setup, "tests": tests, "names": names}})
     assert GRADER.grade([fenced(code)], [question])[0].correct == verdict
+
+
+# Answers of small instruct models to ADD: without fences, with prose, with tests of their own.
+MODELS_RIGHT = [
+    "Here is the function:\n\ndef add(a, b):\n    return a + b\n\nThis function adds two values.",
+    "def add(a, b):\n    return a + b\n\n# Test\nprint(add(1, 2))",
+    "The function is `def add(a, b): return a + b`.",
+    "Solution: def add(a, b):\n    return a + b\nDone",
+    "Sure! Here's the code:\nimport operator\n\ndef add(a, b):\n    return operator.add(a, b)\n\nHope this helps!",
+    "[BEGIN]\ndef add(a, b):\n    return a + b\n[DONE]",
+    "To add, use +.\n\n    def add(a, b):\n        return a + b\n\nThat is all.",
+    "First a helper.\n\ndef plus(a, b):\n    return a + b\n\nThen the function.\n\ndef add(a, b):\n    return plus(a, b)\n\nIt works.",
+    'def add(a, b):\n    """Adds.\n\nSecond paragraph at the margin.\n    """\n    return a + b\nExplanation: it adds.',
+    "def add(a, b):\n    # add them\n\n    return (a +\nb)\nDone",
+    "We define class Adder and the function.\n\nclass Adder:\n    def run(self, a, b):\n        return a + b\n\ndef add(a, b):\n    return Adder().run(a, b)\n",
+    "from functools import reduce\n\ndef add(*values):\n    return reduce(lambda a, b: a + b, values)\nThe time complexity is O(n).",
+    "ZERO = 0\ndef add(a, b):\n    return a + b if ZERO == 0 else None\nNote: ZERO is a constant.",
+    "Attempt 1:\ndef add(a, b):\n    return a - b\n\nThat is wrong. Attempt 2:\ndef add(a, b):\n    return a + b\n",
+    "import math\n\n@staticmethod\ndef helper(a):\n    return a\n\ndef add(a, b):\n    return a + b\n\nassert add(1, 2) == 3",
+    "def add(a, b):\n\treturn a + b\nThis uses tabs.",
+    "```python\ndef add(a, b):\n    return a + b\n```\nExplanation: `def add(a, b)` takes two values.",
+    "```python\ndef add(a, b):\n    return a + b\n```\n\nExample:\n```python\n>>> add(1, 2)\n3\n```",
+    "```Python\ndef add(a, b):\n    return a + b\n```",
+    "```py\nfrom typing import Any\n\ndef add(a: Any, b: Any) -> Any:\n    return a + b\n```",
+    "Here is the code:\r\n\r\ndef add(a, b):\r\n    return a + b\r\n\r\nDone.",
+    "async def other(): pass\n\ndef add(a, b):\n    return a + b\nDone.",
+    "The answer is:\n\n\n\ndef add(first, second):\n\n    total = first + second\n\n    return total\n\n\nYou can call it.",
+    "Let's import what we need.\nimport itertools\n\nThe function:\ndef add(a, b):\n    return list(itertools.chain(a, b)) if isinstance(a, list) else a + b",
+    "1. Define it:\ndef add(a, b):\n    return a + b\n2. Use it.",
+    "def add(a, b):\n    if isinstance(a, list):\n        return [*a, *b]\n    return a + b",
+    "def add(a, b): return a + b",
+    "    c = a + b\n    return c",
+    "    def inner(x, y):\n        return x + y\n    return inner(a, b)",
+    "    import operator\n    return operator.add(a, b)",
+]
+MODELS_WRONG = [
+    "The function adds a and b and returns a + b.",
+    "def add(a, b)\n    return a + b",
+    "Here is the function:\n\ndef add(a, b):\n    return a * b\n\nThis adds.",
+    "Attempt 1:\ndef add(a, b):\n    return a + b\n\nBetter:\ndef add(a, b):\n    return a - b\n",
+    "def plus(a, b):\n    return a + b\n\nCall plus instead of add.",
+    "def add(a, b):\n    return plus(a, b)\n\nwhere plus adds.",
+    "def add(a, b):\n    a + b\n",
+    "def add(a, b):\n    print(a + b)\n",
+    "def add(a, b):\n    return 3\n",
+    "def add(a, b):\n    return str(a + b)\n",
+    "def add(a, b):\n    return float(a + b) if isinstance(a, int) else (*a, *b)\n",
+    "def add(a, b):\n    return [a + b]\n",
+    "def add(a, b):\n    pass\n",
+    "def add(a, b):\n    ...\n",
+    "def add(a, b):\n    # TODO\n",
+    "def add(a, b):\n    raise NotImplementedError\n",
+    "def add():\n    return 1 + 2\n",
+    "def add(a, b, c):\n    return a + b + c\n",
+    "def Add(a, b):\n    return a + b\n",
+    "class add:\n    def __init__(self, a, b): self.sum = a + b\n",
+    "add(a, b) = a + b",
+    "function add(a, b) { return a + b; }",
+    "def add(a, b):\nreturn a + b",
+    "```python\ndef add(a, b):\n    return a + b + 1\n```\nor\n`def add(a, b): return a + b`",
+    "```python\ndef add(a, b):\n    return a + b\n```\nBut this is wrong. Correct:\n```python\ndef add(a, b):\n    return b + b\n```",
+    "assert add(1, 2) == 3\nassert add([1], [2, 3]) == [1, 2, 3]",
+    "def add(a, b):\n    return sum([a, b])\n",
+    "def add(a, b):\n    return {3: 3}.get(a + b, None) if isinstance(a, int) else a\n",
+    "def add(a, b):\n    a += b\n    return None\n",
+    "def add(a, b):\n    yield a + b\n",
+    "import add\n",
+]
+
+
+def test_answers_of_models_are_cut_out_of_their_prose():
+    grades = GRADER.grade(MODELS_RIGHT, [ADD] * len(MODELS_RIGHT))
+    assert [c for c, grade in zip(MODELS_RIGHT, grades, strict=True) if not grade.correct] == []
+    grades = GRADER.grade(MODELS_WRONG, [ADD] * len(MODELS_WRONG))
+    assert [c for c, grade in zip(MODELS_WRONG, grades, strict=True) if grade.correct] == []
+    assert len(MODELS_RIGHT) >= 30 and len(MODELS_WRONG) >= 30
 
 
 WHOLE = "def add(a, b):\n    return a + b"

@@ -95,6 +95,42 @@ OTHER_SET = [
     ("red, green", "The wrong answers are red and green"), ("red, green", "Answer: not (red, green)"),
 ]  # fmt: skip
 
+# Answers as small instruct models write them.
+MODELS_SAY = [
+    ("Paris", "The capital of France is Paris.\n\nAnswer: Paris"), ("Paris", "**Answer: Paris**"),
+    ("Paris", "Step 1: France.\nStep 2: its capital.\n\n**Final Answer:** Paris"), ("Paris", "Answer:\n\n**Paris**"),
+    ("Paris", "Answer: Paris  \n\n"), ("Paris", "The final answer is: **Paris**."),
+    ("Paris", "So the correct answer is Paris."), ("Paris", "Answer: paris\n"), ("Paris", "#### **Paris**"),
+    ("42", "Answer: 42."), ("42", "The answer is ４２。"), ("42", "Answer: ٤٢"), ("3.5", "Answer: 3.5."), ("a knight", "Answer: A knight."),
+    ("odd", "The number is odd.\nAnswer: odd"), ("odd", "The answer is **odd**."), ("Mount Everest", "Answer: the Mount  Everest"),
+    ("New York", "Answer: “New York”"), ("東京", "答えは東京です。"), ("東京", "答案是東京。"), ("서울", "정답은 서울입니다."), ("Madrid", "La respuesta es Madrid."),
+    ("Berlin", "Die Antwort lautet: Berlin."), ("Москва", "Ответ: Москва."), ("القاهرة", "الإجابة هي القاهرة."), ("Dodoma", "Jibu ni Dodoma."),
+    ("Lyon", "La réponse est Lyon, parce que c'est ainsi."), ("Zoey is a knight", "Answer: Zoey is a knight"), ("x = 3", "Answer: x = 3"), ("-7", "Answer: −7"),
+]  # fmt: skip
+MODELS_DO_NOT_SAY = [
+    ("Paris", "Answer: Paris, Texas"), ("Paris", "Answer: Paris?\nAnswer: Lyon"), ("Paris", "The answer is Lyon, not Paris."), ("Paris", "Answer: either Paris or Lyon"),
+    ("Paris", "Answer: [Paris, Lyon]"), ("Paris", "Paris is the capital.\nAnswer: the capital"), ("Paris", "Answer: Paris is the capital of France"), ("Paris", "The answer is Paris. Wait, no."),
+    ("Paris", "答案不是 Paris。"), ("Paris", "La respuesta es Paris o Lyon."), ("Paris", "La réponse n'est pas Paris."), ("Paris", "Die Antwort ist nicht Paris, sondern Lyon."),
+    ("東京", "答えは東京ではありません。"), ("東京", "答案是東京或大阪。"), ("서울", "정답은 서울이 아닙니다."), ("Москва", "Ответ: не Москва."), ("Dodoma", "Jibu si Dodoma."),
+    ("odd", "Answer: not odd"), ("odd", "Answer: oddly"), ("odd", "The answer is even or odd."), ("42", "Answer: 4 2"), ("42", "Answer: 42.0"), ("42", "Answer: forty-two"), ("42", "Answer: 4٢"),
+    ("3.5", "Answer: 3,5"), ("a knight", "Answer: a knight or a knave"), ("a knight", "Answer: a night"), ("x = 3", "Answer: x ≠ 3"), ("7", "Answer: -7"), ("1/2", "Answer: 1/2 or 2"), ("yes", "The answer is yes and no."),
+]  # fmt: skip
+MODELS_LIST = [
+    ("red, green", "Answer: red, green"), ("red, green", "Answer: Red and Green."), ("red, green", "**Answer:** green, red"), ("red, green", "Answer:\n1. red\n2. green\n"),
+    ("red, green", "Answer:\n- **red**\n- **green**"), ("red, green", "The answers are red and green."), ("red, green", "Answer: {green, red}"), ("red, green", "Answer: red; green"), ("red, green", "Answer: green & red"),
+    ("red, green", r"\boxed{\text{red}, \text{green}}"), ("red, green", "答案是 red、green。"), ("red, green", "Answer: red， green"), ("赤, 青", "答えは赤、青です。"), ("1, 2, 3", "Answer: 3, 2, 1"), ("1, 2, 3", "Answer: [1, 2, 3]"),
+    ("1, 2", "Answer: １、２"), ("Zoey is a knight, Ella is a knave", "Answer: Ella is a knave and Zoey is a knight."), ("yes", "Answer: yes"), ("2, 3", "Answer: (2), (3)"), ("a, b, c", "Answer: a, b, and c"),
+    ("1,000, 20", "Answer: 20, 1,000"), ("red, green", "Answer: red, green, red"), ("red, green", "Answer: the green, the red"), ("[1,2], [3]", "Answer: [3], [1, 2]"), ("red, green", "So: blue is out.\nAnswer: red, green"),
+    ("red, green", "Answer: blue\nNo.\nAnswer: green, red"), ("red, green", "#### red, green"), ("Ann, Bob", "Answer: Ann; Bob."), ("Ann, Bob", "The answer is Bob and Ann."), ("x, y", "Answer: {y}, {x}"),
+]  # fmt: skip
+MODELS_LIST_OTHERS = [
+    ("red, green", "Answer: red"), ("red, green", "Answer: red, green, blue"), ("red, green", "Answer: red or green"), ("red, green", "Answer: red green"), ("red, green", "Answer: neither red nor green"),
+    ("red, green", "Answer: red, not green"), ("red, green", "Answer:\n1. red\n2. blue"), ("red, green", "Answer:\n- red\n- green\n- or blue"), ("red, green", "The answer is not red, green."), ("red, green", "Answer: red, green. No, that is wrong."),
+    ("red, green", "Answer: red, green, ..."), ("red, green", "Answer: red, green and others"), ("red, green", "Answer: all colours"), ("red, green", "Answer: reddish, green"), ("red, green", "red, green\nAnswer: blue"),
+    ("red, green", "Answer: red, green\n\nAnswer: red"), ("赤, 青", "答えは赤、青ではありません。"), ("赤, 青", "答えは赤です。"), ("red, green", "答案是 red 或 green。"), ("1, 2, 3", "Answer: 1, 2"), ("1, 2, 3", "Answer: 123"), ("1, 2, 3", "Answer: 1-3"),
+    ("1, 2", "Answer: (1, 2), (3)"), ("1, 2", "Answer: 1.2"), ("1,000, 20", "Answer: 1, 000, 20"), ("[1,2], [3]", "Answer: [1], [2, 3]"), ("Ann, Bob", "Answer: Ann, Bobby"), ("Ann, Bob", "Answer: Ann and not Bob"), ("yes", "Answer: yes, no"), ("x, y", "Answer: xy"), ("a, b", "Answer: a = b"),
+]  # fmt: skip
+
 
 def graded(grader, text: str, reference: str) -> bool:
     return grader.grade([text], [Question("q", "", reference)])[0].correct
@@ -120,22 +156,22 @@ def test_another_set_fails(text):
     assert not graded(SetGrader(), text, "red, green, blue")
 
 
-@pytest.mark.parametrize(("reference", "text"), SAME)
+@pytest.mark.parametrize(("reference", "text"), SAME + MODELS_SAY)
 def test_another_spelling_passes(reference, text):
     assert graded(ExactGrader(), text, reference)
 
 
-@pytest.mark.parametrize(("reference", "text"), OTHER)
+@pytest.mark.parametrize(("reference", "text"), OTHER + MODELS_DO_NOT_SAY)
 def test_another_answer_fails(reference, text):
     assert not graded(ExactGrader(), text, reference)
 
 
-@pytest.mark.parametrize(("reference", "text"), SAME_SET)
+@pytest.mark.parametrize(("reference", "text"), SAME_SET + MODELS_LIST)
 def test_another_layout_of_the_set_passes(reference, text):
     assert graded(SetGrader(), text, reference)
 
 
-@pytest.mark.parametrize(("reference", "text"), OTHER_SET)
+@pytest.mark.parametrize(("reference", "text"), OTHER_SET + MODELS_LIST_OTHERS)
 def test_a_set_of_the_same_words_otherwise_grouped_fails(reference, text):
     assert not graded(SetGrader(), text, reference)
 
@@ -155,6 +191,8 @@ def test_long_hostile_text_takes_bounded_time():
 
 def test_the_tables_are_large_enough():
     assert len(PARIS + NOT_PARIS + COLOURS + NOT_COLOURS) >= 100
+    for table in (MODELS_SAY, MODELS_DO_NOT_SAY, MODELS_LIST, MODELS_LIST_OTHERS):
+        assert len(table) >= 30
 
 
 words = st.lists(

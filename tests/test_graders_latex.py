@@ -84,6 +84,79 @@ UNEQUAL = [
     (r"2\sqrt{3}", r"3\sqrt{2} = 2\sqrt{3}"), ("18", "20-1=18"), ("-2", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
 ]  # fmt: skip
+MORE_EQUAL = [  # spellings beside covered ones, each read whole
+    ("14-i", "14.0-1.0i"), ("5", r"5\text{~cm}"), ("5", r"5~\text{cm}"), (r"\frac{1}{72}", r"\frac1{72}"),
+    (r"\frac{270}{7}", r"\frac{270}7\text{ degrees}"), (r"\log_{2} 8", r"\log_28"), ("16", "１６"), ("18", r"18。"),
+    ("4", r"\sqrt[3]{64}"), (r"\sqrt[3]{2}", r"\sqrt[3]2"), ("14-i", "14.0-1.0i"),
+    ("5", r"5 \mathrm{~cm}"), (r"(2,\infty)", "x>2"), (r"(2,\infty)", "2<x"),
+    (r"[2,\infty)", r"x\ge 2"), (r"(-\infty,2]", r"x\leq2"),
+    (r"(-\infty,1)\cup(2,\infty)", r"x<1\text{ or }x>2"),
+    (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)"), ("x^2-1", "(x-1)(x+1)"),
+    (r"1\pm\sqrt{2}", r"1+\sqrt2, 1-\sqrt2"), (r"\pm 3", "3,-3"),
+    (r"\frac{1}{2}", r"\sin 30^\circ"), (r"\sqrt{2}/2", r"\frac{\sqrt2}{2}"), ("x<1", "1>x"),
+    (r"x\in[1,2]", "[1,2]"), ("[1,2]", r"x\in[1,2]"), ("2(3+x)", "6+2x"), ("y=2x+3", "2x-y+3=0"),
+    (r"\{1,2\}", "1, 2"), (r"\frac{1}{2006!}", r"\frac{1}{2006 \cdot 2005!}"),
+    (r"2^{2007}", r"2\cdot 2^{2006}"), (r"\frac{1}{2^{2006}}", r"2^{-2006}"),
+    (r"\tan^2 x", r"\frac{\sin^2 x}{\cos^2 x}"), (r"\frac{x+2}{7}", r"\frac{1}{7}x+\frac{2}{7}"),
+    (r"\mathbb{R}", r"(-\infty,\infty)"), (r"\emptyset", r"\varnothing"), ("3:4", "3 : 4"),
+    (r"\begin{pmatrix}1/2\\3\end{pmatrix}", r"\begin{pmatrix}0.5\\3\end{pmatrix}"),
+    (r"3\sqrt{2}", r"\sqrt{18}"), (r"\sqrt[4]{8}", r"2^{3/4}"), ("1,000,000", r"10^6"),
+    (r"2.5\pi", r"\frac{5\pi}{2}"), ("-x+3", "3-x"), (r"2\frac12 x", r"\frac{5x}{2}"),
+    (r"\frac{-1}{3}", r"-\frac13"), ("(0.5, 2)", r"(\frac12, 2)"),
+    (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt6}"), (r"\frac{1}{\sqrt{2}-1}", r"1+\sqrt2"),
+    (r"e^{i\pi/2}", "i"), ("-1", "i^2"),
+    ("5", r"5\text{cm}"), ("5", r"5\mathrm{cm}"), ("5", r"5~\text{cm}"), ("5", r"5\,\mathrm{cm}"),
+    ("5", "5 cm"), ("5", r"5\ \text{cm}"), ("5", r"5\;\mathrm{cm}"), ("5", r"5 \mathrm{~cm}^2"),
+    ("5", r"5\mathrm{~km/h}"), ("10", r"10\text{ m/s}"), ("5", r"5\mathrm{\,cm}"), ("2,-2", r"x=\pm 2"),
+    (r"\{-2,2\}", r"\pm2"), (r"[2,5)", r"2\leq x<5"), (r"[2,5)", r"5>x\ge 2"),
+    (r"\frac{\sqrt3}{3}", r"\frac{1}{\sqrt3}"), ("3.50", r"\frac72"), ("0.\\overline{3}", "1/3"),
+    (r"\text{(A)}", "A"), (r"\text{(A)}", "(A)"), ("A", r"\text{A}"), ("10!", "3628800"),
+    (r"\binom{10}{3}", "120"), (r"\log_{10}100", "2"), (r"(-\infty,2)", "(−∞,2)"),
+    (r"(-\infty,2]", r"\left(-\infty,2\right]"), (r"(2,\infty)", r"(2,+\infty)"),
+    (r"(2,\infty)", r"\{x\mid x>2\}"), (r"(2,\infty)", r"x\in(2,\infty)"), ("14-i", r"14-1i"),
+    ("14-i", "14 - i"), ("3+0.5i", r"3+\frac12 i"), ("3+0.5i", r"3+\frac{i}{2}"), (r"\sqrt[3]{2}", "2^{1/3}"),
+    (r"\sqrt[3]{2}", r"\sqrt[3] 2"), (r"\sqrt[3]{2}", r"\sqrt[{3}]{2}"), (r"\sqrt{2}", r"\sqrt 2"),
+    (r"5\sqrt{2}", r"5 \cdot \sqrt 2"), (r"\frac{3}{4}", r"\frac 3 4"), (r"\frac{3}{4}", r"\frac{3} {4}"),
+    (r"\frac{a}{b}", r"a/b"), ("x^2", "x²"), ("2x", "2 x"), (r"x^2+2x", r"x(x+2)"),
+    (r"x\ge 3", r"[3,\infty)"), ("x=3", "3"), ("3", "x = 3"), (r"3\text{ or }4", "4,3"),
+    ("1,2,3", r"1,\,2,\,3"), (r"\frac{1}{2}", r".5"), (r"2.0\times 10^{3}", "2000"), (r"2\times10^3", "2000"),
+    (r"5.0", "5"), ("12,345", r"12{,}345"), ("1:2", "1 : 2"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}"),
+    (r"\left\{1,2\right\}", r"\{2, 1\}"), (r"-\frac{1}{2}", r"\frac{1}{-2}"),
+    (r"\frac{x+1}{2}", r"\frac{1+x}{2}"), (r"y=x+1", "y = 1 + x"), (r"x=1,\;x=2", "x=2,x=1"),
+    ("6-5i", "-5i+6"), (r"\frac{1}{1001!}", r"\frac{1}{1001!}"), (r"\dfrac{2006!}{2005!}", "2006"),
+]  # fmt: skip
+MORE_UNEQUAL = [  # a part of them, or their first decimals, would be equal
+    ("4", r"4\sqrt(2)"), (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    (r"\frac{1}{2^{2007}}", r"\frac{1}{2^{2006}}"), (r"10^{10^{10}}", r"10^{10^{11}}"),
+    ("1", r"\frac{10^{10^{10}}}{10^{10^{10}}+1}"), ("0", r"\frac{1}{10^{10^{10}}}"),
+    ("0", r"e^{-10000}"), ("1", r"1+10^{-40}"), ("6", "2(3)+x"), ("5", "2(3)"),
+    (r"(2,\infty)", r"x\ge 2"), (r"(2,\infty)", "x<2"), (r"(2,\infty)", "x>3"),
+    ("(1,2)", r"1<x\le 2"), ("12", "12_5"), ("2x", "2x'"), (r"\frac{1}{2x}", "1/2x+0"),
+    (r"\frac{x}{2}", "1/2x"), (r"\pm 3", "3"), ("3", r"\pm 3"),
+    (r"\sqrt{2}", r"\sqrt{2}\approx 1.41"), (r"\sqrt{2}", r"\sqrt2 3"), ("x+1", r"x+1\ldots"),
+    (r"\pi", r"\frac{22}{7}"), (r"\pi", r"\frac{245850922}{78256779}"),
+    (r"\sqrt{2}+\sqrt{3}", r"\sqrt{10}"), ("100!", "100!+1"), ("(99999!)!", "(99999!)!+1"),
+    ("2^{100000}", "2^{100000}+1"), (r"\sin 1", r"\sin 1^\circ"), ("4", r"4\sqrt"),
+    ("4", r"\frac{4}"), ("4", "4+"), ("4", "4^"), ("4", r"4\cdot"), ("4", r"4\left("), ("4", "4 4"),
+    ("4", "4|"), ("4", "|4"), ("4", r"4\text{x}"), ("4", r"4_2"), ("4", r"4\%5"), ("4", r"4;5"),
+    ("4", "4:1"), ("4", r"4\&5"), ("4", r"4\\5"), ("4", r"4\cong 5"), ("4", r"4\in\mathbb{Z}"),
+    ("4", r"4\to 5"), ("4", r"4\mid 8"), ("4", r"\lfloor 4.5 \rfloor 1"), ("4", r"4\bmod 5"),
+    ("\\sqrt{5}", "\\sqrt{5}i"), ("0.1+0.2x", "0.3x"), ("0.3", "0.1+0.2000000001"), ("x^2", "x^2!"),
+    ("a", "A"), ("(1,2,3)", "(1,2)"), ("[1,2]", "(1,2]"), (r"(1,2)\cup(3,4)", "(1,2),(3,5)"),
+    (r"\frac{3}{4}", "3/4/1x"), ("2", "1+1=3"),
+    ("5", r"5\text{ or }6"), ("5", r"5\mathrm{x}"), (r"[2,5)", r"2\leq x\leq5"), (r"(2,\infty)", r"x>-2"),
+    ("14-i", "14+i"), ("14-i", "14.0-1.1i"), ("14-i", "14"), (r"\sqrt[3]{2}", r"\sqrt{2}"),
+    (r"\sqrt[3]{2}", r"\sqrt 3 2"), (r"\sqrt[3]{2}", r"3\sqrt{2}"), (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    (r"0", r"\frac{1}{2006!}"), ("1", r"\frac{2006!+1}{2006!}"),
+    (r"\frac{1}{2^{2007}}", r"\frac{1}{2^{2006}}"), ("0", "2^{-5000}"), (r"\frac{1}{10^{100}}", "0"),
+    (r"(10^{10})!", r"(10^{10})!+1"), ("9^{9^{9}}", "9^{9^{8}}"), (r"9^{9^{9^9}}", "1"), ("4", r"4\sqrt{}"),
+    ("4", r"4\sqrt(1)(2)"), ("4", r"4\frac12"), ("4", "4("), ("4", r"4 \text{or} 5"), ("1,2", "1,2,"),
+    ("2", r"2x=4"), ("2", "4=2x"), ("2", r"2\ne 3"), ("2", r"x\ne 2"), ("3", r"|x-3|"), ("3", r"f(3)"),
+    ("3", r"3\cdot"), ("3", "3^{}"), ("3", r"3^{0.0}"), ("18", r"1 8"), ("6", "3!!"),
+    (r"\pi", "3.14159265358979323846"), (r"\sqrt{2}", "1.41421356237309504880168872420969807856967187537694"),
+    ("e^{20}-e^{20}+1", "1.0000000000000000001"),
+]  # fmt: skip
 HOSTILE = [
     r"10^{10^{10}}",
     r"9^{9^{9^9}}",
@@ -138,17 +211,20 @@ def graded(grader, pairs):
 
 
 def test_equal_mathematics_passes(grader):
-    verdicts = graded(grader, EQUAL)
-    assert [pair for pair, verdict in zip(EQUAL, verdicts, strict=True) if not verdict] == []
+    pairs = EQUAL + MORE_EQUAL
+    verdicts = graded(grader, pairs)
+    assert [pair for pair, verdict in zip(pairs, verdicts, strict=True) if not verdict] == []
 
 
 def test_anything_else_fails(grader):
-    verdicts = graded(grader, UNEQUAL)
-    assert [pair for pair, verdict in zip(UNEQUAL, verdicts, strict=True) if verdict] == []
+    pairs = UNEQUAL + MORE_UNEQUAL
+    verdicts = graded(grader, pairs)
+    assert [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict] == []
 
 
 def test_the_tables_are_large_enough():
     assert len(EQUAL) + len(UNEQUAL) >= 100
+    assert len(MORE_EQUAL) >= 30 and len(MORE_UNEQUAL) >= 30
 
 
 @pytest.mark.parametrize(("text", "formula"), TEXTS)
@@ -184,8 +260,8 @@ def test_a_killed_worker_is_replaced():
     pair = [(r"2\sqrt{3}", r"\sqrt{12}")]
     assert graded(grader, pair) == [True]
     worker = grader._idle.get()
-    worker.process.kill()
-    worker.process.wait()
+    worker._process.kill()
+    worker._process.wait()
     grader._idle.put(worker)
     assert graded(grader, pair) == [True]
     grader.close()

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax.tasks.base import Question
-from malt_jax.tasks.graders.number import NumberGrader, canonical, value_of
+from malt_jax.tasks.graders.number import NumberGrader, value_of
+from malt_jax.tasks.graders.numerals import canonical
 
 GRADER = NumberGrader()
 

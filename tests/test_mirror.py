@@ -1,7 +1,11 @@
-"""A mirror is always a run that could be continued, on a machine that has nothing of it."""
+"""A mirror always holds a run that can be continued, on a machine that has no file of it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,7 +23,7 @@ CONFIG = {"seed": 3, "task": {"name": "arithmetic"}}
 
 @pytest.fixture(params=["memory", "folder", "s3"])
 def url(request, tmp_path, monkeypatch) -> Iterator[str]:
-    """An empty place for a mirror; S3 is a server of moto's on this machine."""
+    """An empty place for a mirror; for S3, moto runs a server on this machine."""
     if request.param == "folder":
         yield str(tmp_path / "mirror")
     elif request.param == "memory":
@@ -46,7 +50,7 @@ def sealed(run: RunDir, name: str, content: bytes) -> None:
     manifest.seal(run, "search/000", [run.path / name], done=False)
 
 
-def test_a_run_goes_on_from_its_mirror(tmp_path, url):
+def test_a_run_continues_from_its_mirror(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "rounds/000/trees/a.jsonl", b"{}\n")
         mirror.push(run, url)
@@ -60,7 +64,7 @@ def test_a_run_goes_on_from_its_mirror(tmp_path, url):
         assert manifest.load(again) == manifest.load(tmp_path / "one")
 
 
-def test_what_is_not_sealed_is_not_in_the_mirror(tmp_path, url):
+def test_unsealed_files_are_not_mirrored(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         write_bytes(run.path / "rounds/000/trees/torn.jsonl", b'{"a"')
         mirror.push(run, url)
@@ -68,7 +72,7 @@ def test_what_is_not_sealed_is_not_in_the_mirror(tmp_path, url):
         assert not list(again.path.glob("rounds/**/*.jsonl"))
 
 
-def test_only_what_is_new_is_copied(tmp_path, url, monkeypatch):
+def test_only_new_files_are_copied(tmp_path, url, monkeypatch):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
         mirror.push(run, url)
@@ -77,7 +81,7 @@ def test_only_what_is_new_is_copied(tmp_path, url, monkeypatch):
         mirror.push(run, url)
 
 
-def test_another_runs_mirror_is_refused_by_field(tmp_path, url):
+def test_the_mirror_of_another_run_is_refused_by_field(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         mirror.push(run, url)
     with pytest.raises(UserError, match="seed was 3 and is now 4"):
@@ -86,7 +90,7 @@ def test_another_runs_mirror_is_refused_by_field(tmp_path, url):
         mirror.push(other, url)
 
 
-def test_a_fetch_that_was_killed_is_done_again(tmp_path, url, monkeypatch):
+def test_a_killed_fetch_is_repeated(tmp_path, url, monkeypatch):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
         mirror.push(run, url)
@@ -101,7 +105,7 @@ def test_a_fetch_that_was_killed_is_done_again(tmp_path, url, monkeypatch):
         assert not (again.path / mirror.BEGUN).exists()
 
 
-def test_damage_in_the_mirror_is_refused_where_it_is_used(tmp_path):
+def test_a_damaged_mirrored_file_is_refused_when_it_is_verified(tmp_path):
     url = str(tmp_path / "mirror")
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
@@ -117,13 +121,13 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path, url):
         mirror.push(run, url)
 
 
-def test_a_slice_that_was_never_mirrored_is_named(tmp_path):
-    with pytest.raises(UserError, match="no run is mirrored"):
-        mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
+def test_fetching_from_a_place_without_a_run_makes_nothing(tmp_path):
+    assert not mirror.pull(str(tmp_path / "empty"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def mirrored(tmp_path: Path) -> Path:
-    """A mirror in a folder, as somebody else could have made it."""
+    """A mirror in a folder, which somebody else could have made."""
     url = tmp_path / "mirror"
     with opened(tmp_path / "one", str(url)) as run:
         sealed(run, "a.jsonl", b"{}\n")
@@ -136,7 +140,7 @@ def listing(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["../../escaped.txt", "/tmp/malt-escaped.txt", ".", ""])
-def test_a_mirror_writes_nothing_outside_the_run(tmp_path, path):
+def test_a_mirrors_paths_cannot_lead_out_of_the_run(tmp_path, path):
     url = mirrored(tmp_path)
     data = manifest.load(url)
     data["artefacts"][path] = data["artefacts"]["a.jsonl"]
@@ -154,7 +158,7 @@ def test_a_mirror_writes_nothing_outside_the_run(tmp_path, path):
 @pytest.mark.parametrize(
     ("name", "content"), [(manifest.NAME, b"[]"), ("config.yaml", b"5"), ("config.yaml", b"[")]
 )
-def test_a_mirror_that_holds_no_run_is_refused_and_nothing_is_left(tmp_path, name, content):
+def test_a_mirror_with_malformed_files_is_refused_and_leaves_nothing(tmp_path, name, content):
     url = mirrored(tmp_path)
     (url / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
@@ -168,7 +172,7 @@ def test_a_mirror_that_holds_no_run_is_refused_and_nothing_is_left(tmp_path, nam
 
 
 @pytest.mark.parametrize("url", ["foo://x", "file"])
-def test_a_mirror_that_cannot_be_read_leaves_no_run_behind(tmp_path, url):
+def test_an_unreadable_mirror_leaves_no_run_directory(tmp_path, url):
     (tmp_path / "file").write_text("mine")
     url = url if "://" in url else str(tmp_path / url)
     with pytest.raises(UserError, match=r"mirror: .*choose another mirror"):
@@ -177,8 +181,95 @@ def test_a_mirror_that_cannot_be_read_leaves_no_run_behind(tmp_path, url):
 
 
 @pytest.mark.parametrize("place", ["run", "run/mirror", ".", "link"])
-def test_a_mirror_that_shares_files_with_its_run_is_refused(tmp_path, place):
+def test_a_mirror_that_overlaps_the_run_directory_is_refused(tmp_path, place):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with pytest.raises(UserError, match="share files"):
         opened(tmp_path / "run", str(tmp_path / place))
     assert listing(tmp_path) == ["link"]
+
+
+def make_special(path: Path, kind: str) -> None:
+    """Puts something that is not a plain file or folder at `path`."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path.name)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "link":
+            path.symlink_to(__file__)
+        case "loop":
+            path.symlink_to(path.name)
+        case "folder":
+            path.mkdir()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link", "loop", "folder"])
+@pytest.mark.parametrize("name", [manifest.NAME, "config.yaml", "metrics.jsonl", "trees/a.jsonl"])
+def test_only_plain_files_of_a_mirror_are_read_or_written(tmp_path, name, kind):
+    url = tmp_path / "mirror"
+    with opened(tmp_path / "one", str(url)) as run:
+        sealed(run, "trees/a.jsonl", b"{}\n")
+        write_bytes(run.metrics, b"")
+        mirror.push(run, str(url))
+        make_special(url / name, kind)
+        with pytest.raises(UserError, match=f"{name} is a link, or not a file"):
+            opened(tmp_path / "two", str(url))
+        assert not (tmp_path / "two").exists()
+        write_bytes(run.path / "trees/a.jsonl", b"{}\n{}\n")
+        manifest.seal(run, "search/000", [run.path / "trees/a.jsonl"])
+        with pytest.raises(UserError, match=f"{name} is a link, or not a file"):
+            mirror.push(run, str(url))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "loop"])
+def test_only_plain_folders_of_a_mirror_are_read_or_written(tmp_path, kind):
+    url = tmp_path / "mirror"
+    with opened(tmp_path / "one", str(url)) as run:
+        sealed(run, "trees/a.jsonl", b"{}\n")
+        mirror.push(run, str(url))
+        make_special(url / "trees", kind)
+        with pytest.raises(UserError, match="trees is a link, or not a folder"):
+            opened(tmp_path / "two", str(url))
+        sealed(run, "trees/b.jsonl", b"{}\n")
+        with pytest.raises(UserError, match="trees is a link, or not a folder"):
+            mirror.push(run, str(url))
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_in_the_run_is_not_mirrored(tmp_path):
+    with opened(tmp_path / "one") as run:
+        os.mkfifo(run.metrics)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: is not a regular file"):
+            mirror.push(run, str(tmp_path / "mirror"))
+
+
+def test_a_kill_while_a_file_is_mirrored_leaves_the_old_mirror(tmp_path, monkeypatch):
+    """Every file is replaced as a whole, so a mirror in a folder can always be read."""
+    url = str(tmp_path / "mirror")
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, url)
+        sealed(run, "b.jsonl", b"{}\n" * 1000)
+
+        def killed(source: Path, target: Path) -> None:
+            whole = source.read_bytes()
+            target.write_bytes(whole[:10] if source.name == manifest.NAME else whole)
+            if source.name == manifest.NAME:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(mirror.shutil, "copyfile", killed)
+            mirror.push(run, url)
+        with opened(tmp_path / "two", url) as again:
+            assert [p.name for p in manifest.sealed_units(again, "search/000")] == ["a.jsonl"]
+        mirror.push(run, url)
+    with opened(tmp_path / "three", url) as again:
+        assert len(manifest.sealed_units(again, "search/000")) == 2

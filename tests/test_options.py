@@ -43,8 +43,8 @@ from malt_jax.planning.plan import settle
 from malt_jax.planning.work import Assumptions
 from malt_jax.progress import Progress, open_progress
 from malt_jax.sampling import memory
-from malt_jax.sampling.compiled import use_cache_dir
-from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.device import use_cache_dir
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages import evaluate, export, search
 from malt_jax.stages import run as whole_run
 from malt_jax.stages.session import Session, load_split, load_task

@@ -16,18 +16,26 @@ import pytest
 
 import tiny
 from malt_jax import config
+from malt_jax.commands.launch import print_table
 from malt_jax.config.reading import to_dict
 from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
+from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
+from malt_jax.planning.abstract_programs import device_bytes
 from malt_jax.planning.chips import CHIPS, Chip, Target, find_target
 from malt_jax.planning.compiler import measure, product_flops, total_bytes
 from malt_jax.planning.hlo import collectives
-from malt_jax.planning.plan import make_plan, settle
+from malt_jax.planning.hours import executions, stages
+from malt_jax.planning.needs import count_needs
+from malt_jax.planning.plan import count_parameters, lay_out, plan_run
 from malt_jax.planning.specs import find_spec
+from malt_jax.planning.table import tables
 from malt_jax.planning.work import Assumptions, count_work
-from malt_jax.sampling.engine import Sampler, prefill_lanes
-from malt_jax.sampling.memory import first_rung
+from malt_jax.sampling.memory import first_shape
+from malt_jax.sampling.prefill import prefill_shape
+from malt_jax.sampling.sampler import Sampler
+from malt_jax.training.step import init_state, make_program
 
 ROOT = Path(__file__).parents[1]
 LIBTPU = pytest.mark.skipif(
@@ -97,6 +105,39 @@ def test_shipped_structures_have_the_published_number_of_parameters(name, parame
     assert "shipped" in source
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_fine_tuning_holds_what_training_holds(small, dtype):
+    """float32 weights, gradients and AdamW's two moments: 16 bytes per parameter, and the base."""
+    settings, spec = small
+    full = config.from_dict(to_dict(settings), ["--train.full", "--model.dtype", dtype])
+    run = lay_out(full, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    parameters, element = count_parameters(spec), jnp.dtype(dtype).itemsize
+    assert run.weights == element * parameters
+    programs = {program.name: program for program in run.programs}
+    assert programs["sft step"].resident == element * parameters
+    assert programs["dpo step"].resident == (element + 4) * parameters  # and its SFT reference
+    model = load_model(settings.model.path, dtype=dtype)
+    phases = {"sft": (full.train.sft, model.params), "dpo": (full.train.dpo, model.params)}
+    for name, (phase, start) in phases.items():
+        _, (state, frozen, _) = programs[f"{name} step"].build(spec.num_layers)
+        real = init_state(make_program(model.graph, dtype, phase, 0.0, "gpu"), start)
+        assert frozen is None
+        assert device_bytes(state) == sum(x.nbytes for x in jax.tree.leaves(real))
+        assert 0 <= device_bytes(state) - 16 * parameters < 100  # and a few scalars
+
+
+def test_adapters_are_trained_over_the_base_model_as_it_is(small):
+    settings, spec = small
+    settings = config.from_dict(to_dict(settings), ["--model.dtype", "bfloat16"])
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    step = next(program for program in run.programs if program.name == "sft step")
+    _, (state, frozen, _) = step.build(spec.num_layers)
+    adapter = init_adapter(spec, settings.train.lora, jax.random.key(0))
+    assert device_bytes(frozen) == 2 * count_parameters(spec) and step.resident == 0
+    parameters = sum(x.size for x in jax.tree.leaves(adapter))
+    assert 0 <= device_bytes(state) - 16 * parameters < 100
+
+
 @pytest.mark.parametrize("name", ["v5p", "v9:2x2", "v5p:0x2", "v5p:axb"])
 def test_a_name_that_is_no_topology_is_refused(name):
     with pytest.raises(UserError, match="--topology"):
@@ -105,7 +146,7 @@ def test_a_name_that_is_no_topology_is_refused(name):
 
 def test_a_plan_without_a_compiler_is_plain_data_and_fits_a_large_chip(small):
     settings, spec = small
-    plan = make_plan(settings, spec, Target("h100:1", CHIPS["h100"], 1, None))
+    plan = plan_run(settings, spec, Target("h100:1", CHIPS["h100"], 1, None))
     assert json.loads(json.dumps(plan)) == plan
     assert plan["fits"] and not plan["compiled"]
     names = [program["name"] for program in plan["programs"]]
@@ -119,13 +160,13 @@ def test_the_plan_has_the_rows_the_sampler_would_take(small):
     target = Target("cpu", Chip("cpu", "cpu", None, None, None), 1, None)
     for flags in ([], ["--sampler.memory-gb", "0.001"], ["--sampler.rows", "6"]):
         changed = config.from_dict(to_dict(settings), flags)
-        setting = settle(changed, spec, target, Assumptions())
+        setting = lay_out(changed, spec, target, Assumptions())
         sampler = Sampler(load_model(settings.model.path), changed.sampler)
         last = setting.work.roles[-1]
         branch = changed.pipeline.roles[-1].branch
-        rungs = sampler.ladder(setting.sizes.shapes.places, last.longest, branch)
-        assert setting.sizes.shapes == first_rung(rungs, last.nodes // sampler.streams)
-        assert setting.sizes.lanes == prefill_lanes(changed.sampler, "cpu", 1)
+        shapes = sampler.shapes(setting.sizes.shapes.prefix_tokens, last.longest, branch)
+        assert setting.sizes.shapes == first_shape(shapes, last.nodes // sampler.streams)
+        assert setting.sizes.lanes == prefill_shape(changed.sampler, "cpu", 1)
 
 
 def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
@@ -135,7 +176,7 @@ def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
 
     def decode(settings, memory: int) -> dict:
         target = Target("tiny", replace(CHIPS["h100"], memory=memory), 1, None)
-        plan = make_plan(settings, spec, target)
+        plan = plan_run(settings, spec, target)
         found = next(program for program in plan["programs"] if program["name"] == "decode")
         assert plan["fits"] == all(program["fits"] for program in plan["programs"])
         return found
@@ -147,10 +188,54 @@ def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
     assert decode(settings, enough - 1)["fits"]
 
 
+def test_the_tables_of_a_plan_show_its_programs_and_stages(small, capsys):
+    settings, spec = small
+    plan = plan_run(settings, spec, Target("h100:1", CHIPS["h100"], 1, None))
+    for table in tables(plan):
+        print_table(table)
+    shown = capsys.readouterr().out
+    for name in ("sft step", "reference", "decode", "search", "evaluation", "The run fits 80 GiB"):
+        assert name in shown
+    assert "collectives" not in shown  # one chip has none
+    for program in plan["programs"]:
+        program["seconds"] = None
+    plan["stages"] = []
+    for table in tables(plan):
+        print_table(table)
+    assert "malt bench sampler" in capsys.readouterr().out
+
+
+def test_hours_are_executions_times_seconds(small):
+    settings, spec = small
+    rounds = config.from_dict(to_dict(settings), ["--rounds", "3"])
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    once, thrice = (executions(s, run.work, run.sizes) for s in (settings, rounds))
+    for stage in ("search", "training"):
+        assert thrice[stage] == {name: 3 * count for name, count in once[stage].items()}
+    assert thrice["evaluation"] == once["evaluation"]
+    programs = [{"name": p.name, "seconds": 2.0} for p in run.programs]
+    for stage in stages(settings, run.work, run.sizes, programs, 4):
+        assert stage["hours"] == pytest.approx(sum(once[stage["name"]].values()) * 2 / 3600)
+        assert stage["chip_hours"] == 4 * stage["hours"]
+    unknown = [*programs[1:], {"name": programs[0]["name"], "seconds": None}]
+    assert stages(settings, run.work, run.sizes, unknown, 4) == []
+
+
+def test_needs_grow_with_full_fine_tuning_and_shrink_without_merged_models(small):
+    settings, spec = small
+    changed = [config.from_dict(to_dict(settings), f) for f in
+               ([], ["--train.full"], ["--export.merged", "false"])]  # fmt: skip
+    plain, full, adapters = (count_needs(c, spec, ("sampling", "sft", "dpo")) for c in changed)
+    assert full.memory > plain.memory and full.disk > plain.disk
+    parameters = count_parameters(spec)
+    assert plain.disk - adapters.disk == len(settings.pipeline.roles) * 4 * parameters
+    assert count_needs(changed[1], spec, ("sft",)).memory >= 20 * parameters  # and the base
+
+
 def test_programs_of_a_cpu_are_compiled_whole(small):
     settings, spec = small
     target = Target("cpu", CHIPS["h100"], 1, jax.devices("cpu")[:1])
-    plan = make_plan(settings, spec, target)
+    plan = plan_run(settings, spec, target)
     assert all(p["compiled_at_layers"] == [spec.num_layers] for p in plan["programs"])
     decode = next(p for p in plan["programs"] if p["name"] == "decode")
     assert decode["temporaries"] > 0
@@ -160,7 +245,7 @@ def test_programs_of_a_cpu_are_compiled_whole(small):
 def test_two_depths_tell_arguments_and_operations_of_all_layers_on_a_tpu(small):
     settings, spec = small
     spec = replace(spec, num_layers=6)
-    setting = settle(settings, spec, find_target("v5e:2x2"), Assumptions())
+    setting = lay_out(settings, spec, find_target("v5e:2x2"), Assumptions())
     program = next(p for p in setting.programs if p.name == "decode")
     near, whole = (measure(program, spec, setting.mesh, 4, whole=whole) for whole in (False, True))
     assert near["compiled_at_layers"] == [2, 3] and whole["compiled_at_layers"] == [6]
@@ -179,7 +264,7 @@ def test_a_program_larger_than_the_chip_is_a_figure_and_not_a_failure(monkeypatc
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     target = Target("cpu", CHIPS["v5e"], 1, jax.devices("cpu")[:1])
-    setting = settle(settings, spec, target, Assumptions())
+    setting = lay_out(settings, spec, target, Assumptions())
     figures = measure(setting.programs[0], spec, setting.mesh, 1, whole=True)
     assert total_bytes(figures) - figures["resident"] == round(20.5 * 2**30)
 

@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
-from malt_jax.evaluation import plots
-from malt_jax.report import build_report, tree_text
+from malt_jax.report import build_report, figures, tree_text
+from malt_jax.report.drawing import COLOURS, inline_svg, svg_file, to_svg
 from malt_jax.report.embed import script_json
+from malt_jax.report.figures import DepthValues
 from malt_jax.report.prompts import Templates, expand
 from malt_jax.report.trees import entry
 from malt_jax.storage.jsonl import read_lines
+from malt_jax.tree.node import Tree
 from synthetic_run import HOSTILE, make_run
 
 any_text = st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Z", "C")))
@@ -72,6 +74,12 @@ def page(run) -> Page:
     return Page(build_report(run))
 
 
+@pytest.fixture
+def only_svg(monkeypatch):
+    """For tests of the page alone: PDF and PNG files take most of the time of a report."""
+    monkeypatch.setattr("malt_jax.report.gallery.save", lambda figure, path: None)
+
+
 def test_page_holds_every_question_of_every_round(run, page):
     groups = {group["key"]: group for group in page.data["groups"]}
     assert list(groups) == ["trees000", "trees001", "heldout-before", "heldout-after"]
@@ -83,7 +91,7 @@ def test_page_holds_every_question_of_every_round(run, page):
     assert page.data["folder"] is None and not (run / "report_data").exists()
 
 
-def test_page_asks_nothing_of_the_network(page):
+def test_the_page_needs_no_network(page):
     for _, name, value in page.attributes:
         assert name not in ("src", "href", "action", "data") or value.startswith("#")
     assert page.tags["link"] == page.tags["img"] == page.tags["iframe"] == 0
@@ -91,7 +99,7 @@ def test_page_asks_nothing_of_the_network(page):
     assert "default-src 'none'" in policy and "http" not in policy
 
 
-def test_model_text_adds_no_element_to_the_page(run, page, tmp_path):
+def test_model_text_adds_no_element_to_the_page(run, page, tmp_path, only_svg):
     harmless = tmp_path / "harmless"
     shutil.copytree(run, harmless)
     for path in [*harmless.rglob("*.jsonl")]:
@@ -103,7 +111,7 @@ def test_model_text_adds_no_element_to_the_page(run, page, tmp_path):
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
 
 
-def test_system_names_and_run_facts_are_text(run, tmp_path):
+def test_system_names_and_run_facts_are_text(run, tmp_path, only_svg):
     copied = tmp_path / "copied"
     shutil.copytree(run, copied)
     results = json.loads((copied / "results.json").read_text())
@@ -118,7 +126,7 @@ def test_system_names_and_run_facts_are_text(run, tmp_path):
 
 
 @given(st.recursive(any_text | st.integers() | st.none(), st.lists, max_leaves=8))
-def test_embedded_data_is_inert_and_reads_back(data):
+def test_embedded_data_is_inert_and_is_read_back(data):
     text = script_json(data)
     assert text.isascii() and not set(text) & set("<>&\x00")
     assert json.loads(text) == data
@@ -130,7 +138,7 @@ def test_numbers_that_json_lacks_are_refused():
 
 
 @given(st.text("ab{}\ue000q\ue0010 "), st.lists(st.text("ab\ue0001\ue001q "), max_size=3))
-def test_every_prompt_can_be_put_together_again(question, turns):
+def test_every_prompt_can_be_assembled_again(question, turns):
     templates = Templates()
     prompt = "role: " + question + "".join(f"\nturn {turn}" for turn in turns) + " end"
     number = templates.number(prompt, question, turns)
@@ -143,24 +151,29 @@ def test_prompts_of_a_role_share_one_template(page):
     assert len(page.data["prompts"]) == 3
 
 
-def test_saved_and_broken_leaves_are_those_whose_draft_was_otherwise(run):
+def test_saved_and_broken_leaves_are_those_whose_draft_had_the_opposite_outcome(run):
     for tree in _trees(run):
         nodes = {node["id"]: node for node in tree["nodes"]}
         leaves = [node for node in tree["nodes"] if "reward" in node]
         drafted = [nodes["/".join(leaf["id"].split("/")[:2])]["correct"] for leaf in leaves]
         right = [bool(leaf["reward"]) for leaf in leaves]
-        found = entry(tree)
+        found = entry(Tree.from_record(tree))
         assert found["saved"] == sum(r and not d for r, d in zip(right, drafted, strict=True))
         assert found["broke"] == sum(d and not r for r, d in zip(right, drafted, strict=True))
         assert found["leaves"] == "".join("01"[r] for r in right)
 
 
-def test_a_report_of_the_same_run_is_the_same_file(run):
-    first = build_report(run).read_bytes()
-    assert build_report(run).read_bytes() == first
+def test_a_report_of_the_same_run_is_the_same_file_with_the_same_figures(run):
+    def written() -> dict[str, bytes]:
+        files = [build_report(run), *sorted((run / "plots").iterdir())]
+        return {path.name: path.read_bytes() for path in files}
+
+    assert written() == written()
 
 
-def test_large_runs_keep_the_page_small_and_page_out_the_rest(tmp_path, monkeypatch):
+def test_large_runs_keep_the_page_small_and_write_the_data_beside_it(
+    tmp_path, monkeypatch, only_svg
+):
     monkeypatch.setattr("malt_jax.report.embed.INLINE_BYTES", 100_000)
     monkeypatch.setattr("malt_jax.report.embed.PAGE_BYTES", 60_000)
     run = make_run(tmp_path / "run", 12)
@@ -178,7 +191,7 @@ def test_large_runs_keep_the_page_small_and_page_out_the_rest(tmp_path, monkeypa
     assert not (run / "report_data").exists(), "pages nothing refers to are left behind"
 
 
-def test_five_hundred_questions_stay_below_five_megabytes(tmp_path):
+def test_five_hundred_questions_stay_below_five_megabytes(tmp_path, only_svg):
     # A fifth of them, to be quick: what the page holds beside its questions counts five times.
     run = make_run(tmp_path / "run", 100, words=60)
     assert 5 * build_report(run).stat().st_size < 5_000_000
@@ -194,7 +207,7 @@ def test_five_hundred_questions_stay_below_five_megabytes(tmp_path):
         (["eval"], ["No system has been measured", "Nothing has been trained"]),
     ],
 )
-def test_what_is_missing_is_told_in_a_sentence(run, tmp_path, kept, told):
+def test_a_sentence_stands_for_what_is_missing(run, tmp_path, kept, told, only_svg):
     part = tmp_path / "part"
     part.mkdir()
     for name in kept:
@@ -229,38 +242,69 @@ def test_every_figure_is_well_formed_whatever_names_it_holds(run):
     results = json.loads((run / "results.json").read_text())
     for row, hostile in zip(results["systems"], HOSTILE, strict=False):
         row["label"] = row["system"] = hostile
-    figures = [
-        plots.accuracy_against_tokens(results),
-        plots.cost_by_stage({HOSTILE[0]: {"seconds": 0.0}, "a/b": {"seconds": 2.0}}),
-        plots.value_histogram(HOSTILE[1], {0.0: 3, 1.0: 4}, 0.5),
-        plots.value_histogram("many", {i / 40: 1 for i in range(41)}, 0.0),
-        plots.reward_by_depth([(HOSTILE[2], 0, 0.5, 1, None), ("r", 0, 0.5, 1, 0.5)]),
-        plots.learning_curve(HOSTILE[3], "loss", [(0, 1.0), (1, 1.0)]),
-        *(plots.reliability(HOSTILE[4], found) for found in results["calibration"].values()),
+    drawn = [
+        figures.accuracy_against_tokens(results),
+        figures.cost_by_stage({HOSTILE[0]: {"seconds": 0.0}, "a/b": {"seconds": 2.0}}),
+        figures.value_histogram(HOSTILE[1], {0.0: 3, 1.0: 4}, 0.5),
+        figures.value_histogram("many", {i / 40: 1 for i in range(41)}, 0.0),
+        figures.reward_by_depth(
+            [DepthValues(HOSTILE[2], 0, 0.5, 1, None), DepthValues("r", 0, 0.5, 1, 0.5)]
+        ),
+        figures.learning_curve(HOSTILE[3], [(0, 1.0), (1, 1.0)]),
+        *(figures.reliability(HOSTILE[4], found) for found in results["calibration"].values()),
     ]
-    for figure in figures:
-        assert ElementTree.fromstring(figure).tag.endswith("svg")
+    for figure in drawn:
+        svg = to_svg(figure)
+        for text in (svg_file(svg), inline_svg(svg, HOSTILE[1])):
+            assert ElementTree.fromstring(text).tag.endswith("svg")
 
 
-def test_every_figure_is_a_file_that_needs_no_page(run, page):
-    files = {path.stem: path.read_text() for path in (run / "plots").iterdir()}
+def test_every_figure_is_saved_as_svg_pdf_and_png_that_need_no_page(run, page):
+    saved = {}
+    for path in (run / "plots").iterdir():
+        saved.setdefault(path.stem, {})[path.suffix] = path.read_bytes()
     for kind in ("accuracy-against-tokens", "cost-by-stage", "values-", "reward-by-depth-",
                  "reliability-verifier", "training-1-verifier-dpo-margin"):  # fmt: skip
-        assert any(name.startswith(kind) for name in files), kind
-    for text in files.values():
+        assert any(name.startswith(kind) for name in saved), kind
+    for files in saved.values():
+        assert set(files) == {".svg", ".pdf", ".png"}
+        text = files[".svg"].decode()
         box = ElementTree.fromstring(text).get("viewBox").split()
         assert [float(x) for x in box[2:]] > [0, 0]
         assert "var(" not in text and "color-mix" not in text
+        assert files[".pdf"].startswith(b"%PDF-") and files[".png"].startswith(b"\x89PNG")
 
 
-def test_figures_of_nothing_are_empty():
-    assert plots.cost_by_stage({}) == plots.reward_by_depth([]) == ""
-    assert plots.learning_curve("a", "b", [(0, 1.0)]) == ""
+def test_the_page_shows_figures_in_the_colours_of_its_theme(page, run):
+    text = (run / "report.html").read_text()
+    drawings = re.findall(r'<svg [^>]*class="plot".*?</svg>', text, re.DOTALL)
+    assert len(drawings) == len(list((run / "plots").glob("*.svg")))
+    for drawing in drawings:
+        assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that no theme changes"
+        assert not re.search(r"<g id=", drawing), "an id that other figures have too"
+    assert all(f"var(--{name}" in "".join(drawings) for name in ("ink", "muted", "blue", "orange"))
+    assert set(COLOURS) <= set(re.findall(r"--([a-z-]+):", text))
+
+
+def test_a_point_of_a_figure_says_what_it_is(run, page):
+    text = (run / "plots" / "accuracy-against-tokens.svg").read_text()
+    results = json.loads((run / "results.json").read_text())
+    tips = [e.text for e in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}title")]
+    for row in results["systems"]:
+        accuracy = f"{100 * row['accuracy']:.1f}%"
+        assert (
+            f"{row['label']}: {accuracy}, {row['calls']} calls, {row['tokens']:.0f} tokens" in tips
+        )
+
+
+def test_figures_of_nothing_are_not_drawn():
+    assert figures.cost_by_stage({}) is figures.reward_by_depth([]) is None
+    assert figures.learning_curve("a", [(0, 1.0)]) is None
 
 
 def test_tree_text_shows_each_node_once_within_the_width(run):
     for tree in _trees(run):
-        lines = tree_text(tree, width=72).splitlines()
+        lines = tree_text(Tree.from_record(tree), width=72).splitlines()
         assert len(lines) == 2 + len(tree["nodes"])
         assert all(len(line) <= 72 for line in lines)
         assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join(lines))
@@ -275,5 +319,5 @@ def test_a_record_in_progress_without_what_is_shown_is_refused_by_line(run, tmp_
     shutil.copytree(run, copied)
     text = (copied / name).read_text()
     (copied / name).write_text(text.replace(f'"{field}":', '"x":', 1))
-    with pytest.raises(UserError, match=f":1: .*without {field}"):
+    with pytest.raises(UserError, match=f":1: .*(without|has no) '{field}'"):
         build_report(copied)

@@ -10,7 +10,8 @@ import pytest
 
 from malt_jax.report import build_report
 from malt_jax.report.trees import entry
-from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.jsonl import read_records
+from malt_jax.tree.node import Tree
 from synthetic_run import HOSTILE, make_run
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
@@ -39,9 +40,9 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trees(run) -> dict[str, dict]:
+def trees(run) -> dict[str, Tree]:
     shard = run / "rounds" / "000" / "trees" / "00000.jsonl"
-    return {tree["question_id"]: tree for tree in read_lines(shard)}
+    return {tree.question_id: tree for tree in read_records(shard, Tree.from_record)}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_every_question_is_listed_and_the_first_is_open(page, trees):
 
 def test_filters_show_exactly_the_questions_they_name(page, trees):
     def leaves(tree):
-        return {node["reward"] for node in tree["nodes"] if "reward" in node}
+        return {leaf.reward for leaf in tree.leaves}
 
     expected = {
         "all right": [name for name, tree in trees.items() if leaves(tree) == {1}],
@@ -169,12 +170,12 @@ def test_search_finds_by_words_in_any_order(page, trees):
     _press(page, "/")
     _press(page, "boxes maya")
     found = [e.get_attribute("data-id") for e in _all(page, "#questions li")]
-    assert found == [name for name, tree in trees.items() if "Maya" in tree["question"]]
+    assert found == [name for name, tree in trees.items() if "Maya" in tree.question]
     assert page.find_element("id", "count").text == f"{len(found)} of {QUESTIONS} questions"
 
 
 def test_enter_opens_the_first_question_found_and_the_arrows_those_after_it(page, trees):
-    found = [name for name, tree in trees.items() if "Maya" in tree["question"]]
+    found = [name for name, tree in trees.items() if "Maya" in tree.question]
     assert len(found) > 1 and found[0] != "Q0"
     _press(page, "/")
     _press(page, "maya", "\ue007")  # enter
@@ -200,15 +201,15 @@ def test_arrows_go_on_from_the_list_when_it_no_longer_has_the_question(page, tre
 
 def test_a_clicked_node_shows_its_path_with_the_numbers_of_the_record(page, trees):
     _question(page, "Q9")
-    leaf = next(node for node in trees["Q9"]["nodes"] if node["id"] == "Q9/g2/v1/r1")
+    leaf = next(node for node in trees["Q9"].nodes if node.id == "Q9/g2/v1/r1")
     _click_node(page, "Q9/g2/v1/r1")
     assert _texts(page, ".turn header .id") == ["g2", "v1", "r1"]
-    nodes = {node["id"]: node for node in trees["Q9"]["nodes"]}
+    nodes = {node.id: node for node in trees["Q9"].nodes}
     said = _texts(page, ".turn > .said")
-    assert said == [nodes[n]["completion"] for n in ("Q9/g2", "Q9/g2/v1", "Q9/g2/v1/r1")]
+    assert said == [nodes[n].completion for n in ("Q9/g2", "Q9/g2/v1", "Q9/g2/v1/r1")]
     facts = _texts(page, ".turn dl")[2]
-    assert f"{len(leaf['token_ids'])} tokens" in facts
-    assert f"{sum(leaf['logprobs']):.1f}".replace("-", "−") in facts
+    assert f"{len(leaf.token_ids)} tokens" in facts
+    assert f"{sum(leaf.logprobs):.1f}".replace("-", "−") in facts
     assert page.current_url.endswith("#trees000/Q9/g2/v1/r1")
 
 
@@ -233,8 +234,8 @@ def test_the_prompt_is_what_the_model_read(page, trees):
         "return [...document.querySelectorAll('.turn details .said')].map(e => e.textContent)"
     )
     path = ["Q10", *_texts(page, ".turn header .id")]
-    nodes = {node["id"]: node for node in trees["Q10"]["nodes"]}
-    assert prompts == [nodes["/".join(path[: i + 2])]["prompt"] for i in range(3)]
+    nodes = {node.id: node for node in trees["Q10"].nodes}
+    assert prompts == [nodes["/".join(path[: i + 2])].prompt for i in range(3)]
 
 
 def test_the_keyboard_reaches_questions_and_nodes(page):
@@ -354,3 +355,36 @@ def test_a_held_out_question_is_found_in_its_trees_before_and_after(page):
     _click(page, ".nav .step button", "same question: before and after")
     _wait(page, lambda: "eval/E0" in page.current_url)
     assert len(_all(page, ".side")) == 2
+
+
+def test_the_keyboard_goes_through_the_list_and_enter_goes_on_to_the_tree(page):
+    page.execute_script("document.getElementById('questions').focus()")
+    _press(page, "\ue015", "\ue015", "\ue013")  # down, down, up
+    _wait(page, lambda: _shown(page) == "Q1")
+    assert page.execute_script("return document.activeElement.id") == "questions"
+    leaf = _chosen(page)
+    _press(page, "\ue007", "\ue013")  # enter, up
+    assert _chosen(page) == leaf.rpartition("/")[0]
+
+
+def test_the_tree_is_one_stop_of_the_tab_key_and_says_what_its_nodes_are(page, trees):
+    _question(page, "Q9")
+    stops = "return [...document.querySelectorAll('.tree .node')].filter((e) => e.tabIndex === 0)"
+    [stop] = page.execute_script(stops)
+    page.execute_script("arguments[0].focus()", stop)
+    _press(page, "\ue012" if _chosen(page) != "Q9/g0/v0/r0" else "\ue014")  # left or right
+    focused = page.execute_script("return document.activeElement.dataset.id")
+    assert focused == _chosen(page)
+    [node] = [node for node in trees["Q9"].nodes if node.id == focused]
+    label = page.execute_script("return document.activeElement.getAttribute('aria-label')")
+    assert label.startswith(f"{focused}: value {node.value:.2f}")
+
+
+def test_a_question_chosen_on_a_phone_is_scrolled_into_view(page, run):
+    _size(page, 390, 844)
+    _open(page, run / "report.html")
+    _question(page, "Q5")
+    top = page.execute_script(
+        "return document.getElementById('detail').getBoundingClientRect().top"
+    )
+    assert 0 <= top < 844 * 0.6

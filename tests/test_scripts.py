@@ -1,23 +1,32 @@
-"""The scripts that take hours say what they would do, over any model and questions."""
+"""Scripts do what they say, with stand-ins for hours of work and for programs of other machines."""
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 import cli_run
+from malt_jax.cli import all_commands
+from malt_jax.commands.command import parse
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("form", "searched"), [((), "1,000"), (("--cpu", "--seeds", "0 1"), "60")])
-def test_the_real_model_script_in_both_forms(form, searched, tmp_path):
+def test_the_script_of_the_real_model_accepts_both_of_its_forms(form, searched, tmp_path):
     for split, count in (("train", 1000), ("eval", 660)):
         rows = ({"question": f"{split} {i}?", "answer": f"#### {i}"} for i in range(count))
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -94,3 +103,129 @@ def test_the_quickstart_leaves_no_half_environment(quickstart, tmp_path):
     done, _ = quickstart(NO_VENV="1")
     assert done.returncode == 1 and not (tmp_path / ".venv").exists()
     assert quickstart()[0].returncode == 0
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda p: p.name)
+def test_what_a_script_imports_from_the_package_exists(script):
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "malt_jax":
+            module = import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    import_module(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("malt_jax"):
+                    import_module(alias.name)
+
+
+LAUNCH = ROOT / "scripts/launch"
+STAND_INS = {
+    # As https://cloud.google.com/sdk/gcloud/reference/compute/tpus/tpu-vm describes scp and ssh.
+    "gcloud": """
+verb = sys.argv[4]
+assert sys.argv[1:4] == ["compute", "tpus", "tpu-vm"]
+parser = argparse.ArgumentParser(allow_abbrev=False)
+if verb == "scp":
+    parser.add_argument("source")
+parser.add_argument("target")
+parser.add_argument("--zone", required=True)
+parser.add_argument("--worker", choices=["all"])
+if verb == "ssh":
+    parser.add_argument("--command", required=True)
+options = parser.parse_args(sys.argv[5:])
+if verb == "ssh":
+    subprocess.run(["bash", "-ec", options.command], check=True)
+else:
+    name, _, path = options.target.partition(":")
+    shutil.copyfile(options.source, path)
+""",
+    # As https://slurm.schedmd.com/srun.html: options of srun, then a command that it starts.
+    "srun": """
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    assert words.pop(0) == "--kill-on-bad-exit=1"
+os.execvp(words[0], words)
+""",
+    "scontrol": "Path('requeued').write_text(' '.join(sys.argv[1:]))",
+    "malt": "Path('called').write_text(repr(sys.argv[1:])); time.sleep(float(os.environ['WAIT']))",
+}
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """Runs a launch script where its programs are stand-ins; gives what `malt` was called with."""
+    imports = (
+        "import argparse, os, shutil, signal, subprocess, sys, time\nfrom pathlib import Path\n"
+    )
+    on_term = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    for name, code in STAND_INS.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!{sys.executable}\n{imports}{on_term}{code}")
+        path.chmod(0o755)
+    (tmp_path / "malt/bin").mkdir(parents=True)
+    (tmp_path / "malt/bin/malt").symlink_to(tmp_path / "bin/malt")
+    (tmp_path / "my config.yaml").write_text("seed: 3\n")
+    env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    def launch(script: str, *words: str, wait: str = "0", after=None) -> tuple[int, list[str]]:
+        env.update(WAIT=wait, SLURM_JOB_ID="17")
+        process = subprocess.Popen(["bash", LAUNCH / script, *words], cwd=tmp_path, env=env)
+        called = tmp_path / "called"
+        while process.poll() is None and not called.exists():
+            time.sleep(0.02)
+        if after is not None:
+            process.send_signal(after)
+        status = process.wait(60)
+        return status, ast.literal_eval(called.read_text()) if called.exists() else []
+
+    return launch
+
+
+def check_run(words: list[str], config: str, run: str) -> None:
+    parse({command.name: command for command in all_commands()}[words[0]], words[1:])
+    assert words == ["run", "--config", config, "--output-dir", run]
+
+
+def test_the_tpu_script_runs_the_config_on_every_host(launched, tmp_path):
+    status, words = launched("tpu_vm.sh", "pod", "us-x1-a", "my config.yaml", "/runs/my run")
+    assert status == 0
+    check_run(words, "malt-run.yaml", "/runs/my run")
+    assert (tmp_path / "malt-run.yaml").read_text() == "seed: 3\n"
+    assert launched("tpu_vm.sh", "pod")[0] == 2
+
+
+def test_the_slurm_script_runs_and_queues_itself_again_when_it_is_told_to_stop(launched, tmp_path):
+    status, words = launched("slurm.sbatch", "my config.yaml", "/runs/my run")
+    assert status == 0 and not (tmp_path / "requeued").exists()
+    check_run(words, "my config.yaml", "/runs/my run")
+    (tmp_path / "called").unlink()
+    status, _ = launched("slurm.sbatch", "my config.yaml", "r", wait="30", after=signal.SIGTERM)
+    assert status == 143 and (tmp_path / "requeued").read_text() == "requeue 17"
+
+
+def test_the_slurm_script_asks_for_what_sbatch_has():
+    """Names of options as https://slurm.schedmd.com/sbatch.html has them."""
+    text = (LAUNCH / "slurm.sbatch").read_text()
+    known = {"job-name", "ntasks-per-node", "cpus-per-task", "time", "signal", "requeue",
+             "open-mode", "nodes", "gpus-per-node"}  # fmt: skip
+    assert set(re.findall(r"^#SBATCH --([a-z-]+)", text, re.MULTILINE)) <= known
+    [usage] = re.findall(r"^#   sbatch (.*)$", text, re.MULTILINE)
+    assert set(re.findall(r"--([a-z-]+)", usage)) <= known
+
+
+def test_the_jobset_has_a_pod_for_every_host_of_its_slice():
+    text = (LAUNCH / "gke_jobset.yaml").read_text()
+    [jobs] = yaml.safe_load(text)["spec"]["replicatedJobs"]
+    job = jobs["template"]["spec"]
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert job["completions"] == job["parallelism"] == math.prod(map(int, shape)) // chips
+    program, *words = container["command"]
+    assert program == "malt"
+    check_run(words, "/config/run.yaml", "/runs/malt")
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from malt_jax.evaluation import statistics
+from malt_jax.evaluation.breakdown import natural_order
 from malt_jax.evaluation.calibration import auc, calibration
+from malt_jax.tree.node import Node, Tree
 
 counts = st.integers(0, 400)
 answers = st.lists(st.sampled_from([None, "1", "2", "3", ""]), min_size=1, max_size=9)
 
 
 @given(counts, counts, st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_agrees_with_scipy(successes, failures, confidence):
+def test_wilson_interval_agrees_with_scipy(successes, failures, confidence):
     trials = successes + failures
     low, high = statistics.wilson_interval(successes, trials, confidence)
     if trials == 0:
@@ -84,7 +86,7 @@ def test_bootstrap_of_paired_differences_has_the_textbook_width():
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(-1, 1), min_size=1, max_size=40), st.integers(0, 5))
-def test_bootstrap_is_seeded_and_blind_to_the_order_of_questions(differences, seed):
+def test_bootstrap_depends_on_its_seed_and_not_on_the_order_of_questions(differences, seed):
     first = statistics.bootstrap_interval(differences, seed=seed, resamples=500)
     assert first == statistics.bootstrap_interval(differences[::-1], seed=seed, resamples=500)
     assert min(differences) <= first[0] <= first[1] <= max(differences)
@@ -111,7 +113,7 @@ def test_holm_rejects_exactly_what_the_step_down_procedure_rejects(p_values, alp
 
 
 @given(answers)
-def test_vote_is_won_by_the_most_frequent_answer_drawn_first(predictions):
+def test_a_vote_is_won_by_the_most_frequent_answer_and_then_the_first(predictions):
     vote = statistics.majority_vote(predictions)
     parsed = [p for p in predictions if p is not None]
     if not parsed:
@@ -124,7 +126,7 @@ def test_vote_is_won_by_the_most_frequent_answer_drawn_first(predictions):
     assert vote.tie == (len(winners) > 1)
 
 
-def test_unparseable_draws_never_outvote_an_answer():
+def test_draws_without_an_answer_never_outvote_an_answer():
     assert statistics.majority_vote([None, None, "7"]) == statistics.Vote("7", 2, False)
 
 
@@ -156,19 +158,32 @@ def test_auc_is_the_share_of_pairs_in_order(scored):
     assert auc(predicted, observed) == pytest.approx(expected)
 
 
-def _tree(rewards: list[list[list[int]]]) -> dict:
+def _tree(rewards: list[list[list[int]]]) -> Tree:
     """A tree of three roles with the given leaf rewards."""
-    nodes = []
+    nodes: list[list[Node]] = [[], [], []]
+
+    def add(depth: int, name: str, values: object, reward: int | None = None) -> None:
+        nodes[depth].append(
+            Node(
+                id=name,
+                role=("generator", "verifier", "refiner")[depth],
+                parent=name.rpartition("/")[0] or None,
+                **{"prompt": "", "prompt_ids": (), "cut": 0, "completion": "", "token_ids": ()},
+                **{"logprobs": (), "finish": "eos"},
+                value=float(np.mean(values)),
+                reward=None if reward is None else float(reward),
+            )
+        )
+
     for i, drafts in enumerate(rewards):
-        value = float(np.mean(drafts))
-        nodes.append({"id": f"g{i}", "role": "generator", "parent": None, "value": value})
+        add(0, f"g{i}", drafts)
         for j, leaves in enumerate(drafts):
-            value, name = float(np.mean(leaves)), f"g{i}/v{j}"
-            nodes.append({"id": name, "role": "verifier", "parent": f"g{i}", "value": value})
+            add(1, f"g{i}/v{j}", leaves)
             for k, reward in enumerate(leaves):
-                leaf = {"id": f"{name}/r{k}", "role": "refiner", "parent": name}
-                nodes.append({**leaf, "value": float(reward), "reward": reward})
-    return {"question_id": "Q", "nodes": nodes}
+                add(2, f"g{i}/v{j}/r{k}", reward, reward)
+    shape = (len(rewards), len(rewards[0]), len(rewards[0][0]))
+    roles = ("generator", "verifier", "refiner")
+    return Tree("Q", "", "", {}, shape, roles, tuple(itertools.chain(*nodes)))
 
 
 def test_calibration_never_lets_a_leaf_predict_itself():
@@ -198,8 +213,6 @@ def test_calibration_of_no_trees_and_of_single_branches_is_empty():
 
 
 def test_levels_of_any_text_are_sorted_by_the_numbers_in_them():
-    from malt_jax.evaluation.breakdown import _natural
-
     levels = ["9" * 5000, "Level 10", "10²", "²", "Level 2", "Level 02"]
-    named = [level for level in sorted(levels, key=_natural) if level.startswith("Level")]
+    named = [level for level in sorted(levels, key=natural_order) if level.startswith("Level")]
     assert named == ["Level 2", "Level 02", "Level 10"]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: attacked with kills, full disks, torn lines, a second writer."""
+"""Atomic files, shards and the lock under kills, full disks, torn lines and a second writer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- atomic writes
 
 
-def test_killed_writer_leaves_old_or_new_whole(tmp_path):
+def test_a_killed_writer_leaves_the_old_or_the_new_content(tmp_path):
     """SIGKILL at random moments of a loop that replaces a file and a folder."""
     code = """
 import sys
@@ -89,7 +89,7 @@ while True:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
-def test_disk_that_refuses_leaves_the_old_state(tmp_path, monkeypatch, code, call):
+def test_an_error_of_the_disk_leaves_the_old_content(tmp_path, monkeypatch, code, call):
     target = tmp_path / "file"
     if call == "mkdir":
         target = tmp_path / "new" / "file"
@@ -97,18 +97,18 @@ def test_disk_that_refuses_leaves_the_old_state(tmp_path, monkeypatch, code, cal
         target.write_text("old")
     before = listing(tmp_path)
     monkeypatch.setattr(os, call, fails_with(code))
-    with pytest.raises(UserError, match=f"{target.name}.*{os.strerror(code)}.*whole"):
+    with pytest.raises(UserError, match=f"{target.name}.*{os.strerror(code)}.*unchanged"):
         write_text(target, "new")
     assert listing(tmp_path) == before
 
 
-def test_full_disk_is_a_sentence_and_the_old_file_stays(tmp_path):
-    """A real full disk, where this user may mount one."""
+def test_a_full_disk_gives_one_sentence_and_leaves_the_old_content(tmp_path):
+    """On a file system in memory, where this user may mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no right to mount a small disk here")
+        pytest.skip("may not mount a file system")
     try:
         write_bytes(disk / "file", b"old")
         append_lines(disk / "shard.jsonl", [{"n": 1}])
@@ -126,7 +126,7 @@ def test_full_disk_is_a_sentence_and_the_old_file_stays(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_full_disk_behind_a_librarys_own_error_is_recognised(tmp_path):
+def test_a_full_disk_is_recognised_in_a_librarys_own_error(tmp_path):
     with (
         pytest.raises(UserError, match="free space"),
         atomic_directory(tmp_path / "export"),
@@ -135,14 +135,14 @@ def test_full_disk_behind_a_librarys_own_error_is_recognised(tmp_path):
     assert listing(tmp_path) == {}
 
 
-def test_a_fault_of_ours_is_not_blamed_on_the_disk(tmp_path):
+def test_other_errors_are_not_reported_as_disk_errors(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "export") as new:
         (new / "weights").write_text("half")
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_in_use_is_refused_and_an_empty_one_is_taken(tmp_path):
+def test_a_folder_is_built_in_place_of_an_empty_one_but_not_of_a_full_one(tmp_path):
     (tmp_path / "export").mkdir()
     with atomic_directory(tmp_path / "export") as new:
         (new / "a").write_text("1")
@@ -154,7 +154,7 @@ def test_folder_in_use_is_refused_and_an_empty_one_is_taken(tmp_path):
     assert listing(tmp_path) == {"export/a": b"1"}
 
 
-def test_failed_replacement_puts_the_old_folder_back(tmp_path, monkeypatch):
+def test_a_failed_replacement_restores_the_old_folder(tmp_path, monkeypatch):
     with atomic_directory(tmp_path / "export") as new:
         (new / "a").write_text("old")
     rename = os.rename
@@ -173,7 +173,7 @@ def test_failed_replacement_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert listing(tmp_path) == {"export/a": b"old"}
 
 
-def test_replacement_cut_between_its_two_renames_is_undone_on_open(tmp_path):
+def test_a_replacement_killed_between_its_two_renames_is_undone(tmp_path):
     (tmp_path / "a/.old-malt-0123abcd-export").mkdir(parents=True)
     (tmp_path / "a/.old-malt-0123abcd-export/weights").write_text("old")
     (tmp_path / "a/.tmp-malt-4567cdef-export").mkdir()
@@ -182,13 +182,13 @@ def test_replacement_cut_between_its_two_renames_is_undone_on_open(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".tmp-thesis", ".old-thesis", ".tmp-malt-x-thesis"])
-def test_what_only_looks_like_a_leftover_is_kept(tmp_path, name):
+def test_files_that_only_resemble_leftovers_are_kept(tmp_path, name):
     write_bytes(tmp_path / "a" / name / "x.tex", b"mine")
     clean_leftovers(tmp_path)
     assert listing(tmp_path) == {f"a/{name}/x.tex": b"mine"}
 
 
-def test_a_link_or_a_pipe_is_never_written_through(tmp_path):
+def test_links_and_pipes_are_never_written_to(tmp_path):
     write_bytes(tmp_path / "precious", b'{"a":1}\ntorn')
     (tmp_path / "link").symlink_to("precious")
     os.mkfifo(tmp_path / "pipe")
@@ -196,12 +196,12 @@ def test_a_link_or_a_pipe_is_never_written_through(tmp_path):
         append_lines(tmp_path / "link", [{}])
     with pytest.raises(UserError, match="is a link"):
         recover(tmp_path / "link")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         append_lines(tmp_path / "pipe", [{}])
     assert (tmp_path / "precious").read_bytes() == b'{"a":1}\ntorn'
 
 
-def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+def test_writing_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     write_json(tmp_path / "x.json", {"a": "é\udc80"})
     before = (tmp_path / "x.json").read_bytes()
     assert json.loads(before) == {"a": "é\udc80"}
@@ -225,13 +225,13 @@ json_values = st.recursive(
 
 
 def joined(text: str) -> str:
-    """What JSON makes of UTF-16 halves that happen to stand side by side."""
+    """Joins adjacent surrogates into the character they encode, as JSON does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 @settings(deadline=None)
 @given(st.lists(st.dictionaries(anything.map(joined), json_values, max_size=3), max_size=4))
-def test_any_text_survives_the_round_trip(tmp_path_factory, records):
+def test_any_text_round_trips_through_a_shard(tmp_path_factory, records):
     path = tmp_path_factory.mktemp("shard") / "x.jsonl"
     append_lines(path, records)
     assert path.read_bytes().count(b"\n") == len(records)
@@ -242,13 +242,13 @@ def test_any_text_survives_the_round_trip(tmp_path_factory, records):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_json_lacks_are_refused_before_anything_is_written(tmp_path, value):
+def test_nan_and_infinity_are_refused_before_anything_is_written(tmp_path, value):
     with pytest.raises(ValueError):
         append_lines(tmp_path / "x.jsonl", [{"fine": 1}, {"bad": value}])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_line_torn_anywhere_is_owed_again_and_only_that_line(tmp_path, capsys):
+def test_recovery_drops_a_last_line_torn_anywhere_and_nothing_else(tmp_path, capsys):
     records = [{"question_id": f"Q{n}", "text": "naïve\u2028 \n" * n} for n in range(4)]
     data = b"".join(map(encode, records))
     kept = len(data) - len(encode(records[-1]))
@@ -265,7 +265,7 @@ def test_a_line_torn_anywhere_is_owed_again_and_only_that_line(tmp_path, capsys)
         assert path.read_bytes() == data
 
 
-def test_a_tail_of_zeros_after_a_power_cut_is_a_torn_line(tmp_path):
+def test_a_tail_of_zeros_after_a_power_cut_is_dropped_as_a_torn_line(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(encode({"n": 1}) + bytes(4096))
     assert recover(path) == 4096
@@ -288,7 +288,7 @@ def test_a_tail_of_zeros_after_a_power_cut_is_a_torn_line(tmp_path):
         *(b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}"),
     ],
 )
-def test_damage_before_the_last_line_is_refused_by_file_and_line(tmp_path, line):
+def test_damage_before_the_last_line_is_refused_with_file_and_line(tmp_path, line):
     path = tmp_path / "x.jsonl"
     path.write_bytes(encode({"n": 1}) + line + b"\n" + encode({"n": 3}))
     assert recover(path) == 0
@@ -300,7 +300,7 @@ def test_damage_before_the_last_line_is_refused_by_file_and_line(tmp_path, line)
 @given(
     st.binary(max_size=60) | st.lists(st.sampled_from([b"{", b"}", b"\n", b'"a":1'])).map(b"".join)
 )
-def test_any_bytes_are_records_or_a_refusal(tmp_path_factory, raw):
+def test_any_bytes_read_as_records_or_are_refused(tmp_path_factory, raw):
     path = tmp_path_factory.mktemp("fuzz") / "x.jsonl"
     path.write_bytes(raw)
     recover(path)
@@ -311,7 +311,7 @@ def test_any_bytes_are_records_or_a_refusal(tmp_path_factory, raw):
         assert "x.jsonl:" in str(refusal)
 
 
-def test_append_that_fails_half_way_is_taken_back(tmp_path, monkeypatch):
+def test_a_failed_append_is_undone(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     append_lines(path, [{"n": 1}])
     monkeypatch.setattr(os, "fsync", fails_with(errno.ENOSPC))
@@ -320,7 +320,7 @@ def test_append_that_fails_half_way_is_taken_back(tmp_path, monkeypatch):
     assert path.read_bytes() == encode({"n": 1})
 
 
-def test_killed_appender_loses_at_most_the_line_it_was_writing(tmp_path):
+def test_a_killed_append_loses_at_most_the_line_being_written(tmp_path):
     code = """
 import sys
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
@@ -350,7 +350,7 @@ while True:
 # ---------------------------------------------------------------- one writer
 
 
-def test_second_writer_is_told_who_holds_the_run(tmp_path):
+def test_a_second_writer_is_told_which_process_holds_the_run(tmp_path):
     with RunLockHeld(tmp_path, "malt run"), pytest.raises(UserError) as refusal:
         RunLock(tmp_path, "malt train")
     assert f"process {os.getpid()} on " in str(refusal.value)
@@ -370,14 +370,14 @@ class RunLockHeld:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[1]", b'{"pid": 1}'])
-def test_unreadable_lock_content_does_not_open_the_lock(tmp_path, content):
+def test_a_lock_file_with_unreadable_content_still_locks(tmp_path, content):
     with RunLockHeld(tmp_path, "malt run"):
         (tmp_path / ".lock").write_bytes(content)
         with pytest.raises(UserError, match="another process"):
             RunLock(tmp_path, "malt run")
 
 
-def test_lock_dies_with_its_process_even_if_a_forked_worker_lives_on(tmp_path):
+def test_a_lock_ends_with_its_process_even_if_a_forked_worker_survives(tmp_path):
     code = """
 import os, sys, time
 from malt_jax.storage.lock import RunLock

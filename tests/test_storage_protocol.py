@@ -1,4 +1,4 @@
-"""A whole small run on the storage: interrupted and damaged by the scripts users can run too."""
+"""A tiny run without a model, killed and damaged by the scripts that users can run too."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 
-def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one():
+def test_killed_runs_end_with_the_same_bytes_as_an_undisturbed_run():
     answer = script("reliability_kills.py", "--kills", 8, "--anywhere")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "| all | | 8 |" in answer.stdout
 
 
-def test_every_kind_of_stage_is_interrupted_however_short():
+def test_every_kind_of_stage_is_killed_even_if_it_is_short():
     answer = script("reliability_kills.py", "--kills", 12)
     hit = [line.split()[1] for line in answer.stdout.splitlines() if "exit -9" in line]
     assert {"search/000", "train/000/generator", "export"} <= set(hit), answer.stdout
 
 
-def test_stopped_runs_exit_as_documented_and_go_on():
+def test_stopped_runs_exit_as_documented_and_continue():
     for name in ("TERM", "INT"):
         answer = script("reliability_kills.py", "--kills", 3, "--signal", name)
         assert answer.returncode == 0, answer.stdout + answer.stderr

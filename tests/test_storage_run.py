@@ -1,4 +1,4 @@
-"""A run directory under attack: damage, other configs, strangers' folders, signals, resumes."""
+"""Run directories under damage, other configs, other programs' files, signals and resumes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from malt_jax.config.reading import to_dict
+from malt_jax.config.run import Config, with_defaults
 from malt_jax.errors import RunStopped, UserError
-from malt_jax.storage import manifest, signals
-from malt_jax.storage.hashing import fingerprint
+from malt_jax.hashing import fingerprint
+from malt_jax.storage import manifest, mirror, signals
 from malt_jax.storage.jsonl import append_lines, read_lines
 from malt_jax.storage.metrics import Metrics
 from malt_jax.storage.rundir import RunDir, differences
@@ -35,7 +37,7 @@ CONFIG = {
 
 
 def make_run(path: Path) -> RunDir:
-    """A small finished run: one sealed thing of every kind."""
+    """A small finished run with one sealed unit of every kind."""
     run = RunDir.open(path, CONFIG, "malt run", facts={"devices": ["cpu"]})
     for shard in range(2):
         append_lines(run.trees(0) / f"{shard}.jsonl", [{"question_id": f"Q{shard}"}] * 3)
@@ -66,7 +68,7 @@ def sealed_files(run: RunDir) -> list[Path]:
 # ---------------------------------------------------------------- the seal
 
 
-def test_what_is_sealed_is_whole_and_known_to_be_done(run):
+def test_sealed_units_verify_and_mark_their_stage_as_done(run):
     manifest.verify(run)
     manifest.verify(run, [run.trees(0), run.results])
     assert len(sealed_files(run)) == 8
@@ -78,7 +80,7 @@ def test_what_is_sealed_is_whole_and_known_to_be_done(run):
 
 
 def test_a_hundred_random_damages_are_all_refused_by_name(run, tmp_path):
-    """Bit flips, truncations, growths and deletions of any file a run rests on."""
+    """Bit flips, truncations, additions and deletions of any file that a run depends on."""
     generator = random.Random(0)
     files = [*sealed_files(run), run.path / "config.yaml", run.path / manifest.NAME]
     run.close()
@@ -110,7 +112,7 @@ def test_a_hundred_random_damages_are_all_refused_by_name(run, tmp_path):
         manifest.verify(again)
 
 
-def test_a_file_nobody_sealed_is_refused(run):
+def test_a_file_that_was_never_sealed_is_refused(run):
     stranger = run.trees(0) / "9.jsonl"
     append_lines(stranger, [{"question_id": "Q9"}])
     with pytest.raises(UserError, match=r"rounds/000/trees/9\.jsonl \(unknown\)") as refusal:
@@ -121,24 +123,24 @@ def test_a_file_nobody_sealed_is_refused(run):
         manifest.verify(run)
 
 
-def test_an_unfinished_artefact_is_not_taken_for_a_sealed_one(run):
+def test_an_unfinished_unit_is_not_accepted_as_sealed(run):
     append_lines(run.trees(1) / "0.jsonl", [{}])
     with pytest.raises(UserError, match="rounds/001/trees was never finished"):
         manifest.verify(run, [run.trees(0), run.trees(1)])
 
 
-def test_the_refusal_offers_the_newest_whole_state(run):
+def test_the_refusal_names_the_newest_intact_unit(run):
     (run.checkpoint(0, "generator") / "20" / "_METADATA").write_text("[]")
     with pytest.raises(UserError) as refusal:
         manifest.verify(run)
     assert "--redo train/000/generator" in str(refusal.value)
-    assert "checkpoints/000/generator/10, sealed before it, is whole" in str(refusal.value)
+    assert "checkpoints/000/generator/10, sealed before it, is intact" in str(refusal.value)
     (run.checkpoint(0, "generator") / "10" / "_METADATA").unlink()
-    with pytest.raises(UserError, match="rounds/000/data/generator, sealed before it, is whole"):
+    with pytest.raises(UserError, match="rounds/000/data/generator, sealed before it, is intact"):
         manifest.verify(run)
 
 
-def test_redo_sets_aside_what_is_damaged_and_what_followed_and_keeps_the_rest(run):
+def test_redo_sets_aside_damaged_units_and_later_stages_only(run):
     (run.trees(0) / "1.jsonl").write_text("damaged")
     aside = manifest.redo(run, "search/000")
     assert (aside / "rounds/000/trees/1.jsonl").read_text() == "damaged"
@@ -151,7 +153,7 @@ def test_redo_sets_aside_what_is_damaged_and_what_followed_and_keeps_the_rest(ru
         manifest.redo(run, "eval")
 
 
-def test_redo_cut_short_is_refused_until_it_is_repeated(run, monkeypatch):
+def test_after_an_interrupted_redo_the_run_is_refused_until_it_is_repeated(run, monkeypatch):
     (run.trees(0) / "1.jsonl").write_text("damaged")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(manifest, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -162,20 +164,19 @@ def test_redo_cut_short_is_refused_until_it_is_repeated(run, monkeypatch):
     manifest.verify(run)
 
 
-def test_sealing_anew_replaces_and_retiring_lets_go(run):
+def test_sealing_a_unit_again_replaces_its_hashes(run):
     first, last = manifest.sealed_units(run, "train/000/generator")
     third = run.checkpoint(0, "generator") / "30"
     shutil.copytree(last, third)
-    manifest.seal(run, "train/000/generator", [third], retire=[first])
-    shutil.rmtree(first)
+    manifest.seal(run, "train/000/generator", [third])
     manifest.verify(run)
-    assert manifest.sealed_units(run, "train/000/generator") == [last, third]
+    assert manifest.sealed_units(run, "train/000/generator") == [first, last, third]
     run.results.write_text('{"accuracy": 0.6}')
     manifest.seal(run, "eval", [run.results])
     manifest.verify(run)
 
 
-def test_sealing_more_does_not_bless_earlier_damage(run):
+def test_sealing_a_new_unit_does_not_hide_damage_of_an_earlier_one(run):
     (run.checkpoint(0, "generator") / "20" / "_METADATA").write_text("[]")
     third = run.checkpoint(0, "generator") / "30"
     shutil.copytree(run.checkpoint(0, "generator") / "10", third)
@@ -184,7 +185,7 @@ def test_sealing_more_does_not_bless_earlier_damage(run):
         manifest.verify(run)
 
 
-def test_a_reopened_stage_may_be_written_again(run):
+def test_units_of_a_reopened_stage_may_be_written_again(run):
     manifest.reopen(run, "eval")
     run.results.write_text('{"accuracy": 0.7}')
     manifest.verify(run)
@@ -193,7 +194,7 @@ def test_a_reopened_stage_may_be_written_again(run):
         manifest.verify(run, [run.results])
 
 
-def test_killed_while_sealing_all_that_is_sealed_is_whole(tmp_path):
+def test_after_a_kill_while_sealing_every_sealed_unit_is_intact(tmp_path):
     code = """
 import sys
 from malt_jax.storage import manifest
@@ -228,14 +229,14 @@ while True:
 
 @settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=50).map(lambda text: json.dumps(text).encode()))
-def test_no_bytes_pass_for_a_manifest(tmp_path_factory, raw):
+def test_arbitrary_bytes_are_not_accepted_as_a_manifest(tmp_path_factory, raw):
     folder = tmp_path_factory.mktemp("forged")
     (folder / manifest.NAME).write_bytes(raw)
     with pytest.raises(UserError, match="cannot be trusted"):
         manifest.load(folder)
 
 
-def test_a_lost_manifest_is_refused_and_its_twin_restores_it(run):
+def test_a_lost_manifest_is_refused_and_its_copy_restores_it(run):
     run.close()
     (run.path / manifest.NAME).unlink()
     with pytest.raises(UserError, match=f"missing.*{manifest.TWIN}"):
@@ -253,7 +254,7 @@ def test_a_manifest_cannot_point_outside_its_run(run):
         manifest.redo(run, "search/000")
 
 
-def test_an_input_that_changed_is_refused_by_name(run, tmp_path):
+def test_a_changed_input_is_refused_by_name(run, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"weights")
@@ -268,7 +269,7 @@ def test_an_input_that_changed_is_refused_by_name(run, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["content", "name", "added", "removed", "data"])
-def test_a_fingerprint_forgets_nothing(tmp_path, change):
+def test_a_fingerprint_depends_on_every_input(tmp_path, change):
     data = {"temperature": 0.7, "template": "{question}"}
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
@@ -293,7 +294,7 @@ def test_a_fingerprint_forgets_nothing(tmp_path, change):
 # ---------------------------------------------------------------- opening a run
 
 
-def test_same_config_goes_on_and_writes_nothing(run):
+def test_opening_with_the_same_config_writes_nothing(run):
     run.close()
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
     with RunDir.open(run.path, json.loads(json.dumps(CONFIG)), "malt run") as again:
@@ -318,7 +319,7 @@ def test_every_differing_field_is_named_with_both_values(run):
     assert len(message) < 1000 and "model.path" not in message
 
 
-def test_fields_that_cannot_change_results_are_free(run):
+def test_fields_that_cannot_change_results_may_differ(run):
     run.close()
     other = json.loads(json.dumps(CONFIG))
     other["quiet"] = True
@@ -326,6 +327,59 @@ def test_fields_that_cannot_change_results_are_free(run):
     RunDir.open(run.path, other, "malt run", free={"quiet", "wandb"}).close()
     with pytest.raises(UserError, match=r"quiet was False and is now True; wandb\.project"):
         RunDir.open(run.path, other, "malt run")
+
+
+def older_run(path: Path, *missing: str, **changed: object) -> dict:
+    """Begins a run whose config.yaml lacks some fields, as an older version saves it.
+
+    Returns the config as this version has it.
+    """
+    config = to_dict(Config())
+    saved = json.loads(json.dumps(config | changed))
+    for field in missing:
+        *sections, name = field.split(".")
+        place = saved
+        for section in sections:
+            place = place[int(section)] if section.isdigit() else place[section]
+        del place[name]
+    RunDir.open(path, saved, "malt run").close()
+    return config
+
+
+def test_a_run_begun_before_a_field_existed_continues_with_its_default(tmp_path):
+    missing = ("rounds", "sampler", "train.lora.rank", "pipeline.roles.1.temperature")
+    config = older_run(tmp_path / "run", *missing)
+    for _ in range(2):
+        RunDir.open(tmp_path / "run", config, "malt run", complete=with_defaults).close()
+    assert "rounds" not in RunDir.existing(tmp_path / "run").config  # config.yaml is kept as it is
+
+
+@pytest.mark.parametrize("opening", [RunDir.check, lambda *a, **k: RunDir.open(*a, "test", **k)])
+def test_a_run_begun_before_a_field_existed_is_refused_for_another_value(tmp_path, opening):
+    config = older_run(tmp_path / "run", "rounds", "pipeline.roles.1.temperature")
+    config["pipeline"]["roles"][1]["temperature"] = 0.123
+    for now in (config, config | {"rounds": 3}):
+        with pytest.raises(UserError) as refusal:
+            opening(tmp_path / "run", now, complete=with_defaults)
+        assert "pipeline.roles.1.temperature was " in str(refusal.value)
+        assert "and is now 0.123" in str(refusal.value)
+        assert ("rounds was 1 and is now 3" in str(refusal.value)) == (now["rounds"] == 3)
+
+
+def test_a_run_with_a_field_that_no_longer_exists_is_refused_by_name(tmp_path):
+    config = older_run(tmp_path / "run", former_option=1)
+    with pytest.raises(UserError, match=r"does not read: former_option.*version in its manifest"):
+        RunDir.open(tmp_path / "run", config, "malt run", complete=with_defaults)
+
+
+def test_the_mirror_of_an_older_version_is_continued(tmp_path):
+    url = str(tmp_path / "mirror")
+    config = older_run(tmp_path / "run", "rounds")
+    mirror.push(tmp_path / "run", url)
+    opened = {"complete": with_defaults, "mirror": url}
+    with pytest.raises(UserError, match="rounds was 1 and is now 2"):
+        RunDir.open(tmp_path / "two", config | {"rounds": 2}, "malt run", **opened)
+    RunDir.open(tmp_path / "two", config, "malt run", **opened).close()
 
 
 names = st.text(min_size=1, max_size=5).filter(lambda key: "." not in key)
@@ -341,7 +395,7 @@ configs = st.recursive(
 
 @settings(max_examples=30, deadline=None)
 @given(configs, st.text(st.characters(codec=None, exclude_categories=()), max_size=20))
-def test_any_config_resumes_as_itself(tmp_path_factory, config, text):
+def test_any_config_equals_itself_after_saving(tmp_path_factory, config, text):
     config = {**config, "prompt": text}
     path = tmp_path_factory.mktemp("any") / "run"
     RunDir.open(path, config, "malt run").close()
@@ -350,7 +404,7 @@ def test_any_config_resumes_as_itself(tmp_path_factory, config, text):
 
 
 @pytest.mark.parametrize("content", ["notes.txt", "config.yaml", "manifest.copy.json", "a/b"])
-def test_a_strangers_folder_is_refused_untouched(tmp_path, content):
+def test_another_programs_folder_is_refused_and_unchanged(tmp_path, content):
     target = tmp_path / content
     target.parent.mkdir(exist_ok=True)
     target.write_text("mine")
@@ -360,7 +414,7 @@ def test_a_strangers_folder_is_refused_untouched(tmp_path, content):
     assert target.read_text() == "mine"
 
 
-def test_a_file_in_the_place_of_the_run_is_refused(tmp_path):
+def test_a_file_in_place_of_the_run_directory_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
         RunDir.open(tmp_path / "run", CONFIG, "malt run")
@@ -368,7 +422,7 @@ def test_a_file_in_the_place_of_the_run_is_refused(tmp_path):
         RunDir.open(tmp_path / "run" / "below", CONFIG, "malt run")
 
 
-def test_reading_needs_a_run_and_disturbs_no_writer(run, tmp_path):
+def test_reading_a_run_takes_no_lock(run, tmp_path):
     assert RunDir.existing(run.path).config == CONFIG
     with pytest.raises(UserError, match="is writing this run"):
         RunDir.open(run.path, CONFIG, "malt run")
@@ -376,7 +430,7 @@ def test_reading_needs_a_run_and_disturbs_no_writer(run, tmp_path):
         RunDir.existing(tmp_path)
 
 
-def test_killed_at_any_moment_of_its_creation_it_opens_again(tmp_path):
+def test_a_run_killed_at_any_moment_of_its_creation_opens_again(tmp_path):
     code = """
 import sys
 from malt_jax.storage.rundir import RunDir
@@ -400,14 +454,14 @@ print("made", flush=True)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".tmp-x", "a\0", "-x", "x" * 200])
-def test_names_cannot_leave_the_run(run, name):
+def test_names_of_roles_and_systems_cannot_lead_out_of_the_run(run, name):
     for place in (lambda: run.data(0, name), lambda: run.eval(name), lambda: run.export(name)):
         with pytest.raises(UserError, match="cannot name a folder"):
             place()
     assert run.eval("malt@3+sa_9").parent == run.path / "eval"
 
 
-def test_a_run_that_holds_nothing_is_withdrawn_and_any_other_is_not(run, tmp_path):
+def test_withdrawing_removes_an_empty_run_and_no_other(run, tmp_path):
     with RunDir.open(tmp_path / "empty", CONFIG, "malt run") as empty:
         empty.withdraw()
     assert not (tmp_path / "empty").exists()
@@ -416,7 +470,7 @@ def test_a_run_that_holds_nothing_is_withdrawn_and_any_other_is_not(run, tmp_pat
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
 
 
-def test_checking_a_folder_refuses_as_opening_does_and_writes_nothing(run, tmp_path):
+def test_checking_refuses_what_opening_refuses_and_writes_nothing(run, tmp_path):
     RunDir.check(tmp_path / "new", CONFIG)
     RunDir.check(run.path, CONFIG)
     assert not (tmp_path / "new").exists()
@@ -426,7 +480,7 @@ def test_checking_a_folder_refuses_as_opening_does_and_writes_nothing(run, tmp_p
         RunDir.check(tmp_path, CONFIG)
 
 
-def test_a_read_only_place_is_a_sentence(tmp_path, monkeypatch):
+def test_a_read_only_folder_gives_one_sentence(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -435,11 +489,11 @@ def test_a_read_only_place_is_a_sentence(tmp_path, monkeypatch):
         RunDir.open(tmp_path / "run", CONFIG, "malt run")
 
 
-def test_other_packages_are_noted_not_hidden(run, monkeypatch, capsys):
+def test_changed_package_versions_are_reported_and_recorded(run, monkeypatch, capsys):
     run.close()
     monkeypatch.setattr(manifest, "versions", lambda: {"jax": "99"})
     with RunDir.open(run.path, CONFIG, "malt run") as again:
-        assert "resumed_with" not in manifest.load(again)  # so far nothing is made with them
+        assert "resumed_with" not in manifest.load(again)  # nothing has been made with them yet
         manifest.seal(again, "eval", [again.results])
         assert "is now 99" in capsys.readouterr().err
         assert manifest.load(run)["resumed_with"] == [{"jax": "99"}]
@@ -447,12 +501,12 @@ def test_other_packages_are_noted_not_hidden(run, monkeypatch, capsys):
         assert capsys.readouterr().err == ""
 
 
-def test_storage_needs_no_jax():
+def test_storage_does_not_import_jax():
     code = "import malt_jax.storage.metrics, sys; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ---------------------------------------------------------------- strangers' files and places
+# ---------------------------------------------------------------- other programs' files
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
@@ -477,7 +531,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
         lambda data: data.update(resumed_with=[]),
     ],
 )
-def test_a_manifest_sealed_by_somebody_else_is_refused(run, damage):
+def test_a_malformed_manifest_with_a_valid_seal_is_refused(run, damage):
     data = manifest.load(run)
     damage(data)
     manifest._write(run.path, data)
@@ -489,7 +543,7 @@ def test_a_manifest_sealed_by_somebody_else_is_refused(run, damage):
     "path", ["", ".", "..", "/etc/x", "../x", "a/../../x", "./x", "a//b", "a\0", "set-aside"]
 )
 @pytest.mark.parametrize("place", ["units", "artefacts"])
-def test_no_path_in_a_manifest_leaves_its_run(run, place, path):
+def test_no_path_in_a_manifest_can_lead_out_of_the_run(run, place, path):
     data = manifest.load(run)
     if place == "units":
         data["stages"]["eval"]["units"] = [path]
@@ -503,7 +557,7 @@ def test_no_path_in_a_manifest_leaves_its_run(run, place, path):
 
 
 @pytest.mark.parametrize("name", [".lock", "manifest.json", "config.yaml"])
-def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(tmp_path, name):
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / name)
     with pytest.raises(UserError):
@@ -511,7 +565,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, n
     assert os.listdir(tmp_path / "run") == [name]
 
 
-def test_a_lock_that_is_a_link_leaves_its_target_alone(run, tmp_path):
+def test_a_lock_file_that_is_a_link_is_refused(run, tmp_path):
     (tmp_path / "precious").write_text("mine")
     run.close()
     (run.path / ".lock").unlink()
@@ -528,7 +582,7 @@ def test_a_lock_that_is_a_link_leaves_its_target_alone(run, tmp_path):
         *(".tmp-malt-0123abcd-config.yaml/x.tex", ".old-malt-0123abcd-thesis/x.tex"),
     ],
 )
-def test_a_folder_of_somebodys_hidden_files_is_refused_untouched(tmp_path, name):
+def test_a_folder_with_other_hidden_files_is_refused_and_unchanged(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = listing(tmp_path)
@@ -537,7 +591,7 @@ def test_a_folder_of_somebodys_hidden_files_is_refused_untouched(tmp_path, name)
     assert listing(tmp_path) == before
 
 
-def test_a_run_in_another_run_is_refused_but_where_that_keeps_a_place_for_it(run, tmp_path):
+def test_a_run_inside_another_run_is_refused_unless_it_is_declared(run, tmp_path):
     (tmp_path / "link").symlink_to(run.path)
     for outer in (run.path, tmp_path / "link"):
         for opening in (RunDir.check, lambda *to: RunDir.open(*to, "malt run")):
@@ -548,7 +602,7 @@ def test_a_run_in_another_run_is_refused_but_where_that_keeps_a_place_for_it(run
     RunDir.open(run.path / "ablations" / "a", CONFIG, "malt label").close()
 
 
-def test_withdrawing_leaves_the_folders_that_were_there_before(tmp_path):
+def test_withdrawing_keeps_folders_that_existed_before(tmp_path):
     (tmp_path / "run").mkdir()
     for place in ("run", "new/deep/run"):
         with RunDir.open(tmp_path / place, CONFIG, "malt run") as made:
@@ -557,7 +611,7 @@ def test_withdrawing_leaves_the_folders_that_were_there_before(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["x" * 300, "/proc/x", "/dev/fd/x", "\ud800"])
-def test_a_place_where_nothing_can_be_is_a_sentence(tmp_path, monkeypatch, place):
+def test_an_impossible_path_gives_one_sentence(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         RunDir.open(place, CONFIG, "malt run")
@@ -566,11 +620,11 @@ def test_a_place_where_nothing_can_be_is_a_sentence(tmp_path, monkeypatch, place
     assert listing(tmp_path) == {}
 
 
-# ---------------------------------------------------------------- told to stop
+# ---------------------------------------------------------------- requests to stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_only_ask_and_a_second_one_is_harmless(number, capfd):
+def test_signals_only_request_a_stop_and_further_ones_have_no_effect(number, capfd):
     before = signal.getsignal(number)
     with signals.graceful_stop():
         signals.raise_if_stopped()
@@ -585,7 +639,7 @@ def test_signals_only_ask_and_a_second_one_is_harmless(number, capfd):
     assert signal.getsignal(number) == before and not signals.stop_requested()
 
 
-def test_an_inner_block_does_not_swallow_the_request():
+def test_a_nested_block_leaves_the_request_to_the_outer_one():
     with signals.graceful_stop():
         with signals.graceful_stop():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -593,7 +647,7 @@ def test_an_inner_block_does_not_swallow_the_request():
     assert not signals.stop_requested()
 
 
-def test_forked_workers_survive_ctrl_c_and_end_when_terminated(capfd):
+def test_forked_workers_ignore_ctrl_c_and_end_on_sigterm(capfd):
     def work(started) -> None:
         started.set()
         time.sleep(60)
@@ -616,7 +670,7 @@ def test_forked_workers_survive_ctrl_c_and_end_when_terminated(capfd):
 # ---------------------------------------------------------------- metrics
 
 
-def test_a_resumed_series_replaces_what_it_computes_again_and_nothing_else(run):
+def test_a_resumed_series_replaces_only_the_steps_it_computes_again(run):
     with Metrics(run) as metrics:
         other = metrics.series("train", 0, "refiner", "sft")
         series = metrics.series("train", 0, "generator", "sft")
@@ -639,7 +693,7 @@ def test_a_resumed_series_replaces_what_it_computes_again_and_nothing_else(run):
     assert (run.events / "train/000/refiner/sft").is_dir()
 
 
-def test_a_tracker_gets_the_numbers_and_a_missing_one_is_named(run, monkeypatch):
+def test_a_tracker_receives_the_numbers_and_a_missing_one_is_named(run, monkeypatch):
     calls = []
     fake = types.SimpleNamespace(
         init=lambda **kwargs: calls.append(kwargs), log=calls.append, finish=lambda: None

@@ -1,5 +1,8 @@
-"""Systems and rollouts, with a sampler whose completions say which call they answer."""
+"""Systems and rollouts, with a fake sampler whose completions depend on prompt, weights and key."""
 
+import gc
+import json
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,11 +11,14 @@ import pytest
 from malt_jax.config.evaluation import EvalConfig, SystemConfig
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
+from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
-from malt_jax.evaluation.rollouts import Policy, Stage, run_systems
-from malt_jax.evaluation.systems import POLICIES, make_systems, speaker
+from malt_jax.evaluation.rollouts import RolloutContext, run_systems
+from malt_jax.evaluation.systems import make_systems, speaker
 from malt_jax.sampling.request import Completion
+from malt_jax.storage.jsonl import encode
 from malt_jax.tasks.base import Grade, Question
+from malt_jax.tree.policies import POLICIES
 from malt_jax.tree.roles import make_pipeline
 
 TEMPLATES = {
@@ -70,23 +76,27 @@ class DigitGrader:
         return [Grade(t, t == q.answer) for t, q in zip(texts, questions, strict=True)]
 
 
-def roll_out(config=EvalConfig()):
+IDENTITIES = {(p, r): f"{p}/{r}" if p != "base" else "base" for p in POLICIES for r in TEMPLATES}
+# The generator is SFT only: its MALT weights are its SFT weights.
+IDENTITIES["malt", "generator"] = IDENTITIES["sft", "generator"]
+
+
+def load(identity):
+    return {"base": None, "sft": "S", "malt": "M", "star": "T"}[identity.partition("/")[0]]
+
+
+def roll_out(config=EvalConfig(), weights=load, sampler=None):
     systems = make_systems(config, PIPELINE, TEMPLATES)
-    sampler = FakeSampler()
-    trained = {"base": None, "sft": "S", "malt": "M", "star": "T"}
-    policies = {
-        (p, r): Policy(f"{p}/{r}" if p != "base" else "base", trained[p])
-        for p in POLICIES
-        for r in TEMPLATES
-    }
-    # The generator is SFT only: its MALT weights are its SFT weights.
-    policies["malt", "generator"] = policies["sft", "generator"]
-    stage = Stage(sampler, policies, Characters(), DigitGrader(), seed=0, context=1 << 20)
-    records, seconds = run_systems(systems, QUESTIONS, stage)
+    sampler = sampler or FakeSampler()
+    tokenizer, grader = Characters(), DigitGrader()
+    context = RolloutContext(
+        sampler, IDENTITIES, weights, tokenizer, grader, seed=0, context=1 << 20
+    )
+    records, seconds = run_systems(systems, QUESTIONS, context)
     return systems, records, seconds, sampler
 
 
-def test_every_published_system_is_there_with_its_calls():
+def test_every_published_system_is_standard_with_its_number_of_calls():
     systems = {s.name: s for s in make_systems(EvalConfig(), PIPELINE, TEMPLATES)}
     calls = {name: system.calls for name, system in systems.items()}
     assert calls == {
@@ -107,48 +117,118 @@ def test_every_published_system_is_there_with_its_calls():
     assert systems["sa"].draws == 9
 
 
-def test_shared_work_is_drawn_once():
+def test_calls_shared_by_systems_are_sampled_once():
     _, records, _, sampler = roll_out()
     assert len(set(sampler.calls)) == len(sampler.calls)
-    counted = sum(r["calls"] for rows in records.values() for r in rows)
+    counted = sum(r.calls for rows in records.values() for r in rows)
     assert len(sampler.calls) < counted
 
 
 def test_the_first_three_drafts_of_sa_are_those_of_the_untrained_pipeline():
     _, records, _, _ = roll_out()
-    drafts = {(r["question_id"], r["draw"]): r["turns"][0]["text"] for r in records["sa"]}
+    drafts = {(r.question_id, r.draw): r.turns[0].text for r in records["sa"]}
     for record in records["ma"]:
-        assert record["turns"][0]["text"] == drafts[record["question_id"], record["draw"]]
+        assert record.turns[0].text == drafts[record.question_id, record.draw]
 
 
-def test_records_carry_calls_tokens_and_every_turn():
+def test_records_hold_calls_tokens_and_every_turn():
     systems, records, seconds, _ = roll_out()
     for system in systems:
         rows = records[system.name]
         assert len(rows) == len(QUESTIONS) * system.draws
         for row in rows:
-            assert row["calls"] == system.calls == len(row["turns"])
-            assert row["tokens"] == 2 * row["calls"]
-            assert all(t["logprob"] == -0.75 for t in row["turns"])
+            assert row.calls == system.calls == len(row.turns)
+            assert row.tokens == 2 * row.calls
+            assert all(t.logprob == -0.75 for t in row.turns)
         assert seconds[system.name] >= 0
 
 
-def test_the_prediction_is_the_last_answering_turns():
+def test_the_prediction_is_that_of_the_last_answering_turn():
     _, records, _, _ = roll_out()
     for row in records["malt-generator-verifier"]:
-        assert row["prediction"] == row["turns"][0]["text"]  # a verifier does not answer
+        assert row.prediction == row.turns[0].text  # a verifier does not answer
     for row in records["malt"]:
-        assert row["prediction"] == row["turns"][2]["text"]
+        assert row.prediction == row.turns[2].text
 
 
-def test_debaters_read_each_other_and_vote():
+def test_debating_agents_read_each_other_and_vote():
     _, records, _, _ = roll_out()
     row = records["debate"][0]
-    first = [row["turns"][agent * 3]["text"] for agent in range(3)]
-    shown = row["turns"][4]["prompt"]  # agent 1, round 2
+    first = [row.turns[agent * 3].text for agent in range(3)]
+    shown = row.turns[4].prompt  # agent 1, round 2
     assert shown == f"D <0> {first[1]} [{first[0]}\n{first[2]}]"
-    finals = [row["turns"][agent * 3 + 2]["text"] for agent in range(3)]
-    assert row["prediction"] in finals
+    finals = [row.turns[agent * 3 + 2].text for agent in range(3)]
+    assert row.prediction in finals
+
+
+def test_each_identity_is_loaded_once_per_turn_and_freed_before_the_next():
+    loaded, alive = [], []
+
+    class Weights:
+        """Loaded weights; equal identities draw equal completions."""
+
+        def __init__(self, identity):
+            self.identity = identity
+
+        def __hash__(self):
+            return hash(self.identity)
+
+        def __eq__(self, other):
+            return self.identity == other.identity
+
+    class ForgetfulSampler(FakeSampler):
+        def sample(self, requests, settings, adapter=None):
+            drawn = super().sample(requests, settings, adapter)
+            self.calls.clear()  # else the fake would keep the weights alive
+            return drawn
+
+    def weights(identity):
+        gc.collect()
+        assert [one() for one in alive if one() is not None] == []
+        found = Weights(identity)
+        loaded.append(identity)
+        alive.append(weakref.ref(found))
+        return found
+
+    systems, _, _, _ = roll_out(weights=weights, sampler=ForgetfulSampler())
+    gc.collect()
+    assert all(one() is None for one in alive)
+    expected = [
+        {IDENTITIES[s.turns[t].policy, s.turns[t].role.name] for s in systems if t < len(s.turns)}
+        for t in range(3)
+    ]
+    assert len(loaded) == sum(map(len, expected))
+    for identities in expected:
+        assert set(loaded[: len(identities)]) == identities
+        del loaded[: len(identities)]
+
+
+def test_a_draw_is_one_line_of_json_and_is_read_back_as_it_was():
+    _, records, _, _ = roll_out()
+    for record in records["malt"]:
+        line = encode(record.to_record())
+        assert list(json.loads(line)) == [
+            *("question_id", "draw", "prediction", "correct", "calls", "tokens", "turns")
+        ]
+        assert DrawRecord.from_record(json.loads(line)) == record
+        assert encode(DrawRecord.from_record(json.loads(line)).to_record()) == line
+
+
+@pytest.mark.parametrize("field", ["question_id", "draw", "prediction", "correct", "turns"])
+def test_a_draw_without_a_field_is_refused_by_its_name(field):
+    _, records, _, _ = roll_out()
+    record = records["malt"][0].to_record()
+    del record[field]
+    with pytest.raises(ValueError, match=f"without '{field}'"):
+        DrawRecord.from_record(record)
+
+
+@pytest.mark.parametrize("turn", [{"role": "generator"}, "text", None])
+def test_a_malformed_turn_is_refused(turn):
+    _, records, _, _ = roll_out()
+    record = records["malt"][0].to_record() | {"turns": [turn]}
+    with pytest.raises(ValueError, match="malformed turn"):
+        DrawRecord.from_record(record)
 
 
 def test_results_have_an_equal_call_baseline_for_every_row():
@@ -161,11 +241,11 @@ def test_results_have_an_equal_call_baseline_for_every_row():
         assert rows[row["equal_calls_baseline"]]["calls"] == row["calls"]
 
 
-def test_a_system_of_ones_own_is_a_line_of_config():
+def test_a_users_own_system_is_a_line_of_config():
     mine = SystemConfig("mine", ("generator:base", "refiner:malt"), votes=(1,))
     systems, records, _, _ = roll_out(EvalConfig(systems=("ma",), extra=(mine,)))
     assert [s.name for s in systems] == ["sa", "ma", "mine"]
-    assert all(len(r["turns"]) == 2 for r in records["mine"])
+    assert all(len(r.turns) == 2 for r in records["mine"])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +264,7 @@ def test_a_wrong_system_is_refused_by_name(config, words):
     assert words in str(error.value)
 
 
-def test_a_role_may_bear_the_name_of_a_further_turn():
+def test_a_role_may_have_the_name_of_a_further_turn():
     """It is then that role in every system, by its own weights; the further turn has no system."""
     roles = (
         RoleConfig("solver", template="S {question}"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from malt_jax import escape
 from malt_jax.errors import UserError
 from malt_jax.evaluation import cells, statistics, tables
+from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.results import (
     SystemInfo,
     single_agent_draws,
@@ -25,14 +26,18 @@ from malt_jax.evaluation.sections import titles
 from synthetic_run import HOSTILE, make_run
 
 
-def _records(system_correct: list[list[bool]], calls: int = 1) -> list[dict]:
+def _records(system_correct: list[list[bool]], calls: int = 1) -> list[DrawRecord]:
     """Records of draws [question][draw]; a right draw says "1", a wrong one its own number."""
+
+    def turn(number: int) -> TurnRecord:
+        return TurnRecord(
+            role=f"r{number}", policy="base", prompt="", text="", tokens=10, logprob=0.0,
+            finish="eos", parsed=None, correct=None,
+        )  # fmt: skip
+
+    turns = tuple(map(turn, range(calls)))
     return [
-        {
-            **{"question_id": f"Q{q}", "draw": d, "calls": calls, "tokens": 10 * calls},
-            **{"prediction": "1" if right else f"wrong {d}", "correct": right},
-            "turns": [{"role": f"r{t}", "finish": "eos"} for t in range(calls)],
-        }
+        DrawRecord(f"Q{q}", d, "1" if right else f"wrong {d}", right, turns)
         for q, draws in enumerate(system_correct)
         for d, right in enumerate(draws)
     ]
@@ -61,7 +66,7 @@ def test_every_row_has_the_single_agent_at_its_own_number_of_calls(results):
         assert (results["baseline"] in row["tests"]) == (row["name"] != results["baseline"])
 
 
-def test_a_row_costs_its_votes_times_one_draw(results):
+def test_a_row_costs_its_number_of_votes_times_one_draw(results):
     rows = {row["name"]: row for row in results["systems"]}
     assert rows["malt@3"]["calls"] == 3 * rows["malt"]["calls"] == 9
     assert rows["malt@3"]["seconds"] == pytest.approx(3 * rows["malt"]["seconds"])
@@ -113,7 +118,7 @@ def test_flips_between_turns_lead_from_the_draft_to_the_answer(results):
     assert last["accuracy"] - first["accuracy"] == pytest.approx(gained / entry["draws"])
 
 
-def test_pooled_seeds_are_clustered_and_also_told_apart():
+def test_pooled_seeds_are_clustered_and_also_shown_one_by_one():
     sa = [[True] * 9 if q % 2 else [False] * 9 for q in range(30)]
     malt = [[True] * 3 if q % 2 or q < 14 else [False] * 3 for q in range(30)]
     one = {"sa": _records(sa), "malt": _records(malt, 3)}
@@ -135,7 +140,7 @@ def test_pooled_seeds_are_clustered_and_also_told_apart():
         assert all(f"seed {seed}" in text for seed in (1, 2, 3))
 
 
-def test_markdown_tells_turns_levels_calibration_and_hashes(results):
+def test_markdown_has_sections_for_turns_levels_calibration_and_hashes(results):
     told = {**results, "records": {"eval/malt.jsonl": "0f" * 32}}
     page = tables.to_markdown(told)
     for heading in ("By turn", "By level", "Do values predict success?", "Records"):
@@ -168,12 +173,12 @@ def test_what_rounds_to_zero_has_no_minus_and_short_times_keep_two_digits():
         (lambda r: r["malt"].pop(), "draws"),
         (lambda r: r["malt"].append(r["malt"][0]), "twice"),
         (lambda r: r.update(malt=r["malt"][3:]), "same questions"),
-        (lambda r: r.update(sa=[x for x in r["sa"] if x["draw"] < 8]), "8 draws"),
+        (lambda r: r.update(sa=[x for x in r["sa"] if x.draw < 8]), "8 draws"),
         (lambda r: r.update(sa=[]), "no records"),
         (lambda r: r.pop("malt"), "no records"),
     ],
 )
-def test_incomplete_records_are_refused_by_name(break_it, told):
+def test_incomplete_records_are_refused_with_the_name_of_the_system(break_it, told):
     records = {"sa": _records([[True] * 9] * 4), "malt": _records([[True] * 3] * 4, 3)}
     break_it(records)
     systems = {"sa": SystemInfo("single agent"), "malt": SystemInfo("MALT", (1, 3))}
@@ -187,7 +192,7 @@ def test_an_unknown_baseline_is_refused_with_the_rows_there_are():
         summarise(records, {"sa": SystemInfo("single agent")}, "tot")
 
 
-def test_single_agent_draws_cover_the_dearest_row():
+def test_single_agent_draws_cover_the_row_with_the_most_calls():
     assert (
         single_agent_draws({"sa": 1, "malt": 3, "deep": 5}, {"sa": [9], "malt": [9], "deep": [1]})
         == 27
@@ -231,7 +236,7 @@ def test_latex_has_as_many_columns_as_its_preamble_says(results):
     assert r"\input" not in page
 
 
-def test_csv_reads_back_and_starts_no_formula(results):
+def test_csv_is_read_back_and_starts_no_formula(results):
     hostile = json.loads(json.dumps(results))
     hostile["systems"][0]["label"] = HOSTILE[5]
     lines = list(csv.reader(io.StringIO(tables.to_csv(hostile))))
@@ -287,5 +292,5 @@ def test_no_address_becomes_a_link_and_no_first_cell_an_argument():
 
 @pytest.mark.parametrize("hidden", ["", " ", "\u200b", "\u2060\u00ad", "\u200d \ufe0f"])
 @pytest.mark.parametrize("start", ["=", "+", "@", "\uff1d"])
-def test_no_formula_hides_behind_what_is_not_seen(hidden, start):
+def test_no_formula_hides_behind_invisible_characters(hidden, start):
     assert escape.csv(f"{hidden}{start}cmd|1").startswith("\"'")

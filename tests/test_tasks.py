@@ -11,7 +11,7 @@ import pytest
 
 from malt_jax.errors import UserError
 from malt_jax.tasks import arithmetic, check_overlap, custom, get_task, task_names
-from malt_jax.tasks.base import Question, Task
+from malt_jax.tasks.base import Grade, Question, Task
 from malt_jax.tree.prompts import fill, placeholders
 
 COMMON = {"id": "c1", "answerKey": "B"}
@@ -32,6 +32,23 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
         ],
         "How many 4?",
         "4",
+    ),
+    "svamp": (
+        [
+            {"id": "chal-1", "question": "How many?", "answer": "3"},
+            {
+                "ID": "chal-777",
+                "Body": "There are 87 oranges and 290 bananas in Philip's collection.",
+                "Question": "How many fruits are there?",
+                "Equation": "( 87.0 + 290.0 )",
+                "Answer": "377.0",
+                "Type": "Addition",
+                "question_concat": "There are 87 oranges and 290 bananas in Philip's collection. "
+                "How many fruits are there?",
+            },
+        ],
+        "There are 87 oranges and 290 bananas in Philip's collection. How many fruits are there?",
+        "377",
     ),
     "math": (
         [
@@ -104,6 +121,7 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
 RIGHT = {
     "gsm8k": "#### 1200",
     "gsm_symbolic": "#### 4",
+    "svamp": "The answer is 377 fruits.",
     "math": r"\boxed{0.5}",
     "math500": r"\boxed{(3,2)}",
     "csqa": "The answer is (B)",
@@ -115,6 +133,7 @@ RIGHT = {
 WRONG = {
     "gsm8k": "#### 120",
     "gsm_symbolic": "#### 3",
+    "svamp": "The answer is 37.7.",
     "math": r"\boxed{2}",
     "math500": r"\boxed{(2,3)}",
     "csqa": "The answer is (A)",
@@ -235,7 +254,7 @@ def test_boxes_of_published_solutions_are_read_or_left_out(tmp_path, caplog):
     ]
     task = get_task("math")
     assert [q.answer for q in load_rows(tmp_path, task, rows)] == ["2", "9", "16"]
-    assert "1 left out for want of an answer, first" in caplog.text and "line 3" in caplog.text
+    assert "1 rows left out: " in caplog.text and "line 3" in caplog.text
     for solution in (r"\boxed{}", r"So 2.", r"\boxed{2", r"\boxed"):
         with pytest.raises(UserError, match=r"line 1.*no final answer"):
             load_rows(tmp_path, task, [{"problem": "p", "solution": solution}])
@@ -265,6 +284,143 @@ def test_tests_may_use_modules_and_build_objects_of_the_solution(tmp_path):
     wrong = [f"```python\n{tree}def is_leaf(n): return True\n```", f"```python\n{size}\n```"]
     assert all(grade.correct for grade in task.grader.grade(right, questions))
     assert not any(grade.correct for grade in task.grader.grade(wrong, questions))
+
+
+MBPP_HARD = [  # rows of the published test split that are unlike the others
+    {
+        "task_id": 126,
+        "text": "Write a python function to find the sum of common divisors of two given numbers.",
+        "code": "def sum(a,b): \r\n    sum = 0\r\n    for i in range (1,min(a,b)): \r\n"
+        "        if (a % i == 0 and b % i == 0): \r\n            sum += i \r\n    return sum",
+        "test_list": [
+            "assert sum(10,15) == 6",
+            "assert sum(100,150) == 93",
+            "assert sum(4,6) == 3",
+        ],
+    },
+    {
+        "task_id": 533,
+        "text": "Write a function to remove particular data type elements from the given tuple.",
+        "code": "def remove_datatype(test_tuple, data_type):\r\n  res = []\r\n  "
+        "for ele in test_tuple:\r\n    if isinstance(ele, data_type):\r\n      continue\r\n"
+        "    res.append(ele)\r\n"
+        "  return (res)",
+        "test_list": [
+            "assert remove_datatype((4, 5, 4, 7.7, 1.2), int) == [7.7, 1.2]",
+            'assert remove_datatype((7, 8, 9, "SR"), str) == [7, 8, 9]',
+            "assert remove_datatype((7, 1.1, 2, 2.2), float) == [7, 2]",
+        ],
+    },
+    {
+        "task_id": 1,
+        "text": "Write a function that is called like a type, over Python's own.",
+        "code": "def list(n):\n    return [*range(n)]\n"
+        "def max(a, b):\n    return a if a > b else b",
+        "test_list": ["assert list(3) == [0, 1, 2]", "assert max(list(2), [0]) == [0, 1]"],
+    },
+]
+MBPP_UNUSABLE = [
+    MBPP | {"task_id": 901, "test_list": ["assert 1 == 1"]},
+    MBPP | {"task_id": 902, "test_list": ["assert add(lambda x: x, 2) == 3"]},
+    MBPP | {"task_id": 903, "test_list": ["assert add("]},
+    MBPP | {"task_id": 904, "code": "def add(a, b) return a + b"},
+]
+
+
+def test_every_row_of_mbpp_passes_its_own_tests_or_is_left_out_by_name(tmp_path, caplog):
+    task = get_task("mbpp", allow_code=True)
+    questions = load_rows(tmp_path, task, [*MBPP_HARD, *MBPP_UNUSABLE, MBPP])
+    assert [question.id for question in questions] == ["126", "533", "1", "2"]
+    assert "4 rows left out: " in caplog.text
+    assert all(f"line {line}" in caplog.text for line in (4, 5, 6, 7))
+    texts = [f"```python\n{question.answer}\n```" for question in questions]
+    assert all(grade.correct for grade in task.grader.grade(texts, questions))
+    wrong = [text.replace("return", "return None and") for text in texts]
+    assert not any(grade.correct for grade in task.grader.grade(wrong, questions))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("math", {"problem": "p", "solution": "So 2."}),
+        ("csqa", {"id": "x", "question": "Where?", "choices": ["a", "b"], "answerKey": ""}),
+        ("csqa", {"id": "x", "question": "Where?", "choices": ["a", "b"], "answerKey": "F"}),
+        ("svamp", {"id": "x", "question": "How many?", "answer": "many"}),
+    ],
+)
+def test_one_unusable_row_does_not_stop_a_benchmark(tmp_path, caplog, name, bad):
+    good = ROWS[name][0]
+    assert len(load_rows(tmp_path, get_task(name), [bad, *good])) == len(good)
+    assert "1 rows left out: " in caplog.text and "line 1: " in caplog.text
+    with pytest.raises(UserError, match="line 1"):
+        load_rows(tmp_path, get_task(name), [bad])
+
+
+PUBLISHED = {  # rows as published, whose own answers are unusual
+    "gsm8k": [
+        "There are 1 200 of them.\n#### 1,200",
+        "He needs 2.5 hours.\n#### 2.5",
+        "She is down.\n#### -3",
+        "It is a big one.\n#### 5,600,000,000",
+    ],
+    "math500": [
+        r"Thus $x = \boxed{\frac{270}7\text{ degrees}}$. The answer is: \frac{270}7\text{ degrees}",
+        r"$\boxed{4210_5}$",
+        r"$\boxed{\left( 3, \frac{\pi}{2} \right)}$",
+        r"$\boxed{11,\! 111,\! 111,\! 100}$",
+        r"$\boxed{\text{(B), (C)}}$",
+        r"$\boxed{x \in [-2,7]}$",
+        r"$\boxed{\begin{pmatrix} -7 \\ 16 \\ 5 \end{pmatrix}}$",
+        r"$\boxed{-\frac{1}{3}}$ or so. $\boxed{6 - 5i}$",
+        r"$\boxed{p - q}$",
+        r"$\boxed{\$32,\!348}$",
+        r"$\boxed{5.4 \text{ cents}}$",
+        r"$\boxed{10\%}$",
+        r"$\boxed{(-\infty, 0) \cup (2, \infty)}$",
+        r"$\boxed{1 \pm \sqrt{19}}$",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_solutions_pass(tmp_path, name):
+    task = get_task(name)
+    solutions = PUBLISHED[name]
+    rows = [{"question": f"q{i}", "answer": text} for i, text in enumerate(solutions)]
+    questions = load_rows(tmp_path, task, rows)
+    grades = task.grader.grade(solutions, questions)
+    assert [s for s, grade in zip(solutions, grades, strict=True) if not grade.correct] == []
+
+
+ITALIAN = (
+    "Le anatre di Gianna depongono sedici uova al giorno. Ne mangia tre a colazione ogni mattina e "
+    "prepara dolci per i suoi amici con quattro. Vende il resto al mercato per due euro. Quanto "
+)
+
+
+def test_questions_in_a_language_that_is_not_read_are_reported(tmp_path, caplog):
+    rows = [{"question": f"{ITALIAN} {i}?", "answer": "#### 18"} for i in range(3)]
+    assert len(load_rows(tmp_path, get_task("gsm8k"), rows)) == 3
+    assert "no announcement of an answer is read" in caplog.text
+    caplog.clear()
+    chinese = "珍妮特的鸭子每天下十六颗蛋。她每天早上早餐时吃三颗，每天用四颗为自己的朋友做松饼。"
+    english = "How many of the eggs does she sell, and what does she earn with them each day?"
+    for text in (chinese, english):
+        rows = [{"question": f"{text} {i}?", "answer": "#### 18"} for i in range(9)]
+        load_rows(tmp_path, get_task("gsm8k"), rows)
+    assert "announcement" not in caplog.text
+
+
+def test_a_grade_has_a_reward_between_0_and_1():
+    assert (Grade("1", True).reward, Grade("1", False).reward, Grade(None, False).reward) == (
+        1,
+        0,
+        0,
+    )
+    assert Grade("1", False, 0.25).reward == 0.25 and Grade("1", True) == Grade("1", True, 1.0)
+    for reward in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            Grade("1", True, reward)
 
 
 def test_overlap_is_refused_by_id():

@@ -73,16 +73,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_tokenizer(folder: Path, template: str | None = CHATML, tokens: int = 0) -> None:
-    """A byte-level tokenizer of 256 bytes, the specials, and `tokens` more."""
+    """A byte-level tokenizer of 256 bytes, the specials, and `tokens` more in its vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    words = [*alphabet, *SPECIALS, *(f"extra{i}" for i in range(tokens))]
+    tokenizer = Tokenizer(BPE({word: i for i, word in enumerate(words)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    names = [*SPECIALS, *(f"<extra {i}>" for i in range(tokens))]
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIALS])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {

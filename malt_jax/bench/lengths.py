@@ -1,7 +1,8 @@
-"""Lengths of real training examples, so that a benchmark needs no data set.
+"""Training examples of real lengths, so that the benchmark needs no data set.
 
-The first 128 of 7,473 shuffled GSM8K training questions (arXiv 2110.14168, MIT licence): tokens of
-the question in SmolLM2's chat template, and of the worked answer with its end token.
+The lengths are those of 128 of GSM8K's 7,473 training questions, drawn at random (arXiv 2110.14168,
+MIT licence): tokens of the question in SmolLM2's chat template, and of the worked answer with its
+end token.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GSM8K = (
     (112, 216), (67, 81), (82, 104), (92, 153), (119, 218), (91, 131), (79, 74), (88, 56),
 )
 # fmt: on
-"""(prompt tokens, completion tokens); means over the whole set 90 and 126."""
+"""(prompt tokens, completion tokens); their means over the whole set are 90 and 126."""
 
 
 def sft_examples(count: int, vocab: int, seed: int) -> list[SftExample]:
@@ -48,8 +49,9 @@ def dpo_examples(count: int, vocab: int, seed: int) -> list[DpoExample]:
     examples = []
     for i, (prompt, answer) in enumerate(_lengths(count)):
         other = max(1, round(answer * rng.uniform(0.7, 1.3)))
-        ids = [_ids(rng, vocab, length) for length in (prompt, answer, other)]
-        examples.append(DpoExample(*ids, f"Q{i}", question_id=f"Q{i}"))
+        prompt_ids, chosen, rejected = (_ids(rng, vocab, n) for n in (prompt, answer, other))
+        ids = (prompt_ids, chosen, rejected)
+        examples.append(DpoExample(*ids, chosen_node_id=f"Q{i}", question_id=f"Q{i}"))
     return examples
 
 

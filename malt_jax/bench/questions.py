@@ -1,4 +1,4 @@
-"""Word problems in the shape and length of GSM8K's, so that a benchmark needs no data set."""
+"""Word problems of GSM8K's form and length, so that the benchmark needs no data set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEXTS = (
 
 
 def word_problems(count: int) -> list[Question]:
-    """Made-up questions; their answers are not known, for a benchmark needs none."""
+    """Generated questions without reference answers, which the benchmark does not need."""
     questions = []
     for i in range(count):
         numbers = {"a": 12 + 7 * i % 29, "b": 15 + 11 * i % 23, "c": 4 + 5 * i % 9}

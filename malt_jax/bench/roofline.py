@@ -1,4 +1,4 @@
-"""What a decode step must move and compute, and how near it comes to what the machine allows."""
+"""Roofline of the decode step: bytes and operations that it needs, against the machine's rates."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.engine import Sampler
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.pool import Pool
-from malt_jax.sampling.request import Request, Settings
+from malt_jax.planning.formula import layer_weights
+from malt_jax.sampling.memory import CacheShape
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
+from malt_jax.sampling.scheduler import Scheduler
 
 ROUNDS = 5
-"""Times everything is measured, in turns; the best counts, for others may share the machine."""
+"""Repetitions of each measurement, in turns. The best counts: others may share the machine."""
 
 
 def step_cost(
-    spec: ModelSpec, shapes: Shapes, streams: int, itemsize: int, kv_itemsize: int
+    spec: ModelSpec, shapes: CacheShape, streams: int, itemsize: int, kv_itemsize: int
 ) -> dict[str, float]:
-    """Floating-point operations and bytes of one decode step of all streams, all rows busy.
+    """Floating-point operations and bytes of one decode step of all streams, with all rows busy.
 
-    Each stream reads the weights once. Every place of the caches counts, filled or not: static
-    shapes read them.
+    Each stream reads the weights once. Every token of the caches counts, filled or not, because
+    programs of static shapes read all of them.
     """
     rows = shapes.rows
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    layer = spec.d_model * (2 * q + 2 * kv + 3 * spec.d_mlp)
-    weights = spec.num_layers * layer + spec.d_model * spec.vocab
-    places = shapes.places + shapes.ring
+    weights = spec.num_layers * layer_weights(spec) + spec.d_model * spec.vocab
+    places = shapes.prefix_tokens + shapes.new_tokens
     attention = 2 * 2 * spec.num_layers * q * places * rows
-    cached = shapes.slots * shapes.places + rows * shapes.ring
+    cached = shapes.entries * shapes.prefix_tokens + rows * shapes.new_tokens
     return {
         "flops": streams * (2 * weights * rows + attention),
         "bytes": streams
@@ -50,12 +50,12 @@ def step_cost(
 def measure(
     sampler: Sampler, prompt_tokens: int, new_tokens: int, siblings: int
 ) -> dict[str, float]:
-    """The fraction of this machine's own rates that decoding at full batch reaches.
+    """The fraction of this machine's measured rates that decoding reaches with all rows busy.
 
-    The matrix rate is that of the model's own MLP products at this number of rows, each with its
-    own weights, and nothing else.
+    The rate of matrix products is measured on the products of the model's own MLP at this number of
+    rows, each with its own weights, and nothing else.
     """
-    shapes = sampler.ladder(prompt_tokens, new_tokens, siblings)[-1]
+    shapes = sampler.shapes(prompt_tokens, new_tokens, siblings)[-1]
     streams = sampler.streams
     decode = _side_by_side([_saturated(sampler, shapes, prompt_tokens) for _ in range(streams)])
     spec, rows = sampler.spec, shapes.rows * streams
@@ -96,24 +96,24 @@ def measure(
     }
 
 
-def _saturated(sampler: Sampler, shapes: Shapes, prompt_tokens: int) -> Callable[[], int]:
-    """Decodes a chunk with all rows busy to its end; returns its steps."""
-    keys = np.zeros((shapes.width, 2), np.uint32)
-    requests = [Request((0,) * prompt_tokens, keys)] * shapes.slots
-    how = Settings(max_new_tokens=max(shapes.ring, sampler.config.chunk_steps + 1))
-    pool = Pool(requests, how, shapes)
-    pool.admit()
+def _saturated(sampler: Sampler, shapes: CacheShape, prompt_tokens: int) -> Callable[[], int]:
+    """A function that decodes one chunk, all rows busy to its end, and returns its steps."""
+    keys = np.zeros((shapes.siblings, 2), np.uint32)
+    requests = [Request((0,) * prompt_tokens, keys)] * shapes.entries
+    params = SamplingParams(max_new_tokens=max(shapes.new_tokens, sampler.config.chunk_steps + 1))
+    scheduler = Scheduler(requests, params, shapes)
+    scheduler.admit()
     device = sampler.device(shapes)
 
     def decode() -> int:
-        device.decode(pool, enough=shapes.rows)
+        device.decode(scheduler, idle_limit=shapes.rows)
         return int(device.result()[1].steps)
 
     return decode
 
 
 def _side_by_side(decodes: Sequence[Callable[[], int]]) -> Callable[[], int]:
-    """All of them at once, each in a thread of its own; returns the steps each makes."""
+    """A function that runs all of them at once, each in its own thread, and returns the steps."""
 
     def decode() -> int:
         with ThreadPoolExecutor(len(decodes)) as threads:

@@ -1,10 +1,10 @@
 """`malt bench train`: training throughput and memory, beside TRL + PEFT in the same run.
 
-Both train LoRA adapters on all linear layers over the same token ids, in real GSM8K lengths
-(`bench.lengths`), in one dtype, each in a process of its own so that its peak memory is its own.
-Useful tokens are prompt and completion tokens of every sequence (a DPO pair is two sequences),
-whatever a side pads, shares or skips; the first step is left out on both sides, and compiling on
-ours. A DPO training's time includes computing the reference's log-probabilities once.
+Both train LoRA adapters on all linear layers, over the same token ids in real GSM8K lengths
+(`bench.lengths`) and in one dtype, each in a process of its own, so that peak memory is its own.
+Useful tokens are the prompt and completion tokens of every sequence (a DPO pair is two sequences),
+whatever a side pads, shares or skips. The first step is left out on both sides, and compiling on
+ours. The time of a DPO training includes one pass for the reference's log-probabilities.
 
     python -m malt_jax.bench.train --model DIR --stage dpo
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="a local Hugging Face directory")
     parser.add_argument("--stage", choices=("sft", "dpo"), default="sft")
-    parser.add_argument("--batch", type=int, default=8, help="examples or pairs a step")
-    parser.add_argument("--steps", type=int, default=4, help="steps, the first one not timed")
+    parser.add_argument("--batch", type=int, default=8, help="examples or pairs per step")
+    parser.add_argument("--steps", type=int, default=4, help="steps; the first one is not timed")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank")
     parser.add_argument("--micro-tokens", type=int, default=0, help="train.*.loop.micro_tokens")
     parser.add_argument("--row-length", type=int, default=0, help="train.*.loop.row_length")
@@ -43,34 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures both sides; the result is printed as the last line of standard output."""
-    job = {
-        "model": str(Path(args.model).absolute()),
-        "stage": args.stage,
-        "batch": args.batch,
-        "steps": args.steps,
-        "rank": args.rank,
-        "micro_tokens": args.micro_tokens,
-        "row_length": args.row_length,
-        "remat": args.remat,
-        "dtype": args.dtype,
-        "threads": os.cpu_count(),
-    }
-    result = start("malt_jax.bench.train", ["--worker", json.dumps(job)])
-    result = {"bench": "train", **job, **result}
-    peers = {name: importlib.util.find_spec(name) for name in ("torch", "trl", "peft")}
-    if args.no_peer or not all(peers.values()):
-        missing = [name for name, found in peers.items() if not found]
+    job = {name: value for name, value in vars(args).items() if name not in ("worker", "no_peer")}
+    job |= {"model": str(Path(args.model).absolute()), "threads": os.cpu_count()}
+    ours = start("malt_jax.bench.train", ["--worker", json.dumps(job)])
+    result = {"bench": "train", **job, **ours}
+    missing = [name for name in ("torch", "trl", "peft") if not importlib.util.find_spec(name)]
+    if args.no_peer or missing:
         return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
     job["device"] = result["platform"]
-    # TRL's default recomputes activations; without that it is faster and larger. The ratio is
-    # against its faster setting, the memory beside it of its leaner one.
-    settings = {"default": True, "no_checkpointing": False}
+    # By default TRL recomputes activations; without that it is faster and needs more memory. The
+    # ratio is to its faster setting, and the memory beside it is that of its leaner one.
     found = {
-        name: start(
-            "malt_jax.bench.train_peer",
-            [json.dumps({**job, "checkpointing": on, "precompute": False})],
-        )
-        for name, on in settings.items()
+        name: start("malt_jax.bench.train_peer", [json.dumps({**job, "checkpointing": on})])
+        for name, on in (("default", True), ("no_checkpointing", False))
     }
     fastest = max(peer["tokens_per_s"] for peer in found.values())
     return {
@@ -99,12 +84,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
     adapter = init_adapter(model.spec, lora, jax.random.key(0), stacked=True)
     count, vocab = job["batch"] * job["steps"], model.spec.vocab
-    loop = LoopConfig(
-        micro_tokens=job["micro_tokens"], row_length=job["row_length"], remat=job["remat"]
-    )
+    loop = LoopConfig(**{name: job[name] for name in ("micro_tokens", "row_length", "remat")})
     common = {"epochs": 1, "batch_size": job["batch"], "loop": loop}
     compiling = CompileClock()
     finished: list[tuple[float, float, float]] = []
+    """Wall, processor and compile seconds at the end of each step."""
 
     def on_step(step: int, steps: int, record: dict[str, float]) -> None:
         finished.append((time.perf_counter(), time.process_time(), compiling.seconds))
@@ -114,23 +98,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         examples: list[Any] = sft_examples(count, vocab, 0)
         outcome = train_sft(model, adapter, examples, SftConfig(**common), on_step=on_step)
     else:
-        examples = dpo_examples(count, vocab, 0)
+        examples, dpo = dpo_examples(count, vocab, 0), DpoConfig(**common)
         began = time.perf_counter()
-        reference = reference_logprobs(model, adapter, examples, DpoConfig(**common))
+        reference = reference_logprobs(model, adapter, examples, dpo)
         reference_s = time.perf_counter() - began - compiling.seconds
-        outcome = train_dpo(
-            model,
-            adapter,
-            reference,
-            examples,
-            DpoConfig(**common),
-            on_step=on_step,
-        )
+        outcome = train_dpo(model, adapter, reference, examples, dpo, on_step=on_step)
     elapsed, cpu, compiled = (b - a for a, b in zip(finished[0], finished[-1], strict=True))
-    seconds = elapsed - compiled
     tokens = outcome.tokens - outcome.log[0]["useful_tokens"]
     # The reference pass covers every step; the timed ones carry their share of it.
-    seconds += reference_s * tokens / outcome.tokens
+    seconds = elapsed - compiled + reference_s * tokens / outcome.tokens
     rate = matmul_flops(job["dtype"])
     flops = model_flops(model.spec, examples) * tokens / outcome.tokens
     return {
@@ -149,28 +125,29 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class CompileClock:
-    """Seconds JAX has spent tracing, lowering and compiling in this process since it was made."""
+    """Seconds that JAX has spent on tracing, lowering and compiling since this was made."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         import jax
 
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
-    def _note(self, event: str, seconds: float, **_: Any) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
-    """What LoRA training on these examples requires, with shared prompts computed once.
+    """Operations that LoRA training on these examples needs, with shared prompts computed once.
 
-    Forward and backward to the activations (frozen weights have no gradient: two passes, not
+    Forward and backward to the activations (frozen weights have no gradient, so two passes and not
     three), logits at completion tokens, scores and values of visible keys (three passes). A DPO
-    pair adds the reference's forward pass.
+    pair adds the forward pass of the reference.
     """
-    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    weights = spec.num_layers * spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
+    from malt_jax.planning.formula import layer_weights
+
+    heads, weights = spec.heads * spec.head_dim, spec.num_layers * layer_weights(spec)
     total = 0.0
     for example in examples:
         prompt, branches = len(example.prompt_ids), [len(c) for c in example.completions]
@@ -184,7 +161,7 @@ def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
 
 
 def matmul_flops(dtype: str) -> float:
-    """The device's best measured rate of square matrix products, floating-point operations a s."""
+    """The device's best measured rate of square matrix products, in operations per second."""
     import jax
     import jax.numpy as jnp
 

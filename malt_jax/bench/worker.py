@@ -1,4 +1,4 @@
-"""A benchmark's worker process: what it prints last is its result, or why its input is refused."""
+"""A benchmark's worker process: its last line of output is its result, or why it refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(module: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def answer(measure: Callable[[dict[str, Any]], dict[str, Any]], job: str) -> dict[str, Any]:
-    """The worker's side of `start`."""
+    """The worker's side of `start`: measures, and passes a refusal on."""
     try:
         return measure(json.loads(job))
     except UserError as error:

@@ -1,11 +1,10 @@
-"""`malt bench`: the project's own benchmark of the sampler and of training."""
+"""`malt bench`: the project's own benchmarks of sampling and of training."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ OWN = {
     "sampler": ("questions", "branch", "max_new_tokens", "no_roofline"),
     "train": ("stage", "steps"),
 }
-"""Flags that only one half has."""
+"""Flags that only one of the two benchmarks has."""
 SAMPLER_FIELDS = ("rows", "width", "cache", "weights")
 LOOP_FIELDS = ("micro_tokens", "remat")
 
@@ -31,9 +30,9 @@ def run(invocation: Invocation) -> None:
     """Prints the measurements as one JSON object on the last line."""
     options = invocation.options
     what = options.what
-    for other in (name for half, names in OWN.items() if half != what for name in names):
-        if getattr(options, other) not in (None, False):
-            raise UserError(f"bench: --{other.replace('_', '-')} is not a flag of `bench {what}`.")
+    for name in (name for half, names in OWN.items() if half != what for name in names):
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"bench: --{name.replace('_', '-')} is not a flag of `bench {what}`.")
     config = read_config(invocation)
     bench = import_module(f"malt_jax.bench.{what}")
     print(json.dumps(bench.run(arguments(what, bench, config, options))))
@@ -42,7 +41,7 @@ def run(invocation: Invocation) -> None:
 def arguments(
     what: str, bench: Any, config: Config, options: argparse.Namespace
 ) -> argparse.Namespace:
-    """The benchmark's own arguments: its defaults, then the config's fields, then the flags."""
+    """The benchmark's arguments: its defaults, overridden by the config and then by flags."""
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
 
@@ -78,8 +77,8 @@ def arguments(
     return argparse.Namespace(**values)
 
 
-def _number(least: int, most: int) -> Callable[[str], int]:
-    """Reads a flag's whole number within a range."""
+def _number(flag: str, least: int, most: int, help: str) -> Option:
+    """A flag that takes a whole number within a range."""
 
     def read(text: str) -> int:
         number = whole_number(text)
@@ -87,7 +86,7 @@ def _number(least: int, most: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: {least} to {most}")
         return number
 
-    return read
+    return Option(flag, help, "N", read=read)
 
 
 def _stage(text: str) -> str:
@@ -98,44 +97,21 @@ def _stage(text: str) -> str:
 
 COMMAND = Command(
     name="bench",
-    summary="the project's own benchmark; one JSON object on the last line",
-    about="`sampler` expands trees, `train` takes training steps; beside each, the same work in "
-    "transformers or TRL in the same run, where torch is installed.",
+    summary="benchmarks of sampling and training; one JSON object on the last line",
+    about="`sampler` expands trees and `train` takes training steps. If torch is installed, the "
+    "same work is measured in transformers or TRL in the same run.",
     run=run,
-    arguments=(Argument("what", "Which half to measure.", ("sampler", "train")),),
+    arguments=(Argument("what", "What to measure.", ("sampler", "train")),),
     options=(
-        Option(
-            "--questions", "sampler: questions to expand; default: 8.", "N", read=_number(1, 10_000)
-        ),
-        Option(
-            "--branch",
-            "sampler: completions of every prompt; default: 3.",
-            "N",
-            read=_number(1, 64),
-        ),
-        Option(
-            "--max-new-tokens",
-            "sampler: of a completion; default: 128.",
-            "N",
-            read=_number(1, 1 << 17),
-        ),
-        Option("--no-roofline", "sampler: leave the machine's own limits out."),
+        _number("--questions", 1, 10_000, "sampler: questions to expand; default: 8."),
+        _number("--branch", 1, 64, "sampler: completions per prompt; default: 3."),
+        _number("--max-new-tokens", 1, 1 << 17, "sampler: tokens per completion; default: 128."),
+        Option("--no-roofline", "sampler: do not measure the machine's own rates."),
         Option("--stage", "train: sft or dpo; default: sft.", "STAGE", read=_stage),
-        Option(
-            "--steps",
-            "train: steps, the first one not timed; default: 4.",
-            "N",
-            read=_number(2, 10_000),
-        ),
+        _number("--steps", 2, 10_000, "train: steps; the first one is not timed; default: 4."),
         Option("--no-peer", "Do not run transformers or TRL."),
     ),
-    fields=(
-        "model.path",
-        "model.dtype",
-        "task.train_path",
-        "sampler.rows",
-        "train.sft.batch_size",
-    ),
+    fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),
     computes=True,
     examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
 )

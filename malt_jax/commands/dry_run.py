@@ -13,6 +13,7 @@ from malt_jax.commands.launch import check_input, check_tracker, look, read_conf
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.reading import to_dict
+from malt_jax.config.run import with_defaults
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
 from malt_jax.progress import Progress, counted
@@ -31,7 +32,9 @@ def describe(invocation: Invocation) -> str:
     config, command = read_config(invocation), invocation.command.name
     check_tracker(config)
     session = look(config, Progress(quiet=True))
-    RunDir.check(config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS)
+    RunDir.check(
+        config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS, complete=with_defaults
+    )
     spec, tokenizer = check_input(session)
     finished, begun = _stages(config)
     check_room(config, spec, command, new=not (finished or begun))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,12 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
     found = get_task(task, allow_code=True)
-    values: dict[str, Any] = {"model.path": model, "task.name": task, "output_dir": run_dir}
+    place = shlex.quote(one_line(str(output or "FILE.yaml")))
+    values: dict[str, Any] = {
+        "model.path": model,
+        "task.name": task,
+        "output_dir": run_dir,
+    }
     if task == "custom":
         values |= {"task.train_path": "train.csv", "task.eval_path": "eval.csv",
                    "task.grader": "number"}  # fmt: skip

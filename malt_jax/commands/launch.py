@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from malt_jax.stages.session import Session
 
 MAX_WIDTH = 1000
-"""Of a printed table, whatever COLUMNS says."""
+"""Columns of a printed table, at most, whatever COLUMNS says."""
 
 
 def read_config(invocation: Invocation) -> Config:
-    """The config file with the flags over it; without a file, that of the run standing there."""
+    """The config file with the flags over it; without one, the config of the run directory."""
     from malt_jax import config
     from malt_jax.config import reading
     from malt_jax.storage import manifest
@@ -54,14 +54,15 @@ def read_config(invocation: Invocation) -> Config:
 
 @contextmanager
 def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Session]:
-    """A session as the run's only writer, which SIGTERM and Ctrl-C stop at the next safe point.
+    """A session that is the run's only writer; SIGTERM and Ctrl-C stop it at a safe point.
 
-    `reads_input`: the command works on questions and the model, so both are looked at first: a
-    wrong file or checkpoint must not leave a run directory behind.
+    With `reads_input` the command works on questions and the model, and both are checked first, so
+    that a wrong file or checkpoint leaves no run directory behind.
     """
     from malt_jax import progress
     from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
     from malt_jax.config.reading import to_dict
+    from malt_jax.config.run import with_defaults
     from malt_jax.distributed import initialize
     from malt_jax.environment import devices
     from malt_jax.storage import manifest
@@ -72,14 +73,14 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     config, command = read_config(invocation), invocation.command.name
     initialize(config.mesh)
     devices()  # a device that cannot be used is refused before anything is read
-    if writes() and (reads_input or command == "train"):  # a report logs nothing
+    if writes() and (reads_input or command == "train"):  # other commands log nothing
         check_tracker(config)
-    quiet = config.quiet or not writes()  # of several processes the first one speaks for all
+    quiet = config.quiet or not writes()  # of several processes only the first one prints
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         session = look(config, shown)
         new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
-            prompts = new and command != "eval"  # which a new run is refused anyway
+            prompts = new and command != "eval"  # `eval` refuses a new run anyway
             spec, _ = check_input(session, prompts=prompts)
             check_mesh(config, spec)
             check_room(config, spec, command, new=new)
@@ -89,6 +90,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             to_dict(config),
             f"malt {command}",
             free=CANNOT_CHANGE_RESULTS,
+            complete=with_defaults,
             facts=facts,
             mirror=config.mirror,
         ) as run:
@@ -107,21 +109,21 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
 
 
 def look(config: Config, progress: Progress) -> Session:
-    """A session without a run directory: its questions, roles and systems, but no stage."""
+    """A session without a run directory: questions, roles and systems, but no stage can run."""
     from malt_jax.stages.session import Session
 
     return Session(config, None, progress)
 
 
 def check_tracker(config: Config) -> None:
-    """Refuses a tracker that is not installed."""
+    """Refuses an experiment tracker that is not installed."""
     for name in ("wandb", "trackio"):
         if getattr(config, name) and find_spec(name) is None:
-            raise UserError(f"{name}: is not installed; pip install {name}, or leave it out.")
+            raise UserError(f"{name}: not installed; `pip install {name}`, or leave it out.")
 
 
 def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, Tokenizer]:
-    """Looks at all that the run and its variants read: questions, model and, if new, prompts."""
+    """Checks what the run and its variants read: questions, model and, of a new run, prompts."""
     from malt_jax.stages.variants import planned
 
     config = session.config
@@ -146,24 +148,24 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
 
 
 def _read_by(config: Config) -> tuple[Any, ...]:
-    """What decides whether questions, model and prompts fit each other."""
+    """The fields that decide whether questions, model and prompts fit each other."""
     turns = [(role.name, role.template, role.max_new_tokens) for role in config.pipeline.roles]
     return config.model, config.task, config.search.shard, turns
 
 
 def check_questions(session: Session) -> None:
-    """Refuses a run without questions."""
+    """Refuses a run that has no questions to search or to evaluate on."""
     shard = session.config.search.shard
     if session.train_questions and session.eval_questions:
         return
     if not session.train_questions and shard != "1/1":
-        raise UserError(f"search.shard: {shard} of the questions are none; give a smaller k.")
+        raise UserError(f"search.shard: {shard} of the questions is no question; give a smaller k.")
     split = "eval" if session.train_questions else "train"
-    raise UserError(f"task.{split}_path: no question; at least one is needed.")
+    raise UserError(f"task.{split}_path: found no question; at least one is needed.")
 
 
 def check_mesh(config: Config, spec: ModelSpec) -> None:
-    """Refuses a mesh that the devices here do not make up, one device too."""
+    """Refuses a mesh whose size is not the number of devices here, on a single device too."""
     import jax
 
     from malt_jax.models.mesh import choose_layout, rules, slice_count
@@ -174,18 +176,17 @@ def check_mesh(config: Config, spec: ModelSpec) -> None:
 
 
 def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
-    """The structure and tokenizer of the base model, without its weights but for their headers."""
+    """The structure and tokenizer of the base model; of its weights only the headers are read."""
     from malt_jax.models.checkpoint import Checkpoint
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
-    from malt_jax.models.tokenizer import check_vocabulary, load_tokenizer
+    from malt_jax.models.tokenizer import load_tokenizer
 
     try:
         folder, _ = local_folder(config.model.path, config.model.revision)
         spec = read_spec(folder)
         Checkpoint(folder)
-        tokenizer = load_tokenizer(folder)
-        check_vocabulary(tokenizer, spec)
+        tokenizer = load_tokenizer(folder, spec.vocab)
         if tokenizer.has_chat_template:
             tokenizer.render("")
         return spec, tokenizer
@@ -196,9 +197,9 @@ def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
 def check_prompts(
     session: Session, systems: Sequence[System], spec: ModelSpec, tokenizer: Tokenizer
 ) -> None:
-    """Refuses questions too long for the model now, not when their turn comes hours later.
+    """Refuses questions that are too long for the model now, and not hours later.
 
-    Every question is tried in the turn with the least room, before anything was said.
+    Each question is rendered for the turn that leaves it the least room, without earlier turns.
     """
     from malt_jax.tree.prompts import fill, render
 
@@ -226,7 +227,7 @@ def check_prompts(
 
 
 def check_lengths(config: Config, spec: ModelSpec) -> None:
-    """Refuses a turn that leaves its prompt no room at all."""
+    """Refuses a turn whose `max_new_tokens` leaves no room for a prompt."""
     for index, role in enumerate(config.pipeline.roles):
         if role.max_new_tokens >= spec.context:
             raise UserError(
@@ -237,9 +238,9 @@ def check_lengths(config: Config, spec: ModelSpec) -> None:
 
 
 def print_table(table: Any) -> None:
-    """A `rich` table, or a line of text, on standard output.
+    """Prints a `rich` table, or a line of text, on standard output.
 
-    It is as wide as COLUMNS says, or the terminal, or wide where there is none.
+    It is as wide as COLUMNS says or as the terminal; without a terminal it is wide.
     """
     import sys
 
@@ -248,6 +249,6 @@ def print_table(table: Any) -> None:
     from malt_jax.escape import one_line
 
     width = min(shutil.get_terminal_size((160, 40)).columns, MAX_WIDTH)
-    console = Console(file=sys.stdout, width=width, height=40)  # or it reads COLUMNS itself
+    console = Console(file=sys.stdout, width=width, height=40)  # without these, it reads COLUMNS
     text = one_line(table) if isinstance(table, str) else table
     console.print(text, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""`malt plan`: what a run will cost before it starts."""
+"""`malt plan`: what a run will cost, before it starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def run(invocation: Invocation) -> None:
 
     options = invocation.options
     if options.topology:
-        # What is compiled for the slice runs nowhere: this machine's own devices stay free.
+        # Nothing that is compiled for the slice runs here, so this machine's devices stay free.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from malt_jax.planning.chips import find_target
-    from malt_jax.planning.plan import make_plan
+    from malt_jax.planning.plan import plan_run
     from malt_jax.planning.specs import find_spec
     from malt_jax.planning.table import tables
 
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> None:
         if not config.quiet:
             print(f"{name}: {'compiled' if target.devices else 'counted'}", file=sys.stderr)
 
-    plan = make_plan(config, spec, target, whole=options.whole, on_program=note)
+    plan = plan_run(config, spec, target, whole=options.whole, on_program=note)
     plan["model"]["spec"] = source
     for table in tables(plan):
         print_table(table)
@@ -40,13 +40,14 @@ def run(invocation: Invocation) -> None:
 
 COMMAND = Command(
     name="plan",
-    summary="what the run will cost before it starts",
-    about="Parameters, tree calls, tokens and bytes per device. With --topology it compiles every "
-    "program for that TPU slice, on this machine, and prints memory and time per program.",
+    summary="what the run will cost, before it starts",
+    about="Prints parameters, completions, tokens and bytes per device. With --topology it "
+    "compiles every program for that TPU slice, on this machine, and prints memory and time per "
+    "program.",
     run=run,
     options=(
-        Option("--topology", "A TPU slice, as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
-        Option("--whole", "Compile all layers, not 2 and 3 that tell the rest."),
+        Option("--topology", "A TPU slice such as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
+        Option("--whole", "Compile all layers; by default 2 and 3 layers, extended to all."),
         Option("--json", "Print one JSON object after the tables, as the last line."),
     ),
     fields=(

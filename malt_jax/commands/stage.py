@@ -13,6 +13,7 @@ from malt_jax.errors import UserError
 from malt_jax.storage.writers import writes
 
 if TYPE_CHECKING:
+    from malt_jax.evaluation.schema import Results
     from malt_jax.stages.session import Session
 
 DRY_RUN = Option("--dry-run", "Say what would happen, with first prompts; write nothing.")
@@ -49,7 +50,7 @@ def run(invocation: Invocation) -> None:
         print_table(to_terminal(results))
 
 
-def _perform(session: Session, name: str) -> dict[str, Any] | None:
+def _perform(session: Session, name: str) -> Results | None:
     """Runs a stage once, or for every round; returns the results if there are any."""
     from malt_jax.stages import names
 

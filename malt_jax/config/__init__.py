@@ -12,7 +12,7 @@ from malt_jax.config.lora import LoraConfig
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.config.model import ModelConfig
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
-from malt_jax.config.run import QUICKSTART, Config, from_dict, load
+from malt_jax.config.run import QUICKSTART, Config, from_dict, load, with_defaults
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.config.search import SearchConfig
 from malt_jax.config.task import TaskConfig
@@ -42,4 +42,5 @@ __all__ = [
     "TrainConfig",
     "from_dict",
     "load",
+    "with_defaults",
 ]

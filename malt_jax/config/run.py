@@ -92,6 +92,11 @@ def from_dict(data: dict[str, Any], flags: list[str] | tuple[str, ...] = ()) -> 
     return reading.build(Config, reading.apply_flags(merged, flags))
 
 
+def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was saved by an earlier version, with the default of every field it lacks."""
+    return reading.to_dict(from_dict(saved))
+
+
 def _over(base: Any, data: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(data, dict):
         return data

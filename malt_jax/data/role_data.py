@@ -10,9 +10,8 @@ from malt_jax.config.data import DataConfig
 from malt_jax.data.examples import DpoExample, SftExample
 from malt_jax.tree.keys import draw_order
 from malt_jax.tree.node import Node, Tree
+from malt_jax.tree.policies import STAR
 
-STAR = "star"
-"""Name of the single-agent STaR baseline among the trained policies."""
 SHARED = "shared"
 """Name of the one policy of `sharing: shared`, whose weights all roles use."""
 PUBLISHED = {"generator": "sft", "verifier": "sft+dpo", "refiner": "sft+dpo"}

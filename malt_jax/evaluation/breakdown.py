@@ -1,4 +1,4 @@
-"""Where a system's accuracy comes from: its turns, and the levels of difficulty."""
+"""Where the accuracy of a system comes from: its turns, and the levels of difficulty."""
 
 from __future__ import annotations
 
@@ -7,76 +7,80 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from malt_jax.evaluation import statistics
+from malt_jax.evaluation.records import DrawRecord
+from malt_jax.evaluation.schema import Flip, Level, Turns
 
 
-def turns(system: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Accuracy by turn over all draws, and the flips from each graded turn to the last.
+def turns(system: str, draws: Sequence[DrawRecord]) -> Turns | None:
+    """Accuracy of each graded turn over all draws, and the flips from each of them to the last.
 
-    A turn is graded where every record's turn at that position carries a boolean `correct`. None
-    for systems of fewer than two graded turns, and of several agents: their turns have no
-    single order.
+    A turn is graded if every draw states an answer there. None for systems with fewer than two
+    graded turns, and for several agents, whose turns have no single order.
     """
-    roles = [turn["role"] for turn in records[0]["turns"]]
-    if roles.count(roles[0]) > 1:
+    roles = [turn.role for turn in draws[0].turns]
+    if roles.count(roles[0]) > 1 or len({draw.calls for draw in draws}) > 1:
         return None
-    length = max(len(record["turns"]) for record in records)
-    graded = [turn for turn in range(length) if _is_graded(records, turn, length)]
-    if len(graded) < 2:
+    correct: dict[int, list[bool]] = {}
+    for number in range(len(roles)):
+        grades = [draw.turns[number].correct for draw in draws]
+        if None not in grades:
+            correct[number] = [bool(grade) for grade in grades]
+    if len(correct) < 2:
         return None
-    correct = {turn: [record["turns"][turn]["correct"] for record in records] for turn in graded}
-    last = graded[-1]
+    *earlier, last = correct
     return {
         "system": system,
-        "draws": len(records),
+        "draws": len(draws),
         "accuracy": [
-            {"turn": turn, "role": roles[turn], "accuracy": sum(correct[turn]) / len(records)}
-            for turn in graded
+            {"turn": number, "role": roles[number], "accuracy": sum(grades) / len(draws)}
+            for number, grades in correct.items()
         ],
-        "flips": [
-            {
-                "from": roles[turn],
-                "to": roles[last],
-                **vars(statistics.flips(correct[turn], correct[last])),
-            }
-            for turn in graded[:-1]
-        ],
+        "flips": [_flip(roles, correct, number, last) for number in earlier],
     }
 
 
-def _is_graded(records: Sequence[Mapping[str, Any]], turn: int, length: int) -> bool:
-    return all(
-        len(record["turns"]) == length and isinstance(record["turns"][turn].get("correct"), bool)
-        for record in records
-    )
+def _flip(roles: Sequence[str], correct: Mapping[int, list[bool]], start: int, end: int) -> Flip:
+    changed = statistics.flips(correct[start], correct[end])
+    return {
+        "from": roles[start],
+        "to": roles[end],
+        "wrong_to_right": changed.wrong_to_right,
+        "right_to_wrong": changed.right_to_wrong,
+    }
 
 
 def levels(
-    correct: Mapping[str, np.ndarray],
+    correct: Mapping[str, Bool[np.ndarray, " U"]],
     questions: Sequence[str],
     level_of: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Accuracy of every row by the level of the question; empty where the task has none.
+) -> dict[str, Level]:
+    """Accuracy of every row by the level of the question; empty if the task has no levels.
 
-    `correct[row]` is [units] bool and `questions` the question id of each unit. Questions that
-    `level_of` does not name are counted under `none`.
+    `correct` has the outcomes of each row over U units, and `questions` the question id of each
+    unit. Questions that `level_of` does not name are counted under `none`.
     """
     if not level_of:
         return {}
-    own = np.array([str(level_of.get(question, "none")) for question in questions])
+    level_by_unit = np.array([str(level_of.get(question, "none")) for question in questions])
     names = np.array(questions)
     return {
         level: {
-            "questions": len(set(names[own == level])),
-            "accuracy": {row: float(right[own == level].mean()) for row, right in correct.items()},
+            "questions": len(set(names[level_by_unit == level])),
+            "accuracy": {
+                row: float(right[level_by_unit == level].mean()) for row, right in correct.items()
+            },
         }
-        for level in sorted(set(own.tolist()), key=_natural)
+        for level in sorted(set(level_by_unit.tolist()), key=natural_order)
     }
 
 
-def _natural(level: str) -> list[tuple[int, str]]:
-    """Sorts numbers inside text as numbers, of any length: `Level 2` before `Level 10`."""
-    parts = re.split("([0-9]+)", level)  # every second one is digits
+def natural_order(text: str) -> list[tuple[int, str]]:
+    """Sorting key that compares numbers within text as numbers: `Level 2` before `Level 10`."""
+    # Split at numbers: every second part is one. Without leading zeros, a longer number is larger,
+    # so numbers of any length are compared without converting them.
+    parts = re.split("([0-9]+)", text)
     parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]
     return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]

@@ -1,60 +1,62 @@
-"""Do node values predict success?
+"""Calibration of node values: do they predict success?
 
-A node's value is the mean reward beneath it, so comparing it with those same rewards would prove
-nothing. Each child branch is therefore held out in turn: the mean value of the *other* branches is
-the prediction, and the rewards of the held-out branch's leaves are the outcomes. On trees of
-questions the pipeline was not trained on, this says how far a value can be trusted as a label.
+The value of a node is the mean reward beneath it, so comparing it with those same rewards would
+prove nothing. Each child branch is therefore held out in turn: the mean value of the other branches
+is the prediction, and the rewards of the leaves of the held-out branch are the outcomes. On trees
+of questions that the pipeline was not trained on, this says how far a value can be trusted as a
+label.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Real
 from scipy import stats
+
+from malt_jax.evaluation.schema import Reliability
+from malt_jax.tree.node import Node, Tree
 
 BINS = 5
 
 
-def calibration(trees: Iterable[Mapping[str, Any]], bins: int = BINS) -> dict[str, Any]:
-    """By role: AUC, Brier score and reliability bins of held-out-branch value predictions.
+def calibration(trees: Iterable[Tree], bins: int = BINS) -> dict[str, Reliability]:
+    """AUC, Brier score and reliability bins of the held-out-branch predictions, by role.
 
     Roles without children (the last) and nodes with a single child predict nothing and are left
-    out. `brier_base` is the score of always predicting the role's mean reward; `auc` is None where
-    all outcomes agree.
+    out.
     """
     predicted: dict[str, list[float]] = defaultdict(list)
     observed: dict[str, list[float]] = defaultdict(list)
     for tree in trees:
-        children = defaultdict(list)
-        for node in tree["nodes"]:
-            children[node["parent"]].append(node)
-        for node in tree["nodes"]:
-            branches = children[node["id"]]
-            values = [branch["value"] for branch in branches]
+        for node in tree.nodes:
+            branches = tree.children.get(node.id, [])
+            values = [branch.value for branch in branches]
             for held_out, branch in enumerate(branches if len(branches) > 1 else ()):
                 others = values[:held_out] + values[held_out + 1 :]
-                rewards = _rewards(branch, children)
-                predicted[node["role"]] += [sum(others) / len(others)] * len(rewards)
-                observed[node["role"]] += rewards
+                rewards = _rewards(tree, branch)
+                predicted[node.role] += [sum(others) / len(others)] * len(rewards)
+                observed[node.role] += rewards
     return {
         role: _reliability(np.array(predicted[role]), np.array(observed[role]), bins)
         for role in predicted
     }
 
 
-def _rewards(node: Mapping[str, Any], children: Mapping[str | None, list]) -> list[float]:
-    """Rewards of the leaves beneath a node (its own, if it is one); the root's parent is None."""
-    beneath = children[node["id"]]
-    if not beneath:
-        return [float(node["reward"])]
-    return [reward for child in beneath for reward in _rewards(child, children)]
+def _rewards(tree: Tree, node: Node) -> list[float]:
+    """Rewards of the leaves beneath a node, or its own if it is a leaf."""
+    if node.reward is not None:
+        return [node.reward]
+    return [reward for child in tree.children[node.id] for reward in _rewards(tree, child)]
 
 
-def _reliability(predicted: np.ndarray, observed: np.ndarray, bins: int) -> dict[str, Any]:
-    which = np.minimum((predicted * bins).astype(int), bins - 1)
+def _reliability(
+    predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"], bins: int
+) -> Reliability:
+    """Scores of N predictions in [0, 1] of outcomes in [0, 1]."""
+    bin_of = np.minimum((predicted * bins).astype(int), bins - 1)
     return {
         "outcomes": len(observed),
         "auc": auc(predicted, observed),
@@ -64,24 +66,25 @@ def _reliability(predicted: np.ndarray, observed: np.ndarray, bins: int) -> dict
             {
                 "low": index / bins,
                 "high": (index + 1) / bins,
-                "count": int((which == index).sum()),
-                "predicted": float(predicted[which == index].mean()),
-                "observed": float(observed[which == index].mean()),
+                "count": int((bin_of == index).sum()),
+                "predicted": float(predicted[bin_of == index].mean()),
+                "observed": float(observed[bin_of == index].mean()),
             }
             for index in range(bins)
-            if (which == index).any()
+            if (bin_of == index).any()
         ],
     }
 
 
-def auc(predicted: np.ndarray, observed: np.ndarray) -> float | None:
-    """Probability that a success was predicted above a failure, ties counting half.
+def auc(predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"]) -> float | None:
+    """Probability that a success was predicted above a failure, where ties count half.
 
-    None when there are only successes or only failures.
+    None if there are only successes or only failures.
     """
     successes = observed > 0.5
     positive, negative = int(successes.sum()), int((~successes).sum())
     if positive == 0 or negative == 0:
         return None
+    # The Mann-Whitney U statistic of the successes, as a share of all pairs.
     ranks = stats.rankdata(predicted)
     return float((ranks[successes].sum() - positive * (positive + 1) / 2) / (positive * negative))

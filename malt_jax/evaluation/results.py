@@ -1,6 +1,6 @@
-"""Evaluation records -> the table of results, as plain data (`results.json`).
+"""From the draws of an evaluation to the table of results, the content of `results.json`.
 
-A row is a system and a number of votes: `malt@3` is the majority of the first three runs of the
+A row is a system and a number of votes: `malt@3` is the majority of the first three draws of the
 pipeline `malt`, and costs three times its calls. Each row is compared on the same questions with
 the named baseline and with the single agent voting over the same number of calls, which is
 therefore always a row of the table.
@@ -10,42 +10,68 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from malt_jax.errors import UserError
 from malt_jax.evaluation import breakdown, statistics
+from malt_jax.evaluation.records import DrawRecord
+from malt_jax.evaluation.schema import (
+    Comparison,
+    McNemar,
+    PairedTest,
+    Reliability,
+    Results,
+    VotedRow,
+)
 
-Record = Mapping[str, Any]
 Unit = tuple[int, str]
-"""A seed and a question: what one row of the table answers once."""
+"""A seed and a question id: what one row of the table answers once."""
+Draws = Mapping[Unit, list[DrawRecord]]
+"""The draws of one system by unit, in the order they were drawn."""
 
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """What a table says about a system, beside its records."""
+    """What the table says about a system besides its draws."""
 
     label: str
     votes: tuple[int, ...] = (1,)
     """One row for each: the majority of that many draws."""
     seconds: float | None = None
-    """Wall-clock a question and draw, where it was measured."""
+    """Wall-clock time per question and draw, if it was measured."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A system under a vote, answered over all units in one fixed order."""
+class Units:
+    """All units in the one order that every row uses; U is their number."""
 
-    name: str
-    system: str
-    label: str
-    votes: int
-    correct: np.ndarray
-    """[units] bool: is the voted answer right?"""
-    summary: dict[str, Any]
-    """Everything about the row that needs no other row."""
+    pairs: Sequence[Unit]
+
+    @cached_property
+    def seeds(self) -> Int[np.ndarray, " U"]:
+        return np.array([seed for seed, _ in self.pairs])
+
+    @cached_property
+    def questions(self) -> list[str]:
+        return [question for _, question in self.pairs]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether there are several seeds, so that a question is a cluster of units."""
+        return len(np.unique(self.seeds)) > 1
+
+    def per_question(
+        self, values: Int[np.ndarray, " U"]
+    ) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
+        """The sum of `values` and the number of units of each question."""
+        _, index = np.unique(self.questions, return_inverse=True)
+        sums = np.bincount(index, weights=values).round().astype(np.int64)
+        return sums, np.bincount(index)
 
 
 def row_name(system: str, votes: int) -> str:
@@ -54,87 +80,99 @@ def row_name(system: str, votes: int) -> str:
 
 
 def single_agent_draws(calls: Mapping[str, int], votes: Mapping[str, Sequence[int]]) -> int:
-    """Draws of the single agent that give every row its equal-call baseline.
+    """Draws that the single agent needs so that every row has its equal-call baseline.
 
     `calls[system]` is the number of model calls of one draw, `votes[system]` the rows wanted.
     """
     return max(calls[system] * k for system in calls for k in votes[system])
 
 
-def with_seeds(records: Mapping[int, Mapping[str, Iterable[Record]]]) -> dict[str, list[Record]]:
-    """Joins the records of several runs of one config, marking each with its run's seed."""
-    pooled: dict[str, list[Record]] = defaultdict(list)
-    for seed, systems in records.items():
+def with_seeds(
+    draws: Mapping[int, Mapping[str, Iterable[DrawRecord]]],
+) -> dict[str, list[DrawRecord]]:
+    """Joins the draws of several runs of one config, marking each with the seed of its run."""
+    pooled: dict[str, list[DrawRecord]] = defaultdict(list)
+    for seed, systems in draws.items():
         for name, rows in systems.items():
-            pooled[name] += [{**row, "seed": seed} for row in rows]
+            pooled[name] += [replace(draw, seed=seed) for draw in rows]
     return dict(pooled)
 
 
 def summarise(
-    records: Mapping[str, Iterable[Record]],
+    draws: Mapping[str, Sequence[DrawRecord]],
     systems: Mapping[str, SystemInfo],
     baseline: str,
     *,
     single_agent: str = "sa",
     levels: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
-    cost: Mapping[str, Mapping[str, Any]] | None = None,
+    cost: Mapping[str, Any] | None = None,
     labels: Mapping[str, Any] | None = None,
-    calibration: Mapping[str, Any] | None = None,
-    sources: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Reliability] | None = None,
+    sources: Mapping[str, str] | None = None,
     confidence: float = 0.95,
     bootstrap_seed: int = 0,
-) -> dict[str, Any]:
-    """The content of `results.json`.
+) -> Results:
+    """The table of results: every row with its paired tests, and the breakdowns below it.
 
     Args:
-      records: by system, one record a question and draw (a record may carry a `seed`).
+      draws: every draw of each system; all systems have answered the same questions.
       systems: label and votes of each system, in the order of the table.
-      baseline: the row every other row is tested against, e.g. `sa@9`.
-      single_agent: the one-call system whose votes are the equal-call baselines.
+      baseline: the row that every other row is tested against, for example `sa@9`.
+      single_agent: the system of one call whose votes are the equal-call baselines.
       levels: the difficulty (or subject) of each question id, for the breakdown.
-      run, cost, labels, calibration, sources: passed on as they are; `sources` has the SHA-256 of
-        the records this was made from.
+      run, cost, labels, calibration, sources: copied into the results; see `schema.Results`.
       confidence: of every interval.
 
-    A turn of a record may carry `correct` (is the answer this turn states right?), from which the
-    accuracy by turn and the flips between turns are made. Raises `UserError` where records are
-    missing, doubled, or cover different questions.
+    Raises `UserError` if draws are missing, doubled, or cover different questions.
     """
-    records = {name: list(rows) for name, rows in records.items()}
     for name in [*systems, single_agent]:
-        if name not in systems or not records.get(name):
+        if name not in systems or not draws.get(name):
             raise UserError(
                 f"evaluation: the system {name!r} has no records; every table needs it, "
                 "so add it to the evaluated systems."
             )
-    draws = {name: _by_unit(name, records[name]) for name in systems}
-    units = sorted(draws[single_agent])
+    by_unit = {name: _by_unit(name, draws[name]) for name in systems}
+    units = Units(sorted(by_unit[single_agent]))
     for name in systems:
-        _check_same_questions(name, draws[name], single_agent, units)
+        _check_same_questions(name, by_unit[name], single_agent, units)
 
-    rows = {}
-    votes = _votes(systems, draws, single_agent, baseline)
+    rows: dict[str, VotedRow] = {}
+    correct: dict[str, Bool[np.ndarray, " U"]] = {}
+    votes = _votes(systems, by_unit, single_agent, baseline)
     for name, info in systems.items():
         for k in votes[name]:
-            row = _row(name, info, k, draws[name], units, confidence)
-            rows[row.name] = row
+            key = row_name(name, k)
+            rows[key], correct[key] = _row(name, info, k, by_unit[name], units, confidence)
     if baseline not in rows:
         raise UserError(
             f"evaluation: the baseline {baseline!r} is not a row of the table; "
             f"choose one of {', '.join(rows)}."
         )
+    equal_calls = {key: row_name(single_agent, row["calls"]) for key, row in rows.items()}
+    comparisons = {
+        (key, other): compare(correct[other], correct[key], units, confidence, bootstrap_seed)
+        for key in rows
+        for other in dict.fromkeys([baseline, equal_calls[key]])
+        if other != key
+    }
+    # The family of Holm's correction is the whole table.
+    corrected = statistics.holm([found["p"] for found in comparisons.values()])
+    tests: dict[str, dict[str, PairedTest]] = defaultdict(dict)
+    for ((key, other), found), p_holm in zip(comparisons.items(), corrected, strict=True):
+        tests[key][other] = {**found, "p_holm": p_holm}
     return {
         "run": dict(run or {}),
-        "questions": len({question for _, question in units}),
-        "seeds": sorted({seed for seed, _ in units}),
+        "questions": len(set(units.questions)),
+        "seeds": np.unique(units.seeds).tolist(),
         "baseline": baseline,
         "confidence": confidence,
-        "systems": _tested(rows, units, baseline, single_agent, confidence, bootstrap_seed),
-        "turns": [found for name in systems if (found := breakdown.turns(name, records[name]))],
-        "levels": breakdown.levels(
-            {row.name: row.correct for row in rows.values()}, [q for _, q in units], levels
-        ),
+        "systems": [
+            {**row, "tests": tests[key], "equal_calls_baseline": equal_calls[key]}
+            for key, row in rows.items()
+        ],
+        "turns": [turns for name in systems if (turns := breakdown.turns(name, draws[name]))],
+        "levels": breakdown.levels(correct, units.questions, levels),
         "calibration": dict(calibration or {}),
         "cost": dict(cost or {}),
         "labels": dict(labels or {}),
@@ -142,17 +180,17 @@ def summarise(
     }
 
 
-def _by_unit(system: str, records: list[Record]) -> dict[Unit, list[Record]]:
-    """The draws of each unit in their order 0, 1, ..; none may be missing or doubled."""
-    units: dict[Unit, dict[int, Record]] = defaultdict(dict)
+def _by_unit(system: str, records: Iterable[DrawRecord]) -> Draws:
+    """The draws 0, 1, ... of each unit; refuses missing and doubled ones."""
+    units: dict[Unit, dict[int, DrawRecord]] = defaultdict(dict)
     for record in records:
-        draws = units[record.get("seed", 0), record["question_id"]]
-        if record["draw"] in draws:
+        draws = units[record.seed, record.question_id]
+        if record.draw in draws:
             raise UserError(
-                f"eval/{system}.jsonl: question {record['question_id']!r} has draw "
-                f"{record['draw']} twice; remove the file and evaluate this system again."
+                f"eval/{system}.jsonl: question {record.question_id!r} has draw {record.draw} "
+                "twice; remove the file and evaluate this system again."
             )
-        draws[record["draw"]] = record
+        draws[record.draw] = record
     most = max(len(draws) for draws in units.values())
     for (_, question), draws in units.items():
         if sorted(draws) != list(range(most)):
@@ -163,10 +201,8 @@ def _by_unit(system: str, records: list[Record]) -> dict[Unit, list[Record]]:
     return {unit: [draws[i] for i in range(most)] for unit, draws in units.items()}
 
 
-def _check_same_questions(
-    name: str, draws: Mapping[Unit, Any], reference: str, units: Sequence[Unit]
-) -> None:
-    differing = set(draws) ^ set(units)
+def _check_same_questions(name: str, draws: Draws, reference: str, units: Units) -> None:
+    differing = set(draws) ^ set(units.pairs)
     if differing:
         _, question = min(differing)
         raise UserError(
@@ -177,11 +213,11 @@ def _check_same_questions(
 
 def _votes(
     systems: Mapping[str, SystemInfo],
-    draws: Mapping[str, Mapping[Unit, list[Record]]],
+    draws: Mapping[str, Draws],
     single_agent: str,
     baseline: str,
 ) -> dict[str, list[int]]:
-    """The votes of each system's rows; the single agent's cover every other row's calls."""
+    """The votes of each system's rows; the single agent's cover the calls of every other row."""
     votes = {name: set(info.votes) for name, info in systems.items()}
     name, _, count = baseline.partition("@")
     if name in votes and (count or "1").isdigit():
@@ -192,139 +228,89 @@ def _votes(
         have = len(next(iter(draws[name].values())))
         if max(votes[name]) > have or min(votes[name]) < 1:
             raise UserError(
-                f"evaluation: {name!r} has {have} draws a question, but the table needs a vote of "
-                f"{max(votes[name])} (the single agent needs as many draws as the dearest row has "
-                "calls); evaluate it with more draws or ask for fewer votes."
+                f"evaluation: {name!r} has {have} draws per question, but the table needs a vote "
+                f"of {max(votes[name])} (the single agent needs as many draws as the row with the "
+                "most calls has calls); evaluate it with more draws or ask for fewer votes."
             )
     return {name: sorted(counts) for name, counts in votes.items()}
 
 
-def _calls(draws: Mapping[Unit, list[Record]], votes: int) -> int:
-    """Model calls a question of a vote, rounded up where questions differ."""
-    total = sum(record["calls"] for unit in draws.values() for record in unit[:votes])
+def _calls(draws: Draws, votes: int) -> int:
+    """Model calls per question of a vote, rounded up where questions differ."""
+    total = sum(record.calls for drawn in draws.values() for record in drawn[:votes])
     return -(-total // len(draws))
 
 
 def _row(
-    system: str,
-    info: SystemInfo,
-    votes: int,
-    draws: Mapping[Unit, list[Record]],
-    units: Sequence[Unit],
-    confidence: float,
-) -> Row:
-    used = [draws[unit][:votes] for unit in units]
-    outcomes = [statistics.majority_vote([r["prediction"] for r in drawn]) for drawn in used]
+    system: str, info: SystemInfo, votes: int, draws: Draws, units: Units, confidence: float
+) -> tuple[VotedRow, Bool[np.ndarray, " U"]]:
+    """A row by itself, and whether its voted answer to each unit is right."""
+    used = [draws[unit][:votes] for unit in units.pairs]
+    outcomes = [statistics.majority_vote([r.prediction for r in drawn]) for drawn in used]
     correct = np.array(
-        [drawn[vote.draw]["correct"] for drawn, vote in zip(used, outcomes, strict=True)], bool
+        [drawn[vote.draw].correct for drawn, vote in zip(used, outcomes, strict=True)], bool
     )
     every = [record for drawn in used for record in drawn]
-    summary = {
+    row: VotedRow = {
+        "name": row_name(system, votes),
+        "system": system,
+        "label": info.label if votes == 1 else f"{info.label}, vote of {votes}",
         "votes": votes,
         "calls": _calls(draws, votes),
-        "tokens": sum(record["tokens"] for record in every) / len(units),
+        "tokens": sum(record.tokens for record in every) / len(used),
         "accuracy": float(correct.mean()),
-        "interval": list(statistics.wilson_interval(int(correct.sum()), len(units), confidence)),
+        "interval": list(statistics.wilson_interval(int(correct.sum()), len(used), confidence)),
         "seconds": None if info.seconds is None else info.seconds * votes,
-        # Draws without an answer, and draws in which a turn was cut at its token limit.
-        "unparsed": sum(record["prediction"] is None for record in every),
-        "truncated": sum(
-            any(turn["finish"] == "length" for turn in record["turns"]) for record in every
-        ),
+        "unparsed": sum(record.prediction is None for record in every),
+        "truncated": sum(any(turn.finish == "length" for turn in record.turns) for record in every),
         "ties": sum(vote.tie for vote in outcomes),
     }
-    seeds = np.array([seed for seed, _ in units])
-    if len(set(seeds.tolist())) > 1:
-        by_seed = {str(seed): float(correct[seeds == seed].mean()) for seed in np.unique(seeds)}
-        summary["seeds"] = by_seed
-        summary["seeds_sd"] = float(np.std(list(by_seed.values()), ddof=1))
-        # Questions shared by the seeds are not independent: resample them whole.
-        sums, sizes = _per_question(correct.astype(int), units)
-        summary["interval"] = list(
-            statistics.bootstrap_interval(sums, sizes, confidence=confidence)
-        )
-    label = info.label if votes == 1 else f"{info.label}, vote of {votes}"
-    return Row(row_name(system, votes), system, label, votes, correct, summary)
-
-
-def _tested(
-    rows: Mapping[str, Row],
-    units: Sequence[Unit],
-    baseline: str,
-    single_agent: str,
-    confidence: float,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Each row with its paired tests; Holm's correction runs over all tests of the table."""
-    table, family = [], []
-    for row in rows.values():
-        equal_calls = row_name(single_agent, row.summary["calls"])
-        tests = {}
-        for other in dict.fromkeys([baseline, equal_calls]):
-            if other != row.name:
-                tests[other] = compare(
-                    rows[other].correct, row.correct, units, confidence=confidence, seed=seed
-                )
-                family.append(tests[other])
-        table.append(
-            {
-                "name": row.name,
-                "system": row.system,
-                "label": row.label,
-                **row.summary,
-                "tests": tests,
-                "equal_calls_baseline": equal_calls,
-            }
-        )
-    for test, corrected in zip(family, statistics.holm([t["p"] for t in family]), strict=True):
-        test["p_holm"] = corrected
-    return table
+    if units.pooled:
+        by_seed = {
+            str(seed): float(correct[units.seeds == seed].mean()) for seed in np.unique(units.seeds)
+        }
+        row["seeds"] = by_seed
+        row["seeds_sd"] = float(np.std(list(by_seed.values()), ddof=1))
+        # Answers to one question under several seeds are not independent: resample whole questions.
+        sums, sizes = units.per_question(correct.astype(int))
+        row["interval"] = list(statistics.bootstrap_interval(sums, sizes, confidence=confidence))
+    return row, correct
 
 
 def compare(
-    before: np.ndarray,
-    after: np.ndarray,
-    units: Sequence[Unit],
-    *,
+    before: Bool[np.ndarray, " U"],
+    after: Bool[np.ndarray, " U"],
+    units: Units,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, Any]:
-    """The paired comparison of two systems on the same units: flips, test, difference.
+) -> Comparison:
+    """The paired comparison of two rows on the same units: flips, p-value, difference.
 
-    One seed: exact McNemar. Several: the sign-flip test over whole questions; beside it
-    `p_pooled`, exact McNemar on the summed flips, which takes a question's answers under several
-    seeds for independent, and the flips and exact McNemar of every seed alone.
+    One seed: exact McNemar. Several: the sign-flip test over whole questions, and besides it the
+    pooled flips and each seed alone. `seed` is that of the bootstrap.
     """
-    changed = statistics.flips(before, after)
-    sums, sizes = _per_question(after.astype(int) - before.astype(int), units)
-    test: dict[str, Any] = {
-        "wrong_to_right": changed.wrong_to_right,
-        "right_to_wrong": changed.right_to_wrong,
-        "p": statistics.clustered_mcnemar(sums),
+    sums, sizes = units.per_question(after.astype(int) - before.astype(int))
+    interval = statistics.bootstrap_interval(sums, sizes, confidence=confidence, seed=seed)
+    changed = _mcnemar(before, after)
+    test: Comparison = {
+        **changed,
         "delta": float(after.mean() - before.mean()),
-        "delta_interval": list(
-            statistics.bootstrap_interval(sums, sizes, confidence=confidence, seed=seed)
-        ),
+        "delta_interval": list(interval),
     }
-    seeds = np.array([seed for seed, _ in units])
-    exact = statistics.exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong)
-    if len(set(seeds.tolist())) == 1:
-        test["p"] = exact
-    else:
-        test["p_pooled"] = exact
-        test["seeds"] = {}
-        for one in np.unique(seeds):
-            alone = statistics.flips(before[seeds == one], after[seeds == one])
-            test["seeds"][str(one)] = {
-                "wrong_to_right": alone.wrong_to_right,
-                "right_to_wrong": alone.right_to_wrong,
-                "p": statistics.exact_mcnemar(alone.wrong_to_right, alone.right_to_wrong),
-            }
+    if units.pooled:
+        test["p"] = statistics.clustered_mcnemar(sums)
+        test["p_pooled"] = changed["p"]
+        test["seeds"] = {
+            str(seed): _mcnemar(before[units.seeds == seed], after[units.seeds == seed])
+            for seed in np.unique(units.seeds)
+        }
     return test
 
 
-def _per_question(values: np.ndarray, units: Sequence[Unit]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of `values` and numbers of seeds, by question."""
-    _, index = np.unique([question for _, question in units], return_inverse=True)
-    sums = np.bincount(index, weights=values).round().astype(np.int64)
-    return sums, np.bincount(index)
+def _mcnemar(before: Bool[np.ndarray, " U"], after: Bool[np.ndarray, " U"]) -> McNemar:
+    changed = statistics.flips(before, after)
+    return {
+        "wrong_to_right": changed.wrong_to_right,
+        "right_to_wrong": changed.right_to_wrong,
+        "p": statistics.exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong),
+    }

@@ -1,9 +1,9 @@
-"""Running systems on questions: turn by turn over all of them at once, shared work done once.
+"""Rollouts: every system answers every question, one turn of all of them at a time.
 
 Two systems whose turns so far used the same policies on the same question have the same prompt, the
-same key and so the same completion: it is drawn once and counted for both. Keys depend on the
-seed, the question, the draw and the turn, not on the system, so systems are compared on common
-random numbers.
+same key and therefore the same completion: it is sampled once and counted for both. Keys depend on
+the seed, the question, the draw, the agent and the turn, not on the system, so systems are compared
+on common random numbers.
 """
 
 from __future__ import annotations
@@ -16,222 +16,232 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
-from malt_jax.evaluation.systems import System, Turn
-from malt_jax.sampling.request import Completion, Request, Settings
+from malt_jax.evaluation.systems import System
+from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Grade, Grader, Question
-from malt_jax.tree.expand import completion_text, settings
+from malt_jax.tree.expand import completion_text, sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, placeholders, render
 
 if TYPE_CHECKING:
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
 
 
-class Policy(NamedTuple):
-    """Weights under a name: equal identities mean equal weights."""
+@dataclass(frozen=True)
+class RolloutContext:
+    """What rollouts need besides systems and questions: sampler, policies, tokenizer and grader."""
+
+    sampler: Sampler
+    identities: Mapping[tuple[str, str], str]
+    """The identity of the weights of each (policy, role); equal identities mean equal weights."""
+    weights: Callable[[str], Any]
+    """Loads the weights of an identity, an adapter or a whole model; None for the base. They are
+    asked for when a batch needs them, and no reference is kept after it."""
+    tokenizer: Any
+    grader: Grader
+    seed: int
+    context: int
+    """The model's longest sequence in tokens."""
+    overflow: str = "refuse"
+    on_batch: Callable[[str, int], None] | None = None
+    """Called before each batch with a name for it and its number of completions."""
+
+
+class UniqueCall(NamedTuple):
+    """One completion to sample: systems share it if all of this is equal."""
 
     identity: str
-    adapter: Any
-
-
-class Call(NamedTuple):
-    """What determines a completion, and therefore when two systems share one."""
-
-    identity: str
-    settings: Settings
+    params: SamplingParams
     prompt: Prompt
     key: tuple[str, int, int, int]
     """Question id, draw, agent, turn."""
 
 
-class Drawn(NamedTuple):
+class Sampled(NamedTuple):
+    """The completion of a call, and its share of the batch's time."""
+
     completion: Completion
     text: str
     seconds: float
 
 
 @dataclass
-class Speaker:
-    """One agent of one draw of one system on one question, and what it has said."""
+class Agent:
+    """One agent of one draw of one system on one question, and its turns so far."""
 
     system: System
     question: Question
     draw: int
-    agent: int
-    said: dict[str, str] = field(default_factory=dict)
-    """Texts by role, the latest last."""
-    turns: list[dict[str, Any]] = field(default_factory=list)
+    number: int
+    texts: dict[str, str] = field(default_factory=dict)
+    """The latest text of each role, in the order they were written."""
+    turns: list[TurnRecord] = field(default_factory=list)
 
     @property
     def group(self) -> tuple[str, str, int]:
+        """The draw it belongs to; agents of one draw read each other and vote."""
         return self.system.name, self.question.id, self.draw
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What runs the calls: the sampler with its policies, the tokenizer, the grader, the rules."""
-
-    sampler: Sampler
-    policies: Mapping[tuple[str, str], Policy]
-    """By (policy, role)."""
-    tokenizer: Any
-    grader: Grader
-    seed: int
-    context: int
-    overflow: str = "refuse"
-    on_calls: Callable[[str, int], None] | None = None
-    """Told the turn with its policy, and the number of calls, before each batch."""
-
-
 def run_systems(
-    systems: Sequence[System], questions: Sequence[Question], stage: Stage
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
-    """Records of every system, question and draw, and each system's seconds a question and draw.
+    systems: Sequence[System], questions: Sequence[Question], context: RolloutContext
+) -> tuple[dict[str, list[DrawRecord]], dict[str, float]]:
+    """The draws of every system on every question, and each system's seconds per draw.
 
-    A call's seconds are its share, by tokens, of the batch it was drawn in; a shared call counts
-    in full for every system that uses it.
+    A call's seconds are its share, by tokens, of the batch in which it was sampled; a shared call
+    counts in full for every system that uses it.
     """
-    speakers = [
-        Speaker(system, question, draw, agent)
+    agents = [
+        Agent(system, question, draw, number)
         for system in systems
         for question in questions
         for draw in range(system.draws)
-        for agent in range(system.agents)
+        for number in range(system.agents)
     ]
     seconds: dict[str, float] = defaultdict(float)
-    for step in range(max(len(system.turns) for system in systems)):
-        _take_turn([s for s in speakers if step < len(s.system.turns)], step, stage, seconds)
-    records: dict[str, list[dict[str, Any]]] = {system.name: [] for system in systems}
-    for agents in _grouped(speakers).values():
-        records[agents[0].system.name].append(_record(agents))
-    shares = {s.name: seconds[s.name] / (len(questions) * s.draws) for s in systems}
-    return records, shares
+    for turn in range(max(len(system.turns) for system in systems)):
+        _take_turn([a for a in agents if turn < len(a.system.turns)], turn, context, seconds)
+    draws: dict[str, list[DrawRecord]] = {system.name: [] for system in systems}
+    for group in _by_draw(agents).values():
+        draws[group[0].system.name].append(_record(group))
+    return draws, {s.name: seconds[s.name] / (len(questions) * s.draws) for s in systems}
 
 
 def _take_turn(
-    speakers: Sequence[Speaker], step: int, stage: Stage, seconds: dict[str, float]
+    agents: Sequence[Agent], number: int, context: RolloutContext, seconds: dict[str, float]
 ) -> None:
-    """Every speaker's turn number `step`; each distinct call is drawn once."""
+    """Turn `number` of every agent: unique calls are sampled once, equal answers graded once."""
+    # What everybody said before this turn: nobody may read what is written during it.
     latest = {
-        key: [next(reversed(a.said.values()), "") for a in agents]
-        for key, agents in _grouped(speakers).items()
+        key: [next(reversed(agent.texts.values()), "") for agent in group]
+        for key, group in _by_draw(agents).items()
     }
     calls = []
-    for speaker in speakers:
-        turn = speaker.system.turns[step]
-        others = [t for a, t in enumerate(latest[speaker.group]) if a != speaker.agent]
-        calls.append(_call(speaker, turn, step, others, stage))
-    drawn = _draw(calls, stage)
-    graded = _grade(
-        (
-            (speaker.question, drawn[call].text)
-            for speaker, call in zip(speakers, calls, strict=True)
-            if speaker.system.turns[step].role.config.answers
-        ),
-        stage.grader,
-    )
-    for speaker, call in zip(speakers, calls, strict=True):
-        turn, result = speaker.system.turns[step], drawn[call]
-        grade = graded.get((speaker.question.id, result.text)) if turn.role.config.answers else None
-        speaker.said.pop(turn.role.name, None)  # said again: it becomes the latest
-        speaker.said[turn.role.name] = result.text
-        speaker.turns.append(
-            {
-                "role": turn.role.name,
-                "policy": turn.policy,
-                "prompt": call.prompt.text,
-                "text": result.text,
-                "tokens": len(result.completion.tokens),
-                "logprob": round(float(np.sum(result.completion.logprobs)), 4),
-                "finish": result.completion.finish,
-                "parsed": grade.parsed if grade else None,
-                "correct": bool(grade.correct) if grade else None,
-            }
+    for agent in agents:
+        others = [text for i, text in enumerate(latest[agent.group]) if i != agent.number]
+        calls.append(_call(agent, number, others, context))
+    sampled = _sample(calls, context)
+    answers = [
+        (agent.question, sampled[call].text)
+        for agent, call in zip(agents, calls, strict=True)
+        if agent.system.turns[number].role.config.answers
+    ]
+    grades = _grade(answers, context.grader)
+    for agent, call in zip(agents, calls, strict=True):
+        turn, result = agent.system.turns[number], sampled[call]
+        answers_here = turn.role.config.answers
+        grade = grades[agent.question.id, result.text] if answers_here else None
+        agent.texts.pop(turn.role.name, None)  # a role that answers again becomes the latest
+        agent.texts[turn.role.name] = result.text
+        agent.turns.append(
+            TurnRecord(
+                role=turn.role.name,
+                policy=turn.policy,
+                prompt=call.prompt.text,
+                text=result.text,
+                tokens=len(result.completion.tokens),
+                logprob=round(float(np.sum(result.completion.logprobs)), 4),
+                finish=result.completion.finish,
+                parsed=grade.parsed if grade else None,
+                correct=bool(grade.correct) if grade else None,
+            )
         )
-        seconds[speaker.system.name] += result.seconds
+        seconds[agent.system.name] += result.seconds
 
 
-def _call(speaker: Speaker, turn: Turn, step: int, others: list[str], stage: Stage) -> Call:
+def _call(agent: Agent, number: int, others: list[str], context: RolloutContext) -> UniqueCall:
+    """The call of an agent's turn; `others` are the latest texts of its draw's other agents."""
+    role, policy = agent.system.turns[number].role, agent.system.turns[number].policy
     # A role that was removed from the chain leaves its place in later prompts empty.
-    known = {*speaker.said, "previous", "question"}
-    absent = {name: "" for name in placeholders(turn.role.template) if name not in known}
+    known = {*agent.texts, "previous", "question"}
+    absent = {name: "" for name in placeholders(role.template) if name not in known}
+    # A debate template names the others' texts: `{others}`, one per line, or `{other_1}`, ...
+    debate = {"others": "\n".join(others)}
+    debate |= {f"other_{i}": text for i, text in enumerate(others, start=1)}
     prompt = render(
-        turn.role.template,
-        speaker.question.text,
-        speaker.said,
-        stage.tokenizer,
-        room=stage.context - turn.role.config.max_new_tokens,
-        overflow=stage.overflow,  # type: ignore[arg-type]
-        where=f"{speaker.question.id}, {turn.role.name}",
-        extra={**absent, **_others(others)},
+        role.template,
+        agent.question.text,
+        agent.texts,
+        context.tokenizer,
+        room=context.context - role.config.max_new_tokens,
+        overflow=context.overflow,  # type: ignore[arg-type]
+        where=f"{agent.question.id}, {role.name}",
+        extra={**absent, **debate},
     )
-    identity = stage.policies[turn.policy, turn.role.name].identity
-    key = (speaker.question.id, speaker.draw, speaker.agent, step)
-    return Call(identity, settings(turn.role, stage.tokenizer.end_ids), prompt, key)
+    identity = context.identities[policy, role.name]
+    key = (agent.question.id, agent.draw, agent.number, number)
+    return UniqueCall(identity, sampling_params(role, context.tokenizer.end_ids), prompt, key)
 
 
-def _others(texts: Sequence[str]) -> dict[str, str]:
-    """What a debate template may name: `{others}`, one a line, or `{other_1}`, `{other_2}`, ..."""
-    return {"others": "\n".join(texts), **{f"other_{i}": t for i, t in enumerate(texts, start=1)}}
-
-
-def _draw(calls: Iterable[Call], stage: Stage) -> dict[Call, Drawn]:
-    """Every distinct call's completion; calls of one prompt share its prefix."""
-    adapters = {policy.identity: policy.adapter for policy in stage.policies.values()}
-    batches: dict[tuple[str, Settings], dict[tuple, list[Call]]] = defaultdict(
+def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[UniqueCall, Sampled]:
+    """Every unique call's completion, one identity of weights after the other."""
+    batches: dict[str, dict[SamplingParams, list[UniqueCall]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for call in dict.fromkeys(calls):
-        batches[call.identity, call.settings][call.key[0], call.prompt.ids].append(call)
-    drawn = {}
-    for (identity, how), groups in batches.items():
-        if stage.on_calls:
-            step = next(iter(groups.values()))[0].key[3]
-            stage.on_calls(f"turn {step + 1}, by {identity}", sum(map(len, groups.values())))
+        batches[call.identity][call.params].append(call)
+    sampled: dict[UniqueCall, Sampled] = {}
+    for identity, by_params in batches.items():
+        sampled |= _sample_with(identity, by_params.values(), context)
+    return sampled
+
+
+def _sample_with(
+    identity: str, batches: Iterable[Sequence[UniqueCall]], context: RolloutContext
+) -> dict[UniqueCall, Sampled]:
+    """The completions of one identity's batches.
+
+    Its weights are a local variable here, so they are free before the next identity's are loaded.
+    """
+    weights = context.weights(identity)
+    sampled: dict[UniqueCall, Sampled] = {}
+    for batch in batches:
+        if context.on_batch:
+            context.on_batch(f"turn {batch[0].key[3] + 1}, by {identity}", len(batch))
+        # Draws that continue one prompt are one request, so the sampler prefills it once.
+        groups: dict[tuple, list[UniqueCall]] = defaultdict(list)
+        for call in batch:
+            groups[call.key[0], call.prompt.ids].append(call)
         requests = [
-            Request(
-                prompt=ids, keys=np.stack([node_key(stage.seed, "eval", *c.key) for c in group])
-            )
+            Request(ids, np.stack([node_key(context.seed, "eval", *call.key) for call in group]))
             for (_, ids), group in groups.items()
         ]
         started = time.perf_counter()
-        completions = stage.sampler.sample(requests, how, adapter=adapters[identity])
+        completions = context.sampler.sample(requests, batch[0].params, adapter=weights)
         elapsed = time.perf_counter() - started
         total = max(1, sum(len(c.tokens) for group in completions for c in group))
         for group, results in zip(groups.values(), completions, strict=True):
             for call, completion in zip(group, results, strict=True):
-                text = completion_text(completion, stage.tokenizer.end_ids, stage.tokenizer)
+                text = completion_text(completion, call.params.end_ids, context.tokenizer)
                 share = elapsed * len(completion.tokens) / total
-                drawn[call] = Drawn(completion, text, share)
-    return drawn
+                sampled[call] = Sampled(completion, text, share)
+    return sampled
 
 
 def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tuple[str, str], Grade]:
-    """Grades by (question id, text), each distinct one once."""
+    """Grades by question id and text, each distinct answer once."""
     distinct = {(question.id, text): (text, question) for question, text in answers}
     texts, questions = [t for t, _ in distinct.values()], [q for _, q in distinct.values()]
     return dict(zip(distinct, grader.grade(texts, questions), strict=True))
 
 
-def _record(agents: Sequence[Speaker]) -> dict[str, Any]:
-    """One draw's record; the prediction is the last answering turn's, by majority over agents."""
-    finals = [next(t for t in reversed(a.turns) if t["correct"] is not None) for a in agents]
-    winner = finals[majority_vote([final["parsed"] for final in finals]).draw]
-    turns = [turn for agent in agents for turn in agent.turns]
-    return {
-        "question_id": agents[0].question.id,
-        "draw": agents[0].draw,
-        "prediction": winner["parsed"],
-        "correct": winner["correct"],
-        "calls": len(turns),
-        "tokens": sum(turn["tokens"] for turn in turns),
-        "turns": turns,
-    }
+def _record(agents: Sequence[Agent]) -> DrawRecord:
+    """The record of one draw; its prediction is the majority of its agents' last answers."""
+    finals = [next(t for t in reversed(a.turns) if t.correct is not None) for a in agents]
+    winner = finals[majority_vote([final.parsed for final in finals]).draw]
+    return DrawRecord(
+        agents[0].question.id,
+        agents[0].draw,
+        winner.parsed,
+        bool(winner.correct),
+        tuple(turn for agent in agents for turn in agent.turns),
+    )
 
 
-def _grouped(speakers: Iterable[Speaker]) -> dict[tuple[str, str, int], list[Speaker]]:
-    groups: dict[tuple[str, str, int], list[Speaker]] = defaultdict(list)
-    for speaker in speakers:
-        groups[speaker.group].append(speaker)
+def _by_draw(agents: Iterable[Agent]) -> dict[tuple[str, str, int], list[Agent]]:
+    groups: dict[tuple[str, str, int], list[Agent]] = defaultdict(list)
+    for agent in agents:
+        groups[agent.group].append(agent)
     return groups

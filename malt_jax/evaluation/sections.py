@@ -1,162 +1,145 @@
-"""What `results.md` says below its table: seeds, turns, levels, calibration, failures, records."""
+"""The sections below the table of results: seeds, turns, levels, calibration, failures, records."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
-from malt_jax.evaluation.cells import (
-    Column,
-    markdown_table,
-    percent,
-    points,
-    probability,
-    seconds,
-)
+from malt_jax.evaluation import cells
+from malt_jax.evaluation.schema import McNemar, Results
+from malt_jax.evaluation.table import Table, numbers, texts
 
-Results = Mapping[str, Any]
-Section = tuple[str, str, str]
-"""Heading, table, a note below it."""
-TURNS_NOTE = (
-    "Counted over all draws of a system. A row of the results without a vote takes the first draw "
-    "of each question, so the two may differ a little."
-)
+
+class Section(NamedTuple):
+    """A table under a heading, with a note below it."""
+
+    heading: str
+    table: Table
+    note: str = ""
 
 
 def sections(results: Results) -> list[Section]:
-    """Those there is something to say in."""
-    made: tuple[Callable[[Results], Section | None], ...] = (
-        _seeds,
-        _turns,
-        _levels,
-        _calibration,
-        _failures,
-        _records,
-    )
-    return [section for make in made if (section := make(results))]
+    """Every section that these results have something to say in."""
+    found = [
+        by_seed(results),
+        by_turn(results),
+        by_level(results),
+        calibration(results),
+        failures(results),
+        records(results),
+    ]
+    return [section for section in found if section.table.rows]
 
 
 def titles(results: Results) -> dict[str, str]:
-    """System -> its label in the table, without votes."""
+    """The label of each system in the table, without its votes."""
     return {
         row["system"]: row["label"].removesuffix(f", vote of {row['votes']}")
         for row in results["systems"]
     }
 
 
-def _text(heading: str) -> Column:
-    return Column(heading, number=False)
-
-
-def _seeds(results: Results) -> Section | None:
-    """Every comparison under each seed alone, where several are pooled."""
+def by_seed(results: Results) -> Section:
+    """Every comparison under each seed alone, where several seeds are pooled."""
     seeds = [str(seed) for seed in results["seeds"]]
-    if len(seeds) < 2:
-        return None
-    lines = []
-    for row in results["systems"]:
+    rows = []
+    for row in results["systems"] if len(seeds) > 1 else ():
         for other, test in row["tests"].items():
-            alone = [test["seeds"][seed] for seed in seeds]
-            cells = [
-                f"+{one['wrong_to_right']} −{one['right_to_wrong']}, p {probability(one['p'])}"
-                for one in alone
-            ]
-            pooled = probability(test["p_pooled"])
-            lines.append([row["label"], other, points(test["delta"]), *cells, pooled])
-    head = [_text("system"), _text("against"), Column("difference")]
-    head += [Column(f"seed {seed}") for seed in seeds] + [Column("p of summed flips")]
-    note = (
-        "By seed: questions turned from wrong to right and from right to wrong, and the exact "
-        "McNemar test. The last column is that test on the flips of all seeds together, which "
-        "takes a question's answers under different seeds for independent; the table above does "
-        "not."
+            alone = [_changes(test["seeds"][seed]) for seed in seeds]
+            pooled = cells.probability(test["p_pooled"])
+            rows.append([row["label"], other, cells.points(test["delta"]), *alone, pooled])
+    columns = texts("system", "against") + numbers("difference")
+    columns += numbers(*(f"seed {seed}" for seed in seeds), "p of summed flips")
+    return Section(
+        "By seed",
+        Table(columns, rows),
+        "By seed: the number of questions that changed from wrong to right and from right to "
+        "wrong, and the exact McNemar test. The last column is that test on the flips of all seeds "
+        "together, as if a question's answers under different seeds were independent; the table "
+        "above does not assume this.",
     )
-    return "By seed", markdown_table(head, lines), note
 
 
-def _turns(results: Results) -> Section | None:
-    """Flips between the answers the turns of a system state."""
+def _changes(test: McNemar) -> str:
+    p = cells.probability(test["p"])
+    return f"+{test['wrong_to_right']} −{test['right_to_wrong']}, p {p}"
+
+
+def by_turn(results: Results) -> Section:
+    """Flips between the answers that the turns of a system state."""
     names = titles(results)
-    lines = [
-        [
-            names[entry["system"]],
-            " → ".join(f"{turn['role']} {percent(turn['accuracy'])}" for turn in entry["accuracy"]),
-            flip["from"],
-            flip["to"],
-            str(flip["wrong_to_right"]),
-            str(flip["right_to_wrong"]),
-            str(entry["draws"]),
-        ]
-        for entry in results["turns"]
-        for flip in entry["flips"]
-    ]
-    if not lines:
-        return None
-    head = [_text("system"), _text("accuracy % of each turn's answer"), _text("from"), _text("to")]
-    head += [Column("wrong→right"), Column("right→wrong"), Column("draws")]
-    return "By turn", markdown_table(head, lines), TURNS_NOTE
+    rows = []
+    for entry in results["turns"]:
+        path = [f"{turn['role']} {cells.percent(turn['accuracy'])}" for turn in entry["accuracy"]]
+        for flip in entry["flips"]:
+            changes = [str(flip["wrong_to_right"]), str(flip["right_to_wrong"])]
+            ends = [flip["from"], flip["to"]]
+            label = names[entry["system"]]
+            rows.append([label, " → ".join(path), *ends, *changes, str(entry["draws"])])
+    columns = texts("system", "accuracy % of each turn's answer", "from", "to")
+    columns += numbers("wrong→right", "right→wrong", "draws")
+    return Section(
+        "By turn",
+        Table(columns, rows),
+        "Counted over all draws of a system. A row of the results without a vote uses the first "
+        "draw of each question, so the two may differ a little.",
+    )
 
 
-def _levels(results: Results) -> Section | None:
-    """Accuracy by difficulty, or by what else the task tells its questions apart."""
+def by_level(results: Results) -> Section:
+    """Accuracy by difficulty, or by whatever else the task calls the level of a question."""
     levels = results["levels"]
-    if not levels:
-        return None
-    lines = [
-        [row["label"], *(percent(found["accuracy"][row["name"]]) for found in levels.values())]
+    rows = [
+        [row["label"], *(cells.percent(one["accuracy"][row["name"]]) for one in levels.values())]
         for row in results["systems"]
+        if levels
     ]
-    head = [_text("system")]
-    head += [Column(f"{level} ({found['questions']})") for level, found in levels.items()]
+    columns = texts("system")
+    columns += numbers(*(f"{level} ({one['questions']})" for level, one in levels.items()))
     note = "Accuracy in percent; the number of questions in brackets."
-    return "By level", markdown_table(head, lines), note
+    return Section("By level", Table(columns, rows), note)
 
 
-def _calibration(results: Results) -> Section | None:
-    """Whether a node's value, on held-out trees, tells how its other branches will fare."""
-    lines = [
+def calibration(results: Results) -> Section:
+    """Whether the value of a node, on held-out trees, predicts the rewards of a further branch."""
+    rows = [
         [
             role,
-            str(found["outcomes"]),
-            "not defined" if found["auc"] is None else f"{found['auc']:.2f}",
-            f"{found['brier']:.3f}",
-            f"{found['brier_base']:.3f}",
-            ", ".join(f"{b['predicted']:.2f}: {percent(b['observed'])}" for b in found["bins"]),
+            str(one["outcomes"]),
+            "not defined" if one["auc"] is None else f"{one['auc']:.2f}",
+            f"{one['brier']:.3f}",
+            f"{one['brier_base']:.3f}",
+            ", ".join(f"{b['predicted']:.2f}: {cells.percent(b['observed'])}" for b in one["bins"]),
         ]
-        for role, found in results["calibration"].items()
+        for role, one in results["calibration"].items()
     ]
-    if not lines:
-        return None
-    head = [_text("role"), *map(Column, ("outcomes", "AUC", "Brier", "Brier of the mean"))]
-    head.append(_text("value: % right"))
-    note = (
-        "Untrained trees of held-out questions. Each child branch is set aside in turn: the mean "
-        "value of the others predicts its rewards. AUC 0.5 and the Brier score of always saying "
-        "the mean are chance."
+    columns = texts("role") + numbers("outcomes", "AUC", "Brier", "Brier of the mean")
+    return Section(
+        "Do values predict success?",
+        Table(columns + texts("value: % right"), rows),
+        "Untrained trees of held-out questions. Each child branch is held out in turn: the mean "
+        "value of the other branches predicts its rewards. An AUC of 0.5 and the Brier score of "
+        "always predicting the mean are chance.",
     )
-    return "Do values predict success?", markdown_table(head, lines), note
 
 
-def _failures(results: Results) -> Section:
-    """What went wrong in producing answers, and what they took."""
-    lines = [
+def failures(results: Results) -> Section:
+    """Draws without an answer, draws cut at the limit, tied votes, and the time taken."""
+    rows = [
         [
             row["label"],
             str(row["unparsed"]),
             str(row["truncated"]),
             str(row["ties"]),
-            "" if row["seconds"] is None else seconds(row["seconds"]),
+            "" if row["seconds"] is None else cells.seconds(row["seconds"]),
         ]
         for row in results["systems"]
     ]
-    head = [_text("system"), *map(Column, ("answers not parsed", "draws cut at the limit"))]
-    head += [Column("ties"), Column("seconds")]
-    return "Failures and time", markdown_table(head, lines), "Seconds are per question."
+    columns = texts("system")
+    columns += numbers("answers not parsed", "draws cut at the limit", "ties", "seconds")
+    return Section("Failures and time", Table(columns, rows), "Seconds are per question.")
 
 
-def _records(results: Results) -> Section | None:
-    """Hashes of the answers everything above was counted from."""
-    if not results["records"]:
-        return None
-    lines = [[file, digest] for file, digest in results["records"].items()]
-    return "Records", markdown_table([_text("file"), _text("SHA-256")], lines), ""
+def records(results: Results) -> Section:
+    """Hashes of the files of draws from which everything above was counted."""
+    rows = [[file, digest] for file, digest in results["records"].items()]
+    return Section("Records", Table(texts("file", "SHA-256"), rows))

@@ -1,14 +1,13 @@
-"""Intervals and tests for systems measured on the same questions.
+"""Intervals, tests and votes for systems that are measured on the same questions.
 
 Every comparison is paired: two systems answer the same questions, and only the questions on which
-they differ carry information. Where several seeds are pooled, a question is one cluster: its
-answers under different seeds are not independent evidence, so intervals resample whole questions
-and the test flips the signs of whole questions.
+they differ carry information. Where several seeds are pooled, a question is one cluster, because
+its answers under different seeds are not independent: intervals resample whole questions, and the
+test flips the signs of whole questions.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,43 +19,33 @@ RESAMPLES = 10_000
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (E. B. Wilson, 1927); (0, 1) when nothing was tried."""
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials")
+    """Wilson score interval of a proportion (E. B. Wilson, 1927); (0, 1) without any trial."""
     if trials == 0:
         return 0.0, 1.0
-    z = float(stats.norm.isf((1 - confidence) / 2))
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = (
-        z
-        / (1 + z * z / trials)
-        * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    )
-    # The exact ends are 0 and 1 there; rounding would leave them a hair outside.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return low, high
+    interval = stats.binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def exact_mcnemar(wrong_to_right: int, right_to_wrong: int) -> float:
-    """Two-sided exact McNemar p-value: discordant pairs fall either way like a fair coin."""
-    discordant = wrong_to_right + right_to_wrong
-    if discordant == 0:
+    """Two-sided exact McNemar p-value: under the null hypothesis a change is a fair coin."""
+    changed = wrong_to_right + right_to_wrong
+    if changed == 0:
         return 1.0
-    return float(stats.binomtest(wrong_to_right, discordant, 0.5).pvalue)
+    return float(stats.binomtest(wrong_to_right, changed, 0.5).pvalue)
 
 
 def clustered_mcnemar(differences: Sequence[int] | np.ndarray) -> float:
-    """Two-sided exact sign-flip p-value of the summed differences, one entry a question.
+    """Two-sided exact sign-flip p-value of the summed differences, one entry per question.
 
-    ``differences[q]`` is how many seeds turned question ``q`` from wrong to right, less how many
-    turned it from right to wrong. Under the null hypothesis each question's difference is as
-    likely to have the opposite sign. With one seed this is the exact McNemar test.
+    `differences[q]` is the number of seeds that turned question `q` from wrong to right, less the
+    number that turned it from right to wrong. Under the null hypothesis each question's difference
+    is as likely to have the opposite sign. With one seed this is the exact McNemar test.
     """
     differences = np.asarray(differences, dtype=np.int64)
     sizes = Counter(abs(differences[differences != 0]).tolist())
-    # The null distribution of the sum: for each size, a binomial spread over steps of 2 * size.
+    # The null distribution of the sum. The `count` questions whose difference is +-size contribute
+    # size * (2 * heads - count) with binomial heads: a binomial density with a step of 2 * size.
+    # Contributions of different sizes are independent, so their densities are convolved.
     density = np.ones(1)
     for size, count in sizes.items():
         spread = np.zeros(2 * size * count + 1)
@@ -76,18 +65,18 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of ``sum(differences) / sum(weights)`` over questions.
+    """Percentile bootstrap interval of `sum(differences) / sum(weights)` over questions.
 
-    A question's difference is summed over its ``weights[q]`` seeds (1 each when not given), and
-    whole questions are resampled. Questions with the same difference and weight are
-    interchangeable, so a resample is one multinomial draw over the kinds that occur: the same
-    distribution as drawing questions one by one, at a cost that does not grow with their number.
-    Raises ValueError when there are no questions.
+    A question's difference is summed over its `weights[q]` seeds (by default 1 each), and whole
+    questions are resampled. Raises ValueError without questions.
     """
     differences = np.asarray(differences, dtype=np.float64)
     weights = np.ones(len(differences)) if weights is None else np.asarray(weights, np.float64)
     if len(differences) == 0 or differences.shape != weights.shape:
         raise ValueError(f"{len(differences)} differences with {len(weights)} weights")
+    # Questions with the same difference and weight are interchangeable, so a resample is one
+    # multinomial draw over the kinds that occur. This has the distribution of drawing questions one
+    # by one, at a cost that does not grow with their number.
     kinds, counts = np.unique(np.stack([differences, weights]), axis=1, return_counts=True)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(differences), counts / counts.sum(), size=resamples)
@@ -98,7 +87,7 @@ def bootstrap_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction for a family of tests, in the order given (Holm, 1979)."""
+    """Holm's step-down correction of a family of tests, in the order given (S. Holm, 1979)."""
     adjusted = [0.0] * len(p_values)
     running = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -112,15 +101,15 @@ class Vote:
     """The outcome of a majority vote."""
 
     answer: str | None
-    """The winning answer; None when no draw could be parsed."""
+    """The winning answer; None if no draw could be parsed."""
     draw: int
-    """The earliest draw that gave it (0 when none could be parsed)."""
+    """The earliest draw that gave it (0 if none could be parsed)."""
     tie: bool
     """Whether another answer had as many votes."""
 
 
 def majority_vote(predictions: Sequence[str | None]) -> Vote:
-    """The most frequent answer; among equals, the one drawn first.
+    """The most frequent answer; among equally frequent ones, the one drawn first.
 
     An answer that could not be parsed (None) has no vote. Raises ValueError without predictions.
     """
@@ -131,7 +120,7 @@ def majority_vote(predictions: Sequence[str | None]) -> Vote:
         return Vote(None, 0, False)
     most = max(counts.values())
     winners = [answer for answer, count in counts.items() if count == most]
-    # Counter keeps the order of first appearance, so the first winner is the earliest draw's.
+    # A Counter keeps the order of first appearance, so the first winner is the earliest draw's.
     return Vote(winners[0], predictions.index(winners[0]), len(winners) > 1)
 
 
@@ -144,7 +133,7 @@ class Flips:
 
 
 def flips(before: Sequence[bool] | np.ndarray, after: Sequence[bool] | np.ndarray) -> Flips:
-    """Counts the changes between two gradings of the same answers, in the same order."""
+    """Counts the changes between two gradings of the same questions, in the same order."""
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if before.shape != after.shape:
         raise ValueError(f"{before.shape} gradings before, {after.shape} after")

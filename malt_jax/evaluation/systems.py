@@ -1,50 +1,54 @@
-"""Systems to compare: chains of (role, policy) turns, all written in one small language.
+"""The systems that an evaluation compares: chains of (role, policy) turns.
 
-`generator:base verifier:malt refiner:malt` is a chain; every baseline of the publication and every
-role removal is one, so a comparison is a line of config. Policies: `base` (untrained), `sft` (after
-SFT only: the STaR pipeline), `malt` (after all configured training), `star` (SFT on drafts that are
-right themselves: the STaR single agent). Turns may also name the task's own further templates:
-`retry` and `debate`, said by the first role, and `judge`, said by the first role that does not
-answer: its critique with a final answer, for a chain that ends there.
+Chains are written in one small language: `generator:base verifier:malt refiner:malt` is one, and
+every baseline of the publication and every removal of a role is one, so a comparison is a line of
+config. `malt_jax.tree.policies` lists the policies. Besides the roles of the pipeline, a turn may
+name one of the task's further templates: `retry` and `debate`, answered by the first role, and
+`judge`, answered by the first role that does not answer, so that its critique ends with a final
+answer in a chain that ends there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from malt_jax.checks import check_unique, whole_number
 from malt_jax.config.evaluation import MAX_SYSTEM_NAME, EvalConfig, SystemConfig
-from malt_jax.data.role_data import STAR
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
+from malt_jax.tree.policies import BASE, POLICIES, SFT, STAR, TRAINED
 from malt_jax.tree.roles import Pipeline, Role
 
-POLICIES = ("base", "sft", "malt", STAR)
 FURTHER_TURNS = ("retry", "debate", "judge")
 DEBATERS = 3
 SINGLE_AGENT = "sa"
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChainTurn:
+    """One turn of a chain: the role that answers, and the policy it answers with."""
+
     role: Role
     policy: str
 
 
 @dataclass(frozen=True)
 class System:
-    """A chain of turns; with `agents` > 1 each turn is a round in which all agents speak."""
+    """A chain of turns; with several agents every turn is a round in which all of them answer."""
 
     name: str
     label: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChainTurn, ...]
     votes: tuple[int, ...]
+    """Majority votes to report, each over the first k draws."""
     draws: int
+    """Independent draws per question, at least the largest vote."""
     agents: int = 1
 
     @property
     def calls(self) -> int:
+        """Model calls of one draw."""
         return len(self.turns) * self.agents
 
 
@@ -52,34 +56,32 @@ def make_systems(
     config: EvalConfig,
     pipeline: Pipeline,
     templates: Mapping[str, str],
-    beside: Sequence[System] = (),
+    variants: Sequence[System] = (),
 ) -> list[System]:
-    """The systems a config asks for, the single agent with draws for every equal-call row.
+    """The systems that a config asks for, the single agent with draws for every equal-call row.
 
-    `beside`: systems measured elsewhere that stand in the same table.
+    `variants`: systems measured elsewhere (ablations) that stand in the same table. Raises
+    `UserError` for a system, role or policy that does not exist, naming those that do.
     """
-    wanted = standard_systems(pipeline, templates)
-    if config.systems:
-        known = {system.name: system for system in wanted}
-        for index, name in enumerate(config.systems):
-            if name not in known:
-                raise UserError(
-                    f"eval.systems.{index}: {name!r} is not a system here; "
-                    f"allowed: {', '.join(known)}."
-                )
-        # Every row is set beside the single agent at its number of calls, so it is always there.
-        names = dict.fromkeys([SINGLE_AGENT, *config.systems])
-        wanted = [known[name] for name in names]
-    systems = [
+    standard = {entry.name: entry for entry in standard_systems(pipeline, templates)}
+    for index, name in enumerate(config.systems):
+        if name not in standard:
+            raise UserError(
+                f"eval.systems.{index}: {name!r} is not a system here; "
+                f"allowed: {', '.join(standard)}."
+            )
+    # Every row is compared with the single agent at its number of calls, so it is always there.
+    wanted = dict.fromkeys([SINGLE_AGENT, *config.systems]) if config.systems else standard
+    systems = [_system(standard[name], pipeline, templates, "eval") for name in wanted]
+    systems += [
         _system(entry, pipeline, templates, f"eval.extra.{entry.name}") for entry in config.extra
     ]
-    systems = [_system(entry, pipeline, templates, "eval") for entry in wanted] + systems
-    names = [system.name for system in systems]
-    names += [system.name for system in beside]
-    check_unique("eval.extra, ablations", names)
-    calls = {system.name: system.calls for system in (*systems, *beside)}
-    votes = {system.name: system.votes for system in (*systems, *beside)}
-    draws = single_agent_draws(calls, votes)
+    every = [*systems, *variants]
+    check_unique("eval.extra, ablations", [system.name for system in every])
+    draws = single_agent_draws(
+        {system.name: system.calls for system in every},
+        {system.name: system.votes for system in every},
+    )
     baseline, _, count = config.baseline.partition("@")
     if baseline == SINGLE_AGENT:
         draws = max(draws, whole_number(count) or 1)
@@ -90,60 +92,67 @@ def make_systems(
 
 
 def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[SystemConfig]:
-    """Every system of the publication that this pipeline and task have the roles for."""
+    """Every system of the publication that this pipeline and the task's templates allow."""
     names = [role.name for role in pipeline.roles]
     first = names[0]
     further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}
-
-    def chain(policy: str, roles: Sequence[str] = names, **other: str) -> tuple[str, ...]:
-        return tuple(f"{name}:{other.get(name, policy)}" for name in roles)
-
-    systems = [SystemConfig(SINGLE_AGENT, (f"{first}:base",), "single agent", (1, 3, 9))]
+    systems = [SystemConfig(SINGLE_AGENT, (f"{first}:{BASE}",), "single agent", (1, 3, 9))]
     if "retry" in further:
-        turns = (f"{first}:base", "retry:base", "retry:base")
-        systems.append(SystemConfig("self-correction", turns, "self-correction, 3 turns"))
+        retries = (f"{first}:{BASE}", f"retry:{BASE}", f"retry:{BASE}")
+        systems.append(SystemConfig("self-correction", retries, "self-correction, 3 turns"))
     if "debate" in further:
-        systems.append(
-            SystemConfig("debate", ("debate:base",), "debate, 3 agents x 3 rounds", (1,))
-        )
+        label = f"debate, {DEBATERS} agents x 3 rounds"
+        systems.append(SystemConfig("debate", (f"debate:{BASE}",), label, (1,)))
     systems += [
-        SystemConfig("ma", chain("base"), "pipeline, untrained"),
-        SystemConfig("star-sa", (f"{first}:star",), "STaR single agent", (1, 3, 9)),
-        SystemConfig("star-ma", chain("sft"), "STaR pipeline (SFT only)"),
-        SystemConfig("malt", chain("malt"), "MALT"),
+        SystemConfig("ma", _chain(names, BASE), "pipeline, untrained"),
+        SystemConfig("star-sa", (f"{first}:{STAR}",), "STaR single agent", (1, 3, 9)),
+        SystemConfig("star-ma", _chain(names, SFT), "STaR pipeline (SFT only)"),
+        SystemConfig("malt", _chain(names, TRAINED), "MALT"),
     ]
     if len(names) > 1:
-        systems += [
-            SystemConfig(
-                f"malt-untrained-{name}", chain("malt", **{name: "base"}), f"MALT, {name} untrained"
-            )
-            for name in names
-        ]
-        answering = [role.name for role in pipeline.roles if role.config.answers]
-        kept = {first: (first,)}
-        if len(names) > 2:
-            for dropped in names[1:]:
-                roles = tuple(name for name in names if name != dropped)
-                joined = "-".join(roles)
-                fits = len(f"malt-{joined}") <= MAX_SYSTEM_NAME
-                kept[joined if fits else f"without-{dropped}"] = roles
-        for said_by, roles in kept.items():
-            if any(name in answering for name in roles):
-                label = "MALT, " + " + ".join(roles) + " only"
-                said = roles
-                if roles[-1] not in answering and "judge" in further:
-                    said = (*roles[:-1], "judge")
-                elif roles[-1] not in answering:
-                    label += ", the draft answers"
-                systems.append(SystemConfig(f"malt-{said_by}", chain("malt", said), label))
+        for name in names:
+            chain = tuple(f"{role}:{BASE if role == name else TRAINED}" for role in names)
+            systems.append(SystemConfig(f"malt-untrained-{name}", chain, f"MALT, {name} untrained"))
+        systems += _role_removals(pipeline, "judge" in further)
     return systems
 
 
+def _chain(roles: Sequence[str], policy: str) -> tuple[str, ...]:
+    return tuple(f"{role}:{policy}" for role in roles)
+
+
+def _role_removals(pipeline: Pipeline, judge: bool) -> Iterator[SystemConfig]:
+    """The trained first role alone, and the chain with each later role removed in turn.
+
+    A chain that ends with a role that does not answer ends with the judge's turn instead where the
+    task has one (`judge`); otherwise the draft is its answer.
+    """
+    names = [role.name for role in pipeline.roles]
+    answering = {role.name for role in pipeline.roles if role.config.answers}
+    kept: dict[str, tuple[str, ...]] = {names[0]: (names[0],)}
+    for removed in names[1:] if len(names) > 2 else ():
+        roles = tuple(name for name in names if name != removed)
+        joined = "-".join(roles)
+        short = len(f"malt-{joined}") <= MAX_SYSTEM_NAME
+        kept[joined if short else f"without-{removed}"] = roles
+    for name, roles in kept.items():
+        if not answering.intersection(roles):
+            continue
+        label = "MALT, " + " + ".join(roles) + " only"
+        if roles[-1] not in answering and judge:
+            roles = (*roles[:-1], "judge")
+        elif roles[-1] not in answering:
+            label += ", the draft answers"
+        yield SystemConfig(f"malt-{name}", _chain(roles, TRAINED), label)
+
+
 def speaker(name: str, pipeline: Pipeline) -> Role:
-    """The role whose weights and settings a turn is said with: its own, or a further turn's."""
-    silent = [role for role in pipeline.roles if name == "judge" and not role.config.answers]
-    named = [role for role in pipeline.roles if role.name == name]
-    return (*named, *silent, pipeline.roles[0])[0]
+    """The role whose weights and settings a turn uses: its own, or that of a further turn."""
+    for role in pipeline.roles:
+        if role.name == name:
+            return role
+    silent = (role for role in pipeline.roles if name == "judge" and not role.config.answers)
+    return next(silent, pipeline.roles[0])
 
 
 def _system(
@@ -157,12 +166,11 @@ def _system(
     turns = tuple(_turn(text, pipeline, templates, where) for text in chain)
     if not any(turn.role.config.answers for turn in turns):
         raise UserError(f"{where}: no turn of {entry.name!r} answers (see pipeline.roles.answers).")
-    return System(
-        entry.name, entry.label or entry.name, turns, entry.votes, max(entry.votes), agents
-    )
+    label = entry.label or entry.name
+    return System(entry.name, label, turns, entry.votes, max(entry.votes), agents)
 
 
-def _turn(text: str, pipeline: Pipeline, templates: Mapping[str, str], where: str) -> Turn:
+def _turn(text: str, pipeline: Pipeline, templates: Mapping[str, str], where: str) -> ChainTurn:
     name, _, policy = text.partition(":")
     if policy not in POLICIES:
         raise UserError(
@@ -170,9 +178,9 @@ def _turn(text: str, pipeline: Pipeline, templates: Mapping[str, str], where: st
         )
     for role in pipeline.roles:
         if role.name == name:
-            return Turn(role, policy)
+            return ChainTurn(role, policy)
     if name in FURTHER_TURNS and name in templates:
         config = replace(speaker(name, pipeline).config, name=name, answers=True)
-        return Turn(Role(config, templates[name]), policy)
+        return ChainTurn(Role(config, templates[name]), policy)
     names = ", ".join(role.name for role in pipeline.roles)
     raise UserError(f"{where}: {name!r} in {text!r} is not a role here; allowed: {names}.")

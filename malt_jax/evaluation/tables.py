@@ -1,7 +1,7 @@
-"""`results.json` as Markdown, LaTeX, CSV and a terminal table.
+"""The results as Markdown, LaTeX, CSV and a table for the terminal.
 
-All four print the same rows from the same cells. Every row states its calls and generated tokens a
-question, and is tested against the single agent that votes over as many calls.
+The first three have the same cells. Every row states its calls and generated tokens per question,
+and is tested against the single agent that votes over the same number of calls.
 """
 
 from __future__ import annotations
@@ -10,159 +10,129 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from malt_jax import escape
-from malt_jax.evaluation.cells import (
-    Column,
-    interval,
-    markdown_table,
-    percent,
-    points,
-    probability,
-)
+from malt_jax.evaluation import cells
+from malt_jax.evaluation.schema import PairedTest, Results, Row
 from malt_jax.evaluation.sections import sections
+from malt_jax.evaluation.table import Column, Table, numbers, texts
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-Results = Mapping[str, Any]
+    import rich.table
 
 
 def columns(results: Results) -> list[Column]:
-    """Those of the table; where seeds are pooled, with one for the accuracy under each."""
-    names = ["calls", "tokens", "accuracy %", "interval"]
-    names += [f"seed {seed}" for seed in _pooled(results)]
-    tested = ["difference", "interval", "wrong→right", "right→wrong", "p", "p (Holm)"]
-    against = Column("against", number=False)
-    return [Column("system", number=False), *map(Column, names), against, *map(Column, tested)]
+    """The columns of the table, one of them per seed if several are pooled."""
+    return [
+        *texts("system"),
+        *numbers("calls", "tokens", "accuracy %", "interval"),
+        *numbers(*(f"seed {seed}" for seed in _pooled_seeds(results))),
+        *texts("against"),
+        *numbers("difference", "interval", "wrong→right", "right→wrong", "p", "p (Holm)"),
+    ]
 
 
-def _pooled(results: Results) -> list[Any]:
-    """The seeds, where there are several."""
+def _pooled_seeds(results: Results) -> list[int]:
+    """The seeds if there are several, otherwise none."""
     return results["seeds"] if len(results["seeds"]) > 1 else []
 
 
-def rows(results: Results) -> list[list[str]]:
-    """The cells of the table, unescaped: one line a system and test."""
+def results_table(results: Results) -> Table:
+    """One line per row and test."""
+    head = columns(results)
     lines = []
-    for system in results["systems"]:
-        own = [
-            system["label"],
-            str(system["calls"]),
-            f"{system['tokens']:.0f}",
-            percent(system["accuracy"]),
-            interval(system["interval"]),
-            *(percent(system["seeds"][str(seed)]) for seed in _pooled(results)),
-        ]
-        if not system["tests"]:
-            lines.append(own + [""] * (len(columns(results)) - len(own)))
-        for other, test in system["tests"].items():
-            # Calls and tokens stand on every line, so that no line can be quoted without them.
-            equal = other == system["equal_calls_baseline"]
-            lines.append(
-                [
-                    *own,
-                    f"{other}, equal calls" if equal else other,
-                    points(test["delta"]),
-                    interval(test["delta_interval"], signed=True),
-                    str(test["wrong_to_right"]),
-                    str(test["right_to_wrong"]),
-                    probability(test["p"]),
-                    probability(test["p_holm"]),
-                ]
-            )
-    return lines
+    for row in results["systems"]:
+        # Every line repeats calls and tokens, so that none can be quoted without them.
+        own = _cost_and_accuracy(row)
+        own += [cells.percent(row["seeds"][str(seed)]) for seed in _pooled_seeds(results)]
+        for other, test in row["tests"].items():
+            equal = ", equal calls" if other == row["equal_calls_baseline"] else ""
+            lines.append([*own, other + equal, *_test(test)])
+        if not row["tests"]:
+            lines.append(own + [""] * (len(head) - len(own)))
+    return Table(head, lines)
+
+
+def _cost_and_accuracy(row: Row) -> list[str]:
+    return [
+        row["label"],
+        str(row["calls"]),
+        f"{row['tokens']:.0f}",
+        cells.percent(row["accuracy"]),
+        cells.interval(row["interval"]),
+    ]
+
+
+def _test(test: PairedTest) -> list[str]:
+    return [
+        cells.points(test["delta"]),
+        cells.points_interval(test["delta_interval"]),
+        str(test["wrong_to_right"]),
+        str(test["right_to_wrong"]),
+        cells.probability(test["p"]),
+        cells.probability(test["p_holm"]),
+    ]
 
 
 def caption(results: Results) -> str:
-    """What the table's numbers mean, in one paragraph."""
-    seeds = results["seeds"]
-    pooled = len(seeds) > 1
-    level = 100 * results["confidence"]
+    """What the numbers of the table mean, in one paragraph."""
+    seeds = _pooled_seeds(results)
+    pooled = f", {len(seeds)} seeds pooled" if seeds else ""
+    interval = "bootstrap interval over questions" if seeds else "Wilson interval"
     return (
-        f"{results['questions']} questions"
-        + (f", {len(seeds)} seeds pooled" if pooled else "")
-        + f". Calls and generated tokens are per question. Accuracy with its {level:g}% "
-        + ("bootstrap interval over questions" if pooled else "Wilson interval")
-        + "; differences in percentage points on the same questions, with a paired bootstrap "
-        + "interval; p from the "
-        + _test_name(results)
-        + ", two-sided, then with Holm's correction over all tests of the table. Each system is "
-        + f"tested against {results['baseline']} and against the single agent voting over the "
-        + "same number of calls."
+        f"{results['questions']} questions{pooled}. Calls and generated tokens are per question. "
+        f"Accuracy with its {100 * results['confidence']:g}% {interval}; differences in percentage "
+        "points on the same questions, with a paired bootstrap interval; p from the "
+        f"{_test_name(results)}, two-sided, then with Holm's correction over all tests of the "
+        f"table. Each system is tested against {results['baseline']} and against the single agent "
+        "voting over the same number of calls."
     )
 
 
 def _test_name(results: Results) -> str:
-    return "exact sign-flip test over questions" if _pooled(results) else "exact McNemar test"
+    if _pooled_seeds(results):
+        return "exact sign-flip test over questions"
+    return "exact McNemar test"
 
 
 def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the run as (name, text); of nested facts, those that say something."""
-    told = []
+    """The known facts of a run as names and texts; nested facts are joined, empty ones left out."""
+    found = []
     for name, value in run.items():
         if isinstance(value, Mapping):
-            parts = [
-                str(part)[:16] if key == "fingerprint" else str(part)
-                for key, part in value.items()
-                if part is not None
-            ]
-            value = ", ".join(parts)
+            parts = {key: str(part) for key, part in value.items() if part is not None}
+            if "fingerprint" in parts:
+                parts["fingerprint"] = parts["fingerprint"][:16]
+            value = ", ".join(parts.values())
         if value is not None and value != "":
-            told.append((name.replace("_", " "), str(value)))
-    return told
+            found.append((name.replace("_", " "), str(value)))
+    return found
 
 
 def to_markdown(results: Results) -> str:
     """The content of `results.md`."""
-    run = ", ".join(f"{key}: {value}" for key, value in facts(results["run"]))
-    parts = ["# Results"]
-    if run:
-        parts.append(escape.markdown(run))
-    parts += [markdown_table(columns(results), rows(results)), escape.markdown(caption(results))]
-    for heading, table, note in sections(results):
-        parts += [f"## {heading}", table, note]
+    run = ", ".join(f"{name}: {text}" for name, text in facts(results["run"]))
+    parts = ["# Results", escape.markdown(run), results_table(results).markdown()]
+    parts.append(escape.markdown(caption(results)))
+    for section in sections(results):
+        parts += [f"## {section.heading}", section.table.markdown(), section.note]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def to_latex(results: Results) -> str:
-    """A `tabular` for a paper; needs the package `booktabs`."""
-    head = columns(results)
-    alignment = "".join("r" if column.number else "l" for column in head)
-
-    def line(cells: list[str]) -> str:
-        cells = [escape.latex(cell).replace("→", r"$\to$").replace("−", "$-$") for cell in cells]
-        return " & ".join(cells) + r" \\"
-
-    body = "\n".join(line(cells) for cells in rows(results))
-    return (
-        f"% {escape.one_line(caption(results))}\n"
-        f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
-        f"{line([column.heading for column in head])}\n\\midrule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}\n"
-    )
+    """The content of `results.tex`."""
+    return f"% {escape.one_line(caption(results))}\n{results_table(results).latex()}\n"
 
 
 def to_csv(results: Results) -> str:
-    """The same cells for a spreadsheet."""
-    head = columns(results)
-
-    def line(cells: list[str]) -> str:
-        # Our own numbers stay numbers; only text can hold what a spreadsheet would run.
-        fields = [
-            cell.replace("−", "-") if column.number else escape.csv(cell)
-            for column, cell in zip(head, cells, strict=True)
-        ]
-        return ",".join(fields) + "\r\n"
-
-    top = ",".join(escape.csv(column.heading) for column in head) + "\r\n"
-    return top + "".join(line(cells) for cells in rows(results))
+    """The content of `results.csv`."""
+    return results_table(results).csv()
 
 
-def to_terminal(results: Results) -> Table:
-    """The table as `rich` prints it: one line a system, tested at equal calls."""
-    from rich.table import Table
+def to_terminal(results: Results) -> rich.table.Table:
+    """The table as `rich` prints it: one line per row, tested at equal calls."""
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(
+    table = RichTable(
         box=None,
         pad_edge=False,
         header_style="bold",
@@ -173,25 +143,17 @@ def to_terminal(results: Results) -> Table:
             "Bold: above it, p < 0.05."
         ),
     )
-    for heading in ("system", "calls", "tokens", "accuracy", "interval", "vs SA", "p (Holm)"):
-        table.add_column(
-            heading,
-            justify="left" if heading == "system" else "right",
-            no_wrap=heading != "system",  # at 80 columns a long name takes a second line
+    # At 80 columns a long name takes a second line, so that every number stays whole.
+    table.add_column("system")
+    for heading in ("calls", "tokens", "accuracy", "interval", "vs SA", "p (Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in results["systems"]:
+        line, above = _cost_and_accuracy(row), False
+        if test := row["tests"].get(row["equal_calls_baseline"]):
+            line += [cells.points(test["delta"]), cells.probability(test["p_holm"])]
+            above = test["p_holm"] < 0.05 and test["delta"] > 0
+        # Text and not a string, because `rich` would read square brackets in a label as markup.
+        table.add_row(
+            *(Text(escape.one_line(cell)) for cell in line), style="bold" if above else ""
         )
-    for system in results["systems"]:
-        test = system["tests"].get(system["equal_calls_baseline"])
-        cells = [
-            system["label"],
-            str(system["calls"]),
-            f"{system['tokens']:.0f}",
-            percent(system["accuracy"]),
-            interval(system["interval"]),
-            points(test["delta"]) if test else "",
-            probability(test["p_holm"]) if test else "",
-        ]
-        above = test is not None and test["p_holm"] < 0.05 and test["delta"] > 0
-        # Text, not markup: a label with square brackets must stay a label.
-        safe = [Text(escape.one_line(cell)) for cell in cells]
-        table.add_row(*safe, style="bold" if above else "")
     return table

@@ -1,1 +1,1 @@
-"""Trained roles out again: merged Hugging Face checkpoints and PEFT adapters."""
+"""Trained roles in Hugging Face formats: merged checkpoints, PEFT adapters and model cards."""

@@ -1,7 +1,10 @@
-"""Model and data cards: what was trained, on what, how well, and how to run it."""
+"""Model cards: what was trained, on what, with which results, and the code that runs it."""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,127 +17,79 @@ from malt_jax.config.pipeline import RoleConfig
 from malt_jax.models.hub import EMBEDDED
 from malt_jax.tree.prompts import fill
 
-METHOD = "[MALT](https://arxiv.org/abs/2412.01928)"
-
-
 CARD_CHARACTERS = 1 << 16
-"""How far into a base model's card its licence is looked for."""
+"""How much of a base model's card is searched for its licence."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for --max-lora-rank (`MaxLoRARanks` in its vllm/config/lora.py)."""
+SHOWN_SYSTEMS = ("sa", "ma", "star-ma", "malt")
+EMBEDDED_WORD = (
+    '"$(python -c "from malt_jax.models.hub import local_folder as f; '
+    "print(f('quickstart')[0])\")\""
+)
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a role's card says, from the run."""
+    """What the card of a role says about the run it comes from."""
 
     role: str
     roles: Sequence[str]
     templates: Mapping[str, str]
     base: str
+    """A hub name, a local folder, or `quickstart`."""
     revision: str | None
     license: str | None
-    """Of the base, as its own card or config states it; None when it states none."""
+    """Of the base model, as its own card or config states it; None when it states none."""
     task: str
     seed: int
     policies: Mapping[str, str]
-    """Identity of every role's weights, as `000/refiner/dpo`; `base`: it was not trained."""
+    """Identity of every role's weights, such as `000/refiner/dpo`; `base` if it was not trained."""
     sampling: Mapping[str, RoleConfig]
-    """How every role draws its turns."""
+    """How every role samples its turns."""
     rank: int | None
+    """Of the adapters; None after full fine-tuning, which has none."""
     merged: bool
-    """Whether whole models stand beside the adapters."""
+    """Whether whole models are exported beside the adapters."""
     results: Mapping[str, Any] | None
 
 
 def model_card(facts: CardFacts) -> str:
-    """README.md of one exported role."""
-    policy = facts.policies[facts.role]
-    trained = policy != "base"
-    head = {
-        "base_model": facts.base,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["malt", "malt-jax", *(["lora"] if trained and facts.rank else [])],
-    }
-    if facts.license:
-        head["license"] = facts.license
-    chain = " -> ".join(facts.roles)
-    revision = f", revision `{facts.revision}`" if facts.revision else ""
-    text = [
-        "---",
-        yaml.safe_dump(head, sort_keys=False).strip(),
-        "---",
-        f"# {escape.markdown(facts.role)}: one role of a {METHOD} pipeline",
-        f"The {facts.role} of the chain {chain}, "
-        + ("trained" if trained else "NOT trained but left as the base, in a run")
-        + f" with malt-jax on `{facts.task}` "
-        f"(seed {facts.seed}, weights `{policy}`) over `{facts.base}`{revision}. "
-        + (f"The base's licence is {facts.license}." if facts.license else
-           "The base states no licence here; look it up before you share this."),
-        "Training is on outcomes alone: trees of sampled answers graded at their leaves, values "
-        "backed up the tree, SFT on positive nodes and DPO on siblings. It is made for its place "
-        "in the chain and was not checked for anything else.",
-        "## Results",
-        _results(facts.results),
-        "## Prompt",
-        "One user message (with the chat template where the tokenizer has one); names in braces "
-        "are the question and earlier turns:",
-        _fenced(facts.templates[facts.role]),
-        f"Sampling{', as in generation_config.json' if facts.merged else ''}: "
-        f"{_sampling(facts.sampling[facts.role])}.",
-        "## The whole chain",
-    ]  # fmt: skip
-    if facts.merged:
-        text += ["### transformers", _fenced(_transformers(facts), "python")]
-    else:
-        text.append(
-            "Only adapters were exported. `malt export --export.merged true "
-            "--output-dir RUN` also writes each role as a model that transformers loads by itself."
-        )
-    if adapters := [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]:
-        text += [
-            "### PEFT",
-            *(
-                []
-                if facts.base != EMBEDDED
-                else [
-                    "The base is inside the package `malt-jax`, which this needs, as does the next."
-                ]
-            ),
-            _fenced(_peft(facts.base, adapters), "python"),
-            "### vLLM",
-            _fenced(_vllm(facts, adapters), "sh"),
-            "A request then names its role as the model, and samples as the role does: "
-            + "; ".join(f"{role}: {_sampling(facts.sampling[role])}" for role in facts.roles)
-            + ".",
-        ]
-    return "\n\n".join(text).replace("---\n\n", "---\n", 1).replace("\n\n---", "\n---", 1) + "\n"
+    """README.md of one exported role. Its code is complete and runs in the run directory."""
+    import jinja2
 
-
-def data_card(role: str, task: str, base: str, counts: Mapping[str, Any]) -> str:
-    """README.md of one role's training data, ready for `load_dataset`."""
-    configs = [
-        {"config_name": kind, "data_files": f"{kind}.jsonl"}
-        for kind in ("sft", "dpo")
-        if counts.get(kind)
-    ]
-    head = {"configs": configs, "tags": ["malt", "malt-jax"]}
-    return (
-        "\n\n".join(
-            [
-                "---\n" + yaml.safe_dump(head, sort_keys=False).strip() + "\n---",
-                f"# Data of the {escape.markdown(role)}",
-                f"Sampled from `{base}` on `{task}` by {METHOD}: {counts.get('sft', 0)} SFT "
-                f"examples (positive nodes) and {counts.get('dpo', 0)} preference pairs (siblings "
-                "under one prefix). The columns are TRL's, beside provenance: `question_id`, "
-                "`node_id`, `value`, and the exact token ids that were trained on. The text was "
-                "written by a model.",
-            ]
-        )
-        + "\n"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"python": repr, "markdown": escape.markdown, "shell": shlex.quote}
+    adapters = [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]
+    systems = facts.results["systems"] if facts.results else []
+    return environment.get_template("model_card.md.j2").render(
+        **vars(facts)
+        | {
+            "results": [row for row in systems if row["system"] in SHOWN_SYSTEMS],
+            "sampling": _in_words(facts.sampling[facts.role]),
+        },
+        header=_header(facts),
+        policy=facts.policies[facts.role],
+        trained=facts.policies[facts.role] != "base",
+        questions=facts.results["questions"] if facts.results else 0,
+        fence=_fence(facts.templates.values()),
+        prompts=_named_turns(facts),
+        adapters=adapters,
+        untrained=[role for role in facts.roles if role not in adapters],
+        embedded=facts.base == EMBEDDED,
+        vllm_rank=vllm_rank(facts.rank or 0),
+        requests=[json.dumps(_request(facts, role, role in adapters)) for role in facts.roles],
+        **_base_as_code(facts),
     )
 
 
 def base_license(folder: Path) -> str | None:
-    """The licence a base model's own card states in its header."""
+    """The licence that a base model's own card states in its header, or None."""
     card = folder / "README.md"
     if not card.is_file():
         return None
@@ -145,36 +100,65 @@ def base_license(folder: Path) -> str | None:
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     found = head.get("license") if isinstance(head, dict) else None
-    # Only a text: the aliases of a stranger's YAML can stand for billions of values.
+    # Only a string: the aliases of a stranger's YAML can stand for billions of values.
     return found if isinstance(found, str) and found else None
 
 
-def _results(results: Mapping[str, Any] | None) -> str:
-    if not results:
-        return "Not evaluated."
-    shown = ("sa", "ma", "star-ma", "malt")
-    rows = [row for row in results["systems"] if row["system"] in shown]
-    lines = [
-        "| system | calls | tokens | accuracy % | 95% interval |",
-        "| :--- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        low, high = row["interval"]
-        lines.append(
-            f"| {escape.markdown(row['label'])} | {row['calls']} | {row['tokens']:.0f} "
-            f"| {100 * row['accuracy']:.1f} | {100 * low:.1f} to {100 * high:.1f} |"
-        )
-    return "\n".join(lines) + f"\n\n{results['questions']} questions; calls and tokens a question."
+def vllm_rank(rank: int) -> int | None:
+    """The smallest --max-lora-rank of vLLM that holds adapters of this rank; None if none does."""
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
-def _fenced(text: str, language: str = "") -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+def _header(facts: CardFacts) -> str:
+    """The YAML that the hub reads."""
+    trained = facts.policies[facts.role] != "base"
+    head: dict[str, Any] = {
+        "base_model": facts.base,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["malt", "malt-jax", *(["lora"] if trained and facts.rank else [])],
+    }
+    if facts.license:
+        head["license"] = facts.license
+    return yaml.safe_dump(head, sort_keys=False).strip()
 
 
-def _sampling(role: RoleConfig) -> str:
+def _named_turns(facts: CardFacts) -> dict[str, str]:
+    """Templates with `{previous}` replaced by the name of the turn that it stands for."""
+    names = {name: "{" + name + "}" for name in ("question", *facts.roles)}
+    before = ["", *(names[role] for role in facts.roles)]
+    return {
+        role: fill(facts.templates[role], {**names, "previous": previous})
+        for role, previous in zip(facts.roles, before, strict=False)
+    }
+
+
+def _base_as_code(facts: CardFacts) -> dict[str, str]:
+    """The base model as the arguments of `from_pretrained` and as a word of a shell."""
+    if facts.base == EMBEDDED:
+        return {"base_arguments": "local_folder('quickstart')[0]", "base_word": EMBEDDED_WORD}
+    # The commands run in the run directory, where a relative path would name another folder.
+    base = str(Path(facts.base).absolute()) if Path(facts.base).is_dir() else facts.base
+    revision = f", revision={facts.revision!r}" if facts.revision else ""
+    return {"base_arguments": f"{base!r}{revision}", "base_word": shlex.quote(base)}
+
+
+def _request(facts: CardFacts, role: str, has_adapter: bool) -> dict[str, Any]:
+    """The fields of an OpenAI-compatible request that make vLLM sample as the role does."""
+    config = facts.sampling[role]
+    request = {
+        "model": role if has_adapter else facts.base,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "max_tokens": config.max_new_tokens,
+    }
+    if config.stop:
+        request |= {"stop": list(config.stop), "include_stop_str_in_output": True}
+    return request
+
+
+def _in_words(role: RoleConfig) -> str:
     settings = {name: getattr(role, name) for name in ("temperature", "top_p", "top_k")}
     settings["max_new_tokens"] = role.max_new_tokens
     if role.stop:
@@ -182,68 +166,7 @@ def _sampling(role: RoleConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _transformers(facts: CardFacts) -> str:
-    # `{previous}` by the name of the turn it stands for: the code knows turns by role alone.
-    names = {name: "{" + name + "}" for name in ("question", *facts.roles)}
-    templates = "\n".join(
-        f"    {role!r}: {fill(facts.templates[role], {**names, 'previous': before})!r},"
-        for role, before in zip(
-            facts.roles, ["", *(names[role] for role in facts.roles)], strict=False
-        )
-    )
-    stops = any(facts.sampling[role].stop for role in facts.roles)
-    tokenizer = ", tokenizer=tokenizer" if stops else ""
-    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
-
-prompts = {{
-{templates}
-}}
-said = {{"question": "..."}}
-for role, prompt in prompts.items():
-    model = AutoModelForCausalLM.from_pretrained(f"export/{{role}}")
-    tokenizer = AutoTokenizer.from_pretrained(f"export/{{role}}")
-    for name, text in said.items():
-        prompt = prompt.replace("{{" + name + "}}", text)
-    if tokenizer.chat_template:
-        turn = [{{"role": "user", "content": prompt}}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-    out = model.generate(**ids{tokenizer})  # samples as the role's generation_config.json says
-    said[role] = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
-print(said)"""
-
-
-def _peft(base: str, roles: Sequence[str]) -> str:
-    first, *others = roles
-    lines = [
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        "",
-        *_base_code(base),
-        f'model = PeftModel.from_pretrained(base, "export/{first}/adapter", "{first}")',
-        *(f'model.load_adapter("export/{role}/adapter", "{role}")' for role in others),
-        f'model.set_adapter("{first}")',
-    ]
-    return "\n".join(lines)
-
-
-def _base_code(base: str) -> list[str]:
-    """Loads the base; the embedded model is where malt-jax is installed."""
-    if base != EMBEDDED:
-        return [f"base = AutoModelForCausalLM.from_pretrained({base!r})"]
-    return [
-        "from malt_jax.models.hub import local_folder",
-        "",
-        "base = AutoModelForCausalLM.from_pretrained(local_folder('quickstart')[0])",
-    ]
-
-
-def _vllm(facts: CardFacts, roles: Sequence[str]) -> str:
-    modules = " \\\n".join(f"  {role}=export/{role}/adapter" for role in roles)
-    base = facts.base
-    if base == EMBEDDED:
-        place = "from malt_jax.models.hub import local_folder as f; print(f('quickstart')[0])"
-        base = f'$(python -c "{place}")'
-    return (
-        f"vllm serve {base} --enable-lora --max-lora-rank {facts.rank} --lora-modules \\\n{modules}"
-    )
+def _fence(texts: Any) -> str:
+    """A Markdown fence longer than every run of backticks in the texts."""
+    runs = [len(run) for text in texts for run in re.findall("`+", text)]
+    return "`" * max([3, *(length + 1 for length in runs)])

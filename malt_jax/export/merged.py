@@ -1,8 +1,7 @@
-"""One role as a Hugging Face checkpoint of its own: the base with the adapter added in."""
+"""One role as a Hugging Face checkpoint of its own: the base model with the adapter added in."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -14,15 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from malt_jax.export.safetensors_writer import Stored, write_checkpoint
+from malt_jax.export.safetensors_writer import Stored, write_checkpoint, write_config
+from malt_jax.models.checkpoint import TOKENIZER_FILES
 from malt_jax.models.hf_config import read_json
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
-from malt_jax.models.tokenizer import FILES as TOKENIZER_FILES
-
-GENERATION = "generation_config.json"
 
 
 def write_merged(
@@ -31,29 +28,35 @@ def write_merged(
     spec: ModelSpec,
     params: nnx.State,
     adapter: Adapter | None,
+    dtype: Any,
     shard_bytes: int,
-    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Weights in the parameters' dtype, one tensor on the host at a time; config and tokenizer.
+    """Writes weights in `dtype`, config.json and the tokenizer files of the folder `base`.
 
-    `generation`: what generation_config.json holds; None: what the base's does.
-    Every process must call it, since weights may be spread over them; process 0 writes.
+    `params` may have another dtype: full fine-tuning keeps float32 weights for a bfloat16 model.
+    One tensor at a time is on the host. Every process must call this, since weights may be spread
+    over all of them; process 0 writes.
     """
-    flat = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
+    dtype = np.dtype(dtype)
+    flat: dict[tuple[Any, ...], Any] = {
+        path: variable.get_value() for path, variable in nnx.to_flat_state(params)
+    }
     where = {}
-    for path in flat:
+    tensors = {}
+    for path, value in flat.items():
         source = source_of(spec, path)
+        shape = value.shape[1:] if source.stacked else value.shape
         for layer, name in enumerate(source.names):
             where[name] = (path, layer if source.stacked else None, source.transposed)
-    tensors = {name: _stored(flat[path], *rest) for name, (path, *rest) in where.items()}
+            tensors[name] = Stored(shape[::-1] if source.transposed else shape, dtype)
 
     def produce(name: str) -> np.ndarray:
         path, layer, transposed = where[name]
         value = flat[path] if layer is None else flat[path][layer]
         pair = None if adapter is None else adapter_pair(adapter, path, layer)
-        if pair is not None:
+        if adapter is not None and pair is not None:
             value = _add_update(value, pair["a"], pair["b"], adapter.scale)
-        value = to_host(value)
+        value = to_host(value.astype(dtype))
         return value.T if transposed else value
 
     if jax.process_index() != 0:
@@ -61,12 +64,12 @@ def write_merged(
             produce(name)
         return
     write_checkpoint(folder, tensors, produce, shard_bytes)
-    _write_config(folder, base, next(iter(tensors.values())).dtype)
+    config: dict[str, Any] = read_json(base / "config.json")
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
+    write_config(folder / "config.json", config)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    if generation is not None:
-        write_json(folder / GENERATION, generation)
 
 
 def adapter_pair(
@@ -84,21 +87,7 @@ def adapter_pair(
 
 @partial(jax.jit, static_argnames="scale")
 def _add_update(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    """`kernel + scale * a @ b`, summed in true float32, in the kernel's dtype."""
+    """`kernel + scale * a @ b`, computed in float32 and rounded once, to the kernel's dtype."""
+    # Precision.HIGHEST: TPUs and GPUs otherwise multiply float32 in fewer bits.
     update = scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
-
-
-def _stored(value: jax.Array, layer: int | None, transposed: bool) -> Stored:
-    shape = value.shape if layer is None else value.shape[1:]
-    return Stored(shape[::-1] if transposed else shape, np.dtype(value.dtype))
-
-
-def _write_config(folder: Path, base: Path, dtype: np.dtype) -> None:
-    config: dict[str, Any] = read_json(base / "config.json")
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
-    write_json(folder / "config.json", config)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

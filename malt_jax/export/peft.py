@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from malt_jax.config.lora import LoraConfig
-from malt_jax.export.safetensors_writer import Stored, write_file
+from malt_jax.export.safetensors_writer import Stored, write_config, write_file
 from malt_jax.models.hf_names import PROJECTIONS
 from malt_jax.models.lora import Adapter, unstack_adapter
 from malt_jax.models.sharding import to_host
@@ -20,10 +19,10 @@ SIDES = {"a": "lora_A", "b": "lora_B"}
 def write_peft(
     folder: Path, adapter: Adapter, lora: LoraConfig, base: str, revision: str | None
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors (float32, as trained).
+    """Writes adapter_config.json and adapter_model.safetensors (float32, as trained).
 
-    `base` and `revision` say what the adapter belongs on. Every process must call it; process 0
-    writes.
+    `base` and `revision` name the model that the adapter belongs to. Every process must call this;
+    process 0 writes.
     """
     factors = {
         f"base_model.model.model.layers.{i}.{PROJECTIONS[target]}.{SIDES[side]}.weight": x
@@ -37,22 +36,24 @@ def write_peft(
     folder.mkdir(exist_ok=True)
     tensors = {name: Stored(value.shape, value.dtype) for name, value in values.items()}
     write_file(folder / "adapter_model.safetensors", tensors, values.__getitem__)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": revision,
-        "inference_mode": True,
-        "r": lora.rank,
-        # A whole number where it is one: PEFT and vLLM declare it as such.
-        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        "use_rslora": lora.rslora,
-        "use_dora": False,
-        "lora_dropout": lora.dropout,
-        "target_modules": [PROJECTIONS[target].split(".")[-1] for target in lora.targets],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_config(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "revision": revision,
+            "inference_mode": True,
+            "r": lora.rank,
+            # An integer where it is whole: PEFT and vLLM declare it as one.
+            "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+            "use_rslora": lora.rslora,
+            "use_dora": False,
+            "lora_dropout": lora.dropout,
+            "target_modules": [PROJECTIONS[target].split(".")[-1] for target in lora.targets],
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "init_lora_weights": True,
+            "modules_to_save": None,
+        },
+    )

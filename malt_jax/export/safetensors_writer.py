@@ -1,7 +1,8 @@
-"""Safetensors files written tensor by tensor, so that no more than one is ever held.
+"""Safetensors checkpoints written tensor by tensor, so that one tensor at a time is in memory.
 
-The format is eight bytes of header length, a JSON header with each tensor's dtype, shape and byte
-range, and the raw little-endian values. The library's own `save_file` wants every tensor at once.
+The format (https://huggingface.co/docs/safetensors) is eight bytes of header length, a JSON header
+with each tensor's dtype, shape and byte range, and the raw little-endian values. The library's own
+`save_file` takes all tensors of a file at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +26,7 @@ DTYPE_CODES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it will stand in a file."""
+    """Shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -37,7 +39,7 @@ class Stored:
 def write_file(
     path: Path, tensors: Mapping[str, Stored], produce: Callable[[str], np.ndarray]
 ) -> None:
-    """One safetensors file; `produce(name)` is called once for each tensor, in order."""
+    """Writes one safetensors file; `produce(name)` is called once for each tensor, in order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, stored in tensors.items():
@@ -48,14 +50,14 @@ def write_file(
         }
         offset += stored.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # values start at a multiple of eight
+    text += b" " * (-len(text) % 8)  # readers map the file, so values start at a multiple of 8
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, stored in tensors.items():
             value = np.ascontiguousarray(produce(name))
             if value.shape != stored.shape or value.dtype != stored.dtype:
                 raise ValueError(f"{name}: {value.dtype}{value.shape} is not as declared: {stored}")
-            file.write(value.reshape(-1).view(np.uint8))
+            file.write(value.reshape(-1).view(np.uint8).data)
 
 
 def write_checkpoint(
@@ -64,9 +66,9 @@ def write_checkpoint(
     produce: Callable[[str], np.ndarray],
     shard_bytes: int,
 ) -> None:
-    """`model.safetensors`, or numbered shards of at most `shard_bytes` and their index.
+    """Writes model.safetensors, or numbered files of at most `shard_bytes` with their index.
 
-    A tensor larger than `shard_bytes` gets a shard of its own.
+    A tensor larger than `shard_bytes` gets a file of its own.
     """
     shards = split_shards(tensors, shard_bytes)
     if len(shards) == 1:
@@ -79,11 +81,17 @@ def write_checkpoint(
         weight_map.update(dict.fromkeys(names, file_name))
     total = sum(stored.nbytes for stored in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_config(folder / "model.safetensors.index.json", index)
+
+
+def write_config(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file of a checkpoint."""
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def split_shards(tensors: Mapping[str, Stored], shard_bytes: int) -> Sequence[Sequence[str]]:
-    """Consecutive names, filled up to `shard_bytes` each."""
+    """Splits the names, in order, into files of at most `shard_bytes`."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, stored in tensors.items():

@@ -1,8 +1,9 @@
-"""What the attention of training and of sampling have in common."""
+"""The interface between the decoder and attention: what a layer hands over and gets back."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Int
 
@@ -16,3 +17,13 @@ class LayerAttention(NamedTuple):
     window: Int[Array, ""] | int | None
     """Keys further back than this many positions are invisible; None: all are visible."""
     softcap: float | None
+    """Scores s become softcap * tanh(s / softcap); None: they stay as they are."""
+
+
+Attend = Callable[[Array, Array, Array, Any, LayerAttention], tuple[Array, Any]]
+"""(q [B T H h], k [B T K h], v [B T K h], cache, layer) -> (out [B T H h], cache).
+
+The decoder does not know where keys and values live: a training mask, prefill, and decoding against
+a shared prefix are three such functions over the same weights. Queries arrive scaled and, like
+keys, rotated. `cache` is the layer's own, of whatever kind the function keeps, or None.
+"""

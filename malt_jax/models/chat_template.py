@@ -1,9 +1,10 @@
 """Chat templates from strangers, rendered in a process that can be killed.
 
-A template is a program. It is run in a child process with limits on time, memory and output, in
-the same sandboxed Jinja environment as transformers' (but without a clock, so that a prompt is the
-same on every day), and only a few times: for one user message it comes down to a frame, the text
-before and after the message. Every later prompt is then plain concatenation, whatever is in it.
+A template is a program. It runs in a child process with limits on time, memory and output, in the
+same sandboxed Jinja environment as transformers' except that its clock stands still
+(`chat_template_worker.DATE`), so that a prompt is the same on every day. It runs only a few times:
+for one user message a template comes down to a frame, the text before and after the message. Every
+later prompt is plain concatenation, whatever is in it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ PROBES = (
 
 
 @dataclass(frozen=True)
+class ChatTemplate:
+    """A template's Jinja source."""
+
+    text: str
+    file: Path
+    """The file that holds it, for messages: chat_template.jinja or tokenizer_config.json."""
+
+
+@dataclass(frozen=True)
 class ChatFrame:
     """What a chat template puts around one user message."""
 
@@ -40,42 +50,48 @@ class ChatFrame:
     """White space around the message is dropped (Llama 3, Gemma)."""
 
     def content(self, message: str) -> str:
+        """The message as it stands between `before` and `after`."""
         return message.strip() if self.strip else message
 
     def render(self, message: str) -> str:
         return self.before + self.content(message) + self.after
 
 
-def chat_frame(template: str, special_tokens: dict[str, str], system: str | None) -> ChatFrame:
+def chat_frame(
+    template: ChatTemplate, special_tokens: dict[str, str], system: str | None
+) -> ChatFrame:
     """The frame of one user message, after a system message if given, ready for the answer.
 
     Raises UserError if the template fails, refuses the system role, or rewrites messages.
     """
-    head = [] if system is None else [{"role": "system", "content": system}]
-    conversations = [[*head, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    conversations = [[*messages, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
     first, *others = _render(template, special_tokens, conversations)
     if any("\ud800" <= character <= "\udfff" for character in first):
         raise UserError(
-            "the chat template writes half a character (a lone surrogate); edit chat_template in "
-            "tokenizer_config.json."
+            f"{template.file}: the chat template writes half a character (a lone surrogate); "
+            "remove it there."
         )
     before, mark, after = first.partition(MARK)
     if mark and MARK not in after:
         for strip in (False, True):
             frame = ChatFrame(before, after, strip)
-            if all(map(str.__eq__, map(frame.render, PROBES), others)):
+            if [frame.render(text) for text in PROBES] == others:
                 return frame
     raise UserError(
-        "the chat template does not put the user's message into the prompt as it is, once; "
-        "edit chat_template in tokenizer_config.json, or remove it to prompt in plain text."
+        f"{template.file}: the chat template does not put the user's message into the prompt as it "
+        "is, once; edit the template there, or remove it to prompt in plain text."
     )
 
 
 def _render(
-    template: str, special_tokens: dict[str, str], conversations: list[list[dict[str, str]]]
+    template: ChatTemplate,
+    special_tokens: dict[str, str],
+    conversations: list[list[dict[str, str]]],
 ) -> list[str]:
+    """Each conversation as the template writes it."""
     job = {
-        "template": template,
+        "template": template.text,
         "variables": special_tokens,
         "conversations": conversations,
         "seconds": SECONDS,
@@ -99,5 +115,5 @@ def _render(
         return answer["texts"]
     reason = answer.get("error", f"ran past {SECONDS} s or {MEGABYTES} MB")
     raise UserError(
-        f"the chat template cannot be used: {reason}; edit chat_template in tokenizer_config.json."
+        f"{template.file}: the chat template cannot be used: {reason}; edit the template there."
     )

@@ -1,8 +1,8 @@
-"""The safetensors files of a checkpoint, opened without trusting them.
+"""The files of a checkpoint folder; its safetensors files opened without trusting them.
 
-One `model.safetensors`, or shards named by an index. Headers are checked (by the safetensors
-library: lengths, overlaps, byte ranges within the file) before any value is read, and values are
-read slice by slice. Pickled formats are refused by name.
+The weights are one `model.safetensors`, or the shards that an index names. Headers are checked (by
+the safetensors library: lengths, overlaps, byte ranges within the file) before any value is read,
+and values are read slice by slice. Pickled formats are refused by name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,18 @@ from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+"""The files of a checkpoint that describe its text; an exported model gets copies of them."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 STORED_DTYPES = ("F32", "F16", "BF16")
 
@@ -57,7 +69,7 @@ class Checkpoint:
         return self._slices[name].get_dtype()
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The values of one slice, and no others."""
+        """The values of one slice; no others are read."""
         return self._slices[name][index]
 
     def blocks(self, name: str, bytes_each: int = 64 << 20) -> Iterator[np.ndarray]:
@@ -89,18 +101,28 @@ def _open(path: Path) -> Iterator[tuple[str, Any]]:
         yield name, view
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_names(folder: Path) -> list[str]:
+    """The files that hold the weights: those that the index names, or the single one."""
     if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-    if found:
-        raise UserError(
-            f"{folder}: {found[0]} is a pickle, which can run code when it is read and is never "
-            f"opened here; save the model as safetensors ({SINGLE})."
-        )
-    raise UserError(f"{folder}: no weights: expected {SINGLE}, or shards with {INDEX}.")
+        return sorted(set(_weight_map(folder).values()))
+    return [SINGLE]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    names = weight_names(folder)
+    for name in names:
+        if os.path.isfile(folder / name):  # unlike Path's, no error for a name that is too long
+            continue
+        if names != [SINGLE]:
+            raise UserError(f"{folder / name}: missing, though {INDEX} names it.")
+        found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        if found:
+            raise UserError(
+                f"{folder}: {found[0]} is a pickle, which can run code when it is read and is "
+                f"never opened here; save the model as safetensors ({SINGLE})."
+            )
+        raise UserError(f"{folder}: no weights: expected {SINGLE}, or shards with {INDEX}.")
+    return [folder / name for name in names]
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -113,8 +135,6 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise UserError(f"{path}: {name} is in {shard!r}, which is not a safetensors file.")
         if "/" in shard or "\\" in shard or "\0" in shard or shard.startswith("."):
             raise UserError(f"{path}: {name} is in {shard!r}; shards must lie in the same folder.")
-        if not os.path.isfile(folder / shard):
-            raise UserError(f"{folder / shard}: missing, though {INDEX} names it.")
     return weight_map
 
 

@@ -1,9 +1,7 @@
 """The decoder: one Flax NNX transformer for every supported family, told apart by its ModelSpec.
 
-The forward pass does not know where keys and values live. `hidden` takes an `attend` function that
-gets each layer's queries, keys and values with that layer's state and returns the attention output
-with the new state: training masks, prefill, and decoding against a shared prefix are three such
-functions over the same weights.
+Read `Layer.__call__` first, then `Decoder.hidden`. Attention itself is passed in (`Attend`), and a
+LoRA adapter is one more argument, so that the same compiled program serves every role.
 """
 
 from __future__ import annotations
@@ -16,15 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from malt_jax.models.attention import LayerAttention
-from malt_jax.models.lora import Adapter, lora_delta
+from malt_jax.models.attention import Attend, LayerAttention
+from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta
 from malt_jax.models.packed_attention import Packing, packed_attention
-from malt_jax.models.rope import rotate, rotation
+from malt_jax.models.rope import Angles, rotate, rotation
 from malt_jax.models.sharding import constrain
 from malt_jax.models.spec import ModelSpec
-
-Attend = Callable[[Array, Array, Array, Any, LayerAttention], tuple[Array, Any]]
-"""(q [B T H h], k [B T K h], v [B T K h], layer state, layer) -> (out [B T H h], layer state)."""
 
 NO_WINDOW = 1 << 30
 """The window of a full-attention layer where layers are stacked and some have windows."""
@@ -49,7 +44,7 @@ _ZEROS, _ONES = nnx.initializers.zeros, nnx.initializers.ones
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, with an optional LoRA contribution."""
+    """`x @ kernel + bias`."""
 
     def __init__(
         self,
@@ -64,13 +59,9 @@ class Linear(nnx.Module):
         self.kernel = param(rngs, _normal(d_in), (d_in, d_out), axes, dtype)
         self.bias = param(rngs, _ZEROS, (d_out,), (axes[1],), dtype) if bias else None
 
-    def __call__(
-        self, x: Float[Array, "B T i"], lora: dict[str, Array] | None, scale: float
-    ) -> Float[Array, "B T o"]:
+    def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
         y = x @ self.kernel[...]
-        if self.bias is not None:
-            y = y + self.bias[...][None, None]
-        return y if lora is None else y + lora_delta(x, lora, scale)
+        return y if self.bias is None else y + self.bias[...][None, None]
 
 
 class RMSNorm(nnx.Module):
@@ -85,14 +76,20 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         weight = jnp.broadcast_to(self.weight[...], y.shape)
+        # In bfloat16 the order of rounding matters. Gemma multiplies in float32 and rounds once;
+        # Llama rounds to the model's dtype first and multiplies there.
         if self.plus_one:
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
-        # Llama's order: back to the model's dtype first, then the weight.
         return y.astype(x.dtype) * weight
 
 
+def _normed(norm: RMSNorm | None, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+    """`x` through a norm that not every family has."""
+    return x if norm is None else norm(x)
+
+
 class Layer(nnx.Module):
-    """Attention and gated MLP with pre-norms, and post-norms where the family has them."""
+    """Attention and a gated MLP, each between norms and added to the residual stream."""
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, dtype: Any):
         self.spec = spec
@@ -115,36 +112,49 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        angles: tuple[Array, Array],
+        angles: Angles,
         attend: Attend,
-        state: Any,
+        cache: Any,
         layer: LayerAttention,
-        lora: dict[str, dict[str, Array]],
-        scale: float,
+        lora: LayerAdapter,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        spec, (batch, time, _) = self.spec, x.shape
-        y = self.attention_norm(x)
-        q = self.q(y, lora.get("q"), scale).reshape(batch, time, spec.heads, spec.head_dim)
-        k = self.k(y, lora.get("k"), scale).reshape(batch, time, spec.kv_heads, spec.head_dim)
-        v = self.v(y, lora.get("v"), scale).reshape(batch, time, spec.kv_heads, spec.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q = rotate(q, *angles) * jnp.asarray(spec.query_scale, q.dtype)
-        out, state = attend(q, rotate(k, *angles), v, state, layer)
-        y = self.o(out.reshape(batch, time, -1), lora.get("o"), scale)
-        x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
-        y = self.mlp_norm(x)
-        activate = jax.nn.silu if spec.activation == "silu" else jax.nn.gelu
-        y = activate(self.gate(y, lora.get("gate"), scale)) * self.up(y, lora.get("up"), scale)
-        y = self.down(y, lora.get("down"), scale)
-        x = x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y))
-        return constrain(x, "batch", None, None), state
+        """The residual stream after this layer, and the layer's new cache."""
+        y, cache = self._attention(self.attention_norm(x), angles, attend, cache, layer, lora)
+        x = x + _normed(self.attention_post_norm, y)
+        x = x + _normed(self.mlp_post_norm, self._mlp(self.mlp_norm(x), lora))
+        return constrain(x, "batch", None, None), cache
+
+    def _attention(self, x, angles, attend, cache, layer, lora):
+        q, k, v = (self._heads(self._project(name, x, lora)) for name in "qkv")
+        q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
+        # Positions enter here only: queries and keys are rotated by the angle of their position,
+        # so that their products depend on the distance between two tokens.
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        q = q * jnp.asarray(self.spec.query_scale, q.dtype)
+        out, cache = attend(q, k, v, cache, layer)
+        return self._project("o", out.reshape(*x.shape[:2], -1), lora), cache
+
+    def _mlp(self, x, lora):
+        activate = jax.nn.silu if self.spec.activation == "silu" else jax.nn.gelu
+        gated = activate(self._project("gate", x, lora)) * self._project("up", x, lora)
+        return self._project("down", gated, lora)
+
+    def _project(
+        self, name: str, x: Float[Array, "B T i"], lora: LayerAdapter
+    ) -> Float[Array, "B T o"]:
+        """One of the seven projections, with the adapter's update where it has one."""
+        y = getattr(self, name)(x)
+        pair = lora.pairs.get(name)
+        return y if pair is None else y + lora_delta(x, pair, lora.scale)
+
+    def _heads(self, x: Float[Array, "B T w"]) -> Float[Array, "B T N h"]:
+        return x.reshape(*x.shape[:2], -1, self.spec.head_dim)
 
 
 class Decoder(nnx.Module):
     """Embedding, layers, final norm, head.
 
-    `stacked=False` keeps one module a layer: no slice of a weight is ever copied, the choice for
+    `stacked=False` keeps one module per layer: no slice of a weight is ever copied, the choice for
     sampling. `stacked=True` keeps one module with a leading layer axis and scans it: compile time
     does not grow with depth, the choice for very deep models.
     """
@@ -156,6 +166,7 @@ class Decoder(nnx.Module):
         kw = {"rngs": rngs, "dtype": dtype}
         init = _normal(spec.d_model)
         self.embed = param(rngs, init, (spec.vocab, spec.d_model), ("vocab", "embed"), dtype)
+        self.layers: Any  # one Layer if stacked, else a list of them
         if stacked:
             build = nnx.vmap(lambda r: Layer(spec, rngs=r, dtype=dtype), in_axes=0, out_axes=0)
             self.layers = build(rngs.split(spec.num_layers))
@@ -195,9 +206,9 @@ class Decoder(nnx.Module):
         segments = jnp.ones_like(tokens) if segments is None else segments
         branches = jnp.zeros_like(tokens) if branches is None else branches
 
-        def attend(q, k, v, state, layer):
+        def attend(q, k, v, cache, layer):
             packing = Packing(positions, segments, branches, layer.window)
-            return packed_attention(q, k, v, packing, layer.softcap), state
+            return packed_attention(q, k, v, packing, layer.softcap), cache
 
         return self.hidden(tokens, positions, attend, None, adapter, remat)[0]
 
@@ -210,63 +221,58 @@ class Decoder(nnx.Module):
         adapter: Adapter | None = None,
         remat: Callable | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Final normed hidden states and the layers' new states.
+        """Final normed hidden states and the layers' new caches.
 
-        `state`: a list with one entry a layer, or with stacked layers a pytree whose leaves have
+        `state`: a list with one cache per layer, or with stacked layers a pytree whose leaves have
         a leading layer axis; None when `attend` keeps none. `remat`: a `jax.checkpoint`-like
         transform put around each layer.
         """
         spec = self.spec
-        # Gathered over its width first, the table gives rows that lie as the batch does.
-        x = constrain(self.embed[...], "vocab", None)[tokens]
-        if spec.embed_scale != 1.0:
-            x = x * jnp.asarray(spec.embed_scale, x.dtype)
-        x = constrain(x, "batch", None, None)
+        # The angles are the same in every layer, up to the two kinds that Gemma 3 has.
         wide = rotation(positions, spec.rope, spec.head_dim)
         local = rotation(positions, spec.local_rope, spec.head_dim) if spec.local_rope else wide
-        scale = 1.0 if adapter is None else adapter.scale
-        wrap = remat or (lambda f: f)
-        if self.stacked:
-            return self._scan(x, wide, local, attend, state, adapter, scale, wrap)
-        new_state = []
+
+        def run(block: Layer, x, cache, pairs, window):
+            def step(x, cache, pairs):
+                layer = LayerAttention(window, spec.attention_softcap)
+                lora = LayerAdapter(pairs, 1.0 if adapter is None else adapter.scale)
+                return block(x, _angles(window, wide, local), attend, cache, layer, lora)
+
+            return (step if remat is None else remat(step))(x, cache, pairs)
+
+        pairs = None if adapter is None else adapter.layers
+        layers = self._scanned if self.stacked else self._unrolled
+        x, state = layers(run, self._embedded(tokens), state, pairs)
+        return self.norm(x), state
+
+    def _unrolled(self, run, x, state, pairs):
+        """One layer after the other, each with its own arrays and a static window."""
+        caches = []
         for i, block in enumerate(self.layers):
-            graph, weights = nnx.split(block)
-            window = spec.window(i)
-            layer = LayerAttention(window, spec.attention_softcap)
+            cache, lora = None if state is None else state[i], {} if pairs is None else pairs[i]
+            x, cache = run(block, x, cache, lora, self.spec.window(i))
+            caches.append(cache)
+        return x, caches
 
-            def run(weights, x, angles, state, lora, graph=graph, layer=layer):
-                block = nnx.merge(graph, weights)
-                return block(x, angles, attend, state, layer, lora, scale)
-
-            lora = {} if adapter is None else adapter.layers[i]
-            angles = wide if window is None else local
-            x, layer_state = wrap(run)(
-                weights, x, angles, None if state is None else state[i], lora
-            )
-            new_state.append(layer_state)
-        return self.norm(x), new_state
-
-    def _scan(self, x, wide, local, attend, state, adapter, scale, wrap):
-        spec = self.spec
+    def _scanned(self, run, x, state, pairs):
+        """One compiled layer, looped over the leading axis of weights, caches and adapter."""
         graph, weights = nnx.split(self.layers)
         windows = None
-        if spec.has_windows:
-            windows = jnp.asarray([w or NO_WINDOW for w in spec.windows], jnp.int32)
+        if self.spec.has_windows:
+            windows = jnp.asarray([w or NO_WINDOW for w in self.spec.windows], jnp.int32)
 
-        def run(x, inputs):
-            weights, state, lora, window = inputs
-            layer = LayerAttention(window, spec.attention_softcap)
-            angles = wide
-            if window is not None:
-                angles = jax.tree.map(
-                    lambda w, s: jnp.where(window == NO_WINDOW, w, s), wide, local
-                )
-            block = nnx.merge(graph, weights)
-            return block(x, angles, attend, state, layer, lora, scale)
+        def step(x, inputs):
+            weights, cache, lora, window = inputs
+            return run(nnx.merge(graph, weights), x, cache, lora, window)
 
-        lora = {} if adapter is None else adapter.layers
-        x, state = jax.lax.scan(wrap(run), x, (weights, state, lora, windows))
-        return self.norm(x), state
+        return jax.lax.scan(step, x, (weights, state, pairs or {}, windows))
+
+    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        # Gathered over its width first, the table gives rows that lie as the batch does.
+        x = constrain(self.embed[...], "vocab", None)[tokens]
+        if self.spec.embed_scale != 1.0:
+            x = x * jnp.asarray(self.spec.embed_scale, x.dtype)
+        return constrain(x, "batch", None, None)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, float32, soft-capped where the family says so."""
@@ -275,3 +281,12 @@ class Decoder(nnx.Module):
         if self.spec.logit_softcap is not None:
             logits = self.spec.logit_softcap * jnp.tanh(logits / self.spec.logit_softcap)
         return logits
+
+
+def _angles(window: Int[Array, ""] | int | None, wide: Angles, local: Angles) -> Angles:
+    """A layer's rotary angles: `local` with a sliding window, `wide` without."""
+    if window is None:
+        return wide
+    if isinstance(window, int):
+        return local
+    return jax.tree.map(lambda w, s: jnp.where(window == NO_WINDOW, w, s), wide, local)

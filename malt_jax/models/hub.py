@@ -1,25 +1,23 @@
-"""A model's name -> a folder on this machine; the only code here that may use the network."""
+"""Finds the folder of a model by its name; the only code of `models` that may use the network."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from malt_jax.errors import UserError
-
-FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
-"""What is fetched: weights, configs and tokenizer; no pickles, no code."""
-
+from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
 
 EMBEDDED = "quickstart"
-"""The name of the tiny model that is shipped with the package."""
+"""The name of the tiny model in the package."""
 
 
 def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
-    """The folder, and the commit where the name is the hub's (`org/name`).
+    """The folder, and the commit if the name is one on the hub (`org/name`).
 
-    A folder that exists, and the embedded model, are used as they are, without any network.
+    A folder that exists, and the embedded model, are used as they are, without the network.
     """
     if os.fspath(path) == EMBEDDED:
         if revision is not None:
@@ -39,16 +37,27 @@ def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
+    """Fetches what is read and no more: configs and tokenizer, then the one set of weights.
 
+    A repository may hold its weights several times over (`consolidated.safetensors`, `original/`).
+    """
+    folder = _snapshot(name, revision, ["config.json", INDEX, *TOKENIZER_FILES])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: has no config.json on the hub, so it is not a checkpoint.")
+    return _snapshot(name, folder.name, weight_names(folder)), folder.name
+
+
+def _snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """The folder of a snapshot that holds those of `files` that the repository has."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # its lines about retries; a failure is told below
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub's client lets many kinds of network errors through
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name}: could not be had from the hub ({first}). Check the name, the network and "
             "HF_TOKEN, or download it elsewhere and give the folder's path."
         ) from error
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name}: has no config.json on the hub, so it is not a checkpoint.")
-    return folder, folder.name

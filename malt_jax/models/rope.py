@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from malt_jax.models.spec import Rope
 
+Angles = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+"""Cosine and sine of the angle by which each pair of channels turns at each position."""
+
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     """Radians per position for each pair of channels, `[head_dim / 2]`, float32.
@@ -34,10 +37,11 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     raise ValueError(f"rope kind {rope.kind!r}")
 
 
-def rotation(
-    positions: Int[Array, "B T"], rope: Rope, head_dim: int
-) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosine and sine of every position's angles, in float32 whatever the model's dtype."""
+def rotation(positions: Int[Array, "B T"], rope: Rope, head_dim: int) -> Angles:
+    """The angles of every position, in float32 whatever the model's dtype.
+
+    In bfloat16, whose integers are exact up to 256, positions further on would coincide.
+    """
     inverse = inverse_frequencies(rope, head_dim)
     angles = positions[:, :, None, None].astype(jnp.float32) * inverse[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)

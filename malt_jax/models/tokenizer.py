@@ -2,78 +2,86 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from malt_jax.checks import show
-from malt_jax.errors import UserError
-from malt_jax.models.chat_template import ChatFrame, chat_frame
-from malt_jax.models.hf_config import read_json
-from malt_jax.models.spec import ModelSpec
+from tokenizers import AddedToken
 
-FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
-"""What a checkpoint may say about text: a merged model takes these over."""
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+from malt_jax.errors import UserError
+from malt_jax.models.chat_template import ChatFrame, ChatTemplate, chat_frame
+from malt_jax.models.checkpoint import TOKENIZER_FILES
+from malt_jax.models.hf_config import read_json
+from malt_jax.models.tokenizer_engines import Engine
+from malt_jax.models.tokenizer_files import open_tokenizer, read_chat_template, read_special_tokens
+
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "<|endoftext|>")
-"""What chat templates close a turn with; one counts where it is in the vocabulary and template."""
+"""Tokens that chat templates close a turn with; used where vocabulary and template have them."""
+NO_LIMIT = 1 << 62
 
 
 class Tokenizer:
-    """A transformers tokenizer behind the few operations this package needs."""
+    """Encodes and decodes as the checkpoint's own tokenizer file does."""
 
-    def __init__(self, backend: Any, end_ids: tuple[int, ...], folder: Path):
-        self.backend, self.end_ids, self.folder = backend, end_ids, folder
-        self.vocab_size: int = max(backend.get_vocab().values()) + 1
-        """One more than the largest id."""
-        pad = backend.pad_token_id
-        self.pad_id: int = pad if pad is not None else (end_ids[0] if end_ids else 0)
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        special_tokens: dict[str, str],
+        template: ChatTemplate | None = None,
+        rows: int | None = None,
+    ):
+        """`special_tokens`: text by name (`eos_token`); `rows`: of the model's embedding table."""
+        self.folder, self.special_tokens = folder, special_tokens
+        self._engine, self._template, self._rows = engine, template, rows or NO_LIMIT
+        self._vocabulary = engine.vocabulary
+        self._names = {i: text for text, i in self._vocabulary.items()}
+        written = "" if template is None else template.text
+        self._turn_ends = {text for text in TURN_ENDS if text in written}
+        self._special_texts = {*special_tokens.values(), *self._turn_ends}
+        for token in engine.added.values():
+            if token.content in self._special_texts and not token.special:
+                # So that it, too, can be read as ordinary text in a message.
+                engine.add(AddedToken(token.content, normalized=token.normalized, special=True))
+            if token.special:
+                self._special_texts.add(token.content)
+        self._special_ids = {
+            self._vocabulary[text] for text in self._special_texts if text in self._vocabulary
+        }
         self._frame = lru_cache(maxsize=8)(self._make_frame)
+        self.end_ids = self._find_end_ids()
 
     @property
     def files(self) -> list[Path]:
-        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
+        """The files that this tokenizer was made from."""
+        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of `text`; `special` adds what the tokenizer puts around a text (a BOS)."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"the text {text[:60]!r} holds a lone surrogate at character {error.start}, which "
-                "is no character; remove it."
-            ) from None
-        return self._read(text, add_special_tokens=special)
-
-    def unread(self, text: str) -> list[str]:
-        """The characters of `text`, each once, that only the one unknown token stands for."""
-        unknown = self.backend.unk_token_id
-        if unknown is None or unknown not in self.encode(text):
-            return []
-        return [character for character in dict.fromkeys(text) if unknown in self.encode(character)]
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of any ids; ids outside the vocabulary stand for nothing."""
-        known = [int(i) for i in ids if 0 <= i < self.vocab_size and int(i) in self._ids]
-        return self.backend.decode(
-            known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-        )
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._names) + 1
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of `text`; `special` adds what the tokenizer puts around a text (a BOS)."""
+        return self._encode(text, special=special)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of any ids; an id that is outside the vocabulary is left out."""
+        skipped = self._special_ids if skip_special else ()
+        known = [i for i in map(int, ids) if i in self._names and i not in skipped]
+        return self._engine.decode(known)
+
+    def unread(self, text: str) -> list[str]:
+        """The characters of `text`, each once, that the tokenizer can only read as unknown."""
+        unknown = self._vocabulary.get(self.special_tokens.get("unk_token", ""))
+        if unknown is None or unknown not in self.encode(text):
+            return []
+        return [character for character in dict.fromkeys(text) if unknown in self.encode(character)]
 
     def render(self, prompt: str, system: str | None = None) -> str:
         """One user message in the model's chat format, up to where its answer begins."""
@@ -88,110 +96,89 @@ class Tokenizer:
         if not self.has_chat_template:
             if system is not None:
                 raise UserError(f"{self.folder}: no chat template, so no system message.")
-            return self._plain(text) if self._spells_special(text) else self.encode(text, True)
+            plain = self._spells_special(text)
+            return self._encode(text, special=not plain, plain=plain)
         frame = self._frame(system)
         message = frame.content(text)
         if not self._spells_special(message):
-            return self.encode(frame.before + message + frame.after)
-        return self.encode(frame.before) + self._plain(message) + self.encode(frame.after)
-
-    @cached_property
-    def _ids(self) -> frozenset[int]:
-        return frozenset(self.backend.get_vocab().values())
-
-    @cached_property
-    def _special_texts(self) -> tuple[str, ...]:
-        added = self.backend.added_tokens_decoder.values()
-        return tuple(str(token) for token in added if token.special)
+            return self._encode(frame.before + message + frame.after)
+        return [
+            *self._encode(frame.before),
+            *self._encode(message, plain=True),
+            *self._encode(frame.after),
+        ]
 
     def _spells_special(self, text: str) -> bool:
         return any(special in text for special in self._special_texts)
 
-    def _plain(self, text: str) -> list[int]:
-        """Ids of the text with special tokens' names read as ordinary characters."""
-        return self._read(text, add_special_tokens=False, split_special_tokens=True)
-
-    def _read(self, text: str, **options: bool) -> list[int]:
+    def _encode(self, text: str, *, special: bool = False, plain: bool = False) -> list[int]:
+        """Token ids; `plain` reads the names of special tokens as ordinary characters."""
         try:
-            return list(self.backend(text, **options).input_ids)
-        except Exception as error:  # a vocabulary that lacks its unknown token raises a bare one
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text {text[:60]!r} holds a lone surrogate at character {error.start}, which "
+                "is no character; remove it."
+            ) from None
+        try:
+            ids = self._engine.encode(text, special=special, plain=plain)
+        except Exception as error:  # the libraries' errors have no type of their own
             raise UserError(
                 f"{self.folder}: the tokenizer cannot read {text[:60]!r} ({error})."
             ) from error
-
-    @cached_property
-    def _template(self) -> str | None:
-        template = self.backend.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if template is not None and not isinstance(template, str):
-            found = show(template)
-            raise UserError(f"{self.folder}: chat_template: expected text, found {found}.")
-        return template or None
+        for i in ids:
+            if i >= self._rows:
+                raise UserError(
+                    f"{self.folder}: the text {text[:60]!r} holds {self._names[i]!r}, "
+                    f"token {i}, for which the embedding of {self._rows} rows has none; leave this "
+                    "token out."
+                )
+        return ids
 
     def _make_frame(self, system: str | None) -> ChatFrame:
         if self._template is None:
             raise UserError(f"{self.folder}: the tokenizer has no chat template.")
-        names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        tokens = {name: getattr(self.backend, name) for name in names}
-        try:
-            return chat_frame(
-                self._template, {k: str(v) for k, v in tokens.items() if v is not None}, system
-            )
-        except UserError as error:
-            raise UserError(f"{self.folder}: {error}") from None
+        return chat_frame(self._template, self.special_tokens, system)
+
+    def _find_end_ids(self) -> tuple[int, ...]:
+        """Every id that ends a turn: by tokenizer, generation config, config and chat template."""
+        found: dict[int, str] = {}
+        if (eos := self.special_tokens.get("eos_token")) is not None:
+            found[self._vocabulary.get(eos, -1)] = f"{self.folder}: eos_token {eos!r}"
+        for name in ("generation_config.json", "config.json"):
+            path = self.folder / name
+            declared: Any = read_json(path).get("eos_token_id") if path.is_file() else None
+            if declared == []:
+                raise UserError(f"{path}: eos_token_id lists nothing; give an id, or leave it out.")
+            for i in declared if isinstance(declared, list) else [declared]:
+                if i is not None:
+                    valid = isinstance(i, int) and not isinstance(i, bool)
+                    found.setdefault(i if valid else -1, f"{path}: eos_token_id {i!r}")
+        for text in sorted(self._turn_ends & self._vocabulary.keys(), key=TURN_ENDS.index):
+            found.setdefault(self._vocabulary[text], f"{self.folder}: {text!r}")
+        for i, source in found.items():
+            if i not in self._names:
+                raise UserError(f"{source} is not in the tokenizer's vocabulary.")
+            if i >= self._rows:
+                raise UserError(
+                    f"{source} is token {i} and ends a turn, but the embedding has {self._rows} "
+                    "rows; tokenizer and weights do not belong together."
+                )
+        return tuple(found)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a checkpoint folder (fast, or sentencepiece); never its own code."""
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise UserError(f"{folder}: no tokenizer: expected one of {', '.join(VOCABULARIES)}.")
-    # Without it transformers says on standard error, at every start, that torch is not installed.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
+def load_tokenizer(folder: Path, rows: int | None = None) -> Tokenizer:
+    """The tokenizer in a checkpoint folder, by its files alone: no code of the checkpoint is run.
 
-    try:
-        backend = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # parsers in several languages, each with its own exceptions
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    `rows`: the rows of the model's embedding. A vocabulary that is larger is refused. Added tokens
+    beyond it are not (Gemma 3 has one for images): only a text that uses one is.
+    """
+    engine = open_tokenizer(folder)
+    largest = max((i for i in engine.vocabulary.values() if i not in engine.added), default=0)
+    if rows is not None and largest >= rows:
         raise UserError(
-            f"{folder}: the tokenizer could not be read ({first}); download the checkpoint again."
-        ) from error
-    if not backend.get_vocab():
-        raise UserError(f"{folder}: the tokenizer has no token; download the checkpoint again.")
-    backend.model_max_length = 1 << 60  # longer text is refused by name, not warned about
-    tokenizer = Tokenizer(backend, (), folder)
-    tokenizer.end_ids = _end_ids(tokenizer)
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: Tokenizer, spec: ModelSpec) -> None:
-    """Refuses a tokenizer of more tokens than the model knows."""
-    if tokenizer.vocab_size > spec.vocab:
-        raise UserError(
-            f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} tokens but the "
-            f"embedding {spec.vocab} rows; tokenizer and weights do not belong together."
+            f"{folder}: the tokenizer has {largest + 1} tokens but the embedding {rows} rows; "
+            "tokenizer and weights do not belong together."
         )
-
-
-def _end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends a turn: the tokenizer's, the generation config's and the chat's own."""
-    backend, folder = tokenizer.backend, tokenizer.folder
-    found: list[int] = [] if backend.eos_token_id is None else [backend.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        declared = read_json(path).get("eos_token_id") if path.is_file() else None
-        if declared == []:
-            raise UserError(f"{path}: eos_token_id lists nothing; give an id, or leave it out.")
-        for i in declared if isinstance(declared, list) else [declared]:
-            if i is None:
-                continue
-            if isinstance(i, bool) or not isinstance(i, int) or i not in tokenizer._ids:
-                raise UserError(f"{path}: eos_token_id {i!r} is not in the tokenizer's vocabulary.")
-            found.append(i)
-    vocabulary = backend.get_vocab()
-    template = tokenizer._template or ""
-    found += [vocabulary[text] for text in TURN_ENDS if text in vocabulary and text in template]
-    return tuple(dict.fromkeys(found))
+    names = engine.special_tokens | read_special_tokens(folder)
+    return Tokenizer(engine, folder, names, read_chat_template(folder), rows)

@@ -1,7 +1,7 @@
-"""Accelerators a run can be planned for, and what a topology's name means.
+"""Accelerators that a run can be planned for, and the reading of a topology's name.
 
-Figures are the vendors' published ones: dense bfloat16 rate, memory and its bandwidth. TPUs:
-cloud.google.com/tpu/docs, pages of v5e, v5p and v6e; H100: the SXM5 data sheet.
+Dense bfloat16 rate, memory and bandwidths are the vendors' published figures. TPUs: the pages of
+v5e, v5p and v6e at cloud.google.com/tpu/docs; H100: NVIDIA's data sheet of the SXM5 module.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ MAX_CHIPS = 100_000
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator. Rates are None where none is published (a CPU)."""
+    """One accelerator. Unknown figures are None, as a CPU's rates are."""
 
     name: str
     platform: str
     memory: int | None
-    """Bytes; None: unknown, so nothing is said to fit or not."""
+    """Bytes."""
     flops: float | None
-    """bfloat16 operations a second."""
+    """bfloat16 operations per second."""
     bandwidth: float | None
-    """Bytes a second between memory and the chip."""
+    """Bytes per second between memory and the chip."""
     links: float | None = None
-    """Bytes a second to the other chips of a slice, over all links, one way."""
+    """Bytes per second to the other chips of a slice, over all links, in one direction."""
 
 
 CHIPS = {
@@ -45,24 +45,24 @@ CHIPS = {
         Chip("gpu16", "gpu", 16 << 30, None, None),
     )
 }
-"""By the name a topology begins with; `gpu16` is any GPU of 16 GiB."""
+"""By the first part of a topology's name; `gpu16` is any GPU of 16 GiB."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a run is planned for."""
+    """The devices that a run is planned for."""
 
     name: str
     chip: Chip
     count: int
     devices: Sequence[Any] | None
-    """Devices to compile for; None where no compiler for them is at hand."""
+    """What to compile for; None where no compiler for these devices is at hand."""
 
 
 def find_target(topology: str | None) -> Target:
-    """The target of `v5p:4x4x4` (a TPU slice), `h100:1` (GPUs), or of the devices at hand.
+    """The target of `v5p:4x4x4` (a TPU slice) or `h100:1` (GPUs); without a name, this machine's.
 
-    A TPU slice is described by libtpu, without a TPU. Raises UserError for a name that is none.
+    libtpu describes a TPU slice without a TPU. Raises UserError for a name that is no topology.
     """
     if topology is None:
         return _at_hand()
@@ -81,11 +81,11 @@ def find_target(topology: str | None) -> Target:
 
 
 def _tpu_devices(topology: str) -> Sequence[Any]:
-    # libtpu otherwise asks the cloud's metadata server who it is, and locks the machine's TPU.
+    # Without these, libtpu asks the cloud's metadata server for its place and locks a local TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # It writes a stack trace where it can't print a program; the plan does without that figure.
+    # It logs a stack trace where it cannot print a program, a case that `compiler` handles.
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     from jax.experimental import topologies
@@ -109,5 +109,6 @@ def _at_hand() -> Target:
     known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
     known["h100"] = "h100"
     name = next((chip for word, chip in known.items() if word in kind), None)
-    chip = CHIPS[name] if name else Chip(kind, devices[0].platform, None, None, None)
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none of its own
+    chip = CHIPS[name] if name else Chip(kind, devices[0].platform, memory, None, None)
     return Target(f"{len(devices)} x {kind}", chip, len(devices), devices)

@@ -1,10 +1,10 @@
 """What a program costs: from its jaxpr, and from the compiler for the target's own chips.
 
-A transformer's layers are alike, so a program's memory, operations and communication for a TPU are
-a constant plus a part for each layer. It is compiled at two small depths and extended linearly to
-the model's, which keeps minutes from becoming hours for deep models; a model that is not deeper is
-compiled as it is, and so is every program with `whole`. XLA's CPU programs are always compiled
-whole: how many layers' temporaries live at once is not linear in their number there.
+A transformer's layers are alike, so the memory, operations and communication of a TPU program are a
+constant plus a part per layer. A deep model's programs are compiled at two small depths, and the
+line through both is followed to the model's depth, which takes minutes in place of hours. Models of
+few layers, and all programs with `whole`, are compiled as they are. So are XLA's CPU programs,
+whose temporaries do not grow linearly with the number of layers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, Mesh
 
 from malt_jax.models.spec import ModelSpec
+from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
-from malt_jax.planning.programs import Program, device_bytes
 
 DEPTHS = (2, 3)
-"""Layers compiled. Not one: a layer that is first and last at once has no like in a deep model."""
+"""Layers compiled. Not one: a layer that is both first and last is unlike those of a deep model."""
 
 Figures = dict[str, Any]
 """Numbers by name; `collectives` holds {kind: {count, bytes}}."""
@@ -37,7 +37,7 @@ _USED = re.compile(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm")
 
 
 def measure_all(
-    programs: Sequence[Program],
+    programs: Sequence[AbstractProgram],
     spec: ModelSpec,
     mesh: Mesh | AbstractMesh,
     chips: int,
@@ -45,9 +45,9 @@ def measure_all(
     whole: bool = False,
     on_program: Callable[[str], None] | None = None,
 ) -> list[Figures]:
-    """`measure` of each, as many at a time as there are cores."""
+    """Measures each program, as many at a time as there are cores."""
 
-    def one(program: Program) -> Figures:
+    def one(program: AbstractProgram) -> Figures:
         figures = measure(program, spec, mesh, chips, whole=whole)
         if on_program:
             on_program(program.name)
@@ -58,59 +58,58 @@ def measure_all(
 
 
 def measure(
-    program: Program,
+    program: AbstractProgram,
     spec: ModelSpec,
     mesh: Mesh | AbstractMesh,
     chips: int,
     *,
     whole: bool = False,
 ) -> Figures:
-    """The figures of one program on one chip, for all of the model's layers.
+    """Figures of one program on one chip, with all of the model's layers.
 
-    `flops`: multiply-adds x 2 of matrix products, loops counted as often as they run (the decode
-    loop: once); `bytes_moved` and `optimal_seconds` are the compiler's, which counts a loop once.
-    On an abstract mesh nothing is compiled and only arguments and operations are known.
+    `flops` are two per multiply-add of the matrix products; loops count as often as they run, the
+    decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
+    loop once. On an abstract mesh nothing is compiled: only arguments and operations are known.
     """
-    depth, depths = spec.num_layers, tuple(d * _period(spec) for d in DEPTHS)
+    depth, depths = spec.num_layers, [d * _period(spec) for d in DEPTHS]
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     if whole or on_cpu or depth <= depths[-1]:
-        depths = (depth,)
+        depths = [depth]
     started = time.perf_counter()
     found = [_at(program, d, mesh, chips) for d in depths]
     known = [name for name in found[0] if all(name in one for one in found)]
     found = [{name: one[name] for name in known} for one in found]
-    figures = found[0] if len(found) == 1 else _extended(*found, depths, depth)
+    figures = _extended(found, depths, depth) if len(found) > 1 else found[0]
     return {
         **figures,
         "resident": program.resident,
-        "compiled_at_layers": list(depths) if isinstance(mesh, Mesh) else [],
+        "compiled_at_layers": depths if isinstance(mesh, Mesh) else [],
         "compile_seconds": round(time.perf_counter() - started, 1),
     }
 
 
 def _period(spec: ModelSpec) -> int:
-    """After how many layers their windows repeat."""
+    """After how many layers the pattern of attention windows repeats."""
     return next(
         (p for p in range(1, spec.num_layers) if spec.windows[p:] == spec.windows[:-p]),
         spec.num_layers,
     )
 
 
-def _at(program: Program, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:
+def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:
     function, args = program.build(depth)
-    concrete = isinstance(mesh, Mesh)
-    with jax.set_mesh(mesh) if concrete else nullcontext():
+    with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext():
         traced = jax.jit(function, donate_argnums=program.donate).trace(*args)
         figures: Figures = {
             "flops": product_flops(traced.jaxpr.jaxpr) / chips,
             "arguments": device_bytes(args),
         }
-        if not concrete:
+        if not isinstance(mesh, Mesh):
             return figures
         try:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
-            # More memory than a chip has: the compiler says how much it would take, and no more.
+            # More memory than a chip has: the compiler's message says how much it would take.
             if not (used := _USED.search(str(error))):
                 raise
             total = round(float(used[1]) * 2 ** _UNITS[used[2]])
@@ -129,28 +128,26 @@ def _at(program: Program, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> 
 
 
 def _collectives(compiled: Any) -> dict[str, dict[str, int]] | None:
-    """The program's communication; None where libtpu fails to print a program it compiled."""
+    """The program's communication; None where libtpu cannot print a program that it compiled."""
     try:
         return collectives(compiled.as_text())
     except jax.errors.JaxRuntimeError:
         return None
 
 
-def _extended(first: Any, second: Any, depths: tuple[int, int], depth: int) -> Any:
-    """The line through two figures, at `depth`; dictionaries by key, never below zero."""
-    if isinstance(first, dict) or isinstance(second, dict):
-        first, second = first or {}, second or {}
+def _extended(found: Sequence[Any], depths: Sequence[int], depth: int) -> Any:
+    """Extends figures at two depths linearly to `depth`; dictionaries by key, never below zero."""
+    if any(isinstance(one, dict) for one in found):
+        first, second = (one or {} for one in found)
         names = dict.fromkeys([*first, *second])
-        return {n: _extended(first.get(n, 0), second.get(n, 0), depths, depth) for n in names}
-    a, b = depths
-    value = first + (second - first) * (depth - a) / (b - a)
-    value = max(value, 0)
-    whole = isinstance(first, int) and isinstance(second, int)
-    return round(value) if whole else value
+        return {n: _extended([first.get(n, 0), second.get(n, 0)], depths, depth) for n in names}
+    (first, second), (a, b) = found, depths
+    value = max(first + (second - first) * (depth - a) / (b - a), 0)
+    return round(value) if isinstance(first, int) and isinstance(second, int) else value
 
 
 def product_flops(jaxpr: Any) -> float:
-    """Operations of all matrix products: scans by their length, branches by the dearest."""
+    """Operations of all matrix products; of a conditional's branches the most expensive counts."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = list(map(product_flops, jaxprs_in_params(equation.params)))
@@ -170,7 +167,11 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def seconds(figures: Figures, chip: Any) -> float | None:
-    """A lower bound of one execution: the compiler's, or what chip, memory or links allow."""
+    """A lower bound of one execution's seconds; None where no rate is known.
+
+    The largest of the compiler's own estimate and the roofline (Williams et al., 2009): operations,
+    memory traffic and communication, each at the chip's published rate.
+    """
     bounds = [figures.get("optimal_seconds") or 0.0]
     if chip.flops:
         bounds.append(figures["flops"] / chip.flops)
@@ -178,16 +179,15 @@ def seconds(figures: Figures, chip: Any) -> float | None:
         bounds.append(figures.get("bytes_moved", figures["arguments"]) / chip.bandwidth)
     if chip.links:
         bounds.append(collective_bytes(figures) / chip.links)
-    best = max(bounds)
-    return best or None
+    return max(bounds) or None
 
 
 def collective_bytes(figures: Figures) -> float:
-    """What one execution's collectives give a chip."""
+    """Bytes that one execution's collectives deliver to a chip."""
     return sum(total["bytes"] for total in figures.get("collectives", {}).values())
 
 
 def total_bytes(figures: Figures) -> int:
-    """What a chip must hold while the program runs."""
+    """Bytes that a chip holds while the program runs."""
     parts = ("resident", "arguments", "outputs", "temporaries", "code")
     return sum(figures.get(name, 0) for name in parts)

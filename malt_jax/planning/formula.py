@@ -1,52 +1,79 @@
-"""Temporaries by formula, where there is no compiler for the target: estimates for one device."""
+"""Estimates in closed form, where there is no compiler for the target.
+
+Arguments of a program and its operations are exact, since they follow from its shapes. What it
+needs beside its arguments (temporaries) is decided by the compiler; these formulas name the largest
+parts of it. All are bytes on one device.
+"""
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from malt_jax.config.run import Config
 from malt_jax.models.spec import ModelSpec
-from malt_jax.planning.programs import Program
+from malt_jax.planning.abstract_programs import AbstractProgram
 from malt_jax.planning.sizes import Sizes, largest
 from malt_jax.sampling.memory import LOGIT_COPIES
 from malt_jax.training.step import CHUNK_BYTES
 
-ELEMENT = 2
-"""Bytes of an activation."""
+FLOAT32 = 4
 
 
-def temporaries(program: Program, config: Config, spec: ModelSpec, sizes: Sizes) -> int:
-    """Bytes a program needs beside its arguments.
+def layer_weights(spec: ModelSpec) -> int:
+    """Parameters of one layer's matrices: queries and output, keys and values, gated MLP."""
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    return spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
 
-    Sampling: the draw's copies of the logits, or a call's activations. Training: what `remat` keeps
-    of every layer for the backward pass, one layer's attention scores in float32, and logits.
-    """
+
+def temporaries(
+    program: AbstractProgram, config: Config, spec: ModelSpec, sizes: Sizes, weights: int
+) -> int:
+    """Bytes that a program needs beside its arguments; `weights`: bytes of the parameters."""
     if program.kind == "sampling":
         return _sampling(program, spec, sizes)
-    return _training(program, config, spec, sizes)
+    return _training(program, config, spec, sizes, weights)
 
 
-def _sampling(program: Program, spec: ModelSpec, sizes: Sizes) -> int:
+def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
     shapes, lanes = sizes.shapes, sizes.lanes
     if program.name == "fork":
         return 0
     if program.name == "decode":
-        return LOGIT_COPIES * 4 * spec.vocab * shapes.rows
+        # A step's activations are small beside the float32 logits that top-k and top-p search.
+        return LOGIT_COPIES * FLOAT32 * spec.vocab * shapes.rows
+    # Prefill: the activations of one layer, the caches of the prompts in the call, and queries
+    # times keys in float32, once as scores and once as probabilities.
     count = int(program.name.split()[-1])
     tokens = count * lanes.tokens
-    blocks = 2 * count * spec.kv_heads * spec.head_dim * shapes.places
-    scores = 2 * 4 * tokens * spec.heads * shapes.places
-    return ELEMENT * ((2 * spec.d_mlp + 4 * spec.d_model) * tokens + blocks) + scores
+    activations = (2 * spec.d_mlp + 4 * spec.d_model) * tokens
+    caches = 2 * count * spec.kv_heads * spec.head_dim * shapes.prefix_tokens
+    scores = 2 * FLOAT32 * tokens * spec.heads * shapes.prefix_tokens
+    return jnp.dtype(sizes.dtype).itemsize * (activations + caches) + scores
 
 
-def _training(program: Program, config: Config, spec: ModelSpec, sizes: Sizes) -> int:
-    phase, plan = (
-        (config.train.sft, sizes.sft) if program.kind == "sft" else (config.train.dpo, sizes.dpo)
-    )
-    shape = largest(plan)
+def _training(
+    program: AbstractProgram, config: Config, spec: ModelSpec, sizes: Sizes, weights: int
+) -> int:
+    phase = config.train.sft if program.kind == "sft" else config.train.dpo
+    shape = largest(sizes.sft if program.kind == "sft" else sizes.dpo)
+    element = jnp.dtype(sizes.dtype).itemsize
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    # What the backward pass finds of each layer: with `full` only its input, with `dots` the
+    # results of its matrix products as well, with `none` what is computed from those too.
     products = heads + 2 * kv + 2 * spec.d_model + 2 * spec.d_mlp
     kept = {"full": spec.d_model, "none": 3 * products}.get(
         phase.loop.remat, products + spec.d_model
     )
     layers = 1 if program.name == "reference" else spec.num_layers
-    scores = 3 * 4 * shape.rows * spec.heads * shape.time**2
-    return ELEMENT * shape.rows * shape.time * kept * layers + scores + 3 * CHUNK_BYTES
+    activations = element * shape.rows * shape.time * kept * layers
+    # One layer's attention scores: forward, probabilities, and their gradient.
+    scores = 3 * FLOAT32 * shape.rows * spec.heads * shape.time**2
+    # Chunked logits: forward, gradient, and the product with the head.
+    total = activations + scores + 3 * CHUNK_BYTES
+    if config.train.full:
+        parameters = weights // element
+        # The float32 weights are cast to compute, and this micro-batch's gradient is added to
+        # the step's, which is an argument.
+        total += weights if element != FLOAT32 else 0
+        total += 0 if program.name == "reference" else FLOAT32 * parameters
+    return total

@@ -1,4 +1,4 @@
-"""Reads the communication out of a compiled program's text."""
+"""Reads the communication between chips from the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """{kind: {count, bytes}} of one execution: bytes of what each collective gives a chip.
+    """{kind: {count, bytes}} of one execution; bytes are those that arrive at a chip.
 
-    A loop's are counted as often as it runs where the compiler knows that, and once otherwise.
+    A loop's collectives count as often as it runs, or once where the compiler does not know that.
     """
     lines: dict[str, list[str]] = {}
     entry = name = ""
@@ -43,7 +43,7 @@ def _count(
         if found := _COLLECTIVE.search(line):
             total = totals.setdefault(found[2], {"count": 0, "bytes": 0})
             sizes = [_bytes(*array) for array in _ARRAY.findall(found[1])]
-            # An asynchronous start gives (operands, results): its results are the second half.
+            # An asynchronous start returns (operands, results): the second half are its results.
             sizes = sizes[len(sizes) // 2 :] if found[3] and len(sizes) > 1 else sizes
             total["count"] += times
             total["bytes"] += times * sum(sizes)

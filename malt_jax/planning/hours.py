@@ -1,96 +1,98 @@
-"""Hours of a run: how often each program runs, by the seconds it takes."""
+"""Hours of a run: how often each stage executes each program, times the program's seconds."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 from malt_jax.config.run import Config
-from malt_jax.planning.chips import Target
-from malt_jax.planning.programs import prefill_name
+from malt_jax.planning.abstract_programs import prefill_name
 from malt_jax.planning.sizes import Sizes, micro_batches
 from malt_jax.planning.work import Work, steps
 from malt_jax.training.plan import Plan
 
-Head = tuple[int, int]
-"""How many prompts' parts of how many tokens are computed."""
+Executions = dict[str, float]
+"""How often each program is executed, by its name."""
 
 
 def stages(
-    config: Config, work: Work, sizes: Sizes, programs: list[dict[str, Any]], target: Target
+    config: Config, work: Work, sizes: Sizes, programs: list[dict[str, Any]], chips: int
 ) -> list[dict[str, Any]]:
     """Hours and chip-hours of search, training and evaluation; none where a rate is unknown."""
-    time = {program["name"]: program["seconds"] for program in programs}
-    if any(value is None for value in time.values()):
+    seconds = {program["name"]: program["seconds"] for program in programs}
+    if any(value is None for value in seconds.values()):
         return []
-    found = {
-        "search": _search(config, work, sizes, time),
-        "training": _training(config, work, sizes, time),
-        "evaluation": _evaluation(config, work, sizes, time),
-    }
-    return [
-        {"name": name, "hours": sum(parts.values()) / 3600}
-        | {"chip_hours": sum(parts.values()) / 3600 * target.count}
-        | {"seconds": parts}
-        for name, parts in found.items()
-    ]
+    result = []
+    for name, counts in executions(config, work, sizes).items():
+        spent = {program: count * seconds[program] for program, count in counts.items()}
+        hours = sum(spent.values()) / 3600
+        result.append({"name": name, "hours": hours, "chip_hours": hours * chips, "seconds": spent})
+    return result
 
 
-def _search(config: Config, work: Work, sizes: Sizes, time: dict[str, float]) -> dict[str, float]:
+def executions(config: Config, work: Work, sizes: Sizes) -> dict[str, Executions]:
+    """How often each stage of the whole run executes each program."""
     blocks = math.ceil(work.train_questions / config.search.block)
-    roles = [
-        _sampling(sizes, time, r.nodes, r.completion, r.longest, r.heads, blocks)
-        for r in work.roles
-    ]
-    return {name: config.rounds * sum(part[name] for part in roles) for name in roles[0]}
-
-
-def _evaluation(
-    config: Config, work: Work, sizes: Sizes, time: dict[str, float]
-) -> dict[str, float]:
-    last, turns = work.roles[-1], 3 * len(work.roles)
-    blocks = math.ceil(work.eval_questions / config.eval.block) * turns
+    search: Executions = defaultdict(float)
+    for role in work.roles:
+        last_steps = blocks * role.longest
+        counts = _sampling(sizes, role.parts, role.nodes, role.completion, last_steps)
+        for program, count in counts.items():
+            search[program] += count
+    last = work.roles[-1]
+    # A system asks for up to three kinds of turns per role (its own, retries, debates), each in
+    # blocks of its own. Systems share few prompts, so each completion prefills all of its prompt.
+    eval_blocks = 3 * len(work.roles) * math.ceil(work.eval_questions / config.eval.block)
     mean = work.eval_tokens / max(work.eval_calls, 1)
-    # Every call computes its question and the turns before it: systems share little.
-    heads = ((work.eval_calls, last.prompt),)
-    return _sampling(sizes, time, work.eval_calls, mean, last.longest, heads, blocks)
+    prompts = [(work.eval_calls, last.prompt)]
+    evaluation = _sampling(sizes, prompts, work.eval_calls, mean, eval_blocks * last.longest)
+    return {
+        "search": _times(config.rounds, search),
+        "training": _times(config.rounds, _training(config, work, sizes)),
+        "evaluation": evaluation,
+    }
 
 
 def _sampling(
     sizes: Sizes,
-    time: dict[str, float],
+    parts: Iterable[tuple[int, int]],
     completions: int,
     mean: float,
-    longest: int,
-    heads: Iterable[Head],
-    blocks: int,
-) -> dict[str, float]:
-    """Seconds of prefill, and of decoding while the rows are full and while the last ones end."""
-    rows, lanes = sizes.shapes.rows, sizes.lanes
-    most = lanes.counts[-1]
-    filled = sum(count * math.ceil(tokens / lanes.tokens) for count, tokens in heads)
+    last_steps: int,
+) -> Executions:
+    """Prefill calls and decode steps of completions of `mean` tokens.
+
+    While completions wait, finished rows are refilled and a step gives a token in every row. The
+    last completions of each block have nobody to follow them: `last_steps` in all, at most.
+    """
+    lanes = sizes.lanes
+    filled = sum(count * math.ceil(tokens / lanes.tokens) for count, tokens in parts)
     return {
-        "prefill": filled / most * time[prefill_name(most)],
-        "decode": completions * mean / rows * time["decode"],
-        "last completions": blocks * longest * time["decode"],
+        prefill_name(lanes.counts[-1]): filled / lanes.counts[-1],
+        "decode": completions * mean / sizes.shapes.rows + last_steps,
     }
 
 
-def _training(config: Config, work: Work, sizes: Sizes, time: dict[str, float]) -> dict[str, float]:
+def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
     sft, dpo = config.train.sft, config.train.dpo
     sft_steps = sum(steps(role.sft, sft) for role in work.roles) + steps(work.star, sft)
     dpo_steps = sum(steps(role.pairs, dpo) for role in work.roles)
+    # The reference's log-probabilities are computed once per pair, whatever the number of epochs.
     scored = sum(math.ceil(role.pairs / dpo.batch_size) for role in work.roles)
-    seconds = {
-        "sft": sft_steps * _step_seconds(sizes.sft, time["sft step"]),
-        "dpo": dpo_steps * _step_seconds(sizes.dpo, time["dpo step"]),
-        "reference": scored * _step_seconds(sizes.dpo, time["reference"]),
+    return {
+        "sft step": sft_steps * _largest_micro_batches(sizes.sft),
+        "dpo step": dpo_steps * _largest_micro_batches(sizes.dpo),
+        "reference": scored * _largest_micro_batches(sizes.dpo),
     }
-    return {name: config.rounds * value for name, value in seconds.items()}
 
 
-def _step_seconds(plan: Plan, largest: float) -> float:
-    """Seconds of a typical step: its micro-batches in proportion to the largest one's tokens."""
+def _largest_micro_batches(plan: Plan) -> float:
+    """Tokens of a typical step, in micro-batches of the largest shape, which the plan compiles."""
     tokens = list(micro_batches(plan))
-    return largest * sum(tokens) / max(tokens)
+    return sum(tokens) / max(tokens)
+
+
+def _times(rounds: int, counts: Executions) -> Executions:
+    return {program: rounds * count for program, count in counts.items()}

@@ -1,4 +1,4 @@
-"""The nearest setting that fits, for a program that does not: tried, not estimated."""
+"""Settings to try for a program that does not fit. Each is planned in turn, not estimated."""
 
 from __future__ import annotations
 
@@ -7,48 +7,45 @@ from collections.abc import Iterator
 from malt_jax.config.reading import to_dict
 from malt_jax.config.run import Config, from_dict
 from malt_jax.models.mesh import Layout
-from malt_jax.planning.programs import Kind
+from malt_jax.planning.abstract_programs import Kind
 from malt_jax.planning.sizes import Sizes, largest
 
 TRIES = 3
-"""Halvings of a size, and doublings of the parts a weight is split into."""
+"""How often a size is halved, and how often the parts of a weight are doubled."""
 
 
 def changes(config: Config, kind: Kind, sizes: Sizes, layout: Layout) -> Iterator[dict[str, str]]:
-    """Fields to change, from what costs least speed to what costs most; each adds to those before.
+    """Fields to change, from what costs least speed to what costs most.
 
-    A program's own size comes first, then splitting weights over more chips.
+    First the program's own size, then weights split over more chips. Each adds to those before it.
     """
     changed: dict[str, str] = {}
+    row_devices = layout.slices * layout.data * layout.fsdp
     if kind == "sampling":
-        rows = sizes.shapes.rows
-        for _ in range(TRIES):
-            rows //= 2
-            if rows >= max(1, layout.slices * layout.data * layout.fsdp):
-                changed["sampler.rows"] = str(rows)
-                yield dict(changed)
+        field, size, least = "sampler.rows", sizes.shapes.rows, row_devices
     else:
-        phase = getattr(config.train, kind)
+        phase = config.train.sft if kind == "sft" else config.train.dpo
         if phase.loop.remat != "full":
             changed[f"train.{kind}.loop.remat"] = "full"
             yield dict(changed)
-        shape = largest(getattr(sizes, kind))
-        tokens = shape.rows * shape.time
-        for _ in range(TRIES):
-            tokens //= 2
-            if tokens >= shape.time * layout.slices * layout.data * layout.fsdp:
-                changed[f"train.{kind}.loop.micro_tokens"] = str(tokens)
-                yield dict(changed)
-    free, fsdp = layout.data, layout.fsdp
+        shape = largest(sizes.sft if kind == "sft" else sizes.dpo)
+        field, size = f"train.{kind}.loop.micro_tokens", shape.rows * shape.time
+        least = shape.time * row_devices
     for _ in range(TRIES):
-        if free % 2 == 0:
-            free, fsdp = free // 2, fsdp * 2
-            changed |= {"mesh.fsdp": str(fsdp), "mesh.tensor": str(layout.tensor)}
-            changed["mesh.data"] = str(free)
+        size //= 2
+        if size >= least:
+            changed[field] = str(size)
+            yield dict(changed)
+    data, fsdp = layout.data, layout.fsdp
+    for _ in range(TRIES):
+        if data % 2 == 0:
+            data, fsdp = data // 2, fsdp * 2
+            sizes_by_axis = {"fsdp": fsdp, "tensor": layout.tensor, "data": data}
+            changed |= {f"mesh.{axis}": str(size) for axis, size in sizes_by_axis.items()}
             yield dict(changed)
 
 
 def changed(config: Config, fields: dict[str, str]) -> Config:
-    """The config with those fields."""
+    """The config with other values of those fields."""
     flags = [word for name, value in fields.items() for word in (f"--{name}", value)]
     return from_dict(to_dict(config), flags)

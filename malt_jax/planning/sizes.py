@@ -1,4 +1,4 @@
-"""The shapes a run's programs have on a target, chosen by the run's own rules."""
+"""The shapes that a run's programs have on a target, chosen by the rules of the run itself."""
 
 from __future__ import annotations
 
@@ -16,49 +16,52 @@ from malt_jax.errors import UserError
 from malt_jax.models.sharding import RULES, AnyMesh
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
-from malt_jax.planning.work import Work
+from malt_jax.planning.work import RoleWork, Work
 from malt_jax.sampling import memory
-from malt_jax.sampling.engine import prefill_lanes
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.prefill import Lanes
+from malt_jax.sampling.memory import CacheShape, Devices
+from malt_jax.sampling.prefill import PrefillShape, prefill_shape
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, plan_steps
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides the shapes of every program."""
+    """Everything that decides the shapes of the programs."""
 
     dtype: Any
-    shapes: Shapes
-    """Of the sampler's caches, at the last role's typical prompt."""
-    lanes: Lanes
+    """Of weights and activations."""
+    shapes: CacheShape
+    """Of the sampler's caches, for the last role's prompts."""
+    lanes: PrefillShape
+    """Of prefill calls."""
     sft: Plan
     dpo: Plan
+
+
+def model_dtype(config: Config, platform: str) -> Any:
+    """The dtype the model runs in: the configured one, or the platform's."""
+    name = config.model.dtype
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
 def choose_sizes(
     config: Config, spec: ModelSpec, work: Work, target: Target, mesh: AnyMesh, weights: int
 ) -> Sizes:
-    """Caches beside `weights` bytes a device, and packed rows of a typical batch."""
-    platform = target.chip.platform
-    name = config.model.dtype
-    dtype = jnp.dtype(("float32" if platform == "cpu" else "bfloat16") if name == "auto" else name)
-    sft, dpo = (_typical(phase, spec, work, mesh, platform) for phase in phases(config))
+    """Caches that fit beside `weights` bytes per device, and packed rows of a typical batch."""
+    platform, last = target.chip.platform, work.roles[-1]
+    dtype = model_dtype(config, platform)
     return Sizes(
         dtype=dtype,
-        shapes=_shapes(config, spec, work, target, mesh, weights, dtype),
-        lanes=prefill_lanes(config.sampler, platform, _parts(mesh, "slots")),
-        sft=sft,
-        dpo=dpo,
+        shapes=_cache_shapes(config, spec, work, target, mesh, weights, dtype),
+        lanes=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
+        sft=_typical_step(config.train.sft, spec, last, mesh, platform),
+        dpo=_typical_step(config.train.dpo, spec, last, mesh, platform),
     )
 
 
-def phases(config: Config) -> tuple[SftConfig, DpoConfig]:
-    return config.train.sft, config.train.dpo
-
-
-def _shapes(
+def _cache_shapes(
     config: Config,
     spec: ModelSpec,
     work: Work,
@@ -66,56 +69,58 @@ def _shapes(
     mesh: AnyMesh,
     weights: int,
     dtype: Any,
-) -> Shapes:
-    """The shapes the sampler would choose for a block's completions by the last role.
+) -> CacheShape:
+    """The shapes that the sampler would choose for a block of the last role's completions.
 
-    They are one stream's; only a CPU has several by default.
+    They are those of one of the sampler's streams; by default only a CPU has several.
     """
-    sampler, last = config.sampler, work.roles[-1]
-    one = Shapes(
+    sampler, last, platform = config.sampler, work.roles[-1], target.chip.platform
+    one = CacheShape(
         rows=1,
-        slots=1,
-        width=memory.together(config.pipeline.roles[-1].branch, sampler.width),
-        # Prompts vary: a quarter more than the mean is what the longest of a block needs.
-        places=memory.bucket(sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)),
-        ring=memory.bucket(sampler.new_token_buckets, max(role.longest for role in work.roles)),
+        entries=1,
+        siblings=memory.siblings_per_entry(config.pipeline.roles[-1].branch, sampler.width),
+        # The longest prompt of a block needs about a quarter more than the mean.
+        prefix_tokens=memory.bucket(
+            sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)
+        ),
+        new_tokens=memory.bucket(
+            sampler.new_token_buckets, max(role.longest for role in work.roles)
+        ),
     )
-    shards, heads = (_parts(mesh, axis) for axis in ("slots", "kv_heads"))
-    platform = target.chip.platform
+    shards, heads = mesh_parts(mesh, "batch"), mesh_parts(mesh, "kv_heads")
     streams = memory.stream_count(sampler, platform, target.count > 1)
+    known = target.chip.memory
     try:
-        rungs, _ = memory.rungs(
-            spec,
-            one,
-            jnp.int8 if sampler.cache == "int8" else dtype,
-            sampler,
+        devices = Devices(
             platform,
-            streams=streams,
             shards=shards,
-            head_parts=heads if spec.kv_heads % heads == 0 else 1,
-            free=None if target.chip.memory is None else max(0, target.chip.memory - weights),
+            kv_shards=heads if spec.kv_heads % heads == 0 else 1,
+            streams=streams,
+            free_bytes=None if known is None else max(0, known - weights),
         )
+        cached = jnp.int8 if sampler.cache == "int8" else dtype
+        shapes, _ = memory.plan_shapes(spec, one, cached, sampler, devices)
     except UserError:
-        # Not even one fits beside the weights; the plan says so, and what would.
-        return replace(one, rows=shards, slots=shards)
+        # Not even one row fits beside the weights: the plan says so, and what would fit.
+        return replace(one, rows=shards, entries=shards)
     block = min(config.search.block, work.train_questions)
     completions = block * last.nodes // max(work.train_questions, 1)
-    return memory.first_rung(rungs, completions // streams)
+    return memory.first_shape(shapes, completions // streams)
 
 
-def _typical(
-    phase: SftConfig | DpoConfig, spec: ModelSpec, work: Work, mesh: AnyMesh, platform: str
+def _typical_step(
+    phase: SftConfig | DpoConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
 ) -> Plan:
-    """The packing of one batch of the last role's examples, with lengths around their mean."""
-    last, devices = work.roles[-1], row_devices(mesh)
+    """The packing of one batch of a role's examples, with lengths spread around their mean."""
+    devices = row_devices(mesh)
     branches = 2 if isinstance(phase, DpoConfig) else 1
 
     def example(index: int) -> Segment:
-        # Lengths from half to one and a half times the mean, the same for every plan.
+        # Multiples of the golden ratio spread evenly: 0.5 to 1.5 of the mean, the same every time.
         share = 0.5 + (index * 0.618) % 1.0
-        completion = (0,) * max(1, min(round(share * last.completion), last.longest))
+        completion = (0,) * max(1, min(round(share * role.completion), role.longest))
         room = phase.loop.max_length - branches * len(completion)
-        prompt = (0,) * max(1, min(last.prompt, room))
+        prompt = (0,) * max(1, min(role.prompt, room))
         numbers = tuple(range(branches * index, branches * (index + 1)))
         return Segment(prompt, (completion,) * branches, numbers)
 
@@ -125,17 +130,18 @@ def _typical(
 
 
 def largest(plan: Plan) -> Shape:
-    """The shape most tokens are computed in."""
+    """The shape with the most tokens."""
     shapes = [micro.shape for step in plan.steps for micro in step]
     return max(shapes, key=lambda shape: (shape.rows * shape.time, shape.time))
 
 
 def micro_batches(plan: Plan) -> Iterator[int]:
-    """Tokens of each micro-batch of a typical step."""
+    """Tokens of each micro-batch."""
     for step in plan.steps:
         for micro in step:
             yield micro.shape.rows * micro.shape.time
 
 
-def _parts(mesh: AnyMesh, axis: str) -> int:
+def mesh_parts(mesh: AnyMesh, axis: str) -> int:
+    """Into how many parts the mesh splits a logical axis."""
     return math.prod(mesh.shape.get(name, 1) for name in RULES[axis])

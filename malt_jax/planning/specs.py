@@ -10,14 +10,11 @@ from malt_jax.models.hub import EMBEDDED, local_folder
 from malt_jax.models.spec import ModelSpec
 
 SHIPPED = Path(__file__).with_name("specs")
-"""config.json of models the recipes are for, so that planning needs neither network nor token."""
+"""config.json of the recipes' models, so that planning needs neither network nor token."""
 
 
 def find_spec(path: str, revision: str | None = None) -> tuple[ModelSpec, str]:
-    """The spec, and where it came from.
-
-    A local folder first, then the shipped config.json of a hub name, then the hub.
-    """
+    """The spec, and where it was read: a local folder, else a shipped config.json, else the hub."""
     shipped = SHIPPED / path.rpartition("/")[2]
     local = path == EMBEDDED or Path(path).is_dir()
     if not local and path.count("/") == 1 and (shipped / "config.json").is_file():

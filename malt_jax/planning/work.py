@@ -1,4 +1,4 @@
-"""What a run does, counted before it runs: calls, tokens and training steps, under assumptions."""
+"""What a run does, counted before it starts: completions, tokens and training examples."""
 
 from __future__ import annotations
 
@@ -6,52 +6,52 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from malt_jax.config.pipeline import RoleConfig
 from malt_jax.config.run import Config
 from malt_jax.config.training import DpoConfig, SftConfig
 
-QUESTIONS = {
-    "gsm8k": (7473, 1319),
-    "math": (7500, 5000),
-    "csqa": (9741, 1221),
-}
-"""(train, eval) questions of the published splits, for runs that take all."""
+QUESTIONS = {"gsm8k": (7473, 1319), "math": (7500, 5000), "csqa": (9741, 1221)}
+"""(train, eval) questions of the published splits, for runs that use all of them."""
 UNKNOWN_QUESTIONS = (1000, 200)
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What only the run itself can tell. Every figure that follows from these is an estimate."""
+    """What only the run itself can tell. Every figure that depends on these is an estimate."""
 
     prompt_tokens: int = 192
-    """Role prefix, template and question."""
+    """Tokens of the first role's prompt: template and question."""
     completion_share: float = 0.5
-    """Mean length of a completion, of its `max_new_tokens`."""
+    """Mean length of a completion, as a share of its `max_new_tokens`."""
     positive_share: float = 0.5
-    """Nodes that become SFT examples."""
+    """Share of nodes that become SFT examples."""
     paired_share: float = 0.5
-    """Prefixes whose children are not all alike, which is what a pair needs."""
+    """Share of prefixes whose children differ in value, which a pair needs."""
 
 
 @dataclass(frozen=True)
 class RoleWork:
-    """One role's part of a round; tokens are means."""
+    """One role's share of a round; token counts are means."""
 
     name: str
     prefixes: int
+    """Distinct prompts."""
     nodes: int
+    """Completions."""
     prompt: int
-    heads: tuple[tuple[int, int], ...]
-    """What has to be computed of the prompts when siblings share theirs: (how many, tokens)."""
+    """Tokens of a prompt."""
+    parts: tuple[tuple[int, int], ...]
+    """(count, tokens) of the distinct parts of prompts: siblings share what stands before them, so
+    each question and each earlier turn is prefilled once."""
     completion: int
     longest: int
+    """`max_new_tokens`."""
     sft: int
     pairs: int
 
 
 @dataclass(frozen=True)
 class Work:
-    """A whole run."""
+    """One round of a run, and its evaluation."""
 
     train_questions: int
     eval_questions: int
@@ -59,7 +59,7 @@ class Work:
     star: int
     """SFT examples of the STaR baseline."""
     eval_calls: int
-    """Completions of all systems, counted as if none could be shared between them."""
+    """Completions of all systems, as if none were shared between systems."""
 
     @property
     def calls(self) -> int:
@@ -76,22 +76,21 @@ class Work:
 
 
 def count_work(config: Config, assume: Assumptions) -> Work:
-    """The work of one round and the evaluation."""
-    train, evaluate = QUESTIONS.get(config.task.name, UNKNOWN_QUESTIONS)
-    train = (
-        min(config.task.num_train or train, train)
-        if config.task.name in QUESTIONS
-        else (config.task.num_train or train)
-    )
-    evaluate = config.task.num_eval or evaluate
+    """Counts the work of one round and of the evaluation."""
+    published, published_eval = QUESTIONS.get(config.task.name, UNKNOWN_QUESTIONS)
+    train = config.task.num_train or published
+    if config.task.name in QUESTIONS:
+        train = min(train, published)
+    evaluate = config.task.num_eval or published_eval
     roles = tuple(_roles(config, assume, train))
     star = round(assume.positive_share * roles[0].nodes)
-    return Work(train, evaluate, roles, star, evaluate * _calls_a_question(config))
+    return Work(train, evaluate, roles, star, evaluate * _calls_per_question(config))
 
 
 def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[RoleWork]:
-    prefixes, before = questions, 0
-    heads = ((questions, assume.prompt_tokens),)
+    # A tree of branching n has n nodes under each prefix: q, q n, q n^2 prefixes by depth.
+    prefixes, prompt = questions, assume.prompt_tokens
+    parts: tuple[tuple[int, int], ...] = ((questions, prompt),)
     for role in config.pipeline.roles:
         nodes = prefixes * role.branch
         completion = max(1, round(assume.completion_share * role.max_new_tokens))
@@ -100,24 +99,25 @@ def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[Role
             name=role.name,
             prefixes=prefixes,
             nodes=nodes,
-            prompt=assume.prompt_tokens + before,
-            heads=heads,
+            prompt=prompt,
+            parts=parts,
             completion=completion,
             longest=role.max_new_tokens,
             sft=round(nodes * assume.positive_share) if role.train != "none" else 0,
             pairs=pairs if role.train == "sft+dpo" and role.branch > 1 else 0,
         )
-        prefixes, before = nodes, before + completion
-        heads = (*heads, (nodes, completion))
+        prefixes, prompt = nodes, prompt + completion
+        parts = (*parts, (nodes, completion))
 
 
-def _calls_a_question(config: Config) -> int:
-    """Completions a question over all systems to measure."""
+def _calls_per_question(config: Config) -> int:
+    """Completions per question, over all systems to measure."""
     from malt_jax.evaluation.systems import make_systems
-    from malt_jax.stages.session import load_task
+    from malt_jax.tasks import get_task
     from malt_jax.tree.roles import make_pipeline
 
-    templates = load_task(config).templates
+    task = config.task
+    templates = get_task(task.name, grader=task.grader, allow_code=task.allow_code).templates
     systems = make_systems(config.eval, make_pipeline(config.pipeline, templates), templates)
     return sum(system.draws * system.calls for system in systems)
 
@@ -125,8 +125,3 @@ def _calls_a_question(config: Config) -> int:
 def steps(examples: int, config: SftConfig | DpoConfig) -> int:
     """Optimiser steps of a phase."""
     return config.epochs * math.ceil(examples / config.batch_size)
-
-
-def longest_prompt(roles: tuple[RoleConfig, ...], assume: Assumptions) -> int:
-    """Tokens of the last role's prompt if every earlier turn is as long as it may be."""
-    return assume.prompt_tokens + sum(role.max_new_tokens for role in roles[:-1])

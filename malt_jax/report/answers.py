@@ -1,4 +1,4 @@
-"""Evaluation records by question, so that the explorer can set two systems side by side."""
+"""Draws of the evaluation by question, so that the explorer can show two systems side by side."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.report.embed import Pages
 from malt_jax.report.trees import SHORT
-from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.jsonl import read_records
 
 TEXT_DRAWS = 3
-"""Draws whose turns the page keeps in full; of the rest it keeps the answers."""
-
-NEEDS = ("question_id", "prediction", "correct", "turns")
-"""Of a record, to be shown: one of an evaluation in progress is not sealed yet."""
+"""Draws whose turns the page keeps in full; of the others it keeps the answers."""
 
 Questions = Mapping[str, tuple[str, str]]
 """Question id -> (text, reference answer)."""
@@ -25,34 +23,33 @@ Questions = Mapping[str, tuple[str, str]]
 def add_answers(
     folder: Path, order: Sequence[str], questions: Questions, pages: Pages
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Pages every evaluated question; returns the systems and the list's entries.
+    """Adds every evaluated question to the page's data.
 
-    `order` names systems to put first; others follow by name.
+    Returns the systems, those of `order` first and the others by name, and one entry of the
+    explorer's list per question.
     """
     files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-    systems = [name for name in order if name in files]
-    systems += [name for name in files if name not in systems]
+    systems = list(dict.fromkeys([*(name for name in order if name in files), *files]))
     answers: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     texts: dict[str, tuple[str, str]] = {}
     for system in systems:
-        for record in read_lines(files[system], NEEDS):
-            question = record["question_id"]
+        for record in read_records(files[system], DrawRecord.from_record):
+            question = record.question_id
             drawn = answers[question].setdefault(system, [])
             drawn.append(_compact(record, keep_texts=len(drawn) < TEXT_DRAWS))
-            if question not in texts:
-                # Without the question itself, the first prompt shows it inside its role prefix.
-                known = (record.get("question", record["turns"][0]["prompt"]), "")
-                texts[question] = questions.get(question, known)
+            # Without the text of the question, the first prompt shows it inside its template.
+            texts.setdefault(question, questions.get(question, (record.turns[0].prompt, "")))
     entries = []
     for question, by_system in answers.items():
         text, answer = texts[question]
-        record = {"id": question, "question": text, "answer": answer, "systems": by_system}
-        page, place = pages.add("eval", record)
+        page, place = pages.add(
+            "eval", {"id": question, "question": text, "answer": answer, "systems": by_system}
+        )
         entries.append(
             {
                 "id": question,
                 "text": text[:SHORT],
-                "answer": str(answer)[:SHORT],
+                "answer": answer[:SHORT],
                 "marks": [_marks(by_system.get(system, [])) for system in systems],
                 "page": page,
                 "at": place,
@@ -61,30 +58,25 @@ def add_answers(
     return systems, entries
 
 
-def _compact(record: Mapping[str, Any], keep_texts: bool) -> dict[str, Any]:
-    turns = record["turns"]
+def _compact(record: DrawRecord, keep_texts: bool) -> dict[str, Any]:
+    """One draw for the page, without the prompts of its turns."""
     return {
-        "prediction": record["prediction"],
-        "correct": record["correct"],
-        "draft": turns[0].get("correct") if len(turns) > 1 else None,
-        "turns": [
-            {
-                **{"role": turn["role"], "policy": turn["policy"], "text": turn["text"]},
-                **{"tokens": turn["tokens"], "finish": turn["finish"]},
-                **{"parsed": turn.get("parsed"), "correct": turn.get("correct")},
-                "logprob": None if turn["logprob"] is None else round(turn["logprob"], 3),
-            }
-            for turn in turns
-        ]
-        if keep_texts
-        else None,
+        "prediction": record.prediction,
+        "correct": record.correct,
+        "draft": record.turns[0].correct if record.calls > 1 else None,
+        "turns": list(map(_compact_turn, record.turns)) if keep_texts else None,
     }
 
 
-def _marks(draws: Sequence[Mapping[str, Any]]) -> str:
-    """A system's answers to one question as text: the vote, saved or broken drafts, each draw.
+def _compact_turn(turn: TurnRecord) -> dict[str, Any]:
+    kept = {name: value for name, value in vars(turn).items() if name != "prompt"}
+    return kept | {"logprob": round(turn.logprob, 3)}
 
-    `1s:101`: the vote is right (0 wrong, - not drawn), a draft was saved (b broken, x both,
+
+def _marks(draws: Sequence[Mapping[str, Any]]) -> str:
+    """A system's answers to one question as text: the vote, changed drafts, and each draw.
+
+    In `1s:101` the vote is right (0 wrong, - not drawn), a draft was saved (b broken, x both,
     . neither), and the draws were right, wrong, right.
     """
     if not draws:

@@ -1,4 +1,4 @@
-"""A run directory -> `report.html` and `plots/`, with `report_data/` when there is much to show."""
+"""From a run directory to `report.html` and `plots/`, with `report_data/` if there is much data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import yaml
 
 from malt_jax.errors import UserError
 from malt_jax.evaluation import sections
-from malt_jax.report import answers, embed, figures, page, trees
+from malt_jax.evaluation.schema import Results
+from malt_jax.regular_files import read_bytes
+from malt_jax.report import answers, embed, page, trees
+from malt_jax.report.gallery import Gallery
 from malt_jax.report.prompts import Templates
 from malt_jax.storage import atomic
 
@@ -26,21 +29,22 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     """Writes the report of a run, and its figures as files, and returns the report's path.
 
     `questions` gives the text and reference answer of evaluation questions by id; without it the
-    page shows their first prompt. What the run does not have yet is left out with a sentence.
-    Raises `UserError` when the folder holds nothing to report.
+    page shows their first prompt. A sentence stands for whatever the run does not have yet. Raises
+    `UserError` if the folder holds nothing to report.
     """
     run = Path(run)
-    results = _read_json(run / "results.json")
+    results = _read_results(run / "results.json")
     config = _read_yaml(run / "config.yaml")
-    curves = page.learning_curves(run / "metrics.jsonl")
+    gallery = Gallery()
+    curves = page.learning_curves(run / "metrics.jsonl", gallery)
     with tempfile.TemporaryDirectory() as folder:
         pages, templates = embed.Pages(Path(folder)), Templates()
         groups = [
             group
-            for key, name, files, data in _sources(run)
+            for key, name, files, data in _tree_files(run)
             if (group := trees.add_trees(key, name, files, data, pages, templates)).questions
         ]
-        order = list(dict.fromkeys(row["system"] for row in (results or {}).get("systems", ())))
+        order = [row["system"] for row in results["systems"]] if results else []
         systems, entries = answers.add_answers(run / "eval", order, questions or {}, pages)
         pages.close()
         if not (groups or results or entries or curves):
@@ -53,33 +57,33 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
             "threshold": threshold,
             "last": next((group.totals.roles[-1] for group in groups), "last turn"),
             "folder": None if inline else "report_data/",
-            "groups": [{"key": group.key, "name": group.name, "trained": group.trained,
-                        "questions": group.questions} for group in groups],
+            "groups": [
+                {"key": g.key, "name": g.name, "trained": g.trained, "questions": g.questions}
+                for g in groups
+            ],
             "prompts": templates.texts,
             "systems": systems,
             "labels": sections.titles(results) if results else {},
             "evaluation": entries,
-        }  # fmt: skip
+        }
         roles = [role["name"] for role in (config.get("pipeline") or {}).get("roles", ())]
-        evaluation = page.evaluation(results, roles) if results else None
-        drawn = [page.tree_figures(group, threshold) for group in groups]
         text = page.render(
             name=run.resolve().name,
             results=results,
-            evaluation=evaluation,
+            evaluation=page.evaluation(results, roles, gallery) if results else None,
             curves=curves,
-            trees=drawn,
+            trees=[page.trees(group, threshold, gallery) for group in groups],
             explorer=bool(groups or entries),
             data=embed.script_json(data),
             pages=list(embed.scripts(Path(folder))) if inline else [],
         )
-        _place(run, text, None if inline else Path(folder))
-    figures.write_figures(run / PLOTS, figures.named(evaluation, drawn, curves))
+        _write_page(run, text, None if inline else Path(folder))
+    gallery.write(run / PLOTS)
     return run / "report.html"
 
 
-def _sources(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None]]:
-    """Key, name, files and role data of every set of trees: the rounds, then the held-out ones."""
+def _tree_files(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None]]:
+    """Key, name, files and role data of every group of trees: rounds, then held-out ones."""
     rounds = sorted(path for path in (run / "rounds").glob("[0-9]*") if path.is_dir())
     for folder in rounds:
         name = "Search trees" if len(rounds) == 1 else f"Search trees, round {int(folder.name)}"
@@ -90,8 +94,8 @@ def _sources(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None]]:
         yield f"heldout-{when}", f"Held-out trees, {name}", files, None
 
 
-def _place(run: Path, text: str, pages: Path | None) -> None:
-    """The pages first, so that a report never names a page that is not there."""
+def _write_page(run: Path, text: str, pages: Path | None) -> None:
+    """Writes the data before the page, so that a page never names data that is not there."""
     beside = run / "report_data"
     if pages:
         with atomic.atomic_directory(beside, replace=True) as built:
@@ -102,11 +106,11 @@ def _place(run: Path, text: str, pages: Path | None) -> None:
         shutil.rmtree(beside)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_results(path: Path) -> Results | None:
     if not path.exists():
         return None
     try:
-        return json.loads(atomic.read_bytes(path))
+        return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); remove it and run `malt eval`.") from error
 

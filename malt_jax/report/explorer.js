@@ -1,5 +1,5 @@
 "use strict";
-// The explorer: a list of questions to search and filter, and the question that is open.
+// The explorer: a list of questions to search and filter, and the question that is open beside it.
 
 const ROWS_AT_ONCE = 150;
 
@@ -13,7 +13,7 @@ const treeFilters = [
   [`${DATA.last} broke it`, (e) => e.broke > 0],
 ];
 
-// Name, which entries fit, and what the button says where that depends on the systems compared.
+// Name, the entries that fit, and the label of the button if it depends on the systems compared.
 const answerFilters = [
   ["all", () => true],
   ["fixed", (e) => vote(e, 0) === "0" && vote(e, 1) === "1"],
@@ -46,7 +46,8 @@ function start() {
   const place = (...names) => names.map((name) => DATA.systems.indexOf(name)).find((i) => i >= 0);
   state.sides = [place("ma", "sa") ?? 0, place("malt") ?? Math.max(DATA.systems.length - 1, 0)];
   $("search").addEventListener("input", () => { state.search = $("search").value; list(); });
-  $("search").addEventListener("keydown", searchKey);
+  $("search").addEventListener("keydown", listKey);
+  $("questions").addEventListener("keydown", listKey);
   $("questions").addEventListener("scroll", () => {
     const box = $("questions");
     if (box.scrollTop + box.clientHeight > box.scrollHeight - 300) more();
@@ -72,16 +73,16 @@ function choose(source) {
   if (state.shown.length) open(state.shown[0]);
 }
 
-/** Lists the questions that fit the search and the filter. */
+/** Lists the questions that match the search and the filter. */
 function list() {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   const found = state.source.entries.filter((entry) => {
     const text = `${entry.id} ${entry.text} ${entry.answer}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });
-  $("filters").replaceChildren(...state.source.filters.map(([name, fits, told]) =>
+  $("filters").replaceChildren(...state.source.filters.map(([name, fits, label]) =>
     el("button", { "aria-pressed": String(name === state.filter), click: () => { state.filter = name; list(); } },
-      visible(told ? told() : name), el("span", {}, found.filter(fits).length))));
+      visible(label ? label() : name), el("span", {}, found.filter(fits).length))));
   const fits = state.source.filters.find(([name]) => name === state.filter)[1];
   state.shown = found.filter(fits);
   $("count").textContent = `${state.shown.length} of ${state.source.entries.length} questions`;
@@ -98,12 +99,12 @@ function more() {
 function row(entry) {
   const code = state.source.isTree ? barcode(entry.leaves)
     : el("span", {}, barcode(bits(entry, 0), true), barcode(bits(entry, 1), true));
-  return el("li", { "data-id": entry.id, "aria-current": entry === state.open && "true", click: () => open(entry) },
+  return el("li", { "data-id": entry.id, "aria-current": entry === state.open && "true", click: () => { open(entry); read(); } },
     el("div", { class: "top" }, el("span", {}, visible(entry.id)), code),
     el("div", { class: "text" }, visible(entry.text)));
 }
 
-/** One thin bar a leaf or draw, tall and blue where it is right, low and orange where it is wrong. */
+/** One thin bar per leaf or draw: tall and blue if it is right, low and orange if it is wrong. */
 function barcode(marks, narrow = false) {
   const width = Math.min(narrow ? 60 : 110, marks.length * 4);
   const unit = width / Math.max(marks.length, 1);
@@ -209,18 +210,23 @@ function step(by) {
   if (next) open(next);
 }
 
-/** From the search: Enter reads the first question found, up and down go through those found. */
-function searchKey(event) {
+/** In the search and the list: up and down go through the questions, Enter goes on to the open one. */
+function listKey(event) {
   if (event.isComposing) return;
   const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (by) step(by);
   else if (event.key === "Enter" && state.shown.length) {
-    open(state.shown[0]);
-    // The keys now belong to the tree, which on a phone is below the list.
-    $("search").blur();
-    if (!inView()) $("detail").scrollIntoView();
+    if (event.target === $("search")) open(state.shown[0]);
+    read();
   } else return;
   event.preventDefault();
+  event.stopPropagation();
+}
+
+/** Goes on to the open question: the keys move within it, and on a phone it is below the list. */
+function read() {
+  document.activeElement.blur();
+  if (!inView()) $("detail").scrollIntoView();
 }
 
 function key(event) {
@@ -234,7 +240,7 @@ function key(event) {
     "/": () => { $("search").focus(); $("explorer").scrollIntoView(); },
   };
   for (const arrow of ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]) {
-    // Arrows scroll the page until the reader has come to the explorer.
+    // Arrow keys scroll the page until the explorer is in view.
     if (inView()) actions[arrow] = () => move(arrow);
   }
   if (!actions[event.key]) return;
@@ -242,7 +248,7 @@ function key(event) {
   actions[event.key]();
 }
 
-/** Moves within the open question; once it is no longer listed, up and down go on from the list. */
+/** Moves within the open question; if it is not listed any more, up and down open the first one that is. */
 function move(arrow) {
   const vertical = arrow === "ArrowUp" || arrow === "ArrowDown";
   if (vertical && !state.shown.includes(state.open)) step(1);

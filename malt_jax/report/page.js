@@ -1,5 +1,5 @@
 "use strict";
-// Common tools of the page. Text reaches the page through textContent and attributes only, so
+// Helpers of the page. Text reaches the page through text nodes and attributes only, so that
 // whatever a model wrote stays text.
 
 /** An element with attributes and children; strings become text nodes. */
@@ -64,7 +64,7 @@ function withRecord(entry, show, fail) {
   document.head.append(el("script", { src: source, error: failed }));
 }
 
-// Theme: the system's, until the button is pressed; kept for the next visit where that is possible.
+// The theme is the system's until the button is pressed; the choice is kept for the next visit if possible.
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   try { localStorage.setItem("malt-theme", theme); } catch { /* a page from disk may have no storage */ }
@@ -83,7 +83,7 @@ document.getElementById("theme-button").addEventListener("click", switchTheme);
 const help = document.getElementById("help");
 document.getElementById("help-button").addEventListener("click", () => help.showModal());
 
-// Tables and charts wider than their box are marked, so that the page can say that they scroll.
+// Tables and figures that are wider than their box are marked, so that the page can say that they scroll.
 const boxes = new ResizeObserver((entries) => {
   for (const { target } of entries) target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
 });

@@ -1,7 +1,7 @@
 """Prompts kept small: a prompt is its role's template with the question and earlier turns in it.
 
-All prompts of a role share the template's text, and what they hold besides is on the page already.
-So a node keeps the number of its template, and the page puts the texts back.
+All prompts of a role share the text of the template, and the page has the question and the turns
+already. A node therefore keeps the number of its template, and the page fills it in.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ import re
 from collections.abc import Sequence
 
 QUESTION = "\ue000q\ue001"
+"""Marks the place of the question; the place of turn i is marked with its number."""
 _MARK = re.compile("\ue000(q|[0-9]+)\ue001")
-MOST_TEMPLATES = 100
-"""Beyond this the prompts do not share templates (cut turns, say) and are kept as they are."""
+MAX_TEMPLATES = 100
+"""Beyond this the prompts do not share templates (turns were cut, say) and are kept as they are."""
 
 
 class Templates:
-    """The templates met so far; `DATA.prompts` of the page."""
+    """The templates found so far, `DATA.prompts` of the page."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._numbers: dict[str, int] = {}
 
     def number(self, prompt: str, question: str, turns: Sequence[str]) -> int | str:
-        """The number of the template that gives `prompt`, or the prompt itself if none can.
+        """The number of the template that gives `prompt`, or the prompt itself if none does.
 
-        `turns` are the earlier turns' texts, the first turn's first.
+        `turns` are the texts of the earlier turns, the first turn's first.
         """
         template = prompt
-        # The last turn first: it may quote what came before it.
+        # The last turn first, because it may quote an earlier one.
         for index in reversed(range(len(turns))):
             if turns[index]:
                 template = template.replace(turns[index], f"\ue000{index}\ue001")
@@ -36,7 +37,7 @@ class Templates:
         if expand(template, question, turns) != prompt:
             return prompt
         if template not in self._numbers:
-            if len(self.texts) >= MOST_TEMPLATES:
+            if len(self.texts) >= MAX_TEMPLATES:
                 return prompt
             self._numbers[template] = len(self.texts)
             self.texts.append(template)
@@ -44,11 +45,11 @@ class Templates:
 
 
 def expand(template: str, question: str, turns: Sequence[str]) -> str:
-    """The prompt a template gives; marks that stand for nothing stay."""
+    """The prompt that a template gives; marks of turns that do not exist stay."""
 
-    def put(match: re.Match[str]) -> str:
+    def text_at(match: re.Match[str]) -> str:
         if match[1] == "q":
             return question
         return turns[int(match[1])] if int(match[1]) < len(turns) else match[0]
 
-    return _MARK.sub(put, template)
+    return _MARK.sub(text_at, template)

@@ -1,8 +1,8 @@
 "use strict";
-// One search tree: the picture (an icicle, the question on top and the leaves below) and the path
-// that is being read.
+// One search tree: the picture (an icicle plot, drafts on top and leaves below), and the turns of one
+// path through it.
 
-/** Draws trees into `host`; `onPath(nodes)` says which path to read. */
+/** Shows `tree` in `host`, beginning with the node named `start`; `onchoose(id)` is called on a change. */
 class TreeView {
   constructor(host, tree, start, trained) {
     this.tree = tree;
@@ -22,7 +22,7 @@ class TreeView {
 
   close() { this.resized.disconnect(); }
 
-  /** The leaf to begin with: one whose draft was mended, else spoilt, else the first. */
+  /** The leaf to begin with: one whose draft was corrected, else broken, else the first. */
   interesting() {
     const leaves = this.tree.nodes.map((node, i) => i).filter((i) => this.tree.nodes[i].leaf);
     const draft = (i) => this.tree.nodes[this.path(i)[0]].correct;
@@ -32,14 +32,14 @@ class TreeView {
     return found ?? 0;
   }
 
-  /** Indices from the first turn down to a node. */
+  /** Indices of the nodes from the draft down to a node. */
   path(index) {
     const path = [];
     for (let i = index; i >= 0; i = this.tree.nodes[i].parent) path.unshift(i);
     return path;
   }
 
-  /** The path that is read: through the chosen node, and on by first children to a leaf. */
+  /** The path that is shown: through the chosen node and then by first children down to a leaf. */
   fullPath() {
     const path = this.path(this.chosen);
     for (let i = this.chosen; this.children[i].length;) path.push((i = this.children[i][0]));
@@ -47,13 +47,15 @@ class TreeView {
   }
 
   choose(index) {
+    const focused = this.picture.contains(document.activeElement);
     this.chosen = index;
     this.draw();
+    if (focused) this.picture.querySelector(".chosen").focus();
     this.read();
     this.onchoose?.(this.tree.nodes[index].id);
   }
 
-  /** Moves by a key: along a level, or up and down the path that is read. */
+  /** Moves by an arrow key: along a level, or up and down the path that is shown. */
   move(key) {
     const node = this.tree.nodes[this.chosen];
     if (key === "ArrowUp" && node.parent >= 0) this.choose(node.parent);
@@ -65,7 +67,7 @@ class TreeView {
     }
   }
 
-  /** Where each node stands: its share of the width is that of its leaves. */
+  /** The left and right edge of each node: its width is that of the leaves beneath it. */
   layout(width) {
     const spans = this.tree.nodes.map(() => [0, 0]);
     let at = 0;
@@ -98,8 +100,12 @@ class TreeView {
       const inset = Math.min(1.5, (right - left) * 0.1);
       const box = [left + inset, right - left - 2 * inset];
       const classes = `node${onPath.has(i) ? " onpath" : ""}${i === this.chosen ? " chosen" : ""}`;
-      const group = svg("g", { class: classes, "data-id": node.id, click: () => this.choose(i) });
-      group.append(svg("title", {}, visible(this.told(node))));
+      // One stop of the tab key for the whole tree: inside it the arrow keys move.
+      const group = svg("g", {
+        class: classes, "data-id": node.id, tabindex: i === this.chosen ? 0 : -1,
+        role: "button", "aria-label": visible(this.summary(node)), click: () => this.choose(i),
+      });
+      group.append(svg("title", {}, visible(this.summary(node))));
       group.append(svg("rect", { x: box[0], y: y(node), width: box[1], height: row, rx: Math.min(4, box[1] / 4), fill: valueColour(node.value) }));
       const middle = box[0] + box[1] / 2;
       if (node.leaf) group.append(svg("text", { x: middle, y: y(node) + 21 }, node.correct ? "✓" : "✗"));
@@ -111,7 +117,7 @@ class TreeView {
     this.picture.replaceChildren(drawing);
   }
 
-  /** A preference pair: a curve below two siblings, full at the chosen end, open at the rejected. */
+  /** A preference pair: a curve below two siblings, with a full dot at the chosen one and an open dot at the rejected one. */
   pair(spans, chosen, rejected, y, row) {
     const x = (i) => (spans[i][0] + spans[i][1]) / 2;
     const top = y(this.tree.nodes[chosen]) + row + 5;
@@ -122,7 +128,7 @@ class TreeView {
       svg("circle", { class: "end rejected", cx: x(rejected), cy: top, r: 3 }));
   }
 
-  told(node) {
+  summary(node) {
     const answer = node.parsed === null ? "" : `, answers ${node.parsed}`;
     return `${node.id}: value ${node.value.toFixed(2)}${answer}`;
   }
@@ -134,7 +140,7 @@ class TreeView {
       el("span", {}, mark(svg("circle", { cx: 7, cy: 6, r: 2.2, fill: "currentColor" })), "SFT example"),
       el("span", {}, mark(svg("path", { d: "M2 4C2 11 12 11 12 4", fill: "none", stroke: "currentColor" }),
         svg("circle", { cx: 2.5, cy: 3.5, r: 2.2, fill: "currentColor" }),
-        svg("circle", { cx: 11.5, cy: 3.5, r: 2, fill: "none", stroke: "currentColor" })), "DPO pair: full end chosen, open end rejected"));
+        svg("circle", { cx: 11.5, cy: 3.5, r: 2, fill: "none", stroke: "currentColor" })), "DPO pair: full dot chosen, open dot rejected"));
   }
 
   read() {
@@ -155,7 +161,7 @@ class TreeView {
     return card;
   }
 
-  /** What the model read before it wrote a node: the template with the texts put back. */
+  /** The prompt of a node: its template, filled with the question and the earlier turns. */
   prompt(index) {
     const { prompt } = this.tree.nodes[index];
     if (typeof prompt === "string") return prompt;
@@ -177,45 +183,45 @@ class TreeView {
     return below.length ? below.flatMap((i) => this.leavesBelow(i)) : [index];
   }
 
-  /** What the node taught, and why; or why it taught nothing. */
+  /** Which training examples the node became part of, or why it became none. */
   training(index) {
     const node = this.tree.nodes[index];
     const role = this.tree.roles[node.depth];
     const name = (i) => this.tree.nodes[i].id.slice(this.tree.nodes[i].id.lastIndexOf("/") + 1);
     const value = (i) => this.tree.nodes[i].value.toFixed(2);
-    const told = [];
-    if (node.sft.includes(role)) told.push(`SFT example of the ${role}.`);
-    if (node.sft.includes("star")) told.push("SFT example of the STaR baseline.");
+    const uses = [];
+    if (node.sft.includes(role)) uses.push(`SFT example of the ${role}.`);
+    if (node.sft.includes("star")) uses.push("SFT example of the STaR baseline.");
     for (const [chosen, rejected] of this.tree.pairs) {
-      if (chosen === index) told.push(`Preferred to ${name(rejected)} (${value(chosen)} over ${value(rejected)}).`);
-      if (rejected === index) told.push(`Rejected for ${name(chosen)} (${value(rejected)} under ${value(chosen)}).`);
+      if (chosen === index) uses.push(`Preferred to ${name(rejected)} (${value(chosen)} over ${value(rejected)}).`);
+      if (rejected === index) uses.push(`Rejected for ${name(chosen)} (${value(rejected)} under ${value(chosen)}).`);
     }
-    if (told.length) return told.join(" ");
+    if (uses.length) return uses.join(" ");
     const { trained } = this;
     if (!trained) return "None: the question is held out.";
     if (!trained.some((phase) => phase.startsWith(`${role}/`))) return "None: this role has no training data.";
     const siblings = node.parent < 0 ? this.roots : this.children[node.parent];
     const mixed = new Set(siblings.map((i) => this.tree.nodes[i].label)).size > 1;
-    if (node.label && node.finish === "length") return "None: cut at the token limit, so no example to follow.";
+    if (node.label && node.finish === "length") return "None: cut at the token limit, so not an example to imitate.";
     const twin = siblings.find((i) => i !== index && this.tree.nodes[i].sft.includes(role) && this.tree.nodes[i].text === node.text);
-    if (node.label && twin !== undefined) return `None: the same text is an example already, as ${name(twin)}.`;
-    if (node.label) return "None: positive, but no pair chose it.";
-    if (!mixed) return "None: negative, and so are all its siblings, which leaves no pair.";
+    if (node.label && twin !== undefined) return `None: the same text is already an example: ${name(twin)}.`;
+    if (node.label) return "None: positive, but part of no pair.";
+    if (!mixed) return "None: negative like all of its siblings, so there is no pair.";
     return trained.includes(`${role}/dpo`)
       ? "None: negative, and another sibling was drawn for the pair."
-      : "None: negative, and this role learns from examples only.";
+      : "None: negative, and this role is trained on SFT examples only.";
   }
 }
 
 const FINISHES = { eos: "end token", stop: "stop text", length: "cut at the limit" };
 
-/** A number with so many decimals; what rounds to zero has no sign. */
+/** A number with a fixed number of decimals; without a sign if it rounds to zero. */
 function signed(value, decimals) {
   const text = value.toFixed(decimals);
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
 
-/** Rows of facts that trees and evaluation share. */
+/** The facts that turns of trees and of the evaluation share. */
 function turnFacts(turn, answer) {
   const facts = [];
   if (turn.parsed !== null && turn.parsed !== undefined) {
@@ -224,7 +230,7 @@ function turnFacts(turn, answer) {
   } else if (turn.leaf || turn.correct === false) facts.push(["answer", el("span", { class: "wrong" }, "none found ✗")]);
   if (turn.logprob !== null) {
     const each = turn.logprob / Math.max(turn.tokens, 1);
-    facts.push(["log-prob.", `${signed(turn.logprob, 1)}, ${signed(each, 2)} a token`]);
+    facts.push(["log-prob.", `${signed(turn.logprob, 1)}, ${signed(each, 2)} per token`]);
   }
   facts.push(["length", `${turn.tokens} tokens, ${FINISHES[turn.finish] ?? visible(turn.finish)}`]);
   return facts;

@@ -1,30 +1,31 @@
-"""Search trees as the explorer reads them, and what all trees of a round say together."""
+"""Search trees as the explorer reads them, and what all trees of a group show together."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from malt_jax.report.embed import Pages
-from malt_jax.report.prompts import Templates
-from malt_jax.storage.jsonl import read_lines
+import numpy as np
 
-Tree = Mapping[str, Any]
-NEEDS = ("question_id", "question", "answer", "nodes")
-"""Of a tree, to be shown: one of a search in progress is not sealed yet."""
+from malt_jax.report.embed import Pages
+from malt_jax.report.figures import DepthValues
+from malt_jax.report.prompts import Templates
+from malt_jax.storage.jsonl import read_lines, read_records
+from malt_jax.tree.node import Node, Tree
+
 SHORT = 300
 """Characters of a question that the list shows and the search looks through."""
 
 
 @dataclass
 class Uses:
-    """Which nodes were learnt from."""
+    """Which nodes became training examples."""
 
     phases: set[str] = field(default_factory=set)
-    """Roles and phases with data, as `verifier/dpo`."""
+    """Roles and phases with data, for example `verifier/dpo`."""
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Node id -> whose SFT example it is: its role's, or `star` for the STaR baseline's."""
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
@@ -33,31 +34,54 @@ class Uses:
 
 @dataclass
 class Totals:
-    """Sums over the trees of a round."""
+    """What all trees of a group show together, collected tree by tree."""
 
-    roles: list[str] = field(default_factory=list)
+    roles: tuple[str, ...] = ()
     values: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
-    """Role -> value -> nodes."""
-    levels: list[list[float]] = field(default_factory=list)
-    """Per depth, the root first: sums of the worst, mean and best value; right and graded turns."""
-    trees: int = 0
+    """Role -> value -> number of nodes."""
+    spans: dict[int, list[tuple[float, float, float]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Depth (0 is the root) -> the worst, mean and best value of each tree."""
+    correct: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    """Role -> whether the answer that each turn itself states is right, if it states one."""
+
+    def add(self, tree: Tree) -> None:
+        """Counts one tree."""
+        self.roles = self.roles or tree.roles
+        mean_reward = _mean([leaf.reward or 0.0 for leaf in tree.leaves])
+        self.spans[0].append((mean_reward, mean_reward, mean_reward))
+        for depth, role in enumerate(tree.roles, start=1):
+            nodes = [node for node in tree.nodes if node.role == role]
+            values = [node.value for node in nodes]
+            self.values[role].update(values)
+            self.spans[depth].append((min(values), _mean(values), max(values)))
+            self.correct[role] += [node.correct for node in nodes if node.correct is not None]
+
+    def by_depth(self) -> list[DepthValues]:
+        """Averages over the trees at each depth, the root first."""
+        averages = [np.mean(spans, axis=0).tolist() for _, spans in sorted(self.spans.items())]
+        found = [None] + [_mean(c) if (c := self.correct[role]) else None for role in self.roles]
+        return list(
+            map(DepthValues, ("question", *self.roles), *zip(*averages, strict=True), found)
+        )
 
 
 @dataclass
 class Group:
-    """A set of trees: a round of the search, or the held-out ones."""
+    """A set of trees: a round of the search, or the trees of held-out questions."""
 
     key: str
     name: str
     trained: list[str] | None
-    """Roles and phases that learnt from these trees; None where nothing may."""
+    """Roles and phases that learn from these trees; None if nothing may."""
     questions: list[dict[str, Any]]
-    """One entry of the explorer's list a tree."""
+    """One entry of the explorer's list per tree."""
     totals: Totals
 
 
 def read_uses(folder: Path) -> Uses:
-    """The node ids named in `ROLE/sft.jsonl` and `ROLE/dpo.jsonl` of a round's data."""
+    """The node ids that `ROLE/sft.jsonl` and `ROLE/dpo.jsonl` of a round's data name."""
     uses = Uses()
     for path in sorted(folder.glob("*/sft.jsonl")):
         for row in read_lines(path):
@@ -79,138 +103,86 @@ def add_trees(
     pages: Pages,
     templates: Templates,
 ) -> Group:
-    """Reads the trees in `files`, pages every one, and sums them up.
+    """Reads the trees in `files`, adds each of them to the page's data, and sums them up.
 
-    `data` is the folder of the role data made from them, None for held-out trees.
+    `data` is the folder of the role data made from the trees, None for held-out trees.
     """
     uses = read_uses(data) if data else Uses()
     group = Group(key, name, sorted(uses.phases) if data else None, [], Totals())
     for file in files:
-        for tree in read_lines(file, NEEDS):
+        for tree in read_records(file, Tree.from_record):
             page, place = pages.add(key, compact(tree, uses, templates))
             group.questions.append(entry(tree) | {"page": page, "at": place})
-            _count(tree, group.totals)
+            group.totals.add(tree)
     return group
 
 
 def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
-    """One tree for its page: texts, and numbers in place of token lists; parents by index."""
-    nodes = tree["nodes"]
-    index = {node["id"]: i for i, node in enumerate(nodes)}
-    by_id = {node["id"]: node for node in nodes}
-    roles = list(dict.fromkeys(node["role"] for node in nodes))
+    """One tree for the page: texts, sums in place of token lists, and parents by index."""
+    index = {node.id: i for i, node in enumerate(tree.nodes)}
+    paths = _paths(tree)
     pairs = [
         (index[chosen], index[rejected])
-        for chosen, rejected in uses.pairs.get(tree["question_id"], ())
+        for chosen, rejected in uses.pairs.get(tree.question_id, ())
         if chosen in index and rejected in index
     ]
-    return {
-        "id": tree["question_id"],
-        "question": tree["question"],
-        "answer": tree["answer"],
-        "roles": roles,
-        "pairs": pairs,
-        "nodes": [
+    nodes = []
+    for node in tree.nodes:
+        earlier = [turn.completion for turn in paths[node.id][:-1]]
+        nodes.append(
             {
-                "id": node["id"],
-                "depth": roles.index(node["role"]),
-                "parent": -1 if node["parent"] is None else index[node["parent"]],
-                "text": node["completion"],
-                "prompt": templates.number(node["prompt"], tree["question"], _earlier(node, by_id)),
-                "value": node["value"],
-                "label": node["label"],
-                "correct": own_correct(node),
-                "parsed": node.get("parsed"),
-                "leaf": "reward" in node,
-                "logprob": round(sum(node["logprobs"]), 3),
-                "tokens": len(node["token_ids"]),
-                "finish": node["finish"],
-                "sft": uses.examples.get(node["id"], []),
+                "id": node.id,
+                "depth": tree.roles.index(node.role),
+                "parent": -1 if node.parent is None else index[node.parent],
+                "text": node.completion,
+                "prompt": templates.number(node.prompt, tree.question, earlier),
+                "value": node.value,
+                "label": node.label,
+                "correct": node.correct,
+                "parsed": node.parsed,
+                "leaf": node.reward is not None,
+                "logprob": round(sum(node.logprobs), 3),
+                "tokens": len(node.token_ids),
+                "finish": node.finish,
+                "sft": uses.examples.get(node.id, []),
             }
-            for node in nodes
-        ],
+        )
+    return {
+        "id": tree.question_id,
+        "question": tree.question,
+        "answer": tree.answer,
+        "roles": tree.roles,
+        "pairs": pairs,
+        "nodes": nodes,
     }
-
-
-def _earlier(node: Mapping[str, Any], by_id: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The texts of the turns before a node, the first turn's first."""
-    texts = []
-    while node["parent"] is not None:
-        node = by_id[node["parent"]]
-        texts.insert(0, node["completion"])
-    return texts
-
-
-def own_correct(node: Mapping[str, Any]) -> bool | None:
-    """Whether the answer this turn itself states is right; None when it states none."""
-    return bool(node["reward"]) if "reward" in node else node.get("correct")
 
 
 def entry(tree: Tree) -> dict[str, Any]:
-    """One line of the question list: its leaves as text of 0 and 1, and what to filter by.
+    """One line of the list of questions: the leaves as text of 0 and 1, and what to filter by.
 
-    A leaf is saved where the first turn's own answer was wrong and the last one's is right, and
-    broken the other way round. A question flips if any leaf did either.
+    A leaf is saved if the first turn's own answer was wrong and the leaf's is right, and broken if
+    it is the other way round. A question flips if any of its leaves did either.
     """
-    nodes = {node["id"]: node for node in tree["nodes"]}
-    leaves, saved, broke = [], 0, 0
-    for node in tree["nodes"]:
-        if "reward" not in node:
-            continue
-        right, first = bool(node["reward"]), node
-        while first["parent"] is not None:
-            first = nodes[first["parent"]]
-        drafted = own_correct(first)
-        leaves.append("1" if right else "0")
-        saved += right and drafted is False
-        broke += not right and drafted is True
+    paths = _paths(tree)
+    outcomes = [(bool(leaf.reward), paths[leaf.id][0].correct) for leaf in tree.leaves]
     return {
-        "id": tree["question_id"],
-        "text": tree["question"][:SHORT],
-        "answer": str(tree["answer"])[:SHORT],
-        "leaves": "".join(leaves),
-        "saved": saved,
-        "broke": broke,
+        "id": tree.question_id,
+        "text": tree.question[:SHORT],
+        "answer": tree.answer[:SHORT],
+        "leaves": "".join("1" if right else "0" for right, _ in outcomes),
+        "saved": sum(right and draft is False for right, draft in outcomes),
+        "broke": sum(not right and draft is True for right, draft in outcomes),
     }
 
 
-def _count(tree: Tree, totals: Totals) -> None:
-    depth_of = {
-        role: i + 1 for i, role in enumerate(dict.fromkeys(n["role"] for n in tree["nodes"]))
-    }
-    totals.roles = totals.roles or list(depth_of)
-    levels: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for node in tree["nodes"]:
-        totals.values[node["role"]][node["value"]] += 1
-        levels[depth_of[node["role"]]].append(node)
-    while len(totals.levels) <= len(depth_of):
-        totals.levels.append([0.0] * 5)
-    rewards = [node["reward"] for node in tree["nodes"] if "reward" in node]
-    root = sum(rewards) / len(rewards)
-    for sums, found in ((totals.levels[0], [root]), *_values(levels, totals)):
-        for i, value in enumerate((min(found), sum(found) / len(found), max(found))):
-            sums[i] += value
-    for depth, nodes in levels.items():
-        graded = [own_correct(node) for node in nodes if own_correct(node) is not None]
-        totals.levels[depth][3] += sum(graded)
-        totals.levels[depth][4] += len(graded)
-    totals.trees += 1
+def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:
+    """The nodes from the draft down to each node; parents stand before their children."""
+    paths: dict[str, tuple[Node, ...]] = {}
+    for node in tree.nodes:
+        earlier = () if node.parent is None else paths[node.parent]
+        paths[node.id] = (*earlier, node)
+    return paths
 
 
-def _values(
-    levels: Mapping[int, list], totals: Totals
-) -> Iterator[tuple[list[float], list[float]]]:
-    for depth, nodes in levels.items():
-        yield totals.levels[depth], [node["value"] for node in nodes]
-
-
-def depth_levels(totals: Totals) -> list[tuple[str, float, float, float, float | None]]:
-    """Per depth: role, mean over trees of the worst, mean and best value, accuracy of its turns."""
-    return [
-        (
-            role,
-            *(total / totals.trees for total in sums[:3]),
-            sums[3] / sums[4] if sums[4] else None,
-        )
-        for role, sums in zip(["question", *totals.roles], totals.levels, strict=False)
-    ]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from malt_jax.config import reading
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+from malt_jax.config.run import with_defaults
 from malt_jax.stages.label import label
 from malt_jax.stages.search import search
 from malt_jax.stages.session import Session
@@ -34,6 +35,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         reading.to_dict(config),
         f"ablation {variant.folder}",
         free=CANNOT_CHANGE_RESULTS,
+        complete=with_defaults,
         facts={"model": manifest.load(session.run).get("model")},
         mirror=config.mirror,
         inside=session.run,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import malt_jax as malt
-from malt_jax.evaluation.rollouts import Policy, Stage, run_systems
+from malt_jax.evaluation.rollouts import RolloutContext, run_systems
+from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import System
 from malt_jax.progress import counted
 from malt_jax.stages.ablate import opened, train_variant
@@ -21,7 +21,7 @@ from malt_jax.storage.journal import Journal
 from malt_jax.tasks.base import Question
 
 
-def evaluate(session: Session) -> dict[str, Any]:
+def evaluate(session: Session) -> Results:
     """Runs every system, writes `results.json` and the tables, and returns the results."""
     systems, variants = planned(session)
     with session.journal(EVAL, inputs=True) as journal:
@@ -50,7 +50,7 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
             for system in systems
         }
 
-    stage: Stage | None = None
+    context: RolloutContext | None = None
     for block in journal.blocks(
         session.eval_questions,
         config.eval.block,
@@ -58,24 +58,24 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
         key=("question_id", "draw"),
         sealed_apart=False,
     ):
-        stage = stage or _context(session)
-        records, block.cost["systems"] = run_systems(systems, block.items, stage)
-        for name, rows in records.items():
-            block.append(paths[name], rows)
+        context = context or _context(session)
+        draws, block.cost["systems"] = run_systems(systems, block.items, context)
+        for name, rows in draws.items():
+            block.append(paths[name], [row.to_record() for row in rows])
 
 
-def _context(session: Session) -> Stage:
-    weights = Weights(session)
-    return Stage(
+def _context(session: Session) -> RolloutContext:
+    return RolloutContext(
         sampler=session.sampler,
-        policies={key: Policy(i, weights(i)) for key, i in identities(session).items()},
+        identities=identities(session),
+        weights=Weights(session),
         tokenizer=session.model.tokenizer,
         grader=session.task.grader,
         seed=session.config.seed,
         context=session.model.spec.context,
         overflow=session.config.pipeline.overflow,
-        on_calls=lambda who, calls: session.progress.note(
-            f"eval: {who}: {counted(calls, 'completion')}"
+        on_batch=lambda batch, calls: session.progress.note(
+            f"eval: {batch}: {counted(calls, 'completion')}"
         ),
     )
 

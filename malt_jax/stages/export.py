@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from flax import nnx
 
@@ -16,7 +17,8 @@ from malt_jax.stages.names import EXPORT
 from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.writers import first
+from malt_jax.storage.atomic import atomic_directory
+from malt_jax.storage.writers import first, writes
 
 
 def export(session: Session) -> None:
@@ -37,19 +39,20 @@ def export(session: Session) -> None:
     with session.journal(EXPORT) as journal:
         for name, folder in journal.pending({name: run.export(name) for name in roles}):
             trained = weights(identities[name])
-            with session.timed(f"{EXPORT} {name} ({identities[name]})"):
+            target = atomic_directory(folder) if writes() else nullcontext(folder)
+            with session.timed(f"{EXPORT} {name} ({identities[name]})"), target as building:
                 export_role(
                     session.model,
                     trained if isinstance(trained, Adapter) else None,
-                    folder,
+                    building,
                     lora=config.train.lora,
                     params=trained if isinstance(trained, nnx.State) else None,
                     role=roles[name],
                     merged=config.export.merged,
                     card=model_card(_facts(session, name, identities)),
                 )
-    if not journal.done and (name := config.export.push_to_hub):
-        first(lambda: _push(session, name))
+    if not journal.done and (repository := config.export.push_to_hub):
+        first(lambda: _push(session, repository))
 
 
 def _lacks_merged(session: Session) -> bool:

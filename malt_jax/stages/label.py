@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 import malt_jax as malt
+from malt_jax.data.card import data_card
 from malt_jax.data.role_data import STAR, RoleData, star_data, tree_counts
 from malt_jax.errors import UserError
-from malt_jax.export.cards import data_card
 from malt_jax.stages.names import label_stage
 from malt_jax.stages.session import Session
 from malt_jax.tree.node import Forest

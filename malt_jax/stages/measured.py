@@ -1,40 +1,45 @@
-"""What the evaluation of a run left on disk, and the table of one run or of several seeds."""
+"""The finished evaluation of a run: its draws, their cost, and the table of one or more seeds."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from malt_jax.evaluation.calibration import calibration
+from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.results import SystemInfo, summarise, with_seeds
+from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import SINGLE_AGENT
 from malt_jax.evaluation.tables import to_csv, to_latex, to_markdown
+from malt_jax.hashing import sha256_all
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import json_text, write_text
-from malt_jax.storage.hashing import sha256_all
 from malt_jax.storage.journal import Journal
-from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.jsonl import read_records
 from malt_jax.storage.rundir import RunDir
+from malt_jax.tree.node import Tree
 
 HELD_OUT = ("before", "after")
-"""Whole trees of some held-out questions: untrained and trained."""
+"""The two sets of trees of held-out questions: before and after training."""
+TABLES = {".md": to_markdown, ".tex": to_latex, ".csv": to_csv}
+"""The other forms of `results.json`, by the suffix of their file."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The records of every system of a run, and what the table says about them."""
+    """The draws of every system of one run and its variants."""
 
     systems: dict[str, SystemInfo]
-    records: dict[str, list[dict[str, Any]]]
+    draws: dict[str, list[DrawRecord]]
     files: dict[str, str]
-    """SHA-256 of each file of records, by its path in the run."""
+    """SHA-256 of each file of draws, by its path in the run."""
 
 
 def measured(session: Session) -> Measured:
@@ -55,61 +60,59 @@ def measured(session: Session) -> Measured:
     names = (path.relative_to(root).as_posix() for path in paths.values())
     return Measured(
         infos,
-        {name: list(read_lines(path)) for name, path in paths.items()},
+        {name: list(read_records(p, DrawRecord.from_record)) for name, p in paths.items()},
         dict(zip(names, hashes, strict=True)),
     )
 
 
 def seconds_by_system(run: RunDir) -> dict[str, float]:
-    """Seconds a question and draw of each system, over all blocks."""
+    """Seconds per question and draw of each system, over all blocks."""
     blocks = list(Journal.block_costs(run, EVAL).values())
+    questions = sum(block["questions"] for block in blocks)
     total: dict[str, float] = defaultdict(float)
     for block in blocks:
         for name, share in block["systems"].items():
             total[name] += share * block["questions"]
-    questions = sum(block["questions"] for block in blocks)
-    return {name: share / questions for name, share in total.items()}
+    return {name: seconds / questions for name, seconds in total.items()}
 
 
 def held_out_trees(run: RunDir, when: str) -> Path:
-    """Where the trees of `HELD_OUT` lie."""
+    """The file of the trees of held-out questions, `when` being one of `HELD_OUT`."""
     return run.path / "eval" / "trees" / f"{when}.jsonl"
 
 
-def summarise_run(session: Session) -> dict[str, Any]:
+def summarise_run(session: Session) -> Results:
     """The content of a run's `results.json`."""
     found = measured(session)
     counts = session.run.data(session.config.rounds - 1, "counts").with_suffix(".json")
-    return _summarise(
-        [session],
-        [found],
-        found.files,
-        cost=costs(session.run),
-        labels=json.loads(counts.read_text()) if counts.exists() else {},
-    )
+    labels = json.loads(counts.read_text()) if counts.exists() else {}
+    return _summarise([session], [found], found.files, costs(session.run), labels)
 
 
-def summarise_seeds(sessions: Sequence[Session]) -> dict[str, Any]:
-    """The same for runs that differ in their seed alone: pooled, and seed by seed."""
+def summarise_seeds(sessions: Sequence[Session]) -> Results:
+    """The same for runs that differ in their seed only: pooled, and seed by seed."""
     found = [measured(session) for session in sessions]
     files = {
         f"seed {session.config.seed}, {file}": digest
         for session, one in zip(sessions, found, strict=True)
         for file, digest in one.files.items()
     }
-    return _summarise(sessions, found, files)
+    return _summarise(sessions, found, files, {}, {})
 
 
 def _summarise(
-    sessions: Sequence[Session], found: Sequence[Measured], files: Mapping[str, str], **more: Any
-) -> dict[str, Any]:
+    sessions: Sequence[Session],
+    found: Sequence[Measured],
+    files: Mapping[str, str],
+    cost: Mapping[str, Any],
+    labels: Mapping[str, Any],
+) -> Results:
     first = sessions[0]
     config = first.config
     seeds = [session.config.seed for session in sessions]
-    records = {seed: one.records for seed, one in zip(seeds, found, strict=True)}
-    levels = {q.id: q.meta["level"] for q in first.eval_questions if "level" in q.meta}
-    before = [held_out_trees(session.run, HELD_OUT[0]) for session in sessions]
-    trees = [tree for path in before if path.exists() for tree in read_lines(path)]
+    untrained = [held_out_trees(session.run, HELD_OUT[0]) for session in sessions]
+    trees = [t for p in untrained if p.exists() for t in read_records(p, Tree.from_record)]
+    # Every session checks here that its training questions are not evaluated, by their text.
     searched = [len(session.train_questions) for session in sessions]
     facts = {
         "model": manifest.load(first.run).get("model"),
@@ -118,52 +121,47 @@ def _summarise(
         "sharing": config.sharing,
         "rounds": config.rounds,
         "train_questions": searched[0],
-        # Reading a run's training questions refuses those that are also evaluated, by their text.
         "train_questions_evaluated": 0,
     }
     return summarise(
-        with_seeds(records),
+        with_seeds({seed: one.draws for seed, one in zip(seeds, found, strict=True)}),
         _mean_seconds(found),
         config.eval.baseline,
         single_agent=SINGLE_AGENT,
-        levels=levels,
+        levels={q.id: q.meta["level"] for q in first.eval_questions if "level" in q.meta},
         run=facts,
+        cost=cost,
+        labels=labels,
         calibration=calibration(trees),
         sources=files,
         confidence=config.eval.confidence,
-        **more,
     )
 
 
 def _mean_seconds(found: Sequence[Measured]) -> dict[str, SystemInfo]:
+    """The systems with their seconds averaged over the runs that measured them."""
     infos = {}
     for name, info in found[0].systems.items():
         seconds = [one.systems[name].seconds for one in found]
         known = [value for value in seconds if value is not None]
-        mean = sum(known) / len(known) if known else None
-        infos[name] = SystemInfo(info.label, info.votes, mean)
+        infos[name] = replace(info, seconds=sum(known) / len(known) if known else None)
     return infos
 
 
 def costs(run: RunDir) -> dict[str, Any]:
-    """What each stage cost, by its name."""
-    folder = run.path / "cost"
-    names = sorted(folder.glob("*.json")) if folder.exists() else []
-    return {p.stem: json.loads(p.read_text()) for p in names if p.stem != "eval-blocks"}
+    """The cost of each stage, by its name."""
+    paths = sorted((run.path / "cost").glob("*.json"))
+    return {p.stem: json.loads(p.read_text()) for p in paths if p.stem != "eval-blocks"}
 
 
-TABLES = {".md": to_markdown, ".tex": to_latex, ".csv": to_csv}
-"""The table in other forms than `results.json`, by the ending of its file."""
-
-
-def result_files(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
+def result_files(folder: Path, results: Results) -> dict[Path, str]:
     """The text of `results.json`, and of the same table as Markdown, LaTeX and CSV, by file."""
     path = folder / "results.json"
-    tables = {path.with_suffix(suffix): table(results) for suffix, table in TABLES.items()}
+    tables = {path.with_suffix(suffix): to_text(results) for suffix, to_text in TABLES.items()}
     return {path: json_text(results), **tables}
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
+def write_results(folder: Path, results: Results) -> list[Path]:
     """Writes the files of `result_files` and returns their paths."""
     files = result_files(folder, results)
     for path, text in files.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from malt_jax.data.role_data import STAR
+from malt_jax.tree.policies import STAR
 
 EVAL, EXPORT, REPORT = "eval", "export", "report"
 

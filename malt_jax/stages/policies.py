@@ -1,8 +1,7 @@
-"""Which weights a (policy, role) means, from the checkpoints of a run.
+"""The weights that each (policy, role) stands for, from the checkpoints of a run.
 
-Policies: `base`, the untrained model; `sft`, after SFT only; `malt`, after everything configured;
-`star`, the single agent of the STaR baseline. A role that had nothing to learn from keeps the
-weights it had before, and its identity says so.
+`malt_jax.tree.policies` lists the policies. A role that had nothing to learn from keeps the weights
+it had before, and its identity says so.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malt_jax.data.role_data import STAR, policy_name
+from malt_jax.data.role_data import policy_name
 from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
 from malt_jax.stages.names import train_stage
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.tree.policies import BASE, SFT, STAR, TRAINED
 
 if TYPE_CHECKING:
     from malt_jax.training.step import Trainable
 
-BASE = "base"
 PHASES = ("sft", "dpo")
 
 
@@ -105,8 +104,8 @@ def identities(session: Session) -> dict[tuple[str, str], str]:
     meant: dict[tuple[str, str], str] = {}
     for turn in (*names, *FURTHER_TURNS):
         name = policy_name(speaker(turn, session.pipeline).name, session.config.sharing)
-        meant["base", turn] = BASE
-        meant["sft", turn] = latest(session, last, name, ("sft",))
-        meant["malt", turn] = latest(session, last, name)
-        meant["star", turn] = latest(session, last, STAR, ("sft",))
+        meant[BASE, turn] = BASE
+        meant[SFT, turn] = latest(session, last, name, ("sft",))
+        meant[TRAINED, turn] = latest(session, last, name)
+        meant[STAR, turn] = latest(session, last, STAR, ("sft",))
     return meant

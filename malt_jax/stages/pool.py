@@ -1,4 +1,4 @@
-"""Pool: the finished runs of one config under several seeds, as one table."""
+"""Pools the finished runs of one config under several seeds into one table of results."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from malt_jax import config as config_module
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
+from malt_jax.evaluation.schema import Results
 from malt_jax.progress import Progress
+from malt_jax.regular_files import read_bytes
 from malt_jax.stages.measured import TABLES, summarise_seeds
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import read_bytes
 from malt_jax.storage.rundir import RunDir, differences, run_around
 
 
-def pool(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """The content of `results.json` over all runs, in the order of their seeds; writes nothing.
+def pool(folders: Sequence[str | os.PathLike]) -> Results:
+    """The results over all runs, in the order of their seeds; writes nothing.
 
-    The runs must be evaluated and must have the same base weights and the same config but for the
-    seed; `UserError` names the one that has not.
+    The runs must be evaluated, with the same base weights and configs that differ in their seed
+    only. Otherwise `UserError` names the run that does not fit.
     """
     if len(folders) < 2:
-        raise UserError("pool: one run alone; give two or more that differ in their seed.")
+        raise UserError("pool: found one run alone; give two or more that differ in their seed.")
     runs = [RunDir.existing(folder) for folder in folders]
     first = runs[0]
     for run in runs:
         if not manifest.stage_done(run, EVAL):
             raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
-        if found := differences(first.config, run.config, {"seed", *CANNOT_CHANGE_RESULTS}):
+        theirs, ours = (config_module.with_defaults(one.config) for one in (first, run))
+        if found := differences(theirs, ours, {"seed", *CANNOT_CHANGE_RESULTS}):
             raise UserError(
                 f"{run.path}: made with another config than {first.path}: {'; '.join(found)}. "
                 "Only runs that differ in their seed can be pooled."
@@ -53,7 +54,7 @@ def pool(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
 
 
 def check_output(folder: Path) -> None:
-    """Refuses a folder where the table would replace anything but the table of an earlier pool."""
+    """Refuses a folder where the table would replace anything but an earlier pooled table."""
     path = folder / "results.json"
     if run_around(path):
         raise UserError(f"--output: {folder} is in a run directory; choose a folder of its own.")

@@ -1,4 +1,4 @@
-"""Report: the run as one page."""
+"""The report stage: the whole run as one page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from malt_jax.storage.writers import writes
 
 
 def report(session: Session) -> None:
-    """Writes `report.html` (with its paged data) and `plots/` from the files of the run.
+    """Writes `report.html`, its data and `plots/` from the files of the run.
 
-    Before the evaluation is finished the page shows what there is and is not sealed, so that a
-    later call makes it anew. What is sealed must be whole: no table is shown that was edited.
+    Before the evaluation is finished the page shows what exists and is not sealed, so that a later
+    call builds it again. Sealed inputs are verified first: no edited number reaches the page.
     """
-    manifest.verify(session.run, _read(session))
+    manifest.verify(session.run, _sealed_inputs(session))
     with session.journal(REPORT) as journal:
         if journal.done:
             return
@@ -32,8 +32,8 @@ def report(session: Session) -> None:
         journal.add(page, *(path for path in beside if path.exists()))
 
 
-def _read(session: Session) -> list[Path]:
-    """What the page is made from, as far as it is sealed, and the results, which must be."""
+def _sealed_inputs(session: Session) -> list[Path]:
+    """The sealed files of rounds and evaluation that the page shows, and the results."""
     run = session.run
     units = [
         unit
@@ -41,4 +41,5 @@ def _read(session: Session) -> list[Path]:
         for unit in manifest.sealed_units(run, stage)
         if unit.relative_to(run.path).parts[0] in ("rounds", "eval")
     ]
+    # Results that exist must be sealed, so they are verified even where no stage lists them.
     return [*units, run.results] if run.results.exists() else units

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from malt_jax.evaluation.schema import Results
 from malt_jax.stages.evaluate import evaluate
 from malt_jax.stages.export import export
 from malt_jax.stages.label import label
@@ -13,7 +12,7 @@ from malt_jax.stages.session import Session
 from malt_jax.stages.train import train
 
 
-def run(session: Session) -> dict[str, Any]:
+def run(session: Session) -> Results:
     """Does what is not done yet and returns the results."""
     for round in range(session.config.rounds):
         search(session, round)

@@ -9,16 +9,14 @@ from typing import Any
 from malt_jax.config import reading
 from malt_jax.config.evaluation import Ablation
 from malt_jax.config.run import Config
-from malt_jax.data.role_data import STAR, policy_name
+from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
 from malt_jax.evaluation.systems import System, make_systems
 from malt_jax.stages.names import label_stage, search_stage, train_stage
 from malt_jax.stages.session import Session
+from malt_jax.tree.policies import STAR, TRAINED
 from malt_jax.tree.roles import make_pipeline
-
-TRAINED = "malt"
-"""The system that a variant is measured with."""
 
 
 @dataclass(frozen=True)

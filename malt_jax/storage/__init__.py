@@ -1,4 +1,4 @@
-"""A run directory that survives its machine: atomic writes, one writer, sealed artefacts, shards.
+"""Run directories that survive kills: atomic writes, one writer, files checked by their SHA-256.
 
-Nothing here imports jax.
+Only `checkpoints` imports jax.
 """

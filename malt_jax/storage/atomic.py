@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all.
+"""Atomic file operations: files are replaced as a whole, and failed appends are undone.
 
-Everything is built under a temporary name in the same folder, flushed to the disk (`fsync`),
-renamed into place, and the folder that now names it is flushed too. A writer that is killed leaves
-the old state and a leftover, which `clean_leftovers` removes when the run is next opened.
+New content is built under a temporary name in the same folder, flushed to the disk (`fsync`) and
+renamed into place; then the folder that lists it is flushed too. A writer that is killed leaves the
+old content and a temporary file, which `clean_leftovers` removes when the run is opened again.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from malt_jax.errors import UserError
+from malt_jax.regular_files import open_regular
 from malt_jax.storage.writers import writes
 
 _LEFTOVER = re.compile(r"\.(tmp|old)-malt-[0-9a-f]{8}-(.+)", re.DOTALL)
-"""The names only we make. Anything else that is hidden or temporary is somebody's own."""
-_MENDS = {
+"""Temporary names that only this package makes. Other hidden files belong to somebody else."""
+_REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space in your quota",
     errno.EROFS: "make that file system writable",
@@ -39,23 +39,24 @@ _MENDS = {
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns what a disk can refuse while `path` is written into a `UserError`."""
+    """Turns file system errors while `path` is written into a `UserError` with a remedy."""
     try:
         yield
     except Exception as error:
         code = getattr(error, "errno", None)
-        if os.strerror(errno.ENOSPC) in str(error):  # safetensors and tensorstore raise their own
+        # safetensors and tensorstore wrap the system's error in one of their own.
+        if os.strerror(errno.ENOSPC) in str(error):
             code = errno.ENOSPC
-        if isinstance(error, UserError) or code not in _MENDS:
+        if isinstance(error, UserError) or code not in _REMEDIES:
             raise
         raise UserError(
-            f"{path}: could not be written: {os.strerror(code)}. What stood there "
-            f"before is whole; {_MENDS[code]} or choose another folder, then run the command again."
+            f"{path}: could not be written: {os.strerror(code)}. The previous content is "
+            f"unchanged; {_REMEDIES[code]} or choose another folder, then run the command again."
         ) from error
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Replaces `path` by a file holding `data`; at every moment it is the old or the new file."""
+    """Replaces a file atomically: readers see either the old content or all of `data`."""
     if not writes():
         return
     path = Path(path)
@@ -75,26 +76,53 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """`write_bytes` of UTF-8 text. Lone surrogates, which UTF-8 cannot hold, become `\\udXXX`."""
+    """Writes UTF-8 text atomically; lone surrogates, which UTF-8 lacks, become `\\udXXX`."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, data: object) -> None:
-    """`write_text` of indented JSON; raises ValueError for NaN and infinity, which JSON lacks."""
+    """Writes indented JSON atomically; raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json_text(data))
 
 
 def json_text(data: object) -> str:
-    """Indented JSON with a newline at its end; raises ValueError for NaN and infinity."""
+    """Indented JSON with a final newline; raises ValueError for NaN and infinity."""
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def append_bytes(path: Path, data: bytes, *, durable: bool) -> None:
+    """Appends all of `data` or nothing; with `durable`, it has reached the disk on return.
+
+    A write that fails half-way, for instance on a full disk, is undone before `UserError` is
+    raised. Only a kill or a power cut can leave a part of `data` behind.
+    """
+    if not writes():
+        return
+    with explained(path):
+        make_folder(path.parent)
+        is_new = not path.exists()
+        handle = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with open(handle, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                rest = memoryview(data)
+                while rest:  # an unbuffered write may take only a part
+                    rest = rest[file.write(rest) :]
+                if durable:
+                    os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(size)
+                raise
+        if is_new and durable:
+            sync(path.parent)
 
 
 @contextmanager
 def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
-    """Yields an empty folder beside `path`; when the block ends well it becomes `path`.
+    """Yields an empty folder that becomes `path` when the block ends without an exception.
 
-    An exception in the block removes it and leaves `path` as it was. A `path` that exists and is
-    not an empty folder is refused with `UserError`, unless `replace` is set.
+    An exception in the block removes the folder and leaves `path` as it was. If `path` exists and
+    is not an empty folder, it is refused with `UserError`, unless `replace` is set.
     """
     path = Path(path)
     taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
@@ -108,7 +136,9 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
         try:
             yield building
             sync_tree(building)
-            if taken:  # a folder cannot be renamed over a full one: see clean_leftovers
+            # A folder cannot be renamed over a non-empty one, so the old one is renamed away
+            # first. `clean_leftovers` undoes a replacement that was killed between the two.
+            if taken:
                 os.rename(path, old)
             os.rename(building, path)
             sync(path.parent)
@@ -121,17 +151,18 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
         remove(old)
 
 
-def clean_leftovers(folder: str | os.PathLike) -> None:
-    """Removes what killed writers left beneath `folder`; its caller must be the only writer.
+def clean_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporary files that killed writers left beneath `folder`.
 
-    A folder caught in the middle of its replacement (an old NAME without a new one) is put back.
+    The caller must be the only writer. A folder that was renamed away but not yet replaced is put
+    back in its place.
     """
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(os.fspath(folder)):
         for name in [*folders, *files]:
-            if not (ours := _LEFTOVER.fullmatch(name)):
+            if not (match := _LEFTOVER.fullmatch(name)):
                 continue
-            path, target = Path(parent, name), Path(parent, ours[2])
-            if ours[1] == "old" and not target.exists():
+            path, target = Path(parent, name), Path(parent, match[2])
+            if match[1] == "old" and not target.exists():
                 os.rename(path, target)
             else:
                 remove(path)
@@ -139,60 +170,46 @@ def clean_leftovers(folder: str | os.PathLike) -> None:
 
 
 def leftover_of(name: str) -> str | None:
-    """The name of the file or folder that a killed writer left `name` of; None for any other."""
-    ours = _LEFTOVER.fullmatch(name)
-    return ours[2] if ours else None
+    """The file that a temporary name stands for; None if this package did not make the name."""
+    match = _LEFTOVER.fullmatch(name)
+    return match[2] if match else None
+
+
+def temporary(path: Path, kind: str = "tmp") -> Path:
+    """A new temporary name beside `path`; `kind` is "old" for what is about to be replaced.
+
+    The name is random, so two writers of one path cannot rename each other's unfinished file.
+    """
+    return path.with_name(f".{kind}-malt-{secrets.token_hex(4)}-{path.name[:200]}")
 
 
 def discard(path: Path) -> None:
-    """Takes a file or folder away at once, whole, however long the deleting itself takes."""
+    """Deletes a file or folder atomically: it is renamed away before its content is deleted."""
     if path.exists():
         leaving = temporary(path)
         os.rename(path, leaving)
         remove(leaving)
 
 
-def make_folder(path: Path) -> list[Path]:
-    """Creates `path` and its parents so that a power cut cannot take them away again.
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a whole folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
-    Returns those that it created, innermost first.
-    """
+
+def make_folder(path: Path) -> list[Path]:
+    """Creates a folder and its parents durably; returns those it created, innermost first."""
     if path.is_dir():
         return []
     made = make_folder(path.parent)
     try:
         path.mkdir(exist_ok=True)
-    except FileNotFoundError:  # though its parent is there: /proc and its like
+    except FileNotFoundError:  # although its parent exists: /proc and similar file systems
         raise UserError(f"{path}: no folder can be made there; choose another.") from None
     sync(path.parent)
     return [path, *made]
-
-
-def open_regular(path: str | os.PathLike, flags: int) -> int:
-    """Like `os.open`, but only of a regular file, and to write only of one in its own place.
-
-    What a link names is not ours to write, and a pipe without a writer would never be read.
-    """
-    if flags & (os.O_WRONLY | os.O_RDWR):
-        flags |= os.O_NOFOLLOW
-    try:
-        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
-            raise
-        found = "a link" if error.errno == errno.ELOOP else "no regular file"
-    else:
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
-        os.close(handle)
-        found = "no regular file"
-    raise UserError(f"{path}: is {found}; put the file itself there, or remove what is there.")
-
-
-def read_bytes(path: str | os.PathLike) -> bytes:
-    """The content of a regular file."""
-    with open(open_regular(path, os.O_RDONLY), "rb") as file:
-        return file.read()
 
 
 def sync(path: Path) -> None:
@@ -205,26 +222,10 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Flushes a file, or every file and folder at and beneath a folder, to the disk."""
+    """Flushes a file, or a folder with everything beneath it, to the disk."""
     if path.is_file():
         sync(path)
     for parent, _, files in os.walk(path):
         for name in files:
             sync(Path(parent, name))
         sync(Path(parent))
-
-
-def temporary(path: Path, kind: str = "tmp") -> Path:
-    """A name beside `path`, for what is not yet or (`old`) no longer there.
-
-    A new one each time, so that two writers of one path cannot rename each other's half file.
-    """
-    return path.with_name(f".{kind}-malt-{secrets.token_hex(4)}-{path.name[:200]}")
-
-
-def remove(path: Path) -> None:
-    """Deletes a file, a link or a whole folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Every logged number: one line of metrics.jsonl, one TensorBoard point, a tracker if asked for.
+"""Logged numbers, written to metrics.jsonl, TensorBoard and, if configured, a tracker.
 
-Rule on resuming: a step that is computed again is logged again, and its old line goes. So the first
-step a process logs in a series (one stage, round, role and phase) drops that series' older lines at
-that step and beyond, in TensorBoard too; all other lines stay.
+Rule on resuming: a step that is computed again is logged again and replaces its old line. So the
+first step that a process logs in a series (one stage, round, role and phase) drops the older lines
+of that series from that step on, in TensorBoard too; all other lines stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from malt_jax.errors import UserError
@@ -23,19 +22,22 @@ from malt_jax.storage.writers import writes
 
 
 class Metrics:
-    """The metrics of a run. `tracker` ("wandb" or "trackio") sends every number there as well."""
+    """The metrics of a run; `tracker` ("wandb" or "trackio") also receives every number."""
 
     def __init__(self, run: RunDir, tracker: str | None = None):
         self._run = run
-        self._events: dict[str, EventFile] = {}
+        self._series: dict[str, Series] = {}
         recover(run.metrics)
         self._tracker = _start_tracker(tracker, run) if tracker and writes() else None
 
     def series(
         self, stage: str, round: int = 0, role: str | None = None, phase: str | None = None
     ) -> Series:
-        """The series of these four names, to log to at rising steps."""
-        return Series(self, {"stage": stage, "round": round, "role": role, "phase": phase})
+        """The series with these four names; its steps must increase."""
+        key = {"stage": stage, "round": round, "role": role, "phase": phase}
+        parts = [stage, f"{round:03d}", role, phase]
+        name = "/".join(part for part in parts if part)  # train/000/generator/sft
+        return self._series.setdefault(name, Series(self._run, key, name, self._tracker))
 
     def close(self) -> None:
         if self._tracker:
@@ -47,49 +49,38 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, series: Series, step: int, numbers: Mapping[str, float]) -> None:
-        """What `Series.log` does."""
-        if not writes():
-            return
-        numbers = {name: float(value) for name, value in numbers.items()}
-        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        line = {"time": time.time(), **series.key, "step": step, **dict.fromkeys(numbers), **finite}
-        if series.name not in self._events:
-            self._drop(series, step)
-            # A folder a series: TensorBoard purges resumed steps by folder, and compares roles.
-            self._events[series.name] = EventFile(self._run.events / series.name, step)
-        # Not flushed to the disk: a lost line costs a point of a curve, a flush costs every step.
-        append_lines(self._run.metrics, [line], durable=False)
-        self._events[series.name].add(step, finite)
-        if self._tracker:
-            self._tracker.log({f"{series.name}/{name}": value for name, value in finite.items()})
 
-    def _drop(self, series: Series, start: int) -> None:
-        if not self._run.metrics.exists():
-            return
-        lines = list(read_lines(self._run.metrics))
-        key = series.key.items()
-        kept = [line for line in lines if line.get("step", 0) < start or not key <= line.items()]
-        if len(kept) < len(lines):
-            write_bytes(self._run.metrics, b"".join(map(encode, kept)))
-
-
-@dataclass(frozen=True)
 class Series:
-    """One curve per number. Made by `Metrics.series`."""
+    """One curve per logged name; made by `Metrics.series`."""
 
-    metrics: Metrics
-    key: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """As a path: `train/000/generator/sft`."""
-        parts = (f"{part:03d}" if isinstance(part, int) else part for part in self.key.values())
-        return "/".join(part for part in parts if part)
+    def __init__(self, run: RunDir, key: dict[str, Any], name: str, tracker: Any):
+        self._run, self._key, self._name, self._tracker = run, key, name, tracker
+        self._events: EventFile | None = None
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs `numbers` at `step`. NaN and infinity, which JSON lacks, become null."""
-        self.metrics.write(self, step, numbers)
+        if not writes():
+            return
+        finite = {name: float(number) for name, number in numbers.items() if math.isfinite(number)}
+        line = {"time": time.time(), **self._key, "step": step, **dict.fromkeys(numbers), **finite}
+        if self._events is None:
+            self._drop_from(step)
+            # One folder per series: TensorBoard hides resumed steps by folder, and compares roles.
+            self._events = EventFile(self._run.events / self._name, step)
+        # Not durable: a lost line costs one point of a curve, a flush would cost every step.
+        append_lines(self._run.metrics, [line], durable=False)
+        self._events.add(step, finite)
+        if self._tracker:
+            self._tracker.log({f"{self._name}/{name}": value for name, value in finite.items()})
+
+    def _drop_from(self, start: int) -> None:
+        if not self._run.metrics.exists():
+            return
+        lines = list(read_lines(self._run.metrics))
+        key = self._key.items()
+        kept = [line for line in lines if line.get("step", 0) < start or not key <= line.items()]
+        if len(kept) < len(lines):
+            write_bytes(self._run.metrics, b"".join(map(encode, kept)))
 
 
 def _start_tracker(name: str, run: RunDir) -> Any:

@@ -1,4 +1,4 @@
-"""Which software made a run."""
+"""The software that made a run: package versions and the git commit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _PACKAGES = (
     *("malt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("transformers", "tokenizers", "numpy"),
 )
+"""Packages that can change a result."""
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the installed packages that can change a result."""
+    """The versions of Python and of the installed packages that can change a result."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -27,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit the package runs from, None when it does not run from a checkout."""
+    """The commit of the checkout that the package runs from; None outside a checkout."""
     root = Path(malt_jax.__file__).parents[1]
     if not (root / ".git").exists():
         return None

@@ -1,6 +1,6 @@
-"""JSON objects that carry the hash of their own content: a flipped bit anywhere is seen.
+"""JSON objects that carry a hash of their own content, so that any flipped bit is detected.
 
-The hash is the last key, `seal`, over the bytes of all that stands before it.
+The hash is the last key, `seal`, and covers everything before it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def encode(data: dict[str, Any]) -> bytes:
 
 
 def decode(raw: bytes) -> dict[str, Any]:
-    """The object, with its seal; raises ValueError for bytes that `encode` did not write."""
+    """The object with its seal; raises ValueError for bytes that `encode` did not write."""
     try:
         data = json.loads(raw)
-        # Equality of the bytes also catches a flip in white space, which the parser would forgive.
-        whole = isinstance(data, dict) and raw == encode(data)
+        # Comparing bytes also detects a flip in white space, which the parser would ignore.
+        intact = isinstance(data, dict) and raw == encode(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not whole:
+    if not intact:
         raise ValueError("its content does not match its own hash")
     return data

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next safe point.
+"""SIGTERM and Ctrl-C are requests to stop at the next safe point.
 
-A signal belongs to the process, so the request does too: the only module state here is that, and
-whether the process ends with it.
+Signals belong to the process, so the request is module state: the signals that came, and whether
+the process ends after them.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from malt_jax.errors import RunStopped
 from malt_jax.storage.writers import any_of
 
 _received: list[int] = []
-_last: list[bool] = []
+_ends_process: list[bool] = []
 
 
 def told_to_stop() -> bool:
-    """Whether a signal has asked this very process to stop."""
+    """Whether a signal has asked this process to stop."""
     return bool(_received)
 
 
 def stop_requested() -> bool:
-    """Whether a signal has asked this process, or another of the run, to stop."""
+    """Whether a signal has asked this process, or another one of the run, to stop."""
     return any_of(told_to_stop())
 
 
 def raise_if_stopped() -> None:
-    """Raises `RunStopped` if a stop was requested; stages call it once their state is saved."""
+    """Raises `RunStopped` if a stop was requested; stages call it after saving their state."""
     if stop_requested():
         raise RunStopped(_received[0] if _received else signal.SIGTERM)
 
 
 def stop_ends_process() -> None:
-    """Says that this process ends once it was told to stop, as the program `malt` does.
+    """Declares that this process ends after a stop, as the program `malt` does.
 
-    Letting go of a model takes a while after the block of `graceful_stop`, and a second signal in
-    that while must not change the exit status.
+    Releasing a model takes a while after the block of `graceful_stop`; a second signal during that
+    time must not change the exit status.
     """
-    _last[:] = [True]
+    _ends_process[:] = [True]
 
 
 @contextmanager
 def graceful_stop() -> Iterator[None]:
-    """Within the block SIGTERM and SIGINT only set the request; any further one is harmless.
+    """Within the block, SIGTERM and SIGINT only record the request; further ones have no effect.
 
-    Python delivers signals to the main thread alone; in another thread this does nothing.
+    Python delivers signals to the main thread only; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -58,25 +58,27 @@ def graceful_stop() -> Iterator[None]:
     try:
         yield
     finally:
-        ends = _last and _received
+        ends = _ends_process and _received
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_IGN if ends else handler)
-        if _note not in previous.values():  # not when nested: the outer block asks again
+        if _note not in previous.values():  # a nested block leaves the request to the outer one
             _received.clear()
 
 
 def _note(number: int, _frame: object) -> None:
     first = not _received
     _received.append(number)
-    if first:  # os.write: the signal may have come in the middle of a print
-        with contextlib.suppress(OSError):  # whoever read it may be gone
-            os.write(2, b"\nstopping at the next safe point; the same command goes on from there\n")
+    if first:  # os.write, because the signal may interrupt a print
+        with contextlib.suppress(OSError):  # standard error may be closed
+            os.write(
+                2, b"\nstopping at the next safe point; the same command continues from there\n"
+            )
 
 
 def _in_children() -> None:
-    """Forked workers end when told to, and leave Ctrl-C, which reaches them too, to this process.
+    """Lets forked workers end on SIGTERM and ignore Ctrl-C, which their parent also receives.
 
-    A worker that died of it would look like an answer that cannot be graded.
+    A worker that ended on Ctrl-C would look like an answer that cannot be graded.
     """
     for number, action in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.SIG_IGN)):
         if signal.getsignal(number) is _note:

@@ -1,8 +1,8 @@
-"""One run directory, several processes: process 0 writes it, the others follow.
+"""One run directory and several processes: process 0 writes it, the others wait for it.
 
-All processes of a run make the same calls in the same order. A follower leaves every write out, and
-all of them meet before and after what one has written is relied on by the rest. One process alone
-never waits.
+All processes of a run make the same calls in the same order. Functions that write do nothing in
+processes other than 0, and all processes meet before and after something is written that the others
+rely on. A single process never waits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ _processes: list[tuple[bool, Callable[[str], None], Callable[[bool], bool]]] = [
 def join(writes: bool, meet: Callable[[str], None], any_of: Callable[[bool], bool]) -> None:
     """Makes this process one of several.
 
-    `meet(place)` returns once all are at that place, `any_of(flag)` whether any process's is set.
+    `meet(place)` returns once all processes are at that place; `any_of(flag)` returns whether the
+    flag of any process is set.
     """
     _processes[:] = [(writes, meet, any_of)]
 
 
 def several() -> bool:
-    """Whether the run has other processes than this one."""
+    """Whether the run has more than one process."""
     return bool(_processes)
 
 
@@ -33,18 +34,18 @@ def writes() -> bool:
 
 
 def meet(place: str) -> None:
-    """Waits for the run's other processes."""
+    """Waits until all processes of the run are at this place."""
     if _processes:
         _processes[0][1](place)
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag of any process is set, the same answer in all of them."""
+    """Whether the flag of any process is set; every process gets the same answer."""
     return _processes[0][2](flag) if _processes else flag
 
 
 def first(work: Callable[[], None]) -> None:
-    """Process 0 does `work` while the others wait; a `UserError` of it ends all of them."""
+    """Process 0 does `work` while the others wait; a `UserError` in it ends all of them."""
     refused = None
     if writes():
         try:

@@ -1,4 +1,4 @@
-"""Tasks by name. A task's module is imported when the task is asked for."""
+"""Tasks by name. A task's module is imported only when the task is used."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ __all__ = [
 
 # name -> module, function that builds the task, its arguments
 _BUILDERS: dict[str, tuple[str, str, tuple]] = {
-    "arithmetic": ("embedded", "task", ()),
+    "arithmetic": ("arithmetic", "task", ()),
     "gsm8k": ("gsm8k", "task", ()),
-    "gsm_symbolic": ("gsm_symbolic", "task", ("main",)),
-    "gsm_symbolic_p1": ("gsm_symbolic", "task", ("p1",)),
-    "gsm_symbolic_p2": ("gsm_symbolic", "task", ("p2",)),
+    "gsm_symbolic": ("gsm8k", "symbolic", ("main",)),
+    "gsm_symbolic_p1": ("gsm8k", "symbolic", ("p1",)),
+    "gsm_symbolic_p2": ("gsm8k", "symbolic", ("p2",)),
+    "svamp": ("svamp", "task", ()),
     "math": ("competition_math", "task", ("math",)),
     "math500": ("competition_math", "task", ("math500",)),
     "csqa": ("csqa", "task", ()),
@@ -46,8 +47,8 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
     """The task called `name`.
 
     `custom` reads the user's own question file, graded by `grader` (`number`, the default,
-    `choice`, `exact`, `set` or `latex`); `module:attribute` imports a `Task`, or a function that
-    returns one, from the user's own Python; `allow_code` lets code tasks run what the model writes.
+    `choice`, `exact`, `set` or `latex`). `module:attribute` imports a `Task`, or a function that
+    returns one, from the user's own Python. `allow_code` lets code tasks run what the model writes.
     """
     if name == "custom":
         from malt_jax.tasks.custom import from_file
@@ -55,7 +56,9 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
         return from_file(grader=grader or "number")
     task = _own(name) if ":" in name else _built_in(name, allow_code)
     if grader is not None:
-        raise UserError(f"task.grader: {grader!r} is not asked, {name!r} has its own; leave it out")
+        raise UserError(
+            f"task.grader: found {grader!r}, but {name!r} has a grader of its own; leave it out"
+        )
     return task
 
 

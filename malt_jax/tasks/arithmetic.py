@@ -1,12 +1,13 @@
-"""A generated task: add up a row of digits, e.g. ``3+8+6+9+5+4+2+7`` (answer 44).
+"""The embedded task: add up a row of digits, e.g. ``3+8+6+9+5+4+2+7`` (answer 44).
 
-Answering in one step means adding all of them at once, which a small model does only roughly: it is
-off by one or two. Checking an answer digit by digit is easy, and a failed check says to which side
-the answer is off and by how much. That gap between answering and checking is what a generator /
-verifier / refiner pipeline lives on, so the task shows the method on a very small budget.
+It needs no file, no network and no pretrained model. Answering in one step means adding all digits
+at once, which a small model does only roughly: it is off by one or two. Checking an answer digit by
+digit is easy, and a failed check says to which side the answer is off and by how much. A
+generator / verifier / refiner pipeline lives on that gap between answering and checking, so the
+task shows the method on a very small budget.
 
-There are ``9 ** TERMS`` questions. Each belongs to the train or the eval split by a hash of its
-text alone: the splits cannot overlap, whatever seed or count is asked.
+There are ``9 ** TERMS`` questions. A hash of its text alone assigns each to the train or the eval
+split, so the splits cannot overlap, whatever seed or count is asked for.
 """
 
 from __future__ import annotations
@@ -14,19 +15,33 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+
+from malt_jax.errors import UserError
+from malt_jax.tasks.base import Grade, Question, Task
+from malt_jax.tasks.files import Row, read_rows
+from malt_jax.tasks.loading import choose, to_questions
 
 TERMS = 8
 DIGITS = range(1, 10)
 EVAL_SHARE = 5
 """One question in this many belongs to the eval split."""
-
 COUNTS = {"train": 20_000, "eval": 5_000}
 """How many questions a split offers: few enough to list, far fewer than there are."""
-
 SPLITS = tuple(COUNTS)
 ANSWER = re.compile(r"=(\d+)\s*$")
-"""The final answer is the last thing a turn says, e.g. ``=37``."""
+"""The final answer is the last thing in a turn, e.g. ``=37``."""
+ANSWER_FORMAT = "End with an equals sign and the answer."
+# Short, because the embedded model reads one character per token.
+TEMPLATES = {
+    "generator": "solve|{question}|",
+    "verifier": "check|{question}|{generator}|",
+    "refiner": "fix|{question}|{generator}|{verifier}|",
+    "retry": "retry|{question}|{previous}|",
+    "debate": "debate|{question}|{previous};{other_1};{other_2}|",
+}
 
 
 def question_text(digits: tuple[int, ...]) -> str:
@@ -48,10 +63,12 @@ def split_of(text: str) -> str:
 
 
 class _Stream:
-    """The distinct questions of a split in the order of a seed, drawn as far as they are asked."""
+    """The distinct questions of a split in the order of a seed, drawn as far as they are needed."""
 
     def __init__(self, split: str, seed: int):
-        self.split, self.rows, self.seen = split, [], set()
+        self.split = split
+        self.rows: list[tuple[str, str]] = []
+        self.seen: set[str] = set()
         self.rng = random.Random(f"arithmetic:{split}:{seed}")
 
     def get(self, index: int) -> tuple[str, str]:
@@ -69,11 +86,6 @@ def _stream(split: str, seed: int) -> _Stream:
     return _Stream(split, seed)
 
 
-def count(split: str) -> int:
-    """How many distinct questions a split offers."""
-    return COUNTS[split]
-
-
 def make_question(index: int, seed: int, split: str = "train") -> tuple[str, str]:
     """Question ``index`` of a split in the order of ``seed``, as ``(question, answer)``.
 
@@ -87,7 +99,7 @@ def make_question(index: int, seed: int, split: str = "train") -> tuple[str, str
 
 
 def extract_answer(text: str) -> str | None:
-    """The number a turn answers with, as a plain decimal string, or None if it has none."""
+    """The number at the end of a turn, as a plain decimal string; None without one."""
     match = ANSWER.search(text)
     return str(int(match.group(1))) if match else None
 
@@ -95,3 +107,68 @@ def extract_answer(text: str) -> str | None:
 def is_correct(text: str, answer: str) -> bool:
     """Whether a turn's final answer equals the reference; no answer counts as wrong."""
     return extract_answer(text) == answer
+
+
+def load(
+    split: str, path: str | None = None, limit: int | None = None, seed: int | None = None
+) -> list[Question]:
+    """`limit` questions (default all) in the order of `seed` (default 0), or those of a file.
+
+    A question's id is a hash of its text, so it means the same question under every seed.
+    """
+    if path is not None:
+        return choose(to_questions(read_rows(path), _parse, split), limit, seed)
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}; choose from {', '.join(SPLITS)}")
+    available = COUNTS[split]
+    if limit is not None and not 0 < limit <= available:
+        raise UserError(
+            f"{limit} arithmetic questions asked for; the {split} split holds {available}"
+        )
+    pairs = (make_question(i, seed or 0, split) for i in range(limit or available))
+    return [_question(split, text, answer) for text, answer in pairs]
+
+
+def _question(split: str, text: str, answer: str) -> Question:
+    """With its level: sums far from the middle one are rare, and so less practised."""
+    low = sum(parse_question(text)) // 10 * 10
+    identity = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Question(identity, text, answer, {"level": f"sum {low} to {low + 9}"})
+
+
+def _parse(row: Row, split: str) -> Question:
+    text = row.text("question")
+    try:
+        total = sum(parse_question(text))
+    except ValueError as error:
+        example, _ = make_question(0, 0, split)
+        raise row.fail(str(error)[:200], f"write it as {example}") from None
+    answer = row.text("answer", numbers=True).strip()
+    if answer != str(total):
+        raise row.fail(f"`answer` is {answer[:40]!r}, the digits sum to {total}", "write the sum")
+    return _question(split, text, answer)
+
+
+@dataclass(frozen=True)
+class ArithmeticGrader:
+    """Right when the number at the end of a turn is the reference."""
+
+    def extract(self, text: str) -> str | None:
+        return extract_answer(text)
+
+    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
+        return [
+            Grade(extract_answer(text), is_correct(text, question.answer))
+            for text, question in zip(texts, questions, strict=True)
+        ]
+
+
+def task() -> Task:
+    return Task(
+        name="arithmetic",
+        description="sums in one line, for a small model trained in minutes",
+        load=load,
+        grader=ArithmeticGrader(),
+        templates=TEMPLATES,
+        answer_format=ANSWER_FORMAT,
+    )

@@ -1,14 +1,14 @@
-"""What a task is: questions, a grader, and one prompt template a role.
+"""Tasks: questions, a grader, and one prompt template per role.
 
-Everything here is plain data. A `Task` is built once and never changed; to make one of your own,
-see `malt_jax.tasks.custom`.
+Everything here is plain data. A `Task` is built once and never changed. To make your own, see
+`malt_jax.tasks.custom`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,19 @@ class Grade:
     """The answer read out of one text (None when there is none) and whether it is right.
 
     `parsed` is canonical, so that equal answers vote together: `1,200.0` and `1200` are `1200`.
+    `reward` is a number from 0 to 1, by default 1 for a correct answer and 0 for any other; a
+    grader or reward model may give partial rewards.
     """
 
     parsed: str | None
     correct: bool
+    reward: float = cast(float, None)
+
+    def __post_init__(self):
+        if self.reward is None:
+            object.__setattr__(self, "reward", float(self.correct))
+        if not 0 <= self.reward <= 1:
+            raise ValueError(f"a reward of {self.reward}; it must be from 0 to 1")
 
 
 @runtime_checkable
@@ -41,7 +50,7 @@ class Grader(Protocol):
     """Reads final answers out of model text: the extractor T and the reward 1[T(r) = a*]."""
 
     def extract(self, text: str) -> str | None:
-        """The final answer stated in `text`, canonical; None when there is none or it is torn."""
+        """The final answer stated in `text`, canonical; None if there is none, or no clear one."""
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         """Grades `texts[i]` as an answer to `questions[i]`; the two have the same length."""

@@ -2,45 +2,43 @@ r"""MATH and MATH-500: competition problems with LaTeX answers (arXiv 2103.03874
 
 from __future__ import annotations
 
-import re
-
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.latex import MAX_LENGTH, LatexGrader
 from malt_jax.tasks.graders.statements import boxes
-from malt_jax.tasks.loading import Benchmark, Hub, NoAnswer
-from malt_jax.tasks.prompts import role_templates
+from malt_jax.tasks.loading import Hub, Unusable, benchmark
 
 SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
     "prealgebra", "precalculus",
 )  # fmt: skip
 MATH = "EleutherAI/hendrycks_math"
-_EMPTY_BOX = re.compile(r"\\boxed\s*\{\s*\}")
-EVAL = {
-    "math": Hub(MATH, SUBJECTS, "test"),
-    "math500": Hub("HuggingFaceH4/MATH-500", (None,), "test"),
+EVALUATION = {
+    "math": (Hub(MATH, SUBJECTS, "test"), "competition mathematics, LaTeX answers"),
+    "math500": (
+        Hub("HuggingFaceH4/MATH-500", (None,), "test"),
+        "500 problems of MATH's test split",
+    ),
 }
 
 
 def parse(row: Row, split: str) -> Question:
     r"""Columns `problem` or `question`, and `answer` or `solution`, with `level` and `subject`.
 
-    The answer is bare LaTeX or a solution with a last `\boxed{}`. Two published solutions end with
-    an empty box: such rows are left out (`NoAnswer`).
+    The answer is bare LaTeX or a solution with a last `\boxed{}`. Rows without one
+    are left out: two published solutions end with an empty box.
     """
     column, _ = row.get("answer", "solution")
     text = row.text(column, numbers=True).strip()
     boxed = boxes(text)
     answer = boxed[-1].span if boxed else "" if column == "solution" else text
     if not answer or len(answer) > MAX_LENGTH:
-        error = row.fail(
-            f"`{column}` holds no final answer", r"end it with \boxed{42} or give the answer alone"
+        raise Unusable.of(
+            row,
+            f"`{column}` holds no final answer",
+            r"end it with \boxed{42} or give the answer alone",
         )
-        if column == "solution" and not answer and _EMPTY_BOX.search(text):
-            raise NoAnswer(str(error))
-        raise error
     meta = {}
     if row.has("level"):
         level = row.text("level", numbers=True).strip()
@@ -52,18 +50,12 @@ def parse(row: Row, split: str) -> Question:
 
 
 def task(name: str) -> Task:
-    answer_format = ANSWER_FORMATS["latex"]
-    return Task(
-        name=name,
-        description={
-            "math": "competition mathematics, LaTeX answers",
-            "math500": "500 problems of MATH's test split",
-        }[name],
-        load=Benchmark(
-            hub={"train": Hub(MATH, SUBJECTS, "train"), "eval": EVAL[name]},
-            parse={"train": parse, "eval": parse},
-        ),
-        grader=LatexGrader(),
-        templates=role_templates(answer_format),
-        answer_format=answer_format,
+    place, description = EVALUATION[name]
+    return benchmark(
+        name,
+        description,
+        LatexGrader(),
+        ANSWER_FORMATS["latex"],
+        train=(Hub(MATH, SUBJECTS, "train"), parse),
+        evaluation=(place, parse),
     )

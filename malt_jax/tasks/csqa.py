@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from malt_jax.checks import show
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders import ANSWER_FORMATS
 from malt_jax.tasks.graders.choice import ChoiceGrader
-from malt_jax.tasks.loading import Benchmark, Hub
-from malt_jax.tasks.prompts import role_templates
+from malt_jax.tasks.loading import Hub, Unusable, benchmark
 
 HUB = "tau/commonsense_qa"
 
@@ -25,11 +25,12 @@ def parse(row: Row, split: str) -> Question:
         stem, choices = inner.text("stem"), choices_of(row, inner.get("choices")[1])
     else:
         stem, choices = row.text("question"), choices_of(row, row.get("choices")[1])
-    key = row.text("answerKey").strip()
-    if key not in choices:
-        raise row.fail(f"`answerKey` is {key[:20]!r}", f"give one of {', '.join(choices)}")
+    _, key = row.get("answerKey")
+    if not isinstance(key, str) or key.strip() not in choices:
+        found = "empty" if key in ("", None) else show(key)
+        raise Unusable.of(row, f"`answerKey` is {found}", f"give one of {', '.join(choices)}")
     listed = "".join(f"\n({label}) {text}" for label, text in choices.items())
-    return Question(row.identity(split, "id"), stem + listed, key, {"choices": choices})
+    return Question(row.identity(split, "id"), stem + listed, key.strip(), {"choices": choices})
 
 
 def choices_of(row: Row, value: Any) -> dict[str, str]:
@@ -56,18 +57,11 @@ def choices_of(row: Row, value: Any) -> dict[str, str]:
 
 
 def task() -> Task:
-    answer_format = ANSWER_FORMATS["choice"]
-    return Task(
-        name="csqa",
-        description="common sense, five choices",
-        load=Benchmark(
-            hub={
-                "train": Hub(HUB, (None,), "train"),
-                "eval": Hub(HUB, (None,), "validation"),
-            },
-            parse={"train": parse, "eval": parse},
-        ),
-        grader=ChoiceGrader(),
-        templates=role_templates(answer_format),
-        answer_format=answer_format,
+    return benchmark(
+        "csqa",
+        "common sense, five choices",
+        ChoiceGrader(),
+        ANSWER_FORMATS["choice"],
+        train=(Hub(HUB, (None,), "train"), parse),
+        evaluation=(Hub(HUB, (None,), "validation"), parse),
     )

@@ -1,4 +1,4 @@
-"""A task of your own: a question file and the name of a grader, or a dozen lines of Python."""
+"""A user's own tasks: a question file and the name of a grader, or a dozen lines of Python."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ def from_function(
     `split` is "train" or "eval". `grader` is a grader's name, or an object with `extract` and
     `grade`; for the latter give `answer_format` too. `changes` replace fields of the `Task`.
     """
-    judge, written, answer_format = grader, None, "End with the answer."
     if isinstance(grader, str):
         judge, written, answer_format = get_grader(grader), WRITTEN[grader], ANSWER_FORMATS[grader]
-    load = _FunctionLoader(questions, _FileLoader(judge, written))
-    return _task(name, load, judge, answer_format, changes)
+        load = _FunctionLoader(questions, _FileLoader(judge, written))
+        return _task(name, load, judge, answer_format, changes)
+    load = _FunctionLoader(questions, _FileLoader(grader, None))
+    return _task(name, load, grader, "End with the answer.", changes)
 
 
 def import_task(place: str) -> Task:
@@ -75,7 +76,7 @@ def import_task(place: str) -> Task:
 
 @dataclass(frozen=True)
 class _OwnLoader:
-    """The loader of the user's own code, whose faults are said with the name it goes by."""
+    """The loader in the user's own code; its errors name the `module:attribute` it came from."""
 
     place: str
     load: Loader
@@ -110,7 +111,7 @@ def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping)
 
 @dataclass(frozen=True)
 class _FileLoader:
-    """`written` is a final answer as the task asks for it, with a place for the answer."""
+    """Loads the user's file; `written` is the form of an answer, with a place for it."""
 
     grader: Grader
     written: str | None
@@ -133,7 +134,7 @@ class _FileLoader:
         question = Question(row.identity(split, "id"), text, answer, meta)
         check = getattr(self.grader, "check", None)
         if check and (why := check(question)):
-            raise row.fail(why, "mend the answer, or choose another task.grader")
+            raise row.fail(why, "correct the answer, or choose another task.grader")
         if self.written and not self._reads(text := self.written.format(answer), question):
             raise row.fail(
                 f"the answer can't be read back: {text[:60]!r} is graded as wrong",
@@ -142,7 +143,7 @@ class _FileLoader:
         return question
 
     def _reads(self, text: str, question: Question) -> bool:
-        """Whether the grader finds `text` right; if not, no model could answer the question."""
+        """Whether the grader accepts `text`; if not, no model could answer the question."""
         return self.grader.grade([text], [question])[0].correct
 
 

@@ -1,11 +1,11 @@
-"""Reading question files from strangers: JSON lines, CSV and Parquet.
+"""Question files from outside: JSON lines, CSV and Parquet.
 
-Each row comes back with its place (file, line or row), so that whatever is wrong with it later is
-reported by name. Every error is a `UserError` that says where, what was found, and how to mend it.
+Each row keeps its place (file, line or row), so that an error found later can name it. Every
+error is a `UserError` that says where it is, what was found, and how to repair it.
 
-Decided: text is UTF-8; a leading byte-order mark is accepted and dropped (Windows editors write
-it); CRLF line ends are accepted; blank lines are skipped; a line holds at most 10 MB; NUL
-characters and lone surrogates are refused, because no tokenizer can encode them.
+Text is UTF-8. A leading byte-order mark is dropped (Windows editors write it), CRLF line ends are
+accepted, blank lines are skipped, and a line holds at most 10 MB. NUL characters and lone
+surrogates are refused, because no tokenizer can encode them.
 """
 
 from __future__ import annotations
@@ -30,37 +30,51 @@ MAX_PARQUET_BYTES = 1_000_000_000
 MAX_PARQUET_ROWS = 2_000_000
 BOM = b"\xef\xbb\xbf"
 
+# What a file is instead of a table, by its first bytes in lower case.
+_NOT_A_TABLE = {
+    b"version https://git-lfs": (
+        "a Git LFS pointer, not the data",
+        "fetch the file with git lfs pull",
+    ),
+    b"/annex/objects/": ("a git-annex pointer, not the data", "fetch the file with git annex get"),
+    b"<!doctype": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+    b"\x1f\x8b": ("compressed", "unpack it with gunzip"),
+    b"pk\x03\x04": ("a ZIP archive or a spreadsheet", "unpack it, or save it as CSV"),
+    b"par1": ("a Parquet file", "name it .parquet"),
+}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: its values and the words that say where it stands."""
+    """One row of a file: its values, and its place for error messages."""
 
     file: str
     place: str  # "line 17" or "row 17", counted from 1
     values: dict[str, Any]
 
-    def fail(self, found: str, mend: str) -> UserError:
-        return UserError(f"{self.file}, {self.place}: {found}; {mend}")
+    def fail(self, found: str, advice: str) -> UserError:
+        """The error that something was `found` in this row, with `advice` on how to repair it."""
+        return UserError(f"{self.file}, {self.place}: {found}; {advice}")
 
     def has(self, column: str) -> bool:
         return self.values.get(column) is not None
 
     def get(self, *columns: str) -> tuple[str, Any]:
-        """The first of `columns` that this row holds, with its value."""
+        """The first of `columns` that this row has, with its value."""
         for column in columns:
             if column in self.values:
                 return column, self.values[column]
         wanted = " or ".join(f"`{c}`" for c in columns)
         found = ", ".join(sorted(_shown(str(c)) for c in self.values)[:12]) or "none"
-        mend = f"add a column {wanted}, or rename the one that holds it"
-        if len(self.values) == 1 and ";" in found:
-            mend = "separate the columns by commas"
-        raise self.fail(f"no column {wanted} (found: {found})", mend)
+        raise self.fail(
+            f"no column {wanted} (found: {found})",
+            f"add a column {wanted}, or rename the one that holds it",
+        )
 
     def text(self, *columns: str, numbers: bool = False) -> str:
-        """A column's text, not blank and encodable. `numbers=True` accepts a number as text."""
+        """A column's text; not blank, and encodable. `numbers=True` accepts a number as text."""
         column, value = self.get(*columns)
         if numbers and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
@@ -69,7 +83,7 @@ class Row:
         return self.clean(column, value)
 
     def clean(self, column: str, value: str) -> str:
-        """`value` when it is text that a tokenizer can read, else a `UserError`."""
+        """`value`, if it is text that a tokenizer can read; else raises `UserError`."""
         if all(c.isspace() or unicodedata.category(c) == "Cf" for c in value):  # nothing to see
             raise self.fail(f"`{column}` is empty", "give it a text or remove the row")
         if "\0" in value:
@@ -82,7 +96,7 @@ class Row:
         return value
 
     def identity(self, split: str, *columns: str) -> str:
-        """The row's own id where it has one, else split and line: `eval-17`.
+        """The row's own id if it has one, else split and line: `eval-17`.
 
         Slashes become dashes, because ids are the roots of node paths.
         """
@@ -118,6 +132,7 @@ def read_rows(path: str | Path) -> list[Row]:
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise UserError(f"{_shown(path)}: is a pipe or a device; give a file")
     try:
+        _refuse_other_content(path)
         rows = list(reader(path))
     except FileNotFoundError:
         raise UserError(f"{_shown(path)}: no such file; check the path") from None
@@ -129,6 +144,14 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
+def _refuse_other_content(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(64).lower()
+    for mark, (what, advice) in _NOT_A_TABLE.items():
+        if start.startswith(mark) and not (mark == b"par1" and path.suffix.lower() == ".parquet"):
+            raise UserError(f"{_shown(path)}: is {what}; {advice}")
+
+
 def _jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         number = 0
@@ -137,7 +160,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if len(line) > MAX_LINE_BYTES:
                 raise UserError(
                     f"{_shown(path)}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; "
-                    "write one JSON object a line"
+                    "write one JSON object per line"
                 )
             if number == 1:
                 line = line.removeprefix(BOM)
@@ -152,17 +175,25 @@ def _object(text: str, path: Path, number: int) -> dict[str, Any]:
         value = json.loads(text, object_pairs_hook=no_repeats, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{place}, column {error.colno}: not JSON ({error.msg}); write one JSON object a line"
+            f"{place}, column {error.colno}: not JSON ({error.msg}); "
+            f"write one JSON object per line{_converter(text)}"
         ) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UserError(f"{place}: {reason}; mend the line") from None
+        raise UserError(f"{place}: {reason}; correct the line") from None
     if not isinstance(value, dict):
-        hint = " (for an array of objects: jq -c '.[]' FILE)" if isinstance(value, list) else ""
         raise UserError(
-            f"{place}: found {_kind(value)}, not an object; write one JSON object a line{hint}"
+            f"{place}: found {_kind(value)}, not an object; "
+            f"write one JSON object per line{_converter(text)}"
         )
     return value
+
+
+def _converter(text: str) -> str:
+    """How to convert JSON over several lines, told from the first of them."""
+    if text.startswith("["):
+        return " (for an array of objects: jq -c '.[]' FILE)"
+    return " (for objects over several lines: jq -c . FILE)" if text == "{" else ""
 
 
 def _no_constant(name: str) -> Any:
@@ -171,6 +202,13 @@ def _no_constant(name: str) -> Any:
 
 def _csv(path: Path) -> Iterator[Row]:
     text = _decode(path.read_bytes().removeprefix(BOM), _shown(path))
+    header_line = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
+    for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if sign in header_line and "," not in header_line:
+            raise UserError(
+                f"{_shown(path)}, line 1: the columns are separated by {name}; "
+                "save the file with commas"
+            )
     old_limit = csv.field_size_limit(MAX_LINE_BYTES)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -249,7 +287,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(text: str | Path) -> str:
-    """Text from outside as it may stand in a message."""
-    # Soft hyphens and the like show nothing on a terminal, so they are written out too.
+    """Text from outside, made safe for a message."""
+    # Soft hyphens and other characters that a terminal does not show are escaped too.
     line = one_line(str(text))[:500]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

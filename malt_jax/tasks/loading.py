@@ -1,4 +1,4 @@
-"""From rows to questions: a benchmark's local files and its home on the hub."""
+"""Loading benchmarks: from rows of local files or of the hub to questions."""
 
 from __future__ import annotations
 
@@ -9,33 +9,56 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from malt_jax.errors import HubError, UserError
-from malt_jax.tasks.base import Question
+from malt_jax.tasks.base import Grader, Question, Task
 from malt_jax.tasks.files import Row, read_rows
+from malt_jax.tasks.graders.languages import unread
+from malt_jax.tasks.prompts import role_templates
 
 log = logging.getLogger(__name__)
 
 Parse = Callable[[Row, str], Question]  # (row, split) -> question; raises UserError
 
 
-class NoAnswer(UserError):
-    """A published row that came without an answer: it is left out, the others are good."""
+class Unusable(UserError):
+    """A row in the right layout that nobody could answer: it is left out, the others are used."""
+
+    @classmethod
+    def of(cls, row: Row, found: str, advice: str) -> Unusable:
+        return cls(str(row.fail(found, advice)))
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the hub keeps one split: data set, its configurations (joined in order), split."""
+    """One split on the hub: the data set, its configurations (joined in order), the split."""
 
     repo: str
     configs: tuple[str | None, ...]
     split: str
 
 
+def benchmark(
+    name: str,
+    description: str,
+    grader: Grader,
+    answer_format: str,
+    train: tuple[Hub, Parse],
+    evaluation: tuple[Hub, Parse],
+) -> Task:
+    """The task of a published benchmark: per split, its place on the hub and its row parser."""
+    places = {"train": train, "eval": evaluation}
+    load = Benchmark(
+        hub={split: hub for split, (hub, _) in places.items()},
+        parse={split: parse for split, (_, parse) in places.items()},
+    )
+    return Task(name, description, load, grader, role_templates(answer_format), answer_format)
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """The loader of a published benchmark: one hub place and one row parser a split.
+    """The loader of a published benchmark: one hub place and one row parser per split.
 
-    Called as `load(split, path, limit, seed)`. With `path` it reads that file and never touches
-    the network; without one it asks the hub through `datasets`.
+    Called as `load(split, path, limit, seed)`. With `path` it reads that file and never uses the
+    network; without one it asks the hub through `datasets`.
     """
 
     hub: Mapping[str, Hub]
@@ -55,18 +78,20 @@ class Benchmark:
 
 
 def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
-    """Parses every row; refuses an id that stands twice, counts texts that do (in the log).
+    """Parses every row and refuses an id that stands twice.
 
-    Rows without an answer (`NoAnswer`) are left out and counted in the log.
+    The log names what a user should know: rows that are left out (`Unusable`), texts that stand
+    twice, and a language in which answers are not read. If no row is usable, the first one's
+    error is raised.
     """
     questions: list[Question] = []
-    unanswered: list[NoAnswer] = []
+    unusable: list[Unusable] = []
     first: dict[str, tuple[Row, Question]] = {}
     for row in rows:
         try:
             question = parse(row, split)
-        except NoAnswer as error:
-            unanswered.append(error)
+        except Unusable as error:
+            unusable.append(error)
             continue
         if question.id in first:
             other, same = first[question.id]
@@ -77,22 +102,25 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
             )
         first[question.id] = row, question
         questions.append(question)
-    if unanswered and not questions:
-        raise unanswered[0]
-    if unanswered:
-        log.warning(
-            "%s split: %d left out for want of an answer, first %s",
-            split, len(unanswered), unanswered[0],
-        )  # fmt: skip
+    if unusable and not questions:
+        raise unusable[0]
+    if unusable:
+        named = "; ".join(map(str, unusable[:5])) + ("; ..." if len(unusable) > 5 else "")
+        log.warning("%s split: %d rows left out: %s", split, len(unusable), named)
     if repeated := count_duplicates(questions):
         log.warning("%s split: %d questions repeat the text of another", split, repeated)
+    if unread(question.text for question in questions):
+        log.warning(
+            "%s split: in the language of the questions no announcement of an answer is read; "
+            r"only #### x, \boxed{x}, English forms and a number at the end count", split
+        )  # fmt: skip
     return questions
 
 
 def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -> list[Question]:
-    """`limit` questions in file order: the first ones, or with a seed a random draw.
+    """`limit` questions in file order: the first ones, or with a seed a random sample.
 
-    Draws with one seed are nested: the 100 are among the 200.
+    Samples with one seed are nested: a sample of 100 is part of the sample of 200.
     """
     if limit is None:
         return list(questions)
@@ -109,7 +137,7 @@ def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -
 
 
 def normalised(text: str) -> str:
-    """Text for comparison: compatible characters unified, case folded, blanks collapsed."""
+    """Text for comparison: NFKC, with case folded and blanks collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

@@ -4,7 +4,8 @@ HumanEval has no training questions: its train split is MBPP's. MBPP's question 
 its tests, which fixes the function's name, and is graded on all of them: shown all, as published, a
 policy trained on the reward could answer with the table of tests. A setup that makes objects of the
 solution's own classes (two rows of MBPP build trees) is shown too, and executed beside the
-solution. What tests can't do here is said in `graders.jail`.
+solution. What tests cannot do here is listed in `graders.jail`. A row that asks for it, or whose
+tests name no function of the solution, is left out and named in the log.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
+from collections.abc import Set
+from typing import Any
 
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders.code import CodeGrader
-from malt_jax.tasks.loading import Benchmark, Hub
-from malt_jax.tasks.prompts import role_templates
+from malt_jax.tasks.loading import Hub, Unusable, benchmark
 
 ANSWER_FORMAT = "End with the complete Python code in one ```python block."
 HUMANEVAL, MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"
@@ -48,15 +50,21 @@ def parse_mbpp(row: Row, split: str) -> Question:
         setup = row.text("test_setup_code")
     elif row.has("test_imports") and isinstance(row.values["test_imports"], list):
         setup = "\n".join(str(line) for line in row.values["test_imports"])
+    solution = _parsed(row, "code", row.text("code"))
     trees = [_parsed(row, "test_setup_code", setup), _parsed(row, "test_list", tests)]
-    code, shown = {"setup": setup}, listed[0]
+    code: dict[str, Any] = {"setup": setup}
+    shown = listed[0]
     if free_names(trees[0])[0]:  # it makes objects of the solution's own classes
         code = {"setup": "", "fixture": setup}
         shown = "\n".join([*map(str.rstrip, setup.splitlines()), "", shown])
         del trees[0]
-    names, modules = free_names(*trees)
+    # One published solution is called `sum`: what it defines is not Python's own.
+    own = {node.name for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names, modules = free_names(*trees, own=own)
     if not names:
-        raise row.fail("`test_list` calls no function of the solution", "mend the tests")
+        raise Unusable.of(row, "`test_list` calls no function of the solution", "correct the tests")
+    if _hands_over_code(trees[-1], names):
+        raise Unusable.of(row, "`test_list` passes a function of its own", "correct the tests")
     code |= {"tests": "".join(f"import {m}\n" for m in modules) + tests, "names": names}
     asked = row.text("text", "prompt").strip()
     text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{shown}\n```"
@@ -64,12 +72,13 @@ def parse_mbpp(row: Row, split: str) -> Question:
     return Question(identity, text, row.text("code"), {"code": code})
 
 
-def free_names(*trees: ast.Module) -> tuple[list[str], list[str]]:
+def free_names(*trees: ast.Module, own: Set[str] = frozenset()) -> tuple[list[str], list[str]]:
     """Names that the trees use and neither they nor Python define, and modules among them, sorted.
 
-    A module is a name of the standard library's that is used as in `sys.getsizeof`.
+    Names of `own` count as not defined by Python. A module is a name of the standard library that
+    is used as in `sys.getsizeof`.
     """
-    used, defined, owners = set(), set(dir(builtins)), set()
+    used, defined, owners = set[str](), set(dir(builtins)) - own, set[str]()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
@@ -85,46 +94,42 @@ def free_names(*trees: ast.Module) -> tuple[list[str], list[str]]:
     return sorted(used - defined - modules), sorted(modules)
 
 
+def _hands_over_code(tests: ast.Module, names: list[str]) -> bool:
+    """Whether a test passes a lambda to the solution, which cannot leave the tests' process."""
+    calls = (node for node in ast.walk(tests) if isinstance(node, ast.Call))
+    return any(
+        isinstance(part, ast.Lambda)
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id in names
+        for argument in (*call.args, *(keyword.value for keyword in call.keywords))
+        for part in ast.walk(argument)
+    )
+
+
 def _parsed(row: Row, column: str, code: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise row.fail(f"`{column}` is not Python ({error})", "mend the code") from None
+        raise Unusable.of(row, f"`{column}` is not Python ({error})", "correct the code") from None
 
 
 def humaneval(allow_code: bool = False) -> Task:
-    return _task(
+    return benchmark(
         "humaneval",
         "164 Python functions, judged by their tests (trains on MBPP)",
-        Benchmark(
-            hub={
-                "train": Hub(MBPP, ("full",), "train"),
-                "eval": Hub(HUMANEVAL, (None,), "test"),
-            },
-            parse={"train": parse_mbpp, "eval": parse_humaneval},
-        ),
-        allow_code,
+        CodeGrader(allow_code=allow_code),
+        ANSWER_FORMAT,
+        train=(Hub(MBPP, ("full",), "train"), parse_mbpp),
+        evaluation=(Hub(HUMANEVAL, (None,), "test"), parse_humaneval),
     )
 
 
 def mbpp(allow_code: bool = False) -> Task:
-    return _task(
+    return benchmark(
         "mbpp",
         "short Python programs, judged by their tests",
-        Benchmark(
-            hub={"train": Hub(MBPP, ("full",), "train"), "eval": Hub(MBPP, ("full",), "test")},
-            parse={"train": parse_mbpp, "eval": parse_mbpp},
-        ),
-        allow_code,
-    )
-
-
-def _task(name: str, description: str, load: Benchmark, allow_code: bool) -> Task:
-    return Task(
-        name=name,
-        description=description,
-        load=load,
-        grader=CodeGrader(allow_code=allow_code),
-        templates=role_templates(ANSWER_FORMAT),
-        answer_format=ANSWER_FORMAT,
+        CodeGrader(allow_code=allow_code),
+        ANSWER_FORMAT,
+        train=(Hub(MBPP, ("full",), "train"), parse_mbpp),
+        evaluation=(Hub(MBPP, ("full",), "test"), parse_mbpp),
     )

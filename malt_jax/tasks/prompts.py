@@ -1,8 +1,9 @@
-"""The words each role is asked with, shared by all tasks.
+"""Prompt templates of each role, shared by all tasks.
 
 The role's instructions come first, then question, answer and critique, so that the prompts of one
-role, and those of siblings under one question, share their first tokens. Where a verifier is told
-to write a solution of its own, small models answer instead of checking: it is told not to.
+role, and those of siblings under one question, share their first tokens. A small model that is
+asked for a solution of its own answers instead of checking, so the verifier is asked not to write
+one.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ from __future__ import annotations
 from malt_jax.tasks.base import Question, Task
 from malt_jax.tasks.files import Row
 from malt_jax.tasks.graders.choice import ChoiceGrader
-from malt_jax.tasks.loading import Benchmark, Hub
-from malt_jax.tasks.prompts import role_templates
+from malt_jax.tasks.loading import Hub, benchmark
 
 ANSWER_FORMAT = 'End with "The answer is" and then yes or no.'
 HUB = "ChilleD/StrategyQA"
@@ -23,14 +22,11 @@ def parse(row: Row, split: str) -> Question:
 
 
 def task() -> Task:
-    return Task(
-        name="strategyqa",
-        description="yes/no questions that take several steps",
-        load=Benchmark(
-            hub={"train": Hub(HUB, (None,), "train"), "eval": Hub(HUB, (None,), "test")},
-            parse={"train": parse, "eval": parse},
-        ),
-        grader=ChoiceGrader(choices={"yes": "", "no": ""}, aliases={"true": "yes", "false": "no"}),
-        templates=role_templates(ANSWER_FORMAT),
-        answer_format=ANSWER_FORMAT,
+    return benchmark(
+        "strategyqa",
+        "yes/no questions that take several steps",
+        ChoiceGrader(choices={"yes": "", "no": ""}, aliases={"true": "yes", "false": "no"}),
+        ANSWER_FORMAT,
+        train=(Hub(HUB, (None,), "train"), parse),
+        evaluation=(Hub(HUB, (None,), "test"), parse),
     )

@@ -6,7 +6,6 @@ the values of level d are an array `[Q, b_1, ..., b_d]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 

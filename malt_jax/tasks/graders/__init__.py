@@ -1,4 +1,4 @@
-"""Reading and judging final answers: numbers, LaTeX, choices, exact and set answers, code."""
+"""Graders: numbers, LaTeX, choices, exact answers, sets and code."""
 
 from __future__ import annotations
 

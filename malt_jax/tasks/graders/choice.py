@@ -2,12 +2,13 @@ r"""Grading multiple choice: the label of one choice.
 
 Labels and texts of the choices come from `question.meta["choices"]` (label -> text; without it, A
 to Z). The last statement of an answer (see `statements`) must name one choice, by its label, its
-text or both: `(B)`, `B.`, `B) enforce`, `enforce (B)`, `\boxed{B}`. Without a statement the last
+text or both: `(B)`, `B.`, `b) enforce`, `enforce (B)`, `\boxed{B}`. Without a statement the last
 line counts when it does so, unless the line above names another choice: a list of all of them.
 
-The rest of the sentence must not contradict the choice: name another one ("B, C and D"), hedge
-("(B) or") or deny ("B is wrong"). Reasons and contrasts are free: what follows "because" or
-"rather than", and "not (A)". A bare `A` or `a` before another word is an article, not a label.
+The rest of the sentence must not contradict the choice: name another one ("B, C and D"; "(A)
+enforce" where enforce is B), hedge ("(B) or") or deny ("B is wrong"). Reasons and contrasts are
+free: what follows "because" or "rather than", and "not (A)". A bare `A` or `a` before another word
+is an article and not a label, unless that word is the text of choice A.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.graders.languages import fold
 from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
 _LETTERS = {chr(c): "" for c in range(ord("A"), ord("Z") + 1)}
@@ -28,8 +30,11 @@ _LEAD = re.compile(
 )
 _WRAPPED = re.compile(r"[({\[]\s*(\w+)\s*[)}\]]")
 _BARE = re.compile(r"[\s({\[]*(\w+)")
+_ARTICLE = re.compile(r"[\"'“\s]*(?:(?:an?|the)\s+)?", re.IGNORECASE)
+_BEFORE_TEXT = re.compile(r"[\s.):,}\]\"'“–—-]*")  # between a label and its text
 _END = re.compile(  # what may follow a bare label or a text
-    r"\s*(?:$|[).,:;!?/}\]\"'”–—({\[])|\s+(?:-|because|since|as|is|rather|instead|over|not)(?!\w)"
+    r"\s*(?:$|[).,:;!?/}\]\"”–—({\[]|['’](?!\w))"
+    r"|\s+(?:-|because|since|as|is|rather|instead|over|not)(?!\w)"
 )
 _BLANKS = re.compile(r"[\W_]+")
 _SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)")
@@ -58,6 +63,7 @@ class ChoiceGrader:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
+        text = fold(text)
         names = _Names(_choices(question) or self.choices, self.aliases)
         if found := statements(text):
             last = found[-1]
@@ -89,13 +95,12 @@ class _Names:
 
     def __init__(self, choices: Mapping[str, str], aliases: Mapping[str, str]):
         self.labels = {label.casefold(): label for label in choices} | dict(aliases)
-        self.texts: dict[str, set[str]] = {}
-        for label, text in choices.items():
-            if text:
-                self.texts.setdefault(text, set()).add(label)
+        self.owners: dict[str, set[str]] = {}  # the labels of a text, the longest text first
         self.by_key: dict[str, set[str]] = {}
-        for text, owners in self.texts.items():
-            self.by_key.setdefault(_key(text), set()).update(owners)
+        for label, text in sorted(choices.items(), key=lambda item: -len(item[1])):
+            if text := fold(text).casefold().strip():
+                self.owners.setdefault(text, set()).add(label)
+                self.by_key.setdefault(_key(text), set()).add(label)
 
     def chosen(self, words: str) -> str | None:
         """The one label that `words` name from their start and do not contradict."""
@@ -104,33 +109,44 @@ class _Names:
         if label is None:
             return None
         sentence, following, *_ = [*_SENTENCE_END.split(rest, maxsplit=2), ""]
-        for told in (_key(rest), _key(following)):  # "A. enforce" where enforce is B, "No. Yes."
-            owners = self.by_key.get(told) or {self.labels.get(told, label)}
+        for stated in (_key(rest), _key(following)):  # "No. Yes."
+            owners = self.by_key.get(stated) or {self.labels.get(stated, label)}
             if label not in owners:
                 return None
+        text, behind = self._text(_BEFORE_TEXT.sub("", rest, count=1))
+        if text and _END.match(behind) and label not in self.owners[text]:
+            return None  # "A. enforce, because ..." where enforce is B
         return None if self._contradicted(label, sentence) else label
+
+    def _text(self, words: str) -> tuple[str | None, str]:
+        """The longest text of a choice that `words` start with, and what follows it."""
+        folded = words.casefold()
+        for text in self.owners:
+            if len(text) > 1 and folded.startswith(text) and not words[len(text) :][:1].isalnum():
+                return text, words[len(text) :]
+        return None, words
 
     def _first(self, words: str) -> tuple[str | None, str]:
         """The label that `words` start with, by itself or by its text, and what follows."""
         if _key(words) and (owners := self.by_key.get(_key(words))):
-            return (*owners, "") if len(owners) == 1 else (None, "")
-        words = words[_LEAD.match(words).end() :]
+            return (next(iter(owners)) if len(owners) == 1 else None), ""
+        words = words[_end(_LEAD, words) :]
         if wrapped := _WRAPPED.match(words):
             return self.labels.get(wrapped[1].casefold()), words[wrapped.end() :]
-        for text in sorted(self.texts, key=len, reverse=True):
-            rest = words.lstrip("\"'“ ")
-            if len(text) > 1 and rest.casefold().startswith(text.casefold()):
-                rest = rest[len(text) :]
-                (label, *more) = self.texts[text]
+        for start in (len(words) - len(words.lstrip("\"'“ ")), _end(_ARTICLE, words)):
+            text, rest = self._text(words[start:])
+            if text:
+                label, *more = self.owners[text]
                 return (label, rest) if _END.match(rest) and not more else (None, rest)
         bare = _BARE.match(words)
         if bare is None or bare[1].casefold() not in self.labels:
             return None, words
-        rest = words[bare.end() :]
-        article = len(bare[1]) == 1 and bare[1].islower() and rest.strip(" .!)}]")
-        if article or not _END.match(rest):
-            return None, words
-        return self.labels[bare[1].casefold()], rest
+        label, rest = self.labels[bare[1].casefold()], words[bare.end() :]
+        text, _ = self._text(_BEFORE_TEXT.sub("", rest, count=1))
+        if text and label in self.owners[text]:
+            return label, rest
+        article = bare[1] in ("a", "i") and rest.strip(" .!)}]")
+        return (None, words) if article or not _END.match(rest) else (label, rest)
 
     def _contradicted(self, label: str, rest: str) -> bool:
         """Whether the rest of the sentence names another choice, hedges or denies."""
@@ -139,8 +155,8 @@ class _Names:
             if self._first(rest[contrast.end() :])[0] not in (None, label):
                 rest = rest[: contrast.start()]  # "(B), not (A)"
                 break
-        for text in sorted(self.texts, key=len, reverse=True):
-            if label in self.texts[text]:
+        for text, owners in self.owners.items():
+            if label in owners:
                 rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
             elif len(text) > 1 and f" {_key(text)} " in f" {_key(rest)} ":
                 return True
@@ -156,6 +172,12 @@ class _Names:
             if _STANDS_ALONE.match(rest) if common else not word.islower():
                 found.add(self.labels.get(word.casefold()))
         return found - {None}
+
+
+def _end(pattern: re.Pattern[str], words: str) -> int:
+    """Where the match of a pattern that may be empty ends."""
+    match = pattern.match(words)
+    return match.end() if match else 0
 
 
 def _choices(question: Question | None) -> Mapping[str, str] | None:

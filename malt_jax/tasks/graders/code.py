@@ -1,13 +1,13 @@
 """Grading programs by running them against the benchmark's tests.
 
-The submitted code runs in a process of its own, locked in by every layer the system has
-(`jail.limits`); the tests run in another and see only plain values (`jail`). Passing is shown by a
-random token that the testing process prints at the end: exit statuses mean nothing, and the
-submitted code's process never holds the token or the tests.
+The submitted code runs in a process of its own, confined by every layer that the system has
+(`jail.limits`). The tests run in another process and see only plain values (`jail`). Passing is
+shown by a random token that the testing process prints at the end: exit statuses mean nothing, and
+the process of the submitted code never holds the token or the tests.
 
-What this does not protect from: faults in the kernel, and layers that this system does not have
-(the log names them). Python's own folders can be read, so the code sees which packages there are.
-It is a fence, not a virtual machine; for code from an adversary use one.
+This does not protect from faults in the kernel, nor where the system lacks a layer (the log names
+it). Python's own folders can be read, so the code sees which packages are installed. It is a fence
+and not a virtual machine; for code from an adversary use one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import secrets
 import select
 import signal
@@ -34,20 +33,27 @@ from pathlib import Path
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grade, Question
 from malt_jax.tasks.graders.jail.limits import has_landlock
+from malt_jax.tasks.graders.snippets import program, words
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 4  # seconds of waiting per second of processor time
 JAIL = Path(__file__).with_name("jail")
+# Imports the folder by its own name, so that nothing else of this package is loaded.
+_BOOT = """
+import importlib, sys
+_, folder, role, channel = sys.argv
+sys.path.append(folder + "/..")
+main = importlib.import_module("jail." + role).main
+sys.path.pop()
+main(int(channel))
+"""
 LAYERS = {
     "namespaces": "submitted code can reach the network and signal your processes",
     "landlock": "submitted code can read your files",
     "readonly": "submitted code can change the modes and times of your files",
     "seccomp": "submitted code can open sockets and use shared memory beyond its limit",
 }
-_FENCE = re.compile(r"[^`~]*(`{3,}+|~{3,}+)[^`]*")
-_DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)", re.MULTILINE)
-_IMPORTED = re.compile(r"^(?:from +\S+ +)?import +(.+)", re.MULTILINE)
-_ANY_DEFINITION = re.compile(r"^[ \t]*(?:async +def|def|class)\s", re.MULTILINE)
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -60,7 +66,8 @@ class CodeGrader:
     solution, in its process: it makes objects of the solution's own classes for the tests.
 
     allow_code: must be True; nobody runs a model's code by accident.
-    seconds:    wall-clock limit of one program, and its processor time.
+    seconds:    processor time of one program. It may wait for `PATIENCE` times as long, so that a
+                busy machine grades as an idle one does.
     memory:     bytes of address space.
     workers:    programs that run at the same time.
     """
@@ -85,18 +92,9 @@ class CodeGrader:
             )
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
-        """The last fenced block that defines what the question asks for, with what it needs.
-
-        Earlier blocks are joined when they define something that is asked for or that a later one
-        uses: a helper stands in a block of its own. Where no block defines a name that is asked
-        for, the last one with a definition counts; without fences, the whole text.
-        """
+        """The program in the text, see `snippets`."""
         code = question.meta["code"] if question else {}
-        blocks = _blocks(text) or [text]
-        taken = _needed(blocks, {*code.get("names", ()), *_words(code.get("fixture", ""))})
-        defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
-        found = "\n".join(taken or (defining or blocks)[-1:]).rstrip()
-        return found if found.strip() else None
+        return program(text, {*code.get("names", ()), *words(code.get("fixture", ""))})
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         codes = [self.extract(*pair) for pair in zip(texts, questions, strict=True)]
@@ -125,60 +123,20 @@ class CodeGrader:
             try:
                 _give(solution, {"parts": parts, **limits})
                 _give(judge, {**tests, "token": token, **limits})
-                said = _read(judge, self.seconds)
+                said = _read(judge, PATIENCE * self.seconds)
             finally:
                 for process in (judge, solution):
                     _stop(process)
         layers, _, rest = said.partition("\n")
-        _tell(layers)
+        _warn_of_missing(layers)
         return rest.strip() == token
 
 
-def _blocks(text: str) -> list[str]:
-    """Markdown's fenced blocks, less the indentation of their fences; an open last one counts."""
-    blocks: list[list[str]] = []
-    mark, margin = "", 0
-    for line in text.replace("\r\n", "\n").split("\n"):
-        indent, words = len(line) - len(line.lstrip()), line.strip()
-        bare = words.startswith(mark) and not words.strip(mark[:1])
-        if not mark:
-            if opening := _FENCE.fullmatch(line):
-                mark, margin = opening[1], indent
-                blocks.append([])
-        elif bare and indent < margin + 4:  # further in it belongs to a docstring
-            mark = ""
-        elif not bare and words.endswith(mark) and words.count(mark) == 1:
-            blocks[-1].append(line[min(indent, margin) :].rstrip().removesuffix(mark))
-            mark = ""
-        else:
-            blocks[-1].append(line[min(indent, margin) :])
-    return ["\n".join(lines) for lines in blocks]
-
-
-def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
-    """The blocks that define what is asked for or what the ones taken use, in their order."""
-    taken: list[str] = []
-    wanted, known = set(asked), set()
-    for block in reversed(blocks):
-        defined = set(_DEFINED.findall(block))
-        imported = _words("\n".join(_IMPORTED.findall(block)))
-        # An answer is no import: `from solution import f` shows how to use an earlier block.
-        if (wanted - known) & (defined | imported if taken else defined):
-            taken.insert(0, block)
-            wanted |= _words(block)
-            known |= defined | imported
-    return taken
-
-
-def _words(code: str) -> set[str]:
-    return set(re.findall(r"\w+", code))
-
-
 def _program(code: str, setup: str) -> list[str]:
-    """The benchmark's own beginning and the solution.
+    """The texts to execute: the benchmark's own beginning and the solution.
 
-    A body goes on where the beginning ends. A whole is a text of its own, in which an import
-    `from __future__` may come first.
+    A function's body continues the beginning. A whole solution is a text of its own, in which an
+    import `from __future__` may come first.
     """
     is_body = code.lstrip("\n")[:1].isspace()
     return [f"{setup.rstrip()}\n{code}"] if is_body else [setup, code]
@@ -186,7 +144,7 @@ def _program(code: str, setup: str) -> list[str]:
 
 def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-I", str(JAIL), role, str(channel.fileno())],
+        [sys.executable, "-I", "-c", _BOOT, str(JAIL), role, str(channel.fileno())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -198,17 +156,19 @@ def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends the process with all that it started (see `jail.limits` for who listens to SIGTERM)."""
+    """Ends the process with all that it started; see `jail.limits` for who handles SIGTERM."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stdout
     process.stdout.close()
 
 
 def _give(process: subprocess.Popen, order: dict) -> None:
+    assert process.stdin
     with contextlib.suppress(BrokenPipeError):  # it died; the missing token says so
         process.stdin.write(json.dumps(order).encode())
     with contextlib.suppress(BrokenPipeError):
@@ -217,6 +177,7 @@ def _give(process: subprocess.Popen, order: dict) -> None:
 
 def _read(process: subprocess.Popen, seconds: float) -> str:
     """What the process prints until it ends or time is up, 4 kB at most."""
+    assert process.stdout
     said, deadline = b"", time.monotonic() + seconds
     while len(said) < 4096 and (left := deadline - time.monotonic()) > 0:
         if not select.select([process.stdout], [], [], left)[0]:
@@ -229,8 +190,8 @@ def _read(process: subprocess.Popen, seconds: float) -> str:
 
 
 @cache
-def _tell(layers: str) -> None:
-    """Says once what the system could not do."""
+def _warn_of_missing(layers: str) -> None:
+    """Warns once about layers that the system does not have."""
     for layer, consequence in LAYERS.items():
         if layers and layer not in layers.split():
             log.warning("code grading without %s: %s", layer, consequence)

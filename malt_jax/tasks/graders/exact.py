@@ -1,19 +1,20 @@
 """Grading words: one exact answer, or a set of them in any order.
 
-The answer is the last statement (see `statements`), without one the last line; a list below
-"Answer:" reads as its items with commas. It is compared after case, a leading article, blanks,
-quotes, Markdown marks, brackets around a whole answer, and a final full stop or exclamation mark
-are set aside; nothing else is forgiven, so "Paris or London" is not "Paris".
+The answer is the last statement (see `statements`), or without one the last line; a list below
+"Answer:" is read as its items with commas. The comparison ignores case, a leading article, blanks,
+quotes, Markdown marks, brackets around a whole answer, the script of digits, and a final full stop
+or exclamation mark. It ignores nothing else, so "Paris or London" is not "Paris".
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.graders.languages import fold
 from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
 _CHARACTERS = str.maketrans("−‐–’‘“”", "---''\"\"")
@@ -32,6 +33,7 @@ _BRACKET_OR_SEPARATOR = re.compile(  # the comma of 1,000 separates nothing
 
 def final_words(text: str) -> str | None:
     """The stated answer as it stands, or the last line that is not blank."""
+    text = fold(text)
     found = statements(text)
     if not found:
         words = text.rstrip().rpartition("\n")[2]
@@ -44,7 +46,7 @@ def final_words(text: str) -> str | None:
 
 
 def _below(text: str, start: int, end: int, span: str) -> str:
-    """The span itself, or the line or list that follows the line with "answer"."""
+    """The span itself; if it is blank, the line or list below the line with "answer"."""
     place = end - len(span)
     if not span.strip(" *:."):
         span = text[end:].strip().partition("\n")[0]
@@ -58,7 +60,8 @@ def _below(text: str, start: int, end: int, span: str) -> str:
 
 
 def tidy(words: str) -> str:
-    """One spelling for what counts as the same answer."""
+    """The one spelling to which all spellings of an answer are brought."""
+    words = fold(words)
     words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
     words = _MARKS.sub(lambda m: m[1] or "", words)
@@ -67,7 +70,7 @@ def tidy(words: str) -> str:
         before = words
         words = words.strip(_EDGES).rstrip(".!")
         if around := _AROUND.fullmatch(words):
-            words = around[around.lastindex]
+            words = around[around.lastindex or 0]
     return " ".join(_ARTICLE.sub("", words).split())
 
 
@@ -117,14 +120,15 @@ def _unfit(question: Question) -> str | None:
 
 def _set(words: str) -> str:
     """The elements, each once and in alphabetical order."""
-    words = _MARKS.sub(lambda m: m[1] or "", words)
+    words = _MARKS.sub(lambda m: m[1] or "", fold(words))
     words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
-    parts = _parts(words.strip(_EDGES).rstrip("."))
-    return ", ".join(sorted({element for part in parts if (element := tidy(part))}))
+    parts = _parts(re.sub(r"(?<!\.)\.$", "", words.strip(_EDGES)))
+    # "..." is an element that no reference has: it says that there are more.
+    return ", ".join(sorted({tidy(part) or part.strip() for part in parts if part.strip(_EDGES)}))
 
 
 def _parts(words: str) -> list[str]:
-    """What stands between separators, brackets kept whole; one pair around everything is none."""
+    """The parts between separators outside of brackets; one pair around everything is ignored."""
     parts, start, depth = [], 0, 0
     for match in _BRACKET_OR_SEPARATOR.finditer(words):
         if match[0] in "([{":
@@ -139,7 +143,12 @@ def _parts(words: str) -> list[str]:
     return [re.sub(r"\s*,\s*", ",", part) for part in [*parts, words[start:]]]
 
 
-def _compare(grader, texts, questions, canonical) -> list[Grade]:
+def _compare(
+    grader: ExactGrader | SetGrader,
+    texts: Sequence[str],
+    questions: Sequence[Question],
+    canonical: Callable[[str], str],
+) -> list[Grade]:
     grades = []
     for text, question in zip(texts, questions, strict=True):
         parsed = grader.extract(text)

@@ -1,16 +1,16 @@
 r"""Where a text states its final answer.
 
-Three forms count: `#### x` (GSM8K's own), `\boxed{x}`, and prose ("The answer is x", "Answer: x").
-The rule, for every grader: **the last statement counts, whatever its form**; an earlier one was
-taken back. So a text can never collect the reward of two answers. Boxes joined by "or", "and" or a
-comma are one statement, `\boxed{17} or \boxed{18}` says both. What follows an unreadable last
-statement may still hold the answer (`#### Final answer` and then a line with it), what precedes it
-may not.
+Three forms count: `#### x` (GSM8K's own), `\boxed{x}`, and prose ("The answer is x", "Answer: x",
+and the same in the other languages of `languages`). Every grader follows one rule: **the last
+statement counts, whatever its form**, because an earlier one was taken back. So a text can never
+collect the reward of two answers. Boxes that "or", "and" or a comma joins are one statement:
+`\boxed{17} or \boxed{18}` says both. If the last statement cannot be read, what follows it may
+still hold the answer (`#### Final answer`, then a line with it); what precedes it may not.
 
-**A denied statement counts and holds no answer**: it is handed on as an empty box. Denied is what
-its own clause denies or supposes ("I doubt the answer is 18", "the answer is not \boxed{18}",
-"\boxed{18} or 17"), and what is taken back right after it ("The answer is 18. No, that is wrong.").
-A box inside prose or a `####` line is one statement with it.
+**A denied statement counts and holds no answer**; it is returned as an empty box. A statement is
+denied if its own clause denies or supposes it ("I doubt the answer is 18", "the answer is not
+\boxed{18}", "\boxed{18} or 17"), or if the next words take it back ("The answer is 18. No, that is
+wrong."). A box inside prose or on a `####` line is one statement with it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-MAX_SPAN = 400  # characters; what is longer is no final answer
-MAX_STATEMENTS = 100  # of one form; no honest text has more, so only the last ones are judged
+from malt_jax.tasks.graders.languages import COPULA, REASON, TAKEN_BACK, Language, candidates
 
-# The spans are looked ahead at, so that a second statement on the same line is found too.
+MAX_SPAN = 400  # characters; anything longer is no final answer
+MAX_STATEMENTS = 100  # per form; no honest text has more, so only the last ones are judged
+
+# Spans are matched by lookahead, so that a second statement on the same line is found too.
 _HASH = re.compile(rf"(?<!#)####(?!#)[ \t]*(?=([^\n]{{0,{MAX_SPAN + 1}}}))")
 _PROSE = re.compile(
     r"(?<!\bto )\b(?:answers?|(?:correct|right|best) (?:option|choice))\b"
@@ -30,7 +32,7 @@ _PROSE = re.compile(
     rf"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))",
     re.IGNORECASE,
 )
-_BOX = re.compile(  # and as MATH has it twice: \boxed 9
+_BOX = re.compile(  # MATH writes two of its boxes without braces: \boxed 9
     r"\\f?boxed\s*\{|\\fbox\s*\{|\\boxed\s*(?P<bare>-?[0-9](?:[0-9.,]*[0-9])?)(?![\w^\\{])"
 )
 _JOIN = re.compile(r"[\s$.]*(?:,|;|&|\\text\s*\{\s*(?:or|and)\s*\}|\bor\b|\band\b)[\s$]*")
@@ -46,9 +48,9 @@ _SENTENCE_END = re.compile(  # but for "St. Louis", "U.S. Army", "J. K. Rowling"
     r"(?!(?<=\b[A-Z]\.)\s[A-Z]\.)(?!(?<=[a-z] [A-Z]\.)\s[A-Z][a-z]+\W*$)"
 )
 
-# What denies a statement: words of its clause, and, for a box, the words on either side of it.
-_CLAUSE = 200  # characters looked at on either side
-_NEAR = 6  # words before "answer" whose negation is one of the statement
+# Words that deny a statement: in its clause and, for a box, on either side of it.
+_CLAUSE = 200  # characters examined on either side
+_NEAR = 6  # words before "answer" in which a negation concerns the statement
 _BREAK = re.compile(
     r"[.!?;:,\n]|\b(?:so|thus|hence|therefore|then|and|but|means|because|since)\b|\b(?=(?-i:The)\b)",
     re.IGNORECASE,
@@ -62,7 +64,7 @@ _SUPPOSED = re.compile(
     r"\b(?:(?:if|unless|whether|suppose|assum\w+)(?:\s+\w+){0,3}|no(?! doubt)(?:\s+\w+)?)\s*$",
     re.IGNORECASE,
 )
-_BEFORE_BOX = re.compile(  # "is not 18", "17 or 18", "at least 18"; ", or 18" says it once more
+_BEFORE_BOX = re.compile(  # "is not 18", "17 or 18", "at least 18"; ", or 18" repeats the answer
     r"(?:(?:\b(?:not|never|neither|nor|cannot|either|except|(?<=\S )or)|n['’‘´]t)"
     r"(?:\s+(?:be|equals?|to|the|exactly|really|simply|just|even|actually|necessarily)){0,3}"
     r"|\b(?:between|up to|at (?:least|most)|(?:less|more|fewer|greater|smaller|larger) than))"
@@ -79,21 +81,22 @@ _AFTER_BOX = re.compile(
 )
 _TAKEN_BACK = re.compile(  # a sentence of its own: "No.", "That is wrong", "Actually, it is ..."
     r"(?:^|[.!?\n])[\s*$)\]\"']*(?:(?:wait|hmm|oh|sorry|well|but|however)\W+)?(?:"
+    rf"(?:{TAKEN_BACK})|(?:"
     r"or\b|no(?=\s*(?:$|[,.:;!—–-])|\s+wait\b)|actually,?\s+(?:no|it|the|that)\b"
     r"|(?:that|this|it)(?:\s+answer)?(?:(?:['’]s|\s+(?:is|was|seems))\s+(?:\w+\s+)?"
     r"(?:wrong|incorrect|false|a mistake|not\s+(?:right|correct|true))"
     r"|\s+(?:isn|wasn|can)['’]t\s+(?:be\s+)?(?:right|correct|true))"
-    r"|I\s+(?:don['’]t\s+know|was\s+wrong|made\s+a\s+mistake))\b",
+    r"|I\s+(?:don['’]t\s+know|was\s+wrong|made\s+a\s+mistake))\b)",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A stated answer: its words, where it starts, and where the text goes on after it.
+    """A stated answer: its words, where it starts, and where the text continues after it.
 
-    `before` is what stands between "answer" and "is", where a negation can hide. `line` is the span
-    with what follows its sentence on the same line.
+    `before` holds the words between "answer" and "is", where a negation can hide. `line` is the
+    span with the rest of its line. `decimal_comma` tells how the statement's language writes 3.5.
     """
 
     form: str  # hash, box or prose
@@ -102,21 +105,24 @@ class Statement:
     end: int
     before: str = ""
     line: str = ""
+    decimal_comma: bool = False
 
 
 def statements(text: str) -> list[Statement]:
-    """All statements of a final answer, in the order of the text."""
-    marked, found, denied = boxes(text)[-MAX_STATEMENTS:], [], set()
-    starts = [box.start for box in marked]
+    """All statements of a final answer in `text`, which is folded (see `languages`), in order."""
+    boxed = boxes(text)[-MAX_STATEMENTS:]
+    starts = [box.start for box in boxed]
+    found: list[Statement] = []
+    denied: set[int] = set()  # boxes inside denied words
     for words in [*_hashes(text), *_prose(text)]:
-        held = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
+        inside = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
         if _denied(text, words):
-            denied.update(held)
+            denied.update(inside)
             words = _emptied(words)
-        if not held:
+        if not inside:
             found.append(words)
-    for i, box in enumerate(marked):
-        lead = text[max(marked[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
+    for i, box in enumerate(boxed):
+        lead = text[max(boxed[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
         against = _BEFORE_BOX.search(_clause(lead)) or _AFTER_BOX.match(text, box.end)
         found.append(_emptied(box) if i in denied or against else box)
     found = [_emptied(s) if _taken_back(text, s) else s for s in found]
@@ -131,12 +137,11 @@ def _hashes(text: str) -> list[Statement]:
 
 
 def _prose(text: str, comments: bool = False) -> list[Statement]:
-    """What prose states. "The answer is correct" says so of another statement: a comment."""
+    """Prose statements, or those that comment on another one ("The answer is correct")."""
     found = []
     for match in [*_PROSE.finditer(text)][-MAX_STATEMENTS:]:
         line = match["line"]
-        stop = _SENTENCE_END.search(line)
-        span = line[: stop.start()] if stop else line
+        span = _sentence(line)
         if _CHECK.search(text[max(0, match.start() - 30) : match.start()]):
             continue  # "to check our answer:" states none
         comment = match["verb"] not in ":=" and _COMMENT.match(span)
@@ -144,7 +149,34 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
             continue
         end = match.start("line") + len(span)
         found.append(Statement("prose", span, match.start(), end, match["between"], line))
+    if not comments:
+        for language in candidates(text):
+            found += _foreign(text, language)
     return found
+
+
+def _foreign(text: str, language: Language) -> list[Statement]:
+    """The prose statements of another language, those that their sentence denies emptied."""
+    found = []
+    for match in [*language.opener.finditer(text)][-MAX_STATEMENTS:]:
+        span = _sentence(match["line"])
+        end = match.start("line") + len(span)
+        span = COPULA.sub("", REASON.split(span)[0])
+        span = f"{(match['near'] or '').strip()} {span}".lstrip()
+        # What follows a comma may negate something else, unless it is an alternative.
+        first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
+        denied = language.denies.search(match["between"] or "") or (
+            (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
+        )
+        alternative = rest and language.denies.match(rest[0])
+        statement = Statement("prose", span, match.start(), end, "", span, language.decimal_comma)
+        found.append(_emptied(statement) if denied or alternative else statement)
+    return found
+
+
+def _sentence(line: str) -> str:
+    stop = _SENTENCE_END.search(line)
+    return line[: stop.start()] if stop else line
 
 
 def _comments(text: str) -> list[Statement]:
@@ -154,8 +186,8 @@ def _comments(text: str) -> list[Statement]:
 
 def _denied(text: str, words: Statement) -> bool:
     """Whether the clause denies or supposes what it states. A `####` line has no clause before."""
-    if words.form == "hash":
-        return False
+    if words.form != "prose":
+        return words.form == "box"  # emptied already
     clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
     near = " ".join(clause.split()[-_NEAR:])  # "those that don't count ... give our answer:" states
     return bool(_NEGATION.search(f"{near} {words.before}") or _SUPPOSED.search(clause))
@@ -166,7 +198,7 @@ def _taken_back(text: str, statement: Statement) -> bool:
 
 
 def _clause(text: str) -> str:
-    """The clause that `text` breaks off in."""
+    """The clause in which `text` breaks off."""
     return _BREAK.split(text)[-1]
 
 
@@ -177,7 +209,7 @@ def _emptied(statement: Statement) -> Statement:
 def boxes(text: str) -> list[Statement]:
     """Boxes with balanced braces; joined ones become one. An open last box has an empty span.
 
-    Read as they stand: whether the words around deny them is for `statements` to say.
+    They are read as they stand; whether the words around deny them is for `statements` to say.
     """
     found: list[Statement] = []
     position = 0

@@ -1,6 +1,6 @@
-"""Locking the current process in, with what the system offers to an ordinary user.
+"""Confining the current process with what the system offers to an ordinary user.
 
-`enter` applies every layer it can and names those that hold:
+`enter` applies every layer that it can and returns the names of those in force:
 
 - `rlimits`     processor time, memory, no files written, no processes or threads, few open files
 - `user`        root becomes nobody
@@ -20,6 +20,8 @@ import signal
 import sys
 import sysconfig
 
+from . import seccomp
+
 NOBODY = 65534
 _NAMESPACES = 0x40000000 | 0x20000000 | 0x08000000 | 0x04000000 | 0x00020000
 """Network, processes, inter-process communication, host name, mounts."""
@@ -34,12 +36,11 @@ _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # file-system rights known to eac
 
 
 def enter(seconds: float, memory: int) -> list[str]:
-    """Locks this process in for good, at most `seconds` of processor time and `memory` bytes.
+    """Confines this process for good, to `seconds` of processor time and `memory` bytes.
 
-    Continues in a child where a process namespace needs one; the parent waits for it and exits.
+    Execution continues in a child process where a process namespace needs one; the parent waits
+    for it and exits.
     """
-    import seccomp  # only the jailed processes find it: `code` imports this file for `has_landlock`
-
     layers = ["rlimits"]
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     root = os.geteuid() == 0
@@ -93,7 +94,7 @@ def _limit(seconds: float, memory: int) -> None:
 
 
 def _unshare(libc, root: bool) -> bool:
-    """Enters namespaces of its own; an ordinary user needs a user namespace for that."""
+    """Enters new namespaces; an ordinary user needs a user namespace for that."""
     uid, gid = os.geteuid(), os.getegid()
     if libc.unshare(_NAMESPACES | (0 if root else _NEW_USER)) != 0:
         return False
@@ -106,17 +107,17 @@ def _unshare(libc, root: bool) -> bool:
 
 
 def _all_read_only(libc) -> bool:
-    """Makes every mount read-only for this process: no modes or times of files can be changed."""
+    """Makes every mount read-only for this process, so that no file's mode or times can change."""
     read_only, private = 1 | 2, 1 << 18  # and no set-user-id programs
     attributes = (ctypes.c_uint64 * 4)(read_only, 0, private, 0)  # struct mount_attr
     return libc.syscall(_MOUNT_SETATTR, _HERE, b"/", _RECURSIVE, attributes, 32) == 0
 
 
 def _continue_in_child(libc) -> None:
-    """Goes on as the first process of the new process namespace: when it ends, all in it end.
+    """Continues as the first process of the new process namespace; when it ends, all in it end.
 
-    The parent stays outside, where nothing inside can reach it, and ends the child when it is told
-    to end (SIGTERM) or its own parent dies: the child could rid itself of groups and death signals.
+    The parent stays outside, where nothing inside can reach it. It kills the child on SIGTERM or
+    when its own parent dies, because the child could leave its group and drop its death signal.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
@@ -133,7 +134,7 @@ def _continue_in_child(libc) -> None:
 
 
 def _landlock(libc) -> bool:
-    """Allows reading Python's own folders and nothing else. False where the kernel can't."""
+    """Allows reading Python's own folders and nothing else; False if the kernel cannot do that."""
     version = libc.syscall(_CREATE_RULESET, None, 0, 1)
     if version < 1:
         return False
@@ -172,6 +173,6 @@ def _readable() -> set[str]:
 
 
 def _keep_capabilities(libc, bits: int) -> None:
-    """Gives up all capabilities, also those a new user namespace grants, but `bits`."""
+    """Drops all capabilities but `bits`, also those that a new user namespace grants."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     libc.capset(header, (ctypes.c_uint32 * 6)(bits, bits, 0, 0, 0, 0))

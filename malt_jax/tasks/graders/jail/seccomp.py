@@ -1,7 +1,8 @@
 """Refusing system calls that no solution needs (seccomp, Linux on x86-64 and 64-bit Arm).
 
-They reach what the other layers leave open: memory that no limit counts (shared memory, message
-queues), sockets of every family, new namespaces, keys, and parts of the kernel known for faults.
+These calls reach what the other layers leave open: memory that no limit counts (shared memory,
+message queues), sockets of every family, new namespaces, keys, and parts of the kernel with a
+history of faults.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _OTHER_ABI = 0x40000000  # x32: the same calls by other numbers
 
 
 def refuse(libc) -> bool:
-    """Whether the calls are refused from now on; needs the flag "no new privileges"."""
+    """Refuses the calls from now on, if it can; the flag "no new privileges" must be set."""
     machine = os.uname().machine
     if machine not in _AUDIT or sys.maxsize < 2**32:
         return False

@@ -1,28 +1,27 @@
-"""The process of the submitted code. Whatever happens in here, it can only send answers."""
+"""The process of the submitted code. Whatever happens in it, it can only send answers."""
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import socket
 import sys
 
-import limits
-import wire
+from . import limits, wire
 
 
-def main() -> None:
+def main(channel_number: int) -> None:
     """Reads `{"parts", "seconds", "memory"}` from stdin, then answers calls on the channel.
 
     `parts` are the texts that make up the program, executed one after the other.
     """
     order = json.load(sys.stdin)
-    channel = socket.socket(fileno=int(sys.argv[2])).makefile("rwb")
+    channel = socket.socket(fileno=channel_number).makefile("rwb")
     limits.enter(order["seconds"], order["memory"])
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    sys.path.pop(0)  # this folder
     namespace = {"__name__": "solution"}
     try:
         for part in order["parts"]:
@@ -40,14 +39,19 @@ def main() -> None:
 def _answer(target, args, kwargs, namespace: dict, objects: list) -> list:
     """`["value", v, arguments]` or `["raise", names, message]` of one call.
 
-    A call that gives None may have worked in place, so its arguments go back as it left them.
-    After any other they don't: a test may compare the value with what it passed.
+    A call that returns None may have worked in place, so its arguments are returned as it left
+    them. After any other call they are not, because a test may compare the value with them.
     """
 
     def find(key: int | str):
-        return namespace[key] if isinstance(key, str) else objects[key]
+        if isinstance(key, int):
+            return objects[key]
+        return namespace[key] if key in namespace else getattr(builtins, key)
 
-    def keep(value) -> int:
+    def keep(value) -> int | str:
+        name = value.__name__ if isinstance(value, type) else ""
+        if name and getattr(builtins, name, None) is value:
+            return name
         objects.append(value)
         return len(objects) - 1
 

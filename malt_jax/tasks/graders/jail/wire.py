@@ -1,7 +1,7 @@
-"""Values between judge and solution: JSON lines of plain data, rebuilt as Python's own types.
+"""Messages between judge and solution: JSON lines of plain data, rebuilt as Python's own types.
 
-Scalars are themselves; everything else is `[tag, content]`. An object that is not plain data stays
-in the solution's process and travels as `["object", key]`.
+Scalars stand for themselves; everything else is `[tag, content]`. An object that is not plain data
+stays in the solution's process and is sent as `["object", key]`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 
 MAX_LINE = 4_000_000
 _DAY, _CLOCK = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
-_FIELDS = {  # types that their constructor makes again from these attributes
+_FIELDS: dict[
+    type, tuple[str, ...]
+] = {  # types that their constructor makes again from these attributes
     complex: ("real", "imag"),
     range: ("start", "stop", "step"),
     Fraction: ("numerator", "denominator"),
@@ -26,7 +28,7 @@ _FIELDS = {  # types that their constructor makes again from these attributes
     datetime: _DAY + _CLOCK,
     timedelta: ("days", "seconds", "microseconds"),
 }
-_SERIES = {  # types that are made again from a list
+_SERIES: dict[type, Callable[[list[Any]], Any]] = {  # types that are made again from a list
     list: list,
     tuple: tuple,
     set: set,
@@ -41,7 +43,7 @@ _BY_NAME = {kind.__name__: kind for kind in (*_FIELDS, *_SERIES)}
 
 
 def end() -> NoReturn:
-    """The other side is dead or talks nonsense: no `except` of a test may forgive that."""
+    """Ends the process: the other side is dead or sends nonsense, which no `except` may forgive."""
     os._exit(1)
 
 
@@ -49,12 +51,12 @@ def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
     """Plain data for JSON; `keep` stores any other object and gives its key."""
     if value is None or isinstance(value, bool):
         return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)  # subclasses lose what they override
-    for kind in (bytes, bytearray):
-        if isinstance(value, kind):
-            return [kind.__name__, value.decode("latin-1")]
+    for scalar in (int, float, str):
+        if isinstance(value, scalar):
+            return scalar(value)  # subclasses lose what they override
+    if isinstance(value, bytes | bytearray):
+        name = "bytes" if isinstance(value, bytes) else "bytearray"
+        return [name, value.decode("latin-1")]
     if type(value) is Decimal:
         return ["Decimal", str(value)]
     fields = _FIELDS.get(type(value))
@@ -62,9 +64,8 @@ def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
         return [type(value).__name__, [getattr(value, name) for name in fields]]
     if isinstance(value, dict):
         return ["dict", [[encode(k, keep), encode(v, keep)] for k, v in value.items()]]
-    for kind in _SERIES:
-        if isinstance(value, kind):
-            return [kind.__name__, [encode(v, keep) for v in value]]
+    if series := next((kind for kind in _SERIES if isinstance(value, kind)), None):
+        return [series.__name__, [encode(v, keep) for v in value]]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), keep)
     return ["object", keep(value)]

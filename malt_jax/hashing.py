@@ -1,4 +1,4 @@
-"""SHA-256 of files, and of everything a cached result depends on."""
+"""SHA-256 of files, and of everything that a cached result depends on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from malt_jax.storage.atomic import open_regular
+from malt_jax.regular_files import open_regular
 
 
 def files_beneath(path: Path) -> Iterator[Path]:
-    """The file itself, or every file beneath the folder, in a stable order; none if missing."""
+    """The file itself, or every file beneath the folder in a stable order; none if missing."""
     if path.is_file():
         yield path
     for parent, folders, files in os.walk(path):
@@ -23,15 +23,15 @@ def files_beneath(path: Path) -> Iterator[Path]:
 
 
 def sha256_all(files: Sequence[Path]) -> list[str]:
-    """The hexadecimal SHA-256 of each file, several at once: hashlib frees the GIL."""
+    """The hexadecimal SHA-256 of each file, computed in parallel (hashlib releases the GIL)."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_sha256, files))
 
 
 def fingerprint(paths: Sequence[str | os.PathLike] = (), data: Any = None) -> str:
-    """One SHA-256 of files and folders (content, and names within a folder) and of JSON data.
+    """One SHA-256 over files and folders (contents, and names within a folder) and JSON data.
 
-    The key of a cached result: name all it was computed from, and a change of any of it is a miss.
+    It serves as the key of a cached result: name all inputs, and a change of any of them is a miss.
     """
     content = []
     for path in map(Path, paths):
@@ -45,4 +45,4 @@ def fingerprint(paths: Sequence[str | os.PathLike] = (), data: Any = None) -> st
 
 def _sha256(path: Path) -> str:
     with open(open_regular(path, os.O_RDONLY), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # streams, whatever the size
+        return hashlib.file_digest(file, "sha256").hexdigest()  # reads in chunks, at any size

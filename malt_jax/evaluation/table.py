@@ -1,0 +1,87 @@
+"""A table of text cells, written as Markdown, LaTeX or CSV.
+
+Cells of number columns are the package's own and are written as they are. All other text may come
+from anywhere and is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from malt_jax import escape
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its heading, and whether its cells are numbers."""
+
+    heading: str
+    is_number: bool
+
+
+def numbers(*headings: str) -> list[Column]:
+    """Columns of numbers, aligned to the right."""
+    return [Column(heading, True) for heading in headings]
+
+
+def texts(*headings: str) -> list[Column]:
+    """Columns of text, aligned to the left."""
+    return [Column(heading, False) for heading in headings]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and rows with one cell per column."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        rule = ["---:" if column.is_number else ":---" for column in self.columns]
+        lines = [self._headings(escape.markdown), rule, *self._escaped(str, escape.markdown)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def latex(self) -> str:
+        """A `tabular` for a paper; needs the package `booktabs`."""
+
+        def cell(text: str) -> str:
+            return escape.latex(text).replace("→", r"$\to$").replace("−", "$-$")
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(cells) + r" \\"
+
+        alignment = "".join("r" if column.is_number else "l" for column in self.columns)
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{{alignment}}}",
+                r"\toprule",
+                line(self._headings(cell)),
+                r"\midrule",
+                *map(line, self._escaped(cell, cell)),
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
+
+    def csv(self) -> str:
+        """The cells for a spreadsheet, which shall read numbers as numbers and run no formula."""
+
+        def number(cell: str) -> str:
+            return cell.replace("−", "-")
+
+        lines = [self._headings(escape.csv), *self._escaped(number, escape.csv)]
+        return "".join(",".join(line) + "\r\n" for line in lines)
+
+    def _headings(self, escaped: Callable[[str], str]) -> list[str]:
+        return [escaped(column.heading) for column in self.columns]
+
+    def _escaped(self, number: Callable[[str], str], text: Callable[[str], str]) -> list[list[str]]:
+        return [
+            [
+                (number if column.is_number else text)(cell)
+                for column, cell in zip(self.columns, row, strict=True)
+            ]
+            for row in self.rows
+        ]

@@ -1,0 +1,275 @@
+"""The programs that a run compiles, with shapes and shardings in place of arrays.
+
+The functions are the run's own; only their arguments are abstract. Depth is a parameter, because
+layers are alike and a shallow program tells what a deep one costs (see `compiler`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from malt_jax.config.run import Config
+from malt_jax.config.training import DpoConfig, SftConfig
+from malt_jax.data.packing import lay
+from malt_jax.models.hf_names import source_of
+from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
+from malt_jax.models.mesh import rules
+from malt_jax.models.sharding import AnyMesh, named
+from malt_jax.models.spec import ModelSpec
+from malt_jax.models.weights import abstract_params, layout
+from malt_jax.planning.sizes import Sizes, largest, mesh_parts
+from malt_jax.progress import counted
+from malt_jax.sampling import cache, decode
+from malt_jax.sampling.attention import DECODE_ATTENTION, Chunks
+from malt_jax.sampling.filters import Filters
+from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
+from malt_jax.sampling.request import MAX_END_IDS
+from malt_jax.training import step as training
+from malt_jax.training.placement import state_shardings
+from malt_jax.training.plan import Plan
+
+Kind = Literal["sampling", "sft", "dpo"]
+"""Which fields of the config decide a program's memory."""
+Call = tuple[Callable, tuple[Any, ...]]
+"""A function to trace, and its abstract arguments."""
+
+
+@dataclass(frozen=True)
+class AbstractProgram:
+    """One program of a run; `build(depth)` makes it for a model of so many layers."""
+
+    name: str
+    kind: Kind
+    shape: str
+    """What one call computes, in words."""
+    build: Callable[[int], Call]
+    donate: tuple[int, ...]
+    resident: int = 0
+    """Bytes that a device holds meanwhile and that are no argument."""
+
+
+def run_programs(
+    config: Config, spec: ModelSpec, sizes: Sizes, platform: str, mesh: AnyMesh
+) -> list[AbstractProgram]:
+    """Copies of shared prefixes, prefill, decode, the two training steps and the reference pass.
+
+    The evaluation runs those of the search.
+    """
+    make = _Arguments(config, spec, sizes, platform, mesh)
+    return [*_sampling(make), *_training(make)]
+
+
+def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
+    shapes, lanes, suffix = make.sizes.shapes, make.sizes.lanes, device_bytes(make.suffix())
+    weights = make.weight_bytes()
+    # The evaluation holds one role's fully trained weights beside those of the base model.
+    base = weights if make.config.train.full else 0
+    words = f"{counted(make.heads, 'head')} of prompts"
+    yield AbstractProgram("fork", "sampling", words, make.fork, (0,), suffix + weights + base)
+    for count in lanes.counts:
+        words = f"{count} x {lanes.tokens} tokens of prompts"
+        build = partial(make.extend, count)
+        yield AbstractProgram(prefill_name(count), "sampling", words, build, (0,), suffix + base)
+    words = f"{shapes.rows} rows, {shapes.entries} prompts of {shapes.prefix_tokens}"
+    words = f"{words}, {shapes.new_tokens} new"
+    yield AbstractProgram("decode", "sampling", words, make.decode, (2,), base)
+
+
+def prefill_name(lanes: int) -> str:
+    return f"prefill {lanes}"
+
+
+def _training(make: _Arguments) -> Iterator[AbstractProgram]:
+    train, sizes = make.config.train, make.sizes
+    # Full fine-tuning leaves the base model where it is, beside the weights that are trained, and
+    # DPO also the SFT weights that it starts from, which are its reference.
+    base = make.weight_bytes() if train.full else 0
+    start = device_bytes(make.masters()) if train.full else 0
+    phases: list[tuple[Kind, SftConfig | DpoConfig, Plan, int]] = [
+        ("sft", train.sft, sizes.sft, base),
+        ("dpo", train.dpo, sizes.dpo, base + start),
+    ]
+    for kind, phase, plan, resident in phases:
+        build = partial(make.train_step, phase, plan)
+        yield AbstractProgram(f"{kind} step", kind, _words(plan), build, (0,), resident)
+    build = partial(make.reference, train.dpo, sizes.dpo)
+    yield AbstractProgram("reference", "dpo", _words(sizes.dpo), build, (), base)
+
+
+def _words(plan: Plan) -> str:
+    shape = largest(plan)
+    return f"{shape.rows} rows of {shape.time}"
+
+
+def parameters_on_mesh(
+    config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The decoder's structure, and its parameters as they lie on the mesh."""
+    graph, abstract = abstract_params(spec, dtype, stacked=False)
+    placed: dict[tuple[Any, ...], Any] = {}
+    flat: dict[tuple[Any, ...], Any] = dict(nnx.to_flat_state(abstract))
+    for path, variable in flat.items():
+        shape = variable.get_value().shape
+        where = layout(variable, source_of(spec, path), mesh, rules(config.mesh))
+        placed[path] = variable.replace(jax.ShapeDtypeStruct(shape, dtype, sharding=where))
+    return graph, nnx.from_flat_state(placed)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that abstract arrays take on one device."""
+
+    def of(x: jax.ShapeDtypeStruct) -> int:
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        return math.prod(shape) * (4 if is_key else x.dtype.itemsize)
+
+    return sum(map(of, jax.tree.leaves(tree)))
+
+
+class _Arguments:
+    """Abstract arguments of every program, for one config on one mesh."""
+
+    def __init__(self, config: Config, spec: ModelSpec, sizes: Sizes, platform: str, mesh: AnyMesh):
+        self.config, self.spec, self.sizes, self.mesh = config, spec, sizes, mesh
+        self.platform, self.parts = platform, mesh_parts(mesh, "batch")
+
+    @property
+    def heads(self) -> int:
+        """Shared prefixes that one call copies."""
+        return copies_per_call(self.sizes.shapes.entries, self.parts)
+
+    def weight_bytes(self) -> int:
+        return device_bytes(self._params(self.spec)[1])
+
+    def suffix(self, spec: ModelSpec | None = None) -> list[cache.KV]:
+        """Keys and values of new tokens."""
+        return self._caches(spec or self.spec)[1]
+
+    def masters(self) -> nnx.State:
+        """The float32 weights of full fine-tuning."""
+        return parameters_on_mesh(self.config, self.spec, jnp.float32, self.mesh)[1]
+
+    def fork(self, depth: int) -> Call:
+        numbers = self._array((self.heads,), jnp.int32)
+        return cache.copy_entries, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
+
+    def extend(self, lanes: int, depth: int) -> Call:
+        spec = _shallow(self.spec, depth)
+        graph, params = self._params(spec)
+        one = self._array((lanes,), jnp.int32)
+        tokens = self._array((lanes, self.sizes.lanes.tokens), jnp.int32)
+        call = PrefillCall(tokens, Chunks(one, one, one))
+        weights = Weights(params, self._adapter(spec))
+        return partial(prefill, graph), (self._prefix(spec), weights, call)
+
+    def decode(self, depth: int) -> Call:
+        spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
+        graph, params = self._params(spec)
+        queues = (self.parts, shapes.entries // self.parts * shapes.siblings)
+        number, share = self._array((), jnp.int32), self._array((), jnp.float32)
+        ends = self._array((MAX_END_IDS,), jnp.int32)
+        params_of_draw = decode.ParamArrays(Filters(share, number, share), number, ends)
+        inputs = decode.DecodeInputs(
+            self._prefix(spec), self._rows(*queues), params_of_draw, number
+        )
+        weights = Weights(params, self._adapter(spec))
+        sampler = self.config.sampler
+        attention = DECODE_ATTENTION[sampler.attention]
+        program = decode.DecodeProgram(graph, sampler.chunk_steps, shapes.siblings, attention)
+        return partial(decode.decode, program), (
+            weights, inputs, self.suffix(spec), self._rows(shapes.rows), number
+        )  # fmt: skip
+
+    def train_step(self, phase: SftConfig | DpoConfig, plan: Plan, depth: int) -> Call:
+        spec = _shallow(self.spec, depth)
+        program, trainable, frozen = self._trained(phase, spec)
+        state = jax.eval_shape(partial(training.init_state, program), trainable)
+        # `eval_shape` drops shardings, and those of the state follow from the weights'.
+        state = replace(state, trainable=_placed(state.trainable, _shardings(trainable)))
+        state = _placed(state, state_shardings(program, state, spec, self.mesh))
+        shape = largest(plan)
+        batch = training.Batch(
+            rows=self._packed(plan),
+            reference=self._array((shape.rows, shape.sequences), jnp.float32, "batch"),
+            total=self._array((), jnp.float32),
+            learning_rate=self._array((), jnp.float32),
+            last=self._array((), jnp.bool_),
+            key=_key(),
+        )
+        return partial(training.train_step, program), (state, frozen, batch)
+
+    def reference(self, phase: DpoConfig, plan: Plan, depth: int) -> Call:
+        program, trainable, frozen = self._trained(phase, _shallow(self.spec, depth))
+        function = partial(training.score_rows, training.scoring(program))
+        return function, (trainable, frozen, self._packed(plan))
+
+    def _trained(
+        self, phase: SftConfig | DpoConfig, spec: ModelSpec
+    ) -> tuple[training.Program, training.Trainable, nnx.State | None]:
+        """The step's static part, the weights that it trains, and the frozen ones."""
+        graph, params = self._params(spec)
+        dropout = self.config.train.lora.dropout
+        program = training.make_program(graph, self.sizes.dtype, phase, dropout, self.platform)
+        adapter = self._adapter(spec)
+        if adapter is not None:
+            return program, adapter, params
+        _, masters = parameters_on_mesh(self.config, spec, jnp.float32, self.mesh)
+        return program, masters, None
+
+    def _params(self, spec: ModelSpec) -> tuple[nnx.GraphDef, nnx.State]:
+        return parameters_on_mesh(self.config, spec, self.sizes.dtype, self.mesh)
+
+    def _adapter(self, spec: ModelSpec) -> Adapter | None:
+        if self.config.train.full:
+            return None
+        adapter = jax.eval_shape(partial(init_adapter, spec, self.config.train.lora), _key())
+        return _placed(adapter, adapter_shardings(spec, adapter, self.mesh))
+
+    def _rows(self, *shape: int) -> decode.Rows:
+        number = self._array(shape, jnp.int32)
+        key = self._array((*shape, 2), jnp.uint32)
+        return decode.Rows(number, number, number, number, number, key)
+
+    def _prefix(self, spec: ModelSpec) -> list[cache.KV]:
+        return self._caches(spec)[0]
+
+    def _caches(self, spec: ModelSpec) -> Any:
+        """The prefix caches and the suffix caches of all layers."""
+        dtype = jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype
+        empty = jax.eval_shape(lambda: cache.empty_caches(spec, self.sizes.shapes, dtype))
+        return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch", "kv_heads"), empty)
+
+    def _packed(self, plan: Plan) -> Any:
+        rows = lay([], largest(plan))
+        return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch"), rows)
+
+    def _array(self, shape: tuple[int, ...], dtype: Any, *axes: str) -> Any:
+        """An abstract array whose first dimensions have these logical axes."""
+        where = named(axes + (None,) * (len(shape) - len(axes)), shape, self.mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
+    )
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _shallow(spec: ModelSpec, depth: int) -> ModelSpec:
+    return replace(spec, num_layers=depth, windows=spec.windows[:depth])

@@ -1,0 +1,276 @@
+r"""Reading numerals: the ways in which texts write numbers, as exact fractions.
+
+- groups of thousands `1,234` `1{,}234` `1'234` `1_234` `1 234` `12,34,567` `1.234.567` (a malformed
+  one makes the number unreadable);
+- decimals, scientific notation (`1.5e3`, `1.5 \times 10^3`), fractions (`3/4`, `\frac{3}{4}`, `½`,
+  mixed `1 1/2`), negatives (`-5`, `−5`, `-$5`, `negative 5`), multipliers (`2 million`, `5k`);
+- currency signs and units are dropped, and **the percent sign is a unit**: `18%` is 18 and not
+  0.18, as in the published answers; 50 cents is 50 and 5 dozen is 5.
+
+Where a language writes 3.5 as `3,5`, both `1.234` and `1,234` are ambiguous and therefore no
+number, while `1.234,50` and `3,5` are read.
+
+Only what is known to be harmless may surround a number: blanks, punctuation, a unit. A digit of
+another script, a letter O, a dash or an exponent there changes the number, so it is not read.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+from typing import cast
+
+from malt_jax.tasks.graders.languages import ATTACHED, SCALE, SCALES
+
+MAX_DIGITS = 60
+MAX_EXPONENT = 300
+
+
+class Unreadable(ValueError):
+    """The words do not state exactly one number."""
+
+
+_CHARACTERS = str.maketrans(
+    dict.fromkeys("−﹣‐‑–➖⁻", "-")
+    | {"≈": "=", "→": "=", "⁄": "/", "`": ""}
+    | dict.fromkeys("‘’´", "'")
+    | dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞",
+               [" 1/2", " 1/3", " 2/3", " 1/4", " 3/4", " 1/5", " 2/5", " 3/5", " 4/5", " 1/6",
+                " 5/6", " 1/8", " 3/8", " 5/8", " 7/8"], strict=True))
+)  # fmt: skip
+
+
+def _without_blanks(groups: re.Match[str]) -> str:
+    return re.sub(r"\s", "", groups[0])
+
+
+_Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+# Applied in order; each turns one way of writing into the plain one.
+_REWRITES = [
+    (re.compile(pattern, re.IGNORECASE), new)
+    for pattern, new in cast(
+        _Rewrites,
+        [
+            (r"<<[^<>\n]*>>", ""),  # GSM8K's calculator notes
+            (r"</?[a-z]+>|<\|[^<>|]*\|>", " "),  # tags around an answer, tokens that end a turn
+            (r"(?:\b(?:US|CA?|AU?|NZ|HK|R|S))?\\?\$", ""),
+            (r"\b(?:(?:rs|approx)\.|usd|eur|gbp|cad|aud|inr|jpy|cny|rs|us)\s*(?=[-0-9.])", ""),
+            (r"\banswer\s+[-—]\s+", "answer: "),
+            (r"(?<=[0-9])(?:\\[,!:; ]|,\\!\s?|\{,\}|['_])(?=[0-9]{3}(?![0-9]))", ","),
+            (
+                r"(?<![0-9.,])[1-9][0-9]{0,2}(?:[ \u00a0\u202f\u2009][0-9]{3})+(?![0-9])",
+                _without_blanks,
+            ),
+            (r"\\[,!:;]|[\u00a0\u202f\u2009]|~(?![0-9])|(?<![0-9])~", " "),
+            (r"(?<![0-9])__|__(?![0-9])", ""),
+            (r"(?<![0-9A-Za-z])_(?=[-+$0-9])|(?<=[0-9%])_(?![0-9A-Za-z])", ""),
+            (
+                r"\*+(?!\*|\s*(?:[0-9(]|[a-z]\b))|(?<![0-9)]\s)(?<!\b[a-z]\s)(?<![0-9a-z)*])\*+(?=\S)",
+                "",
+            ),
+            (r"\\(?:left|right|displaystyle|\(|\)|\[|\])", ""),
+            (r"\\(?=%)|/-(?!\S)", ""),
+            (r"\\(?:text|mathrm|mathbf|textbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}", r" \1 "),
+            (r"\\(?:approx|rightarrow|to|implies|Rightarrow)(?![a-z])|-+>|=+>", "="),
+            (r"\\[cdt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}", r" \1/\2 "),
+            (r"\\[cdt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 "),
+            (
+                r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*|x)\s*10\s*\^\s*\{?\s*([-+]?[0-9]+)\s*\}?",
+                r"e\1",
+            ),
+            (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", " degrees"),
+            (r"(?<=[a-z])\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])", ""),  # units: cm^2, m³
+            (r"\b(?:negative|minus|menos|moins|минус|hasi)\s+(?=[0-9.])", "-"),
+            (r"(?:[负負]|零下|マイナス|마이너스|ลบ|سالب|ناقص|ঋণাত্মক|మైనస్|ऋण)\s*(?=[0-9.])", "-"),
+            (r"(?<=[0-9])\s*/\s*(?=[0-9])", "/"),
+        ],
+    )
+]
+
+_MIXED = re.compile(r"(?<![0-9./,])([0-9]{1,9})\s+(?:and\s+)?([0-9]{1,9})/([0-9]{1,9})(?![0-9./])")
+RUN = re.compile(r"[0-9.,:/^]*[0-9][0-9.,:/^]*(?:[eE][-+]?[0-9]+)?")
+_BODY = re.compile(r"(?P<a>[0-9.,]+)(?:/(?P<b>[0-9.,]+)|[eE](?P<e>[-+]?[0-9]+))?")
+_COMMA_GROUPS = re.compile(
+    r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)(?:\.[0-9]+)?"
+    r"|\.[0-9]+"
+)
+_POINT_GROUPS = re.compile(r"[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]{3}){2,})")
+_DECIMAL_COMMA = re.compile(r"[0-9]+,[0-9]{1,2}|[0-9]+,[0-9]{4,}|(?:0|[0-9]{4,}),[0-9]+")
+_AMBIGUOUS = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
+
+_MULTIPLIERS: dict[str, int | Fraction] = {
+    "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "quarters of": Fraction(1, 4),
+    "tenths": Fraction(1, 10), "hundredths": Fraction(1, 100), "thousandths": Fraction(1, 1000),
+    "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "mln": 10**6,
+    "mil": 10**6, "crore": 10**7, "billion": 10**9, "bln": 10**9, "trillion": 10**12,
+    "quadrillion": 10**15, "quintillion": 10**18,
+}  # fmt: skip
+_SHORT = {"k": 10**3, "K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # these stand attached
+_WORD_MULTIPLIER = re.compile(
+    rf"(?:[\s-]*({'|'.join(_MULTIPLIERS)})s?|({'|'.join(_SHORT)}))(?![A-Za-z&])"
+)
+_UNKNOWN = re.compile(r"\s*[xyzni](?![A-Za-z])|\s*\\?pi\b|!")  # 3x, 3n, 3i, 3 pi, 3!
+_LEFT = re.compile(rf"(?:^|[-+\s()\[\]{{}}\"'“”:=,;#>{ATTACHED}])$")  # what may touch a number
+_RIGHT = re.compile(
+    rf"(?![,.]?O)(?:$|[-\s()\[\]{{}}\"'“”:=,;.!?%°/…—{ATTACHED}]"
+    rf"|(?:{'|'.join(_SHORT)}|[mhsgtLWVNFC])(?![A-Za-z0-9])|(?!ll)[A-Za-z]{{2,}}(?![0-9]))"  # 18kg
+)
+# "17 18", "2 million 500": the number before it belongs to this one.
+_BESIDE = re.compile(
+    rf"(?:[0-9]|(?:[0-9]\s*(?:{'|'.join(_MULTIPLIERS)})s?)|[0-9]{SCALE.pattern})\s*$"
+    r"|\b(?:elfu|milioni|laki)\s+$",
+    re.IGNORECASE,
+)
+
+_ONES = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_WORDS = (
+    {word: i for i, word in enumerate(_ONES)}
+    | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+    | {"hundred": 100, "thousand": 10**3, "million": 10**6}
+)
+# "One" is mostly a pronoun; "the two" and "five-dollar" say no value.
+SPELLED = re.compile(
+    rf"(?<!\bthe )(?<!\ball )\b(?:one(?=[\s-](?:hundred|thousand))|{'|'.join([*_ONES[2:], *_TENS])}"
+    rf"|zero)(?:[\s-]+(?:and\s+)?(?:{'|'.join(_WORDS)}))*\b(?!-[a-z])",
+    re.IGNORECASE,
+)
+
+_COMPUTE = re.compile(
+    r"\\[a-z]|[<>π√∛]|\b(?:log|ln|sin|cos|tan|sqrt|root|squared|cubed|factorial)\b"
+    r"|\b(?:half|twice|thrice|double|triple|third|quarter|fourth|fifth|tenth)\s+(?:of\s+)?[-.0-9]"
+    r"|(?<=[0-9a-z)}%])(?<![0-9]e)\s*[+*^]"
+    r"|(?<![a-z])\s*-\s*(?:[b-z](?![a-z'])|\W*$)",
+    re.IGNORECASE,
+)
+
+
+def plain(words: str) -> str:
+    """Folded words with every accepted way of writing a number turned into the plain one."""
+    kinds = ((c, unicodedata.category(c)) for c in words.translate(_CHARACTERS))
+    words = "".join("$" if kind == "Sc" else c for c, kind in kinds if kind != "Cf")
+    for pattern, new in _REWRITES:
+        words = pattern.sub(new, words)
+    return _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", words)
+
+
+def figures(spelled: re.Match[str]) -> str:
+    """`two hundred and five` in figures."""
+    total = part = 0
+    for word in re.findall("[a-z]+", spelled[0].lower()):
+        value = _WORDS.get(word, 0)
+        if value >= 1000:
+            total, part = total + part * value, 0
+        else:
+            part = part * 100 if value == 100 else part + value
+    return str(total + part)
+
+
+def left_to_compute(words: str) -> bool:
+    """Whether plain words hold an operation, or a digit or sign that is not read here."""
+    strange = (
+        not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm")
+        for c in words
+        if not "\u3400" <= c <= "\u9fff"  # 一 (one) stands in many other words
+    )
+    return bool(_COMPUTE.search(words)) or any(strange)
+
+
+def numbers(words: str, decimal_comma: bool = False) -> list[Fraction]:
+    """All numbers in plain words. Raises `Unreadable` if one of them cannot be read whole."""
+    values = []
+    for run in RUN.finditer(words):
+        before = words[: run.start()]
+        if re.search("[A-Za-z_]$", before):
+            continue  # a name: x1, CO2
+        body = run[0].strip(",:").rstrip("./:,")
+        end = run.start() + run[0].index(body) + len(body)
+        values.append(_number(body, before, words[end:], decimal_comma))
+    return values
+
+
+def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction:
+    match = _BODY.fullmatch(body)
+    if match is None or len(body) > MAX_DIGITS or _UNKNOWN.match(after):
+        raise Unreadable("not a number")
+    if not (_LEFT.search(before) and _RIGHT.match(after)):
+        raise Unreadable("part of something else")
+    if before[-1:].isnumeric() or _BESIDE.search(before):
+        raise Unreadable("two numbers side by side")
+    value = _real(match["a"], decimal_comma)
+    if match["e"]:
+        if abs(int(match["e"])) > MAX_EXPONENT:
+            raise Unreadable("out of range")
+        value *= Fraction(10) ** int(match["e"])
+    if match["b"]:
+        divisor = _real(match["b"], decimal_comma)
+        if divisor == 0:
+            raise Unreadable("division by zero")
+        value /= divisor
+    while multiplier := _multiplier(after, decimal_comma):
+        factor, length = multiplier
+        value *= factor
+        after = after[length:]
+    if after[:1].isnumeric() and not re.match("千[克米瓦]", after):  # kg, km, kW
+        raise Unreadable("a digit of another script")
+    if len(canonical(value)) > MAX_DIGITS:
+        raise Unreadable("out of range")
+    return value * _sign(before)
+
+
+def _real(text: str, decimal_comma: bool) -> Fraction:
+    """The value of digits with groups and a decimal part. Ambiguous separators are refused."""
+    if decimal_comma and _AMBIGUOUS.fullmatch(text):
+        raise Unreadable("thousands or decimals")
+    if _POINT_GROUPS.fullmatch(text):
+        text = text.replace(".", "").replace(",", ".")
+    elif decimal_comma and _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
+    elif not _COMMA_GROUPS.fullmatch(text):
+        raise Unreadable("not a number")
+    return Fraction(text.replace(",", ""))
+
+
+def _multiplier(after: str, decimal_comma: bool) -> tuple[Fraction, int] | None:
+    """The factor that the next word stands for, and that word's length."""
+    if decimal_comma and (
+        thousand := re.match(r"\s*mil\b", after)
+    ):  # Spanish; a million in English
+        return Fraction(1000), thousand.end()
+    if match := _WORD_MULTIPLIER.match(after):
+        return Fraction((_MULTIPLIERS | _SHORT)[match[1] or match[2]]), match.end()
+    if (match := SCALE.match(after)) and match.lastindex:
+        return Fraction(SCALES[match.lastindex - 1]), match.end()
+    return None
+
+
+def _sign(before: str) -> int:
+    """-1 behind a minus sign with nothing to subtract from; raises `Unreadable` behind another."""
+    head = before.rstrip(" ({")
+    if not head.endswith("-"):
+        return 1
+    left = head[:-1].rstrip()
+    adjacent = head == before.rstrip("({")
+    alone = re.fullmatch(f"[^0-9]*[{ATTACHED}]", left)  # "答案是-18" has nothing to subtract from
+    touched = head[:-1][-1:]
+    if not left or alone or (adjacent and not (touched.isalnum() or touched in tuple(")%-"))):
+        return -1
+    raise Unreadable("a difference")
+
+
+def canonical(value: Fraction) -> str:
+    """`18`, `-2.5` or `1/3`: one string for one value."""
+    numerator, denominator = value.numerator, value.denominator
+    if denominator == 1:
+        return str(numerator)
+    for places in range(1, 13):
+        if 10**places % denominator == 0:
+            digits = str(abs(numerator) * 10**places // denominator).rjust(places + 1, "0")
+            return f"{'-' * (numerator < 0)}{digits[:-places]}.{digits[-places:]}"
+    return f"{numerator}/{denominator}"

@@ -1,0 +1,127 @@
+"""Finding the program in the text of an answer: in fenced blocks, or in the prose."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from itertools import islice
+
+_FENCE = re.compile(r"[^`~]*(`{3,}+|~{3,}+)[^`]*")
+_DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)", re.MULTILINE)
+_IMPORTED = re.compile(r"^(?:from +\S+ +)?import +(.+)", re.MULTILINE)
+_ANY_DEFINITION = re.compile(r"^[ \t]*(?:async +def|def|class)\s", re.MULTILINE)
+_CODE = re.compile(  # in prose: an import at the start of a line, a definition anywhere
+    r"^(?P<margin>[ \t]*)(?=from +\S+ +import\b|import +\w|@\w|[A-Z_]+ *=)"
+    r"|(?:^(?P<indent>[ \t]*)|(?<=[\s`:]))(?=(?:async +)?def +\w+ *\(|class +\w+ *[(:])",
+    re.MULTILINE,
+)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+MAX_UNFENCED = 50  # definitions looked at in a text without fences
+MAX_CODE = 20_000  # characters of one of them
+
+
+def program(text: str, names: set[str]) -> str | None:
+    """The last fenced block that defines one of `names`, with what it needs.
+
+    Earlier blocks are joined when they define one of the names or something that a later block
+    uses: a helper often stands in a block of its own. If no block defines one of the names, the
+    last one with a definition counts. Without fences, what stands in the prose as Python is the
+    block, and without any definition the whole text.
+    """
+    blocks = _blocks(text) or _unfenced(text) or [text]
+    defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
+    found = "\n".join(_needed(blocks, names) or (defining or blocks)[-1:]).rstrip()
+    return found if found.strip() else None
+
+
+def _blocks(text: str) -> list[str]:
+    """Markdown's fenced blocks, less the indentation of their fences; an open last one counts."""
+    blocks: list[list[str]] = []
+    mark, margin = "", 0
+    for line in text.replace("\r\n", "\n").split("\n"):
+        indent, words = len(line) - len(line.lstrip()), line.strip()
+        bare = words.startswith(mark) and not words.strip(mark[:1])
+        if not mark:
+            if opening := _FENCE.fullmatch(line):
+                mark, margin = opening[1], indent
+                blocks.append([])
+        elif bare and indent < margin + 4:  # further in it belongs to a docstring
+            mark = ""
+        elif not bare and words.endswith(mark) and words.count(mark) == 1:
+            blocks[-1].append(line[min(indent, margin) :].rstrip().removesuffix(mark))
+            mark = ""
+        else:
+            blocks[-1].append(line[min(indent, margin) :])
+    return ["\n".join(lines) for lines in blocks]
+
+
+def _unfenced(text: str) -> list[str]:
+    """The Python in prose: from each import or definition on, as many lines as can be parsed.
+
+    A text that is Python as a whole, or the body of a function, is left whole.
+    """
+    if _is_python(text) or _is_python(f"if True:\n{text}"):
+        return [text]
+    blocks: list[str] = []
+    end = 0
+    for opening in islice(_CODE.finditer(text), MAX_UNFENCED):
+        start, margin = opening.end(), opening["margin"] or opening["indent"] or ""
+        if start < end:
+            continue
+        first, *more = text[start : start + MAX_CODE].split("\n")
+        lines = [first.partition("`")[0], *(line.removeprefix(margin).rstrip() for line in more)]
+        if count := _parsed_lines(lines):
+            blocks.append("\n".join(lines[:count]))
+            end = start + sum(map(len, lines[:count]))
+    return blocks
+
+
+def _is_python(text: str) -> bool:
+    """Whether a text is Python as a whole; "Done" and "Note: x" parse, but are prose."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(
+        isinstance(node.value, ast.Call | ast.Constant)
+        for node in tree.body
+        if isinstance(node, ast.Expr | ast.AnnAssign)
+    )
+
+
+def _parsed_lines(lines: list[str]) -> int:
+    """How many lines, to the end of a definition or import, are Python; 0 for none."""
+    count = len(lines)
+    for _ in range(MAX_UNFENCED):
+        try:
+            tree = ast.parse("\n".join(lines[:count]))
+        except SyntaxError as error:
+            count = min(count, error.lineno or 1) - 1  # the text goes on as prose from there
+        except (ValueError, RecursionError, MemoryError):
+            break
+        else:
+            ends = [node.end_lineno or 0 for node in tree.body if isinstance(node, _DEFINITIONS)]
+            return max(ends, default=0)
+        if count < 1:
+            break
+    return 0
+
+
+def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
+    """The blocks that define what is asked for or what the ones taken use, in their order."""
+    taken: list[str] = []
+    wanted, known = set(asked), set[str]()
+    for block in reversed(blocks):
+        defined = set(_DEFINED.findall(block))
+        imported = words("\n".join(_IMPORTED.findall(block)))
+        # An answer is no import: `from solution import f` shows how to use an earlier block.
+        if (wanted - known) & (defined | imported if taken else defined):
+            taken.insert(0, block)
+            wanted |= words(block)
+            known |= defined | imported
+    return taken
+
+
+def words(code: str) -> set[str]:
+    return set(re.findall(r"\w+", code))

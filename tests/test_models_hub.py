@@ -1,0 +1,67 @@
+"""What is fetched of a repository: the files that are read, one set of weights, and no others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from malt_jax.errors import UserError
+from malt_jax.models.hub import local_folder
+
+COMMIT = "c" * 40
+TEXT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "tokenizer.model", "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+OTHERS = (
+    "README.md", "LICENSE", "params.json", "tekken.json", "preprocessor_config.json",
+    "consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated.00.pth",
+    "original/consolidated.00.pth", "original/model.safetensors", "original/tokenizer.model",
+    "original/params.json", "onnx/config.json", "onnx/model.onnx", "pytorch_model.bin",
+    "model.fp16.safetensors", "adapter_model.safetensors", "modeling_x.py", "flax_model.msgpack",
+)  # fmt: skip
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A repository of given files behind the client's own function; returns what was fetched."""
+
+    def serve(*files: str) -> list[str]:
+        fetched: list[str] = []
+
+        def snapshot_download(name, *, revision=None, allow_patterns=None, **_):
+            assert revision in ("main", COMMIT)
+            for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+                path = tmp_path / COMMIT / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                weights = dict.fromkeys(("a", "b"), SHARDS[0]) | {"c": SHARDS[1]}
+                path.write_text(json.dumps({"weight_map": weights} if file == INDEX else {}))
+                fetched.append(file)
+            return str(tmp_path / COMMIT)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+        return fetched
+
+    return serve
+
+
+def test_one_file_of_weights_is_fetched(hub):
+    fetched = hub(*TEXT, *OTHERS, "model.safetensors")
+    folder, revision = local_folder("org/model", "main")
+    assert revision == folder.name == COMMIT
+    assert set(fetched) == {*TEXT, "model.safetensors"}
+
+
+def test_the_shards_that_the_index_names_are_fetched(hub):
+    fetched = hub(*TEXT, *OTHERS, INDEX, *SHARDS, "model-00003-of-00002.safetensors")
+    local_folder("org/model", "main")
+    assert sorted(fetched) == sorted((*TEXT, INDEX, *SHARDS))
+
+
+def test_a_repository_without_a_config_is_refused_before_any_weight(hub):
+    fetched = hub("model.safetensors", "README.md")
+    with pytest.raises(UserError, match=r"no config\.json on the hub"):
+        local_folder("org/model", "main")
+    assert fetched == []
