@@ -78,12 +78,11 @@ def test_of_a_block_that_was_cut_short_only_the_missing_lines_are_appended(run):
 
 
 def test_a_stop_request_takes_effect_after_the_block_is_sealed(run):
-    with graceful_stop(), pytest.raises(RunStopped):
-        with journal(run) as one:
-            for block in one.blocks(ITEMS, 3, shard(run)):
-                (path,) = block.missing
-                block.append(path, ({"question_id": item} for item in block.items))
-                signal.raise_signal(signal.SIGTERM)
+    with graceful_stop(), pytest.raises(RunStopped), journal(run) as one:
+        for block in one.blocks(ITEMS, 3, shard(run)):
+            (path,) = block.missing
+            block.append(path, ({"question_id": item} for item in block.items))
+            signal.raise_signal(signal.SIGTERM)
     assert [path.name for path in manifest.sealed_units(run, "search/000")] == ["00000.jsonl"]
     with graceful_stop():
         signal.raise_signal(signal.SIGTERM)
@@ -117,10 +116,9 @@ def test_files_that_all_blocks_append_to_are_sealed_after_the_last_one(run):
 
 
 def test_what_a_failing_stage_has_written_is_not_sealed(run):
-    with pytest.raises(RuntimeError):
-        with journal(run, "label/000") as one:
-            one.write_json(run.data(0, "counts").with_suffix(".json"), {})
-            raise RuntimeError
+    with pytest.raises(RuntimeError), journal(run, "label/000") as one:
+        one.write_json(run.data(0, "counts").with_suffix(".json"), {})
+        raise RuntimeError
     assert not manifest.stage_done(run, "label/000")
     with journal(run, "label/000") as one:
         one.write_lines(run.data(0, "verifier") / "sft.jsonl", [{"prompt": "a"}])

@@ -34,8 +34,8 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
     for run in runs:
         if not manifest.stage_done(run, EVAL):
             raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
-        configs = [config_module.with_defaults(one.config) for one in (first, run)]
-        if found := differences(*configs, {"seed", *CANNOT_CHANGE_RESULTS}):
+        one, other = (config_module.with_defaults(each.config) for each in (first, run))
+        if found := differences(one, other, {"seed", *CANNOT_CHANGE_RESULTS}):
             raise UserError(
                 f"{run.path}: made with another config than {first.path}: {'; '.join(found)}. "
                 "Only runs that differ in their seed can be pooled."

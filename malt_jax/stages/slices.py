@@ -170,7 +170,7 @@ def read_cost(one: Slice) -> dict[str, float]:
     names = [*(field.name for field in fields(Stats)), "peak_bytes"]
     for name in names:
         figure = cost.get(name) if isinstance(cost, dict) else None
-        known = isinstance(figure, int | float) and not isinstance(figure, bool)
-        if not (known and 0 <= figure < MAX_COST):
+        is_number = isinstance(figure, int | float) and not isinstance(figure, bool)
+        if figure is None or not is_number or not 0 <= figure < MAX_COST:
             raise UserError(f"{COST}: {name} is missing or not a number; search the slice again.")
     return {name: cost[name] for name in names}

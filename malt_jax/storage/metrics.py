@@ -35,7 +35,7 @@ class Metrics:
     ) -> Series:
         """The series with these four names; its steps must increase."""
         key = {"stage": stage, "round": round, "role": role, "phase": phase}
-        parts = (f"{part:03d}" if isinstance(part, int) else part for part in key.values())
+        parts = (stage, f"{round:03d}", role, phase)
         name = "/".join(part for part in parts if part)  # train/000/generator/sft
         return self._series.setdefault(name, Series(self._run, key, name, self._tracker))
 
