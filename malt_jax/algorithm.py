@@ -26,7 +26,7 @@ from malt_jax.data.role_data import (
     role_data,
 )
 from malt_jax.models.model import Model
-from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
 from malt_jax.training.fit import DpoConfig, SftConfig, train_dpo, train_sft
@@ -37,6 +37,7 @@ from malt_jax.training.weights import LoraConfig, initial_weights
 from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
+from malt_jax.tree.prompts import Overflow
 from malt_jax.tree.roles import Pipeline, PipelineConfig, make_pipeline
 from malt_jax.tree.values import Backup, value_forest
 
@@ -54,7 +55,7 @@ def search(
     softness: float = 0.25,
     threshold: float = 0.5,
     sampler: Sampler | None = None,
-    overflow: str = "refuse",
+    overflow: Overflow = "refuse",
     on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """One valued tree per question.

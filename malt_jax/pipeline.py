@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from malt_jax import config
@@ -20,7 +21,7 @@ from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
 from malt_jax.storage.manifest import stage_done
 from malt_jax.storage.rundir import RunDir
-from malt_jax.tree.expand import completion_text, settings
+from malt_jax.tree.expand import completion_text, sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import render
 from malt_jax.tree.roles import Role
@@ -118,7 +119,7 @@ class Pipeline:
     ) -> tuple[Turn, ...]:
         turns: list[Turn] = []
         for role in self._session.pipeline.roles:
-            hear = on_text and (lambda text, name=role.name: on_text(draw, name, text))
+            hear = partial(on_text, draw, role.name) if on_text else None
             key = node_key(seed, "ask", question, draw, len(turns))
             turns.append(self._turn(role, question, turns, key, hear))
         return tuple(turns)
@@ -145,9 +146,9 @@ class Pipeline:
         stream = _Stream(tokenizer, hear) if hear else None
         [[completion]] = session.sampler.sample(
             [Request(prompt.ids, key[None])],
-            settings(role, tokenizer.end_ids),
+            sampling_params(role, tokenizer.end_ids),
             adapter=self._policies[role.name],
-            on_tokens=stream and (lambda _request, _completion, new: stream.add(new)),
+            on_tokens=(lambda _request, _completion, new: stream.add(new)) if stream else None,
         )
         text = completion_text(completion, tokenizer.end_ids, tokenizer)
         if stream:

@@ -22,7 +22,8 @@ from flax import nnx
 import malt_jax as malt
 from malt_jax.bench.questions import word_problems
 from malt_jax.config.sampler import SamplerConfig
-from malt_jax.sampling.engine import Completion, Request, Sampler, Settings
+from malt_jax.sampling.request import Completion, Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import render
@@ -44,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     model = malt.load_model(options.model)
     requests = prompts(model, options.questions)
-    how = Settings(
+    params = SamplingParams(
         temperature=options.temperature,
         max_new_tokens=options.new_tokens,
         end_ids=tuple(model.tokenizer.end_ids),
@@ -53,7 +54,7 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: |")
     exact: list[tuple[int, ...]] = []
     for name, fields in SETTINGS.items():
-        drawn = [d[0] for d in Sampler(model, SamplerConfig(**fields)).sample(requests, how)]
+        drawn = [d[0] for d in Sampler(model, SamplerConfig(**fields)).sample(requests, params)]
         exact = exact or [completion.tokens for completion in drawn]
         said = np.concatenate([completion.logprobs for completion in drawn])
         true = np.concatenate([rescored(model, r, c) for r, c in zip(requests, drawn, strict=True)])

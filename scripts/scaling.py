@@ -28,7 +28,8 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.memory import peak_bytes
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.engine import Request, Sampler, Settings
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 
 REPEATS = 2
@@ -121,7 +122,7 @@ def drawn(model: Any, new_tokens: int) -> Sampler:
         Request(tuple(map(int, prompt)), rng.integers(0, 1 << 31, (4, 2), np.uint32))
         for prompt in prompts
     ]
-    sampler.sample(requests, Settings(temperature=1.0, max_new_tokens=new_tokens))
+    sampler.sample(requests, SamplingParams(temperature=1.0, max_new_tokens=new_tokens))
     return sampler
 
 

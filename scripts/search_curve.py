@@ -18,7 +18,7 @@ from typing import Any
 from malt_jax import config
 from malt_jax.planning.chips import CHIPS
 from malt_jax.planning.work import Assumptions, Work, count_work
-from malt_jax.sampling.memory import Shapes, first_rung, ladder
+from malt_jax.sampling.memory import CacheShape, first_shape, row_counts
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "llama31_8b_gsm8k"
@@ -50,10 +50,10 @@ def search(plan: dict[str, Any], work: Work, chips: int) -> tuple[list[int], flo
     prefill = [p for name, p in programs.items() if name.startswith("prefill")][-1]
     lanes, _, lane, *_ = prefill["shape"].split()
     weights = plan["model"]["bytes_per_chip"] / (chip.bandwidth or 1.0)
-    rungs = [Shapes(rows, 0, 0, 0, 0) for rows in ladder(most * chips, chips)]
+    shapes = [CacheShape(rows, 0, 0, 0, 0) for rows in row_counts(most * chips, chips)]
     rows, computing, full, last = [], 0.0, 0.0, 0.0
     for role in work.roles:
-        batch = first_rung(rungs, role.nodes).rows
+        batch = first_shape(shapes, role.nodes).rows
         rows.append(batch // chips)
         step = weights + (programs["decode"]["seconds"] - weights) * batch / chips / most
         full += role.nodes * role.completion / batch * step

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
+from closeness import assert_near
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.model import load_model
 from tiny_models import VOCAB
@@ -34,7 +35,7 @@ def main(folder: str) -> None:
             if len(shape) == 2:  # compiling for eight devices takes seconds
                 with jax.set_mesh(mesh):
                     logits = np.asarray(model(tokens))
-                np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)
+                assert_near(logits, expected)
             if not stacked:
                 same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()),
                                     one.params, model.params)  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from closeness import assert_near
 from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import (
@@ -52,7 +53,7 @@ def test_merged_equals_unmerged(stacked, targets):
     assert adapter.scale == pytest.approx(32 / 2)
     through = nnx.merge(model.graph, model.params)(TOKENS, adapter=adapter)
     merged = nnx.merge(model.graph, merge_adapter(model.params, adapter))(TOKENS)
-    np.testing.assert_allclose(merged, through, atol=2e-4)
+    assert_near(merged, through)
     base = nnx.merge(model.graph, model.params)(TOKENS)
     assert float(jnp.max(jnp.abs(base - merged))) > 1e-2
 
@@ -77,9 +78,9 @@ def test_dropout_repeats_with_its_key_and_keeps_the_mean(stacked):
     assert not np.array_equal(pair["key"], other["key"])
     wide = jnp.broadcast_to(x[:, :1], (1, 20_000, SPEC.d_model))
     plain = {"a": pair["a"], "b": pair["b"]}
-    np.testing.assert_allclose(
-        lora_delta(wide, pair, 1.0).mean(1), lora_delta(x[:, :1], plain, 1.0)[:, 0], atol=0.02
-    )
+    # 20,000 draws of 32 inputs kept or dropped: the mean's standard error is under 1% of the scale.
+    mean, whole = lora_delta(wide, pair, 1.0).mean(1), lora_delta(x[:, :1], plain, 1.0)[:, 0]
+    assert_near(mean, whole, 0.04)
 
 
 def test_the_gradient_of_a_bfloat16_product_is_summed_in_float32():
@@ -90,7 +91,7 @@ def test_the_gradient_of_a_bfloat16_product_is_summed_in_float32():
     dy = np.full((4096, 2), 8.0, np.float32)
     exact = np.asarray(x[0], np.float32).T @ dy
     assert slope["a"].dtype == jnp.float32
-    np.testing.assert_allclose(slope["a"], exact, rtol=1e-5, atol=1e-3)
+    assert_near(slope["a"], exact, 1e-5)
 
 
 @pytest.mark.parametrize("fields", [{"rank": 0}, {"targets": ("q", "w")}, {"dropout": 1.0}])

@@ -28,7 +28,7 @@ from malt_jax.export.cards import VLLM_RANKS, CardFacts, model_card, vllm_rank
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
-from malt_jax.sampling.engine import Sampler
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks.base import Question
 
 pytest.importorskip("torch", reason="transformers' models need torch")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from closeness import assert_near
 from malt_jax.models import packed_attention as blockwise
 from malt_jax.models.attention import MASKED
 from malt_jax.models.packed_attention import Packing, packed_attention
@@ -75,15 +76,13 @@ def test_equals_the_plain_softmax(monkeypatch, block, window, softcap):
     def reference(q, k, v):
         return plain(q, k, v, jnp.asarray(mask), softcap)
 
-    np.testing.assert_allclose(
-        np.where(real, ours(q, k, v), 0), np.where(real, reference(q, k, v), 0), atol=2e-6
-    )
+    assert_near(np.where(real, ours(q, k, v), 0), np.where(real, reference(q, k, v), 0), 2e-6)
     found, expected = (
         jax.jit(jax.grad(loss, argnums=(1, 2, 3)), static_argnums=0)(f, q, k, v)
         for f in (ours, reference)
     )
     for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+        assert_near(mine, theirs, 5e-6)
 
 
 def test_padding_gives_numbers_and_takes_no_gradient():

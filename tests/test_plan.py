@@ -32,8 +32,9 @@ from malt_jax.planning.plan import count_parameters, lay_out, plan_run
 from malt_jax.planning.specs import find_spec
 from malt_jax.planning.table import tables
 from malt_jax.planning.work import Assumptions, count_work
-from malt_jax.sampling.engine import Sampler, prefill_lanes
-from malt_jax.sampling.memory import first_rung
+from malt_jax.sampling.memory import first_shape
+from malt_jax.sampling.prefill import prefill_shape
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.training.step import init_state, make_program
 
 ROOT = Path(__file__).parents[1]
@@ -163,9 +164,9 @@ def test_the_plan_has_the_rows_the_sampler_would_take(small):
         sampler = Sampler(load_model(settings.model.path), changed.sampler)
         last = setting.work.roles[-1]
         branch = changed.pipeline.roles[-1].branch
-        rungs = sampler.ladder(setting.sizes.shapes.places, last.longest, branch)
-        assert setting.sizes.shapes == first_rung(rungs, last.nodes // sampler.streams)
-        assert setting.sizes.lanes == prefill_lanes(changed.sampler, "cpu", 1)
+        shapes = sampler.shapes(setting.sizes.shapes.prefix_tokens, last.longest, branch)
+        assert setting.sizes.shapes == first_shape(shapes, last.nodes // sampler.streams)
+        assert setting.sizes.lanes == prefill_shape(changed.sampler, "cpu", 1)
 
 
 def test_what_does_not_fit_names_a_setting_with_which_it_does(small):

@@ -1,9 +1,8 @@
-"""The sampler against a loop that caches, batches and shares nothing."""
+"""The sampler against the plain one, which caches, batches and shares nothing."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -17,8 +16,9 @@ from malt_jax.errors import UserError
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.spec import ModelSpec, Rope
-from malt_jax.sampling.engine import Request, Sampler, Settings
-from malt_jax.sampling.filters import draw
+from malt_jax.sampling import reference
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
 
 SMALL = SamplerConfig(
     rows=4,
@@ -92,86 +92,46 @@ def model():
 
 def make_requests(count: int, n: int, seed: int = 0, vocab: int = 61) -> list[Request]:
     rng = np.random.default_rng(seed)
-    head = tuple(rng.integers(0, vocab, 6).tolist())
+    shared = tuple(rng.integers(0, vocab, 6).tolist())
     requests = []
     for i in range(count):
         tail = tuple(rng.integers(0, vocab, rng.integers(1, 15)).tolist())
         keys = rng.integers(0, 2**32, (n, 2), dtype=np.uint32)
-        requests.append(Request(prompt=head[: i % 7] + tail, keys=keys))
+        requests.append(Request(prompt=shared[: i % 7] + tail, keys=keys))
     return requests
 
 
-@partial(jax.jit, static_argnums=0)
-def logits_of(graph, params, tokens, adapter):
-    return nnx.merge(graph, params)(tokens, adapter=adapter)[0]
-
-
-draw_one = jax.jit(draw)
-
-
-def naive(model, request: Request, settings: Settings, adapter=None, length: int = 40):
-    """Completions one by one, each token from a full forward pass over all before it."""
-
-    results = []
-    for key in request.keys:
-        tokens, drawn, logprobs, finish = list(request.prompt), [], [], None
-        while finish is None:
-            padded = np.zeros((1, length), np.int32)
-            padded[0, : len(tokens)] = tokens
-            row = logits_of(model.graph, model.params, padded, adapter)[len(tokens) - 1][None]
-            choice = draw_one(
-                row,
-                key[None],
-                np.array([len(drawn)], np.int32),
-                np.array([settings.temperature], np.float32),
-                np.array([settings.top_k], np.int32),
-                np.array([settings.top_p], np.float32),
-            )
-            token = int(choice.token[0])
-            tokens.append(token)
-            drawn.append(token)
-            logprobs.append(float(jax.nn.log_softmax(row[0])[token]))
-            text = model.tokenizer.decode(drawn)
-            if token in settings.end_ids:
-                finish = "eos"
-            elif any(stop in text for stop in settings.stop):
-                finish = "stop"
-            elif len(drawn) == settings.max_new_tokens:
-                finish = "length"
-        results.append((tuple(drawn), logprobs, finish))
-    return results
-
-
-def assert_same(model, requests, settings, drawn, adapter=None):
-    for request, completions in zip(requests, drawn, strict=True):
-        expected = naive(model, request, settings, adapter)
-        assert len(completions) == len(expected)
-        for completion, (tokens, logprobs, finish) in zip(completions, expected, strict=True):
-            assert completion.tokens == tokens
-            assert completion.finish == finish
-            np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-4)
+def assert_same(model, requests, params, drawn, adapter=None):
+    """Compares with the plain sampler: token ids and finish exactly, log-probabilities to 1e-4."""
+    expected = reference.sample(model, requests, params, adapter)
+    for completions, wanted in zip(drawn, expected, strict=True):
+        assert len(completions) == len(wanted)
+        for completion, plain in zip(completions, wanted, strict=True):
+            assert completion.tokens == plain.tokens
+            assert completion.finish == plain.finish
+            np.testing.assert_allclose(completion.logprobs, plain.logprobs, atol=1e-4)
 
 
 ENDS = tuple(range(8))
-DRAWN = Settings(temperature=1.0, max_new_tokens=12, end_ids=ENDS)
+DRAWN = SamplingParams(temperature=1.0, max_new_tokens=12, end_ids=ENDS)
 
 
 @pytest.mark.parametrize(
-    ("family", "width"), [(name, 1 + i % 3) for i, name in enumerate(FAMILIES)]
+    ("family", "siblings"), [(name, 1 + i % 3) for i, name in enumerate(FAMILIES)]
 )
-def test_same_as_naive_for_every_family(family, width):
+def test_every_family_draws_what_the_plain_sampler_draws(family, siblings):
     model = make_model(FAMILIES[family])
     requests = make_requests(7, 3)
-    drawn = Sampler(model, replace(SMALL, width=width)).sample(requests, DRAWN)
+    drawn = Sampler(model, replace(SMALL, width=siblings)).sample(requests, DRAWN)
     assert {c.finish for group in drawn for c in group} == {"eos", "length"}
     assert_same(model, requests, DRAWN, drawn)
 
 
 def test_a_prompt_beyond_the_largest_bucket_is_served_in_its_double(model):
     request = Request(tuple(range(1, 31)), np.arange(4, dtype=np.uint32).reshape(2, 2))
-    how = replace(DRAWN, max_new_tokens=10)
+    params = replace(DRAWN, max_new_tokens=10)
     assert SMALL.prefix_buckets == (24,)
-    assert_same(model, [request], how, Sampler(model, SMALL).sample([request], how))
+    assert_same(model, [request], params, Sampler(model, SMALL).sample([request], params))
 
 
 @pytest.fixture(scope="module")
@@ -179,29 +139,31 @@ def sampler(model):
     return Sampler(model, SMALL)
 
 
-SETTINGS = {
-    "greedy": Settings(temperature=0.0, max_new_tokens=6),
-    "top-k": Settings(temperature=1.3, top_k=5, max_new_tokens=10, end_ids=ENDS),
-    "top-p": Settings(temperature=1.3, top_p=0.6, max_new_tokens=10, end_ids=ENDS),
-    "both": Settings(temperature=2.0, top_k=9, top_p=0.7, max_new_tokens=16, end_ids=ENDS),
-    "one token": Settings(temperature=1.0, max_new_tokens=1),
-    "stop text": Settings(temperature=1.0, max_new_tokens=14, stop=("F", "zz", "HI"), end_ids=(3,)),
+PARAMS = {
+    "greedy": SamplingParams(temperature=0.0, max_new_tokens=6),
+    "top-k": SamplingParams(temperature=1.3, top_k=5, max_new_tokens=10, end_ids=ENDS),
+    "top-p": SamplingParams(temperature=1.3, top_p=0.6, max_new_tokens=10, end_ids=ENDS),
+    "both": SamplingParams(temperature=2.0, top_k=9, top_p=0.7, max_new_tokens=16, end_ids=ENDS),
+    "one token": SamplingParams(temperature=1.0, max_new_tokens=1),
+    "stop text": SamplingParams(
+        temperature=1.0, max_new_tokens=14, stop=("F", "zz", "HI"), end_ids=(3,)
+    ),
 }
 
 
-def test_any_settings_equal_the_naive_loop_and_compile_nothing_new(model, sampler):
+def test_other_parameters_draw_what_the_plain_sampler_draws_and_compile_nothing_new(model, sampler):
     requests = make_requests(9, 2, seed=1)
     sampler.sample(requests, DRAWN)
     before = sampler.stats.executables
-    for settings in SETTINGS.values():
-        assert_same(model, requests[:4], settings, sampler.sample(requests, settings)[:4])
+    for params in PARAMS.values():
+        assert_same(model, requests[:4], params, sampler.sample(requests, params)[:4])
     assert sampler.stats.executables == before
 
 
-def test_programs_are_known_before_the_run(model):
-    """`3 r - 1 + s (1 + t)`: r rungs of rows, s numbers of slots, t sizes of prefill calls."""
+def test_the_number_of_programs_is_known_before_the_run(model):
+    """`3 r - 1 + p (1 + c)`: r numbers of rows, p of prefix entries, c sizes of prefill calls."""
     sampler = Sampler(model, replace(SMALL, rows=16))
-    shapes = [(s.rows, s.slots, s.width) for s in sampler.ladder(20, 12, siblings=3)]
+    shapes = [(s.rows, s.entries, s.siblings) for s in sampler.shapes(20, 12, siblings=3)]
     assert shapes == [(4, 4, 3), (8, 8, 3), (16, 8, 3)]
     known = 3 * 3 - 1 + 2 * (1 + 2)
     assert sampler.warm_up(20, 12, siblings=3) == known
@@ -212,23 +174,23 @@ def test_programs_are_known_before_the_run(model):
     assert sampler.stats.executables == known
 
 
-def test_order_and_company_of_requests_change_nothing(model, sampler):
+def test_results_depend_neither_on_the_order_of_requests_nor_on_other_requests(model, sampler):
     requests = make_requests(12, 3, seed=2)
     order = np.random.default_rng(0).permutation(12)
     drawn = sampler.sample(requests, DRAWN)
     shuffled = sampler.sample([requests[i] for i in order], DRAWN)
     for place, i in enumerate(order):
         assert [c.tokens for c in shuffled[place]] == [c.tokens for c in drawn[i]]
-        for mine, other in zip(shuffled[place], drawn[i], strict=True):
-            np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-5)
+        for a, b in zip(shuffled[place], drawn[i], strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
-def test_streams_side_by_side_draw_what_one_does(model):
+def test_two_streams_draw_what_the_plain_sampler_draws(model):
     sampler = Sampler(model, replace(SMALL, rows=8, streams=2))
     sampler._best_rows = 8  # enough work for two
     requests = make_requests(17, 3, seed=6)
-    for settings in (DRAWN, SETTINGS["stop text"]):
-        assert_same(model, requests, settings, sampler.sample(requests, settings))
+    for params in (DRAWN, PARAMS["stop text"]):
+        assert_same(model, requests, params, sampler.sample(requests, params))
     assert sampler.stats.tokens_generated == sampler.stats.row_steps_useful
     assert sampler.stats.completions == 2 * 17 * 3
 
@@ -255,16 +217,16 @@ def test_many_completions_of_few_prompts_and_of_one_token(model, sampler):
     assert sampler.sample([Request((5,), np.zeros((0, 2), np.uint32))], DRAWN) == [[]]
 
 
-def test_every_new_token_is_passed_on_once(sampler):
+def test_every_new_token_is_streamed_once(sampler):
     requests = make_requests(6, 3, seed=4)
     seen = {}
     hook = lambda i, j, new: seen.setdefault((i, j), []).extend(new)  # noqa: E731
-    drawn = sampler.sample(requests, SETTINGS["stop text"], on_tokens=hook)
+    drawn = sampler.sample(requests, PARAMS["stop text"], on_tokens=hook)
     for (i, j), tokens in seen.items():
         assert tuple(tokens) == drawn[i][j].tokens
 
 
-def test_adapters_switch_without_compiling_and_act_as_in_the_naive_loop(model):
+def test_another_adapter_compiles_nothing_and_acts_as_in_the_plain_sampler(model):
     sampler = Sampler(model, SMALL)
     requests = make_requests(4, 2, seed=5)
     config = LoraConfig(rank=2, alpha=4.0)
@@ -281,7 +243,7 @@ def test_adapters_switch_without_compiling_and_act_as_in_the_naive_loop(model):
     assert counts[0] == counts[1]
 
 
-def test_broken_weights_are_named(model):
+def test_weights_with_nan_are_refused(model):
     params = jax.tree.map(lambda x: x * np.float32("nan"), model.params)
     broken = SimpleNamespace(**{**vars(model), "params": params})
     with pytest.raises(UserError, match="NaN"):
@@ -289,12 +251,12 @@ def test_broken_weights_are_named(model):
 
 
 @pytest.mark.parametrize("what", ["cache", "weights"])
-def test_int8_is_close_to_exact(model, what):
+def test_int8_is_close_to_full_precision(model, what):
     """One token a completion: later ones would compare log-probabilities of different texts."""
     requests = make_requests(16, 3, seed=6)
-    how = Settings(temperature=1.0, max_new_tokens=1)
-    exact = Sampler(model, SMALL).sample(requests, how)
-    rounded = Sampler(model, replace(SMALL, **{what: "int8"})).sample(requests, how)
+    params = SamplingParams(temperature=1.0, max_new_tokens=1)
+    exact = Sampler(model, SMALL).sample(requests, params)
+    rounded = Sampler(model, replace(SMALL, **{what: "int8"})).sample(requests, params)
     pairs = [pair for groups in zip(exact, rounded, strict=True) for pair in zip(*groups)]  # noqa: B905
     gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in pairs if a.tokens == b.tokens]
     assert len(gaps) >= 0.9 * len(pairs)

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from malt_jax.sampling.filters import draw, inverse_cdf, top_k_threshold, top_p_threshold
+from malt_jax.sampling.filters import (
+    Filters,
+    draw,
+    inverse_cdf,
+    top_k_threshold,
+    top_p_threshold,
+)
 
 V = 37
 by_k, by_p, pick, draw_ = map(jax.jit, (top_k_threshold, top_p_threshold, inverse_cdf, draw))
@@ -62,21 +68,21 @@ def test_draws_follow_the_distribution():
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
     keys = np.stack([np.arange(rows), np.full(rows, 9)], 1).astype(np.uint32)
     full = lambda x, t: np.full(rows, x, t)  # noqa: E731
-    drawn = draw_(np.tile(logits, (rows, 1)), keys, full(3, np.int32), full(1, np.float32),
-                  full(0, np.int32), full(1, np.float32))  # fmt: skip
+    filters = Filters(full(1, np.float32), full(0, np.int32), full(1, np.float32))
+    drawn = draw_(np.tile(logits, (rows, 1)), keys, full(3, np.int32), filters)
     shares = np.bincount(drawn.token, minlength=4) / rows
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.15, 0.1], atol=0.03)
     np.testing.assert_allclose(drawn.logprob, logits[drawn.token], atol=1e-5)
 
 
-def test_rows_with_different_settings_share_a_batch():
+def test_rows_with_different_parameters_share_a_batch():
     logits = np.array([[0.0, 3.0, 1.0]] * 4, np.float32)
     keys, top_p = np.zeros((4, 2), np.uint32), np.array([1, 1, 1e-6, 1], np.float32)
-    drawn = draw_(logits, keys, np.zeros(4, np.int32), np.array([0, 9, 9, 9], np.float32),
-                  np.array([0, 1, 0, 3], np.int32), top_p)  # fmt: skip
+    filters = Filters(np.array([0, 9, 9, 9], np.float32), np.array([0, 1, 0, 3], np.int32), top_p)
+    drawn = draw_(logits, keys, np.zeros(4, np.int32), filters)
     assert drawn.token[:3].tolist() == [1, 1, 1]
-    assert not drawn.bad.any()
+    assert not drawn.not_finite.any()
     logits[2, 0], logits[3, 1] = np.nan, np.inf
-    bad = draw_(logits, keys, *(np.zeros(4, t) for t in (np.int32, np.float32, np.int32)),
-                np.ones(4, np.float32)).bad  # fmt: skip
-    assert bad.tolist() == [False, False, True, True]
+    greedy = Filters(np.zeros(4, np.float32), np.zeros(4, np.int32), np.ones(4, np.float32))
+    not_finite = draw_(logits, keys, np.zeros(4, np.int32), greedy).not_finite
+    assert not_finite.tolist() == [False, False, True, True]

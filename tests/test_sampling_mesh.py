@@ -1,4 +1,4 @@
-"""Eight fake devices draw the tree that one does. In a process of its own: devices are set once."""
+"""Eight fake devices draw what one does, in a process of their own: devices are set up once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = """
     from jax.sharding import AxisType
     from malt_jax.models.decoder import Decoder
     from malt_jax.models.sharding import named
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
     from test_sampling import DRAWN, SMALL, make_model, make_requests, spec
 
     model = make_model(spec(vocab=64))
@@ -40,13 +40,13 @@ PROGRAM = """
         split = SimpleNamespace(**{**vars(model), "params": params})
         sampler = Sampler(split, config, mesh=mesh)
         drawn = sampler.sample(requests, DRAWN)
-        for mine, other in zip(drawn, alone, strict=True):
-            for a, b in zip(mine, other, strict=True):
+        for split_group, group in zip(drawn, alone, strict=True):
+            for a, b in zip(split_group, group, strict=True):
                 assert (a.tokens, a.finish) == (b.tokens, b.finish)
                 np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
-        shapes = sampler.ladder(20, 12)[-1]
+        caches = sampler.shapes(20, 12)[-1]
         with jax.set_mesh(mesh):
-            held = sampler.device(shapes)._prefix[0].k
+            held = sampler.device(caches)._prefix[0].k
         assert held.addressable_shards[0].data.size * 8 == held.size
         print("same", shape)
 """

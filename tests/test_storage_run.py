@@ -23,8 +23,8 @@ from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.reading import to_dict
 from malt_jax.config.run import Config, load, with_defaults
 from malt_jax.errors import RunStopped, UserError
+from malt_jax.hashing import fingerprint
 from malt_jax.storage import manifest, mirror, signals
-from malt_jax.storage.hashing import fingerprint
 from malt_jax.storage.jsonl import append_lines, read_lines
 from malt_jax.storage.metrics import Metrics
 from malt_jax.storage.rundir import RunDir, differences

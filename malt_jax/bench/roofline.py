@@ -13,17 +13,17 @@ import numpy as np
 
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.formula import layer_weights
-from malt_jax.sampling.engine import Sampler
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.pool import Pool
-from malt_jax.sampling.request import Request, Settings
+from malt_jax.sampling.memory import CacheShape
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
+from malt_jax.sampling.scheduler import Scheduler
 
 ROUNDS = 5
 """Repetitions of each measurement, in turns. The best counts: others may share the machine."""
 
 
 def step_cost(
-    spec: ModelSpec, shapes: Shapes, streams: int, itemsize: int, kv_itemsize: int
+    spec: ModelSpec, shapes: CacheShape, streams: int, itemsize: int, kv_itemsize: int
 ) -> dict[str, float]:
     """Floating-point operations and bytes of one decode step of all streams, with all rows busy.
 
@@ -33,9 +33,9 @@ def step_cost(
     rows = shapes.rows
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     weights = spec.num_layers * layer_weights(spec) + spec.d_model * spec.vocab
-    places = shapes.places + shapes.ring
+    places = shapes.prefix_tokens + shapes.new_tokens
     attention = 2 * 2 * spec.num_layers * q * places * rows
-    cached = shapes.slots * shapes.places + rows * shapes.ring
+    cached = shapes.entries * shapes.prefix_tokens + rows * shapes.new_tokens
     return {
         "flops": streams * (2 * weights * rows + attention),
         "bytes": streams
@@ -55,7 +55,7 @@ def measure(
     The rate of matrix products is measured on the products of the model's own MLP at this number of
     rows, each with its own weights, and nothing else.
     """
-    shapes = sampler.ladder(prompt_tokens, new_tokens, siblings)[-1]
+    shapes = sampler.shapes(prompt_tokens, new_tokens, siblings)[-1]
     streams = sampler.streams
     decode = _side_by_side([_saturated(sampler, shapes, prompt_tokens) for _ in range(streams)])
     spec, rows = sampler.spec, shapes.rows * streams
@@ -96,17 +96,17 @@ def measure(
     }
 
 
-def _saturated(sampler: Sampler, shapes: Shapes, prompt_tokens: int) -> Callable[[], int]:
+def _saturated(sampler: Sampler, shapes: CacheShape, prompt_tokens: int) -> Callable[[], int]:
     """A function that decodes one chunk, all rows busy to its end, and returns its steps."""
-    keys = np.zeros((shapes.width, 2), np.uint32)
-    requests = [Request((0,) * prompt_tokens, keys)] * shapes.slots
-    how = Settings(max_new_tokens=max(shapes.ring, sampler.config.chunk_steps + 1))
-    pool = Pool(requests, how, shapes)
-    pool.admit()
+    keys = np.zeros((shapes.siblings, 2), np.uint32)
+    requests = [Request((0,) * prompt_tokens, keys)] * shapes.entries
+    params = SamplingParams(max_new_tokens=max(shapes.new_tokens, sampler.config.chunk_steps + 1))
+    scheduler = Scheduler(requests, params, shapes)
+    scheduler.admit()
     device = sampler.device(shapes)
 
     def decode() -> int:
-        device.decode(pool, enough=shapes.rows)
+        device.decode(scheduler, idle_limit=shapes.rows)
         return int(device.result()[1].steps)
 
     return decode

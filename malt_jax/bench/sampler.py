@@ -1,11 +1,11 @@
-"""`malt bench sampler`: expanding real trees, beside transformers' `generate` in the same run.
+"""`malt bench sampler`: expands search trees, beside transformers' `generate` in the same run.
 
-Both sides answer the same prompts in the same order of roles, with the same limits and end tokens,
-each in a process of its own so that its peak memory is its own. The prompts are those of the tree
-this sampler expands; transformers draws its own completions for them with `num_return_sequences`,
-in batches of similar length, at the batch size that was fastest on some of the second role's.
-Tokens are generated tokens up to and with the end token; compiling and loading are left out on
-both sides.
+Both samplers answer the same prompts in the same order of roles, with the same limits and end
+tokens, each in a process of its own so that peak memory can be told apart. The prompts are those of
+the tree that our sampler expands. transformers draws its own completions for them with
+`num_return_sequences`, in batches of similar length, at the batch size that was fastest on some of
+the second role's prompts. Tokens are generated tokens, end token included; compiling and loading
+are not timed on either side.
 
     python -m malt_jax.bench.sampler --model DIR --questions 8 --branch 3 --max-new-tokens 128
 """
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures both sides; the result is printed as the last line of standard output."""
+    """Measures both samplers; the caller prints the result as the last line of standard output."""
     job = {name: value for name, value in vars(args).items() if name != "worker"}
     job["model"] = str(Path(args.model).absolute())
     with tempfile.TemporaryDirectory() as folder:
@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Our side, in this process; writes the tree's prompts for the other side."""
+    """Measures our sampler in this process, and writes the tree's prompts for transformers."""
     import jax
 
     from malt_jax.bench.questions import word_problems
     from malt_jax.config.sampler import SamplerConfig
     from malt_jax.models.model import load_model
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
     from malt_jax.tasks import gsm8k
     from malt_jax.tree.expand import expand
 
@@ -79,20 +79,23 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     else:
         questions = word_problems(count)
     began = time.perf_counter()
-    trees = expand(
-        questions,
-        _pipeline(job),
+    pipeline = _pipeline(job)
+    forest = expand(
+        model,
         sampler,
-        model.tokenizer,
+        questions,
+        pipeline,
+        adapters={},
         seed=0,
-        context=model.spec.context,
-        on_level=lambda role, calls: print(f"{role.name}: {calls} completions", file=sys.stderr),
+        round=0,
+        on_level=lambda role, calls: print(f"{role}: {calls} completions", file=sys.stderr),
     )
     stats = sampler.stats
     seconds = time.perf_counter() - began - stats.compile_seconds
+    nodes = [node for tree in forest.trees for node in tree.nodes]
     levels = [
-        list(dict.fromkeys(node.prompt.ids for tree in trees for node in tree.levels[depth]))
-        for depth in range(3)
+        list(dict.fromkeys(node.prompt_ids for node in nodes if node.role == role.name))
+        for role in pipeline.roles
     ]
     Path(job["prompts"]).write_text(json.dumps(levels))
     device = jax.local_devices()[0]

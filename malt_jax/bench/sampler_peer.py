@@ -1,4 +1,4 @@
-"""transformers' `generate` on the same prompts: the process `bench.sampler` compares with.
+"""transformers' `generate` on the same prompts: the process that `bench.sampler` compares with.
 
     python -m malt_jax.bench.sampler_peer '{"model": DIR, "prompts": FILE, "branch": 3, ...}'
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 PROBE = 32
-"""New tokens a completion while the batch size is chosen."""
+"""New tokens per completion while the batch size is chosen."""
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Generated tokens a second over all roles' prompts, at the fastest of the batch sizes."""
+    """Generated tokens per second over all roles' prompts, at the fastest of the batch sizes."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -27,7 +27,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     device = "cuda" if job["device"] == "gpu" and torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation="sdpa"
     )
     model = model.to(device).eval()

@@ -1,4 +1,4 @@
-"""An adapter's fields, apart from the code that builds one: reading a config needs no JAX."""
+"""Config of LoRA adapters. Apart from the code that builds them: reading a config needs no JAX."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685), one a role over the frozen base."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685), one per role over the frozen base."""
 
     rank: int = 16
     """Rank of the update."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
     targets: tuple[str, ...] = TARGETS
-    """Projections that get an adapter: of q, k, v, o, gate, up, down."""
+    """Projections with an adapter, of q, k, v, o, gate, up, down."""
     dropout: float = 0.0
-    """Share of an adapter's inputs zeroed in SFT; DPO, which compares likelihoods, uses none."""
+    """Share of an adapter's inputs zeroed in SFT. DPO compares likelihoods and uses no dropout."""
     rslora: bool = False
-    """Rank-stabilised scaling (arXiv 2312.03732): keeps the update's size as the rank grows."""
+    """Rank-stabilised scaling (arXiv 2312.03732), which keeps the update's size as rank grows."""
     zero_side: Literal["a", "b"] = "b"
-    """Which factor starts at zero, so that training starts from the base model exactly."""
+    """The factor that starts at zero, so that training starts exactly from the base model."""
 
     def __post_init__(self):
         check(1 <= self.rank <= 4096, f"rank: found {self.rank}, allowed: 1 to 4096.")

@@ -1,4 +1,4 @@
-"""The mesh's fields, apart from the code that builds one, so that reading a config needs no JAX."""
+"""Config of the device mesh. Apart from the code that builds it: reading a config needs no JAX."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from malt_jax.checks import check
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices are laid out; 0 lets the run choose."""
+    """How devices share the work; 0 lets the run choose."""
 
     data: int = 0
-    """Replicas of the weights; rows of a batch are split over them."""
+    """Replicas of the weights; the rows of a batch are split over them."""
     fsdp: int = 0
-    """Parts each weight is split into, gathered as they are used; rows are split over them too."""
+    """Parts that each weight is split into and gathered from when used; rows are split as well."""
     tensor: int = 0
-    """Parts heads and MLP channels are split into."""
+    """Parts that attention heads and MLP channels are split into."""
     slices: int = 0
     """TPU slices joined by the data-centre network; replicas of everything else."""
     rules: dict[str, str] = field(default_factory=dict)
-    """Logical axis -> comma-separated mesh axes, laid over the built-in rules."""
+    """Logical axis -> comma-separated mesh axes; overrides the built-in rules."""
     coordinator: str | None = None
     """host:port of process 0; default: detected on Cloud TPU, GKE and Slurm, or one process."""
     processes: int | None = None
@@ -28,7 +28,7 @@ class MeshConfig:
     process: int | None = None
     """This process's index."""
     heartbeat: int = 100
-    """Seconds of silence after which a process is taken for dead and the others end."""
+    """Seconds without a sign of life after which a process counts as dead and the others end."""
 
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor", "slices"):

@@ -1,4 +1,4 @@
-"""The base model: where its checkpoint is and the dtype it computes in."""
+"""Config of the base model: its checkpoint and the dtype that it computes in."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from malt_jax.checks import check
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model all roles start from."""
+    """The base model that all roles start from."""
 
     path: str = "quickstart"
     """A local Hugging Face directory, a hub name, or `quickstart` for the embedded tiny model."""
     revision: str | None = None
     """Hub revision: a branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and activations; auto: float32 on CPU, bfloat16 on accelerators."""
+    """Of weights and activations; auto: float32 on a CPU and bfloat16 on accelerators."""
 
     def __post_init__(self):
         check(bool(self.path.strip()), "path: found nothing; name a folder or a model of the hub.")

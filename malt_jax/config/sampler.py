@@ -1,4 +1,4 @@
-"""What a user can set about the sampler: its memory, its shapes and its pace."""
+"""The config section of the sampler: its memory, its batch sizes and its chunks."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ from malt_jax.checks import check
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How the sampler uses its devices. Nothing here changes what a request means."""
+    """How the sampler uses its devices. No field changes what is drawn, except for rounding."""
 
     rows: int = 0
-    """Completions that decode at a time, over all devices; 0: the platform's best batch, or what
-    fits."""
+    """Completions that decode at a time, over all devices; 0: the platform's best number, or as
+    many as fit."""
     width: int = 0
     """Completions of one prompt that share one copy of its keys and values, at most; 0: 4."""
     streams: int = 0
-    """Batches that decode side by side, each from a thread of its own, and share the rows; 0: 2 on
-    a CPU of several cores, 1 elsewhere."""
+    """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
+    CPU with several cores, 1 elsewhere."""
     memory_gb: float = 0.0
     """GiB per device for caches and temporaries; 0: 80% of what is free."""
     prefix_buckets: tuple[int, ...] = (
         *(64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048),
         *(3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768),
     )
-    """Prompt capacities there is a program for, in tokens; beyond the last, its doubles."""
+    """Prompt lengths in tokens that programs are compiled for; longer prompts double the last."""
     new_token_buckets: tuple[int, ...] = (
         *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096),
     )
-    """Completion capacities there is a program for, in tokens; beyond the last, its doubles."""
+    """Completion lengths in tokens that programs are compiled for; longer ones double the last."""
     prefill_tokens: int = 0
-    """Tokens in one prefill call on each part the rows are split into; 0: 256 on a CPU, 4096
-    elsewhere."""
+    """Tokens per prefill call and shard of the mesh; 0: 256 on a CPU, 4096 elsewhere."""
     prefill_lane: int = 0
-    """Tokens of one prompt that stay together in a prefill call, so at most one less is padding at
-    a prompt's end; 0: 16 on a CPU, 128 elsewhere."""
+    """Tokens per chunk of a prompt in a prefill call; a prompt's padding is less than one chunk. 0:
+    16 on a CPU, 128 elsewhere."""
     chunk_steps: int = 16
-    """Decode steps between two looks of the host, at most."""
+    """Decode steps that the device takes between two visits of the host, at most."""
     weights: Literal["auto", "int8"] = "auto"
-    """`auto`: the weights as loaded; `int8`: rounded, with one scale an output channel."""
+    """`auto`: the weights as loaded; `int8`: rounded, with one scale per output channel."""
     cache: Literal["auto", "int8"] = "auto"
-    """Keys and values. `auto`: the weights' dtype; `int8`: rounded, one scale a token and head."""
+    """Keys and values. `auto`: the weights' dtype; `int8`: rounded, a scale per token and head."""
     attention: Literal["auto", "xla"] = "auto"
-    """Attention path; `auto` is the best one checked on the platform."""
+    """Implementation of attention; `auto`: the best one that was checked on the platform."""
     cache_dir: str | None = "auto"
-    """Keeps compiled programs between runs; `auto`: the user's cache folder, null: nowhere."""
+    """Folder that keeps compiled programs between runs; `auto`: the user's cache, null: none."""
 
     def __post_init__(self):
         for name, least in (

@@ -107,14 +107,20 @@ def fit(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
 
 def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
     """Arrays of at most `shape.rows` rows of segments; missing rows are padding."""
-    wide = lambda n, fill=0: np.full((shape.rows, n), fill, np.int32)  # noqa: E731
+
+    def filled(width: int, fill: int = 0) -> np.ndarray:
+        return np.full((shape.rows, width), fill, np.int32)
+
     out = PackedRows(
-        *(wide(shape.time) for _ in range(4)),
-        targets=wide(shape.targets),
-        sources=wide(shape.targets),
+        tokens=filled(shape.time),
+        positions=filled(shape.time),
+        segments=filled(shape.time),
+        branches=filled(shape.time),
+        targets=filled(shape.targets),
+        sources=filled(shape.targets),
         weights=np.zeros((shape.rows, shape.targets), np.float32),
-        slots=wide(shape.targets),
-        sequences=wide(shape.sequences, -1),
+        slots=filled(shape.targets),
+        sequences=filled(shape.sequences, -1),
     )
     for r, row in enumerate(rows):
         at = target = slot = 0

@@ -1,0 +1,1 @@
+"""Evaluation: systems compared on the same questions, with paired tests."""

@@ -19,14 +19,14 @@ import numpy as np
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System
-from malt_jax.sampling.request import Completion, Request, Settings
+from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Grade, Grader, Question
-from malt_jax.tree.expand import completion_text, settings
+from malt_jax.tree.expand import completion_text, sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, placeholders, render
 
 if TYPE_CHECKING:
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class UniqueCall(NamedTuple):
     """One completion to sample: systems share it if all of this is equal."""
 
     identity: str
-    settings: Settings
+    params: SamplingParams
     prompt: Prompt
     key: tuple[str, int, int, int]
     """Question id, draw, agent, turn."""
@@ -172,17 +172,19 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     )
     identity = context.identities[policy, role.name]
     key = (agent.question.id, agent.draw, agent.number, number)
-    return UniqueCall(identity, settings(role, context.tokenizer.end_ids), prompt, key)
+    return UniqueCall(identity, sampling_params(role, context.tokenizer.end_ids), prompt, key)
 
 
 def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[UniqueCall, Sampled]:
     """Every unique call's completion, one identity of weights after the other."""
-    batches: dict[str, dict[Settings, list[UniqueCall]]] = defaultdict(lambda: defaultdict(list))
+    batches: dict[str, dict[SamplingParams, list[UniqueCall]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for call in dict.fromkeys(calls):
-        batches[call.identity][call.settings].append(call)
+        batches[call.identity][call.params].append(call)
     sampled: dict[UniqueCall, Sampled] = {}
-    for identity, by_settings in batches.items():
-        sampled |= _sample_with(identity, by_settings.values(), context)
+    for identity, by_params in batches.items():
+        sampled |= _sample_with(identity, by_params.values(), context)
     return sampled
 
 
@@ -207,12 +209,12 @@ def _sample_with(
             for (_, ids), group in groups.items()
         ]
         started = time.perf_counter()
-        completions = context.sampler.sample(requests, batch[0].settings, adapter=weights)
+        completions = context.sampler.sample(requests, batch[0].params, adapter=weights)
         elapsed = time.perf_counter() - started
         total = max(1, sum(len(c.tokens) for group in completions for c in group))
         for group, results in zip(groups.values(), completions, strict=True):
             for call, completion in zip(group, results, strict=True):
-                text = completion_text(completion, call.settings.end_ids, context.tokenizer)
+                text = completion_text(completion, call.params.end_ids, context.tokenizer)
                 share = elapsed * len(completion.tokens) / total
                 sampled[call] = Sampled(completion, text, share)
     return sampled

@@ -1,8 +1,8 @@
-"""The safetensors files of a checkpoint, opened without trusting them.
+"""The files of a checkpoint folder; its safetensors files opened without trusting them.
 
-One `model.safetensors`, or shards named by an index. Headers are checked (by the safetensors
-library: lengths, overlaps, byte ranges within the file) before any value is read, and values are
-read slice by slice. Pickled formats are refused by name.
+The weights are one `model.safetensors`, or the shards that an index names. Headers are checked (by
+the safetensors library: lengths, overlaps, byte ranges within the file) before any value is read,
+and values are read slice by slice. Pickled formats are refused by name.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Checkpoint:
         return self._slices[name].get_dtype()
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The values of one slice, and no others."""
+        """The values of one slice; no others are read."""
         return self._slices[name][index]
 
     def blocks(self, name: str, bytes_each: int = 64 << 20) -> Iterator[np.ndarray]:

@@ -1,8 +1,8 @@
-"""config.json of a Hugging Face checkpoint -> ModelSpec, or a refusal that names what is unknown.
+"""Reads config.json of a Hugging Face checkpoint into a ModelSpec, or refuses it by field.
 
-Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `rope_local_base_freq`,
-`sliding_window_pattern`) and transformers 5 (`rope_parameters`, `layer_types`). No weight is looked
-at, and nothing from the checkpoint is executed.
+Both spellings are read: that of transformers 4 (`rope_theta`, `rope_scaling`,
+`rope_local_base_freq`, `sliding_window_pattern`) and that of transformers 5 (`rope_parameters`,
+`layer_types`). No weight is opened, and nothing from the checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from malt_jax.checks import no_repeats, show
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
 
-MAX_BYTES = 16 << 20  # of a JSON file in a checkpoint that is read whole
+MAX_BYTES = 16 << 20
+"""Largest JSON file of a checkpoint that is read as a whole."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What an architecture fixes, and the defaults its config.json may leave out."""
+    """What an architecture fixes, and its defaults for what config.json may leave out."""
 
     architecture: str
     tied: bool = False
     head_dim: int | None = None
-    """None: hidden_size / num_attention_heads."""
+    """Default; None: hidden_size / num_attention_heads."""
     window: int | None = None
     gemma: bool = False
     qk_norm: bool = False
@@ -59,11 +60,11 @@ REFUSED = {
     "use_bidirectional_attention": "attends in both directions",
     "attention_chunk_size": "attends in chunks",
 }
-"""Keys that, when set to anything but null or false, mean a model this decoder is not."""
+"""Keys that, set to anything but null or false, mean a model that this decoder does not support."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file."""
+    """The JSON object in a checkpoint's file."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no such file is.")
@@ -124,7 +125,7 @@ class _Fields:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The ModelSpec of the checkpoint in `folder`; UserError for what the decoder cannot be."""
+    """The ModelSpec of the checkpoint in `folder`; UserError for a model that is not supported."""
     path = folder / "config.json"
     fields = _Fields(path, read_json(path))
     name, family = _family(fields)
@@ -204,7 +205,7 @@ def _ropes(fields: _Fields, name: str) -> tuple[Rope, Rope | None]:
     if nested != (name == "gemma3_text"):
         raise fields.refuse(
             "rope_parameters",
-            "has one entry a layer type"
+            "has one entry per layer type"
             if nested
             else "lacks full_attention and sliding_attention entries",
         )
@@ -243,7 +244,7 @@ def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
 
 
 def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[int | None, ...]:
-    """Per layer, the sliding window or None; () where no layer has one."""
+    """The sliding window of each layer, or None for full attention; () where no layer has one."""
     size = family.window
     if "sliding_window" in fields.data:
         size = None if not fields.has("sliding_window") else fields.integer("sliding_window")
@@ -267,7 +268,7 @@ def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[i
         or any(kind not in (SLIDING, FULL) for kind in kinds)
     ):
         raise fields.refuse(
-            "layer_types", f"must list {layers} times {SLIDING!r} or {FULL!r}, one a layer"
+            "layer_types", f"must list {layers} times {SLIDING!r} or {FULL!r}, one per layer"
         )
     elif name == "mistral" and FULL in kinds and size is not None:
         raise fields.refuse("layer_types", "mixes layer types, which Mistral does not")

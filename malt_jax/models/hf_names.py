@@ -1,12 +1,13 @@
-"""What each parameter is called in a Hugging Face checkpoint: the one table load and export share.
+"""Names of the parameters in a Hugging Face checkpoint: one table for loading and export.
 
-A parameter of ours is a path such as `("layers", 3, "q", "kernel")`. Kernels are stored here as
-`[in, out]` and there as `[out, in]`, so they are transposed on the way.
+A parameter here has a path such as `("layers", 3, "q", "kernel")`. Kernels are `[in, out]` here and
+`[out, in]` in the checkpoint, so they are transposed on the way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from malt_jax.models.spec import ModelSpec
 
@@ -36,16 +37,16 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Source:
-    """Where one parameter stands in a checkpoint."""
+    """The checkpoint's tensors that make up one parameter."""
 
     names: tuple[str, ...]
-    """One tensor, or one a layer for a parameter with a leading layer axis."""
+    """One tensor, or for a parameter with a leading layer axis one per layer."""
     stacked: bool
     transposed: bool
 
 
-def source_of(spec: ModelSpec, path: tuple[str | int, ...]) -> Source:
-    """The checkpoint's tensors behind the parameter at `path`; stacked layers have no index."""
+def source_of(spec: ModelSpec, path: tuple[Any, ...]) -> Source:
+    """The tensors of the parameter at `path`; where layers are stacked, paths have no index."""
     match path:
         case ("embed",):
             return Source(("model.embed_tokens.weight",), stacked=False, transposed=False)

@@ -1,4 +1,4 @@
-"""A model's name -> a folder on this machine; the only code here that may use the network."""
+"""Finds the folder of a model by its name; the only code of `models` that may use the network."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from malt_jax.errors import UserError
 from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
 
 EMBEDDED = "quickstart"
-"""The name of the tiny model that is shipped with the package."""
+"""The name of the tiny model in the package."""
 
 
 def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[Path, str | None]:
-    """The folder, and the commit where the name is the hub's (`org/name`).
+    """The folder, and the commit if the name is one on the hub (`org/name`).
 
-    A folder that exists, and the embedded model, are used as they are, without any network.
+    A folder that exists, and the embedded model, are used as they are, without the network.
     """
     if os.fspath(path) == EMBEDDED:
         if revision is not None:

@@ -20,9 +20,9 @@ from malt_jax.models.spec import ModelSpec
 class Adapter:
     """One role's low-rank update: `W + scale * a @ b` for each targeted projection.
 
-    `layers`: a list with one `{target: {"a": [in, r], "b": [r, out]}}` a layer, or, for stacked
-    layers, one such dictionary whose leaves have a leading layer axis. All adapters of a run have
-    the same structure and scale, so passing another one to a compiled program compiles nothing.
+    `layers`: a list with one `{target: {"a": [in, r], "b": [r, out]}}` per layer, or for stacked
+    layers one such dictionary whose leaves have a leading layer axis. All adapters of a run have
+    the same structure and scale, so a compiled program takes any of them.
     """
 
     layers: Any
@@ -58,10 +58,10 @@ def projections(spec: ModelSpec) -> dict[str, tuple[tuple[int, str], tuple[int, 
 def init_adapter(
     spec: ModelSpec, config: LoraConfig, key: Array, *, stacked: bool = False
 ) -> Adapter:
-    """A float32 adapter that changes nothing yet: one factor of each pair is zero.
+    """A float32 adapter that changes nothing yet, since one factor of each pair is zero.
 
     The other is uniform in +-1/sqrt(its inputs), PEFT's choice. Each pair has a key of its own,
-    so stacked and unstacked adapters of one key are equal.
+    so that stacked and unstacked adapters of one key are equal.
     """
     shapes = projections(spec)
 
@@ -93,7 +93,7 @@ def stack_adapter(adapter: Adapter) -> Adapter:
 
 
 def unstack_adapter(adapter: Adapter) -> Adapter:
-    """The same adapter for a decoder with one module a layer."""
+    """The same adapter for a decoder with one module per layer."""
     if not adapter.stacked:
         return adapter
     depth = len(jax.tree.leaves(adapter.layers)[0])
@@ -102,9 +102,9 @@ def unstack_adapter(adapter: Adapter) -> Adapter:
 
 
 def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
-    """The base with `scale * a @ b` added to its kernels: float32 sums, in the kernels' dtype.
+    """The base with `scale * a @ b` added to its kernels, summed in float32, in their own dtype.
 
-    Takes stacked and unstacked parameters; the base is left as it is.
+    Takes stacked and unstacked parameters; the base itself is not changed.
     """
     flat = dict(nnx.to_flat_state(params))
     stacked = ("layers", "q", "kernel") in flat
@@ -121,7 +121,7 @@ def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
 
 
 def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: AnyMesh) -> Adapter:
-    """Each factor split like the side of the kernel it touches; the rank stays whole."""
+    """Shardings: each factor is split like the kernel's side that it touches, never by rank."""
     shapes = projections(spec)
 
     def of(path: tuple, leaf: Any) -> jax.sharding.NamedSharding:
@@ -134,9 +134,9 @@ def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: AnyMesh) -> Adapt
 
 
 def with_dropout(adapter: Adapter, rate: float, key: Array) -> Adapter:
-    """An adapter whose inputs are dropped with probability `rate`, drawn from `key`.
+    """The adapter with dropout on its inputs, with probability `rate` and drawn from `key`.
 
-    The draw travels with the pairs as further leaves, so recomputation under remat repeats it.
+    Keys travel with the pairs as further leaves, so recomputation under remat draws the same.
     """
     stacked = adapter.stacked
     layers = [adapter.layers] if stacked else adapter.layers
@@ -166,10 +166,10 @@ def lora_delta(
 
 @jax.custom_vjp
 def _project(x: Float[Array, "B T i"], w: Float[Array, "i o"]) -> Float[Array, "B T o"]:
-    """`x @ w` in x's dtype, with the gradient of `w` summed in w's own (float32 masters).
+    """`x @ w` in x's dtype, with the gradient of `w` summed in w's own dtype (float32 masters).
 
-    Left to autodiff, the gradient of a bfloat16 product is rounded to bfloat16 before devices add
-    their parts.
+    Autodiff would round the gradient of a bfloat16 product to bfloat16 before devices add their
+    parts.
     """
     return x @ w.astype(x.dtype)
 

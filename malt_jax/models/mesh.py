@@ -1,4 +1,4 @@
-"""The mesh a run computes on: chosen from device count, model size and memory, and said why."""
+"""The device mesh of a run, chosen by the number of devices, the model's size and the memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from malt_jax.models.spec import ModelSpec
 
 AXES = (SLICE, DATA, FSDP, TENSOR)
 WEIGHT_SHARE = 0.5
-"""Of a device's memory, at most this for weights; the rest is for caches and activations."""
+"""Largest share of a device's memory for weights; the rest is for caches and activations."""
 MAX_TENSOR = 8
-"""Tensor parallelism talks in every layer: it stays within a host or a torus axis."""
+"""Tensor parallelism communicates in every layer, so it stays within a host or a torus axis."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many parts each mesh axis has, and why."""
+    """The size of each mesh axis, and the reason for it."""
 
     slices: int
     data: int
@@ -46,12 +46,13 @@ def choose_layout(
     weight_bytes: int,
     device_bytes: int | None,
 ) -> Layout:
-    """The configured layout, its zeros filled in.
+    """The configured layout with its zeros (auto) filled in.
 
     The weights are split over as few devices as leave half of each for caches and activations:
-    first over `fsdp`, which costs one gather a layer, and over `tensor` where decoding, which reads
-    all weights for every token, gains from it; what is left replicates (`data`). Without a known
-    memory (a CPU) nothing is split that the config does not split.
+    first over `tensor`, since decoding reads all weights for every token and gains from each part
+    that another device reads, then over `fsdp`, which costs one gather per layer. Devices that are
+    left hold replicas (`data`). Where the memory is unknown (a CPU), only what the config splits is
+    split.
     """
     slices = config.slices or slices
     if devices % slices:
@@ -95,7 +96,7 @@ def choose_layout(
 
 
 def _may_split(spec: ModelSpec, tensor: int, free: int) -> bool:
-    """Heads and key heads must divide, or attention would be computed in part on every device."""
+    """Whether heads, key heads and channels divide, so that no device computes another's part."""
     fits = spec.heads % tensor == 0 and spec.kv_heads % tensor == 0 and spec.d_mlp % tensor == 0
     return fits and tensor <= MAX_TENSOR and free % tensor == 0
 
@@ -111,7 +112,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     if devices[0].platform == "tpu":
         try:
             grid = _torus(layout, devices, split=False)
-        except NotImplementedError:  # the axes are no products of the torus' own: 8 of an 8 x 8
+        except NotImplementedError:  # an axis is no product of the torus' own axes: 4 of an 8 x 8
             grid = _torus(layout, devices, split=True)
     else:
         grid = np.asarray(devices).reshape(layout.shape)
@@ -119,7 +120,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
-    """TPUs so that mesh axes lie along axes of the torus, or with `split` along parts of them."""
+    """TPUs ordered so that mesh axes lie along axes of the torus, or with `split` parts of them."""
     from jax.experimental import mesh_utils
 
     if layout.slices > 1 and hasattr(devices[0], "slice_index"):
@@ -133,7 +134,7 @@ def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
 
 
 def rules(config: MeshConfig) -> Mapping[str, tuple[str, ...]]:
-    """The built-in rules with the config's laid over them."""
+    """The built-in sharding rules, overridden by those of the config."""
     for axis, names in config.rules.items():
         for name in filter(None, names.split(",")):
             if name not in AXES:
@@ -145,12 +146,12 @@ def rules(config: MeshConfig) -> Mapping[str, tuple[str, ...]]:
 
 
 def slice_count(devices: Sequence[Any]) -> int:
-    """How many TPU slices the devices come from; 1 elsewhere."""
+    """Number of TPU slices that the devices belong to; 1 elsewhere."""
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def device_memory(device: Any) -> int | None:
-    """Bytes a device offers, where it tells."""
+    """Bytes of memory on a device, or None where it does not say (a CPU)."""
     try:
         stats = device.memory_stats() or {}
     except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):

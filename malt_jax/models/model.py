@@ -1,4 +1,4 @@
-"""`load_model`: a Hugging Face checkpoint as decoder structure, parameters and tokenizer."""
+"""Loads a Hugging Face checkpoint: the decoder's structure, its parameters, the tokenizer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from malt_jax.errors import UserError
+from malt_jax.hashing import fingerprint
 from malt_jax.models import sharding
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.hf_config import read_spec
@@ -24,7 +25,6 @@ from malt_jax.models.hub import local_folder
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
 from malt_jax.models.weights import load_params
-from malt_jax.storage.hashing import fingerprint
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -38,7 +38,7 @@ class Model:
     params: nnx.State
     tokenizer: Tokenizer
     path: str
-    """What was asked for: a folder or a hub name."""
+    """The folder or hub name that was given."""
     revision: str | None
     """The hub's commit, if it came from there."""
     fingerprint: str
@@ -46,7 +46,7 @@ class Model:
 
     @property
     def folder(self) -> Path:
-        """Where its files are on this machine."""
+        """The folder of its files on this machine."""
         return self.tokenizer.folder
 
     def __call__(self, tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
@@ -71,10 +71,10 @@ def load_model(
     """Read a Hugging Face checkpoint: a local folder, or a name on the hub (`org/name`).
 
     `dtype`: "float32" or "bfloat16"; default float32 on a CPU and bfloat16 elsewhere. `mesh`: the
-    weights are laid over it by `rules`; default one device. `stacked`: one array a parameter with
-    a leading layer axis, scanned, instead of one a layer (see `Decoder`). Everything about the
-    checkpoint that is wrong or not supported raises UserError, before a weight is read where
-    config.json tells.
+    weights are laid over it by `rules`; default one device. `stacked`: one array per parameter with
+    a leading layer axis, scanned, in place of one per layer (see `Decoder`). Anything about the
+    checkpoint that is wrong or not supported raises UserError, before a weight is read if
+    config.json shows it.
     """
     folder, revision = local_folder(path, revision)
     spec = read_spec(folder)

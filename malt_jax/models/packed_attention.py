@@ -1,13 +1,14 @@
-"""Attention of packed rows, for training: no matrix of weights outlives its block.
+"""Attention over packed rows for training, exact, in blocks of queries.
 
-A block of queries looks at the keys up to its own end alone: what lies behind, none of its tokens
-may see, so nearly half of the scores are never made. Of every softmax only maximum and sum are kept
-for the backward pass, from which the weights are made again (FlashAttention, arXiv 2205.14135,
-section 3.1). Exact: the plain softmax over `packed_mask`.
+A block of queries is compared only with the keys up to its own end, since none of its tokens may
+see a later one: nearly half of the scores are never computed, and no attention matrix outlives its
+block. For the backward pass only the maximum and the sum of each softmax are kept, and the weights
+are computed again (FlashAttention, arXiv 2205.14135, section 3.1).
 
-Two things are not as there, for a softmax that is sure has almost no gradient, and Adam makes whole
-steps of what rounding leaves in its place: the weights do not come from the logarithm of the sum,
-nor the softmax's gradient from the output.
+Differs from FlashAttention in two ways, because Adam amplifies rounding noise where a saturated
+softmax's gradient is near zero: the weights are recomputed from maximum and sum and not from the
+log-sum-exp, and the mean that the softmax's gradient subtracts is summed over the keys and not
+taken from the output.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from jaxtyping import Array, Bool, Float, Int
 from malt_jax.models.attention import MASKED
 
 BLOCK, BLOCKS = 128, 8
-"""Tokens of a block of queries, at least; blocks a row, at most."""
+"""At least this many queries per block, and at most this many blocks per row."""
 
 
 class Packing(NamedTuple):
-    """How rows are made of sequences, of which some share a prompt."""
+    """Where each token of packed rows belongs: which prompt, which continuation, which position."""
 
     positions: Int[Array, "B T"]
-    """Place in the token's own sequence: a branch goes on from the end of its prompt."""
+    """Position in the token's own sequence: a branch continues from the end of its prompt."""
     segments: Int[Array, "B T"]
-    """Which prompt a token belongs to, with the branches that share it; 0 is padding."""
+    """Number of the prompt that the token belongs to, shared by its branches; 0 is padding."""
     branches: Int[Array, "B T"]
     """0 for the prompt, b > 0 for its b-th continuation."""
     window: Int[Array, ""] | int | None
@@ -39,9 +40,9 @@ class Packing(NamedTuple):
 
 
 def packed_mask(packing: Packing, first: int = 0, end: int | None = None) -> Bool[Array, "B t S"]:
-    """Who sees whom: queries `first` to `end`, keys 0 to `end`.
+    """The attention mask of the queries from `first` to `end` over the keys from 0 to `end`.
 
-    A token sees itself and what came before it in its prompt and in its own branch.
+    A token sees itself and the earlier tokens of its prompt and of its own branch.
     """
     positions, segments, branches = (x[:, :end] for x in packing[:3])
     order, query = jnp.arange(positions.shape[1], dtype=jnp.int32), slice(first, None)
@@ -61,10 +62,10 @@ def packed_attention(
     packing: Packing,
     softcap: float | None,
 ) -> Float[Array, "B T H h"]:
-    """Softmax attention, H/K query heads to a key head; `q` comes scaled, scores are float32."""
+    """Softmax attention, H/K query heads per key head; `q` arrives scaled, scores are float32."""
     batch, time, heads, head_dim = q.shape
     groups = k.shape[2]
-    # Heads first, and those that share a key head side by side.
+    # Heads come first, and those that share a key head lie side by side.
     q = jnp.moveaxis(q, 2, 1).reshape(batch, groups, heads // groups, time, head_dim)
     k, v = jnp.moveaxis(k, 2, 1), jnp.moveaxis(v, 2, 1)
     out = _attention(softcap, q, k, v, packing).reshape(batch, heads, time, head_dim)
@@ -86,6 +87,8 @@ def _forward(softcap, q, k, v, packing):
     outs, tops, totals = [], [], []
     for first, end in _blocks(q.shape[3]):
         scores, _ = _scores(softcap, q[:, :, :, first:end], k[:, :, :end], packing, first, end)
+        # A softmax in its stable form. The division by the sum waits until the values are mixed,
+        # where it touches one row per query and not one per query and key.
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -110,6 +113,7 @@ def _backward(softcap, kept, d_out):
         some_q, some_out = q[:, :, :, here], d_out[:, :, :, here]
         scores, slope = _scores(softcap, some_q, k[:, :, seen], packing, first, end)
         weights = jnp.exp(scores - top[:, :, :, here]) / total[:, :, :, here]
+        # With weights w = softmax(s): ds = w * (dw - sum(w * dw)), the sum taken over the keys.
         d_weights = _against(some_out, v[:, :, seen])
         mean = jnp.einsum("bkrts,bkrts->bkrt", weights, d_weights)[..., None]
         d_scores = weights * (d_weights - mean) * slope
@@ -124,7 +128,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _blocks(time: int) -> list[tuple[int, int]]:
-    """First and end of every block of queries."""
+    """The first query and the end of every block."""
     size = max(BLOCK, -(-time // BLOCKS))
     return [(first, min(first + size, time)) for first in range(0, time, size)]
 
@@ -137,9 +141,9 @@ def _scores(
     first: int,
     end: int,
 ) -> tuple[Float[Array, "B K r t S"], Float[Array, "B K r t S"] | float]:
-    """Masked scores, and their slope in the product of query and key."""
+    """Masked scores, and their derivative by the product of query and key (1 without softcap)."""
     scores = _against(q, k)
-    slope = 1.0
+    slope: Float[Array, "B K r t S"] | float = 1.0
     if softcap is not None:
         bent = jnp.tanh(scores / softcap)
         scores, slope = softcap * bent, 1.0 - bent * bent
@@ -147,17 +151,17 @@ def _scores(
 
 
 def _against(x: Float[Array, "B K r t h"], y: Float[Array, "B K S h"]) -> Float[Array, "B K r t S"]:
-    """Every vector of x times every vector of y, in float32."""
+    """The products of every vector of x with every vector of y, in float32."""
     product = jnp.einsum("bknh,bksh->bkns", _tall(x), y, preferred_element_type=jnp.float32)
     return product.reshape(*x.shape[:-1], -1)
 
 
 def _tall(x: Float[Array, "B K r t n"]) -> Float[Array, "B K rt n"]:
-    """The heads that share a key head as one matrix: products of plain matrices are the fastest."""
+    """The heads that share a key head as one matrix: plain matrix products are the fastest."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _back(x: Float[Array, "B K n S"], y: Float[Array, "B K n h"]) -> Float[Array, "B K S h"]:
-    """x^T y in float32, as the transpose of y^T x, which a CPU computes over twice as fast."""
+    """x^T y in float32, as the transpose of y^T x, which a CPU computes more than twice as fast."""
     product = jnp.einsum("bknh,bkns->bkhs", y, x, preferred_element_type=jnp.float32)
     return jnp.swapaxes(product, 2, 3)

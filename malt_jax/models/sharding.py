@@ -1,7 +1,7 @@
 """Logical axes of parameters and activations, and the mesh axes they are laid over.
 
-Each parameter names its axes once, where it is declared (`decoder.param`); each rule below says
-on which mesh axes a logical axis is split. An axis whose size the mesh does not divide stays whole.
+Each parameter names its axes once, where it is declared (`decoder.param`), and each rule below
+says over which mesh axes a logical axis is split. An axis that does not divide evenly stays whole.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AnyMesh = Mesh | AbstractMesh
-"""An abstract one has sizes but no devices: enough to plan with."""
+"""An abstract mesh has sizes but no devices, which is enough for a plan."""
 
 DATA, FSDP, TENSOR, SLICE = "data", "fsdp", "tensor", "slice"
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": (SLICE, DATA, FSDP),
-    "slots": (SLICE, DATA, FSDP),
     "embed": (FSDP,),
     "heads": (TENSOR,),
     "kv_heads": (TENSOR,),
@@ -35,7 +34,7 @@ def partition(
     mesh: AnyMesh,
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
-    """The partition of one array: each logical axis over its mesh axes where they divide it."""
+    """The partition of an array: each logical axis over those of its mesh axes that divide it."""
     entries: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
@@ -62,7 +61,7 @@ def named(
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation's layout by logical axes; without a current mesh it does nothing."""
+    """Fixes an activation's layout by logical axes; does nothing without a current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -70,13 +69,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole array as NumPy, gathered first where other processes hold parts of it."""
+    """The whole array as NumPy, gathered first if other processes hold parts of it."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 
         return np.asarray(process_allgather(x, tiled=True))
     if isinstance(x, jax.Array):
-        # An array keeps the host's copy of it for good: a model's would add up to the whole model.
-        # So another one is asked: one with the same buffer, or a copy of what several devices hold.
+        # An array caches its host copy for as long as it lives, which for a model's parameters adds
+        # up to the whole model. So the copy is made of another array: one that shares the buffer,
+        # or a copy of what several devices hold.
         x = x.addressable_data(0) if x.is_fully_replicated else x.copy()
     return np.asarray(x)

@@ -1,4 +1,7 @@
-"""What a decoder is: the numbers that tell one family from another, with no weights and no JAX."""
+"""The description of a decoder: the numbers that tell one family from another.
+
+Without weights and without JAX, so that plans and lists start fast.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class ModelSpec:
     head_dim: int
     d_mlp: int
     context: int
-    """Longest position the model was made for, in tokens."""
+    """Longest sequence that the model was made for, in tokens."""
     rope: Rope
     local_rope: Rope | None = None
     """Rope of the sliding-window layers where it differs (Gemma 3)."""

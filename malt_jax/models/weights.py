@@ -1,8 +1,8 @@
-"""A checkpoint's tensors -> sharded device arrays, one tensor at a time.
+"""Loads a checkpoint's tensors as sharded device arrays, one tensor at a time.
 
-Each process reads only the slices its devices hold. Host memory peaks at what one tensor needs: its
-local slices as stored, and the same in the target dtype. With stacked layers each layer's part is
-put into the (donated) stack as it arrives, so nothing is held twice.
+Each process reads only the slices that its devices hold. Host memory peaks at the needs of one
+tensor: its local slices as stored, and the same in the target dtype. With stacked layers, each
+layer's part is written into the (donated) stack as it arrives, so nothing is held twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from malt_jax.models.hf_names import HEAD, Source, source_of
 from malt_jax.models.spec import ModelSpec
 
 IGNORED = (".rotary_emb.inv_freq",)
-"""Tensors some old checkpoints carry that hold no weights."""
+"""Tensors in some old checkpoints that hold no weights."""
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -39,7 +39,7 @@ def abstract_params(spec: ModelSpec, dtype: Any, stacked: bool) -> tuple[nnx.Gra
 def layout(
     variable: nnx.Variable, source: Source, mesh: sharding.AnyMesh | None, rules: Rules
 ) -> Sharding:
-    """Where a parameter lives: its declared axes laid over the mesh, or the default device."""
+    """The sharding of a parameter: its declared axes laid over the mesh, or the default device."""
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
     axes = variable.get_metadata()["axes"]
@@ -56,7 +56,7 @@ def load_params(
     rules: Rules = sharding.RULES,
     stacked: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """The decoder's structure and its parameters, checked: names, shapes, finite values."""
+    """The decoder's structure and parameters; names, shapes and finite values are checked."""
     graph, abstract = abstract_params(spec, dtype, stacked)
     flat = dict(nnx.to_flat_state(abstract))
     sources = {path: source_of(spec, path) for path in flat}
@@ -110,7 +110,8 @@ def _read(
 ) -> jax.Array:
     seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
-    def values(index: tuple[slice, ...]) -> np.ndarray:
+    def values(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         # Devices that hold the same slice share one read.
         key = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
         if key not in seen:
@@ -146,12 +147,12 @@ def _check_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Mapping[Any, 
             f"{checkpoint.folder}: {len(missing)} tensors of this {spec.family} model are missing, "
             f"first {missing[0]}; download the checkpoint again."
         )
-    extra = checkpoint.names - expected - ({HEAD} if spec.tied else set())
-    extra = sorted(name for name in extra if not name.endswith(IGNORED))
+    others = checkpoint.names - expected - ({HEAD} if spec.tied else set())
+    extra = sorted(name for name in others if not name.endswith(IGNORED))
     if extra:
         raise UserError(
-            f"{checkpoint.place(extra[0])} is no part of a {spec.family} model as config.json "
-            f"describes it ({len(extra)} such tensors); config and weights do not belong together."
+            f"{checkpoint.place(extra[0])} is no part of the {spec.family} model that config.json "
+            f"describes ({len(extra)} such tensors); config and weights do not belong together."
         )
 
 

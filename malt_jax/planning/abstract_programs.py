@@ -27,8 +27,10 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.sizes import Sizes, largest, mesh_parts
 from malt_jax.progress import counted
-from malt_jax.sampling import cache, programs
-from malt_jax.sampling.prefill import forks_at_once
+from malt_jax.sampling import cache, decode
+from malt_jax.sampling.attention import DECODE_ATTENTION, Chunks
+from malt_jax.sampling.filters import Filters
+from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
 from malt_jax.training.placement import state_shardings
@@ -75,9 +77,10 @@ def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     for count in lanes.counts:
         words = f"{count} x {lanes.tokens} tokens of prompts"
         build = partial(make.extend, count)
-        yield AbstractProgram(prefill_name(count), "sampling", words, build, (2,), suffix + base)
-    words = f"{shapes.rows} rows, {shapes.slots} prompts of {shapes.places}, {shapes.ring} new"
-    yield AbstractProgram("decode", "sampling", words, make.decode, (3,), base)
+        yield AbstractProgram(prefill_name(count), "sampling", words, build, (0,), suffix + base)
+    words = f"{shapes.rows} rows, {shapes.entries} prompts of {shapes.prefix_tokens}"
+    words = f"{words}, {shapes.new_tokens} new"
+    yield AbstractProgram("decode", "sampling", words, make.decode, (2,), base)
 
 
 def prefill_name(lanes: int) -> str:
@@ -136,19 +139,19 @@ class _Arguments:
 
     def __init__(self, config: Config, spec: ModelSpec, sizes: Sizes, platform: str, mesh: AnyMesh):
         self.config, self.spec, self.sizes, self.mesh = config, spec, sizes, mesh
-        self.platform, self.parts = platform, mesh_parts(mesh, "slots")
+        self.platform, self.parts = platform, mesh_parts(mesh, "batch")
 
     @property
     def heads(self) -> int:
         """Shared prefixes that one call copies."""
-        return forks_at_once(self.sizes.shapes.slots, self.parts)
+        return copies_per_call(self.sizes.shapes.entries, self.parts)
 
     def weight_bytes(self) -> int:
         return device_bytes(self._params(self.spec)[1])
 
     def suffix(self, spec: ModelSpec | None = None) -> list[cache.KV]:
         """Keys and values of new tokens."""
-        return self._cache(spec or self.spec, self.sizes.shapes.rows, self.sizes.shapes.ring)
+        return self._caches(spec or self.spec)[1]
 
     def masters(self) -> nnx.State:
         """The float32 weights of full fine-tuning."""
@@ -156,36 +159,34 @@ class _Arguments:
 
     def fork(self, depth: int) -> Call:
         numbers = self._array((self.heads,), jnp.int32)
-        return programs.fork, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
+        return cache.copy_entries, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
 
     def extend(self, lanes: int, depth: int) -> Call:
         spec = _shallow(self.spec, depth)
         graph, params = self._params(spec)
         one = self._array((lanes,), jnp.int32)
-        call = (one, self._array((lanes, self.sizes.lanes.tokens), jnp.int32), one, one)
-        return partial(programs.extend, graph), (
-            params, self._adapter(spec), self._prefix(spec), *call
-        )  # fmt: skip
+        tokens = self._array((lanes, self.sizes.lanes.tokens), jnp.int32)
+        call = PrefillCall(tokens, Chunks(one, one, one))
+        weights = Weights(params, self._adapter(spec))
+        return partial(prefill, graph), (self._prefix(spec), weights, call)
 
     def decode(self, depth: int) -> Call:
         spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
         graph, params = self._params(spec)
-        queues = (self.parts, shapes.slots // self.parts * shapes.width)
+        queues = (self.parts, shapes.entries // self.parts * shapes.siblings)
         number, share = self._array((), jnp.int32), self._array((), jnp.float32)
         ends = self._array((MAX_END_IDS,), jnp.int32)
-        settings = programs.How(share, number, share, number, ends)
-        function = partial(programs.decode, graph, self.config.sampler.chunk_steps, shapes.width)
-        return function, (
-            params,
-            self._adapter(spec),
-            self._prefix(spec),
-            self.suffix(spec),
-            self._rows(shapes.rows),
-            self._rows(*queues),
-            settings,
-            number,
-            number,
+        params_of_draw = decode.ParamArrays(Filters(share, number, share), number, ends)
+        inputs = decode.DecodeInputs(
+            self._prefix(spec), self._rows(*queues), params_of_draw, number
         )
+        weights = Weights(params, self._adapter(spec))
+        sampler = self.config.sampler
+        attention = DECODE_ATTENTION[sampler.attention]
+        program = decode.DecodeProgram(graph, sampler.chunk_steps, shapes.siblings, attention)
+        return partial(decode.decode, program), (
+            weights, inputs, self.suffix(spec), self._rows(shapes.rows), number
+        )  # fmt: skip
 
     def train_step(self, phase: SftConfig | DpoConfig, plan: Plan, depth: int) -> Call:
         spec = _shallow(self.spec, depth)
@@ -232,18 +233,19 @@ class _Arguments:
         adapter = jax.eval_shape(partial(init_adapter, spec, self.config.train.lora), _key())
         return _placed(adapter, adapter_shardings(spec, adapter, self.mesh))
 
-    def _rows(self, *shape: int) -> programs.Rows:
+    def _rows(self, *shape: int) -> decode.Rows:
         number = self._array(shape, jnp.int32)
         key = self._array((*shape, 2), jnp.uint32)
-        return programs.Rows(number, number, number, number, number, key)
+        return decode.Rows(number, number, number, number, number, key)
 
     def _prefix(self, spec: ModelSpec) -> list[cache.KV]:
-        return self._cache(spec, self.sizes.shapes.slots, self.sizes.shapes.places)
+        return self._caches(spec)[0]
 
-    def _cache(self, spec: ModelSpec, count: int, places: int) -> list[cache.KV]:
+    def _caches(self, spec: ModelSpec) -> Any:
+        """The prefix caches and the suffix caches of all layers."""
         dtype = jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype
-        empty = jax.eval_shape(lambda: cache.empty(spec, count, places, dtype))
-        return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "slots", "kv_heads"), empty)
+        empty = jax.eval_shape(lambda: cache.empty_caches(spec, self.sizes.shapes, dtype))
+        return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch", "kv_heads"), empty)
 
     def _packed(self, plan: Plan) -> Any:
         rows = lay([], largest(plan))

@@ -46,8 +46,8 @@ def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
     count = int(program.name.split()[-1])
     tokens = count * lanes.tokens
     activations = (2 * spec.d_mlp + 4 * spec.d_model) * tokens
-    caches = 2 * count * spec.kv_heads * spec.head_dim * shapes.places
-    scores = 2 * FLOAT32 * tokens * spec.heads * shapes.places
+    caches = 2 * count * spec.kv_heads * spec.head_dim * shapes.prefix_tokens
+    scores = 2 * FLOAT32 * tokens * spec.heads * shapes.prefix_tokens
     return jnp.dtype(sizes.dtype).itemsize * (activations + caches) + scores
 
 

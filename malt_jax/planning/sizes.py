@@ -18,9 +18,8 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
 from malt_jax.planning.work import RoleWork, Work
 from malt_jax.sampling import memory
-from malt_jax.sampling.engine import prefill_lanes
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.prefill import Lanes
+from malt_jax.sampling.memory import CacheShape, Devices
+from malt_jax.sampling.prefill import PrefillShape, prefill_shape
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, plan_steps
 
@@ -31,9 +30,9 @@ class Sizes:
 
     dtype: Any
     """Of weights and activations."""
-    shapes: Shapes
+    shapes: CacheShape
     """Of the sampler's caches, for the last role's prompts."""
-    lanes: Lanes
+    lanes: PrefillShape
     """Of prefill calls."""
     sft: Plan
     dpo: Plan
@@ -56,7 +55,7 @@ def choose_sizes(
     return Sizes(
         dtype=dtype,
         shapes=_cache_shapes(config, spec, work, target, mesh, weights, dtype),
-        lanes=prefill_lanes(config.sampler, platform, mesh_parts(mesh, "slots")),
+        lanes=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
         sft=_typical_step(config.train.sft, spec, last, mesh, platform),
         dpo=_typical_step(config.train.dpo, spec, last, mesh, platform),
     )
@@ -70,41 +69,43 @@ def _cache_shapes(
     mesh: AnyMesh,
     weights: int,
     dtype: Any,
-) -> Shapes:
+) -> CacheShape:
     """The shapes that the sampler would choose for a block of the last role's completions.
 
     They are those of one of the sampler's streams; by default only a CPU has several.
     """
     sampler, last, platform = config.sampler, work.roles[-1], target.chip.platform
-    one = Shapes(
+    one = CacheShape(
         rows=1,
-        slots=1,
-        width=memory.together(config.pipeline.roles[-1].branch, sampler.width),
+        entries=1,
+        siblings=memory.siblings_per_entry(config.pipeline.roles[-1].branch, sampler.width),
         # The longest prompt of a block needs about a quarter more than the mean.
-        places=memory.bucket(sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)),
-        ring=memory.bucket(sampler.new_token_buckets, max(role.longest for role in work.roles)),
+        prefix_tokens=memory.bucket(
+            sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)
+        ),
+        new_tokens=memory.bucket(
+            sampler.new_token_buckets, max(role.longest for role in work.roles)
+        ),
     )
-    shards, heads = mesh_parts(mesh, "slots"), mesh_parts(mesh, "kv_heads")
+    shards, heads = mesh_parts(mesh, "batch"), mesh_parts(mesh, "kv_heads")
     streams = memory.stream_count(sampler, platform, target.count > 1)
     known = target.chip.memory
     try:
-        rungs, _ = memory.rungs(
-            spec,
-            one,
-            jnp.int8 if sampler.cache == "int8" else dtype,
-            sampler,
+        devices = Devices(
             platform,
-            streams=streams,
             shards=shards,
-            head_parts=heads if spec.kv_heads % heads == 0 else 1,
-            free=None if known is None else max(0, known - weights),
+            kv_shards=heads if spec.kv_heads % heads == 0 else 1,
+            streams=streams,
+            free_bytes=None if known is None else max(0, known - weights),
         )
+        cached = jnp.int8 if sampler.cache == "int8" else dtype
+        shapes, _ = memory.plan_shapes(spec, one, cached, sampler, devices)
     except UserError:
         # Not even one row fits beside the weights: the plan says so, and what would fit.
-        return replace(one, rows=shards, slots=shards)
+        return replace(one, rows=shards, entries=shards)
     block = min(config.search.block, work.train_questions)
     completions = block * last.nodes // max(work.train_questions, 1)
-    return memory.first_rung(rungs, completions // streams)
+    return memory.first_shape(shapes, completions // streams)
 
 
 def _typical_step(

@@ -15,6 +15,7 @@ import yaml
 from malt_jax.errors import UserError
 from malt_jax.evaluation import sections
 from malt_jax.evaluation.schema import Results
+from malt_jax.regular_files import read_bytes
 from malt_jax.report import answers, embed, page, trees
 from malt_jax.report.gallery import Gallery
 from malt_jax.report.prompts import Templates
@@ -109,7 +110,7 @@ def _read_results(path: Path) -> Results | None:
     if not path.exists():
         return None
     try:
-        return json.loads(atomic.read_bytes(path))
+        return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); remove it and run `malt eval`.") from error
 

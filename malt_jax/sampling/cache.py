@@ -1,279 +1,192 @@
-"""Keys and values: one read-only prefix a slot, and the suffixes of the rows that decode from it.
+"""Keys and values on the device: one prefix cache entry per prompt, one suffix per decoding row.
 
-The prefix of a prompt is stored once, however many completions decode from it, and no step copies
-it: attention forms the logits against prefix and suffix apart and puts them through one softmax.
-Rows are not tied to slots. Those of one slot sit together in its seats for the products with the
-prefix, which so is read once a step for all of them.
+A prompt's keys and values are stored once, however many completions decode from it, and no decode
+step copies or writes them. What a row has drawn itself is in its suffix cache.
 
-A suffix is a ring over the decode loop's own clock: at each step all rows write at the same place,
-so a step is one in-place slice update, and a row's own tokens are the last `length + 1` places.
-Rows may begin and end at any step. Keys are stored rotated to their absolute position, so the order
-in the ring does not matter.
+The suffix cache is a ring buffer over the decode loop's own counter of steps: in each step all rows
+write at the same position, so that a step is one in-place slice update, and a row's own tokens are
+the last `length + 1` positions. So rows may begin and end at any step. Keys are stored rotated to
+their absolute position, which makes their order in the ring irrelevant.
 
-Layouts are those the matrix products read directly. With keys stored `[places, h]`, or rows as
-`[S, w]`, XLA was seen to copy every ring once or more a step.
+The layouts are those that the matrix products read directly. With keys stored `[L, h]`, or rows as
+`[P, s]`, XLA was seen to copy every suffix cache once or more per step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from malt_jax.models.attention import MASKED
+from malt_jax.models.sharding import RULES, constrain, partition
 from malt_jax.models.spec import ModelSpec
+from malt_jax.sampling.int8 import to_int8
+from malt_jax.sampling.memory import CacheShape
 
 
 class KV(NamedTuple):
-    """One layer's keys and values for each of `B` slots or rows.
+    """One layer's keys and values of `B` prefix cache entries or rows.
 
-    The scales are those of an int8 cache, None otherwise.
+    Only this file and `attention` know the order of the axes, so that a kernel can have another.
     """
 
-    k: Float[Array, "B K h places"] | Int[Array, "B K h places"]
-    v: Float[Array, "B K places h"] | Int[Array, "B K places h"]
-    k_scale: Float[Array, "B K places"] | None = None
-    v_scale: Float[Array, "B K places"] | None = None
+    k: Float[Array, "B K h L"] | Int[Array, "B K h L"]
+    v: Float[Array, "B K L h"] | Int[Array, "B K L h"]
+    k_scale: Float[Array, "B K L"] | None = None  # of an int8 cache
+    v_scale: Float[Array, "B K L"] | None = None
 
 
-def empty(spec: ModelSpec, count: int, places: int, dtype: Any) -> list[KV]:
-    """A cache of zeros, one entry a layer."""
-    shape, h = (count, spec.kv_heads, places), spec.head_dim
-    scales = (shape, shape) if dtype == jnp.int8 else ()
-
-    def layer() -> KV:
-        values = (jnp.zeros((*shape[:2], h, places), dtype), jnp.zeros((*shape, h), dtype))
-        return KV(*values, *(jnp.zeros(shape, jnp.float32) for shape in scales))
-
-    return [layer() for _ in range(spec.num_layers)]
+TOKEN_AXES = (3, 2, 2, 2)
+"""Where `L` is in each array."""
 
 
-def quantise(x: Float[Array, "*b h"]) -> tuple[Int[Array, "*b h"], Float[Array, "*b"]]:
-    """Symmetric int8 with one scale a vector: the largest magnitude becomes 127."""
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127.0
-    return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
+def empty_caches(spec: ModelSpec, shape: CacheShape, dtype: Any) -> tuple[list[KV], list[KV]]:
+    """Prefix and suffix caches of zeros, with one element per layer."""
+    prefix = [
+        _zeros(spec, shape.entries, shape.prefix_tokens, dtype) for _ in range(spec.num_layers)
+    ]
+    suffix = [_zeros(spec, shape.rows, shape.new_tokens, dtype) for _ in range(spec.num_layers)]
+    return constrain_caches(prefix), constrain_caches(suffix)
 
 
-def stored(k: Float[Array, "B n K h"], v: Float[Array, "B n K h"], like: KV) -> KV:
-    """New keys and values in the form the cache keeps them in."""
+def _zeros(spec: ModelSpec, count: int, length: int, dtype: Any) -> KV:
+    shape, h = (count, spec.kv_heads, length), spec.head_dim
+    k, v = jnp.zeros((*shape[:2], h, length), dtype), jnp.zeros((*shape, h), dtype)
+    if dtype != jnp.int8:
+        return KV(k, v)
+    return KV(k, v, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+
+def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: KV) -> KV:
+    """New keys and values in the layout and dtype of the cache `like`."""
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if like.k_scale is None:
         return KV(jnp.swapaxes(k.astype(like.k.dtype), 2, 3), v.astype(like.v.dtype))
-    (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
+    (k, k_scale), (v, v_scale) = to_int8(k, -1), to_int8(v, -1)
     return KV(jnp.swapaxes(k, 2, 3), v, k_scale, v_scale)
 
 
-PLACE_AXIS = KV(k=3, v=2, k_scale=2, v_scale=2)
-
-
 def append(
-    suffix: KV, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], clock: Int[Array, ""]
+    suffix: KV, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], cursor: Int[Array, ""]
 ) -> KV:
-    """Write one token a row at the ring's place `clock`."""
-    return KV(
-        *(
-            None
-            if ring is None
-            else jax.lax.dynamic_update_slice_in_dim(ring, new, clock, axis=axis)
-            for ring, new, axis in zip(suffix, stored(k, v, suffix), PLACE_AXIS, strict=True)
-        )
-    )
+    """Writes one token per row at the ring's position `cursor`."""
+
+    def put(cache: Array, new: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, cursor, axis)
+
+    return _update(put, suffix, to_cache(k, v, suffix))
 
 
-class Seats(NamedTuple):
-    """Which rows read which slot: each row that is at work has one of its slot's `w` seats."""
-
-    row: Int[Array, "S w"]
-    """The row in a seat, or R where it is empty."""
-    seat: Int[Array, "R"]
-    """A row's seat, counted through all slots, or S * w for an idle row."""
+def _update(put: Callable[[Array, Array, int], Array], cache: KV, new: KV) -> KV:
+    """A cache with each of its arrays updated by `put(array, new values, token axis)`."""
+    arrays, structure = jax.tree.flatten(cache)
+    return jax.tree.unflatten(structure, map(put, arrays, jax.tree.leaves(new), TOKEN_AXES))
 
 
-def take_seats(slot: Int[Array, "R"], slots: int, width: int) -> Seats:
-    """A seat for every row of `slot`, in the rows' order; `slots` there is an idle row's."""
-    rows = slot.shape[0]
-    same = (slot[:, None] == slot[None, :]) & jnp.tri(rows, k=-1, dtype=bool)
-    seat = slot * width + jnp.sum(same, axis=1, dtype=jnp.int32)
-    seat = jnp.where(slot < slots, seat, slots * width)
-    row = jnp.full(slots * width, rows, jnp.int32)
-    row = row.at[seat].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
-    return Seats(row.reshape(slots, width), seat)
-
-
-def decode_attention(
-    q: Float[Array, "R 1 H h"],
-    prefix: KV,
-    suffix: KV,
-    seats: Seats,
-    prompt: Int[Array, "R"],
-    length: Int[Array, "R"],
-    clock: Int[Array, ""],
-    window: Int[Array, ""] | int | None,
-    softcap: float | None,
-) -> Float[Array, "R 1 H h"]:
-    """One token a row against its slot's shared prefix and its own suffix; `q` comes scaled.
-
-    A row reads the first `prompt` places of its slot and the last `length + 1` of its ring.
-    """
-    rows, _, heads, head_dim = q.shape
-    groups, places, ring = prefix.k.shape[1], prefix.k.shape[3], suffix.k.shape[3]
-    q = q.reshape(rows, groups, heads // groups, head_dim)
-    place = jnp.arange(places, dtype=jnp.int32)[None, None]
-    in_prefix = place < jnp.where(seats.row < rows, _of_rows(prompt, seats), 0)[..., None]
-    age = (clock - jnp.arange(ring, dtype=jnp.int32)[None]) % ring
-    in_suffix = age <= length[:, None]
-    if window is not None:
-        in_prefix &= _of_rows(prompt + length, seats)[..., None] - place < window
-        in_suffix &= age < window
-    shared = _scores(_seated(q, seats), prefix.k, prefix.k_scale, softcap)
-    mask = jnp.repeat(in_prefix, heads // groups, axis=1)[:, None]
-    shared = jnp.where(mask, shared, MASKED)
-    own = _scores(q, suffix.k, suffix.k_scale, softcap)
-    own = jnp.where(in_suffix[:, None, None], own, MASKED)
-    # One softmax over both blocks without joining them: each is summed below its own maximum, then
-    # brought to the common one. A row always sees its own last token, so that is a real score, and
-    # a block of masked places weighs exactly 0.
-    of_shared, of_own = jnp.max(shared, axis=-1), jnp.max(own, axis=-1)
-    shared, own = jnp.exp(shared - of_shared[..., None]), jnp.exp(own - of_own[..., None])
-    mixed = _unseated(_mix(shared, prefix.v, prefix.v_scale, q.dtype), seats)
-    of_shared, total = (_unseated(x, seats) for x in (of_shared, jnp.sum(shared, axis=-1)))
-    top = jnp.maximum(of_shared, of_own)
-    less, more = jnp.exp(of_shared - top), jnp.exp(of_own - top)
-    total = total * less + jnp.sum(own, axis=-1) * more
-    out = mixed * less[..., None] + _mix(own, suffix.v, suffix.v_scale, q.dtype) * more[..., None]
-    return (out / total[..., None]).astype(q.dtype).reshape(rows, 1, heads, head_dim)
-
-
-def _of_rows(x: Array, seats: Seats) -> Array:
-    """Each seat's row of `x`; an empty seat has the last row's, which nothing reads."""
-    return jnp.take(x, seats.row, axis=0, mode="clip")
-
-
-def _seated(x: Float[Array, "R K r *h"], seats: Seats) -> Float[Array, "S K wr *h"]:
-    slots, width = seats.row.shape
-    x = _of_rows(x, seats).swapaxes(1, 2)
-    return x.reshape(slots, x.shape[1], width * x.shape[3], *x.shape[4:])
-
-
-def _unseated(x: Float[Array, "S K wr *h"], seats: Seats) -> Float[Array, "R K r *h"]:
-    slots, width = seats.row.shape
-    x = x.reshape(slots, x.shape[1], width, -1, *x.shape[3:]).swapaxes(1, 2)
-    return jnp.take(x.reshape(slots * width, *x.shape[2:]), seats.seat, axis=0, mode="clip")
-
-
-def _scores(
-    q: Float[Array, "B K t h"], k: Array, scale: Array | None, softcap: float | None
-) -> Float[Array, "B K t places"]:
-    """Soft-capped logits in float32."""
-    scores = jnp.einsum("bkth,bkhp->bktp", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
-    if scale is not None:
-        scores = scores * scale[:, :, None]
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-
-
-def _mix(
-    weights: Float[Array, "B K t places"], v: Array, scale: Array | None, dtype: Any
-) -> Float[Array, "B K t h"]:
-    """The weighted sum of values, accumulated in float32."""
-    if scale is not None:
-        weights = weights * scale[:, :, None]
-    return jnp.einsum(
-        "bktp,bkph->bkth",
-        weights.astype(dtype),
-        v.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
-
-
-def extend_attention(
-    q: Float[Array, "B T H h"],
-    k: Float[Array, "B T K h"],
-    v: Float[Array, "B T K h"],
-    prefix: KV,
-    target: Int[Array, "B"],
-    start: Int[Array, "B"],
-    length: Int[Array, "B"],
-    window: Int[Array, ""] | int | None,
-    softcap: float | None,
-) -> tuple[Float[Array, "B T H h"], KV]:
-    """`length` new tokens after the first `start` of slot `target`; returns the slots with them.
-
-    A lane writes its keys and values, then reads its slot, and the next lane follows, so lanes of
-    one slot may come in their order. No slot is copied, and logits exist for one lane at a time.
-    What a slot holds beyond a lane's own tokens is not read.
-    """
-    batch, time, heads, head_dim = q.shape
-    groups, places = prefix.v.shape[1:3]
-    # [B, T, H, h] -> [B, K, T * r, h]: the heads of a group share its keys.
-    q = q.reshape(batch, time, groups, -1, head_dim).swapaxes(1, 2)
-    q = q.reshape(batch, groups, -1, head_dim)
-    new = stored(k[:, :places], v[:, :places], prefix)
-
-    def attend(prefix: KV, lane: tuple[Array, KV, Array, Array, Array]) -> tuple[KV, Array]:
-        q, new, target, start, length = lane
-        prefix = _write(prefix, new, target, start, length)
-        slot = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, target, 0), prefix)
-        position = start + jnp.arange(time, dtype=jnp.int32)
-        distance = position[:, None] - jnp.arange(places, dtype=jnp.int32)[None, :]
-        mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        mask = jnp.repeat(mask, heads // groups, axis=0)[None, None]
-        scores = jnp.where(mask, _scores(q[None], slot.k, slot.k_scale, softcap), MASKED)
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1)
-        out = _mix(weights, slot.v, slot.v_scale, q.dtype) / total[..., None]
-        return prefix, out[0].astype(q.dtype)
-
-    prefix, out = jax.lax.scan(attend, prefix, (q, new, target, start, length))
-    out = out.reshape(batch, groups, time, -1, head_dim).swapaxes(1, 2)
-    return out.reshape(batch, time, heads, head_dim), prefix
-
-
-def _write(
-    prefix: KV,
-    new: KV,
-    target: Int[Array, ""],
-    start: Int[Array, ""],
-    length: Int[Array, ""],
+def write_chunk(
+    prefix: KV, new: KV, target: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]
 ) -> KV:
-    """One lane's tokens at their places in its slot, in place; a lane of no slot writes nothing.
+    """Writes `length` tokens at `start` of entry `target`, in place; none if that is no entry.
 
-    `new` is the lane's part of `stored`. Given a scatter of all lanes, the TPU compiler copies the
-    whole cache.
+    `new`: keys and values from `to_cache`, without its axis `B`. Given one scatter of many chunks,
+    the TPU compiler copies the whole cache, so a chunk is a slice update.
     """
-    slots, _, places, _ = prefix.v.shape
+    entries, _, capacity, _ = prefix.v.shape
     time = new.v.shape[1]
-    # A slice that would run over the end is moved back, and the tokens in it on.
-    at = jnp.minimum(start, places - time)
-    moved = start - at
+    # XLA moves a slice that would run over the end back. Its tokens are moved on by as much, and
+    # the positions before them and after them keep what they hold.
+    at = jnp.minimum(start, capacity - time)
+    shift = start - at
     step = jnp.arange(time, dtype=jnp.int32)
-    fresh = (step >= moved) & (step < moved + length) & (target < slots)
+    written = (step >= shift) & (step < shift + length) & (target < entries)
 
-    def put(cache: Array | None, new: Array | None, axis: int) -> Array | None:
-        if cache is None or new is None:
-            return None
+    def put(cache: Array, new: Array, axis: int) -> Array:
         where = [jnp.int32(0)] * cache.ndim
         where[0], where[axis] = target, at
         size = (1, *cache.shape[1:axis], time, *cache.shape[axis + 1 :])
         old = jax.lax.dynamic_slice(cache, where, size)
-        kept = fresh.reshape([time if i == axis else 1 for i in range(cache.ndim)])
-        new = jnp.roll(new[None], moved, axis)
-        return jax.lax.dynamic_update_slice(cache, jnp.where(kept, new, old), where)
+        mask = written.reshape([time if i == axis else 1 for i in range(cache.ndim)])
+        new = jnp.where(mask, jnp.roll(new[None], shift, axis), old)
+        return jax.lax.dynamic_update_slice(cache, new, where)
 
-    return KV(*map(put, prefix, new, PLACE_AXIS))
+    return _update(put, prefix, new)
 
 
-def copy_slots(caches: list[KV], source: Int[Array, "C"], target: Int[Array, "C"]) -> list[KV]:
-    """Slot `target` as slot `source`, in place, pair by pair up to the first without a target."""
+def copy_entries(prefix: list[KV], source: Int[Array, "N"], target: Int[Array, "N"]) -> list[KV]:
+    """Copies entry `source` over entry `target`, pair by pair and in place.
 
-    def copy(pair: Array, caches: list[KV]) -> list[KV]:
-        def put(cache: Array) -> Array:
-            new = jax.lax.dynamic_index_in_dim(cache, source[pair], 0)
-            return jax.lax.dynamic_update_slice_in_dim(cache, new, target[pair], 0)
+    Targets of `P`, which stand last, are padding. On a mesh the pairs are split as the entries are,
+    and both entries of a pair are on its shard.
+    """
+    cache_axes, pair_axes = partitions(prefix, "batch", "kv_heads"), partitions(source, "batch")
+    run = per_shard(_copy_on_shard, (cache_axes, pair_axes, pair_axes), cache_axes)
+    return constrain_caches(run(prefix, source, target))
 
-        return jax.tree.map(put, caches)
 
-    count = jnp.sum(target < caches[0].v.shape[0], dtype=jnp.int32)
-    return jax.lax.fori_loop(0, count, copy, caches)
+def _copy_on_shard(prefix: list[KV], source: Array, target: Array) -> list[KV]:
+    entries = prefix[0].v.shape[0]
+    source, target = local_entries(source, entries), local_entries(target, entries)
+    count = jnp.sum(target < entries, dtype=jnp.int32)
+    return jax.lax.fori_loop(0, count, partial(_copy_pair, source, target), prefix)
+
+
+def _copy_pair(source: Array, target: Array, pair: Array, prefix: list[KV]) -> list[KV]:
+    def copy(cache: Array) -> Array:
+        new = jax.lax.dynamic_index_in_dim(cache, source[pair], 0)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, target[pair], 0)
+
+    return jax.tree.map(copy, prefix)
+
+
+def shrink(
+    prefix: list[KV] | None, suffix: list[KV], entries: Int[Array, "P"], rows: Int[Array, "R"]
+) -> tuple[list[KV] | None, list[KV]]:
+    """The caches of some entries, or None if all are kept, and of some rows."""
+    prefix = jax.tree.map(lambda x: jnp.take(x, entries, axis=0, mode="clip"), prefix)
+    suffix = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), suffix)
+    return constrain_caches(prefix), constrain_caches(suffix)
+
+
+# On a mesh, entries and rows are split over the data axes and key heads over the tensor axis. The
+# host sends a prompt's chunks and rows to the shard that holds its entry, so what is done to an
+# entry needs no communication, however many shards there are. Left to the partitioner, every shard
+# would gather the prefixes of all chunks.
+
+
+def constrain_caches(caches: Any) -> Any:
+    """Pins the layout of caches on a mesh."""
+    return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", *[None] * (x.ndim - 2)), caches)
+
+
+def partitions(tree: Any, *axes: str | None) -> Any:
+    """The partition of each array by its leading logical axes, as `per_shard` takes it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    padded = lambda x: (axes + (None,) * x.ndim)[: x.ndim]  # noqa: E731
+    return jax.tree.map(lambda x: partition(padded(x), x.shape, mesh), tree)
+
+
+def per_shard(function: Callable, inputs: Any, outputs: Any) -> Callable:
+    """`function` on every shard of the mesh, each with its own part of the arrays.
+
+    `inputs`, `outputs`: partitions of its arguments and results.
+    """
+    if not _shard_axes():
+        return function
+    return jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+
+def local_entries(numbers: Int[Array, "N"], entries: int) -> Int[Array, "N"]:
+    """Entry numbers as this shard counts its own `entries`; what it has not becomes `entries`."""
+    if not (names := _shard_axes()):
+        return numbers
+    local = numbers - entries * jax.lax.axis_index(names)
+    return jnp.where((local >= 0) & (local < entries), local, entries)
+
+
+def _shard_axes() -> tuple[str, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(name for name in RULES["batch"] if mesh.shape.get(name, 1) > 1)

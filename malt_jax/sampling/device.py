@@ -1,90 +1,139 @@
-"""One run's caches on the device, and the executables that work on them."""
+"""The device's side of a run: its caches, and the executables that work on them."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable
 from functools import partial
+from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import jax
 import numpy as np
-from flax import nnx
 
-from malt_jax.models.lora import Adapter
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling import programs
-from malt_jax.sampling.compiled import Programs
-from malt_jax.sampling.memory import Shapes
-from malt_jax.sampling.pool import Pool
-from malt_jax.sampling.prefill import Extend, Fork
+from malt_jax.sampling import cache
+from malt_jax.sampling.decode import ChunkOutput, DecodeInputs, DecodeProgram, Rows, decode
+from malt_jax.sampling.memory import CacheShape
+from malt_jax.sampling.prefill import CopyCall, PrefillCall, Weights, prefill
+from malt_jax.sampling.scheduler import Scheduler
+from malt_jax.sampling.stats import Stats
+
+
+class Executables:
+    """Programs compiled ahead of time, by name and shapes.
+
+    Nothing else is run, so that their number is known. Streams, each in a thread of its own, give
+    the device work in turns: the one that has `turn`.
+    """
+
+    def __init__(self, stats: Stats):
+        self._executables: dict[Hashable, Any] = {}
+        self._stats = stats
+        self.turn = threading.RLock()
+        self.users: WeakSet[Device] = WeakSet()
+        """Whatever has work on the device."""
+
+    def get(
+        self, key: Hashable, function: Callable, args: tuple[Any, ...], donate: tuple[int, ...] = ()
+    ) -> Any:
+        """The executable of `function` for arguments of these shapes, compiled on first need."""
+        if key not in self._executables:
+            with self.turn:
+                # The device must have nothing to do and get nothing meanwhile. XLA's CPU compiler
+                # was seen to hang for good while a program was still running: both wait for threads
+                # of the one pool.
+                for user in list(self.users):
+                    user.wait()
+                started = time.perf_counter()
+                lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+                self._executables[key] = lowered.compile()
+                self._stats.add(compile_seconds=time.perf_counter() - started, executables=1)
+        return self._executables[key]
 
 
 class Device:
-    """Caches of `shapes`. Every call is dispatched at once; `result` waits for the last decode."""
+    """The caches of one run. Work is dispatched and not waited for, except in `result`."""
 
     def __init__(
         self,
-        compiled: Programs,
-        graph: nnx.GraphDef,
-        params: Any,
+        executables: Executables,
+        program: DecodeProgram,
+        weights: Weights,
         spec: ModelSpec,
-        adapter: Adapter | None,
-        shapes: Shapes,
         cache_dtype: Any,
-        chunk_steps: int,
+        shape: CacheShape,
     ):
-        self.shapes = shapes
-        self._compiled, self._graph, self._chunk = compiled, graph, chunk_steps
-        self._params, self._adapter = params, adapter
-        make = partial(programs.caches, spec, shapes, cache_dtype)
-        with compiled.turn:
-            make = compiled.get(("caches", shapes, cache_dtype), make, (), ())
-            self._prefix, self._suffix = make()
-            compiled.users.add(self)
-        self._clock = np.int32(0)
-        leaves, structure = jax.tree.flatten(adapter)
-        self._like = (structure, *((x.shape, x.dtype) for x in leaves))
+        self.shape = shape
+        self._executables, self._program, self._weights = executables, program, weights
+        make = partial(cache.empty_caches, spec, shape, cache_dtype)
+        with executables.turn:
+            self._prefix, self._suffix = executables.get(("caches", shape), make, ())()
+            executables.users.add(self)
+        self._cursor = np.int32(0)
+        adapter, structure = jax.tree.flatten(weights.adapter)
+        dtypes = frozenset(x.dtype for x in jax.tree.leaves(weights.params))
+        self._like = (structure, dtypes, *((x.shape, x.dtype) for x in adapter))
+        """What an executable depends on, besides the shapes of caches and calls."""
 
-    def prefill(self, call: Fork | Extend) -> None:
-        """Copy heads, or grow prompts: `programs.fork` or `programs.extend`."""
-        prefixes = (self.shapes.slots, self.shapes.places)
-        with self._compiled.turn:
-            if isinstance(call, Fork):
-                function, args, donate = programs.fork, (self._prefix, *call), 0
-                key = ("fork", *prefixes)
+    def prefill(self, call: CopyCall | PrefillCall) -> None:
+        """Copies shared prefixes, or computes chunks of prompts."""
+        prefixes = (self.shape.entries, self.shape.prefix_tokens)
+        with self._executables.turn:
+            if isinstance(call, CopyCall):
+                function: Callable = cache.copy_entries
+                key: Hashable = ("copy", prefixes)
+                args: tuple[Any, ...] = (self._prefix, *call)
             else:
-                function = partial(programs.extend, self._graph)
-                args, donate = (self._params, self._adapter, self._prefix, *call), 2
-                key = ("extend", call.tokens.shape, *prefixes, self._like)
-            self._prefix = self._compiled.get(key, function, (donate,), args)(*args)
+                function = partial(prefill, self._program.graph)
+                key = ("prefill", call.tokens.shape, prefixes, self._like)
+                args = (self._prefix, self._weights, call)
+            self._prefix = self._executables.get(key, function, args, donate=(0,))(*args)
 
-    def decode(self, pool: Pool, enough: int) -> None:
-        """Decode a chunk: `programs.decode`."""
-        function = partial(programs.decode, self._graph, self._chunk, self.shapes.width)
-        key = ("decode", self.shapes, self._like)
-        work = (pool.rows, pool.waiting(), pool.how, self._clock, np.int32(enough))
-        with self._compiled.turn:
-            args = (self._params, self._adapter, self._prefix, self._suffix, *work)
-            program = self._compiled.get(key, function, (3,), args)
-            self._suffix, self._rows, self._log, self._clock = program(*args)
+    def decode(self, scheduler: Scheduler, idle_limit: int) -> None:
+        """Decodes a chunk of steps."""
+        key = ("decode", self.shape, self._like)
+        queue, params = scheduler.queue(), scheduler.param_arrays
+        with self._executables.turn:
+            inputs = DecodeInputs(self._prefix, queue, params, np.int32(idle_limit))
+            args = (self._weights, inputs, self._suffix, scheduler.rows, self._cursor)
+            run = self._executables.get(key, partial(decode, self._program), args, donate=(2,))
+            self._suffix, self._rows, self._output, self._cursor = run(*args)
 
-    def shrink(self, shapes: Shapes, slots: np.ndarray, rows: np.ndarray) -> None:
-        """Go on in smaller shapes, with these slots and rows."""
-        whole = shapes.slots == self.shapes.slots
-        key = ("shrink", self.shapes, shapes)
-        with self._compiled.turn:
-            prefix = None if whole else self._prefix
-            args = (prefix, self._suffix, slots.astype(np.int32), rows.astype(np.int32))
-            prefix, self._suffix = self._compiled.get(key, programs.shrink, (), args)(*args)
-            self._prefix = self._prefix if whole else prefix
-        self.shapes = shapes
+    def shrink(self, shape: CacheShape, entries: np.ndarray, rows: np.ndarray) -> None:
+        """Goes on in a smaller shape, with these entries and rows."""
+        all_entries = shape.entries == self.shape.entries
+        key = ("shrink", self.shape, shape)
+        with self._executables.turn:
+            prefix = None if all_entries else self._prefix
+            args = (prefix, self._suffix, entries.astype(np.int32), rows.astype(np.int32))
+            prefix, self._suffix = self._executables.get(key, cache.shrink, args)(*args)
+            self._prefix = self._prefix if all_entries else prefix
+        self.shape = shape
 
     def wait(self) -> None:
-        """Until the device has done all it was given."""
+        """Until the device has done all that it was given."""
         jax.block_until_ready((self._prefix, self._suffix))
 
-    def ready(self) -> bool:
-        """Whether the device has done all it was given."""
+    def idle(self) -> bool:
+        """Whether the device has done all that it was given."""
         return self._prefix[0].k.is_ready() and self._suffix[0].k.is_ready()
 
-    def result(self) -> tuple[programs.Rows, programs.Log]:
-        return jax.device_get((self._rows, self._log))
+    def result(self) -> tuple[Rows, ChunkOutput]:
+        """Waits for the last chunk."""
+        return jax.device_get((self._rows, self._output))
+
+
+def use_cache_dir(folder: str | None) -> None:
+    """Turns on JAX's persistent compilation cache, unless the user's environment already did."""
+    if folder is None or jax.config.values["jax_compilation_cache_dir"]:
+        return
+    if folder == "auto":
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(base) / "malt-jax" / "programs")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # All programs, also the small ones of training and evaluation: a second run compiles nothing.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,60 +1,64 @@
-"""From logits to one token a row: temperature, top-k and top-p without a sort, inverse CDF.
+"""From logits to one token per row: temperature, top-k and top-p without a sort, inverse CDF.
 
-A sort of the vocabulary costs more than the rest of a decode step. What is kept by top-k or top-p
-is `logit >= threshold`, and the threshold is found by bisection, each step one pass of compare and
-sum. Equal logits are kept or dropped together.
+A sort of the vocabulary costs more than the rest of a decode step. What top-k or top-p keeps is
+`score >= threshold`. The threshold is found by bisection, each step one pass of compare and sum.
+Equal scores are kept or dropped together.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 BLOCK = 128
+"""Tokens per block of the inverse CDF."""
+
+
+class Filters(NamedTuple):
+    """How each row draws; see `request.SamplingParams`."""
+
+    temperature: Float[Any, "R"]
+    top_k: Int[Any, "R"]
+    top_p: Float[Any, "R"]
 
 
 class Draw(NamedTuple):
     """What one decode step draws, per row."""
 
     token: Int[Array, "R"]
-    logprob: Float[Array, "R"]
-    """Under the model itself: temperature 1, nothing filtered."""
-    bad: Bool[Array, "R"]
-    """The logits had a NaN or an infinity."""
+    logprob: Float[Array, "R"]  # under the model itself: temperature 1, nothing filtered out
+    not_finite: Bool[Array, "R"]  # the logits had a NaN or an infinity
 
 
 def draw(
     logits: Float[Array, "R V"],
     keys: UInt32[Array, "R 2"],
     steps: Int[Array, "R"],
-    temperature: Float[Array, "R"],
-    top_k: Int[Array, "R"],
-    top_p: Float[Array, "R"],
+    filters: Filters,
 ) -> Draw:
-    """Draw each row's next token with one uniform number from `fold_in(key, step)`.
+    """Draws each row's next token with one uniform number from `fold_in(key, step)`.
 
-    Filters apply in the usual order: temperature, top-k, then top-p on what top-k left.
+    Filters apply in the usual order: temperature, top-k, then top-p on what top-k kept.
     """
     top = jnp.max(logits, axis=-1)
     total = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
-    weights = _filtered_weights(logits, top, temperature, top_k, top_p)
-    sampled = inverse_cdf(weights, uniforms(keys, steps))
-    # A pass over the vocabulary of its own, so only where a row asks for it.
+    sampled = inverse_cdf(_filtered_weights(logits, top, filters), uniforms(keys, steps))
+    # The argmax is a pass over the vocabulary of its own, so only where a row asks for it.
+    random = filters.temperature > 0
     token = jax.lax.cond(
-        jnp.all(temperature > 0),
+        jnp.all(random),
         lambda: sampled,
-        lambda: jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1).astype(jnp.int32)),
+        lambda: jnp.where(random, sampled, jnp.argmax(logits, axis=-1).astype(jnp.int32)),
     )
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-    logprob = chosen - top - jnp.log(total)
-    return Draw(token, logprob, ~jnp.isfinite(total))
+    return Draw(token, chosen - top - jnp.log(total), ~jnp.isfinite(total))
 
 
 def uniforms(keys: UInt32[Array, "R 2"], steps: Int[Array, "R"]) -> Float[Array, "R"]:
-    """One number in [0, 1) a row, from the row's own key and step alone."""
+    """One number in [0, 1) per row, from the row's own key and step alone."""
 
     def one(key: Array, step: Array) -> Array:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
@@ -64,114 +68,98 @@ def uniforms(keys: UInt32[Array, "R 2"], steps: Int[Array, "R"]) -> Float[Array,
 
 
 def _filtered_weights(
-    logits: Float[Array, "R V"],
-    top: Float[Array, "R"],
-    temperature: Float[Array, "R"],
-    top_k: Int[Array, "R"],
-    top_p: Float[Array, "R"],
+    logits: Float[Array, "R V"], top: Float[Array, "R"], filters: Filters
 ) -> Float[Array, "R V"]:
     """Unnormalised probabilities after temperature and filters; `top` is the largest logit."""
+    random = filters.temperature > 0
 
     def scores() -> Float[Array, "R V"]:
         """With maximum 0. Formed where it is read: the branch not taken then costs no pass."""
-        # Rows at temperature 0 don't use the draw; 1 keeps their numbers finite.
-        return (logits - top[:, None]) / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        # Rows at temperature 0 do not use the draw; 1 keeps their numbers finite.
+        return (logits - top[:, None]) / jnp.where(random, filters.temperature, 1.0)[:, None]
 
-    active = temperature > 0
-    use_k = active & (top_k > 0) & (top_k < logits.shape[-1])
-    use_p = active & (top_p < 1)
+    top_k = jnp.where(random & (filters.top_k < logits.shape[-1]), filters.top_k, 0)
+    top_p = jnp.where(random, filters.top_p, 1.0)
     threshold = jax.lax.cond(
-        jnp.any(use_k | use_p),
-        lambda: _threshold(scores(), use_k, top_k, use_p, top_p),
+        jnp.any((top_k > 0) | (top_p < 1)),
+        lambda: _threshold(scores(), top_k, top_p),
         lambda: jnp.full(logits.shape[:1], -jnp.inf, jnp.float32),
     )
     return jnp.where(scores() >= threshold[:, None], jnp.exp(scores()), 0.0)
 
 
 def _threshold(
-    scores: Float[Array, "R V"],
-    use_k: Bool[Array, "R"],
-    top_k: Int[Array, "R"],
-    use_p: Bool[Array, "R"],
-    top_p: Float[Array, "R"],
+    scores: Float[Array, "R V"], top_k: Int[Array, "R"], top_p: Float[Array, "R"]
 ) -> Float[Array, "R"]:
-    """The smallest score kept by top-k, then top-p."""
-    none = jnp.full(scores.shape[:1], -jnp.inf, jnp.float32)
-    by_k = jax.lax.cond(
-        jnp.any(use_k),
-        lambda: jnp.where(use_k, top_k_threshold(scores, jnp.maximum(top_k, 1)), none),
-        lambda: none,
-    )
-    kept = jnp.where(scores >= by_k[:, None], scores, -jnp.inf)
-    by_p = jax.lax.cond(
-        jnp.any(use_p),
-        lambda: jnp.where(use_p, top_p_threshold(kept, top_p), none),
-        lambda: none,
-    )
+    """The smallest score that top-k, then top-p keeps."""
+    by_k = top_k_threshold(scores, top_k)
+    by_p = top_p_threshold(jnp.where(scores >= by_k[:, None], scores, -jnp.inf), top_p)
     return jnp.maximum(by_k, by_p)
 
 
 def top_k_threshold(scores: Float[Array, "R V"], k: Int[Array, "R"]) -> Float[Array, "R"]:
-    """The k-th largest score of each row; `scores` have maximum 0."""
-    ones = jnp.ones_like(scores)
-    return _cut(scores, ones, k.astype(jnp.float32))
+    """The k-th largest score of each row, or -inf where k is 0; `scores` have maximum 0."""
+    return _cut(scores, jnp.ones_like(scores), k.astype(jnp.float32), k > 0)
 
 
 def top_p_threshold(scores: Float[Array, "R V"], p: Float[Array, "R"]) -> Float[Array, "R"]:
-    """The smallest score of the fewest top tokens whose probability reaches p."""
+    """The smallest score of the fewest top tokens whose probabilities sum to p; -inf for p of 1."""
     weights = jnp.exp(scores)
-    return _cut(scores, weights, p * jnp.sum(weights, axis=-1))
+    return _cut(scores, weights, p * jnp.sum(weights, axis=-1), p < 1)
+
+
+class _Bounds(NamedTuple):
+    """Bit patterns around the cut, per row, and how many tokens each would keep."""
+
+    low: Int[Array, "R"]  # keeps too little
+    high: Int[Array, "R"]  # keeps enough
+    kept_low: Int[Array, "R"]
+    kept_high: Int[Array, "R"]
 
 
 def _cut(
-    scores: Float[Array, "R V"], weights: Float[Array, "R V"], need: Float[Array, "R"]
+    scores: Float[Array, "R V"],
+    weights: Float[Array, "R V"],
+    need: Float[Array, "R"],
+    active: Bool[Array, "R"],
 ) -> Float[Array, "R"]:
-    """The largest t with `sum(weights where scores >= t) >= need`.
+    """The largest t with `sum(weights where scores >= t) >= need`, or -inf for inactive rows.
 
-    Bisection over the bit patterns of `-scores`, which for non-negative floats are ordered as
-    integers: exact in at most 31 passes, and done as soon as one distinct candidate is left
+    Bisection over the bit patterns of `-scores`, which for floats of 0 or more are ordered as
+    integers. It is exact in at most 31 passes, and ends as soon as one distinct candidate is left
     between the bounds of every row.
     """
     depth = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32)
 
-    def reach(bound: Array) -> tuple[Array, Array]:
-        inside = depth <= bound[:, None]
-        mass = jnp.sum(jnp.where(inside, weights, 0.0), axis=-1)
-        return mass, jnp.sum(inside, axis=-1, dtype=jnp.int32)
+    def unfinished(at: _Bounds) -> Array:
+        return jnp.any((at.high - at.low > 1) & (at.kept_high - at.kept_low > 1))
 
-    def unfinished(state: tuple[Array, ...]) -> Array:
-        low, high, inside, outside = state
-        return jnp.any((high - low > 1) & (inside - outside > 1))
-
-    def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        low, high, inside, outside = state
-        middle = low + (high - low) // 2
-        mass, count = reach(middle)
-        enough = mass >= need
-        return (
-            jnp.where(enough, low, middle),
-            jnp.where(enough, middle, high),
-            jnp.where(enough, count, inside),
-            jnp.where(enough, outside, count),
+    def halve(at: _Bounds) -> _Bounds:
+        middle = at.low + (at.high - at.low) // 2
+        inside = depth <= middle[:, None]
+        enough = jnp.sum(jnp.where(inside, weights, 0.0), axis=-1) >= need
+        kept = jnp.sum(inside, axis=-1, dtype=jnp.int32)
+        return _Bounds(
+            low=jnp.where(enough, at.low, middle),
+            high=jnp.where(enough, middle, at.high),
+            kept_low=jnp.where(enough, at.kept_low, kept),
+            kept_high=jnp.where(enough, kept, at.kept_high),
         )
 
-    rows = scores.shape[0]
-    infinity = 0x7F800000  # depth of a score of -inf
-    state = (
-        jnp.full((rows,), -1, jnp.int32),
-        jnp.full((rows,), infinity, jnp.int32),
-        jnp.full((rows,), scores.shape[-1], jnp.int32),
-        jnp.zeros((rows,), jnp.int32),
-    )
-    _, high, _, _ = jax.lax.while_loop(unfinished, halve, state)
-    return -jax.lax.bitcast_convert_type(high, jnp.float32)
+    # Inactive rows begin with their bounds closed, so that they cause no pass.
+    infinity = jnp.full(need.shape, 0x7F800000, jnp.int32)  # the bit pattern of a score of -inf
+    everything = jnp.full(need.shape, scores.shape[-1], jnp.int32)
+    low = jnp.where(active, -1, infinity - 1)
+    start = _Bounds(low, infinity, jnp.zeros_like(everything), everything)
+    cut = jax.lax.while_loop(unfinished, halve, start).high
+    return -jax.lax.bitcast_convert_type(cut, jnp.float32)
 
 
 def inverse_cdf(weights: Float[Array, "R V"], uniform: Float[Array, "R"]) -> Int[Array, "R"]:
     """The first index whose running sum of weights passes `uniform * sum`.
 
-    Sums run over blocks first and then inside the chosen block, so no running sum over the whole
-    vocabulary is formed.
+    Sums run over blocks first and then inside the chosen block, so that no running sum over the
+    whole vocabulary is formed.
     """
     rows, vocab = weights.shape
     block = min(BLOCK, vocab)
@@ -191,10 +179,12 @@ def inverse_cdf(weights: Float[Array, "R V"], uniform: Float[Array, "R"]) -> Int
 def _first_past(
     running: Float[Array, "R n"], weights: Float[Array, "R n"], target: Float[Array, "R"]
 ) -> Int[Array, "R"]:
-    """First index with weight whose running sum passes the target; rounding ends at the last."""
+    """First index with a weight whose running sum passes the target, or the last with a weight.
+
+    The last one: rounding can leave the target above the whole sum.
+    """
     positive = weights > 0
-    count = running.shape[-1]
-    first = jnp.argmax((running > target[:, None]) & positive, axis=-1)
-    last = count - 1 - jnp.argmax(positive[:, ::-1], axis=-1)
-    passed = jnp.any((running > target[:, None]) & positive, axis=-1)
-    return jnp.where(passed, first, last).astype(jnp.int32)
+    passes = (running > target[:, None]) & positive
+    last = running.shape[-1] - 1 - jnp.argmax(positive[:, ::-1], axis=-1)
+    first = jnp.argmax(passes, axis=-1)
+    return jnp.where(jnp.any(passes, axis=-1), first, last).astype(jnp.int32)

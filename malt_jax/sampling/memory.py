@@ -1,9 +1,8 @@
-"""How many prompts fit: bytes a slot takes, from the model and the shapes, against a budget."""
+"""How many rows and prompts fit: the bytes that each takes, against a device's memory."""
 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,78 +15,90 @@ from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec
 
 BEST_ROWS = {"cpu": 64}
-"""Rows beyond which a platform gains little; elsewhere ACCELERATOR_ROWS."""
+"""Rows per shard beyond which a platform gains little; elsewhere ACCELERATOR_ROWS."""
 ACCELERATOR_ROWS = 512
 
-SHARE = 0.8
+CACHE_SHARE = 0.8
 """Of a device's free memory, what caches may take; the rest is for what programs compute."""
 
 LOGIT_COPIES = 4
-"""Float32 copies of a row's logits alive at once in the draw: logits, weights, threshold search."""
+"""Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
+
+MAX_SIBLINGS = 4
+"""Rows that read one prefix cache entry at a time, at most, unless `sampler.width` says otherwise.
+
+XLA multiplies an entry's keys with queries for all its places, of rows or not. With four, a common
+branching factor wastes none; with more, places stay empty while the last siblings of a prompt
+decode, and they cost as much as rows do. A prompt with more siblings has several entries."""
+
+MIN_ROWS = 4
+"""A batch of fewer rows is not worth a program of its own."""
 
 
 @dataclass(frozen=True)
-class Shapes:
+class CacheShape:
     """Capacities of one run's caches."""
 
-    rows: int
-    """Completions that decode at a time."""
-    slots: int
-    """Prompts held at a time."""
-    width: int
-    """Rows that may decode from one slot at a time."""
-    places: int
-    """Prefix tokens a slot can hold."""
-    ring: int
-    """New tokens a row can hold."""
+    rows: int  # completions that decode at a time
+    entries: int  # prompts held at a time
+    siblings: int  # rows that may read one entry at a time
+    prefix_tokens: int  # prompt tokens that an entry holds
+    new_tokens: int  # generated tokens that a row holds
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What rows and their slots take on a device that holds them, and what a device may give."""
+class Devices:
+    """The devices that caches are planned for."""
+
+    platform: str
+    shards: int = 1  # parts of the mesh that rows and entries are split over
+    kv_shards: int = 1  # parts of the mesh that key heads are split over
+    streams: int = 1  # batches that decode side by side and share the memory
+    free_bytes: int | None = None  # of one device; None: of this machine's
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on the device that holds a row or an entry, and what it may give to all of them."""
 
     row_bytes: int
-    slot_bytes: int
-    width: int
+    entry_bytes: int
+    siblings: int
     allowed: int
     shards: int = 1
-    """Parts of the mesh the rows are split over."""
 
     @property
-    def rows(self) -> int:
-        """The most that fit."""
-        share = 2 / (self.width + 1)
-        own = int(self.allowed / (self.row_bytes + share * self.slot_bytes))
-        while own and self.need(own * self.shards) > self.allowed:
-            own -= 1
-        return own * self.shards
+    def most_rows(self) -> int:
+        """The most rows, over all shards, that fit with the entries that keep them busy."""
+        entries_per_row = 2 / (self.siblings + 1)
+        per_shard = int(self.allowed / (self.row_bytes + entries_per_row * self.entry_bytes))
+        counts = range(per_shard * self.shards, 0, -self.shards)
+        return next((rows for rows in counts if self.need(rows) <= self.allowed), 0)
 
     def need(self, rows: int) -> int:
-        """Bytes on the device that holds most of `rows` and of their slots."""
-        own = -(-rows // self.shards)
-        return self.held(own, slots_for(own, self.width))
+        """Bytes on the device that holds most of `rows` and of their entries."""
+        per_shard = -(-rows // self.shards)
+        return self.held(per_shard, entries_for(per_shard, self.siblings))
 
-    def held(self, rows: int, slots: int) -> int:
-        return rows * self.row_bytes + slots * self.slot_bytes
-
-
-def slots_for(rows: int, width: int) -> int:
-    """Slots that keep `rows` busy: of a slot's `width` rows some end sooner, and about half of the
-    time between the first and the last of them is spent waiting."""
-    return -(-2 * rows // (width + 1))
+    def held(self, rows: int, entries: int) -> int:
+        return rows * self.row_bytes + entries * self.entry_bytes
 
 
-WIDEST = 4
-"""Completions of one prompt that share a slot, at most, unless the config says otherwise."""
+def entries_for(rows: int, siblings: int) -> int:
+    """Prefix cache entries that keep `rows` busy.
+
+    An entry's completions end one after the other, so on average (siblings + 1) / 2 are at work.
+    """
+    return -(-2 * rows // (siblings + 1))
 
 
-def together(completions: int, widest: int) -> int:
-    """Of a prompt's completions, how many share a slot: all, or equal parts of at most `widest`."""
-    return -(-completions // -(-completions // (widest or WIDEST)))
+def siblings_per_entry(completions: int, limit: int) -> int:
+    """How many of a prompt's completions share an entry: all, or equal parts of at most `limit`."""
+    return -(-completions // -(-completions // (limit or MAX_SIBLINGS)))
 
 
 def bucket(sizes: Sequence[int], need: int) -> int:
-    """The smallest capacity that holds `need` tokens: one of `sizes`, or the last, doubled.
+    """The smallest capacity for `need` tokens: one of `sizes`, or the last one's doubles.
 
     Prompts grow with what models write, so a list that is too short must not end a run.
     """
@@ -97,52 +108,41 @@ def bucket(sizes: Sequence[int], need: int) -> int:
     return next((size for size in sizes if need <= size), largest)
 
 
-MIN_ROWS = 4
-"""Fewer are not worth a program of their own."""
+def row_counts(most: int, shards: int = 1) -> list[int]:
+    """Numbers of rows that programs are compiled for: `most`, halved down to a few, rising.
 
-
-def ladder(most: int, shards: int = 1) -> list[int]:
-    """Numbers of rows there are programs for: `most`, halved down to a few, rising.
-
-    A run begins at the rung its work fills, and goes down as its last completions end. Rungs are
-    multiples of `shards` so that a mesh divides them.
+    A run begins at the number that its work fills and goes down as its last completions end. All
+    are multiples of `shards`, so that a mesh divides them.
     """
-    rungs = [max(1, most // shards)]
-    while rungs[-1] >= 2 * MIN_ROWS / shards and rungs[-1] > 1:
-        rungs.append(-(-rungs[-1] // 2))
-    return [rung * shards for rung in reversed(rungs)]
+    per_shard = [max(1, most // shards)]
+    while per_shard[-1] >= 2 * MIN_ROWS / shards and per_shard[-1] > 1:
+        per_shard.append(-(-per_shard[-1] // 2))
+    return [count * shards for count in reversed(per_shard)]
 
 
-def rungs(
-    spec: ModelSpec,
-    one: Shapes,
-    dtype: Any,
-    config: SamplerConfig,
-    platform: str,
-    *,
-    streams: int = 1,
-    shards: int = 1,
-    head_parts: int = 1,
-    free: int | None = None,
-) -> tuple[list[Shapes], Budget]:
-    """A stream's shapes, those of `ladder` with `one`'s capacities, and their memory's plan.
+def plan_shapes(
+    spec: ModelSpec, one: CacheShape, dtype: Any, config: SamplerConfig, devices: Devices
+) -> tuple[list[CacheShape], MemoryPlan]:
+    """The cache shapes of one stream, fewest rows first, and the memory plan.
 
-    The most rows are those asked for, or the platform's best number on every shard, as far as they
-    fit; there are as many slots as keep them busy. With fewer rows the last completions of their
-    prompts are left, so that every row may need a slot of its own. Else as `budget`, whose
-    UserError it raises too.
+    `one`: the capacities of an entry and a row. The most rows are those of `sampler.rows`, or the
+    platform's best number on every shard, as far as they fit. With fewer rows only the last
+    completions of their prompts are left, so that every row may need an entry of its own. Raises
+    UserError if `sampler.rows` or a single row does not fit.
     """
-    plan = budget(spec, one, dtype, config.memory_gb, shards, head_parts, free)
-    wanted = config.rows or BEST_ROWS.get(platform, ACCELERATOR_ROWS) * shards * streams
-    if config.rows and plan.rows < wanted:
+    plan = plan_memory(spec, one, dtype, config.memory_gb, devices)
+    shards, streams = devices.shards, devices.streams
+    best = BEST_ROWS.get(devices.platform, ACCELERATOR_ROWS) * shards * streams
+    wanted = config.rows or best
+    if config.rows and plan.most_rows < wanted:
         raise UserError(
             f"sampler.rows: {wanted} rows need {plan.need(wanted) / 2**30:.2f} GiB a device, "
-            f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.rows}."
+            f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.most_rows}."
         )
-    most = max(1, min(wanted, plan.rows) // streams // shards)
-    slots = slots_for(most, one.width) * shards
-    sizes = ladder(most * shards, shards)
-    return [replace(one, rows=rows, slots=min(rows, slots)) for rows in sizes], plan
+    per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
+    entries = entries_for(per_shard, one.siblings) * shards
+    counts = row_counts(per_shard * shards, shards)
+    return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts], plan
 
 
 def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
@@ -152,10 +152,10 @@ def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
     return config.streams or min(2, cores or 1)
 
 
-def first_rung(rungs: Sequence[Shapes], completions: int) -> Shapes:
-    """The shapes a run of so many completions begins with: the fewest rows they come close to."""
-    fits = (shapes for shapes in rungs if completions <= 1.33 * shapes.rows)
-    return next(fits, rungs[-1])
+def first_shape(shapes: Sequence[CacheShape], completions: int) -> CacheShape:
+    """The shape in which a run begins: the fewest rows that its completions come close to."""
+    fits = (shape for shape in shapes if completions <= 1.33 * shape.rows)
+    return next(fits, shapes[-1])
 
 
 def token_bytes(spec: ModelSpec, dtype: Any) -> int:
@@ -165,33 +165,27 @@ def token_bytes(spec: ModelSpec, dtype: Any) -> int:
     return 2 * spec.num_layers * spec.kv_heads * per_head
 
 
-def budget(
-    spec: ModelSpec,
-    shapes: Shapes,
-    dtype: Any,
-    memory_gb: float,
-    shards: int = 1,
-    head_parts: int = 1,
-    free: int | None = None,
-) -> Budget:
-    """The plan for rows and slots of these capacities; the mesh splits both in `shards`, heads in
-    parts. A slot holds a prompt; a row, its suffix and logits.
-
-    `free`: bytes free on a device; default: those of this machine's.
+def plan_memory(
+    spec: ModelSpec, shape: CacheShape, dtype: Any, memory_gb: float, devices: Devices
+) -> MemoryPlan:
+    """Bytes of one row, which has a suffix and logits, and of one entry of these capacities.
 
     Raises UserError with the size that would fit when not even one row does.
     """
     allowed = int(memory_gb * 2**30)
     if not allowed:
-        allowed = int(SHARE * (free_bytes() if free is None else free))
+        free = free_bytes() if devices.free_bytes is None else devices.free_bytes
+        allowed = int(CACHE_SHARE * free)
+    kv_shards = devices.kv_shards
     token, logits = token_bytes(spec, dtype), LOGIT_COPIES * 4 * spec.vocab
-    row = -(-(token * shapes.ring + logits) // head_parts)
-    plan = Budget(row, -(-token * shapes.places // head_parts), shapes.width, allowed, shards)
+    row = -(-(token * shape.new_tokens + logits) // kv_shards)
+    entry = -(-token * shape.prefix_tokens // kv_shards)
+    plan = MemoryPlan(row, entry, shape.siblings, allowed, devices.shards)
     if plan.held(1, 1) > allowed:
-        tokens = max(0, int((allowed - logits / head_parts) / (token / head_parts)))
+        tokens = max(0, int((allowed - logits / kv_shards) / (token / kv_shards)))
         raise UserError(
-            f"sampler.memory_gb: one prompt of {shapes.places} tokens with a completion of "
-            f"{shapes.ring} takes {plan.held(1, 1) / 2**30:.3f} GiB a device, and "
+            f"sampler.memory_gb: one prompt of {shape.prefix_tokens} tokens with a completion of "
+            f"{shape.new_tokens} takes {plan.held(1, 1) / 2**30:.3f} GiB per device, and "
             f"{allowed / 2**30:.3f} are allowed, enough for {tokens} tokens of both together; "
             "shorten max_new_tokens or the prompts, or set sampler.cache to int8."
         )
@@ -204,11 +198,3 @@ def free_bytes() -> int:
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_bytes() -> int:
-    """The most memory the first device had in use; for a CPU, this process's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

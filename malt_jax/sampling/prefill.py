@@ -1,128 +1,176 @@
-"""From admissions to device calls: heads are copied, then new tokens are computed lane by lane.
+"""Prefill: the keys and values of prompts, computed in calls of a few fixed shapes.
 
-A lane is a few consecutive tokens of one prompt. A call computes a fixed number of lanes, whatever
-prompts they belong to: within a layer all keys and values are written before any is read, so lanes
-of one prompt can be in one call, and only a prompt's last lane and the last call have padding.
+A chunk is a few consecutive tokens of one prompt. A call computes a fixed number of chunks, which
+may belong to any prompts. Chunks of one prompt can be in one call, since within a layer the keys
+and values of each chunk are written before later chunks read them. So there is padding only in a
+prompt's last chunk and a batch's last call. A second program copies shared prefixes first.
 
-On a mesh slots are split into parts, and so are a call's lanes: a part gets those of its own slots.
+On a mesh a call's chunks are split as the entries are: each shard computes those of its entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Int
 
-from malt_jax.sampling.pool import Admission
+from malt_jax.config.sampler import SamplerConfig
+from malt_jax.models.attention import LayerAttention
+from malt_jax.models.lora import Adapter
+from malt_jax.sampling.attention import Chunks, prefill_attention
+from malt_jax.sampling.cache import KV, constrain_caches, partitions, per_shard
+from malt_jax.sampling.prefix_cache import Prefill
 
 _T = TypeVar("_T")
-_Lane = tuple[int, int, tuple[int, ...]]
+_Chunk = tuple[int, int, tuple[int, ...]]
 """Target, start and tokens."""
 
 
-class Fork(NamedTuple):
-    """Arguments of one `fork`; a target that is the number of slots is padding."""
+class Weights(NamedTuple):
+    """What a device program computes with: the model's parameters, and an adapter over them."""
 
-    source: np.ndarray
-    target: np.ndarray
-
-
-class Extend(NamedTuple):
-    """Arguments of one `extend`; a lane whose target is the number of slots is padding."""
-
-    target: np.ndarray
-    tokens: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
+    params: Any
+    adapter: Adapter | None
 
 
-class Lanes(NamedTuple):
+class CopyCall(NamedTuple):
+    """Arguments of `cache.copy_entries`; a target equal to the number of entries is padding."""
+
+    source: Int[np.ndarray, "N"]
+    target: Int[np.ndarray, "N"]
+
+
+class PrefillCall(NamedTuple):
+    """Arguments of `prefill`."""
+
+    tokens: Int[Any, "B T"]
+    chunks: Chunks
+
+
+class PrefillShape(NamedTuple):
     """The shapes of prefill calls."""
 
-    tokens: int
-    """Of one lane."""
-    counts: tuple[int, ...]
-    """Lanes a call may have, rising."""
+    tokens: int  # per chunk
+    counts: tuple[int, ...]  # chunks that a call may have, rising
 
     @staticmethod
-    def of(lane: int, call: int, parts: int = 1) -> Lanes:
-        """Lanes of `lane` tokens, for calls of `call` tokens a part and of a quarter of that."""
-        most = max(1, call // lane)
-        return Lanes(min(lane, call), tuple(sorted({parts * max(1, most // 4), parts * most})))
-
-    def padding(self, count: int, slots: int) -> Extend:
-        """A call that does nothing, for its shapes."""
-        return _extend([[]], self, count, slots)
+    def of(chunk: int, call: int, shards: int = 1) -> PrefillShape:
+        """Chunks of `chunk` tokens, in calls of `call` tokens per shard and of a quarter."""
+        most = max(1, call // chunk)
+        counts = {shards * max(1, most // 4), shards * most}
+        return PrefillShape(min(chunk, call), tuple(sorted(counts)))
 
 
-def forks_at_once(slots: int, parts: int = 1) -> int:
-    """Heads one `fork` copies."""
-    return parts * max(1, slots // parts // 8)
+def prefill_shape(config: SamplerConfig, platform: str, shards: int) -> PrefillShape:
+    """The shapes of prefill calls on a platform."""
+    chunk, call = (16, 256) if platform == "cpu" else (128, 4096)
+    return PrefillShape.of(config.prefill_lane or chunk, config.prefill_tokens or call, shards)
 
 
-def no_forks(slots: int, parts: int = 1) -> Fork:
-    """A call that does nothing, for its shapes."""
-    return _fork([[]], forks_at_once(slots, parts), slots)
+def copies_per_call(entries: int, shards: int = 1) -> int:
+    """Shared prefixes that one call copies."""
+    return shards * max(1, entries // shards // 8)
 
 
-def calls(
-    admissions: Sequence[Admission], slots: int, lanes: Lanes, parts: int = 1
-) -> Iterator[Fork | Extend]:
-    """Calls in an order that lets each read what it grows from."""
-
-    def dealt(wave: Iterable[Admission]) -> list[list[Admission]]:
-        """Each part's admissions."""
-        by_part: list[list[Admission]] = [[] for _ in range(parts)]
-        for admission in wave:
-            by_part[admission.target * parts // slots].append(admission)
-        return by_part
-
-    by_wave = sorted(admissions, key=lambda a: a.wave)
-    for _, group in groupby(by_wave, key=lambda a: a.wave):
-        wave = dealt(group)
-        heads = [[a for a in part if a.source != a.target and a.start] for part in wave]
-        count = forks_at_once(slots, parts)
-        while any(heads):
-            yield _fork([part[: count // parts] for part in heads], count, slots)
-            heads = [part[count // parts :] for part in heads]
-        todo = [list(_lanes(part, lanes.tokens)) for part in wave]
-        while any(todo):
-            # The largest call that some part fills, or the smallest.
-            filled = [n for n in lanes.counts if n // parts <= max(map(len, todo))]
-            count = filled[-1] if filled else lanes.counts[0]
-            yield _extend([part[: count // parts] for part in todo], lanes, count, slots)
-            todo = [part[count // parts :] for part in todo]
+def padding_calls(
+    entries: int, shape: PrefillShape, shards: int
+) -> Iterator[CopyCall | PrefillCall]:
+    """A call of each shape that does nothing, to compile its program with."""
+    yield _copy_call(copies_per_call(entries, shards), [], entries)
+    for count in shape.counts:
+        yield _prefill_call(count, [], shape, entries)
 
 
-def _lanes(admissions: Iterable[Admission], tokens: int) -> Iterator[_Lane]:
-    for a in admissions:
-        for first in range(0, len(a.tokens), tokens):
-            yield a.target, a.start + first, a.tokens[first : first + tokens]
+def plan_calls(
+    prefills: Sequence[Prefill], entries: int, shape: PrefillShape, shards: int = 1
+) -> Iterator[CopyCall | PrefillCall]:
+    """The device calls that carry out some prefills, in their order."""
+    # A prefill may copy from an entry that another prefill has to write first, so they come in
+    # batches, each of which reads only what earlier batches wrote. Within a batch the order is
+    # free: all shared prefixes are copied, then all new tokens are computed, both in calls as large
+    # as the work fills. The device runs calls in the order in which they are dispatched.
+    copies = (copies_per_call(entries, shards),)
+    for _, group in groupby(sorted(prefills, key=lambda p: p.batch), key=lambda p: p.batch):
+        by_shard: list[list[Prefill]] = [[] for _ in range(shards)]
+        for p in group:
+            by_shard[p.target * shards // entries].append(p)
+        copied = [[p for p in own if p.source != p.target and p.start] for own in by_shard]
+        for count, pairs in _dealt(copied, copies):
+            yield _copy_call(count, pairs, entries)
+        chunks = [list(_chunks(own, shape.tokens)) for own in by_shard]
+        for count, placed in _dealt(chunks, shape.counts):
+            yield _prefill_call(count, placed, shape, entries)
 
 
-def _places(todo: Sequence[Sequence[_T]], count: int) -> Iterator[tuple[int, _T]]:
-    """Each part's items with their places in a call of `count`."""
-    for part, items in enumerate(todo):
-        yield from enumerate(items, start=part * count // len(todo))
+def _chunks(prefills: Iterable[Prefill], size: int) -> Iterator[_Chunk]:
+    """Every chunk, those of one prompt in their order."""
+    for p in prefills:
+        for first in range(0, len(p.tokens), size):
+            yield p.target, p.start + first, p.tokens[first : first + size]
 
 
-def _fork(heads: Sequence[Sequence[Admission]], count: int, slots: int) -> Fork:
-    call = Fork(np.zeros(count, np.int32), np.full(count, slots, np.int32))
-    for place, admission in _places(heads, count):
-        call.source[place], call.target[place] = admission.source, admission.target
+def _dealt(
+    by_shard: list[list[_T]], sizes: Sequence[int]
+) -> Iterator[tuple[int, list[tuple[int, _T]]]]:
+    """Items dealt to calls of some sizes: (size, items with their places in the call).
+
+    Each shard has an equal range of a call's places. A call has the largest size that some shard
+    fills, or else the smallest.
+    """
+    shards = len(by_shard)
+    while any(by_shard):
+        filled = [size for size in sizes if size // shards <= max(map(len, by_shard))]
+        size = filled[-1] if filled else sizes[0]
+        own = size // shards
+        placed = [
+            (shard * own + i, item)
+            for shard, items in enumerate(by_shard)
+            for i, item in enumerate(items[:own])
+        ]
+        yield size, placed
+        by_shard = [items[own:] for items in by_shard]
+
+
+def _copy_call(count: int, pairs: Iterable[tuple[int, Prefill]], entries: int) -> CopyCall:
+    call = CopyCall(np.zeros(count, np.int32), np.full(count, entries, np.int32))
+    for i, p in pairs:
+        call.source[i], call.target[i] = p.source, p.target
     return call
 
 
-def _extend(todo: Sequence[Sequence[_Lane]], lanes: Lanes, count: int, slots: int) -> Extend:
-    call = Extend(
-        target=np.full(count, slots, np.int32),
-        tokens=np.zeros((count, lanes.tokens), np.int32),
-        start=np.zeros(count, np.int32),
-        length=np.zeros(count, np.int32),
-    )
-    for place, (target, start, tokens) in _places(todo, count):
-        call.target[place], call.start[place], call.length[place] = target, start, len(tokens)
-        call.tokens[place, : len(tokens)] = tokens
-    return call
+def _prefill_call(
+    count: int, placed: Iterable[tuple[int, _Chunk]], shape: PrefillShape, entries: int
+) -> PrefillCall:
+    target, start, length = (np.full(count, value, np.int32) for value in (entries, 0, 0))
+    tokens = np.zeros((count, shape.tokens), np.int32)
+    for i, (target[i], start[i], new) in placed:
+        length[i] = len(new)
+        tokens[i, : len(new)] = new
+    return PrefillCall(tokens, Chunks(target, start, length))
+
+
+def prefill(graph: nnx.GraphDef, prefix: list[KV], weights: Weights, call: PrefillCall) -> list[KV]:
+    """The device program: extends entries by chunks; returns the prefix cache with them."""
+    decoder = nnx.merge(graph, weights.params)
+    tokens, chunks = call
+    steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    positions = chunks.start[:, None] + steps[None, :]
+    attend = partial(_attend, chunks)
+    _, prefix = decoder.hidden(tokens, positions, attend, prefix, weights.adapter)
+    return constrain_caches(prefix)
+
+
+def _attend(chunks: Chunks, q, k, v, prefix: KV, layer: LayerAttention):
+    """One layer's attention, an `Attend` of the decoder: each shard with its own chunks."""
+    # Queries are split as their key heads are.
+    qkv_axes = partitions(k, "batch", None, "kv_heads")
+    cache_axes = partitions(prefix, "batch", "kv_heads")
+    inputs = (qkv_axes, qkv_axes, qkv_axes, cache_axes, partitions(chunks, "batch"))
+    run = per_shard(partial(prefill_attention, layer=layer), inputs, (qkv_axes, cache_axes))
+    return run(q, k, v, prefix, chunks)

@@ -1,4 +1,4 @@
-"""What goes into the sampler and what comes out."""
+"""What the sampler takes and returns: requests, sampling parameters and completions."""
 
 from __future__ import annotations
 
@@ -7,59 +7,60 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt32
 
-from malt_jax.errors import UserError
+from malt_jax.checks import check
 
 MAX_END_IDS = 16
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the keys of its completions: one completion is drawn for each key."""
+    """One prompt with the random keys of its completions: one completion is drawn per key."""
 
     prompt: tuple[int, ...]
     """Token ids, at least one."""
     keys: UInt32[np.ndarray, "n 2"]
-    """Threefry keys. The t-th token of completion i is drawn with `fold_in(keys[i], t)`, so it
-    depends on nothing else that happens to be in the batch."""
+    """Threefry keys. Token t of completion i is drawn with `fold_in(keys[i], t)`, so a completion
+    does not depend on what else is in the batch."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How tokens are drawn and when a completion ends. All of it is traced: nothing recompiles."""
+class SamplingParams:
+    """How tokens are drawn and when a completion ends.
+
+    The device gets these as traced values, so that other parameters compile nothing.
+    """
 
     temperature: float = 0.3
     """0 takes the most likely token."""
     top_k: int = 0
     """Draw among the k most likely tokens; 0: among all."""
     top_p: float = 1.0
-    """Draw among the fewest most likely tokens whose probability sums to at least this."""
+    """Draw among the fewest most likely tokens whose probabilities sum to at least this."""
     max_new_tokens: int = 512
-    """Longest completion, end token included."""
+    """Longest completion in tokens, end token included."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a completion; they are kept in it."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, after the token that completes them."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UserError(f"temperature is {self.temperature}: it must be 0 or more")
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}: it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (off)")
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
-        if len(self.end_ids) > MAX_END_IDS:
-            raise UserError(f"end_ids has {len(self.end_ids)} tokens: at most {MAX_END_IDS}")
-        if any(not text for text in self.stop):
-            raise UserError("stop holds an empty text: give texts of at least one character")
+        check(self.temperature >= 0, f"temperature: found {self.temperature}, allowed: 0 or more.")
+        check(self.top_k >= 0, f"top_k: found {self.top_k}, allowed: 0 (off) or more.")
+        check(0 < self.top_p <= 1, f"top_p: found {self.top_p}, allowed: above 0, at most 1 (off).")
+        least = self.max_new_tokens
+        check(least >= 1, f"max_new_tokens: found {least}, allowed: 1 or more.")
+        ends = len(self.end_ids)
+        check(ends <= MAX_END_IDS, f"end_ids: found {ends} tokens, allowed: at most {MAX_END_IDS}.")
+        check(all(self.stop), "stop: found an empty text, allowed: texts of one character or more.")
 
 
 @dataclass(frozen=True)
 class Completion:
+    """One completion as it was drawn."""
+
     tokens: tuple[int, ...]
-    """Generated ids, the end token included."""
+    """Generated ids, end token included."""
     logprobs: tuple[float, ...]
-    """Each token's log-probability under the model itself: temperature 1, nothing filtered."""
+    """Log-probability per token under the model itself: temperature 1, nothing filtered out."""
     finish: str
-    """`eos`: an end token; `stop`: a stop text; `length`: `max_new_tokens`."""
+    """Why it ended. `eos`: an end token; `stop`: a stop text; `length`: `max_new_tokens`."""

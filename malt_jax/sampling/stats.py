@@ -1,12 +1,15 @@
-"""What the sampler did and what it cost."""
+"""What the sampler did, what it cost, and how long the device may have waited for the host."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from typing import Any
 
-from malt_jax.sampling.memory import peak_bytes
+from malt_jax.memory import peak_bytes
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Stats:
     prefill_tokens_computed: int = 0
     """Prompt tokens whose keys and values were computed."""
     prefill_tokens_padded: int = 0
-    """The same with the padding of the prefill calls."""
+    """The same, with the padding of the prefill calls."""
     row_steps: int = 0
     """Decode steps times rows."""
     row_steps_useful: int = 0
@@ -39,7 +42,7 @@ class Stats:
         self._lock = threading.Lock()
 
     def add(self, **amounts: int | float) -> None:
-        """Add to some of the sums, from any thread."""
+        """Adds to some of the sums, from any thread."""
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
@@ -54,16 +57,64 @@ class Stats:
         return self.host_wait_seconds / self.seconds if self.seconds else 0.0
 
     def since(self, earlier: Stats) -> Stats:
-        """What was added after `earlier`, a copy; `cache_bytes`, the most so far, stays."""
+        """What was added after `earlier`, a copy; `cache_bytes`, a maximum, stays as it is."""
         sums = [field.name for field in fields(self) if field.name != "cache_bytes"]
         added = {name: getattr(self, name) - getattr(earlier, name) for name in sums}
         return Stats(**added, cache_bytes=self.cache_bytes)
 
     def as_dict(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            **values,
+            **asdict(self),
             "peak_bytes": peak_bytes(),
             "padding_waste": self.padding_waste,
             "host_wait_fraction": self.host_wait_fraction,
         }
+
+
+class Phase(Enum):
+    """Who works for a stream of completions."""
+
+    HOST = "host"
+    """The host, and it has given the device nothing to do."""
+    OVERLAPPED = "overlapped"
+    """Host and device at the same time."""
+    DEVICE = "device"
+    """The device, and the host waits for it."""
+
+
+class Timer:
+    """Adds up the time of all streams; time in which several work counts once.
+
+    The device idles while every stream is in its host phase. It may also have run out of work in an
+    overlapped phase. When is not known, so all of that phase counts, since it was last entered.
+    """
+
+    def __init__(self, stats: Stats, now: Callable[[], float] = time.perf_counter):
+        self._stats, self._now = stats, now
+        self._lock = threading.Lock()
+        self._phases: dict[Hashable, Phase] = {}
+        self._overlapped_since: dict[Hashable, float] = {}
+        self._since = 0.0
+
+    def enter(self, stream: Hashable, phase: Phase | None, device_idle: bool = False) -> None:
+        """A stream begins a phase, or ends for good (None).
+
+        `device_idle`: the device was found without work for the stream, just before it was given
+        the work that this phase begins with.
+        """
+        with self._lock:
+            now = self._now() - self._stats.compile_seconds
+            if self._phases:
+                spent = now - self._since
+                idle = all(other is Phase.HOST for other in self._phases.values())
+                self._stats.add(seconds=spent, host_wait_seconds=spent * idle)
+            self._since = now
+            before = self._phases.pop(stream, None)
+            since = self._overlapped_since.pop(stream, now)
+            alone = all(other is Phase.HOST for other in self._phases.values())
+            if device_idle and before is Phase.OVERLAPPED and alone:
+                self._stats.add(host_wait_seconds=now - since)
+            if phase is Phase.OVERLAPPED:
+                self._overlapped_since[stream] = now
+            if phase is not None:
+                self._phases[stream] = phase

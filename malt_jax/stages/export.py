@@ -51,8 +51,8 @@ def export(session: Session) -> None:
                     merged=config.export.merged,
                     card=model_card(_facts(session, name, identities)),
                 )
-    if not journal.done and (name := config.export.push_to_hub):
-        first(lambda: _push(session, name))
+    if not journal.done and (repository := config.export.push_to_hub):
+        first(lambda: _push(session, repository))
 
 
 def _lacks_merged(session: Session) -> bool:

@@ -15,12 +15,12 @@ from malt_jax.evaluation.results import SystemInfo, summarise, with_seeds
 from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import SINGLE_AGENT
 from malt_jax.evaluation.tables import to_csv, to_latex, to_markdown
+from malt_jax.hashing import sha256_all
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import json_text, write_text
-from malt_jax.storage.hashing import sha256_all
 from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_records
 from malt_jax.storage.rundir import RunDir

@@ -13,11 +13,11 @@ from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.evaluation.schema import Results
 from malt_jax.progress import Progress
+from malt_jax.regular_files import read_bytes
 from malt_jax.stages.measured import TABLES, summarise_seeds
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import read_bytes
 from malt_jax.storage.rundir import RunDir, differences, run_around
 
 
@@ -34,8 +34,8 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
     for run in runs:
         if not manifest.stage_done(run, EVAL):
             raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
-        one, other = (config_module.with_defaults(each.config) for each in (first, run))
-        if found := differences(one, other, {"seed", *CANNOT_CHANGE_RESULTS}):
+        theirs, ours = (config_module.with_defaults(one.config) for one in (first, run))
+        if found := differences(theirs, ours, {"seed", *CANNOT_CHANGE_RESULTS}):
             raise UserError(
                 f"{run.path}: made with another config than {first.path}: {'; '.join(found)}. "
                 "Only runs that differ in their seed can be pooled."

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
 from malt_jax.errors import HubError, UserError
+from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress
 from malt_jax.stages.names import search_stage
 from malt_jax.storage import manifest
-from malt_jax.storage.hashing import fingerprint
 from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from malt_jax.data.role_data import RoleData
     from malt_jax.models.model import Model
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
     from malt_jax.storage.metrics import Metrics
     from malt_jax.tasks.base import Question, Task
     from malt_jax.training.step import Trainable
@@ -48,8 +48,9 @@ class Session:
 
         `shared`: a session whose model and sampler are used, where the configs agree on them.
         """
+        self.config: Config = config
+        self.progress = progress
         self._shared = shared if shared and shared.config.model == config.model else None
-        self.config, self.progress = config, progress
         self.run: RunDir = run  # type: ignore[assignment]
 
     @cached_property
@@ -149,7 +150,7 @@ class Session:
     def sampler(self) -> Sampler:
         if self._shared and self._shared.config.sampler == self.config.sampler:
             return self._shared.sampler
-        from malt_jax.sampling.engine import Sampler
+        from malt_jax.sampling.sampler import Sampler
 
         # A stop request abandons the block in progress; finished blocks are saved already.
         return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)

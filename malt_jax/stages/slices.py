@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.run import with_defaults
 from malt_jax.errors import UserError
+from malt_jax.regular_files import read_bytes
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.names import search_stage
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest, mirror
-from malt_jax.storage.atomic import read_bytes
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir, differences
 from malt_jax.tree.node import Tree

@@ -13,12 +13,12 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from malt_jax.errors import UserError
+from malt_jax.regular_files import open_regular
 from malt_jax.storage.writers import writes
 
 _LEFTOVER = re.compile(r"\.(tmp|old)-malt-[0-9a-f]{8}-(.+)", re.DOTALL)
@@ -210,34 +210,6 @@ def make_folder(path: Path) -> list[Path]:
         raise UserError(f"{path}: no folder can be made there; choose another.") from None
     sync(path.parent)
     return [path, *made]
-
-
-def open_regular(path: str | os.PathLike, flags: int) -> int:
-    """Opens a regular file like `os.open`; refuses pipes and devices, and links when writing.
-
-    Reading from a pipe could wait forever, and writing through a link would change a file that
-    does not belong to the run.
-    """
-    if flags & (os.O_WRONLY | os.O_RDWR):
-        flags |= os.O_NOFOLLOW
-    try:
-        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
-            raise
-        found = "a link" if error.errno == errno.ELOOP else "not a regular file"
-    else:
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            return handle
-        os.close(handle)
-        found = "not a regular file"
-    raise UserError(f"{path}: is {found}; put the file itself there, or remove it.")
-
-
-def read_bytes(path: str | os.PathLike) -> bytes:
-    """The content of a regular file."""
-    with open(open_regular(path, os.O_RDONLY), "rb") as file:
-        return file.read()
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from malt_jax.errors import UserError
-from malt_jax.storage.atomic import append_bytes, explained, open_regular
+from malt_jax.regular_files import open_regular
+from malt_jax.storage.atomic import append_bytes, explained
 from malt_jax.storage.writers import writes
 
 Record = TypeVar("Record")

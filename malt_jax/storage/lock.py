@@ -10,7 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from malt_jax.errors import UserError
-from malt_jax.storage.atomic import explained, open_regular, read_bytes
+from malt_jax.regular_files import open_regular, read_bytes
+from malt_jax.storage.atomic import explained
 
 NAME = ".lock"
 PATIENCE = 1.0

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.errors import UserError
+from malt_jax.hashing import files_beneath, sha256_all
+from malt_jax.regular_files import read_bytes
 from malt_jax.storage import selfsealed
-from malt_jax.storage.atomic import make_folder, read_bytes, sync_tree, write_bytes
-from malt_jax.storage.hashing import files_beneath, sha256_all
+from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
 from malt_jax.storage.provenance import versions
 from malt_jax.storage.schema import FORMAT, NAME, SET_ASIDE, TWIN, parse
 from malt_jax.storage.writers import first, meet

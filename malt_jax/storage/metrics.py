@@ -35,7 +35,7 @@ class Metrics:
     ) -> Series:
         """The series with these four names; its steps must increase."""
         key = {"stage": stage, "round": round, "role": role, "phase": phase}
-        parts = (stage, f"{round:03d}", role, phase)
+        parts = [stage, f"{round:03d}", role, phase]
         name = "/".join(part for part in parts if part)  # train/000/generator/sft
         return self._series.setdefault(name, Series(self._run, key, name, self._tracker))
 

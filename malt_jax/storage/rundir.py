@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.errors import UserError
+from malt_jax.regular_files import read_bytes
 from malt_jax.storage import config_file, lock, manifest, mirror
 from malt_jax.storage.atomic import (
     clean_leftovers,
     explained,
     leftover_of,
     make_folder,
-    read_bytes,
     remove,
     write_bytes,
 )

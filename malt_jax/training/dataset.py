@@ -6,24 +6,24 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
-from malt_jax.data.examples import DpoExample, Example, SftExample
+from malt_jax.data.examples import Example, SftExample
 from malt_jax.data.packing import Segment
 
-E = TypeVar("E", SftExample, DpoExample)
 
-
-def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], dict[str, int]]:
+def admit(
+    examples: Sequence[Example], max_length: int
+) -> tuple[list[int], list[Example], dict[str, int]]:
     """Filters examples by length: (indices of those kept, the examples after truncation, counts).
 
     Completions are cut at their end so that prompt and completion fit `max_length`. Dropped are
     prompts that leave no room (`no_room`), empty completions (`empty`), and pairs whose completions
     are equal after the cut (`equal`). `truncated` counts those that were cut and kept.
     """
-    kept, indices = [], []
+    kept: list[Example] = []
+    indices = []
     counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
     for index, example in enumerate(examples):
         room = max_length - len(example.prompt_ids)
@@ -36,8 +36,10 @@ def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], d
             counts["equal"] += 1
         else:
             counts["truncated"] += cut != example.completions
-            names = ("completion_ids",) if len(cut) == 1 else ("chosen_ids", "rejected_ids")
-            kept.append(replace(example, **dict(zip(names, cut, strict=True))))
+            if isinstance(example, SftExample):
+                kept.append(replace(example, completion_ids=cut[0]))
+            else:
+                kept.append(replace(example, chosen_ids=cut[0], rejected_ids=cut[1]))
             indices.append(index)
     return indices, kept, dict(counts)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.config.training import DpoConfig, SftConfig
-from malt_jax.data.examples import DpoExample, Example, SftExample
+from malt_jax.data.examples import DpoExample, SftExample
 from malt_jax.data.packing import share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
@@ -35,10 +35,17 @@ from malt_jax.training.step import Program, Trainable, make_program, scoring
 class BaseModel(Protocol):
     """What training needs of a `models.model.Model`."""
 
-    spec: ModelSpec
-    graph: nnx.GraphDef
-    params: nnx.State
-    fingerprint: str
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def graph(self) -> nnx.GraphDef: ...
+
+    @property
+    def params(self) -> nnx.State: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 def train_sft(
@@ -110,8 +117,8 @@ def train_dpo(
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
             sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
-            pairs = (jnp.asarray(x.reshape(-1, 2)[phase.held]) for x in (sums, logprobs, lengths))
-            result = preference_loss(*pairs, config)
+            held = lambda x: jnp.asarray(x.reshape(-1, 2)[phase.held])  # noqa: E731
+            result = preference_loss(held(sums), held(logprobs), held(lengths), config)
             margin = np.asarray(result.chosen_reward - result.rejected_reward)
             accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
             loss = float(np.mean(result.loss))
@@ -163,7 +170,7 @@ class _Phase:
     def __init__(
         self,
         model: BaseModel,
-        examples: Sequence[Example],
+        examples: Sequence[SftExample] | Sequence[DpoExample],
         config: SftConfig | DpoConfig,
         seed: int,
         mesh: Mesh | None,

@@ -220,6 +220,7 @@ def _check(job: Job, progress: _Progress, record: dict[str, float]) -> None:
 
 def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, float]:
     """Held-out metrics; keeps the weights if they are the best so far."""
+    assert job.held_out is not None
     measured = job.held_out(state.trainable)
     score = measured.pop("score")
     if score > progress.best_score:

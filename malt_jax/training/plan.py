@@ -76,6 +76,7 @@ def plan_steps(
     """
     longest = max((s.tokens for batch in batches for s in batch), default=1)
     top = next(length for length in LADDER if length >= longest)
+    choices: list[tuple[int, ...]]
     if row_length and row_length >= longest:
         choices = [(row_length,)]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from malt_jax.config.lora import LoraConfig
@@ -27,7 +28,7 @@ def initial_weights(
     """
     if full:
         return model.params
-    key = jax.random.wrap_key_data(node_key(seed, "adapter", name))
+    key = jax.random.wrap_key_data(jnp.asarray(node_key(seed, "adapter", name)))
     adapter = init_adapter(model.spec, lora or LoraConfig(), key)
     if mesh is None:
         return adapter

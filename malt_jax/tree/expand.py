@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from malt_jax.sampling.request import Completion, Request, Settings
+from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
-from malt_jax.tree.prompts import Prompt, render
+from malt_jax.tree.prompts import Overflow, Prompt, render
 from malt_jax.tree.roles import Pipeline, Role
 
 if TYPE_CHECKING:
     from malt_jax.models.model import Model
-    from malt_jax.sampling.engine import Sampler
+    from malt_jax.sampling.sampler import Sampler
 
 
 class Prefix(NamedTuple):
@@ -42,7 +42,7 @@ def expand(
     adapters: Mapping[str, Any],
     seed: int,
     round: int | str,
-    overflow: str = "refuse",
+    overflow: Overflow = "refuse",
     on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """The whole tree of every question, not graded yet.
@@ -67,7 +67,9 @@ def expand(
         ]
         on_level(role.name, len(requests) * role.config.branch)
         sampled = sampler.sample(
-            requests, settings(role, model.tokenizer.end_ids), adapter=adapters.get(role.name)
+            requests,
+            sampling_params(role, model.tokenizer.end_ids),
+            adapter=adapters.get(role.name),
         )
         # Every completion is a node, and the prefix of the next level.
         deeper = []
@@ -90,10 +92,10 @@ def expand(
     )
 
 
-def settings(role: Role, end_ids: Sequence[int]) -> Settings:
+def sampling_params(role: Role, end_ids: Sequence[int]) -> SamplingParams:
     """How the sampler draws a role's completions."""
     config = role.config
-    return Settings(
+    return SamplingParams(
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
@@ -112,7 +114,7 @@ def completion_text(completion: Completion, end_ids: Sequence[int], tokenizer: A
 
 
 def _prompt(
-    role: Role, prefix: Prefix, pipeline: Pipeline, tokenizer: Any, room: int, overflow: str
+    role: Role, prefix: Prefix, pipeline: Pipeline, tokenizer: Any, room: int, overflow: Overflow
 ) -> Prompt:
     where = f"{pipeline.node_id(prefix.question.id, prefix.path)}, {role.name}"
     text = prefix.question.text

@@ -74,15 +74,13 @@ class Node:
         reward = record.get("reward")
         if reward is not None and not (_is_number(reward) and 0 <= reward <= 1):
             raise ValueError(f"the reward of node {record['id']!r} is {reward!r}, not in [0, 1]")
-        lists = {"prompt_ids": int, "token_ids": int, "logprobs": (int, float)}
-        for name, kind in lists.items():
-            if not all(isinstance(item, kind) for item in record[name]):
+        fields = {name: record[name] for name in _NODE_FIELDS}
+        for name in ("prompt_ids", "token_ids", "logprobs"):
+            numbers = fields[name] = tuple(record[name])
+            whole = name != "logprobs"
+            if not all(_is_number(n) and (not whole or isinstance(n, int)) for n in numbers):
                 raise ValueError(f"{name} of node {record['id']!r} holds more than numbers")
-        return cls(
-            **{name: record[name] for name in _NODE_FIELDS if name not in lists},
-            **{name: tuple(record[name]) for name in lists},
-            reward=None if reward is None else float(reward),
-        )
+        return cls(**fields, reward=None if reward is None else float(reward))
 
 
 @dataclass(frozen=True)

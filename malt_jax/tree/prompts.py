@@ -9,6 +9,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 from malt_jax.errors import UserError
 
+Overflow = Literal["refuse", "truncate"]
+"""Whether a prompt that does not fit the context is refused or shortened."""
+
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _MISWRITTEN = re.compile(
     r"\{(?:\{\s*|\s+)([A-Za-z_][A-Za-z0-9_]*)\s*\}|\{([A-Za-z_][A-Za-z0-9_]*)\s+\}"
@@ -55,7 +58,7 @@ def render(
     tokenizer: PromptTokenizer,
     *,
     room: int,
-    overflow: Literal["refuse", "truncate"] = "refuse",
+    overflow: Overflow = "refuse",
     where: str = "",
     extra: Mapping[str, str] | None = None,
 ) -> Prompt:

@@ -44,7 +44,7 @@ _JOINED = re.compile(
 )
 _UNIT = re.compile(
     rf"(?<=[0-9A-Za-z}}%)])(?:\s|\\[,;:! ])*"
-    rf"(?:{_FONT}\{{\s*([A-Za-z][^{{}}\\]*)\}}(?:\^\{{?[23]\}}?)?|"
+    rf"(?:{_FONT}\{{(?:\s|\\[,;: ])*([A-Za-z][^{{}}\\]*)\}}(?:\^\{{?[23]\}}?)?|"
     r"(?<=[0-9])\s([a-z]{2,}(?:\s[a-z]{2,})*))(?=\s*(?:$|[,;=]))"
 )
 _UNITS = {
@@ -62,12 +62,17 @@ _NAME = re.compile(r"(^|,)([A-Za-z](?:\([a-z]\))?)=")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![a-z])")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_SIGNS = str.maketrans(
+    {"−": "-", "~": " ", "∞": r"\infty ", "π": r"\pi ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+     "×": r"\times ", "·": r"\cdot ", "∪": r"\cup ", "∈": r"\in ", "²": "^2", "³": "^3"}
+)  # fmt: skip
 _TIDYING = [  # applied in order
     (re.compile(pattern), new)
     for pattern, new in [
         (rf"{_FONT}\{{\s*([A-Za-z]|[0-9.]+)\s*\}}", r" \1"),
         (r"(?<=[0-9])(?:\\[,! ]|,\s?\\!\s?|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
         (r"\\?\$|\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
+        (r"\\[dtc]?frac\s+([0-9])\s+([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
         (r"\\?%|(?<!\\)\\[,!;: ]", " "),
     ]
 ]
@@ -89,7 +94,7 @@ _SPELLING = [
 
 def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
-    latex = latex.replace("\u2212", "-").replace("~", " ").strip().rstrip(".\\ ")
+    latex = latex.translate(_SIGNS).strip().rstrip(".\\ ")
     latex = _JOINED.sub(", ", latex)
     latex = _UNIT.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
     for pattern, new in _TIDYING:

@@ -78,6 +78,8 @@ def _read(latex: str) -> Any:
         return Parts(shape, tuple(_read(cell) for row in rows for cell in row))
     if len(sets := _split(latex, r"\\cup(?![a-zA-Z])")) > 1:
         return Parts("∪", tuple(_read(part) for part in sets))
+    if built := re.fullmatch(r"\\\{([a-zA-Z])(?:\\mid|\||:)\s*(.*)\\\}", latex):
+        return _read(built[2])
     bare = re.fullmatch(r"\\\{(.*)\\\}", latex)
     inner = bare[1] if bare else latex
     if not bare and inner[:1] not in tuple("(["):  # in brackets a comma separates always
@@ -139,6 +141,8 @@ def _relation(latex: str) -> Parts:
     """`1<x\\le2` as the interval `(1,2]` of x, `x>2` as `(2,∞)`, any other as a sign and 0."""
     sides = [side.strip() for side in _RELATION.split(latex)]
     terms, signs = sides[::2], [_SIGNS.get(sign, sign) for sign in sides[1::2]]
+    if len(signs) == 2 and set(signs) <= {">", "≥"}:
+        terms, signs = terms[::-1], [_TURNED[sign] for sign in reversed(signs)]
     if len(signs) == 2 and set(signs) <= {"<", "≤"} and re.fullmatch("[a-zA-Z]", terms[1]):
         kind = ("[" if signs[0] == "≤" else "(") + ("]" if signs[1] == "≤" else ")")
         return Parts(kind, (_expression(terms[0]), _expression(terms[2])), terms[1])

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from malt_jax.storage.atomic import open_regular
+from malt_jax.regular_files import open_regular
 
 
 def files_beneath(path: Path) -> Iterator[Path]:

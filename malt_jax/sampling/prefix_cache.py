@@ -1,0 +1,84 @@
+"""The host's index of the prefix cache: which prompt tokens each entry holds, and who reads them.
+
+Keys and values depend on the tokens before them alone, so what two prompts share is computed once.
+A new prompt goes to a free entry and is grown from the entry that holds the longest prefix of it:
+in place if that one is free, else after a copy of the shared prefix. Nothing is ever copied for a
+completion, since all completions of a prompt read its entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from malt_jax.sampling.memory import CacheShape
+
+EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Fills entry `target`: the first `start` tokens from entry `source`, the others computed."""
+
+    source: int
+    target: int
+    start: int
+    tokens: tuple[int, ...]
+    batch: int  # it reads only what prefills of earlier batches wrote
+
+
+class PrefixCache:
+    """The entries of one run. On a mesh, each shard has an equal range of them."""
+
+    def __init__(self, shape: CacheShape, shards: int):
+        self.tokens = np.full((shape.entries, shape.prefix_tokens), EMPTY, np.int64)
+        """The tokens whose keys and values each entry holds, also after its last reader."""
+        self.readers = np.zeros(shape.entries, np.int32)
+        """Completions that each entry still has to see end; an entry without any is free."""
+        self._shards = shards
+
+    def has_free(self, shard: int) -> bool:
+        return not np.all(self.readers[self._range(shard)])
+
+    def admit(
+        self, prefix: tuple[int, ...], readers: int, shard: int, batches: dict[int, int]
+    ) -> tuple[int, Prefill | None]:
+        """Chooses a free entry of the shard for a prefix, and what it is filled from.
+
+        `batches`: of entries that are to be filled but were not yet, the batch; updated. What is in
+        a free entry is read by no other prefill, so those of one batch may run in any order.
+        """
+        own = self._range(shard)
+        held, wanted = self.tokens[own, : len(prefix)], np.asarray(prefix, np.int64)
+        # Each entry's common prefix with the prompt: the position of the first difference.
+        differs = np.pad(held != wanted[None], ((0, 0), (0, 1)), constant_values=True)
+        shared = np.argmax(differs, axis=1)
+        batch_of = np.array([batches.get(own.start + i, 0) for i in range(len(shared))])
+        source = int(np.lexsort((batch_of, -shared))[0])  # the longest, then the earliest written
+        start = int(shared[source])
+        free = np.flatnonzero(self.readers[own] == 0)
+        as_good = free[shared[free] == start]
+        if len(as_good):
+            source = target = int(as_good[0])
+        else:
+            # The entry with the least in common: what later prompts share is in this one as well.
+            target = int(free[np.argmin(shared[free])])
+        in_place = source == target
+        source, target = own.start + source, own.start + target
+        self.readers[target] = readers
+        self.tokens[target] = EMPTY
+        self.tokens[target, : len(prefix)] = wanted
+        if in_place and start == len(prefix):
+            return target, None
+        batches[target] = 0 if in_place else batches.get(source, -1) + 1
+        return target, Prefill(source, target, start, prefix[start:], batches[target])
+
+    def keep(self, entries: Int[np.ndarray, "P"]) -> None:
+        """Forgets all other entries; those kept are renumbered in their order."""
+        self.tokens, self.readers = self.tokens[entries], self.readers[entries]
+
+    def _range(self, shard: int) -> slice:
+        count = len(self.readers) // self._shards
+        return slice(shard * count, (shard + 1) * count)

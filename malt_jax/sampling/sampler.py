@@ -1,0 +1,351 @@
+"""The sampler: many completions of many prompts, each prompt's keys and values computed once.
+
+A call's prompts are grouped by length. Each group runs over a fixed number of prefix cache entries,
+which hold prompts, and of rows, which decode: free entries are filled, rows decode for a few steps,
+one that finishes takes the next completion of any entry, and so on. `_drain` is that loop.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from malt_jax.checks import check
+from malt_jax.config.sampler import SamplerConfig
+from malt_jax.errors import UserError
+from malt_jax.models.lora import Adapter
+from malt_jax.models.sharding import RULES
+from malt_jax.sampling import memory
+from malt_jax.sampling.attention import DECODE_ATTENTION
+from malt_jax.sampling.decode import DecodeProgram
+from malt_jax.sampling.device import Device, Executables, use_cache_dir
+from malt_jax.sampling.int8 import quantise_kernels
+from malt_jax.sampling.memory import CacheShape
+from malt_jax.sampling.prefill import PrefillCall, Weights, padding_calls, plan_calls, prefill_shape
+from malt_jax.sampling.request import Completion, Request, SamplingParams
+from malt_jax.sampling.scheduler import Growth, Scheduler
+from malt_jax.sampling.stats import Phase, Stats, Timer
+
+AdapterOrWeights = Adapter | nnx.State | None
+"""What a call draws with: an adapter over the model, whole weights in its place, or the model."""
+
+OnTokens = Callable[[int, int, list[int]], None]
+"""Called with (request, completion, new token ids) as they come."""
+
+
+class Sampler:
+    """Draws completions from one model; other adapters and parameters compile nothing new."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: SamplerConfig | None = None,
+        mesh: Mesh | None = None,
+        on_chunk: Callable[[], None] = lambda: None,
+    ):
+        """`on_chunk` is called between two chunks of decode steps; what it raises ends the call."""
+        self._on_chunk = on_chunk
+        self.config = config or SamplerConfig()
+        self.model, self.spec, self.mesh = model, model.spec, mesh
+        check(
+            mesh is None or self.config.streams <= 1,
+            f"sampler.streams: found {self.config.streams}, allowed: 1 (or 0) on several devices, "
+            "which must be given their work in one order; leave it out.",
+        )
+        self.stats = Stats()
+        use_cache_dir(self.config.cache_dir)
+        self._executables, self._timer = Executables(self.stats), Timer(self.stats)
+        self._platform = jax.default_backend()
+        self._best_rows = memory.BEST_ROWS.get(self._platform, memory.ACCELERATOR_ROWS)
+        self.streams = memory.stream_count(self.config, self._platform, mesh is not None)
+        """Batches that may decode side by side."""
+        self._shards = _mesh_parts(mesh, "batch")
+        self._prefill_shape = prefill_shape(self.config, self._platform, self._shards)
+        self._params = self._rounded(model.params)
+        self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
+        self.dtype = model.params["embed"][...].dtype
+        """Of weights and activations."""
+        self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        adapter: AdapterOrWeights = None,
+        on_tokens: OnTokens | None = None,
+    ) -> list[list[Completion]]:
+        """One completion per key of every request, in their order.
+
+        The result depends on prompts, keys, parameters and weights, not on the order of the
+        requests or on what else is in the call. Raises UserError for a request that cannot be
+        served.
+        """
+        self._check(requests, params)
+        done: list[list[Completion]] = [[] for _ in requests]
+        stop = threading.Event()
+
+        def run(members: Sequence[int]) -> None:
+            hook = on_tokens and (lambda i, j, new: on_tokens(members[i], j, new))
+            with self._context():
+                drawn = self._run([requests[i] for i in members], params, adapter, hook, stop)
+            for i, completions in zip(members, drawn, strict=False):  # none if it was stopped
+                done[i] = completions
+
+        for group in self._groups(requests):
+            shares = self._split(group, requests) if on_tokens is None else [group]
+            if len(shares) == 1:
+                run(group)
+                continue
+            with ThreadPoolExecutor(len(shares)) as threads:
+                futures = [threads.submit(run, share) for share in shares]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:  # also Ctrl-C: the other streams must not work for nothing
+                    stop.set()
+                    raise
+        return done
+
+    def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Requests by prompt capacity; a group too small to keep the rows busy joins the next."""
+        groups: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            capacity = memory.bucket(self.config.prefix_buckets, max(1, len(request.prompt) - 1))
+            groups.setdefault(capacity, []).append(index)
+        for capacity, larger in pairwise(sorted(groups)):
+            if sum(len(requests[i].keys) for i in groups[capacity]) < 4 * self._best_rows:
+                groups[larger] += groups.pop(capacity)
+        return [groups[capacity] for capacity in sorted(groups)]
+
+    def _split(self, group: list[int], requests: Sequence[Request]) -> list[list[int]]:
+        """One share of a group per stream, if each gets half of the platform's best batch.
+
+        A stream takes neighbours in the order of their tokens, so that they share their prefixes.
+        """
+        completions = sum(len(requests[i].keys) for i in group)
+        worth = max(1, 2 * completions // self._best_rows)
+        count = min(self.streams, worth, len(group))
+        if count == 1:
+            return [group]
+        order = sorted(group, key=lambda i: requests[i].prompt)
+        cuts = [len(order) * k // count for k in range(count + 1)]
+        return [order[first:end] for first, end in pairwise(cuts)]
+
+    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        for index, request in enumerate(requests):
+            length = len(request.prompt)
+            if not length:
+                raise UserError(f"request {index}: the prompt is empty; give at least one token.")
+            if request.keys.ndim != 2 or request.keys.shape[1] != 2:
+                raise UserError(
+                    f"request {index}: keys have shape {request.keys.shape}, allowed: (n, 2)."
+                )
+            if length + params.max_new_tokens > self.spec.context:
+                raise UserError(
+                    f"request {index}: a prompt of {length} tokens and max_new_tokens "
+                    f"{params.max_new_tokens} exceed the model's context of {self.spec.context}; "
+                    "shorten one of them."
+                )
+            if min(request.prompt) < 0 or max(request.prompt) >= self.spec.vocab:
+                raise UserError(
+                    f"request {index}: a token id is outside the vocabulary, 0 to "
+                    f"{self.spec.vocab - 1}; the prompt was made with another tokenizer."
+                )
+
+    def shapes(self, prompt_tokens: int, new_tokens: int, siblings: int = 1) -> list[CacheShape]:
+        """The cache shapes of a stream for prompts and completions up to these lengths, rising.
+
+        `siblings`: completions per prompt. Raises UserError with what would fit when they do not.
+        """
+        return self._plan(prompt_tokens, new_tokens, siblings)[0]
+
+    def _plan(
+        self, prompt_tokens: int, new_tokens: int, siblings: int
+    ) -> tuple[list[CacheShape], memory.MemoryPlan]:
+        one = CacheShape(
+            rows=1,
+            entries=1,
+            siblings=memory.siblings_per_entry(siblings, self.config.width),
+            prefix_tokens=memory.bucket(self.config.prefix_buckets, max(1, prompt_tokens - 1)),
+            new_tokens=memory.bucket(self.config.new_token_buckets, new_tokens),
+        )
+        kv_shards = _mesh_parts(self.mesh, "kv_heads")
+        devices = memory.Devices(
+            self._platform,
+            shards=self._shards,
+            kv_shards=kv_shards if self.spec.kv_heads % kv_shards == 0 else 1,
+            streams=self.streams,
+        )
+        return memory.plan_shapes(self.spec, one, self.cache_dtype, self.config, devices)
+
+    def device(self, shape: CacheShape, adapter: AdapterOrWeights = None) -> Device:
+        """Empty caches of this shape."""
+        if isinstance(adapter, nnx.State):
+            # Training keeps full weights as float32 masters; programs compute in the model's dtype.
+            params = jax.tree.map(lambda x: x.astype(self.dtype), adapter)
+            weights = Weights(self._rounded(params), None)
+        else:
+            weights = Weights(self._params, adapter)
+        attention = DECODE_ATTENTION[self.config.attention]
+        program = DecodeProgram(
+            self.model.graph, self.config.chunk_steps, shape.siblings, attention
+        )
+        return Device(self._executables, program, weights, self.spec, self.cache_dtype, shape)
+
+    def _rounded(self, params: Any) -> Any:
+        return quantise_kernels(params) if self.config.weights == "int8" else params
+
+    def warm_up(
+        self,
+        prompt_tokens: int,
+        new_tokens: int,
+        siblings: int = 1,
+        adapter: AdapterOrWeights = None,
+    ) -> int:
+        """Compiles what calls with prompts and completions up to these lengths can need.
+
+        Returns the number of executables there are then; such calls add none. It is
+        `3 r - 1 + p (1 + c)` for r numbers of rows, p different numbers of prefix cache entries and
+        c sizes of prefill calls; for each prompt capacity, for each number of siblings that share
+        an entry, and for calls with and without adapter.
+        """
+        shapes = self.shapes(prompt_tokens, new_tokens, siblings)
+        for smaller, shape in zip([None, *shapes], shapes, strict=False):
+            with self._context():
+                device = self.device(shape, adapter)
+                nothing = Scheduler([], SamplingParams(), shape, self._shards)
+                for call in padding_calls(shape.entries, self._prefill_shape, self._shards):
+                    device.prefill(call)
+                device.decode(nothing, idle_limit=0)
+                if smaller:
+                    device.shrink(smaller, *nothing.shrink(smaller))
+        return self.stats.executables
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        adapter: AdapterOrWeights,
+        on_tokens: OnTokens | None,
+        stop: threading.Event,
+    ) -> list[list[Completion]]:
+        """One stream's completions of a group of requests; nothing if another stream failed."""
+        completions = sum(len(r.keys) for r in requests)
+        longest = max(len(r.prompt) for r in requests)
+        siblings = max(1, -(-completions // len(requests)))
+        shapes, plan = self._plan(longest, params.max_new_tokens, siblings)
+        shape = memory.first_shape(shapes, completions)
+        held = plan.held(-(-shape.rows // self._shards), -(-shape.entries // self._shards))
+        self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
+        scheduler = Scheduler(requests, params, shape, self._shards)
+        self._timer.enter(scheduler, Phase.DEVICE)
+        try:
+            self._drain(scheduler, self.device(shape, adapter), shapes, on_tokens, stop)
+        finally:
+            self._timer.enter(scheduler, None)
+        if stop.is_set():
+            return []
+        done = scheduler.results()
+        self.stats.add(
+            row_steps_useful=scheduler.useful_steps,
+            prefill_tokens_naive=sum(len(r.prompt) * len(r.keys) for r in requests),
+            completions=sum(map(len, done)),
+            tokens_generated=sum(len(c.tokens) for drawn in done for c in drawn),
+        )
+        return done
+
+    def _drain(
+        self,
+        scheduler: Scheduler,
+        device: Device,
+        shapes: Sequence[CacheShape],
+        on_tokens: OnTokens | None,
+        stop: threading.Event,
+    ) -> None:
+        """The scheduler's loop, one chunk of decode steps per turn, until every completion ended.
+
+        The device's work is dispatched and not waited for, so that the host can look through the
+        last chunk's tokens while the device draws the next ones. Stop texts are therefore found one
+        chunk late; what was drawn after them is cut off. `stop` ends the loop early.
+        """
+        enter = partial(self._timer.enter, scheduler)
+        grown: list[Growth] = []
+        while not scheduler.finished and not stop.is_set():
+            enter(Phase.HOST)
+            self._on_chunk()
+
+            # 1. Prefill: free prefix cache entries get the next prompts, and the completions of
+            #    these prompts join the queue.
+            prefills = scheduler.admit()
+            for call in plan_calls(
+                prefills, device.shape.entries, self._prefill_shape, self._shards
+            ):
+                if isinstance(call, PrefillCall):
+                    self.stats.add(
+                        prefill_tokens_computed=int(call.chunks.length.sum()),
+                        prefill_tokens_padded=call.tokens.size,
+                    )
+                was_idle = device.idle()
+                device.prefill(call)
+                enter(Phase.OVERLAPPED, was_idle)
+
+            # 2. Shrink: once nothing is pending, idle rows cannot be filled again. A smaller batch
+            #    takes over as soon as the completions that are left have room in it.
+            while (smaller := _smaller(shapes, device.shape)) and scheduler.fits(smaller.rows):
+                device.shrink(smaller, *scheduler.shrink(smaller))
+
+            # 3. Decode a chunk. It ends early when enough rows are idle for steps 1 or 2 to help.
+            shape, was_idle = device.shape, device.idle()
+            device.decode(scheduler, scheduler.idle_limit(smaller.rows if smaller else 0))
+            enter(Phase.OVERLAPPED, was_idle)
+
+            # 4. Meanwhile, on the host: stop texts in the chunk before, and streaming.
+            self._publish(scheduler, grown, on_tokens)
+
+            # 5. Wait for the chunk and take over what it drew.
+            enter(Phase.DEVICE, device_idle=device.idle())
+            rows, output = device.result()
+            enter(Phase.HOST)
+            if bool(output.not_finite):
+                raise UserError(
+                    "model: its logits hold NaN or infinity, so the weights or the adapter are "
+                    "broken; load them again or train with a lower learning rate."
+                )
+            self.stats.add(row_steps=int(output.steps) * shape.rows)
+            grown = scheduler.process_output(rows, output)
+        self._publish(scheduler, grown, on_tokens)
+
+    def _publish(
+        self, scheduler: Scheduler, grown: Sequence[Growth], on_tokens: OnTokens | None
+    ) -> None:
+        """Ends completions at stop texts, then passes their new tokens on."""
+        for growth in grown:
+            scheduler.end_at_stop_text(growth, self.model.tokenizer)
+            if on_tokens:
+                completion = growth.completion
+                new = completion.tokens[growth.before :]
+                on_tokens(completion.request, completion.sibling, new)
+
+
+def _smaller(shapes: Sequence[CacheShape], shape: CacheShape) -> CacheShape | None:
+    """The next smaller shape, if there is one."""
+    at = shapes.index(shape)
+    return shapes[at - 1] if at else None
+
+
+def _mesh_parts(mesh: Mesh | None, axis: str) -> int:
+    """Into how many parts the mesh splits a logical axis."""
+    if mesh is None:
+        return 1
+    return math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
