@@ -90,20 +90,21 @@ class _Fields:
     def has(self, key: str) -> bool:
         return self.data.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None, largest: int = 1 << 24) -> int:
+    def _value(self, key: str, default: Any) -> Any:
         value = self.data.get(key)
         value = default if value is None else value
         if value is None:
             raise self.refuse(key, "is missing")
+        return value
+
+    def integer(self, key: str, default: int | None = None, largest: int = 1 << 24) -> int:
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
             raise self.refuse(key, f"= {show(value)}: expected a whole number from 1 to {largest}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise self.refuse(key, "is missing")
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(key, f"= {show(value)}: expected a number")
         if not 0 < value < 1e30 or not math.isfinite(value):
@@ -111,8 +112,7 @@ class _Fields:
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        value = self.data.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, f"= {show(value)}: expected true or false")
         return value
