@@ -72,10 +72,21 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: could not be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}; download the checkpoint again.") from error
+        raise unreadable(path, f"not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     return data
+
+
+def unreadable(path: Path, finding: str) -> UserError:
+    """The refusal of a checkpoint's file that is not what its name says."""
+    with open(path, "rb") as file:
+        start = file.read(32)
+    if start.startswith(b"version https://git-lfs"):
+        return UserError(
+            f"{path}: a Git LFS pointer, not the file itself; fetch the file with git lfs pull."
+        )
+    return UserError(f"{path}: {finding}; download the checkpoint again.")
 
 
 class _Fields:
