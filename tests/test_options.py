@@ -226,10 +226,13 @@ def jobs(made: Config, folder: Path) -> Any:
 
 @cache
 def role_data() -> dict[str, RoleData]:
+    """Two completions of each prompt, and pairs for three steps."""
+    first, second = training_model.sft_examples(6), training_model.sft_examples(6, seed=1)
     siblings = [
-        example for pair in zip(training_model.sft_examples(6), training_model.sft_examples(6, 1),
-                                strict=True) for example in pair
-    ]  # fmt: skip
+        example
+        for a, b in zip(first, second, strict=True)
+        for example in (a, replace(b, prompt_ids=a.prompt_ids))
+    ]
     return {"verifier": RoleData(siblings, training_model.dpo_examples(24))}
 
 
@@ -527,16 +530,16 @@ LOOP = {
     "remat": "full",
     "logit_chunk": 2,
     "held_out": 0.4,
+    "explode": 1e-9,
 }
 WORSENS = {
     **{"loop.held_out": 0.3, "loop.eval_every": 1, "optim.learning_rate": 1.0},
     **{"epochs": 4, "batch_size": 2},
 }
 MEASURED = {
-    "eval_every": (2, {"loop.held_out": 0.3, "epochs": 4, "batch_size": 2}),
+    "eval_every": (3, {"loop.held_out": 0.3, "epochs": 4, "batch_size": 2}),
     "patience": (1, WORSENS),
     "save_every": (1, {}),
-    "explode": (1e-9, {}),
 }
 PHASE = {
     "sft": {"epochs": 2, "batch_size": 3, "siblings_together": True},
