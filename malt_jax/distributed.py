@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from malt_jax.checks import show, whole_number
 from malt_jax.config.mesh import MeshConfig
@@ -96,7 +97,7 @@ def initialize(config: MeshConfig) -> None:
         return
     # Only the CPU needs this, because it has no collectives across processes of its own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    known = {} if place is None else {
+    known: dict[str, Any] = {} if place is None else {
         "coordinator_address": place.coordinator,
         "num_processes": place.processes,
         "process_id": place.process,
@@ -131,7 +132,8 @@ def leave(status: int) -> int:
     from jax._src.distributed import global_state  # no public API has a time limit
 
     try:
-        global_state.client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
+        client: Any = global_state.client
+        client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
     except Exception:  # the others do something else, or are gone
         sys.stdout.flush()
         sys.stderr.flush()

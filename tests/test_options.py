@@ -39,7 +39,7 @@ from malt_jax.evaluation.systems import make_systems
 from malt_jax.models.hub import local_folder
 from malt_jax.models.model import load_model
 from malt_jax.planning.chips import CHIPS, Target
-from malt_jax.planning.plan import settle
+from malt_jax.planning.plan import lay_out
 from malt_jax.planning.work import Assumptions
 from malt_jax.progress import Progress, open_progress
 from malt_jax.sampling import memory
@@ -56,7 +56,7 @@ from malt_jax.training.saver import MemorySaver
 from malt_jax.training.step import init_state, train_step
 from malt_jax.training.weights import initial_weights
 from malt_jax.tree.prompts import render
-from malt_jax.tree.roles import make_pipeline
+from malt_jax.tree.roles import make_chain
 
 NO_EFFECT_YET = {"sampler.attention": "there is one attention path until another kernel is added"}
 
@@ -148,7 +148,7 @@ def drawn_forest() -> Any:
 def overflowing_prompt(made: Config, folder: Path) -> str:
     """The prompt after a turn that leaves too little room, or its refusal."""
     tokenizer = tiny_model().tokenizer
-    role = make_pipeline(made.pipeline, load_task(made).templates).roles[1]
+    role = make_chain(made.pipeline, load_task(made).templates).roles[1]
     try:
         return render(
             role.template,
@@ -226,10 +226,13 @@ def jobs(made: Config, folder: Path) -> Any:
 
 @cache
 def role_data() -> dict[str, RoleData]:
+    """Two completions of each prompt, and pairs for three steps."""
+    first, second = training_model.sft_examples(6), training_model.sft_examples(6, seed=1)
     siblings = [
-        example for pair in zip(training_model.sft_examples(6), training_model.sft_examples(6, 1),
-                                strict=True) for example in pair
-    ]  # fmt: skip
+        example
+        for a, b in zip(first, second, strict=True)
+        for example in (a, replace(b, prompt_ids=a.prompt_ids))
+    ]
     return {"verifier": RoleData(siblings, training_model.dpo_examples(24))}
 
 
@@ -299,7 +302,7 @@ def placement(made: Config, folder: Path) -> Any:
     """The programs on eight chips: mesh, batch sizes, and each argument's shape and sharding."""
     session = shared_session()
     spec = session.model.spec
-    setting = settle(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
+    setting = lay_out(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
     programs = [
         (program.name, program.shape, described(program.build(spec.num_layers)))
         for program in setting.programs
@@ -319,7 +322,7 @@ def described(program: tuple[Callable, tuple[Any, ...]]) -> str:
 def decode_chunk(made: Config, folder: Path) -> Any:
     """The traced decode program."""
     spec = shared_session().model.spec
-    setting = settle(made, spec, Target("one", CHIPS["v5e"], 1, None), Assumptions())
+    setting = lay_out(made, spec, Target("one", CHIPS["v5e"], 1, None), Assumptions())
     (decode,) = (program for program in setting.programs if program.name == "decode")
     function, arguments = decode.build(1)
     return str(jax.make_jaxpr(function)(*arguments))
@@ -426,7 +429,7 @@ def systems(made: Config, folder: Path) -> Any:
 def speakers(made: Config, folder: Path) -> Any:
     """The roles of each built-in system: which turns answer decides who may come last."""
     templates = load_task(made).templates
-    pipeline = make_pipeline(made.pipeline, templates)
+    pipeline = make_chain(made.pipeline, templates)
     return [
         [(turn.role.name, turn.policy) for turn in system.turns]
         for system in make_systems(made.eval, pipeline, templates)
@@ -527,16 +530,16 @@ LOOP = {
     "remat": "full",
     "logit_chunk": 2,
     "held_out": 0.4,
+    "explode": 1e-9,
 }
 WORSENS = {
     **{"loop.held_out": 0.3, "loop.eval_every": 1, "optim.learning_rate": 1.0},
     **{"epochs": 4, "batch_size": 2},
 }
 MEASURED = {
-    "eval_every": (2, {"loop.held_out": 0.3, "epochs": 4, "batch_size": 2}),
+    "eval_every": (3, {"loop.held_out": 0.3, "epochs": 4, "batch_size": 2}),
     "patience": (1, WORSENS),
     "save_every": (1, {}),
-    "explode": (1e-9, {}),
 }
 PHASE = {
     "sft": {"epochs": 2, "batch_size": 3, "siblings_together": True},
