@@ -1,7 +1,7 @@
-"""Several processes as one run, on JAX's own distributed runtime.
+"""Several processes that work on one run, on JAX's distributed runtime.
 
-Every process runs the same command and holds the same plan, so all of them make the same calls in
-the same order. Process 0 writes the run directory; see docs/scaling.md for what is shared.
+Every process runs the same command and computes the same plan, so all of them make the same calls
+in the same order. Process 0 writes the run directory; docs/scaling.md says what is shared.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from malt_jax.checks import show, whole_number
 from malt_jax.config.mesh import MeshConfig
@@ -20,14 +21,14 @@ from malt_jax.storage import writers
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
 
 JOIN_SECONDS = 300
-"""How long process 0 waits for all others to come."""
+"""How long process 0 waits for the others to connect."""
 LEAVE_SECONDS = 10
 """How long a process that failed waits for the others to fail as well."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """This process among all processes of the run."""
+    """Which of the run's processes this one is, and where process 0 can be reached."""
 
     coordinator: str
     """host:port of process 0."""
@@ -36,9 +37,9 @@ class Place:
 
 
 def find_place(config: MeshConfig, env: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that fields of `mesh` or MALT_* variables give; fields go first. None: neither.
+    """The place given by fields of `mesh` or, second, by MALT_* variables; None if by neither.
 
-    Raises UserError when only a part of it is given, or a number is out of range.
+    Raises UserError if only a part of it is given or a number is out of range.
     """
     given = {
         "coordinator": config.coordinator or env.get(COORDINATOR) or None,
@@ -71,7 +72,7 @@ def find_place(config: MeshConfig, env: Mapping[str, str] = os.environ) -> Place
 
 
 def detectable(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether this machine is one of several that JAX can find by itself: Slurm, GKE, Cloud TPU."""
+    """Whether JAX can find the run's processes by itself: on Slurm, GKE and Cloud TPU."""
     if env.get("SLURM_JOB_ID") and (_number(None, "SLURM_NTASKS", env) or 1) > 1:
         return True
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
@@ -81,11 +82,11 @@ def detectable(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def initialize(config: MeshConfig) -> None:
-    """Joins this process to the run's others, before JAX is first used; alone it does nothing.
+    """Connects this process to the others of the run; does nothing if it is the only one.
 
-    Processes find each other by `find_place`, or by themselves where `detectable`. When one dies,
-    JAX's heartbeat ends the others after at most `mesh.heartbeat` seconds and its next check, with
-    a message that names the one that is gone. Raises UserError when the others do not come.
+    Call it before JAX is first used. When a process dies, JAX's heartbeat ends the others after at
+    most `mesh.heartbeat` seconds, with a message that names the one that is gone. Raises UserError
+    if the others do not connect.
     """
     import jax
 
@@ -94,9 +95,9 @@ def initialize(config: MeshConfig) -> None:
         return
     if place is not None and place.processes == 1:
         return
-    # Ignored by all platforms but the CPU, which has no collectives across processes of its own.
+    # Only the CPU needs this, because it has no collectives across processes of its own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    known = {} if place is None else {
+    known: dict[str, Any] = {} if place is None else {
         "coordinator_address": place.coordinator,
         "num_processes": place.processes,
         "process_id": place.process,
@@ -111,9 +112,8 @@ def initialize(config: MeshConfig) -> None:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = place.coordinator if place else "found by JAX on this cluster"
         raise UserError(
-            f"mesh.coordinator: the processes of this run ({where}) did not come together: "
-            f"{first}. "
-            "Start the same command on every host, with the same coordinator, and look whether its "
+            f"mesh.coordinator: the processes of this run ({where}) could not connect: {first}. "
+            "Start the same command on every host, with the same coordinator, and check that its "
             "port can be reached."
         ) from error
     if jax.process_count() > 1:
@@ -121,18 +121,20 @@ def initialize(config: MeshConfig) -> None:
 
 
 def leave(status: int) -> int:
-    """The exit status of a process that failed, once no other has to wait for it.
+    """Ends a process that failed without blocking the others; returns its exit status.
 
-    Where all of them fail alike (a wrong flag), they end together. Where only this one does, it
-    ends here and now: JAX's orderly end would wait for processes that wait for this one.
+    If all processes fail alike, for example because of a wrong flag, they end together. If only
+    this one fails, it ends at once, because JAX's shutdown would wait for processes that wait for
+    this one.
     """
     if not writers.several():
         return status
-    from jax._src.distributed import global_state  # JAX has no public barrier with a time limit
+    from jax._src.distributed import global_state  # no public API has a time limit
 
     try:
-        global_state.client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
-    except Exception:  # the others are elsewhere, or gone
+        client: Any = global_state.client
+        client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
+    except Exception:  # the others do something else, or are gone
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -140,28 +142,28 @@ def leave(status: int) -> int:
 
 
 def another_gone(error: Exception) -> str | None:
-    """A sentence, where an error only means that another process of the run has ended.
+    """A sentence if an error means that another process of the run has ended, else None.
 
-    So it is where processes talk by gloo (CPUs); elsewhere JAX's heartbeat ends this one.
+    It only does on CPUs, whose processes communicate by gloo. Elsewhere the heartbeat ends them.
     """
     if not writers.several() or "Gloo" not in str(error):
         return None
     return (
-        "another process of this run has ended, so this one ends too; what that one said last says "
-        "why. Nothing finished is lost: start the same command on every host again. "
+        "another process of this run has ended, so this one ends too; the last message of that one "
+        "says why. No finished work is lost: start the same command on every host again. "
         f"({str(error).splitlines()[0]})"
     )
 
 
 def _meet(place: str) -> None:
-    """Waits until every process of the run is at this place; refuses one that is elsewhere."""
+    """Waits until every process of the run has reached this place in the program."""
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(place)
 
 
 def _any_of(flag: bool) -> bool:
-    """Whether any process's flag is set."""
+    """Whether the flag is set in any process."""
     import numpy as np
     from jax.experimental import multihost_utils
 

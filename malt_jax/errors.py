@@ -1,4 +1,4 @@
-"""The two ways a command fails on purpose."""
+"""The exceptions that end a command on purpose."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from malt_jax.escape import one_line
 class UserError(Exception):
     """The user's input is wrong: exit status 2 and this one message, without a traceback.
 
-    The message says where (file, line or field), what was found, what is allowed and how to
-    mend it. What it quotes from a file or a model cannot break its line.
+    The message says where (file, line or field), what was found, what is allowed and what to
+    change. Text that it quotes from a file or a model cannot add a second line to it.
     """
 
     def __init__(self, message: str):
@@ -17,11 +17,11 @@ class UserError(Exception):
 
 
 class HubError(UserError):
-    """What a name stands for could not be had from the hub."""
+    """A model or a data set could not be loaded from the hub."""
 
 
 class RunStopped(Exception):
-    """The run was told to stop (SIGTERM, Ctrl-C) and its state is saved: exit 143 or 130."""
+    """The run was told to stop (SIGTERM or Ctrl-C) and its state is saved: exit 143 or 130."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}; the state is saved")

@@ -1,6 +1,6 @@
-"""Text from models, files and users, made harmless for the place it is printed in.
+"""Escapes text from models, files and users for the place it is printed in.
 
-Each function returns text that shows the same characters and can't change anything around it.
+Each function returns text that shows the same characters and cannot change anything around it.
 Control characters, lone surrogates and the invisible marks that reorder lines are written out as
 `\\xNN` or `\\uNNNN` everywhere.
 """
@@ -33,7 +33,7 @@ _LATEX = {
 
 
 def visible(text: str) -> str:
-    """Text safe to print on a terminal: escape sequences show, they do not act."""
+    """Text that is safe on a terminal: escape sequences are shown and have no effect."""
     return _CONTROLS.sub(_written_out, text)
 
 
@@ -47,7 +47,7 @@ def markdown(text: str) -> str:
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
     text = re.sub(r"^(\s*)([#+=-]|\d+[.)])", r"\1&#8203;\2", text)  # no heading, no list
-    # A bare address would still become a link, and an @name a mention.
+    # Renderers turn bare addresses into links and @names into mentions.
     text = re.sub(r"\b(www)\.", r"\1&#8203;.", text, flags=re.IGNORECASE)
     return text.replace("://", ":&#8203;//").replace("@", "&#64;&#8203;")
 
@@ -55,7 +55,7 @@ def markdown(text: str) -> str:
 def latex(text: str) -> str:
     """Text for a LaTeX paragraph or table cell."""
     text = one_line(text)
-    # After the `\\` of the row above, a bracket or star would be read as its argument.
+    # After the `\\` that ends the row above, a bracket or star would be read as an argument.
     shield = "{}" if text.lstrip()[:1] in ("[", "*") else ""
     return shield + "".join(_LATEX.get(character, character) for character in text)
 
@@ -69,7 +69,7 @@ def csv(text: str) -> str:
 
 
 def _first_seen(text: str) -> str:
-    """The first character that is not invisible, a full-width one as the plain one it reads as."""
+    """The first visible character; a full-width one as its plain form."""
     seen = (c for c in text if not c.isspace() and unicodedata.category(c) not in ("Cf", "Mn"))
     return unicodedata.normalize("NFKC", next(seen, ""))
 

@@ -1,7 +1,7 @@
-"""What a running command says on standard error: a live panel on a terminal, plain lines elsewhere.
+"""Progress of a command on standard error: a live panel on a terminal, else plain lines.
 
-Results never come here: they go to standard output. Texts may come from models and files, so
-control characters in them are written out and markup in them is not interpreted.
+Results go to standard output. Texts may come from models and files, so control characters in them
+are written out, and markup in them has no effect.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from malt_jax.escape import one_line
 from malt_jax.storage.signals import told_to_stop
 
 Source = Callable[[], Mapping[str, Any]]
-"""Current figures of something at work, by name: the sampler's `stats.as_dict`."""
+"""Returns the current figures of something at work by name, for example of the sampler."""
 EVERY = 5.0
-"""Seconds between two plain lines about one stage, at least."""
+"""The least seconds between two plain lines about one stage."""
 
 
 def open_progress(quiet: bool = False, command: str = "run") -> Progress:
@@ -31,25 +31,25 @@ def open_progress(quiet: bool = False, command: str = "run") -> Progress:
 
 @dataclass
 class Task:
-    """How far one stage is."""
+    """How far a stage is."""
 
     stage: str
     done: int
     total: int
     started: float
-    """When it was first heard of, and at how many."""
+    """The time of its first update, when `first` items were done."""
     first: int
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def seconds_left(self, now: float) -> float | None:
-        """At the pace so far; None before there is a pace."""
+        """The remaining time at the pace so far; None before there is a pace."""
         if self.done <= self.first or self.done >= self.total:
             return None
         return (now - self.started) * (self.total - self.done) / (self.done - self.first)
 
 
 class Progress:
-    """Plain lines. `quiet` says nothing. A context manager: leaving it ends what is live."""
+    """Progress as plain lines, or none with `quiet`. Use it as a context manager."""
 
     def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.perf_counter):
         self.quiet = quiet
@@ -57,33 +57,33 @@ class Progress:
         self.started = clock()
         self.task: Task | None = None
         self._source: Source = dict
-        self._said = -EVERY
+        self._last_line = -EVERY
 
     def note(self, text: str) -> None:
-        """One line about something that happened."""
+        """Prints one line about something that happened."""
         if not self.quiet:
             elapsed = self.clock() - self.started
             print(f"[{elapsed:6.1f} s] {one_line(text)}", file=sys.stderr, flush=True)
 
     def update(self, stage: str, done: int, total: int, **numbers: Any) -> None:
-        """How far a stage is, with whatever numbers describe it; called as often as one likes.
+        """Says how far a stage is, with numbers that describe it; it may be called at any rate.
 
-        Numbers that come as text are shown as they are, others with three digits.
+        Texts among the numbers are shown as they are, floats with three digits.
         """
         now = self.clock()
         new = self.task is None or self.task.stage != stage
-        if new:
+        if self.task is None or new:
             self.task = Task(stage, done, total, now, done)
         self.task.done, self.task.total = done, total
         self.task.numbers.update(numbers)
-        self._show(now, always=new or done >= total)
+        self._show(self.task, now, always=new or done >= total)
 
     def watch(self, source: Source) -> None:
-        """Figures to show beside every update from now on; asked again each time."""
+        """Shows the figures of a source beside every update from now on."""
         self._source = source
 
     def figures(self) -> dict[str, str]:
-        """Everything known about the present stage, as names and texts."""
+        """All figures of the current stage as texts by name."""
         now, task = self.clock(), self.task
         watched = dict(self._source())
         shown: dict[str, str] = {}
@@ -92,7 +92,8 @@ class Progress:
             shown["tokens/s"] = f"{tokens / seconds:,.0f}" if seconds else "-"
             shown["padding waste"] = f"{watched['padding_waste']:.1%}"
         if task is not None:
-            shown |= {_words(name): _number(value) for name, value in task.numbers.items()}
+            for name, value in task.numbers.items():
+                shown[name.replace("_per_", "/").replace("_", " ")] = _number(value)
         if memory := _memory(computing=bool(watched)):
             shown["memory"] = f"{memory / 1e9:.2f} GB"
         left = task.seconds_left(now) if task else None
@@ -101,7 +102,7 @@ class Progress:
         return shown
 
     def close(self) -> None:
-        """Ends what is live; noting goes on as plain lines."""
+        """Ends what is live; later notes are plain lines."""
 
     def __enter__(self) -> Self:
         return self
@@ -109,18 +110,16 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _show(self, now: float, always: bool) -> None:
-        if self.quiet or not (always or now - self._said >= EVERY):
+    def _show(self, task: Task, now: float, always: bool) -> None:
+        if self.quiet or not (always or now - self._last_line >= EVERY):
             return
-        self._said = now
-        task = self.task
-        assert task is not None
+        self._last_line = now
         shown = "".join(f", {name} {text}" for name, text in self.figures().items())
         self.note(f"{task.stage}: {task.done:,}/{task.total:,}{shown}")
 
 
 class Dashboard(Progress):
-    """A few live lines at the foot of the terminal; notes scroll by above them."""
+    """Progress as a few live lines at the foot of the terminal; notes scroll by above them."""
 
     def __init__(self, command: str, clock: Callable[[], float] = time.perf_counter, console=None):
         from rich.console import Console
@@ -142,12 +141,12 @@ class Dashboard(Progress):
         from rich.text import Text
 
         if self.task is not None and self.task.done >= self.task.total:
-            self.task = None  # what comes next begins with a wait, and this is over
+            self.task = None  # the next stage has not begun, and a full bar would look stuck
         elapsed = self.clock() - self.started
         self.console.print(Text(f"{duration(elapsed):>8}  ", style="dim") + Text(one_line(text)))
 
     def panel(self) -> Any:
-        """The live lines: command and time, the stage's bar, its figures."""
+        """The live lines: command and elapsed time, the bar of the stage, its figures."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -170,24 +169,20 @@ class Dashboard(Progress):
     def close(self) -> None:
         self._live.stop()
 
-    def _show(self, now: float, always: bool) -> None:
-        """Nothing to do: the panel is drawn anew four times a second."""
+    def _show(self, task: Task, now: float, always: bool) -> None:
+        """Does nothing, because the panel is drawn four times per second anyway."""
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 step`, `2,000 steps`."""
+    """A count with its noun: `1 step`, `2,000 steps`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:
-    """`0:07`, `12:31`, `3:12:31`."""
+    """A duration like a clock: `0:07`, `12:31`, `3:12:31`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _words(name: str) -> str:
-    return name.replace("_per_", "/").replace("_", " ")
 
 
 def _number(value: Any) -> str:
@@ -197,9 +192,9 @@ def _number(value: Any) -> str:
 
 
 def _memory(computing: bool) -> int | None:
-    """Bytes in use now: on the first device where that is an accelerator, else by this process.
+    """Bytes in use: of the first device if that is an accelerator, else of this process.
 
-    `computing`: JAX is at work, so that asking it starts nothing. None where nobody says.
+    `computing`: JAX is at work already, so that asking it does not start it.
     """
     if computing:
         import jax

@@ -1,7 +1,7 @@
-"""The process's standard streams, made fit for closed, full and abandoned ones.
+"""Standard streams that may be closed, full or abandoned by their reader.
 
-What a run says on the way must never end it, and what a command prints must not be lost unsaid:
-standard error swallows what it cannot write, standard output raises `OutputLost`.
+A message must never end a run, and a result must never be lost without a word. So standard error
+ignores what it cannot write, and standard output raises `OutputLost`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 
 
 class OutputLost(Exception):
-    """Standard output could not be written. No OSError, which a library might take for its own."""
+    """Standard output could not be written. Not an OSError, which libraries might handle."""
 
     def __init__(self, error: OSError):
         super().__init__(error.strerror)
         self.abandoned = error.errno == errno.EPIPE
-        """Whether whoever read it has gone, having seen enough."""
+        """Whether the reader has closed the pipe, as `| head` does."""
 
 
 def set_up() -> None:
     """Replaces `sys.stdout` and `sys.stderr`; a closed stream becomes the null device."""
-    for number in (0, 1, 2):  # in this order: a new descriptor takes the lowest free number
+    for number in (0, 1, 2):  # in this order, because a new descriptor takes the lowest free number
         try:
             os.fstat(number)
         except OSError:
@@ -36,7 +36,7 @@ def set_up() -> None:
 
 
 def drop_output() -> None:
-    """Lets what is still to be written to standard output go, so that Python's end is quiet."""
+    """Discards what is still to be written to standard output, so that Python exits quietly."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
@@ -59,9 +59,10 @@ class _Errors(io.FileIO):
 
 
 def _text(raw: io.FileIO, old: Any) -> io.TextIOWrapper:
+    """A text stream over `raw` with the settings of the one it replaces."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=old.encoding if old else "utf-8",
-        errors=old.errors if old else "backslashreplace",
+        errors="backslashreplace",  # an encoding like ASCII must not turn a result into an error
         line_buffering=old is None or old.line_buffering or old.write_through,
     )

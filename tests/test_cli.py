@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -363,6 +364,64 @@ def test_init_writes_a_commented_config_that_loads(task, tmp_path, capsys):
 def test_init_quotes_what_yaml_would_read_as_something_else(tmp_path):
     for name in ("no", "1e3", "a: b", "# x", "null", "it's"):
         assert yaml.safe_load(init.starter("gsm8k", name))["model"]["path"] == name
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}"])
+def test_init_ends_the_turns_of_a_base_model_before_a_question_of_its_own(template, tmp_path):
+    """A model without a chat template continues the document, with the next problem."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    settings = {"chat_template": template} if template else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    roles = yaml.safe_load(init.starter("gsm8k", str(folder)))["pipeline"]["roles"]
+    wanted = [] if template else ["\nProblem:", "\nQuestion:"]
+    assert [role["stop"] for role in roles] == [wanted] * 3
+    made = config.from_dict(yaml.safe_load(init.starter("gsm8k", str(folder))))
+    assert made.pipeline.roles[0].stop == tuple(wanted)
+
+
+def strangers_run(folder: Path, **task) -> str:
+    """A run directory as someone else may have made it, whose config names a module here."""
+    from malt_jax.config.reading import to_dict
+    from malt_jax.storage.rundir import RunDir
+
+    module = task["name"].partition(":")[0]
+    Path(f"{module}.py").write_text("open('imported', 'w').close()\n")
+    made = config.from_dict({"task": task, "output_dir": str(folder)})
+    RunDir.open(folder, to_dict(made), "test").close()
+    return str(folder)
+
+
+def test_code_that_a_strangers_config_names_is_not_imported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = strangers_run(tmp_path / "run", name="evil:TASK")
+    for words in (
+        ("ask", "1+1?", "--run", run),
+        ("pool", run, run),
+        *((name, "--output-dir", run) for name in ("run", "label", "train", "report", "plan")),
+        ("search", "--output-dir", run, "--dry-run"),
+        ("bench", "train", "--output-dir", run),
+    ):
+        assert "--trust-task-code" in fails(capsys, *words), words
+    assert not Path("imported").exists()
+    fails(capsys, "report", "--output-dir", run, "--trust-task-code")
+    assert Path("imported").exists()
+
+
+def test_a_task_that_the_user_names_is_the_users_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = strangers_run(tmp_path / "run", name="mine_alone:TASK")
+    fails(capsys, "report", "--output-dir", run, "--task.name", "mine_alone:TASK")
+    assert Path("imported").exists()
+
+
+def test_a_dry_run_refuses_a_stage_that_cannot_be_repeated(model, tmp_path, capsys):
+    flags = ["--model.path", str(model), "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    for role in range(3):
+        flags += [f"--pipeline.roles.{role}.max-new-tokens", "20"]
+    assert "no stage named 'nope' to redo" in fails(capsys, "run", *flags, "--redo", "nope")
+    assert "not a run" in fails(capsys, "label", *flags, "--join", str(tmp_path))
+    assert not (tmp_path / "run").exists()
 
 
 def test_lists_name_everything(capsys):

@@ -23,6 +23,9 @@ from malt_jax.stages.names import trained_stage
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 
+TRUST = "--trust-task-code"
+"""The run's task is the tests' own module, which its config names."""
+
 
 @pytest.fixture(scope="module")
 def configured() -> list[str]:
@@ -124,7 +127,7 @@ def test_told_to_stop_in_one_stage_it_begins_no_other(trained, configured, tmp_p
 
     run = shutil.copytree(trained, tmp_path / "run")
     monkeypatch.setattr("malt_jax.stages.run.label", told)
-    monkeypatch.setattr(Session, "fresh_weights", lambda *_: pytest.fail("began to train"))
+    monkeypatch.setattr(Session, "initial_weights", lambda *_: pytest.fail("began to train"))
     assert cli.main(["run", *configured[:-1], str(run), "--redo", "label/000"]) == 143
     assert manifest.stage_done(run, "label/000")
 
@@ -155,7 +158,7 @@ def test_questions_that_cannot_be_asked_are_named(trained, question, votes, mess
 
 
 def test_ask_shows_every_turn_and_the_vote(trained, capsys):
-    assert cli.main(["ask", "e1+1=?", "--run", str(trained)]) == 0
+    assert cli.main(["ask", "e1+1=?", "--run", str(trained), TRUST]) == 0
     out = capsys.readouterr().out
     for draw in (1, 2, 3):
         for role in ("generator", "verifier", "refiner"):
@@ -164,9 +167,9 @@ def test_ask_shows_every_turn_and_the_vote(trained, capsys):
 
 
 def test_ask_says_what_the_model_cannot_read(trained, capsys):
-    assert cli.main(["ask", "e1+1=?", "--run", str(trained), "--votes", "1"]) == 0
+    assert cli.main(["ask", "e1+1=?", "--run", str(trained), TRUST, "--votes", "1"]) == 0
     assert capsys.readouterr().err == ""
-    assert cli.main(["ask", "wo ist €?", "--run", str(trained), "--votes", "1"]) == 0
+    assert cli.main(["ask", "wo ist €?", "--run", str(trained), TRUST, "--votes", "1"]) == 0
     out, err = capsys.readouterr()
     assert "no token for €" in err and "trained on luck" in err and "answer: " in out
 
@@ -188,7 +191,7 @@ def test_merged_models_can_be_added_to_an_export_without_them(trained, configure
 
 def test_ask_reads_lines_where_no_question_is_given(trained, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("e1+1=?\n\ne2+2=?\n"))
-    assert cli.main(["ask", "--run", str(trained), "--votes", "1"]) == 0
+    assert cli.main(["ask", "--run", str(trained), TRUST, "--votes", "1"]) == 0
     assert capsys.readouterr().out.count("answer: ") == 2
 
 
@@ -196,7 +199,7 @@ def test_what_a_model_writes_cannot_act_on_the_terminal(trained, capsys, monkeyp
     monkeypatch.setattr(
         "malt_jax.models.tokenizer.Tokenizer.decode", lambda self, ids, **_: "\x1b[2J" * len([*ids])
     )
-    assert cli.main(["ask", "e1+1=?", "--run", str(trained), "--votes", "1"]) == 0
+    assert cli.main(["ask", "e1+1=?", "--run", str(trained), TRUST, "--votes", "1"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and escape.visible("\x1b[2J") in out
 
@@ -204,5 +207,5 @@ def test_what_a_model_writes_cannot_act_on_the_terminal(trained, capsys, monkeyp
 def test_a_run_that_is_not_trained_does_not_answer_as_if_it_were(configured, tmp_path, capsys):
     folder = str(tmp_path / "run")
     assert cli.main(["search", *configured[:-1], folder, "--task.num-train", "1"]) == 0
-    assert cli.main(["ask", "e1+1=?", "--run", folder]) == 2
+    assert cli.main(["ask", "e1+1=?", "--run", folder, TRUST]) == 2
     assert "not trained yet" in capsys.readouterr().err

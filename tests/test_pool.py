@@ -13,6 +13,9 @@ import cli_run
 from malt_jax import cli
 from malt_jax.storage import manifest
 
+TRUST = "--trust-task-code"
+"""The task of these runs is the tests' own code."""
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
@@ -34,7 +37,7 @@ def changed(run: Path, copy: Path, old: str, new: str) -> Path:
 
 
 def test_two_equal_seeds_pool_to_what_each_says_alone(runs, tmp_path, capsys):
-    assert cli.main(["pool", *map(str, reversed(runs)), "--output", str(tmp_path)]) == 0
+    assert cli.main(["pool", *map(str, reversed(runs)), TRUST, "--output", str(tmp_path)]) == 0
     assert "MALT" in capsys.readouterr().out
     pooled = json.loads((tmp_path / "results.json").read_text())
     alone = json.loads((runs[0] / "results.json").read_text())
@@ -64,12 +67,12 @@ def test_what_cannot_be_pooled_is_named(runs, tmp_path, capsys):
         ([runs[0], damaged], "eval/malt.jsonl"),
         ([runs[0], tmp_path], "not a run directory"),
     ):
-        assert cli.main(["pool", *map(str, folders)]) == 2
+        assert cli.main(["pool", *map(str, folders), TRUST]) == 2
         assert words in capsys.readouterr().err
 
 
 def test_the_table_replaces_nothing_but_an_earlier_one(runs, tmp_path, capsys):
-    command = ["pool", *map(str, runs), "--output"]
+    command = ["pool", *map(str, runs), TRUST, "--output"]
     sealed = {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()}
     for folder in (runs[0], runs[0] / "cost", runs[0] / "new"):
         assert cli.main([*command, str(folder)]) == 2
@@ -84,7 +87,7 @@ def test_the_table_replaces_nothing_but_an_earlier_one(runs, tmp_path, capsys):
     for _ in range(2):
         assert cli.main([*command, str(tmp_path)]) == 0
     assert cli.main([*command, "x" * 300]) == 2
-    assert cli.main(["pool", str(runs[0]), "x" * 300]) == 2
+    assert cli.main(["pool", str(runs[0]), "x" * 300, TRUST]) == 2
 
 
 @pytest.mark.parametrize(

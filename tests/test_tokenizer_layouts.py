@@ -92,6 +92,17 @@ def test_special_tokens_in_a_message_are_ordinary_text(layout, folders):
     assert f"a{end}b" in tokenizer.decode(ids, skip_special=False)
 
 
+def test_an_end_of_turn_that_the_file_does_not_call_special_is_ordinary_text_too(tmp_path):
+    qwen2(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = tmp_path / name
+        path.write_text(path.read_text().replace('"special": true', '"special": false'))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.end_ids[0] in tokenizer.encode("a<|im_end|>")
+    assert not set(tokenizer.prompt_ids("a<|im_end|>")) & set(tokenizer.end_ids)
+    assert tokenizer.decode([*tokenizer.encode("a"), *tokenizer.end_ids]) == "a"
+
+
 @pytest.mark.parametrize(
     "layout", ["llama2_sentencepiece", "gemma_sentencepiece", "unigram_sentencepiece"]
 )
@@ -194,7 +205,7 @@ def test_a_padding_token_beyond_the_embedding_is_accepted_and_an_end_of_turn_is_
     path.write_text(json.dumps(config))
     assert load_tokenizer(tmp_path, rows).encode("a")
     path.write_text(json.dumps(config | {"eos_token": "[PAD]"}))
-    with pytest.raises(UserError, match=f"token {rows} ends a turn"):
+    with pytest.raises(UserError, match=f"is token {rows} and ends a turn"):
         load_tokenizer(tmp_path, rows)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import open_session, print_table
@@ -30,109 +30,70 @@ READ_INPUT = ("run", "search", "eval")
 """Commands that read questions and model, so that both are checked before anything is written."""
 
 
-def run(invocation: Invocation, work: Callable[[Session], Results | None]) -> None:
-    """Opens the run, does `work` and prints the table of the results that it returns."""
+def run(invocation: Invocation) -> None:
+    """Opens the run, performs the command's stages and prints the results they return."""
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
 
         print(describe(invocation))
         return
-    reads_input = invocation.command.name in READ_INPUT
-    with open_session(invocation, reads_input=reads_input) as session:
-        results = work(session)
+    name = invocation.command.name
+    with open_session(invocation, reads_input=name in READ_INPUT) as session:
+        if slices := getattr(invocation.options, "join", None):
+            from malt_jax.stages.join import join
+
+            join(session, slices)
+        results = _perform(session, name)
     if results and writes():
         from malt_jax.evaluation.tables import to_terminal
 
         print_table(to_terminal(results))
 
 
-def whole_run(session: Session) -> Results:
-    from malt_jax.stages.run import run as run_all
+def _perform(session: Session, name: str) -> Results | None:
+    """Runs a stage once, or for every round; returns the results if there are any."""
+    from malt_jax.stages import names
 
-    results = run_all(session)
-    session.progress.note(f"report: {session.run.report}")
-    return results
-
-
-def search(session: Session) -> None:
-    from malt_jax.stages.names import search_stage, trained_stage
-    from malt_jax.stages.search import search as stage
-
-    def needs(round: int) -> str | None:
-        return trained_stage(round - 1) if round else None
-
-    _every_round(session, stage, search_stage, needs)
-
-
-def label_or_join(invocation: Invocation) -> None:
-    run(invocation, partial(label, slices=invocation.options.join or ()))
-
-
-def label(session: Session, slices: Sequence[str] = ()) -> None:
-    from malt_jax.stages.join import join
-    from malt_jax.stages.label import label as stage
-    from malt_jax.stages.names import label_stage, search_stage
-
-    if slices:
-        join(session, slices)
-    _every_round(session, stage, label_stage, search_stage)
-
-
-def train(session: Session) -> None:
-    from malt_jax.stages.names import label_stage, trained_stage
-    from malt_jax.stages.train import train as stage
-
-    _every_round(session, stage, trained_stage, label_stage)
-
-
-def evaluate(session: Session) -> Results:
-    from malt_jax.stages.evaluate import evaluate as stage
-    from malt_jax.stages.names import trained_stage
-
-    _require(session, trained_stage(session.config.rounds - 1))
-    return stage(session)
-
-
-def export(session: Session) -> None:
-    from malt_jax.stages.export import export as stage
-    from malt_jax.stages.names import trained_stage
-
-    _require(session, trained_stage(session.config.rounds - 1))
-    stage(session)
-    _print(session.run.path / "export")
-
-
-def report(session: Session) -> Results | None:
-    import json
-
-    from malt_jax.stages.report import report as stage
-
-    stage(session)
-    _print(session.run.report)
-    results = session.run.results
-    return json.loads(results.read_text()) if results.exists() else None
-
-
-def _print(path: Path) -> None:
-    if writes():
-        print(path)
+    module = {"eval": "evaluate"}.get(name, name)
+    stage = getattr(import_module(f"malt_jax.stages.{module}"), module)
+    if name == "search":
+        _every_round(session, stage, names.search_stage, names.trained_stage, rounds_before=1)
+    elif name == "label":
+        _every_round(session, stage, names.label_stage, names.search_stage)
+    elif name == "train":
+        _every_round(session, stage, names.trained_stage, names.label_stage)
+    else:
+        if name in ("eval", "export"):
+            _require(session, names.trained_stage(session.config.rounds - 1))
+        results = stage(session)
+        made = {"export": session.run.path / "export", "report": session.run.report}
+        if name in made and writes():
+            print(made[name])
+        if name == "run":
+            session.progress.note(f"report: {session.run.report}")
+        if name == "report" and session.run.results.exists():
+            results = json.loads(session.run.results.read_text())
+        return cast("Results | None", results)
+    return None
 
 
 def _every_round(
     session: Session,
     stage: Callable[[Session, int], Any],
     name: Callable[[int], str],
-    needs: Callable[[int], str | None],
+    needs: Callable[[int], str],
+    rounds_before: int = 0,
 ) -> None:
     """Runs a stage for every round in order, as far as the stages that it needs are finished.
 
-    Raises UserError if there is nothing to do because such a stage is missing.
+    A round needs the stage `needs` of the round that is `rounds_before` earlier. Raises UserError
+    if there is nothing to do because such a stage is missing.
     """
     from malt_jax.storage.manifest import stage_done
 
     worked = False
     for round in range(session.config.rounds):
-        before = needs(round)
+        before = needs(round - rounds_before) if round >= rounds_before else None
         if before and not stage_done(session.run, before):
             if worked:
                 session.progress.note(f"{name(round)}: waits for {before}")
@@ -155,12 +116,7 @@ def _require(session: Session, stage: str) -> None:
 
 
 def _command(
-    name: str,
-    run: Callable[[Invocation], None],
-    summary: str,
-    about: str,
-    fields: tuple[str, ...],
-    *options: Option,
+    name: str, summary: str, about: str, fields: tuple[str, ...], *options: Option
 ) -> Command:
     return Command(
         name=name,
@@ -177,7 +133,6 @@ def _command(
 COMMANDS = (
     _command(
         "run",
-        partial(run, work=whole_run),
         "the whole loop: search, label, train, evaluate, export, report",
         "Run again with the same config and --output-dir, it continues where it stopped. A config "
         "that would change results is refused, and the fields that differ are named. Prints the "
@@ -189,7 +144,6 @@ COMMANDS = (
     ),
     _command(
         "search",
-        partial(run, work=search),
         "a tree of answers, critiques and revisions for every question",
         "Samples n + n^2 + n^3 completions per question, grades the leaves and backs their rewards "
         "up to a value for every node. Writes RUN/rounds/000/trees.",
@@ -200,7 +154,6 @@ COMMANDS = (
     ),
     _command(
         "label",
-        label_or_join,
         "valued trees become each role's SFT examples and DPO pairs",
         "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read. "
         "With --join the trees come from slices that were searched apart, each by `malt search "
@@ -213,7 +166,6 @@ COMMANDS = (
     ),
     _command(
         "train",
-        partial(run, work=train),
         "fine-tunes each role on its own data, SFT and then DPO",
         "Trains one adapter per role over one shared base. Writes RUN/checkpoints/000/ROLE.",
         (
@@ -224,7 +176,6 @@ COMMANDS = (
     ),
     _command(
         "eval",
-        partial(run, work=evaluate),
         "every system on the same held-out questions, compared in a table",
         "Evaluates the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
         "results.json and results.md, and prints the table.",
@@ -235,14 +186,12 @@ COMMANDS = (
     ),
     _command(
         "export",
-        partial(run, work=export),
         "a merged model and a PEFT adapter per role, in Hugging Face format",
         "Writes RUN/export/ROLE with tokenizer and model card, and prints the folder.",
         ("export.merged", "export.push_to_hub"),
     ),
     _command(
         "report",
-        partial(run, work=report),
         "one self-contained page: results, cost, curves and every tree",
         "Writes RUN/report.html from what the run has so far, and prints its path and the results.",
         ("output_dir",),

@@ -51,7 +51,7 @@ def list_fields(cls: type, instance: Any = None, prefix: str = "") -> Iterator[F
         if dataclasses.is_dataclass(hint):
             yield from list_fields(typing.cast(type, hint), value, f"{path}.")
         elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(args[0]):
-            yield from list_fields(args[0], None, f"{path}.N.")
+            yield from list_fields(typing.cast(type, args[0]), None, f"{path}.N.")
         else:
             yield Field(path, _kind(hint), value, " ".join(docs.get(name, "").split()))
 

@@ -36,7 +36,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     """
     if not isinstance(data, dict):
         raise UserError(f"{where or 'config'}: expected a mapping of fields, found {show(data)}.")
-    hints = field_types(cls)
+    hints = field_types(typing.cast(Any, cls))
     for key in map(str, data):
         if key not in hints:
             allowed = f"allowed here: {', '.join(hints)}."

@@ -166,6 +166,7 @@ class Decoder(nnx.Module):
         kw = {"rngs": rngs, "dtype": dtype}
         init = _normal(spec.d_model)
         self.embed = param(rngs, init, (spec.vocab, spec.d_model), ("vocab", "embed"), dtype)
+        self.layers: Any  # one Layer if stacked, else a list of them
         if stacked:
             build = nnx.vmap(lambda r: Layer(spec, rngs=r, dtype=dtype), in_axes=0, out_axes=0)
             self.layers = build(rngs.split(spec.num_layers))

@@ -7,6 +7,7 @@ A parameter here has a path such as `("layers", 3, "q", "kernel")`. Kernels are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from malt_jax.models.spec import ModelSpec
 
@@ -44,7 +45,7 @@ class Source:
     transposed: bool
 
 
-def source_of(spec: ModelSpec, path: tuple[str | int, ...]) -> Source:
+def source_of(spec: ModelSpec, path: tuple[Any, ...]) -> Source:
     """The tensors of the parameter at `path`; where layers are stacked, paths have no index."""
     match path:
         case ("embed",):

@@ -143,7 +143,7 @@ def _scores(
 ) -> tuple[Float[Array, "B K r t S"], Float[Array, "B K r t S"] | float]:
     """Masked scores, and their derivative by the product of query and key (1 without softcap)."""
     scores = _against(q, k)
-    slope = 1.0
+    slope: Float[Array, "B K r t S"] | float = 1.0
     if softcap is not None:
         bent = jnp.tanh(scores / softcap)
         scores, slope = softcap * bent, 1.0 - bent * bent

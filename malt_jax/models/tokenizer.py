@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
+
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, ChatTemplate, chat_frame
 from malt_jax.models.checkpoint import TOKENIZER_FILES
@@ -35,8 +37,15 @@ class Tokenizer:
         self._engine, self._template, self._rows = engine, template, rows or NO_LIMIT
         self._vocabulary = engine.vocabulary
         self._names = {i: text for text, i in self._vocabulary.items()}
-        self._special_texts = {token.content for token in engine.added.values() if token.special}
-        self._special_texts |= {*special_tokens.values()}
+        written = "" if template is None else template.text
+        self._turn_ends = {text for text in TURN_ENDS if text in written}
+        self._special_texts = {*special_tokens.values(), *self._turn_ends}
+        for token in engine.added.values():
+            if token.content in self._special_texts and not token.special:
+                # So that it, too, can be read as ordinary text in a message.
+                engine.add(AddedToken(token.content, normalized=token.normalized, special=True))
+            if token.special:
+                self._special_texts.add(token.content)
         self._special_ids = {
             self._vocabulary[text] for text in self._special_texts if text in self._vocabulary
         }
@@ -133,36 +142,29 @@ class Tokenizer:
 
     def _find_end_ids(self) -> tuple[int, ...]:
         """Every id that ends a turn: by tokenizer, generation config, config and chat template."""
-        found: list[int] = []
+        found: dict[int, str] = {}
         if (eos := self.special_tokens.get("eos_token")) is not None:
-            if eos not in self._vocabulary:
-                raise UserError(
-                    f"{self.folder}: eos_token {eos!r} is not in the tokenizer's vocabulary."
-                )
-            found.append(self._vocabulary[eos])
+            found[self._vocabulary.get(eos, -1)] = f"{self.folder}: eos_token {eos!r}"
         for name in ("generation_config.json", "config.json"):
             path = self.folder / name
             declared: Any = read_json(path).get("eos_token_id") if path.is_file() else None
             if declared == []:
                 raise UserError(f"{path}: eos_token_id lists nothing; give an id, or leave it out.")
             for i in declared if isinstance(declared, list) else [declared]:
-                if i is None:
-                    continue
-                if isinstance(i, bool) or not isinstance(i, int) or i not in self._names:
-                    raise UserError(
-                        f"{path}: eos_token_id {i!r} is not in the tokenizer's vocabulary."
-                    )
-                found.append(i)
-        if self._template is not None:
-            texts = [text for text in TURN_ENDS if text in self._template.text]
-            found += [self._vocabulary[text] for text in texts if text in self._vocabulary]
-        for i in found:
+                if i is not None:
+                    valid = isinstance(i, int) and not isinstance(i, bool)
+                    found.setdefault(i if valid else -1, f"{path}: eos_token_id {i!r}")
+        for text in sorted(self._turn_ends & self._vocabulary.keys(), key=TURN_ENDS.index):
+            found.setdefault(self._vocabulary[text], f"{self.folder}: {text!r}")
+        for i, source in found.items():
+            if i not in self._names:
+                raise UserError(f"{source} is not in the tokenizer's vocabulary.")
             if i >= self._rows:
                 raise UserError(
-                    f"{self.folder}: token {i} ends a turn, but the embedding has {self._rows} "
+                    f"{source} is token {i} and ends a turn, but the embedding has {self._rows} "
                     "rows; tokenizer and weights do not belong together."
                 )
-        return tuple(dict.fromkeys(found))
+        return tuple(found)
 
 
 def load_tokenizer(folder: Path, rows: int | None = None) -> Tokenizer:

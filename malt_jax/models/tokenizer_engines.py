@@ -83,7 +83,7 @@ class SentencePieceEngine:
 
     def __init__(self, path: Path, config: dict[str, Any]):
         from sentencepiece import SentencePieceProcessor
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
         proto = ModelProto.FromString(path.read_bytes())
         check_growth(_longest_replacement(proto.normalizer_spec.precompiled_charsmap),

@@ -110,7 +110,8 @@ def _read(
 ) -> jax.Array:
     seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
-    def values(index: tuple[slice, ...]) -> np.ndarray:
+    def values(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         # Devices that hold the same slice share one read.
         key = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
         if key not in seen:
@@ -146,8 +147,8 @@ def _check_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Mapping[Any, 
             f"{checkpoint.folder}: {len(missing)} tensors of this {spec.family} model are missing, "
             f"first {missing[0]}; download the checkpoint again."
         )
-    extra = checkpoint.names - expected - ({HEAD} if spec.tied else set())
-    extra = sorted(name for name in extra if not name.endswith(IGNORED))
+    others = checkpoint.names - expected - ({HEAD} if spec.tied else set())
+    extra = sorted(name for name in others if not name.endswith(IGNORED))
     if extra:
         raise UserError(
             f"{checkpoint.place(extra[0])} is no part of the {spec.family} model that config.json "

@@ -77,7 +77,7 @@ class Device:
         adapter, structure = jax.tree.flatten(weights.adapter)
         dtypes = frozenset(x.dtype for x in jax.tree.leaves(weights.params))
         self._like = (structure, dtypes, *((x.shape, x.dtype) for x in adapter))
-        """What an executable depends on beside the shapes of caches and calls."""
+        """What an executable depends on, besides the shapes of caches and calls."""
 
     def prefill(self, call: CopyCall | PrefillCall) -> None:
         """Copies shared prefixes, or computes chunks of prompts."""
