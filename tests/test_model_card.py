@@ -161,8 +161,8 @@ class Exported:
             task=tiny.LUCK,
             adapters=self.weights,
             sampler=self.sampler,
-        ).records
-        return {role: node["completion"] for role, node in zip(ROLES, tree["nodes"], strict=True)}
+        ).trees
+        return {node.role: node.completion for node in tree.nodes}
 
 
 def base_folder(folder: Path, chat: bool) -> Path:

@@ -345,6 +345,13 @@ def test_pickles_are_never_opened(name, tmp_path):
     refused(tmp_path, name, "pickle", "safetensors")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_git_lfs_pointer_is_called_one(name, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (checkpoint(tmp_path) / name).write_bytes(pointer)
+    refused(tmp_path, name, "Git LFS pointer", "git lfs pull")
+
+
 def test_a_folder_without_weights_config_or_existence_is_refused(tmp_path):
     refused(tmp_path / "nowhere", "nowhere", "no such folder")
     refused(tmp_path, "config.json")

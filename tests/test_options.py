@@ -56,7 +56,7 @@ from malt_jax.training.saver import MemorySaver
 from malt_jax.training.step import init_state, train_step
 from malt_jax.training.weights import initial_weights
 from malt_jax.tree.prompts import render
-from malt_jax.tree.roles import make_pipeline
+from malt_jax.tree.roles import make_chain
 
 NO_EFFECT_YET = {"sampler.attention": "there is one attention path until another kernel is added"}
 
@@ -148,7 +148,7 @@ def drawn_forest() -> Any:
 def overflowing_prompt(made: Config, folder: Path) -> str:
     """The prompt after a turn that leaves too little room, or its refusal."""
     tokenizer = tiny_model().tokenizer
-    role = make_pipeline(made.pipeline, load_task(made).templates).roles[1]
+    role = make_chain(made.pipeline, load_task(made).templates).roles[1]
     try:
         return render(
             role.template,
@@ -429,7 +429,7 @@ def systems(made: Config, folder: Path) -> Any:
 def speakers(made: Config, folder: Path) -> Any:
     """The roles of each built-in system: which turns answer decides who may come last."""
     templates = load_task(made).templates
-    pipeline = make_pipeline(made.pipeline, templates)
+    pipeline = make_chain(made.pipeline, templates)
     return [
         [(turn.role.name, turn.policy) for turn in system.turns]
         for system in make_systems(made.eval, pipeline, templates)

@@ -28,7 +28,7 @@ from malt_jax.planning.compiler import measure, product_flops, total_bytes
 from malt_jax.planning.hlo import collectives
 from malt_jax.planning.hours import executions, stages
 from malt_jax.planning.needs import count_needs
-from malt_jax.planning.plan import count_parameters, lay_out, plan_run
+from malt_jax.planning.plan import count_parameters, lay_out, measured, plan_run
 from malt_jax.planning.specs import find_spec
 from malt_jax.planning.table import tables
 from malt_jax.planning.work import Assumptions, count_work
@@ -148,7 +148,8 @@ def test_a_plan_without_a_compiler_is_plain_data_and_fits_a_large_chip(small):
     settings, spec = small
     plan = plan_run(settings, spec, Target("h100:1", CHIPS["h100"], 1, None))
     assert json.loads(json.dumps(plan)) == plan
-    assert plan["fits"] and not plan["compiled"]
+    assert plan["fits"] and all(program["fits"] for program in plan["programs"])
+    assert not plan["compiled"]
     names = [program["name"] for program in plan["programs"]]
     sampling = ["fork", "prefill 8", "prefill 32", "decode"]
     assert names == [*sampling, "sft step", "dpo step", "reference"]
@@ -174,16 +175,18 @@ def test_what_does_not_fit_names_a_setting_with_which_it_does(small):
     rows = ["--sampler.memory-gb", "1", "--sampler.rows", "4096"]
     settings = config.from_dict({**tiny.SMALL, "model": {"path": settings.model.path}}, rows)
 
+    def target(memory: int) -> Target:
+        return Target("tiny", replace(CHIPS["h100"], memory=memory), 1, None)
+
     def decode(settings, memory: int) -> dict:
-        target = Target("tiny", replace(CHIPS["h100"], memory=memory), 1, None)
-        plan = plan_run(settings, spec, target)
-        found = next(program for program in plan["programs"] if program["name"] == "decode")
-        assert plan["fits"] == all(program["fits"] for program in plan["programs"])
-        return found
+        run = lay_out(settings, spec, target(memory), Assumptions())
+        return measured(run, [p for p in run.programs if p.name == "decode"], False)[0]
 
     enough = decode(settings, 1 << 40)["total_bytes"]
-    refused = decode(settings, enough - 1)
+    plan = plan_run(settings, spec, target(enough - 1))
+    refused = next(program for program in plan["programs"] if program["name"] == "decode")
     assert not refused["fits"] and refused["instead"] == "sampler.rows: 64"
+    assert plan["fits"] is False
     settings = config.from_dict(to_dict(settings), ["--sampler.rows", "64"])
     assert decode(settings, enough - 1)["fits"]
 

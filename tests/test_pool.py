@@ -13,7 +13,6 @@ import cli_run
 from malt_jax import cli
 from malt_jax.storage import manifest
 
-
 TRUST = "--trust-task-code"
 """The task of these runs is the tests' own code."""
 

@@ -15,11 +15,13 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.reading import to_dict
-from malt_jax.config.run import Config, with_defaults
+from malt_jax.config.run import Config, load, with_defaults
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.storage import manifest, mirror, signals
@@ -364,6 +366,17 @@ def test_a_run_begun_before_a_field_existed_is_refused_for_another_value(tmp_pat
         assert "pipeline.roles.1.temperature was " in str(refusal.value)
         assert "and is now 0.123" in str(refusal.value)
         assert ("rounds was 1 and is now 3" in str(refusal.value)) == (now["rounds"] == 3)
+
+
+def test_a_run_begun_by_the_first_release_is_continued(tmp_path):
+    """Its config.yaml, as commit 0db4435 wrote it for `malt run --config quickstart`."""
+    saved = yaml.safe_load((Path(__file__).parent / "config_0db4435.yaml").read_bytes())
+    RunDir.open(tmp_path / "run", saved, "malt run").close()
+    now = to_dict(load("quickstart", ["--output-dir", str(tmp_path / "run")]))
+    free = CANNOT_CHANGE_RESULTS
+    RunDir.open(tmp_path / "run", now, "malt run", free=free, complete=with_defaults).close()
+    with pytest.raises(UserError, match="seed was 0 and is now 1"):
+        RunDir.check(tmp_path / "run", now | {"seed": 1}, free=free, complete=with_defaults)
 
 
 def test_a_run_with_a_field_that_no_longer_exists_is_refused_by_name(tmp_path):

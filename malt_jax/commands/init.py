@@ -78,7 +78,6 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
     found = get_task(task, allow_code=True)
-    place = shlex.quote(one_line(str(output or "FILE.yaml")))
     values: dict[str, Any] = {
         "model.path": model,
         "task.name": task,
@@ -87,7 +86,7 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
     if task == "custom":
         values |= {"task.train_path": "train.csv", "task.eval_path": "eval.csv",
                    "task.grader": "number"}  # fmt: skip
-    place = one_line(str(output or "FILE.yaml"))
+    place = shlex.quote(one_line(str(output or "FILE.yaml")))
     header = [
         one_line(f"{found.name}: {found.description}"),
         "",

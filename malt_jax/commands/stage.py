@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import open_session, print_table
@@ -73,7 +73,7 @@ def _perform(session: Session, name: str) -> Results | None:
             session.progress.note(f"report: {session.run.report}")
         if name == "report" and session.run.results.exists():
             results = json.loads(session.run.results.read_text())
-        return results if isinstance(results, dict) else None
+        return cast("Results | None", results)
     return None
 
 

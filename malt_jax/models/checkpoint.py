@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from malt_jax.errors import UserError
-from malt_jax.models.hf_config import read_json
+from malt_jax.models.hf_config import read_json, unreadable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -89,9 +89,7 @@ def _open(path: Path) -> Iterator[tuple[str, Any]]:
         names = list(file.keys())
         views = [(name, file.get_slice(name)) for name in names]
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error}); download the checkpoint again."
-        ) from error
+        raise unreadable(path, f"not a whole safetensors file ({error})") from error
     for name, view in views:
         if view.get_dtype() not in STORED_DTYPES:
             raise UserError(

@@ -72,10 +72,21 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: could not be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}; download the checkpoint again.") from error
+        raise unreadable(path, f"not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     return data
+
+
+def unreadable(path: Path, finding: str) -> UserError:
+    """The refusal of a checkpoint's file that is not what its name says."""
+    with open(path, "rb") as file:
+        start = file.read(32)
+    if start.startswith(b"version https://git-lfs"):
+        return UserError(
+            f"{path}: a Git LFS pointer, not the file itself; fetch the file with git lfs pull."
+        )
+    return UserError(f"{path}: {finding}; download the checkpoint again.")
 
 
 class _Fields:
@@ -90,20 +101,21 @@ class _Fields:
     def has(self, key: str) -> bool:
         return self.data.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None, largest: int = 1 << 24) -> int:
+    def _value(self, key: str, default: Any) -> Any:
         value = self.data.get(key)
         value = default if value is None else value
         if value is None:
             raise self.refuse(key, "is missing")
+        return value
+
+    def integer(self, key: str, default: int | None = None, largest: int = 1 << 24) -> int:
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
             raise self.refuse(key, f"= {show(value)}: expected a whole number from 1 to {largest}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise self.refuse(key, "is missing")
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(key, f"= {show(value)}: expected a number")
         if not 0 < value < 1e30 or not math.isfinite(value):
@@ -111,8 +123,7 @@ class _Fields:
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        value = self.data.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.refuse(key, f"= {show(value)}: expected true or false")
         return value

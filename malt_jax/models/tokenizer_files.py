@@ -17,7 +17,7 @@ import tokenizers
 from malt_jax.checks import show
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatTemplate
-from malt_jax.models.hf_config import MAX_BYTES, read_json
+from malt_jax.models.hf_config import MAX_BYTES, read_json, unreadable
 from malt_jax.models.tokenizer_engines import Engine, JsonEngine, SentencePieceEngine
 from malt_jax.models.tokenizer_probe import compare
 
@@ -38,9 +38,7 @@ def open_tokenizer(folder: Path) -> Engine:
         raise
     except Exception as error:  # parsers in several languages, each with its own exceptions
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{folder}: the tokenizer could not be read ({first}); download the checkpoint again."
-        ) from error
+        raise unreadable(path, f"the tokenizer could not be read ({first})") from error
     longest = max(map(len, engine.vocabulary), default=0)
     if not longest:
         raise UserError(f"{folder}: the tokenizer has no token; download the checkpoint again.")
