@@ -38,14 +38,14 @@ from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
 from malt_jax.tree.prompts import Overflow
-from malt_jax.tree.roles import Pipeline, PipelineConfig, make_pipeline
+from malt_jax.tree.roles import Chain, PipelineConfig, make_chain
 from malt_jax.tree.values import Backup, value_forest
 
 
 def search(
     model: Model,
     questions: Sequence[Question],
-    pipeline: Pipeline | PipelineConfig | None = None,
+    pipeline: Chain | PipelineConfig | None = None,
     *,
     task: Task | str = "gsm8k",
     adapters: Mapping[str, Any] | None = None,
@@ -67,8 +67,8 @@ def search(
     level before it is sampled.
     """
     task = get_task(task) if isinstance(task, str) else task
-    if not isinstance(pipeline, Pipeline):
-        pipeline = make_pipeline(pipeline, task.templates)
+    if not isinstance(pipeline, Chain):
+        pipeline = make_chain(pipeline, task.templates)
     # Section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n critiques
     # v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.

@@ -30,7 +30,7 @@ def open_progress(quiet: bool = False, command: str = "run") -> Progress:
 
 
 @dataclass
-class Task:
+class StageProgress:
     """How far a stage is."""
 
     stage: str
@@ -55,7 +55,7 @@ class Progress:
         self.quiet = quiet
         self.clock = clock
         self.started = clock()
-        self.task: Task | None = None
+        self.task: StageProgress | None = None
         self._source: Source = dict
         self._last_line = -EVERY
 
@@ -73,7 +73,7 @@ class Progress:
         now = self.clock()
         new = self.task is None or self.task.stage != stage
         if self.task is None or new:
-            self.task = Task(stage, done, total, now, done)
+            self.task = StageProgress(stage, done, total, now, done)
         self.task.done, self.task.total = done, total
         self.task.numbers.update(numbers)
         self._show(self.task, now, always=new or done >= total)
@@ -110,7 +110,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _show(self, task: Task, now: float, always: bool) -> None:
+    def _show(self, task: StageProgress, now: float, always: bool) -> None:
         if self.quiet or not (always or now - self._last_line >= EVERY):
             return
         self._last_line = now
@@ -169,7 +169,7 @@ class Dashboard(Progress):
     def close(self) -> None:
         self._live.stop()
 
-    def _show(self, task: Task, now: float, always: bool) -> None:
+    def _show(self, task: StageProgress, now: float, always: bool) -> None:
         """Does nothing, because the panel is drawn four times per second anyway."""
 
 

@@ -39,7 +39,7 @@ from malt_jax.evaluation.systems import make_systems
 from malt_jax.models.hub import local_folder
 from malt_jax.models.model import load_model
 from malt_jax.planning.chips import CHIPS, Target
-from malt_jax.planning.plan import settle
+from malt_jax.planning.plan import lay_out
 from malt_jax.planning.work import Assumptions
 from malt_jax.progress import Progress, open_progress
 from malt_jax.sampling import memory
@@ -56,7 +56,7 @@ from malt_jax.training.saver import MemorySaver
 from malt_jax.training.step import init_state, train_step
 from malt_jax.training.weights import initial_weights
 from malt_jax.tree.prompts import render
-from malt_jax.tree.roles import make_pipeline
+from malt_jax.tree.roles import make_chain
 
 NO_EFFECT_YET = {"sampler.attention": "there is one attention path until another kernel is added"}
 
@@ -148,7 +148,7 @@ def drawn_forest() -> Any:
 def overflowing_prompt(made: Config, folder: Path) -> str:
     """The prompt after a turn that leaves too little room, or its refusal."""
     tokenizer = tiny_model().tokenizer
-    role = make_pipeline(made.pipeline, load_task(made).templates).roles[1]
+    role = make_chain(made.pipeline, load_task(made).templates).roles[1]
     try:
         return render(
             role.template,
@@ -302,7 +302,7 @@ def placement(made: Config, folder: Path) -> Any:
     """The programs on eight chips: mesh, batch sizes, and each argument's shape and sharding."""
     session = shared_session()
     spec = session.model.spec
-    setting = settle(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
+    setting = lay_out(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
     programs = [
         (program.name, program.shape, described(program.build(spec.num_layers)))
         for program in setting.programs
@@ -322,7 +322,7 @@ def described(program: tuple[Callable, tuple[Any, ...]]) -> str:
 def decode_chunk(made: Config, folder: Path) -> Any:
     """The traced decode program."""
     spec = shared_session().model.spec
-    setting = settle(made, spec, Target("one", CHIPS["v5e"], 1, None), Assumptions())
+    setting = lay_out(made, spec, Target("one", CHIPS["v5e"], 1, None), Assumptions())
     (decode,) = (program for program in setting.programs if program.name == "decode")
     function, arguments = decode.build(1)
     return str(jax.make_jaxpr(function)(*arguments))
@@ -429,7 +429,7 @@ def systems(made: Config, folder: Path) -> Any:
 def speakers(made: Config, folder: Path) -> Any:
     """The roles of each built-in system: which turns answer decides who may come last."""
     templates = load_task(made).templates
-    pipeline = make_pipeline(made.pipeline, templates)
+    pipeline = make_chain(made.pipeline, templates)
     return [
         [(turn.role.name, turn.policy) for turn in system.turns]
         for system in make_systems(made.eval, pipeline, templates)

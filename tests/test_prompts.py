@@ -8,7 +8,7 @@ from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tree.keys import draw_order, node_key
 from malt_jax.tree.prompts import fill, render
-from malt_jax.tree.roles import abbreviations, make_pipeline
+from malt_jax.tree.roles import abbreviations, make_chain
 
 
 class Characters:
@@ -61,7 +61,7 @@ def test_ids_are_paths_of_shortest_distinct_names():
     assert abbreviations(["generator", "verifier", "refiner"]) == ["g", "v", "r"]
     assert abbreviations(["reader", "refiner"]) == ["rea", "ref"]
     roles = tuple(RoleConfig(n) for n in ("generator", "verifier", "refiner"))
-    pipeline = make_pipeline(PipelineConfig(roles), {n.name: "{question}" for n in roles})
+    pipeline = make_chain(PipelineConfig(roles), {n.name: "{question}" for n in roles})
     assert pipeline.node_id("Q17", (2, 0, 1)) == "Q17/g2/v0/r1"
     assert pipeline.calls == 39
 
@@ -69,9 +69,9 @@ def test_ids_are_paths_of_shortest_distinct_names():
 def test_a_template_may_only_name_the_question_and_earlier_turns():
     roles = (RoleConfig("generator", template="{question} {verifier}"), RoleConfig("verifier"))
     with pytest.raises(UserError, match=r"roles\.0\.template: \{verifier\}"):
-        make_pipeline(PipelineConfig(roles), {"verifier": "{question}"})
+        make_chain(PipelineConfig(roles), {"verifier": "{question}"})
     with pytest.raises(UserError, match="no template for a role named 'poet'"):
-        make_pipeline(PipelineConfig((RoleConfig("poet"),)), {"generator": ""})
+        make_chain(PipelineConfig((RoleConfig("poet"),)), {"generator": ""})
 
 
 def test_keys_depend_on_seed_and_path_alone():
@@ -86,7 +86,7 @@ def test_keys_depend_on_seed_and_path_alone():
 @pytest.mark.parametrize("template", ["hello=", "{ question }", "{{question}}", "{{ question }}"])
 def test_a_first_role_that_is_not_told_the_question_is_refused(template):
     with pytest.raises(UserError, match=r"pipeline\.roles\.0\.template"):
-        make_pipeline(PipelineConfig((RoleConfig("a", template),)), {})
+        make_chain(PipelineConfig((RoleConfig("a", template),)), {})
 
 
 def test_a_placeholder_is_the_exact_name_of_a_role():

@@ -19,7 +19,7 @@ from malt_jax.sampling.request import Completion
 from malt_jax.storage.jsonl import encode
 from malt_jax.tasks.base import Grade, Question
 from malt_jax.tree.policies import POLICIES
-from malt_jax.tree.roles import make_pipeline
+from malt_jax.tree.roles import make_chain
 
 TEMPLATES = {
     "generator": "G {question}",
@@ -33,7 +33,7 @@ ROLES = (
     RoleConfig("verifier", answers=False),
     RoleConfig("refiner"),
 )
-PIPELINE = make_pipeline(PipelineConfig(ROLES), TEMPLATES)
+PIPELINE = make_chain(PipelineConfig(ROLES), TEMPLATES)
 QUESTIONS = [Question(f"q{i}", f"<{i}>", str(i)) for i in range(3)]
 
 
@@ -272,7 +272,7 @@ def test_a_role_may_have_the_name_of_a_further_turn():
         RoleConfig("judge", template="J {question} {critic}"),
         RoleConfig("debate", template="B {question} {judge}"),
     )
-    pipeline = make_pipeline(PipelineConfig(roles), {**TEMPLATES, "judge": "other"})
+    pipeline = make_chain(PipelineConfig(roles), {**TEMPLATES, "judge": "other"})
     systems = make_systems(EvalConfig(), pipeline, {**TEMPLATES, "judge": "other"})
     assert "debate" not in {system.name for system in systems}
     said = [turn.role for system in systems for turn in system.turns]

@@ -122,7 +122,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def _pipeline(job: dict[str, Any]) -> Any:
     from malt_jax.config.pipeline import PipelineConfig, RoleConfig
     from malt_jax.tasks import gsm8k
-    from malt_jax.tree.roles import make_pipeline
+    from malt_jax.tree.roles import make_chain
 
     drawn = {
         "branch": job["branch"],
@@ -130,7 +130,7 @@ def _pipeline(job: dict[str, Any]) -> Any:
         "max_new_tokens": job["max_new_tokens"],
     }
     roles = tuple(RoleConfig(name, **drawn) for name in ("generator", "verifier", "refiner"))
-    return make_pipeline(PipelineConfig(roles=roles), gsm8k.task().templates)
+    return make_chain(PipelineConfig(roles=roles), gsm8k.task().templates)
 
 
 def main() -> None:

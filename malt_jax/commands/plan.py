@@ -48,7 +48,7 @@ COMMAND = Command(
     options=(
         Option("--topology", "A TPU slice such as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
         Option("--whole", "Compile all layers; by default 2 and 3 layers, extended to all."),
-        Option("--json", "Print one JSON object after the tables, as the last line."),
+        Option("--json", "Print one JSON object as the last line."),
     ),
     fields=(
         "model.path",

@@ -18,7 +18,7 @@ from malt_jax.config.evaluation import MAX_SYSTEM_NAME, EvalConfig, SystemConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
 from malt_jax.tree.policies import BASE, POLICIES, SFT, STAR, TRAINED
-from malt_jax.tree.roles import Pipeline, Role
+from malt_jax.tree.roles import Chain, Role
 
 FURTHER_TURNS = ("retry", "debate", "judge")
 DEBATERS = 3
@@ -54,7 +54,7 @@ class System:
 
 def make_systems(
     config: EvalConfig,
-    pipeline: Pipeline,
+    pipeline: Chain,
     templates: Mapping[str, str],
     variants: Sequence[System] = (),
 ) -> list[System]:
@@ -91,7 +91,7 @@ def make_systems(
     ]
 
 
-def standard_systems(pipeline: Pipeline, templates: Mapping[str, str]) -> list[SystemConfig]:
+def standard_systems(pipeline: Chain, templates: Mapping[str, str]) -> list[SystemConfig]:
     """Every system of the publication that this pipeline and the task's templates allow."""
     names = [role.name for role in pipeline.roles]
     first = names[0]
@@ -121,7 +121,7 @@ def _chain(roles: Sequence[str], policy: str) -> tuple[str, ...]:
     return tuple(f"{role}:{policy}" for role in roles)
 
 
-def _role_removals(pipeline: Pipeline, judge: bool) -> Iterator[SystemConfig]:
+def _role_removals(pipeline: Chain, judge: bool) -> Iterator[SystemConfig]:
     """The trained first role alone, and the chain with each later role removed in turn.
 
     A chain that ends with a role that does not answer ends with the judge's turn instead where the
@@ -146,7 +146,7 @@ def _role_removals(pipeline: Pipeline, judge: bool) -> Iterator[SystemConfig]:
         yield SystemConfig(f"malt-{name}", _chain(roles, TRAINED), label)
 
 
-def speaker(name: str, pipeline: Pipeline) -> Role:
+def speaker(name: str, pipeline: Chain) -> Role:
     """The role whose weights and settings a turn uses: its own, or that of a further turn."""
     for role in pipeline.roles:
         if role.name == name:
@@ -156,7 +156,7 @@ def speaker(name: str, pipeline: Pipeline) -> Role:
 
 
 def _system(
-    entry: SystemConfig, pipeline: Pipeline, templates: Mapping[str, str], where: str
+    entry: SystemConfig, pipeline: Chain, templates: Mapping[str, str], where: str
 ) -> System:
     chain, agents = entry.chain, 1
     if len(chain) == 1 and chain[0].startswith("debate:"):
@@ -170,7 +170,7 @@ def _system(
     return System(entry.name, label, turns, entry.votes, max(entry.votes), agents)
 
 
-def _turn(text: str, pipeline: Pipeline, templates: Mapping[str, str], where: str) -> ChainTurn:
+def _turn(text: str, pipeline: Chain, templates: Mapping[str, str], where: str) -> ChainTurn:
     name, _, policy = text.partition(":")
     if policy not in POLICIES:
         raise UserError(

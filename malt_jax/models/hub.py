@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
 
+LFS_POINTER = b"version https://git-lfs"
 EMBEDDED = "quickstart"
 """The name of the tiny model in the package."""
 
@@ -29,11 +31,26 @@ def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[
             raise UserError(f"{folder}: no config.json, so not a Hugging Face checkpoint.")
         if revision is not None:
             raise UserError(f"{folder}: a local folder has no revision {revision!r}; leave it out.")
+        _refuse_lfs_pointers(folder)
         return folder, None
     name = os.fspath(path)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or os.path.isdir(folder.parent):
         raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
     return _download(name, revision)
+
+
+def _refuse_lfs_pointers(folder: Path) -> None:
+    """Raises UserError for the small text that git leaves of a large file without git-lfs."""
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")):
+        begins = b""
+        if path.is_file():  # a pipe would block
+            with suppress(OSError), path.open("rb") as file:  # whoever needs it says what is wrong
+                begins = file.read(len(LFS_POINTER))
+        if begins == LFS_POINTER:
+            raise UserError(
+                f"{path}: is a Git LFS pointer and not the file; fetch it with git lfs pull, or "
+                "download the checkpoint again."
+            )
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:

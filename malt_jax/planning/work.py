@@ -114,11 +114,11 @@ def _calls_per_question(config: Config) -> int:
     """Completions per question, over all systems to measure."""
     from malt_jax.evaluation.systems import make_systems
     from malt_jax.tasks import get_task
-    from malt_jax.tree.roles import make_pipeline
+    from malt_jax.tree.roles import make_chain
 
     task = config.task
     templates = get_task(task.name, grader=task.grader, allow_code=task.allow_code).templates
-    systems = make_systems(config.eval, make_pipeline(config.pipeline, templates), templates)
+    systems = make_systems(config.eval, make_chain(config.pipeline, templates), templates)
     return sum(system.draws * system.calls for system in systems)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from malt_jax.tasks.base import Question, Task
     from malt_jax.training.step import Trainable
     from malt_jax.tree.node import Forest
-    from malt_jax.tree.roles import Pipeline
+    from malt_jax.tree.roles import Chain
 
 
 class Session:
@@ -58,10 +58,10 @@ class Session:
         return load_task(self.config)
 
     @cached_property
-    def pipeline(self) -> Pipeline:
-        from malt_jax.tree.roles import make_pipeline
+    def pipeline(self) -> Chain:
+        from malt_jax.tree.roles import make_chain
 
-        return make_pipeline(self.config.pipeline, self.task.templates)
+        return make_chain(self.config.pipeline, self.task.templates)
 
     @cached_property
     def train_questions(self) -> list[Question]:

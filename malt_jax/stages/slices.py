@@ -28,7 +28,7 @@ from malt_jax.tree.node import Tree
 
 if TYPE_CHECKING:
     from malt_jax.tasks.base import Question
-    from malt_jax.tree.roles import Pipeline
+    from malt_jax.tree.roles import Chain
 
 MAY_DIFFER = CANNOT_CHANGE_RESULTS | {
     *("search.shard", "data", "train", "eval", "export", "ablations", "rounds", "sharing"),
@@ -141,7 +141,7 @@ def check_trees(session: Session, slices: Sequence[Slice]) -> None:
         )
 
 
-def _check_tree(tree: Tree, question: Question | None, pipeline: Pipeline) -> None:
+def _check_tree(tree: Tree, question: Question | None, pipeline: Chain) -> None:
     """Raises ValueError for a tree that this run could not have grown for the question."""
     wanted = question.id if question else "nothing"
     if tree.question_id != wanted:

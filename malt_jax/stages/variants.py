@@ -16,7 +16,7 @@ from malt_jax.evaluation.systems import System, make_systems
 from malt_jax.stages.names import label_stage, search_stage, train_stage
 from malt_jax.stages.session import Session
 from malt_jax.tree.policies import STAR, TRAINED
-from malt_jax.tree.roles import make_pipeline
+from malt_jax.tree.roles import make_chain
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> V
         other = reading.build(Config, data)
         if _measured_on(other) != _measured_on(config):
             raise UserError("it would be measured on other questions; leave those of eval alone.")
-        pipeline = make_pipeline(other.pipeline, templates)
+        pipeline = make_chain(other.pipeline, templates)
         systems = make_systems(other.eval, pipeline, templates)
     except UserError as error:
         raise UserError(f"ablations.{ablation.name}: {error}") from None

@@ -16,7 +16,7 @@ from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, Prompt, render
-from malt_jax.tree.roles import Pipeline, Role
+from malt_jax.tree.roles import Chain, Role
 
 if TYPE_CHECKING:
     from malt_jax.models.model import Model
@@ -37,7 +37,7 @@ def expand(
     model: Model,
     sampler: Sampler,
     questions: Sequence[Question],
-    pipeline: Pipeline,
+    pipeline: Chain,
     *,
     adapters: Mapping[str, Any],
     seed: int,
@@ -114,7 +114,7 @@ def completion_text(completion: Completion, end_ids: Sequence[int], tokenizer: A
 
 
 def _prompt(
-    role: Role, prefix: Prefix, pipeline: Pipeline, tokenizer: Any, room: int, overflow: Overflow
+    role: Role, prefix: Prefix, pipeline: Chain, tokenizer: Any, room: int, overflow: Overflow
 ) -> Prompt:
     where = f"{pipeline.node_id(prefix.question.id, prefix.path)}, {role.name}"
     text = prefix.question.text
@@ -124,7 +124,7 @@ def _prompt(
 
 
 def _sibling_keys(
-    role: Role, prefix: Prefix, pipeline: Pipeline, seed: int, round: int | str
+    role: Role, prefix: Prefix, pipeline: Chain, seed: int, round: int | str
 ) -> np.ndarray:
     """One random key per sibling, uint32 `[n, 2]`."""
     ids = [
@@ -140,7 +140,7 @@ def _node(
     path: tuple[int, ...],
     prompt: Prompt,
     completion: Completion,
-    pipeline: Pipeline,
+    pipeline: Chain,
     tokenizer: Any,
 ) -> Node:
     return Node(

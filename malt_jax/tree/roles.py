@@ -24,7 +24,7 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Chain:
     """A chain of roles; the published one is generator -> verifier -> refiner."""
 
     roles: tuple[Role, ...]
@@ -44,7 +44,7 @@ class Pipeline:
         return "/".join([question_id, *(f"{s}{i}" for s, i in zip(short, path, strict=False))])
 
 
-def make_pipeline(config: PipelineConfig | None, templates: Mapping[str, str]) -> Pipeline:
+def make_chain(config: PipelineConfig | None, templates: Mapping[str, str]) -> Chain:
     """The configured chain, by default the published one.
 
     A role without a template of its own takes the task's template for its name.
@@ -75,7 +75,7 @@ def make_pipeline(config: PipelineConfig | None, templates: Mapping[str, str]) -
                 "know what is asked; add it."
             )
         roles.append(Role(role, template))
-    return Pipeline(tuple(roles))
+    return Chain(tuple(roles))
 
 
 def abbreviations(names: Sequence[str]) -> list[str]:

@@ -146,6 +146,6 @@ FILES = (
     case(
         "questions: an object over many lines", file("q.json", json.dumps(ROWS[0], indent=1)), "jq"
     ),
-    case("questions: a page of a website", file("q.jsonl", "<!DOCTYPE html>\n<p>"), "line 1"),
+    case("questions: a page of a website", file("q.jsonl", "<!DOCTYPE html>\n<p>"), "web page"),
     case("questions: a zip file", file("q.csv", b"PK\x03\x04" + bytes(40)), "q.csv"),
 )
