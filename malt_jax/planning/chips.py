@@ -109,6 +109,7 @@ def _at_hand() -> Target:
     known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
     known["h100"] = "h100"
     name = next((chip for word, chip in known.items() if word in kind), None)
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none of its own
+    # A process can ask only its own devices, and a CPU has no memory of its own.
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     chip = CHIPS[name] if name else Chip(kind, devices[0].platform, memory, None, None)
     return Target(f"{len(devices)} x {kind}", chip, len(devices), devices)
