@@ -19,6 +19,7 @@ from malt_jax.sampling.request import Request
 from malt_jax.stages.names import trained_stage
 from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
+from malt_jax.stages.trust import check_trust
 from malt_jax.storage.manifest import stage_done
 from malt_jax.storage.rundir import RunDir
 from malt_jax.tree.expand import completion_text, sampling_params
@@ -76,10 +77,15 @@ class Pipeline:
         self._policies = policies_after(session, session.config.rounds - 1)
 
     @classmethod
-    def load(cls, run: str | os.PathLike) -> Pipeline:
-        """The pipeline of a run whose training is finished; reads the run, writes nothing."""
+    def load(cls, run: str | os.PathLike, *, trust_task_code: bool = False) -> Pipeline:
+        """The pipeline of a run whose training is finished; reads the run, writes nothing.
+
+        A run that somebody else made may name a Python module as its task, which is imported only
+        with `trust_task_code`.
+        """
         directory = RunDir.existing(run)
         made_with = config.from_dict(directory.config)
+        check_trust(made_with, directory.path, trust_task_code, {})
         owed = trained_stage(made_with.rounds - 1)
         if not stage_done(directory, owed):
             raise UserError(

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
-from malt_jax.commands.trust import check_trust
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
 
@@ -17,14 +16,10 @@ if TYPE_CHECKING:
 
 def run(invocation: Invocation) -> None:
     """Answers the question of the command line, or one question per line of standard input."""
-    from malt_jax.config.run import from_dict
     from malt_jax.pipeline import Pipeline
-    from malt_jax.storage.rundir import RunDir
 
     options = invocation.options
-    config = from_dict(RunDir.existing(options.run).config)
-    check_trust(config, options.run, options.trust_task_code, {})
-    pipeline = Pipeline.load(options.run)
+    pipeline = Pipeline.load(options.run, trust_task_code=options.trust_task_code)
     if sys.stderr.isatty():
         print(f"malt: trained on {visible(pipeline.trained_on)}", file=sys.stderr)
     if options.question is not None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
-from malt_jax.commands.trust import check_trust
 from malt_jax.errors import UserError
+from malt_jax.stages.trust import check_trust
 
 if TYPE_CHECKING:
     from malt_jax.config.run import Config

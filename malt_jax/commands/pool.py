@@ -6,7 +6,7 @@ from pathlib import Path
 
 from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
 from malt_jax.commands.launch import print_table
-from malt_jax.commands.trust import check_trust
+from malt_jax.stages.trust import check_trust
 
 
 def run(invocation: Invocation) -> None:

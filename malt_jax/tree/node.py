@@ -152,11 +152,11 @@ class Forest:
 
     @property
     def branches(self) -> tuple[int, ...]:
-        return self.trees[0].branches
+        return self.trees[0].branches if self.trees else ()
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return self.trees[0].roles
+        return self.trees[0].roles if self.trees else ()
 
     @property
     def rewards(self) -> Float[Array, "Q *branches"]:

@@ -22,6 +22,8 @@ def value_forest(
     forest: Forest, backup: Backup = "mean", softness: float = 0.25, threshold: float = 0.5
 ) -> Forest:
     """The forest with the value and the label of every node set from the rewards of its leaves."""
+    if not forest.trees:
+        return forest
     levels = back_up(forest.rewards, backup, softness)
     trees = len(forest.trees)
     values = np.concatenate([np.asarray(level).reshape(trees, -1) for level in levels], axis=1)

@@ -27,8 +27,8 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
         if ":" in name and name not in own:
             raise UserError(
                 f"{place}: its config names the task {show(name)}, which is Python code of whoever "
-                "made the run; if you trust it, add --trust-task-code, or continue your own run "
-                "with its --config."
+                "made the run; if you trust it, add --trust-task-code (in Python "
+                "trust_task_code=True), or continue your own run with its --config."
             )
     if config.task.allow_code and "allow_code" not in said.get("task", {}):
         raise UserError(

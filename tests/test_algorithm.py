@@ -1,0 +1,149 @@
+"""The method as three functions: what they return, and that they are those of a run directory."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import malt_jax as malt
+import tiny
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
+from malt_jax.config.training import SftConfig
+from malt_jax.data.role_data import RoleData
+from malt_jax.tree.node import Forest, Tree
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = PipelineConfig(
+    tuple(
+        RoleConfig(name, branch=2, temperature=1.0, max_new_tokens=8, answers=name != "verifier")
+        for name in ("generator", "verifier", "refiner")
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return malt.load_model(tiny.write_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+@pytest.fixture(scope="module")
+def forest(model):
+    return malt.search(model, tiny.LUCK.load("train", limit=4), PIPELINE, task=tiny.LUCK)
+
+
+def test_the_example_script_is_short_and_runs_the_whole_method():
+    path = ROOT / "scripts" / "method.py"
+    assert len(path.read_text().splitlines()) <= 40
+    spec = importlib.util.spec_from_file_location("method", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    before, after = script.main(train=6, held_out=4)
+    assert 0 <= before <= 1 and 0 <= after <= 1
+
+
+def test_the_page_of_the_method_is_a_page():
+    lines = (ROOT / "malt_jax" / "algorithm.py").read_text().splitlines()
+    assert len(lines) <= 170
+
+
+def test_a_forest_has_the_arrays_of_its_nodes(forest):
+    assert forest.rewards.shape == (4, 2, 2, 2)
+    assert [values.shape for values in forest.values] == [(4, 2), (4, 2, 2), (4, 2, 2, 2)]
+    np.testing.assert_allclose(forest.values[1], forest.rewards.mean(-1), atol=1e-6)
+    tokens, logprobs = forest.tokens(2), forest.logprobs(2)
+    assert tokens.shape == logprobs.shape and tokens.shape[:4] == (4, 2, 2, 2)
+    node = forest.trees[1].nodes[2 + 4 + 3]
+    assert tokens[1, 0, 1, 1][: len(node.token_ids)].tolist() == list(node.token_ids)
+    assert node.id == "train1/g0/v1/r1"
+
+
+def test_a_tree_is_the_same_after_writing_and_reading(forest):
+    for tree in forest.trees:
+        assert Tree.from_record(json.loads(json.dumps(tree.to_record()))) == tree
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda r: r.pop("nodes"),
+        lambda r: r["nodes"].pop(),
+        lambda r: r["nodes"].append(r["nodes"][0]),
+        lambda r: r["nodes"][0].update(parent="elsewhere"),
+        lambda r: r["nodes"][-1].pop("reward"),
+        lambda r: r["nodes"][-1].update(reward=1.5),
+        lambda r: r["nodes"][0].update(reward=1),
+        lambda r: r["nodes"][0].update(token_ids=["a"]),
+        lambda r: r["nodes"][0].update(value="high"),
+        lambda r: r.update(branches=[2, 2]),
+        lambda r: r.update(branches=[2, 2, 10**9]),
+    ],
+)
+def test_a_record_that_is_no_tree_is_refused(forest, damage):
+    record = json.loads(json.dumps(forest.trees[0].to_record()))
+    damage(record)
+    with pytest.raises(ValueError):
+        Tree.from_record(record)
+
+
+def test_a_tree_does_not_depend_on_the_pool_it_is_searched_in(model, forest):
+    questions = tiny.LUCK.load("train", limit=4)
+    alone = malt.search(model, questions[2:3], PIPELINE, task=tiny.LUCK)
+    ours, theirs = forest.trees[2], alone.trees[0]
+    assert [n.token_ids for n in ours.nodes] == [n.token_ids for n in theirs.nodes]
+
+
+def test_training_gives_every_role_the_weights_its_data_asks_for(model, forest):
+    data = malt.label(forest)
+    told = []
+    policies = malt.train(
+        model,
+        data,
+        lora=LoraConfig(rank=4),
+        sft=SftConfig(epochs=1),
+        on_phase=lambda name, outcome: told.append((name, outcome.steps)),
+    )
+    assert set(policies) == {"generator", "verifier", "refiner"}
+    expected = [(r, len(d.sft) > 0) for r, d in data.items()]
+    assert {name for name, _ in told} == {role for role, some in expected if some}
+    phases = [name for name, _ in told]
+    assert phases.count("generator") <= 1  # the published generator learns by SFT only
+    after = malt.search(
+        model, tiny.LUCK.load("eval", limit=1), PIPELINE, task=tiny.LUCK, adapters=policies
+    )
+    assert len(after.trees[0].nodes) == 2 + 4 + 8
+
+
+def test_one_policy_for_all_roles_is_trained_once(model, forest):
+    policies = malt.train(
+        model,
+        malt.label(forest),
+        sharing="shared",
+        lora=LoraConfig(rank=4),
+        sft=SftConfig(epochs=1),
+    )
+    first, *others = policies.values()
+    assert all(other is first for other in others)
+
+
+def test_full_weights_come_back_as_float32_masters_and_can_be_searched_with(tmp_path):
+    folder = tiny.write_model(tmp_path / "model")
+    model = malt.load_model(folder, dtype="bfloat16")
+    questions = tiny.LUCK.load("train", limit=3)
+    data = malt.label(malt.search(model, questions, PIPELINE, task=tiny.LUCK))
+    roles = {role: RoleData(sft=learned.sft) for role, learned in data.items() if learned.sft}
+    start = dict.fromkeys(roles, model.params)
+    policies = malt.train(model, roles, start=start, sft=SftConfig(epochs=1))
+    for weights in policies.values():
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(weights)} == {"float32"}
+    searched = malt.search(model, questions, PIPELINE, task=tiny.LUCK, adapters=policies)
+    assert len(searched.trees) == 3
+
+
+def test_an_empty_pool_is_an_empty_forest(model):
+    assert malt.search(model, [], PIPELINE, task=tiny.LUCK) == Forest([])
