@@ -17,14 +17,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from malt_jax.data.role_data import (
-    PUBLISHED,
-    DataConfig,
-    RoleData,
-    by_policy,
-    policy_name,
-    role_data,
-)
+from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
 from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
@@ -69,8 +62,8 @@ def search(
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
         pipeline = make_chain(pipeline, task.templates)
-    # Section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n critiques
-    # v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
+    # Paper, section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n
+    # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
     forest = expand(
         model,
@@ -83,8 +76,8 @@ def search(
         overflow=overflow,
         on_level=on_level,
     )
-    # Section 3.2. Only outcomes are graded: the fixed extractor T reads the answer of each leaf,
-    # and its reward is 1[T(r_ijk) = a*].
+    # Paper, section 3.2. Only outcomes are rewarded: the fixed extractor T reads the answer of each
+    # leaf, and its reward is 1[T(r_ijk) = a*].
     forest = grade(forest, questions, task.grader)
     # Value iteration backs the rewards up the tree:
     # V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
@@ -96,7 +89,7 @@ def label(
 ) -> dict[str, RoleData]:
     """Each role's SFT examples and DPO pairs.
 
-    Section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` was set with V.
+    Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so.
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
     refiner. `selection` says which examples and which pairs; `seed` draws among the pairs.
@@ -108,7 +101,7 @@ def train(
     model: Model,
     data: Mapping[str, RoleData],
     *,
-    phases: Mapping[str, str] = PUBLISHED,
+    pipeline: PipelineConfig | None = None,
     sharing: str = "adapters",
     lora: LoraConfig | None = None,
     sft: SftConfig | None = None,
@@ -123,16 +116,21 @@ def train(
 ) -> dict[str, Trainable]:
     """Each role's trained weights, one policy after the other over the one resident base.
 
-    Section 3.4. `phases`: what a role learns by, `none`, `sft` or `sft+dpo`; as published, the
-    generator by SFT and the others by SFT and then DPO. `sharing`: by default every role has a LoRA
-    adapter of its own; with `shared` one policy learns from all roles, told apart by their prompts.
-    `start`: weights to continue from, for example those of an earlier round; by default an adapter
-    that changes nothing yet. `saver` keeps the checkpoints of a single phase, and `template` is
-    part of what stored reference log-probabilities are checked against.
+    Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
+    the generator by SFT and the others by SFT and then DPO, which is also what a role learns by
+    that it does not name. `sharing`: by default every role has a LoRA adapter of its own; with
+    `shared` one policy learns from all roles, told apart by their prompts. `start`: weights to
+    continue from, for example those of an earlier round; by default an adapter that changes nothing
+    yet. `saver` keeps the checkpoints of one phase, so it is only for a call that trains one policy
+    in one phase. `template` is hashed into the key of stored reference log-probabilities.
     """
+    phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
     lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
     policies: dict[str, Trainable] = {}
-    for name, learned in by_policy(data, phases, sharing).items():
+    trained = by_policy(data, phases, sharing)
+    if saver and sum(bool(learned.sft) + bool(learned.dpo) for learned in trained.values()) > 1:
+        raise ValueError("a saver keeps one phase of one policy; train them one by one")
+    for name, learned in trained.items():
         policy = (start or {}).get(name)
         if policy is None:
             policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)

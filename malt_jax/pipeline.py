@@ -74,7 +74,7 @@ class Pipeline:
 
     def __init__(self, session: Session):
         self._session = session
-        self._policies = policies_after(session, session.config.rounds - 1)
+        self._policies = policies_after(session, session.config.rounds - 1, keep_all=True)
 
     @classmethod
     def load(cls, run: str | os.PathLike, *, trust_task_code: bool = False) -> Pipeline:

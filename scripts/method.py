@@ -28,7 +28,7 @@ def main(train: int = 150, held_out: int = 100) -> tuple[float, float]:
 
     forest = malt.search(model, task.load("train", limit=train), PIPELINE, task=task)
     data = malt.label(forest)
-    policies = malt.train(model, data, sft=SFT, dpo=DPO)
+    policies = malt.train(model, data, pipeline=PIPELINE, sft=SFT, dpo=DPO)
 
     after = malt.search(model, test, PIPELINE, task=task, adapters=policies)
     return float(before.rewards.mean()), float(after.rewards.mean())

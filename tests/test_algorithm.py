@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,9 @@ import tiny
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.config.training import SftConfig
-from malt_jax.data.role_data import RoleData
+from malt_jax.data.role_data import RoleData, tree_counts
+from malt_jax.tasks.base import Grade
+from malt_jax.training.saver import MemorySaver
 from malt_jax.tree.node import Forest, Tree
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +146,22 @@ def test_full_weights_come_back_as_float32_masters_and_can_be_searched_with(tmp_
         assert {leaf.dtype.name for leaf in jax.tree.leaves(weights)} == {"float32"}
     searched = malt.search(model, questions, PIPELINE, task=tiny.LUCK, adapters=policies)
     assert len(searched.trees) == 3
+
+
+def test_partial_rewards_are_backed_up_and_are_not_all_right(model):
+    class Half(tiny.LuckGrader):
+        def grade(self, texts, questions):
+            return [Grade("1", False, reward=0.25) for _ in texts]
+
+    task = replace(tiny.LUCK, grader=Half())
+    forest = malt.search(model, tiny.LUCK.load("train", limit=2), PIPELINE, task=task)
+    assert np.all(np.asarray(forest.values[0]) == 0.25)
+    assert tree_counts(forest.trees)["mixed"] == 2
+
+
+def test_a_saver_is_for_one_phase_of_one_policy(model, forest):
+    with pytest.raises(ValueError, match="one phase of one policy"):
+        malt.train(model, malt.label(forest), saver=MemorySaver())
 
 
 def test_an_empty_pool_is_an_empty_forest(model):

@@ -115,6 +115,51 @@ def test_files_that_all_blocks_append_to_are_sealed_after_the_last_one(run):
     assert run_cost["seconds"] == sum(cost["seconds"] for cost in costs.values())
 
 
+def test_of_files_that_grow_together_only_a_damaged_one_is_made_again(run):
+    paths = [run.eval("sa"), run.eval("ma")]
+
+    def roll_out():
+        seen = []
+        with journal(run, "eval") as one:
+            files = lambda number, items: {path: {(i,) for i in items} for path in paths}  # noqa: E731
+            for block in one.blocks(ITEMS, 3, files, sealed_apart=False):
+                seen.append({path.name for path, keys in block.missing.items() if keys})
+                for path in paths:
+                    block.append(path, ({"question_id": item} for item in block.items))
+        return seen
+
+    roll_out()
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[:-9])
+    manifest.redo(run, "eval")
+    assert roll_out() == [{"ma.jsonl"}] * 3 and paths[1].read_bytes() == whole
+
+
+def test_the_cost_is_recorded_even_if_the_stop_came_after_the_last_block(run):
+    with graceful_stop(), pytest.raises(RunStopped), journal(run) as one:
+        for block in one.blocks(ITEMS, 7, shard(run)):
+            (path,) = block.missing
+            block.append(path, ({"question_id": item} for item in block.items))
+            signal.raise_signal(signal.SIGTERM)
+    cost = run.path / "cost" / "search-000.json"
+    assert not cost.exists()
+    search_again = []
+    with journal(run, meter=lambda: lambda: {"tokens": 0}) as one:
+        for block in one.blocks(ITEMS, 7, shard(run)):
+            search_again.append(block)
+    assert search_again == [] and json.loads(cost.read_text())["tokens"] == 0
+    assert cost in manifest.sealed_units(run, "search/000")
+
+
+def test_the_cost_of_growing_files_can_be_read_before_the_stage_ends(run):
+    path = run.eval("sa")
+    with journal(run, "eval") as one:
+        files = lambda number, items: {path: {(i,) for i in items}}  # noqa: E731
+        for block in one.blocks(ITEMS, 3, files, sealed_apart=False):
+            block.append(path, ({"question_id": item} for item in block.items))
+        assert "seconds" in json.loads((run.path / "cost" / "eval.json").read_text())
+
+
 def test_what_a_failing_stage_has_written_is_not_sealed(run):
     with pytest.raises(RuntimeError), journal(run, "label/000") as one:
         one.write_json(run.data(0, "counts").with_suffix(".json"), {})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax.config.training import SftConfig
-from malt_jax.data.packing import Segment, Shape, fit, lay, share_prompts
+from malt_jax.data.packing import Segment, Shape, lay, pack_rows, share_prompts
 from malt_jax.training.plan import plan_steps
 from malt_jax.training.step import make_program, policy_logprobs, score_rows, scoring
 from training_model import SPEC, ids, tiny_model
@@ -41,7 +41,7 @@ def _numbered(drawn) -> list[Segment]:
 @given(segments_of)
 def test_rows_hold_every_segment_once_and_never_overflow(drawn):
     segments = _numbered(drawn)
-    rows = fit(segments, 32)
+    rows = pack_rows(segments, 32)
     assert sorted(s.sequences for row in rows for s in row) == [s.sequences for s in segments]
     assert all(sum(s.tokens for s in row) <= 32 for row in rows)
     # First fit: no row could be emptied into an earlier one.
@@ -51,7 +51,7 @@ def test_rows_hold_every_segment_once_and_never_overflow(drawn):
 @given(segments_of)
 def test_each_target_follows_its_source_in_its_own_sequence(drawn):
     segments = _numbered(drawn)
-    packed = fit(segments, 32)
+    packed = pack_rows(segments, 32)
     rows = lay(packed, Shape(len(packed), 32, 32, 32))
     found: dict[int, list[int]] = {}
     for r in range(len(packed)):
@@ -142,7 +142,7 @@ def test_the_plan_reports_its_waste_and_computes_a_shared_prompt_once():
 
 def test_a_segment_too_long_for_a_row_is_refused_and_long_ones_get_rows_of_their_own():
     with pytest.raises(ValueError, match="40 tokens in rows of 32"):
-        fit([Segment((1,) * 30, ((1,) * 10,), (0,))], 32)
+        pack_rows([Segment((1,) * 30, ((1,) * 10,), (0,))], 32)
     rng = np.random.default_rng(0)
     short = [
         [Segment(ids(rng, 8), (ids(rng, 20),), (8 * b + i,)) for i in range(8)] for b in range(200)

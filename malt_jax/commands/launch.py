@@ -52,6 +52,10 @@ def read_config(invocation: Invocation) -> Config:
     return config.load(None, flags)
 
 
+COMPUTES = ("run", "search", "train", "eval", "export")
+"""Commands that compute on devices; a label or a report may run beside a training."""
+
+
 @contextmanager
 def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Session]:
     """A session that is the run's only writer; SIGTERM and Ctrl-C stop it at a safe point.
@@ -72,7 +76,8 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
 
     config, command = read_config(invocation), invocation.command.name
     initialize(config.mesh)
-    devices()  # a device that cannot be used is refused before anything is read
+    if command in COMPUTES:
+        devices()  # a device that cannot be used is refused before anything is read
     if writes() and (reads_input or command == "train"):  # other commands log nothing
         check_tracker(config)
     quiet = config.quiet or not writes()  # of several processes only the first one prints
@@ -83,7 +88,10 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             prompts = new and command != "eval"  # `eval` refuses a new run anyway
             spec, _ = check_input(session, prompts=prompts)
             check_mesh(config, spec)
-            check_room(config, spec, command, new=new)
+            if new or not _finished(config, command):
+                check_room(config, spec, command, new=new)
+        elif command == "train" and not new and not _finished(config, command):
+            check_room(config, check_model(config)[0], command, new=False)
         facts = {"devices": devices()} if new else None
         with RunDir.open(
             config.output_dir,
@@ -106,6 +114,16 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
                 raise
             finally:
                 session.close()
+
+
+def _finished(config: Config, command: str) -> bool:
+    """Whether all stages of a command are done, so that it only reads what there is."""
+    from malt_jax.stages.names import EVAL, REPORT, search_stage, trained_stage
+    from malt_jax.storage.manifest import stage_done
+
+    last = config.rounds - 1
+    stages = {"run": REPORT, "search": search_stage(last), "train": trained_stage(last)}
+    return stage_done(config.output_dir, stages.get(command, EVAL))
 
 
 def look(config: Config, progress: Progress) -> Session:

@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     from malt_jax.config.run import Config
     from malt_jax.models.spec import ModelSpec
 
-KINDS = {"search": ("sampling",), "eval": ("sampling",), "train": ("sft", "dpo")}
-"""The programs of `malt plan` that a command runs; `malt run` runs all of them."""
+KINDS = {
+    "run": ("sampling", "sft", "dpo"),
+    "search": ("sampling",),
+    "eval": ("sampling",),
+    "train": ("sft", "dpo"),
+}
+"""The programs of `malt plan` that a command runs; a command that is not named runs none."""
 
 
 def check_room(config: Config, spec: ModelSpec, command: str, *, new: bool) -> None:
@@ -19,9 +24,11 @@ def check_room(config: Config, spec: ModelSpec, command: str, *, new: bool) -> N
 
     `new`: the run directory holds nothing yet, so that all it will hold must fit on the disk.
     """
+    if command not in KINDS:
+        return
     from malt_jax.planning.needs import count_needs
 
-    needs = count_needs(config, spec, KINDS.get(command, ("sampling", "sft", "dpo")))
+    needs = count_needs(config, spec, KINDS[command])
     check_memory(needs.memory)
     if new and command == "run":
         check_disk(config.output_dir, needs.disk)

@@ -84,7 +84,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-def fit(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
+def pack_rows(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
     """Distributes segments over rows of `time` tokens by first-fit-decreasing.
 
     The result depends on the segments only. Raises ValueError for one that fits no row.

@@ -1,4 +1,4 @@
-"""Role data: each role's SFT examples and DPO pairs from valued trees (method, 3.3 and 3.4)."""
+"""Each role's SFT examples and DPO pairs from valued trees (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from malt_jax.tree.policies import STAR
 
 SHARED = "shared"
 """Name of the one policy of `sharing: shared`, whose weights all roles use."""
-PUBLISHED = {"generator": "sft", "verifier": "sft+dpo", "refiner": "sft+dpo"}
-"""What the published roles learn by."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,8 @@ def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
     )
     for tree in trees:
         rewards = [leaf.reward for leaf in tree.leaves]
-        kind = "all_right" if all(rewards) else "mixed" if any(rewards) else "all_wrong"
+        right = all(reward == 1 for reward in rewards)
+        kind = "all_right" if right else "mixed" if any(rewards) else "all_wrong"
         counts["trees"] += 1
         counts[kind] += 1
         counts["unparsed"] += sum(leaf.parsed is None for leaf in tree.leaves)

@@ -10,11 +10,12 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from malt_jax.checks import whole_number
 from malt_jax.errors import UserError
+from malt_jax.models.mesh import slice_count
 
 MAX_CHIPS = 100_000
 
@@ -57,6 +58,8 @@ class Target:
     count: int
     devices: Sequence[Any] | None
     """What to compile for; None where no compiler for these devices is at hand."""
+    slices: int = 1
+    """TPU slices among the devices."""
 
 
 def find_target(topology: str | None) -> Target:
@@ -108,8 +111,11 @@ def _at_hand() -> Target:
     kind = devices[0].device_kind.lower()
     known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
     known["h100"] = "h100"
-    name = next((chip for word, chip in known.items() if word in kind), None)
+    found = next((chip for word, chip in known.items() if word in kind), None)
     # A process can ask only its own devices, and a CPU has no memory of its own.
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    chip = CHIPS[name] if name else Chip(kind, devices[0].platform, memory, None, None)
-    return Target(f"{len(devices)} x {kind}", chip, len(devices), devices)
+    chip = CHIPS[found] if found else Chip(kind, devices[0].platform, memory, None, None)
+    if memory is not None:
+        chip = replace(chip, memory=memory)  # what this process may allocate, not what is built in
+    name = f"{len(devices)} x {kind}"
+    return Target(name, chip, len(devices), devices, slice_count(devices))

@@ -51,7 +51,7 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
     work = count_work(config, assume)
     platform = target.chip.platform
     dtype = model_dtype(config, platform)
-    slices = slice_count(target.devices) if target.devices else 1
+    slices = slice_count(target.devices) if target.devices else target.slices
     size = dtype.itemsize * count_parameters(spec)
     layout = choose_layout(config.mesh, target.count, slices, spec, size, target.chip.memory)
     if target.devices is None:

@@ -92,6 +92,7 @@ class Sampler:
         served.
         """
         self._check(requests, params)
+        adapter = self._in_model_dtype(adapter)
         done: list[list[Completion]] = [[] for _ in requests]
         stop = threading.Event()
 
@@ -192,9 +193,7 @@ class Sampler:
     def device(self, shape: CacheShape, adapter: AdapterOrWeights = None) -> Device:
         """Empty caches of this shape."""
         if isinstance(adapter, nnx.State):
-            # Training keeps full weights as float32 masters; programs compute in the model's dtype.
-            params = jax.tree.map(lambda x: x.astype(self.dtype), adapter)
-            weights = Weights(self._rounded(params), None)
+            weights = Weights(self._rounded(adapter), None)
         else:
             weights = Weights(self._params, adapter)
         attention = DECODE_ATTENTION[self.config.attention]
@@ -202,6 +201,13 @@ class Sampler:
             self.model.graph, self.config.chunk_steps, shape.siblings, attention
         )
         return Device(self._executables, program, weights, self.spec, self.cache_dtype, shape)
+
+    def _in_model_dtype(self, adapter: AdapterOrWeights) -> AdapterOrWeights:
+        """Full weights as the programs take them; training keeps them as float32 masters."""
+        if not isinstance(adapter, nnx.State) or adapter["embed"][...].dtype == self.dtype:
+            return adapter
+        # No stream has begun, so the device is at rest and it is safe to compile (see `device`).
+        return jax.block_until_ready(jax.tree.map(lambda x: x.astype(self.dtype), adapter))
 
     def _rounded(self, params: Any) -> Any:
         return quantise_kernels(params) if self.config.weights == "int8" else params

@@ -1,1 +1,1 @@
-"""One stage of the method a file: plain data in, plain data out, on a run directory."""
+"""The method on a run directory: one file per stage, and what the stages share."""

@@ -65,10 +65,12 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
 
 
 def _context(session: Session) -> RolloutContext:
+    weights, meant = Weights(session), identities(session)
+    weights.check(meant.values())
     return RolloutContext(
         sampler=session.sampler,
-        identities=identities(session),
-        weights=Weights(session),
+        identities=meant,
+        weights=weights,
         tokenizer=session.model.tokenizer,
         grader=session.task.grader,
         seed=session.config.seed,

@@ -1,4 +1,4 @@
-"""Label: valued trees become each role's SFT examples and DPO pairs (method, section 4)."""
+"""Label: valued trees become each role's SFT examples and DPO pairs (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ it had before, and its identity says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,26 +48,37 @@ class Weights:
     """Loads the weights of an identity when they are asked for.
 
     Adapters are small, so they are all kept. Of full weights only those asked for last are kept: a
-    caller that works policy by policy holds one set beside the base.
+    caller that works policy by policy holds one set beside the base. `keep_all` keeps them all, for
+    a caller that alternates between policies.
     """
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Session, *, keep_all: bool = False):
         self._session = session
+        self._keeps_all = keep_all or not session.config.train.full
         self._loaded: dict[str, Trainable | None] = {BASE: None}
 
     def __call__(self, identity: str) -> Trainable | None:
         """The weights, checked against their seal; None for the base."""
         if identity not in self._loaded:
-            if self._session.config.train.full:
+            if not self._keeps_all:
                 self._loaded = {BASE: None}
             self._loaded[identity] = self._load(identity)
         return self._loaded[identity]
 
+    def check(self, identities: Iterable[str]) -> None:
+        """Verifies the files of all these weights, so that damage is found before any work."""
+        folders = [self._folder(identity) for identity in set(identities) - {BASE}]
+        manifest.verify(self._session.run, folders)
+
+    def _folder(self, identity: str) -> Path:
+        round, name, phase = identity.split("/")
+        return weights_folder(self._session, int(round), name, phase)
+
     def _load(self, identity: str) -> Trainable:
         from malt_jax.training.saver import FINAL, load_weights
 
-        round, name, phase = identity.split("/")
-        folder = weights_folder(self._session, int(round), name, phase)
+        _, name, _ = identity.split("/")
+        folder = self._folder(identity)
         manifest.verify(self._session.run, [folder])
         like = self._session.initial_weights(name)
         return load_weights(CheckpointFolder(folder), FINAL, like)
@@ -82,6 +93,10 @@ class RolePolicies(Mapping[str, Any]):
     def __getitem__(self, role: str) -> Trainable | None:
         return self._weights(self._identities[role])
 
+    def get(self, role: str, default: Any = None) -> Any:
+        """Unlike `Mapping.get`, lets an error while weights are loaded through."""
+        return self[role] if role in self._identities else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._identities)
 
@@ -89,12 +104,17 @@ class RolePolicies(Mapping[str, Any]):
         return len(self._identities)
 
 
-def policies_after(session: Session, round: int) -> RolePolicies:
-    """Each role's weights after a round; those of round -1 are the base's."""
+def policies_after(session: Session, round: int, *, keep_all: bool = False) -> RolePolicies:
+    """Each role's weights after a round; those of round -1 are the base's.
+
+    Their files are verified here. `keep_all`: see `Weights`.
+    """
     sharing = session.config.sharing
     roles = [role.name for role in session.pipeline.roles]
     identities = {r: latest(session, round, policy_name(r, sharing)) for r in roles}
-    return RolePolicies(identities, Weights(session))
+    weights = Weights(session, keep_all=keep_all)
+    weights.check(identities.values())
+    return RolePolicies(identities, weights)
 
 
 def identities(session: Session) -> dict[tuple[str, str], str]:

@@ -1,4 +1,4 @@
-"""Search: every training question becomes a valued tree (method, sections 2 and 3)."""
+"""Search: every training question becomes a valued tree (docs/method.md, sections 2 and 3)."""
 
 from __future__ import annotations
 

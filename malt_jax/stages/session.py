@@ -132,7 +132,8 @@ class Session:
             return None
         folder, _ = local_folder(self.config.model.path, self.config.model.revision)
         spec = read_spec(folder)
-        itemsize = 4 if devices[0].platform == "cpu" else 2
+        wide = {"float32": True, "bfloat16": False, "auto": devices[0].platform == "cpu"}
+        itemsize = 4 if wide[self.config.model.dtype] else 2
         _, params = abstract_params(spec, "float32", stacked=True)
         size = itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
         layout = choose_layout(

@@ -7,7 +7,6 @@ the joined run will use is checked here, and what is malformed is refused with t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -72,7 +71,7 @@ def open_slice(session: Session, place: str, fetched: Path) -> Slice:
     with named(place):
         run = RunDir.existing(fetched if mirrored else place)
         config = with_defaults(run.config)
-    if found := differences(config, session.run.config, MAY_DIFFER):
+    if found := differences(config, with_defaults(session.run.config), MAY_DIFFER):
         raise UserError(
             f"--join: {place} was searched with another config: {'; '.join(found)}. Give the "
             "config of its search, or search it again."
@@ -157,7 +156,9 @@ def _check_tree(tree: Tree, question: Question | None, pipeline: Chain) -> None:
         if not all(0 <= token < MAX_TOKEN for token in (*node.prompt_ids, *node.token_ids)):
             raise ValueError(f"node {node.id} holds a token id that no vocabulary has")
         numbers = (node.value, node.reward or 0, *node.logprobs)
-        if len(node.logprobs) != len(node.token_ids) or not all(map(math.isfinite, numbers)):
+        if len(node.logprobs) != len(node.token_ids) or not all(
+            -1e9 < number < 1e9 for number in numbers
+        ):
             raise ValueError(f"node {node.id} lacks a log-probability or holds an infinite number")
 
 

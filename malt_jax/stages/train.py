@@ -1,4 +1,4 @@
-"""Train: each role is fine-tuned on its own data, SFT and then DPO (method, section 5)."""
+"""Train: each role is fine-tuned on its own data, SFT and then DPO (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _train_phase(
         malt.train(
             session.model,
             data,
-            phases=phases,
+            pipeline=config.pipeline,
             sharing=config.sharing,
             lora=config.train.lora,
             sft=config.train.sft,

@@ -92,6 +92,10 @@ def shared_stages(one: Config, other: Config) -> Iterator[str]:
             yield from stages(round)
 
 
+# The fields that each kind of stage depends on. A new field that changes trees, labels or training
+# must be added here; otherwise an ablation of it would reuse the run's stage in silence.
+
+
 def _search_fields(config: Config) -> list[Any]:
     roles = [replace(role, train="none") for role in config.pipeline.roles]
     shards = (config.search.block, config.search.shard)

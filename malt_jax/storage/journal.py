@@ -161,32 +161,33 @@ class Journal:
             for number, start in enumerate(range(0, len(items), size))
         ]
         paths = list(dict.fromkeys(path for block in expected for path in block))
-        if set(paths) <= sealed:
-            manifest.verify(self.run, paths)
+        unsealed = [path for path in paths if path not in sealed]
+        manifest.verify(self.run, [path for path in paths if path in sealed])
+        if not unsealed and self._cost_path in sealed:
             return
-        for path in paths:
-            if path not in sealed:
-                recover(path)
+        for path in unsealed:
+            recover(path)
+        # No process may read a file before process 0 has cut off its torn last line.
         meet("shards recovered")
-        written = {path: _keys(path, key) for path in paths if path not in sealed}
+        written: dict[Path, set[Key]] = {}
         costs = self.block_costs(self.run, self.stage)
         figures = self._meter() if self._meter else dict
         began = time.perf_counter()
         for number, wanted in enumerate(expected):
+            if set(wanted) <= sealed:
+                continue
             start = number * size
             some = items[start : start + size]
-            if set(wanted) <= sealed:
-                manifest.verify(self.run, list(wanted))
-                continue
-            missing = {path: keys - written[path] for path, keys in wanted.items()}
-            block = Block(some, key, missing)
-            if any(missing.values()):
+            for path in wanted.keys() - written.keys():
+                written[path] = _keys(path, key)
+            block = Block(some, key, {path: keys - written[path] for path, keys in wanted.items()})
+            if any(block.missing.values()):
                 at = time.perf_counter()
                 yield block
                 seconds = time.perf_counter() - at
                 costs[str(start)] = {"seconds": seconds, **block.cost, "questions": len(some)}
             if sealed_apart:
-                self._seal(list(wanted), done=False)
+                self._seal(list(wanted))
             else:
                 write_json(self.block_costs_path(self.run, self.stage), costs)
             done = min(start + len(some), len(items))
@@ -194,27 +195,28 @@ class Journal:
             raise_if_stopped()
         if sealed_apart:
             self.record_cost(**{**figures(), "seconds": time.perf_counter() - began})
-        else:
-            # Blocks of earlier processes count as well, so that seconds per question are right.
-            total = sum(cost["seconds"] for cost in costs.values())
-            self.record_cost(**{**figures(), "seconds": total})
-            self._seal([*paths, self.block_costs_path(self.run, self.stage)], done=False)
+            return
+        # Blocks of earlier processes count as well, so that seconds per question are right. The
+        # cost is sealed here, because what the stage does next may read it.
+        total = sum(cost["seconds"] for cost in costs.values())
+        self.record_cost(**{**figures(), "seconds": total})
+        self._seal([*unsealed, self.block_costs_path(self.run, self.stage), self._write_cost()])
 
     def pending(self, pieces: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
         """The named files or folders that are not sealed yet; each is sealed after its turn.
 
-        A folder that stands in the place of one and was never sealed is moved aside first; a file
-        is overwritten.
+        What stands in the place of one and was never sealed is moved aside first, except a file
+        that the stage writes itself, which is overwritten.
         """
         sealed = set() if self.done else set(manifest.sealed_units(self.run, self.stage))
         for name, path in () if self.done else pieces.items():
             if path in sealed:
                 continue
-            if writes() and path.is_dir():
+            if writes() and path.exists() and (path.is_dir() or not path.suffix):
                 kept = manifest.set_aside(self.run, path)
                 self._progress.note(f"{path}: what stood here is in {kept} now")
             yield name, path
-            self._seal([path], done=False)
+            self._seal([path])
             self._units = [unit for unit in self._units if unit != path]
             raise_if_stopped()
 
@@ -227,12 +229,16 @@ class Journal:
         """What each finished block cost, by the number of its first item."""
         return _read_costs(cls.block_costs_path(run, stage))
 
-    def _write_cost(self) -> Path:
-        path = self.run.path / "cost" / f"{self.stage.replace('/', '-')}.json"
-        write_json(path, self._cost or {})
-        return path
+    @property
+    def _cost_path(self) -> Path:
+        return self.run.path / "cost" / f"{self.stage.replace('/', '-')}.json"
 
-    def _seal(self, units: Sequence[Path], done: bool) -> None:
+    def _write_cost(self) -> Path:
+        write_json(self._cost_path, self._cost)
+        self._cost = None
+        return self._cost_path
+
+    def _seal(self, units: Sequence[Path], done: bool = False) -> None:
         """Registers what is finished in the manifest and copies it to the mirror."""
         manifest.seal(self.run, self.stage, units, done=done)
         if url := self._mirror:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from malt_jax.data.packing import PackedRows, Segment, Shape, fit, lay
+from malt_jax.data.packing import PackedRows, Segment, Shape, lay, pack_rows
 from malt_jax.models.spec import ModelSpec
 
 LADDER = tuple(base << shift for shift in range(5, 18) for base in (2, 3))
@@ -126,7 +126,7 @@ def _pack(
         here = [s for s in rest if s.tokens <= time]
         rest = [s for s in rest if s.tokens > time]
         if here:
-            packed[time, rows] = fit(here, time)
+            packed[time, rows] = pack_rows(here, time)
     return packed
 
 

@@ -71,7 +71,7 @@ class MemorySaver:
         return self._kept[name][1]
 
     def restore(self, name: str, like: Any) -> Any:
-        return self._kept[name][0]
+        return jax.tree.map(jnp.copy, self._kept[name][0])
 
     def remove(self, prefix: str, keep: str = "") -> None:
         for name in self.names(prefix):

@@ -1,4 +1,4 @@
-"""Breadth-first expansion of search trees over a pool of questions (method, section 3.1).
+"""Breadth-first expansion of search trees over a pool of questions (docs/method.md, section 2).
 
 All drafts of the pool are sampled first, then all critiques of all drafts, and so on. Within a
 level one role's policy is in use, siblings share their prompt, and the sampler always has work.

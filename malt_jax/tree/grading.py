@@ -12,10 +12,10 @@ from malt_jax.tree.node import Forest, Node, Tree
 def grade(forest: Forest, questions: Sequence[Question], grader: Grader) -> Forest:
     """The forest with `parsed` and `correct` of the answering turns and the leaves' rewards set.
 
-    r = 1[T(text) == a*], where T reads the final answer of the text; an answer that cannot be read
-    has reward 0. Drafts are graded too: no value depends on it, but the single-agent baseline and
-    the report do. `questions` are those of the trees, in their order. A role answers if its nodes
-    arrive here with `correct` set, which `expand` does.
+    The reward is the grader's: 1[T(text) = a*], where T reads the final answer of the text, unless
+    it gives partial rewards. An answer that cannot be read has reward 0. Drafts are graded too: no
+    value depends on it, but the single-agent baseline and the report do. `questions` are those of
+    the trees, in their order. `expand` has marked the nodes of answering roles by `correct`.
     """
     graded = [
         (node, question)
@@ -30,7 +30,7 @@ def grade(forest: Forest, questions: Sequence[Question], grader: Grader) -> Fore
         if node.id not in by_id:
             return node
         one = by_id[node.id]
-        reward = float(one.correct) if leaf else None
+        reward = float(one.reward) if leaf else None
         return replace(node, parsed=one.parsed, correct=bool(one.correct), reward=reward)
 
     def with_grades(tree: Tree) -> Tree:

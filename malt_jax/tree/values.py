@@ -1,4 +1,4 @@
-"""Value iteration: leaf rewards are backed up a tree of any depth (method, section 3.2).
+"""Value iteration: leaf rewards are backed up a tree of any depth (docs/method.md, section 3).
 
 Q trees with branching factors b_1 .. b_D are one array of leaf rewards `[Q, b_1, ..., b_D]`;
 the values of level d are an array `[Q, b_1, ..., b_d]`.
