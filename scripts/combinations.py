@@ -4,7 +4,7 @@
     python scripts/combinations.py --pairwise   # every pair of values once, a few minutes
 
 Each combination is a run on a tiny random model: search, labels and training in one session, then
-evaluation, export and report in another, which loads from disk what the first has saved. The
+evaluation and export in another, which loads from disk what the first has saved. The
 exported models must give the logits of the trained policies. Combinations with a mesh run on eight
 fake CPU devices. Prints a line per combination; exits 1 if one fails.
 """
@@ -54,7 +54,6 @@ def run(combination: dict, model: Path, folder: Path) -> None:
     from malt_jax.stages.evaluate import evaluate
     from malt_jax.stages.export import export
     from malt_jax.stages.label import label
-    from malt_jax.stages.report import report
     from malt_jax.stages.search import search
     from malt_jax.stages.session import Session
     from malt_jax.stages.train import train
@@ -69,7 +68,7 @@ def run(combination: dict, model: Path, folder: Path) -> None:
             "rounds": combination["rounds"],
             "mesh": {axis: int(size) for axis, size in mesh.items()},
             "train": {**tiny.SMALL["train"], "full": combination["full"]},
-            "eval": {"trees": 1, "systems": ["sa", "star-ma", "malt"], "baseline": "sa@3"},
+            "eval": {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"},
             "output_dir": str(folder),
             "quiet": True,
         }
@@ -86,7 +85,6 @@ def run(combination: dict, model: Path, folder: Path) -> None:
         session = Session(config, directory, Progress(quiet=True))
         results = evaluate(session)
         export(session)
-        report(session)
         assert results["systems"], "no system in the table"
         check_exports(session)
         session.close()
