@@ -63,8 +63,8 @@ def search(
     `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
     each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
     policy; the base model where there is none. The same arguments give the same trees, in whatever
-    order the questions come. `on_level` is told the role and the number of completions of each
-    level before it is sampled.
+    order the questions come. `on_level` is called with the role and the number of completions of
+    each level before it is sampled.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
@@ -125,10 +125,10 @@ def train(
 
     Section 3.4. `phases`: what a role learns by, `none`, `sft` or `sft+dpo`; as published, the
     generator by SFT and the others by SFT and then DPO. `sharing`: by default every role has a LoRA
-    adapter of its own; with `shared` one policy learns from all roles, told apart by their prompts.
+    adapter of its own; with `shared` one policy learns from all roles, whose prompts differ.
     `start`: weights to continue from, for example those of an earlier round; by default an adapter
-    that changes nothing yet. `saver` keeps the checkpoints of a single phase, and `template` is
-    part of what stored reference log-probabilities are checked against.
+    that changes nothing yet. `saver` keeps the checkpoints of a single phase. `template` is
+    hashed into the key of stored reference log-probabilities.
     """
     lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
     policies: dict[str, Trainable] = {}
