@@ -56,8 +56,8 @@ def search(
     `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
     each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
     policy; the base model where there is none. The same arguments give the same trees, in whatever
-    order the questions come. `on_level` is told the role and the number of completions of each
-    level before it is sampled.
+    order the questions come. `on_level` is called with the role and the number of completions of
+    each level before it is sampled.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):

@@ -78,7 +78,7 @@ def check_unique(field: str, names: Sequence[str]) -> None:
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         count = names.count(name)
-        check(count == 1, f"{field}: the name {name!r} stands twice; change one.")
+        check(count == 1, f"{field}: the name {name!r} appears twice; change one.")
         check(other == name, f"{field}: {other!r} and {name!r} differ in case only; change one.")
 
 
@@ -88,7 +88,7 @@ def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {show(twice)} stands twice in one object")
+        raise ValueError(f"the name {show(twice)} appears twice in one object")
     return values
 
 

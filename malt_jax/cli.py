@@ -1,7 +1,7 @@
 """The `malt` command: finds the command, runs it, and turns the outcome into an exit status.
 
 0: done. 2: the user's input is wrong (one message, no traceback). 1: a fault of malt-jax. 130 and
-143: interrupted or told to stop, after the state was saved. A reader that closes standard output
+143: interrupted or asked to stop, after the state was saved. A reader that closes standard output
 early (`| head`) has seen enough, which is no error; one that closes standard error changes nothing.
 """
 

@@ -21,7 +21,7 @@ class HubError(UserError):
 
 
 class RunStopped(Exception):
-    """The run was told to stop (SIGTERM or Ctrl-C) and its state is saved: exit 143 or 130."""
+    """The run was asked to stop (SIGTERM or Ctrl-C) and its state is saved: exit 143 or 130."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}; the state is saved")

@@ -1,6 +1,6 @@
 """A trained run's chain of roles as an object that answers questions.
 
-Pipeline.load("runs/gsm8k").ask("How many legs have three cats?").text
+Pipeline.load("runs/gsm8k").ask("How many legs do three cats have?").text
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from malt_jax.tree.prompts import render
 from malt_jax.tree.roles import Role
 
 OnText = Callable[[int, str, str], None]
-"""Told of text while it is written: draw, role, text. A turn begins with an empty text."""
+"""Called with (draw, role, new text) while a turn is written. A turn begins with an empty text."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Pipeline:
         directory = RunDir.existing(run)
         made_with = config.from_dict(directory.config)
         check_trust(made_with, directory.path, trust_task_code, {})
-        owed = trained_stage(made_with.rounds - 1)
-        if not stage_done(directory, owed):
+        needed = trained_stage(made_with.rounds - 1)
+        if not stage_done(directory, needed):
             raise UserError(
-                f"{directory.path}: not trained yet ({owed} is not finished); finish it with "
+                f"{directory.path}: not trained yet ({needed} is not finished); finish it with "
                 f"`malt run --output-dir {directory.path}`."
             )
         return cls(Session(made_with, directory, Progress(quiet=True)))
@@ -101,7 +101,7 @@ class Pipeline:
         return f"{task.name}, {task.description}"
 
     def unread(self, question: str) -> list[str]:
-        """Characters of the question that the model cannot tell apart; it answers all the same."""
+        """Characters of the question that the model cannot distinguish; it answers all the same."""
         return self._session.model.tokenizer.unread(question)
 
     def ask(
@@ -125,9 +125,9 @@ class Pipeline:
     ) -> tuple[Turn, ...]:
         turns: list[Turn] = []
         for role in self._session.pipeline.roles:
-            hear = partial(on_text, draw, role.name) if on_text else None
+            on_turn_text = partial(on_text, draw, role.name) if on_text else None
             key = node_key(seed, "ask", question, draw, len(turns))
-            turns.append(self._turn(role, question, turns, key, hear))
+            turns.append(self._turn(role, question, turns, key, on_turn_text))
         return tuple(turns)
 
     def _turn(
@@ -136,7 +136,7 @@ class Pipeline:
         question: str,
         said: Sequence[Turn],
         key: Any,
-        hear: Callable[[str], None] | None,
+        on_text: Callable[[str], None] | None,
     ) -> Turn:
         session = self._session
         tokenizer = session.model.tokenizer
@@ -149,7 +149,7 @@ class Pipeline:
             overflow=session.config.pipeline.overflow,
             where=f"the question, {role.name}",
         )
-        stream = _Stream(tokenizer, hear) if hear else None
+        stream = _Stream(tokenizer, on_text) if on_text else None
         [[completion]] = session.sampler.sample(
             [Request(prompt.ids, key[None])],
             sampling_params(role, tokenizer.end_ids),
@@ -164,29 +164,29 @@ class Pipeline:
 
 
 def _prediction(turns: Sequence[Turn]) -> str | None:
-    """The answer read from the last turn, which a pipeline always has one in."""
+    """The answer read from the last turn; the last role always answers."""
     return turns[-1].answer
 
 
 class _Stream:
     """Tokens in, text out as soon as it is certain: never half of a character."""
 
-    def __init__(self, tokenizer: Any, hear: Callable[[str], None]):
-        self._tokenizer, self._hear = tokenizer, hear
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
+        self._tokenizer, self._on_text = tokenizer, on_text
         self._ids: list[int] = []
-        self._told = ""
-        hear("")
+        self._sent = ""
+        on_text("")
 
     def add(self, tokens: Sequence[int]) -> None:
         self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
-        self._tell(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
+        self._send(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
 
     def finish(self, text: str) -> None:
         """The whole text is known."""
-        self._tell(text)
+        self._send(text)
 
-    def _tell(self, text: str) -> None:
-        # A tokenizer may still change its last characters; they are told once they stand.
-        if len(text) > len(self._told) and text.startswith(self._told):
-            self._hear(text[len(self._told) :])
-            self._told = text
+    def _send(self, text: str) -> None:
+        # The tokenizer may still change the last characters; only what extends `_sent` is sent.
+        if len(text) > len(self._sent) and text.startswith(self._sent):
+            self._on_text(text[len(self._sent) :])
+            self._sent = text

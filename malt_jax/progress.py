@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from malt_jax.escape import one_line
-from malt_jax.storage.signals import told_to_stop
+from malt_jax.storage.signals import signal_received
 
 Source = Callable[[], Mapping[str, Any]]
 """Returns the current figures of something at work by name, for example of the sampler."""
@@ -154,7 +154,7 @@ class Dashboard(Progress):
 
         elapsed = duration(self.clock() - self.started)
         head = Text.assemble((f"malt {self.command}", "bold"), (f"  {elapsed}", "dim"))
-        if told_to_stop():
+        if signal_received():
             head.append("  stopping at the next safe point", "bold")
         if self.task is None:
             return head

@@ -6,6 +6,7 @@ python scripts/api_reference.py > docs/api.md
 from __future__ import annotations
 
 import inspect
+import re
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -62,7 +63,7 @@ def _call(name: str, thing: Any) -> str:
         return ""
     parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
     text = str(signature.replace(parameters=parameters))
-    text = text.replace("'", "").replace("<factory>", "...")
+    text = re.sub(r"<factory>|<function \S*<lambda> at \w+>", "...", text.replace("'", ""))
     return f"```py\n{name}{text}\n```"
 
 

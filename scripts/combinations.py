@@ -38,11 +38,11 @@ def pairwise() -> list[dict]:
     def pairs(combination: dict) -> set:
         return set(itertools.combinations(combination.items(), 2))
 
-    owed = set().union(*map(pairs, ALL))
+    uncovered = set().union(*map(pairs, ALL))
     chosen = []
-    while owed:
-        chosen.append(max(ALL, key=lambda combination: len(pairs(combination) & owed)))
-        owed -= pairs(chosen[-1])
+    while uncovered:
+        chosen.append(max(ALL, key=lambda combination: len(pairs(combination) & uncovered)))
+        uncovered -= pairs(chosen[-1])
     return chosen
 
 

@@ -2,9 +2,9 @@
 
     python scripts/int8_cost.py DIR --questions 32 --new-tokens 96
 
-Draws one solution a question with each setting, the same keys, and scores what was drawn with the
+Draws one solution per question with each setting, the same keys, and scores what was drawn with the
 unrounded model in one uncached pass. Prints a Markdown table: how far the sampler's
-log-probabilities are from the unrounded model's, in nats a token; how likely the unrounded model
+log-probabilities are from the unrounded model's, in nats per token; how likely the unrounded model
 finds what was drawn; and how many solutions are, token for token, those drawn without rounding.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
         max_new_tokens=options.new_tokens,
         end_ids=tuple(model.tokenizer.end_ids),
     )
-    print("| sampler | mean distance | largest | log-likelihood a token | same as exact |")
+    print("| sampler | mean distance | largest | log-likelihood per token | same as exact |")
     print("| --- | ---: | ---: | ---: | ---: |")
     exact: list[tuple[int, ...]] = []
     for name, fields in SETTINGS.items():

@@ -3,10 +3,10 @@
     python scripts/loading_memory.py DIR [--parts 8]
 
 Loads the checkpoint on one device and split over several, and exports it, each in a process of its
-own. Prints one JSON object a line: bytes of the weights and of the largest tensor, by how much the
-process's private memory at its peak exceeded what it was before and the weights, which lie on the
-CPU devices, and by how much it grew again while exporting. Pages of mapped files do not count: the
-kernel takes them back. Stored float16 is loaded as bfloat16.
+own. Prints one JSON object per line: bytes of the weights and of the largest tensor, by how much
+the process's private memory at its peak exceeded what it was before and the weights, which lie on
+the CPU devices, and by how much it grew again while exporting. Pages of mapped files do not count:
+the kernel takes them back. Stored float16 is loaded as bfloat16.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ def make_optimizer(params: dict, rate: optax.Schedule) -> optax.GradientTransfor
 
 
 def train(params: dict, rng: random.Random, stage: Stage, args) -> dict:
-    """One stage on freshly generated batches; prints the loss and tokens a second."""
+    """One stage on freshly generated batches; prints the loss and tokens per second."""
     first, last = stage.rates
     if first == last:
         rate = optax.warmup_constant_schedule(0, first, 50)
@@ -500,12 +500,12 @@ def figures(params: dict, count: int, temperature: float) -> dict[str, float]:
     wrong = [(t, e) for t, e in zip(turns, expected, strict=True) if not e.endswith("ok")]
     prompts = [PROMPTS["fix"].format(question=q, draft=d, critique=e) for (q, _, d), e in wrong]
     fixes = answers(params, prompts, 3, temperature, 6)
-    mended = [arithmetic.is_correct(f, t[1]) for f, (t, _) in zip(fixes, wrong, strict=True)]
+    corrected = [arithmetic.is_correct(f, t[1]) for f, (t, _) in zip(fixes, wrong, strict=True)]
     return {
         "generator right": float(np.mean(right)),
         "verifier does check": len(careful) / len(turns),
         "and its check is right": float(np.mean([c == e for c, e in careful])),
-        "refiner heeds a right check of a wrong draft": float(np.mean(mended)),
+        "refiner heeds a right check of a wrong draft": float(np.mean(corrected)),
     }
 
 

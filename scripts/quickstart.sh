@@ -4,8 +4,8 @@
 #   sh scripts/quickstart.sh
 #
 # Installs into .venv, then runs search, labelling, training, evaluation, export and report. Prints
-# the table of results; the report is runs/quickstart/report.html. Run again, it goes on where it
-# stopped. Fields of the config may follow: sh scripts/quickstart.sh --seed 1 --output-dir runs/one
+# the table of results; the report is runs/quickstart/report.html. Run again, it continues where
+# it stopped. Fields of the config may follow: sh scripts/quickstart.sh --seed 1 --output-dir runs/one
 # Another Python than python3: PYTHON=python3.12 sh scripts/quickstart.sh
 set -eu
 cd "$(dirname "$0")/.."

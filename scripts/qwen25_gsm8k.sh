@@ -9,7 +9,7 @@
 # Further words go to `malt run`: --task.train-path FILE --task.eval-path FILE for local files in GSM8K's
 # columns, --model.path FOLDER for a local model, --dry-run to see what would happen. Expect the table of
 # results on standard output and runs/qwen25-0.5b-gsm8k/seed-N/{results.md,report.html,plots}; run again,
-# it goes on where it stopped.
+# it continues where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
 config=configs/qwen25_0_5b_gsm8k.yaml

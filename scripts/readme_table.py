@@ -53,9 +53,10 @@ def table(results: dict[str, Any]) -> str:
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
         f"{text}\n\nAccuracy in % on the same {results['questions']} held-out questions for every "
-        "row and seed; calls and generated tokens are a question. p compares with the last row on "
-        "the same questions: the exact McNemar test of the seed where it is largest, and the exact "
-        "sign-flip test over questions with the seeds pooled. All systems: `results.md` of a run."
+        "row and seed; calls and generated tokens are per question. p compares with the last row "
+        "on the same questions: the exact McNemar test of the seed where it is largest, and the "
+        "exact sign-flip test over questions with the seeds pooled. All systems: `results.md` of a "
+        "run."
     )
 
 

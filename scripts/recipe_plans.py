@@ -79,7 +79,7 @@ def header(plan: dict[str, Any]) -> list[str]:
     text = (
         f"The plan of {made['date']} (jax {made['jax']}, libtpu {made['libtpu']}), programs "
         f"compiled with {depths} of {plan['model']['layers']} layers, extended to all. Mesh: data "
-        f"{mesh['data']}, fsdp {mesh['fsdp']}, tensor {mesh['tensor']}. GiB a chip, of "
+        f"{mesh['data']}, fsdp {mesh['fsdp']}, tensor {mesh['tensor']}. GiB per chip, of "
         f"{target['chip_bytes'] / GIB:.2f}: weights {plan['model']['bytes_per_chip'] / GIB:.1f}; "
         f"{sizes}. {fits} At least: {hours}."
     )

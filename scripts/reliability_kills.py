@@ -30,8 +30,12 @@ import time
 from pathlib import Path
 
 COMPARED = (
-    *("rounds/**/*", "checkpoints/**/references.npz", "eval/**/*", "export/**/*"),
-    *("results.csv", "results.tex"),  # the other tables contain times
+    "rounds/**/*",
+    "checkpoints/**/references.npz",
+    "eval/**/*",
+    "export/**/*",
+    "results.csv",
+    "results.tex",  # the other tables contain times
 )
 DOCUMENTED = {"KILL": -9, "TERM": 143, "INT": 130}
 POLL = 0.005
@@ -166,12 +170,12 @@ def interrupt(child: subprocess.Popen, name: str, generator: random.Random) -> t
     """Sends the signal; returns the seconds until the process ended, and its standard error."""
     number = getattr(signal, f"SIG{name}")
     child.send_signal(number)
-    told = time.monotonic()
+    signalled = time.monotonic()
     if name != "KILL":
         wait_at_most(child, generator.uniform(0, 0.5))
         child.send_signal(number)
     errors = child.communicate()[1]
-    return time.monotonic() - told, errors
+    return time.monotonic() - signalled, errors
 
 
 def table(name: str, lengths: dict[Moment, float], answers: dict[str, list[float]]) -> list[str]:

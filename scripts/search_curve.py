@@ -4,9 +4,9 @@
 
 Chips that each hold all weights share only the work of a search, so a chip's programs are the
 same on any number of chips, and what the compiler said of them for the recipe's slice (kept in
-docs/results/plans) holds for others. The rest is counting: rows a chip, steps until a level's last
-completion begins, and the longest completion after that. A step with fewer rows takes the time of
-reading the weights and, of the rest, the rows' share. Prints a Markdown table.
+docs/results/plans) holds for others. The rest is counting: rows per chip, steps until a level's
+last completion begins, and the longest completion after that. A step with fewer rows takes the time
+of reading the weights and, of the rest, the rows' share. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     settings = config.load(str(ROOT / "configs" / f"{RECIPE}.yaml"))
     work = count_work(settings, Assumptions(**plan["assumptions"]))
     print(
-        "| chips | rows a chip, by level | prefill | rows full | last ones | minutes | speed-up |"
+        "| chips | rows per chip, by level | prefill | rows full | last ones | minutes | speed-up |"
     )
     print("| ---: | :--- | ---: | ---: | ---: | ---: | ---: |")
     alone = 0.0
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def search(plan: dict[str, Any], work: Work, chips: int) -> tuple[list[int], float, float, float]:
-    """Rows a chip at each level, and seconds of prefill, of full rows, and of the last ones."""
+    """Rows per chip at each level, and seconds of prefill, of full rows, and of the last ones."""
     programs = {program["name"]: program for program in plan["programs"]}
     planned = plan["target"]["chips"]
     chip = CHIPS[plan["target"]["name"].partition(":")[0]]

@@ -100,7 +100,7 @@ def test_a_dry_run_names_every_variant_and_what_it_shares(shipped, capsys):
         ("a", {"pipeline.roles.7.branch": 2}, "'7' is not one of the 3 entries"),
         ("a", {"task.num_eval": 3}, "other questions"),
         ("a", {"train.dpo.loss": "nll", "train.dpo.label_smoothing": 0.1}, "nll takes neither"),
-        ("generator", {"search.backup": "max"}, "the name 'malt-generator' stands twice"),
+        ("generator", {"search.backup": "max"}, "the name 'malt-generator' appears twice"),
     ],
 )
 def test_a_wrong_ablation_is_refused_before_any_work(name, change, words):

@@ -302,7 +302,7 @@ def test_dry_run_says_everything_and_writes_nothing(model, tmp_path, capsys):
         assert cli.main([stage, "--dry-run", *flags]) == 0
         said = capsys.readouterr().out
         assert "7 questions to search, 5 to evaluate" in said
-        assert "3 + 9 + 27 = 39 completions a question, 273 a round" in said
+        assert "3 + 9 + 27 = 39 completions per question, 273 per round" in said
         for role in ("generator", "verifier", "refiner"):
             assert f"first prompt of the {role}" in said
             assert f"  {out / 'export' / role}\n" in said

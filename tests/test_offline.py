@@ -64,5 +64,5 @@ def test_a_hub_name_is_the_only_thing_that_asks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     flags = ["run", *cli_run.flags()[:-1], str(tmp_path / "run"), "--model.path", "org/model"]
     assert cli.main(flags) == 2
-    assert "org/model: could not be had from the hub" in capsys.readouterr().err
+    assert "org/model: could not be downloaded from the hub" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -401,7 +401,7 @@ ITALIAN = (
 def test_questions_in_a_language_that_is_not_read_are_reported(tmp_path, caplog):
     rows = [{"question": f"{ITALIAN} {i}?", "answer": "#### 18"} for i in range(3)]
     assert len(load_rows(tmp_path, get_task("gsm8k"), rows)) == 3
-    assert "no announcement of an answer is read" in caplog.text
+    assert "answers announced in the questions' language are not recognised" in caplog.text
     caplog.clear()
     chinese = "珍妮特的鸭子每天下十六颗蛋。她每天早上早餐时吃三颗，每天用四颗为自己的朋友做松饼。"
     english = "How many of the eggs does she sell, and what does she earn with them each day?"

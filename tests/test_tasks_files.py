@@ -39,7 +39,7 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'{"question": "a\\ud800b", "answer": "#### 1"}', "lone surrogate"),
     (b'{"question": "a\xffb", "answer": "#### 1"}', "not UTF-8 (0xff)"),
     (b'{"question": "a\nb", "answer": "#### 1"}', "not JSON"),
-    (b'{"question": "q", "question": "r", "answer": "#### 1"}', "stands twice"),
+    (b'{"question": "q", "question": "r", "answer": "#### 1"}', "appears twice"),
     (b'{"question": "q", "answer": NaN}', "NaN is not a JSON value"),
     (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "line 2"),
     (b"[" * 100_000, "nested too deeply"),
@@ -47,7 +47,7 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'{"id": "a\\u001b[2J", "question": "q", "answer": "#### 1"}', "control characters"),
     (b'{"id": "' + b"x" * 300 + b'", "question": "q", "answer": "#### 1"}', "200 characters"),
     (b'{"id": [1], "question": "q", "answer": "#### 1"}', "`id` is a list"),
-    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "stands at line 1 already"),
+    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "is already at line 1"),
     (b'{"question": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 10,000,000 bytes"),
 ]
 
@@ -79,7 +79,7 @@ BAD_FILES = [  # (name, bytes or None, words)
     ("header.csv", b"question,answer\n", "holds no questions"),
     ("short.csv", b"question,answer\nq\n", "row 1: 1 fields, the header has 2"),
     ("long.csv", b"question,answer\nq,#### 1,x\n", "row 1: 3 fields"),
-    ("twice.csv", b"question,question\nq,r\n", "stands twice"),
+    ("twice.csv", b"question,question\nq,r\n", "appears twice"),
     ("open.csv", b'question,answer\n"q,#### 1\n', "not CSV"),
     ("column.csv", b"question,reply\nq,r\n", "no column `answer`"),
     ("nul.csv", b"question,answer\nq\x00,r\n", "NUL"),

@@ -1,7 +1,7 @@
 """`malt bench sampler`: expands search trees, beside transformers' `generate` in the same run.
 
 Both samplers answer the same prompts in the same order of roles, with the same limits and end
-tokens, each in a process of its own so that peak memory can be told apart. The prompts are those of
+tokens, each in a process of its own so that each has its own peak memory. The prompts are those of
 the tree that our sampler expands. transformers draws its own completions for them with
 `num_return_sequences`, in batches of similar length, at the batch size that was fastest on some of
 the second role's prompts. Tokens are generated tokens, end token included; compiling and loading
@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=0, help="sampler.width")
     parser.add_argument("--cache", choices=("auto", "int8"), default="auto", help="sampler.cache")
     parser.add_argument("--weights", choices=("auto", "int8"), default="auto")
-    parser.add_argument("--peer-batches", default="4,8,16", help="prompts a batch it may choose")
+    parser.add_argument(
+        "--peer-batches", default="4,8,16", help="prompts per batch that it may choose"
+    )
     parser.add_argument("--no-peer", action="store_true", help="do not run transformers")
     parser.add_argument("--no-roofline", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -1,1 +1,1 @@
-"""The commands of `malt`, one a file. Nothing heavy is imported before a command runs."""
+"""The commands of `malt`, one per file. Nothing heavy is imported before a command runs."""

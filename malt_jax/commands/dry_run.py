@@ -98,8 +98,8 @@ def _search(session: Session) -> Iterator[str]:
     yield f"  {questions:,} questions to search, {len(session.eval_questions):,} to evaluate on"
     yield f"search: {counted(config.rounds, 'round')}"
     yield (
-        f"  {' + '.join(map(str, levels))} = {pipeline.calls} completions a question, "
-        f"{pipeline.calls * questions:,} a round; {levels[-1]} answers a question are graded"
+        f"  {' + '.join(map(str, levels))} = {pipeline.calls} completions per question, "
+        f"{pipeline.calls * questions:,} per round; {levels[-1]} answers per question are graded"
     )
     for role in config.pipeline.roles:
         yield (

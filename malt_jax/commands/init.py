@@ -22,17 +22,38 @@ from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 
 CHOSEN = (
-    *("model.path", "model.dtype", "task.name", "task.train_path", "task.eval_path"),
-    *("task.num_train", "task.num_eval", "task.grader", "search.backup", "search.threshold"),
-    *("search.block", "data.pairs", "data.pairs_per_prefix", "train.lora.rank"),
-    *("train.lora.alpha", "train.sft.epochs", "train.sft.batch_size"),
-    *("train.sft.optim.learning_rate", "train.dpo.epochs", "train.dpo.batch_size"),
-    *("train.dpo.optim.learning_rate", "train.dpo.beta", "eval.baseline", "eval.trees"),
-    *("seed", "rounds", "sharing", "output_dir"),
+    "model.path",
+    "model.dtype",
+    "task.name",
+    "task.train_path",
+    "task.eval_path",
+    "task.num_train",
+    "task.num_eval",
+    "task.grader",
+    "search.backup",
+    "search.threshold",
+    "search.block",
+    "data.pairs",
+    "data.pairs_per_prefix",
+    "train.lora.rank",
+    "train.lora.alpha",
+    "train.sft.epochs",
+    "train.sft.batch_size",
+    "train.sft.optim.learning_rate",
+    "train.dpo.epochs",
+    "train.dpo.batch_size",
+    "train.dpo.optim.learning_rate",
+    "train.dpo.beta",
+    "eval.baseline",
+    "eval.trees",
+    "seed",
+    "rounds",
+    "sharing",
+    "output_dir",
 )
 """Fields that a first config spells out; `malt fields` lists the others."""
 ROLE_FIELDS = ("name", "branch", "temperature", "max_new_tokens", "stop", "train", "answers")
-"""The same for each role."""
+"""Fields of each role that a first config spells out."""
 
 
 def run(invocation: Invocation) -> None:
@@ -123,7 +144,7 @@ def _section(
 
 
 def _roles(roles: Sequence[RoleConfig], stop: Sequence[str]) -> Iterator[str]:
-    """The default chain; the help of the fields stands at the first role only."""
+    """The default chain; only the first role has the help of the fields."""
     for index, role in enumerate(roles):
         values = to_dict(role) | {"stop": list(stop)}
         lines = [

@@ -177,7 +177,7 @@ def check_questions(session: Session) -> None:
     if session.train_questions and session.eval_questions:
         return
     if not session.train_questions and shard != "1/1":
-        raise UserError(f"search.shard: {shard} of the questions is no question; give a smaller k.")
+        raise UserError(f"search.shard: {shard} selects no questions; give a smaller k.")
     split = "eval" if session.train_questions else "train"
     raise UserError(f"task.{split}_path: found no question; at least one is needed.")
 

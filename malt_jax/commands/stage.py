@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 DRY_RUN = Option("--dry-run", "Say what would happen, with first prompts; write nothing.")
 REDO = Option(
-    "--redo", "Repeat a finished stage (as search/000) and all that came after it.", "STAGE"
+    "--redo",
+    "Repeat a finished stage (for example search/000) and all that came after it.",
+    "STAGE",
 )
 JOIN = Option(
     "--join",
@@ -138,8 +140,14 @@ COMMANDS = (
         "that would change results is refused, and the fields that differ are named. Prints the "
         "table of results.",
         (
-            *("model.path", "task.name", "task.train_path", "task.eval_path", "task.num_train"),
-            *("task.num_eval", "rounds", "sharing"),
+            "model.path",
+            "task.name",
+            "task.train_path",
+            "task.eval_path",
+            "task.num_train",
+            "task.num_eval",
+            "rounds",
+            "sharing",
         ),
     ),
     _command(
@@ -148,8 +156,14 @@ COMMANDS = (
         "Samples n + n^2 + n^3 completions per question, grades the leaves and backs their rewards "
         "up to a value for every node. Writes RUN/rounds/000/trees.",
         (
-            *("task.name", "task.train_path", "task.num_train", "pipeline.roles.N.branch"),
-            *("pipeline.roles.N.temperature", "search.backup", "search.threshold", "search.shard"),
+            "task.name",
+            "task.train_path",
+            "task.num_train",
+            "pipeline.roles.N.branch",
+            "pipeline.roles.N.temperature",
+            "search.backup",
+            "search.threshold",
+            "search.shard",
         ),
     ),
     _command(
@@ -159,7 +173,10 @@ COMMANDS = (
         "With --join the trees come from slices that were searched apart, each by `malt search "
         "--search.shard i/k` into a run directory of its own.",
         (
-            *("search.threshold", "search.backup", "data.sft", "data.pairs"),
+            "search.threshold",
+            "search.backup",
+            "data.sft",
+            "data.pairs",
             "data.pairs_per_prefix",
         ),
         JOIN,
@@ -169,9 +186,15 @@ COMMANDS = (
         "fine-tunes each role on its own data, SFT and then DPO",
         "Trains one adapter per role over one shared base. Writes RUN/checkpoints/000/ROLE.",
         (
-            *("train.lora.rank", "train.full", "train.sft.epochs", "train.sft.batch_size"),
-            *("train.sft.optim.learning_rate", "train.dpo.epochs", "train.dpo.beta"),
-            *("train.dpo.optim.learning_rate", "sharing"),
+            "train.lora.rank",
+            "train.full",
+            "train.sft.epochs",
+            "train.sft.batch_size",
+            "train.sft.optim.learning_rate",
+            "train.dpo.epochs",
+            "train.dpo.beta",
+            "train.dpo.optim.learning_rate",
+            "sharing",
         ),
     ),
     _command(
@@ -180,8 +203,13 @@ COMMANDS = (
         "Evaluates the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
         "results.json and results.md, and prints the table.",
         (
-            *("task.eval_path", "task.num_eval", "eval.systems", "eval.baseline", "eval.trees"),
-            *("eval.confidence", "eval.block"),
+            "task.eval_path",
+            "task.num_eval",
+            "eval.systems",
+            "eval.baseline",
+            "eval.trees",
+            "eval.confidence",
+            "eval.block",
         ),
     ),
     _command(

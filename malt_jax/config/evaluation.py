@@ -14,16 +14,14 @@ MAX_SYSTEM_NAME = 100
 """The longest name of a system in characters; names built from several roles are long."""
 CANNOT_CHANGE_RESULTS = frozenset(
     {
-        *(
-            "output_dir",
-            "mirror",
-            "quiet",
-            "wandb",
-            "trackio",
-            "export.merged",
-            "export.push_to_hub",
-            "sampler.cache_dir",
-        ),
+        "output_dir",
+        "mirror",
+        "quiet",
+        "wandb",
+        "trackio",
+        "export.merged",
+        "export.push_to_hub",
+        "sampler.cache_dir",
         "mesh",
     }
 )
@@ -82,8 +80,8 @@ class EvalConfig:
         name, _, votes = self.baseline.rpartition("@")
         check(
             not name or 1 <= (whole_number(votes) or 0) <= MAX_VOTES,
-            f"baseline: found {show(self.baseline)}, allowed: a row of the table, as sa@9 "
-            f"with 1 to {MAX_VOTES} votes.",
+            f"baseline: found {show(self.baseline)}, allowed: a row of the table, "
+            f"for example sa@9, with 1 to {MAX_VOTES} votes.",
         )
 
 

@@ -17,7 +17,7 @@ class ModelConfig:
     revision: str | None = None
     """Hub revision: a branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and activations; auto: float32 on a CPU and bfloat16 on accelerators."""
+    """Dtype of weights and activations; auto: float32 on a CPU and bfloat16 on accelerators."""
 
     def __post_init__(self):
         check(bool(self.path.strip()), "path: found nothing; name a folder or a model of the hub.")

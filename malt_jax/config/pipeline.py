@@ -43,7 +43,7 @@ class RoleConfig:
     """The longest completion in tokens, the end token included."""
     stop: tuple[str, ...] = field(default=(), metadata=ONE_TEXT)
     """Texts that end the turn besides the model's end tokens. A base model without a chat template
-    goes on with a next question of its own, whose answer would be graded: stop it there."""
+    continues with a next question of its own, whose answer would be graded: stop it there."""
     train: Literal["none", "sft", "sft+dpo"] = "sft+dpo"
     """How this role is trained; the paper trains the generator by SFT only."""
     answers: bool = True
@@ -92,7 +92,7 @@ class PipelineConfig:
         calls = sum(math.prod(branches[: depth + 1]) for depth in range(len(branches)))
         check(
             calls <= MAX_CALLS,
-            f"roles: their branches make {show(calls)} completions a question, allowed: "
+            f"roles: their branches make {show(calls)} completions per question, allowed: "
             f"at most {MAX_CALLS:,}; lower a branch.",
         )
         check(self.roles[-1].answers, "roles: the last role must answer (answers: true).")

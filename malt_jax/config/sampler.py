@@ -23,13 +23,13 @@ class SamplerConfig:
     memory_gb: float = 0.0
     """GiB per device for caches and temporaries; 0: 80% of what is free."""
     prefix_buckets: tuple[int, ...] = (
-        *(64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048),
-        *(3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768),
-    )
+        64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048,
+        3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768,
+    )  # fmt: skip
     """Prompt lengths in tokens that programs are compiled for; longer prompts double the last."""
     new_token_buckets: tuple[int, ...] = (
-        *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096),
-    )
+        16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096,
+    )  # fmt: skip
     """Completion lengths in tokens that programs are compiled for; longer ones double the last."""
     prefill_tokens: int = 0
     """Tokens per prefill call and shard of the mesh; 0: 256 on a CPU, 4096 elsewhere."""

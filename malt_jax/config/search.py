@@ -30,5 +30,5 @@ class SearchConfig:
         index, count = map(whole_number, self.shard.partition("/")[::2])
         check(
             index is not None and count is not None and 1 <= index <= count,
-            f"shard: found {show(self.shard)}, allowed: i/k with 1 <= i <= k, as 3/16.",
+            f"shard: found {show(self.shard)}, allowed: i/k with 1 <= i <= k, for example 3/16.",
         )

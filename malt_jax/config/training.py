@@ -63,7 +63,7 @@ class LoopConfig:
     patience: int = 0
     """Stop after this many evaluations in a row without an improvement; 0: never."""
     save_every: int = 0
-    """Steps between checkpoints; 0: only at the end and when the run is told to stop."""
+    """Steps between checkpoints; 0: only at the end and when the run is asked to stop."""
     explode: float = 1e4
     """Training stops with an error if the gradient's global norm exceeds this or is not finite."""
 

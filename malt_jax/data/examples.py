@@ -86,7 +86,7 @@ class DpoExample:
             "node_id": self.node_id,
             "chosen_node_id": self.chosen_node_id,
             "rejected_node_id": self.rejected_node_id,
-            "value": self.chosen_value,
+            "value": self.chosen_value,  # again, because every data file has a `value` column
             "chosen_value": self.chosen_value,
             "rejected_value": self.rejected_value,
             "prompt_ids": list(self.prompt_ids),

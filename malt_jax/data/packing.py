@@ -1,9 +1,10 @@
 """Packing: several sequences per row without padding, and a shared prompt computed once.
 
-A *segment* is a prompt with its completions, the *branches*. In a row it is laid out as prompt,
-branch 1, branch 2, and so on. In each branch positions continue from the end of the prompt, and
-the attention mask (`models.packed_attention`) shows a token only its own prompt and its own branch.
-A branch therefore gets the same numbers as on its own, and the prompt is computed once for all.
+A *segment* is a prompt with its completions, the *branches*; a *sequence* is a prompt with one
+branch. In a row a segment is laid out as prompt, branch 1, branch 2, and so on. In each branch
+positions continue from the end of the prompt, and the attention mask (`models.packed_attention`)
+shows a token only its own prompt and its own branch. A branch therefore gets the same numbers as on
+its own, and the prompt is computed once for all.
 
 Only completion tokens are predicted. Each is a *target*, stored with the place in the row of the
 token before it; a completion's first token follows the last token of the prompt.
@@ -30,7 +31,7 @@ class Segment(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens in a row."""
+        """Tokens that the segment takes in a packed row."""
         return len(self.prompt) + self.targets
 
     @property

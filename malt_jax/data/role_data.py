@@ -41,6 +41,7 @@ def role_data(
         for parent, siblings in tree.children.items():
             learned = data[siblings[0].role]
             _add_siblings(learned, tree.question_id, siblings, config, seed)
+            # Counts turns that repaired a bad prefix: positives that continue a negative node.
             after_negative = parent is not None and not labels[parent]
             positives = sum(node.label for node in siblings)
             learned.counts["positives_behind_negative"] += after_negative * positives
@@ -88,7 +89,7 @@ def by_policy(
 
 
 def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
-    """Trees all right, all wrong and mixed; answers unparsed, completions and prompts cut."""
+    """Counts to log: trees by outcome, nodes, unparsed answers, cut completions and prompts."""
     counts: Counter = Counter(
         trees=0, all_right=0, all_wrong=0, mixed=0, nodes=0, unparsed=0, length=0, cut_prompts=0
     )
@@ -128,6 +129,7 @@ def _select_pairs(
 ) -> list[tuple[Node, Node]]:
     if config.pairs == "all" or not pairs:
         return pairs
+    # Drafts have no parent, so their draw key is the first positive's node id.
     parent = pairs[0][0].parent or pairs[0][0].id
     order = draw_order(seed, len(pairs), "pairs", parent)
     if config.pairs == "best_worst":

@@ -1,11 +1,10 @@
 """The systems that an evaluation compares: chains of (role, policy) turns.
 
-Chains are written in one small language: `generator:base verifier:malt refiner:malt` is one, and
-every baseline of the publication and every removal of a role is one, so a comparison is a line of
-config. `malt_jax.tree.policies` lists the policies. Besides the roles of the pipeline, a turn may
-name one of the task's further templates: `retry` and `debate`, answered by the first role, and
-`judge`, answered by the first role that does not answer, so that its critique ends with a final
-answer in a chain that ends there.
+A chain is written as `role:policy` words; all baselines and role removals are such chains, so a
+comparison is one line of config. `malt_jax.tree.policies` lists the policies. Besides the roles of
+the pipeline, a turn may name one of the task's further templates: `retry` and `debate`, spoken by
+the first role, and `judge`, spoken by the first role whose turns are not graded, so that its
+critique ends with a final answer in a chain that ends there.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def make_systems(
 ) -> list[System]:
     """The systems that a config asks for, the single agent with draws for every equal-call row.
 
-    `variants`: systems measured elsewhere (ablations) that stand in the same table. Raises
+    `variants`: systems measured elsewhere (ablations) that appear in the same table. Raises
     `UserError` for a system, role or policy that does not exist, naming those that do.
     """
     standard = {entry.name: entry for entry in standard_systems(pipeline, templates)}

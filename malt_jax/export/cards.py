@@ -39,7 +39,7 @@ class CardFacts:
     """A hub name, a local folder, or `quickstart`."""
     revision: str | None
     license: str | None
-    """Of the base model, as its own card or config states it; None when it states none."""
+    """License of the base model, as its own card or config states it; None when it states none."""
     task: str
     seed: int
     policies: Mapping[str, str]
@@ -47,7 +47,7 @@ class CardFacts:
     sampling: Mapping[str, RoleConfig]
     """How every role samples its turns."""
     rank: int | None
-    """Of the adapters; None after full fine-tuning, which has none."""
+    """Rank of the adapters; None after full fine-tuning, which has none."""
     merged: bool
     """Whether whole models are exported beside the adapters."""
     results: Mapping[str, Any] | None

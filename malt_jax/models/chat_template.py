@@ -50,7 +50,7 @@ class ChatFrame:
     """White space around the message is dropped (Llama 3, Gemma)."""
 
     def content(self, message: str) -> str:
-        """The message as it stands between `before` and `after`."""
+        """The message as it appears between `before` and `after`."""
         return message.strip() if self.strip else message
 
     def render(self, message: str) -> str:

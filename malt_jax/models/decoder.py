@@ -1,4 +1,4 @@
-"""The decoder: one Flax NNX transformer for every supported family, told apart by its ModelSpec.
+"""The decoder: one Flax NNX transformer for every supported family, described by its ModelSpec.
 
 Read `Layer.__call__` first, then `Decoder.hidden`. Attention itself is passed in (`Attend`), and a
 LoRA adapter is one more argument, so that the same compiled program serves every role.
@@ -268,7 +268,8 @@ class Decoder(nnx.Module):
         return jax.lax.scan(step, x, (weights, state, pairs or {}, windows))
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        # Gathered over its width first, the table gives rows that lie as the batch does.
+        # All-gather the table over its width first, so that the looked-up rows are laid out like
+        # the batch.
         x = constrain(self.embed[...], "vocab", None)[tokens]
         if self.spec.embed_scale != 1.0:
             x = x * jnp.asarray(self.spec.embed_scale, x.dtype)

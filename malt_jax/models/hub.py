@@ -69,12 +69,12 @@ def _snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its lines about retries; a failure is told below
+    logging.set_verbosity_error()  # its lines about retries; a failure is reported below
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub's client lets many kinds of network errors through
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name}: could not be had from the hub ({first}). Check the name, the network and "
-            "HF_TOKEN, or download it elsewhere and give the folder's path."
+            f"{name}: could not be downloaded from the hub ({first}). Check the name, the network "
+            "and HF_TOKEN, or download it elsewhere and give the folder's path."
         ) from error

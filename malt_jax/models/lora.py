@@ -50,8 +50,13 @@ def projections(spec: ModelSpec) -> dict[str, tuple[tuple[int, str], tuple[int, 
     heads = (spec.heads * spec.head_dim, "heads")
     kv = (spec.kv_heads * spec.head_dim, "kv_heads")
     return {
-        **{"q": (model, heads), "k": (model, kv), "v": (model, kv), "o": (heads, model)},
-        **{"gate": (model, mlp), "up": (model, mlp), "down": (mlp, model)},
+        "q": (model, heads),
+        "k": (model, kv),
+        "v": (model, kv),
+        "o": (heads, model),
+        "gate": (model, mlp),
+        "up": (model, mlp),
+        "down": (mlp, model),
     }
 
 

@@ -1,4 +1,4 @@
-"""The description of a decoder: the numbers that tell one family from another.
+"""The description of a decoder: the numbers that distinguish one family from another.
 
 Without weights and without JAX, so that plans and lists start fast.
 """

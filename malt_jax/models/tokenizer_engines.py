@@ -195,6 +195,9 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def _longest_replacement(charsmap: bytes) -> float:
-    """Of sentencepiece's table: the size of a trie, the trie, replacements that end in a NUL."""
+    """Characters of the longest replacement in sentencepiece's table.
+
+    The table holds the size of a trie, the trie, and replacements that end in a NUL.
+    """
     start = 4 + int.from_bytes(charsmap[:4], "little")
     return max(len(text.decode(errors="replace")) for text in charsmap[start:].split(b"\0"))

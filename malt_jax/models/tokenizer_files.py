@@ -57,7 +57,7 @@ def _open(path: Path) -> Engine:
         return JsonEngine(tokenizers.Tokenizer.from_file(str(path)), path)
     if path.name == "tokenizer.model":
         return SentencePieceEngine(path, _config(path.parent))
-    # How vocab.json and merges.txt cut a text stands only in the code of transformers' class.
+    # How vocab.json and merges.txt cut a text is written only in the code of transformers' class.
     # Without this it says on standard error, at every start, that torch is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer

@@ -1,7 +1,7 @@
 """The programs that a run compiles, with shapes and shardings in place of arrays.
 
 The functions are the run's own; only their arguments are abstract. Depth is a parameter, because
-layers are alike and a shallow program tells what a deep one costs (see `compiler`).
+layers are alike and a shallow program shows what a deep one costs (see `compiler`).
 """
 
 from __future__ import annotations

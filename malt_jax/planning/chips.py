@@ -72,8 +72,8 @@ def find_target(topology: str | None) -> Target:
     name, _, shape = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", shape):
         raise UserError(
-            f"--topology: found {topology!r}, allowed: CHIP:SHAPE as v5p:4x4x4, v5e:4x4 or h100:1; "
-            f"chips: {', '.join(CHIPS)}."
+            f"--topology: found {topology!r}, allowed: CHIP:SHAPE, for example v5p:4x4x4, v5e:4x4 "
+            f"or h100:1; chips: {', '.join(CHIPS)}."
         )
     sizes = [whole_number(size) or MAX_CHIPS + 1 for size in shape.split("x")]
     chip, count = CHIPS[name], math.prod(sizes)

@@ -65,7 +65,7 @@ def _sampling(
     """Prefill calls and decode steps of completions of `mean` tokens.
 
     While completions wait, finished rows are refilled and a step gives a token in every row. The
-    last completions of each block have nobody to follow them: `last_steps` in all, at most.
+    last completions of each block have nothing queued behind them: at most `last_steps` in all.
     """
     lanes = sizes.lanes
     filled = sum(count * math.ceil(tokens / lanes.tokens) for count, tokens in parts)

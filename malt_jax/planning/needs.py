@@ -18,7 +18,7 @@ from malt_jax.planning.plan import count_parameters, lay_out
 from malt_jax.planning.work import Assumptions, Work
 
 BYTES_PER_TOKEN = 20
-"""Of a tree's record on disk: token id, log-probability and text."""
+"""Size of a tree's record on disk, per token: token id, log-probability and text."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Needs:
     """Bytes, of the kind that `malt plan` prints."""
 
     memory: int
-    """Per device, the arrays of the largest program. On an accelerator temporaries are added by
+    """The arrays of the largest program, per device. On an accelerator temporaries are added by
     formula; on a CPU the formula is too far from what the compiler uses."""
     disk: int
-    """Of trees, checkpoints and export together."""
+    """The size of trees, checkpoints and export together."""
 
 
 def count_needs(config: Config, spec: ModelSpec, kinds: Collection[str]) -> Needs:

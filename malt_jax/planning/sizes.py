@@ -29,11 +29,11 @@ class Sizes:
     """Everything that decides the shapes of the programs."""
 
     dtype: Any
-    """Of weights and activations."""
+    """Dtype of weights and activations."""
     shapes: CacheShape
-    """Of the sampler's caches, for the last role's prompts."""
+    """Shapes of the sampler's caches, for the last role's prompts."""
     lanes: PrefillShape
-    """Of prefill calls."""
+    """Shapes of prefill calls."""
     sft: Plan
     dpo: Plan
 

@@ -16,7 +16,7 @@ UNKNOWN_QUESTIONS = (1000, 200)
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What only the run itself can tell. Every figure that depends on these is an estimate."""
+    """What only the run itself can show. Every figure that depends on these is an estimate."""
 
     prompt_tokens: int = 192
     """Tokens of the first role's prompt: template and question."""
@@ -40,7 +40,7 @@ class RoleWork:
     prompt: int
     """Tokens of a prompt."""
     parts: tuple[tuple[int, int], ...]
-    """(count, tokens) of the distinct parts of prompts: siblings share what stands before them, so
+    """(count, tokens) of the distinct parts of prompts: siblings share what comes before them, so
     each question and each earlier turn is prefilled once."""
     completion: int
     longest: int

@@ -29,7 +29,7 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     """Writes the report of a run, and its figures as files, and returns the report's path.
 
     `questions` gives the text and reference answer of evaluation questions by id; without it the
-    page shows their first prompt. A sentence stands for whatever the run does not have yet. Raises
+    page shows their first prompt. A sentence replaces whatever the run does not have yet. Raises
     `UserError` if the folder holds nothing to report.
     """
     run = Path(run)

@@ -46,8 +46,8 @@ FORMATS = {
     "png": {"Software": None},
 }
 """The formats of a figure's files, with the metadata that would differ from run to run removed."""
-TIP = "tip:"
-"""Begins the ids of artists that have a tip."""
+TOOLTIP = "tooltip:"
+"""Begins the ids of artists that have a tooltip."""
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 ElementTree.register_namespace("", SVG[1:-1])
@@ -92,9 +92,9 @@ def plain(text: str) -> str:
     return re.sub("[\ufffe\uffff]", "\ufffd", one_line(text))
 
 
-def tip(artist: Artist, text: str) -> None:
-    """Lets an artist say what it is when it is pointed at in the SVG."""
-    artist.set_gid(TIP + plain(text))
+def tooltip(artist: Artist, text: str) -> None:
+    """Gives an artist a tooltip in the SVG."""
+    artist.set_gid(TOOLTIP + plain(text))
 
 
 @styled()
@@ -106,7 +106,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @styled()
 def to_svg(figure: Figure) -> ElementTree.Element:
-    """The figure as the root element of an SVG file: matplotlib's, smaller and with tips."""
+    """The figure as the root element of an SVG file: matplotlib's, smaller and with tooltips."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata=FORMATS["svg"])
     root = ElementTree.fromstring(buffer.getvalue())
@@ -118,10 +118,10 @@ def to_svg(figure: Figure) -> ElementTree.Element:
         for child in list(element):
             if child.tag == f"{SVG}g" and len(child) == 0:
                 element.remove(child)
-        # matplotlib has no tips, but it writes an artist's id as the id of its group.
-        if element.get("id", "").startswith(TIP):
+        # matplotlib has no tooltips, but it writes an artist's id as the id of its group.
+        if element.get("id", "").startswith(TOOLTIP):
             title = ElementTree.Element(f"{SVG}title")
-            title.text = element.attrib.pop("id").removeprefix(TIP)
+            title.text = element.attrib.pop("id").removeprefix(TOOLTIP)
             element.insert(0, title)
         if element.get("transform", "").startswith(("rotate(0 ", "rotate(-0 ")):
             del element.attrib["transform"]

@@ -210,7 +210,7 @@ function step(by) {
   if (next) open(next);
 }
 
-/** In the search and the list: up and down go through the questions, Enter goes on to the open one. */
+/** In the search and the list: up and down go through the questions, Enter moves to the open one. */
 function listKey(event) {
   if (event.isComposing) return;
   const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];

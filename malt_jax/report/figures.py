@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from malt_jax.evaluation.schema import Reliability, Results, Row
-from malt_jax.report.drawing import COLOURS, axes, plain, styled, tip
+from malt_jax.report.drawing import COLOURS, axes, plain, styled, tooltip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def accuracy_against_tokens(results: Results) -> Figure:
     systems: dict[str, list[Row]] = defaultdict(list)
     for row in results["systems"]:
         systems[row["system"]].append(row)
-    # The legend lists the systems as the ends of their lines stand, the most accurate first.
+    # The legend lists the systems in the order of the ends of their lines, the best first.
     ordered = sorted(systems.items(), key=lambda item: -item[1][-1]["accuracy"])
     labels = {name: _system_label(rows[0]["label"]) for name, rows in ordered}
     # The axes keep their size; the legend beside them takes what the longest name and all need.
@@ -68,7 +68,7 @@ def accuracy_against_tokens(results: Results) -> Figure:
 
 
 def _system_label(label: str) -> str:
-    """The label of a row without its votes, short enough to stand beside the axes."""
+    """The label of a row without its votes, short enough to fit beside the axes."""
     return shorten(re.sub(r", vote of \d+$", "", plain(label)), 60, placeholder=" …")
 
 
@@ -77,9 +77,9 @@ def _legend(plot: Axes) -> None:
 
 
 def _dot(plot: Axes, x: float, y: float, colour: str, text: str, radius: float) -> None:
-    """A point that says what it is when it is pointed at."""
+    """A point with a tooltip."""
     [point] = plot.plot(x, y, "o", color=colour, ms=2 * radius, mew=0, clip_on=False)
-    tip(point, text)
+    tooltip(point, text)
 
 
 @styled()
@@ -97,7 +97,7 @@ def value_histogram(role: str, values: Mapping[float, int], threshold: float) ->
         end, strength = ("low" if value < 0.5 else "high"), max(abs(2 * value - 1), 0.15)
         colour = COLOURS[f"value-{end}"]
         [bar] = plot.bar(value, count / max(total, 1), 0.045, color=colour, alpha=strength)
-        tip(bar, f"value {value:.2f}: {count} of {total} nodes")
+        tooltip(bar, f"value {value:.2f}: {count} of {total} nodes")
     plot.axvline(threshold, color=COLOURS["ink"], lw=1, ls=":")
     plot.set(xlim=(-0.06, 1.06), xlabel="value")
     plot.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -115,7 +115,7 @@ class DepthValues(NamedTuple):
     mean: float
     best: float
     accuracy: float | None
-    """Of the answers that the turns of this depth state; None if they state none."""
+    """Accuracy of the answers that the turns of this depth state; None if they state none."""
 
 
 @styled()

@@ -12,7 +12,7 @@ def tree_text(tree: Tree, width: int = 100) -> str:
     """One tree as lines of at most `width` characters.
 
     Each node shows its name, its value (a leaf: right or wrong), a `+` if it is labelled positive,
-    and the end of its completion, where the conclusion stands.
+    and the end of its completion, where the conclusion is.
     """
     lines = [f"{tree.question_id}  {one_line(tree.question)}", f"answer: {one_line(tree.answer)}"]
     cut = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]

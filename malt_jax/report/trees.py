@@ -176,7 +176,7 @@ def entry(tree: Tree) -> dict[str, Any]:
 
 
 def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:
-    """The nodes from the draft down to each node; parents stand before their children."""
+    """The nodes from the draft down to each node; parents come before their children."""
     paths: dict[str, tuple[Node, ...]] = {}
     for node in tree.nodes:
         earlier = () if node.parent is None else paths[node.parent]

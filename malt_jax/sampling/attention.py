@@ -29,6 +29,8 @@ class GroupIndex(NamedTuple):
 def group_rows(entry: Int[Array, "R"], entries: int, siblings: int) -> GroupIndex:
     """Gives every row a place at its entry, in the rows' order; idle rows have entry `entries`."""
     rows = entry.shape[0]
+    # The R x R comparison counts the earlier rows of the same entry. Idle rows get the place after
+    # the last one, which is out of range, so that mode="drop" discards them.
     earlier = (entry[:, None] == entry[None, :]) & jnp.tri(rows, k=-1, dtype=bool)
     place = entry * siblings + jnp.sum(earlier, axis=1, dtype=jnp.int32)
     place = jnp.where(entry < entries, place, entries * siblings)
@@ -42,7 +44,7 @@ class Extent(NamedTuple):
 
     entry: Int[Any, "R"]  # its prefix cache entry, or P for an idle row
     prefix: Int[Any, "R"]  # it reads this many tokens of the entry, from its start
-    suffix: Int[Any, "R"]  # it reads this many tokens of its ring before `cursor`, and that one
+    suffix: Int[Any, "R"]  # it reads the ring's position `cursor` and this many before it
     cursor: Int[Any, ""]
 
 
@@ -162,10 +164,10 @@ def prefill_attention(
     chunks: Chunks,
     layer: LayerAttention,
 ) -> tuple[Float[Array, "B T H h"], KV]:
-    """Writes chunks of prompts on one shard and lets their queries see all that stands before.
+    """Writes chunks of prompts on one shard and lets their queries see all that comes before.
 
     Chunk after chunk is written and then attends to its whole entry. So chunks of one prompt may
-    stand in one call in their order, no entry is copied, and scores exist for one chunk at a time.
+    be in one call, in their order, no entry is copied, and scores exist for one chunk at a time.
     What an entry holds beyond a chunk's own tokens is not read.
     """
     batch, time, heads, head_dim = q.shape

@@ -36,7 +36,7 @@ class KV(NamedTuple):
 
     k: Float[Array, "B K h L"] | Int[Array, "B K h L"]
     v: Float[Array, "B K L h"] | Int[Array, "B K L h"]
-    k_scale: Float[Array, "B K L"] | None = None  # of an int8 cache
+    k_scale: Float[Array, "B K L"] | None = None  # the scales of an int8 cache
     v_scale: Float[Array, "B K L"] | None = None
 
 
@@ -97,8 +97,8 @@ def write_chunk(
     """
     entries, _, capacity, _ = prefix.v.shape
     time = new.v.shape[1]
-    # XLA moves a slice that would run over the end back. Its tokens are moved on by as much, and
-    # the positions before them and after them keep what they hold.
+    # dynamic_slice clamps a start that would run past the end, so the window begins `shift`
+    # positions early; the new tokens are rolled by `shift`, and the mask keeps the rest.
     at = jnp.minimum(start, capacity - time)
     shift = start - at
     step = jnp.arange(time, dtype=jnp.int32)
@@ -119,7 +119,7 @@ def write_chunk(
 def copy_entries(prefix: list[KV], source: Int[Array, "N"], target: Int[Array, "N"]) -> list[KV]:
     """Copies entry `source` over entry `target`, pair by pair and in place.
 
-    Targets of `P`, which stand last, are padding. On a mesh the pairs are split as the entries are,
+    Targets of `P`, which come last, are padding. On a mesh the pairs are split as the entries are,
     and both entries of a pair are on its shard.
     """
     cache_axes, pair_axes = partitions(prefix, "batch", "kv_heads"), partitions(source, "batch")
@@ -180,7 +180,10 @@ def per_shard(function: Callable, inputs: Any, outputs: Any) -> Callable:
 
 
 def local_entries(numbers: Int[Array, "N"], entries: int) -> Int[Array, "N"]:
-    """Entry numbers as this shard counts its own `entries`; what it has not becomes `entries`."""
+    """Entry numbers counted within this shard; entries of other shards become `entries`.
+
+    `entries`: how many entries this shard has.
+    """
     if not (names := _shard_axes()):
         return numbers
     local = numbers - entries * jax.lax.axis_index(names)

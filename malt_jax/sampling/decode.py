@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 class ParamArrays(NamedTuple):
     """`SamplingParams` on the device."""
 
-    filters: Filters  # of scalars: the same for every row
+    filters: Filters  # scalars: the same for every row
     max_new_tokens: Int[Any, ""]
     end_ids: Int[Any, "E"]  # padded with -1
 
@@ -134,7 +134,7 @@ def decode_step(
     inputs: DecodeInputs,
     state: DecodeState,
 ) -> DecodeState:
-    """One token per row."""
+    """One decode step: draws one token per row and refills idle rows."""
     suffix, rows, output, cursor = state
     params = inputs.params
     busy = rows.completion != IDLE
@@ -192,7 +192,7 @@ def _attend(program: DecodeProgram, extent: Extent, q, k, v, caches, layer: Laye
 
 
 def _attend_on_shard(program, layer, extent: Extent, q, k, v, prefix: KV, suffix: KV):
-    """Appends the new token's keys and values first, so that it sees itself."""
+    """One layer's decode attention on one shard, after appending the new keys and values."""
     entries = prefix.k.shape[0]
     suffix = append(suffix, k, v, extent.cursor)
     extent = extent._replace(entry=local_entries(extent.entry, entries))
@@ -206,6 +206,8 @@ def _refill(
     """Idle rows take what is in their shard's queue, after the first `dequeued` that were taken."""
     shards, depth = queue.completion.shape
     idle = (rows.completion == IDLE).reshape(shards, -1)
+    # `turn` is an idle row's rank in its shard plus what was already dequeued, so it is the queue
+    # place that the row takes. An IDLE place leaves the row idle.
     turn = dequeued[:, None] + jnp.cumsum(idle, axis=1, dtype=jnp.int32) - 1
     begins = idle & (turn < depth)
     place = (jnp.arange(shards, dtype=jnp.int32)[:, None], jnp.minimum(turn, depth - 1))

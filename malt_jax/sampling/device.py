@@ -26,8 +26,8 @@ from malt_jax.sampling.stats import Stats
 class Executables:
     """Programs compiled ahead of time, by name and shapes.
 
-    Nothing else is run, so that their number is known. Streams, each in a thread of its own, give
-    the device work in turns: the one that has `turn`.
+    Nothing else is run, so that their number is known. Each stream has a thread of its own. Only
+    the stream that holds `turn` may dispatch work.
     """
 
     def __init__(self, stats: Stats):
@@ -35,7 +35,7 @@ class Executables:
         self._stats = stats
         self.turn = threading.RLock()
         self.users: WeakSet[Device] = WeakSet()
-        """Whatever has work on the device."""
+        """Devices that may have work in flight."""
 
     def get(
         self, key: Hashable, function: Callable, args: tuple[Any, ...], donate: tuple[int, ...] = ()
@@ -104,7 +104,7 @@ class Device:
             self._suffix, self._rows, self._output, self._cursor = run(*args)
 
     def shrink(self, shape: CacheShape, entries: np.ndarray, rows: np.ndarray) -> None:
-        """Goes on in a smaller shape, with these entries and rows."""
+        """Continues in a smaller shape, with these entries and rows."""
         all_entries = shape.entries == self.shape.entries
         key = ("shrink", self.shape, shape)
         with self._executables.turn:
@@ -115,7 +115,7 @@ class Device:
         self.shape = shape
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Waits until the device has done all that it was given."""
         jax.block_until_ready((self._prefix, self._suffix))
 
     def idle(self) -> bool:

@@ -74,7 +74,10 @@ def _filtered_weights(
     random = filters.temperature > 0
 
     def scores() -> Float[Array, "R V"]:
-        """With maximum 0. Formed where it is read: the branch not taken then costs no pass."""
+        """Logits / temperature, shifted to maximum 0.
+
+        Recomputed at each use, so an untaken branch costs no pass.
+        """
         # Rows at temperature 0 do not use the draw; 1 keeps their numbers finite.
         return (logits - top[:, None]) / jnp.where(random, filters.temperature, 1.0)[:, None]
 

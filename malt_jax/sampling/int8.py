@@ -16,7 +16,10 @@ from jaxtyping import Array, Float, Int
 
 
 def to_int8(x: Float[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-    """Symmetric, with one scale per vector along `axis`; the largest magnitude becomes 127."""
+    """Rounds to symmetric int8: (values, one float32 scale per vector along `axis`).
+
+    The largest magnitude becomes 127.
+    """
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axis), 1e-30) / 127.0
     return jnp.round(x / jnp.expand_dims(scale, axis)).astype(jnp.int8), scale

@@ -19,7 +19,7 @@ BEST_ROWS = {"cpu": 64}
 ACCELERATOR_ROWS = 512
 
 CACHE_SHARE = 0.8
-"""Of a device's free memory, what caches may take; the rest is for what programs compute."""
+"""Share of a device's free memory for caches; the rest is for what programs compute."""
 
 LOGIT_COPIES = 4
 """Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
@@ -54,7 +54,7 @@ class Devices:
     shards: int = 1  # parts of the mesh that rows and entries are split over
     kv_shards: int = 1  # parts of the mesh that key heads are split over
     streams: int = 1  # batches that decode side by side and share the memory
-    free_bytes: int | None = None  # of one device; None: of this machine's
+    free_bytes: int | None = None  # free memory of one device; None: as found on this machine
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def plan_shapes(
     wanted = config.rows or best
     if config.rows and plan.most_rows < wanted:
         raise UserError(
-            f"sampler.rows: {wanted} rows need {plan.need(wanted) / 2**30:.2f} GiB a device, "
+            f"sampler.rows: {wanted} rows need {plan.need(wanted) / 2**30:.2f} GiB per device, "
             f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.most_rows}."
         )
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)

@@ -61,7 +61,7 @@ class PrefillShape(NamedTuple):
 
     @staticmethod
     def of(chunk: int, call: int, shards: int = 1) -> PrefillShape:
-        """Chunks of `chunk` tokens, in calls of `call` tokens per shard and of a quarter."""
+        """Chunks of `chunk` tokens, in calls of `call` tokens per shard, or a quarter of that."""
         most = max(1, call // chunk)
         counts = {shards * max(1, most // 4), shards * most}
         return PrefillShape(min(chunk, call), tuple(sorted(counts)))
@@ -149,8 +149,8 @@ def _prefill_call(
 ) -> PrefillCall:
     target, start, length = (np.full(count, value, np.int32) for value in (entries, 0, 0))
     tokens = np.zeros((count, shape.tokens), np.int32)
-    for i, (target[i], start[i], new) in placed:
-        length[i] = len(new)
+    for i, (entry, first, new) in placed:
+        target[i], start[i], length[i] = entry, first, len(new)
         tokens[i, : len(new)] = new
     return PrefillCall(tokens, Chunks(target, start, length))
 

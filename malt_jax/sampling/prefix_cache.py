@@ -36,7 +36,7 @@ class PrefixCache:
         self.tokens = np.full((shape.entries, shape.prefix_tokens), EMPTY, np.int64)
         """The tokens whose keys and values each entry holds, also after its last reader."""
         self.readers = np.zeros(shape.entries, np.int32)
-        """Completions that each entry still has to see end; an entry without any is free."""
+        """Per entry, its completions that have not ended; 0: free."""
         self._shards = shards
 
     def has_free(self, shard: int) -> bool:
@@ -47,8 +47,8 @@ class PrefixCache:
     ) -> tuple[int, Prefill | None]:
         """Chooses a free entry of the shard for a prefix, and what it is filled from.
 
-        `batches`: of entries that are to be filled but were not yet, the batch; updated. What is in
-        a free entry is read by no other prefill, so those of one batch may run in any order.
+        `batches`: entry -> batch of its planned prefill; updated here. Prefills of one batch read
+        nothing that the same batch writes.
         """
         own = self._range(shard)
         held, wanted = self.tokens[own, : len(prefix)], np.asarray(prefix, np.int64)
@@ -63,7 +63,8 @@ class PrefixCache:
         if len(as_good):
             source = target = int(as_good[0])
         else:
-            # The entry with the least in common: what later prompts share is in this one as well.
+            # The entry with the least in common: what later prompts share is in the new entry as
+            # well.
             target = int(free[np.argmin(shared[free])])
         in_place = source == target
         source, target = own.start + source, own.start + target

@@ -47,8 +47,8 @@ class SamplingParams:
         check(self.temperature >= 0, f"temperature: found {self.temperature}, allowed: 0 or more.")
         check(self.top_k >= 0, f"top_k: found {self.top_k}, allowed: 0 (off) or more.")
         check(0 < self.top_p <= 1, f"top_p: found {self.top_p}, allowed: above 0, at most 1 (off).")
-        least = self.max_new_tokens
-        check(least >= 1, f"max_new_tokens: found {least}, allowed: 1 or more.")
+        longest = self.max_new_tokens
+        check(longest >= 1, f"max_new_tokens: found {longest}, allowed: 1 or more.")
         ends = len(self.end_ids)
         check(ends <= MAX_END_IDS, f"end_ids: found {ends} tokens, allowed: at most {MAX_END_IDS}.")
         check(all(self.stop), "stop: found an empty text, allowed: texts of one character or more.")

@@ -75,7 +75,7 @@ class Sampler:
         self._params = self._rounded(model.params)
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self.dtype = model.params["embed"][...].dtype
-        """Of weights and activations."""
+        """Dtype of weights and activations."""
         self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
 
     def sample(
@@ -191,7 +191,7 @@ class Sampler:
         return memory.plan_shapes(self.spec, one, self.cache_dtype, self.config, devices)
 
     def device(self, shape: CacheShape, adapter: AdapterOrWeights = None) -> Device:
-        """Empty caches of this shape."""
+        """A Device with empty caches of this shape and programs for `adapter`."""
         if isinstance(adapter, nnx.State):
             weights = Weights(self._rounded(adapter), None)
         else:

@@ -66,7 +66,7 @@ class Scheduler:
         self.completions = [
             PartialCompletion(i, j) for i, r in enumerate(requests) for j in range(len(r.keys))
         ]
-        """By number, which is how rows name them."""
+        """All completions; rows and queues refer to them by index."""
         groups = list(_sibling_groups(requests, shape.siblings))
         cuts = [round(shard * len(groups) / shards) for shard in range(shards + 1)]
         self._pending = [deque(groups[first:end]) for first, end in pairwise(cuts)]
@@ -97,7 +97,10 @@ class Scheduler:
         return done
 
     def admit(self) -> list[Prefill]:
-        """Gives every free entry a prompt, as long as there are any, and queues its completions."""
+        """Assigns pending prompts to free entries and queues their completions.
+
+        Returns the prefills to run.
+        """
         prefills: list[Prefill] = []
         batches: dict[int, int] = {}
         for shard in range(self.shards):
@@ -138,7 +141,7 @@ class Scheduler:
         """Number of idle rows at which a chunk should end early.
 
         While prompts are pending, the host can prefill some for the idle rows. Afterwards it can
-        only shrink the batch, so the chunk goes on until `fewer_rows` are enough.
+        only shrink the batch, so the chunk continues until `fewer_rows` are enough.
         """
         rows = self.shape.rows
         idle = sum(max(0, rows // self.shards - self._load(s)) for s in range(self.shards))
@@ -146,7 +149,7 @@ class Scheduler:
         return some if any(self._pending) else max(some, rows - fewer_rows)
 
     def fits(self, rows: int) -> bool:
-        """Whether all completions that are left can decode at a time in so many rows."""
+        """Whether all completions that are left fit into `rows` rows at once."""
         most = rows // self.shards
         return not any(self._pending) and all(self._load(s) <= most for s in range(self.shards))
 
@@ -156,7 +159,10 @@ class Scheduler:
         return int(np.sum(active)) + len(self._queues[shard])
 
     def shrink(self, shape: CacheShape) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "R"]]:
-        """Continues in a smaller shape; returns the entries and rows to keep, all busy ones too."""
+        """Continues in a smaller shape.
+
+        Returns the entries and rows to keep, including all busy ones.
+        """
         entries = _kept(self.prefix_cache.readers == 0, shape.entries, self.shards)
         rows = _kept(self.rows.completion == IDLE, shape.rows, self.shards)
         renumbered = np.zeros(self.shape.entries, np.int32)
@@ -197,7 +203,7 @@ class Scheduler:
                         completion.finish = "eos" if at_end else "length"
                 self.prefix_cache.readers[completion.entry] -= ended
             if now != IDLE and self.completions[now].finish is not None:
-                # A stop text was found while the device went on with it: the row is free.
+                # A stop text was found while the device continued with it: the row is free.
                 self.rows.completion[row] = IDLE
                 self.prefix_cache.readers[self.completions[now].entry] -= 1
         return grown
@@ -237,7 +243,7 @@ def _idle_rows(*shape: int) -> Rows:
 
 
 def _kept(idle: np.ndarray, count: int, shards: int) -> Int[np.ndarray, "kept"]:
-    """`count` places, as many of each shard, those in use first."""
+    """`count` places, equally many per shard, those in use first."""
     own = len(idle) // shards
     order = np.argsort(idle.reshape(shards, own), axis=1, kind="stable")[:, : count // shards]
     return np.sort(order + own * np.arange(shards)[:, None], axis=1).reshape(-1)

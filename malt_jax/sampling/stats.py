@@ -24,17 +24,17 @@ class Stats:
     prefill_tokens_computed: int = 0
     """Prompt tokens whose keys and values were computed."""
     prefill_tokens_padded: int = 0
-    """The same, with the padding of the prefill calls."""
+    """Prompt tokens that the prefill calls computed, padding included."""
     row_steps: int = 0
     """Decode steps times rows."""
     row_steps_useful: int = 0
-    """Those that made a token of a returned completion."""
+    """Row-steps that made a token of a returned completion."""
     executables: int = 0
     compile_seconds: float = 0.0
     seconds: float = 0.0
-    """Prefill and decode, without compiling."""
+    """Seconds of prefill and decode, without compiling."""
     host_wait_seconds: float = 0.0
-    """The part of it in which the device may have waited for the host."""
+    """The part of `seconds` in which the device may have waited for the host."""
     cache_bytes: int = 0
     """The most that caches and logits took on one device, by the memory plan."""
 
@@ -86,7 +86,8 @@ class Timer:
     """Adds up the time of all streams; time in which several work counts once.
 
     The device idles while every stream is in its host phase. It may also have run out of work in an
-    overlapped phase. When is not known, so all of that phase counts, since it was last entered.
+    overlapped phase. The moment is unknown, so the whole phase is counted, from when it was last
+    entered.
     """
 
     def __init__(self, stats: Stats, now: Callable[[], float] = time.perf_counter):

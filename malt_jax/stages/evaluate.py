@@ -31,6 +31,7 @@ def evaluate(session: Session) -> Results:
             for variant in variants:
                 with opened(session, variant) as sub:
                     train_variant(session, sub)
+                    # `finishes=False`, because the run's own evaluation writes the variant's table.
                     with sub.journal(EVAL, inputs=True, finishes=False) as its_journal:
                         roll_out(sub, [variant.system], its_journal)
             session.progress.note(f"{EVAL}: comparing systems")

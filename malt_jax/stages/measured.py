@@ -90,7 +90,7 @@ def summarise_run(session: Session) -> Results:
 
 
 def summarise_seeds(sessions: Sequence[Session]) -> Results:
-    """The same for runs that differ in their seed only: pooled, and seed by seed."""
+    """The results of several runs that differ in their seed only: pooled, and seed by seed."""
     found = [measured(session) for session in sessions]
     files = {
         f"seed {session.config.seed}, {file}": digest

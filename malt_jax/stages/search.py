@@ -46,7 +46,7 @@ def search(session: Session, round: int) -> None:
                 overflow=config.pipeline.overflow,
                 on_level=say,
             )
-            (path,) = block.missing
+            (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             rewards.append(float(forest.rewards.mean()))
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"

@@ -157,7 +157,10 @@ class Session:
         return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)
 
     def meter(self) -> Callable[[], dict[str, Any]]:
-        """Starts measuring the sampler and shows its figures; the result tells them since now."""
+        """Starts a measurement and returns a function that gives the figures since that moment.
+
+        The progress shows the same figures of the sampler.
+        """
         stats = self.sampler.stats
         before = replace(stats)
 
@@ -266,7 +269,7 @@ def load_split(
     try:
         return task.load(split, path, limit, seed if path is None else None)
     except HubError:
-        raise  # it names the hub, and the field that does without
+        raise  # the message already names the hub and the field that avoids it
     except UserError as error:
         if str(error).startswith("task."):
             raise  # it names its field

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from malt_jax.tree.roles import Chain
 
 MAY_DIFFER = CANNOT_CHANGE_RESULTS | {
-    *("search.shard", "data", "train", "eval", "export", "ablations", "rounds", "sharing"),
+    "search.shard",
+    "data",
+    "train",
+    "eval",
+    "export",
+    "ablations",
+    "rounds",
+    "sharing",
 }
 """Fields that no tree depends on, so a slice may differ in them from the run that it joins."""
 ROUND = 0
@@ -135,17 +142,19 @@ def check_trees(session: Session, slices: Sequence[Slice]) -> None:
                         ) from None
     if missing := next(questions, None):
         raise UserError(
-            f"--join: {slices[-1].place} cannot be used: expected the tree of {missing.id}, found "
-            "that of nothing; the slices were not cut from this run's questions."
+            f"--join: {slices[-1].place} cannot be used: the tree of {missing.id} is missing; "
+            "the slices were not cut from this run's questions."
         )
 
 
 def _check_tree(tree: Tree, question: Question | None, pipeline: Chain) -> None:
     """Raises ValueError for a tree that this run could not have grown for the question."""
-    wanted = question.id if question else "nothing"
+    if question is None:
+        raise ValueError(f"{tree.question_id} is a tree beyond this run's questions")
+    wanted = question.id
     if tree.question_id != wanted:
         raise ValueError(f"expected the tree of {wanted}, found that of {tree.question_id}")
-    if question and (tree.question, tree.answer) != (question.text, question.answer):
+    if (tree.question, tree.answer) != (question.text, question.answer):
         raise ValueError(f"the text or the answer of {wanted} is not that of this run")
     shape = tuple(pipeline.branches), tuple(role.name for role in pipeline.roles)
     if (tree.branches, tree.roles) != shape:

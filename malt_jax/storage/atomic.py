@@ -30,9 +30,9 @@ _REMEDIES = {
     errno.EACCES: "allow this user to write there",
     errno.EPERM: "allow this user to write there",
     errno.EIO: "check that disk",
-    errno.ENOTDIR: "remove the file that stands where a folder is needed",
-    errno.EEXIST: "remove the file that stands where a folder is needed",
-    errno.EISDIR: "remove the folder that stands where a file is needed",
+    errno.ENOTDIR: "remove the file that is where a folder is needed",
+    errno.EEXIST: "remove the file that is where a folder is needed",
+    errno.EISDIR: "remove the folder that is where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 

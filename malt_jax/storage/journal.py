@@ -1,4 +1,4 @@
-"""The journal of one stage: what is done, recovered, appended, sealed, stopped and costed.
+"""The journal of one stage: recovers, appends and seals its files, stops safely, records cost.
 
     with session.journal("search/000") as journal:
         for block in journal.blocks(questions, 256, files):
@@ -27,7 +27,7 @@ from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.storage.writers import first, meet, writes
 
 Meter = Callable[[], Callable[[], dict[str, Any]]]
-"""Starts a measurement; what it returns tells the figures since then."""
+"""Starts a measurement and returns a function that gives the figures since that moment."""
 Key = tuple[Any, ...]
 
 
@@ -56,7 +56,7 @@ class Block:
         """Appends the records that the file lacks.
 
         A block that was cut short is computed again as a whole, because only the same batches give
-        the same bytes; what of it was already written stays.
+        the same bytes; records already written stay.
         """
         keyed = ((tuple(record[name] for name in self.key), record) for record in records)
         append_lines(path, [dict(record) for key, record in keyed if key in self.missing[path]])
@@ -98,6 +98,7 @@ class Journal:
         return self
 
     def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        # An exception seals nothing.
         if kind is None and not self.done and not self._open:
             if self._cost is not None:
                 self._units.append(self._write_cost())
@@ -125,7 +126,7 @@ class Journal:
         self._units.append(path)
 
     def add(self, *paths: Path) -> None:
-        """Files or folders that the stage has written itself, sealed with it."""
+        """Registers files or folders that the stage has written itself; they are sealed with it."""
         self._units += paths
 
     def leave_open(self) -> None:
@@ -133,7 +134,7 @@ class Journal:
         self._open = True
 
     def record_cost(self, **figures: Any) -> None:
-        """What the stage cost in this process; what a killed process spent is not in it."""
+        """Records what the stage cost in this process; what a killed process spent is not in it."""
         self._cost = {**(self._cost or {}), **figures}
 
     # What a stage makes piece by piece
@@ -205,7 +206,7 @@ class Journal:
     def pending(self, pieces: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
         """The named files or folders that are not sealed yet; each is sealed after its turn.
 
-        What stands in the place of one and was never sealed is moved aside first, except a file
+        What is in the place of one and was never sealed is moved aside first, except a file
         that the stage writes itself, which is overwritten.
         """
         sealed = set() if self.done else set(manifest.sealed_units(self.run, self.stage))
@@ -214,7 +215,7 @@ class Journal:
                 continue
             if writes() and path.exists() and (path.is_dir() or not path.suffix):
                 kept = manifest.set_aside(self.run, path)
-                self._progress.note(f"{path}: what stood here is in {kept} now")
+                self._progress.note(f"{path}: what was here is in {kept} now")
             yield name, path
             self._seal([path])
             self._units = [unit for unit in self._units if unit != path]

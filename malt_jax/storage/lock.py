@@ -23,7 +23,7 @@ class RunLock:
     """Holds `RUN/.lock` from construction until `release()` or the end of the process.
 
     The kernel drops the lock when the process ends, also after SIGKILL, so a lock file that is left
-    over means nothing. The file holds {pid, host, command}, which a second writer is told. Forked
+    over means nothing. The file holds {pid, host, command}, shown to a second writer. Forked
     workers do not hold the lock: filelock closes it in them.
     """
 

@@ -10,8 +10,15 @@ from pathlib import Path
 import malt_jax
 
 _PACKAGES = (
-    *("malt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("transformers", "tokenizers", "numpy"),
+    "malt-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "numpy",
 )
 """Packages that can change a result."""
 

@@ -17,8 +17,11 @@ FORMAT = 1
 _NO_ARTEFACTS = {NAME, TWIN, SET_ASIDE, "config.yaml", ".lock"}
 """Names in a run directory that no stage writes."""
 _REQUIRED = {
-    **{"versions": dict, "config_sha256": str},
-    **{"inputs": dict, "stages": dict, "artefacts": dict},
+    "versions": dict,
+    "config_sha256": str,
+    "inputs": dict,
+    "stages": dict,
+    "artefacts": dict,
 }
 
 

@@ -20,14 +20,14 @@ _received: list[int] = []
 _ends_process: list[bool] = []
 
 
-def told_to_stop() -> bool:
+def signal_received() -> bool:
     """Whether a signal has asked this process to stop."""
     return bool(_received)
 
 
 def stop_requested() -> bool:
     """Whether a signal has asked this process, or another one of the run, to stop."""
-    return any_of(told_to_stop())
+    return any_of(signal_received())
 
 
 def raise_if_stopped() -> None:

@@ -130,7 +130,10 @@ def load(
 
 
 def _question(split: str, text: str, answer: str) -> Question:
-    """With its level: sums far from the middle one are rare, and so less practised."""
+    """The Question, with its level in `meta`.
+
+    Sums far from the middle one are rare, and so less practised.
+    """
     low = sum(parse_question(text)) // 10 * 10
     identity = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return Question(identity, text, answer, {"level": f"sum {low} to {low + 9}"})

@@ -57,7 +57,7 @@ def import_task(place: str) -> Task:
     if top in sys.stdlib_module_names and not own:  # `sys:exit`, `os:abort`
         raise UserError(f"task.name: {place!r} is Python's own; give a module of yours")
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # the user's module stands beside the user's config
+        sys.path.insert(0, folder)  # the user's module is next to the user's config
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # the user's module: whatever it raises

@@ -190,7 +190,7 @@ def _object(text: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def _converter(text: str) -> str:
-    """How to convert JSON over several lines, told from the first of them."""
+    """How to convert JSON over several lines, recognised by the first of them."""
     if text.startswith("["):
         return " (for an array of objects: jq -c '.[]' FILE)"
     return " (for objects over several lines: jq -c . FILE)" if text == "{" else ""
@@ -216,7 +216,7 @@ def _csv(path: Path) -> Iterator[Row]:
         if header is None:
             return
         if len(set(header)) < len(header):
-            raise UserError(f"{_shown(path)}, line 1: a column name stands twice; name each once")
+            raise UserError(f"{_shown(path)}, line 1: a column name appears twice; name each once")
         for number, cells in enumerate(reader, start=1):
             if not cells:
                 continue

@@ -78,10 +78,10 @@ class Benchmark:
 
 
 def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
-    """Parses every row and refuses an id that stands twice.
+    """Parses every row and refuses an id that appears twice.
 
-    The log names what a user should know: rows that are left out (`Unusable`), texts that stand
-    twice, and a language in which answers are not read. If no row is usable, the first one's
+    The log names what a user should know: rows that are left out (`Unusable`), texts that appear
+    twice, and a language in which answers are not recognised. If no row is usable, the first one's
     error is raised.
     """
     questions: list[Question] = []
@@ -97,7 +97,7 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
             other, same = first[question.id]
             what = "this question" if question.text == same.text else f"the id {question.id!r}"
             raise row.fail(
-                f"{what} stands at {other.place} already",
+                f"{what} is already at {other.place}",
                 "leave one out, or give each question its own id",
             )
         first[question.id] = row, question
@@ -111,7 +111,7 @@ def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question
         log.warning("%s split: %d questions repeat the text of another", split, repeated)
     if unread(question.text for question in questions):
         log.warning(
-            "%s split: in the language of the questions no announcement of an answer is read; "
+            "%s split: answers announced in the questions' language are not recognised; "
             r"only #### x, \boxed{x}, English forms and a number at the end count", split
         )  # fmt: skip
     return questions

@@ -68,6 +68,7 @@ def train_sft(
     """
     phase = _Phase(model, examples, config, seed, mesh)
 
+    # A factory, because the program exists only inside `train`.
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
             sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
@@ -76,6 +77,7 @@ def train_sft(
 
         return measure
 
+    # SFT has no reference, but every batch holds a reference log-probability per sequence.
     references = np.zeros(len(phase.examples), np.float32)
     return phase.train(policy, references, held_out, None, saver or MemorySaver(), dropout, on_step)
 
@@ -97,8 +99,8 @@ def train_dpo(
 
     `reference`: the SFT policy, whose log-probabilities are computed once and kept by the saver, or
     those log-probabilities themselves, `[pairs, 2]` (chosen, rejected). `policy` must start as the
-    reference. `template`: the role's prompt template, one of the things that stored
-    log-probabilities are checked against. Otherwise as `train_sft`.
+    reference. `template`: the role's prompt template, which is hashed into the key of stored
+    reference log-probabilities. Otherwise as `train_sft`.
     """
     saver = saver or MemorySaver()
     phase = _Phase(model, pairs, config, seed, mesh)
@@ -114,6 +116,7 @@ def train_dpo(
         compute = lambda: _finite(phase.reference_logprobs(reference, saver))  # noqa: E731
         logprobs = saver.references(key, compute).reshape(-1)
 
+    # A factory for the same reason as in `train_sft`.
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
             sums, lengths = phase.score(program, weights, frozen, phase.held_plan)

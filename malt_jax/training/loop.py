@@ -53,7 +53,7 @@ class Job:
     references: np.ndarray
     """[sequences] The reference's log-probabilities (SFT: zeros)."""
     held_out: Callable[[Trainable], dict[str, float]] | None
-    """Measures weights on the held-out examples; `score` is what is better when higher."""
+    """Measures weights on the held-out examples; higher `score` is better."""
     first_loss: float | None
     """The preference loss the first step must show."""
     config: LoopConfig
@@ -72,7 +72,7 @@ class TrainOutcome:
     """The best weights by the held-out examples; the last ones where none are held out."""
     steps: int
     log: list[dict[str, float]]
-    """One entry a step."""
+    """One entry per step."""
     seconds: float
     tokens: int
     """Useful tokens trained on: prompt and completion of every sequence, padding excluded."""
@@ -183,6 +183,7 @@ def _batches(job: Job, step: int) -> list[Batch]:
 
 def _batch(job: Job, micro: MicroBatch, step: int, last: bool, key: jax.Array) -> Batch:
     rows = micro.arrays()
+    # For padding, which has number -1, `references[-1]` is read and masked.
     reference = np.where(rows.sequences >= 0, job.references[rows.sequences], 0.0)
     rows, reference = place_rows((rows, reference.astype(np.float32)), job.mesh)
     return Batch(

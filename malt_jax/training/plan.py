@@ -36,7 +36,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """MicroBatch-batches of every step."""
+    """The micro-batches of every step."""
 
     steps: tuple[tuple[MicroBatch, ...], ...]
 
@@ -76,6 +76,8 @@ def plan_steps(
     """
     longest = max((s.tokens for batch in batches for s in batch), default=1)
     top = next(length for length in LADDER if length >= longest)
+    # Candidates: every ladder length that holds all, or a short one plus `top`; the cost is
+    # estimated on at most about 128 batches.
     choices: list[tuple[int, ...]]
     if row_length and row_length >= longest:
         choices = [(row_length,)]

@@ -1,4 +1,4 @@
-"""What reference log-probabilities depend on, so that stored ones are never mixed up."""
+"""The key of stored reference log-probabilities: hashes of all they depend on."""
 
 from __future__ import annotations
 

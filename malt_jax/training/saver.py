@@ -1,4 +1,4 @@
-"""How a training phase keeps its progress, and whether it has been told to stop.
+"""How a training phase keeps its progress, and whether it has been asked to stop.
 
 A phase is given a `Saver`. `MemorySaver`, the default, keeps nothing beyond the process; that of a
 run directory is `storage.checkpoints.CheckpointFolder`.
@@ -38,7 +38,7 @@ class Saver(Protocol):
         """The tree, with the shapes, dtypes and shardings of `like`; UserError if it differs."""
 
     def remove(self, prefix: str, keep: str = "") -> None:
-        """Removes the checkpoints whose names begin with `prefix`, but for `keep`."""
+        """Removes the checkpoints whose names begin with `prefix`, except `keep`."""
 
     def references(self, key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
         """Reference log-probabilities stored under `key`, or computed and stored now."""

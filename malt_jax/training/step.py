@@ -80,7 +80,7 @@ class Batch:
     last: Any
     """Whether the step ends with this micro-batch."""
     key: Any
-    """Of dropout."""
+    """Key of dropout."""
 
 
 def make_program(
@@ -94,7 +94,7 @@ def make_program(
         dtype=jnp.dtype(dtype).name,
         optim=Optimiser.of(config.optim),
         loss=loss,
-        dropout=0.0 if loss else dropout,  # DPO compares likelihoods
+        dropout=0.0 if loss else dropout,  # dropout would perturb the likelihoods that DPO compares
         remat=loop.remat if loop.remat != "auto" else "none" if backend == "cpu" else "dots",
         chunk_bytes=CPU_CHUNK_BYTES if backend == "cpu" else CHUNK_BYTES,
         logit_chunk=loop.logit_chunk,
@@ -203,6 +203,7 @@ def policy_logprobs(
         rows.tokens, rows.positions, rows.segments, rows.branches, adapter, _remat(program.remat)
     )
     count = rows.targets.shape[0]
+    # As many targets as keep float32 logits [R, chunk, V] within chunk_bytes, in multiples of 16.
     fitting = program.chunk_bytes // (4 * decoder.spec.vocab * count)
     chunk = program.logit_chunk // count or max(16, fitting // 16 * 16)
     return chunked_logprobs(

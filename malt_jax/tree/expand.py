@@ -50,8 +50,8 @@ def expand(
     `adapters`: each role's policy by name, an adapter or whole weights; the base model where there
     is none. The random key of a node depends on the seed, the round and the node's path only, so a
     tree is the same in any pool. `overflow`: whether a prompt that is too long is refused or
-    truncated. `on_level` is told the role and the number of completions of each level before it is
-    sampled.
+    truncated. `on_level` is called with the role and the number of completions of each level
+    before it is sampled.
     """
     prefixes = [Prefix(question, (), {}) for question in questions]
     nodes: dict[str, list[Node]] = {question.id: [] for question in questions}

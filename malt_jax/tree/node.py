@@ -26,7 +26,7 @@ gives the same nodes."""
 
 @dataclass(frozen=True)
 class Node:
-    """One completion that a role sampled, and where it stands in its question's tree."""
+    """One completion that a role sampled, and where it is in its question's tree."""
 
     id: str
     """The path from the root, for example `Q17/g2/v0`: the first critique of the third draft."""
@@ -204,16 +204,31 @@ def _padded(rows: list[tuple], shape: tuple[int, ...], pad: np.generic) -> np.nd
 
 
 _NODE_TYPES: dict[str, type | tuple[type, ...]] = {
-    **{"id": str, "role": str, "parent": (str, type(None)), "prompt": str, "prompt_ids": list},
-    **{"cut": int, "completion": str, "token_ids": list, "logprobs": list, "finish": str},
-    **{"parsed": (str, type(None)), "correct": (bool, type(None)), "value": (int, float)},
-    **{"label": bool},
+    "id": str,
+    "role": str,
+    "parent": (str, type(None)),
+    "prompt": str,
+    "prompt_ids": list,
+    "cut": int,
+    "completion": str,
+    "token_ids": list,
+    "logprobs": list,
+    "finish": str,
+    "parsed": (str, type(None)),
+    "correct": (bool, type(None)),
+    "value": (int, float),
+    "label": bool,
 }
 """What every node's record holds, in the order it is written."""
 _NODE_FIELDS = tuple(_NODE_TYPES)
 _TREE_TYPES: dict[str, type | tuple[type, ...]] = {
-    **{"question_id": str, "question": str, "answer": str, "meta": dict},
-    **{"branches": list, "roles": list, "nodes": list},
+    "question_id": str,
+    "question": str,
+    "answer": str,
+    "meta": dict,
+    "branches": list,
+    "roles": list,
+    "nodes": list,
 }
 
 
@@ -228,7 +243,7 @@ def _check_types(record: Any, types: Mapping[str, Any], what: str) -> None:
 
 
 def _check_shape(tree: Tree) -> None:
-    """Raises ValueError unless nodes stand level by level under their parents, leaves rewarded."""
+    """Raises ValueError unless nodes are listed level by level and only leaves have rewards."""
     whole = all(isinstance(b, int) and 1 <= b <= 64 for b in tree.branches)
     if not whole or not 1 <= len(tree.branches) == len(tree.roles):
         raise ValueError(f"tree {tree.question_id!r} has malformed 'branches' or 'roles'")

@@ -71,6 +71,8 @@ def render(
     """
     turns = dict(turns)
     cut = 0
+    # Decoding a cut turn and encoding it again may not shorten the prompt by exactly `drop` tokens,
+    # so turns are cut until the prompt fits.
     while True:
         previous = next(reversed(turns.values()), "")
         text = fill(

@@ -66,7 +66,7 @@ def make_chain(config: PipelineConfig | None, templates: Mapping[str, str]) -> C
                 )
         for name in known.intersection(miswritten(template)):
             raise UserError(
-                f"pipeline.roles.{index}.template: {name!r} stands in double braces or beside "
+                f"pipeline.roles.{index}.template: {name!r} is in double braces or next to "
                 f"blanks; a placeholder is written {{{name}}}."
             )
         if index == 0 and "question" not in placeholders(template):

@@ -5,7 +5,7 @@
 #
 # NAME and ZONE: a TPU VM that exists, with malt-jax[tpu] installed in ~/malt on every host.
 # CONFIG: a YAML file, copied to every host. RUN: a folder all hosts see (Filestore, NFS).
-# The hosts find each other. The same command goes on with a run that was interrupted; a spot VM
+# The hosts find each other. The same command continues a run that was interrupted; a spot VM
 # gets SIGTERM before it goes, on which every host saves its state and exits 143.
 set -euo pipefail
 if [ $# -ne 4 ]; then

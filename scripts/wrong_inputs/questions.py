@@ -74,7 +74,7 @@ FILES = (
     case("questions: NaN", file("q.jsonl", '{"question": "a", "answer": NaN}'), "line 1", "NaN"),
     case("questions: a name twice", file("q.jsonl", '{"a": 1, "a": 2}'), "line 1", "twice"),
     case("questions: nested 5,000 deep", file("q.jsonl", '{"a": ' + "[" * 5000), "line 1"),
-    case("questions: an id twice", row()(**ROWS[0]), "line 4", "stands at"),
+    case("questions: an id twice", row()(**ROWS[0]), "line 4", "is already at"),
     case(
         "questions: an id of 300 characters", row()(id="x" * 300, question="a", answer="1"), "200"
     ),

@@ -32,7 +32,7 @@ _BRACKET_OR_SEPARATOR = re.compile(  # the comma of 1,000 separates nothing
 
 
 def final_words(text: str) -> str | None:
-    """The stated answer as it stands, or the last line that is not blank."""
+    """The stated answer as written, or the last line that is not blank."""
     text = fold(text)
     found = statements(text)
     if not found:

@@ -234,7 +234,7 @@ def _letters(latex: str) -> set[str]:
 
 @dataclass(frozen=True)
 class LatexGrader:
-    """Mathematical equality with the reference, decided in `seconds` of processor time a pair.
+    """Mathematical equality with the reference, decided in `seconds` of processor time per pair.
 
     workers: processes that compare at the same time. They start when they are first needed, and
     live until `close` or the program's end.

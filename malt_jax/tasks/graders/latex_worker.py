@@ -106,7 +106,7 @@ def _read(latex: str) -> Any:
 
 
 def _split(latex: str, separator: str) -> list[str]:
-    """What stands between separators that are in no bracket."""
+    """The parts between separators that are in no bracket."""
     parts, start, depth = [], 0, 0
     for match in re.finditer(rf"[(\[{{)\]}}]|{separator}", latex):
         if match[0] in tuple("([{"):

@@ -107,7 +107,7 @@ _MULTIPLIERS: dict[str, int | Fraction] = {
     "mil": 10**6, "crore": 10**7, "billion": 10**9, "bln": 10**9, "trillion": 10**12,
     "quadrillion": 10**15, "quintillion": 10**18,
 }  # fmt: skip
-_SHORT = {"k": 10**3, "K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # these stand attached
+_SHORT = {"k": 10**3, "K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # these follow directly
 _WORD_MULTIPLIER = re.compile(
     rf"(?:[\s-]*({'|'.join(_MULTIPLIERS)})s?|({'|'.join(_SHORT)}))(?![A-Za-z&])"
 )
@@ -177,7 +177,7 @@ def left_to_compute(words: str) -> bool:
     strange = (
         not c.isascii() and (c.isnumeric() or unicodedata.category(c) == "Sm")
         for c in words
-        if not "\u3400" <= c <= "\u9fff"  # 一 (one) stands in many other words
+        if not "\u3400" <= c <= "\u9fff"  # 一 (one) is part of many other words
     )
     return bool(_COMPUTE.search(words)) or any(strange)
 

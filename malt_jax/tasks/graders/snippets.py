@@ -25,9 +25,9 @@ def program(text: str, names: set[str]) -> str | None:
     """The last fenced block that defines one of `names`, with what it needs.
 
     Earlier blocks are joined when they define one of the names or something that a later block
-    uses: a helper often stands in a block of its own. If no block defines one of the names, the
-    last one with a definition counts. Without fences, what stands in the prose as Python is the
-    block, and without any definition the whole text.
+    uses: a helper is often in a block of its own. If no block defines one of the names, the
+    last one with a definition counts. Without fences, the Python lines in the prose are the
+    block, and without any definition the whole text is.
     """
     blocks = _blocks(text) or _unfenced(text) or [text]
     defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
@@ -97,7 +97,7 @@ def _parsed_lines(lines: list[str]) -> int:
         try:
             tree = ast.parse("\n".join(lines[:count]))
         except SyntaxError as error:
-            count = min(count, error.lineno or 1) - 1  # the text goes on as prose from there
+            count = min(count, error.lineno or 1) - 1  # the text continues as prose from there
         except (ValueError, RecursionError, MemoryError):
             break
         else:

@@ -96,7 +96,7 @@ class Statement:
     """A stated answer: its words, where it starts, and where the text continues after it.
 
     `before` holds the words between "answer" and "is", where a negation can hide. `line` is the
-    span with the rest of its line. `decimal_comma` tells how the statement's language writes 3.5.
+    span with the rest of its line. `decimal_comma` says how the statement's language writes 3.5.
     """
 
     form: str  # hash, box or prose
@@ -209,7 +209,7 @@ def _emptied(statement: Statement) -> Statement:
 def boxes(text: str) -> list[Statement]:
     """Boxes with balanced braces; joined ones become one. An open last box has an empty span.
 
-    They are read as they stand; whether the words around deny them is for `statements` to say.
+    They are read as written; whether the words around deny them is for `statements` to say.
     """
     found: list[Statement] = []
     position = 0
