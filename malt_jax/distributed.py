@@ -62,6 +62,7 @@ def find_place(config: MeshConfig, env: Mapping[str, str] = os.environ) -> Place
         raise UserError(
             f"mesh.process: found {place.process}, allowed: 0 to {place.processes - 1}."
         )
+    # At the last colon, because an IPv6 address has colons of its own.
     host, _, port = place.coordinator.rpartition(":")
     if not host or not 1 <= (whole_number(port) or 0) <= 65535:
         raise UserError(
@@ -77,6 +78,7 @@ def detectable(env: Mapping[str, str] = os.environ) -> bool:
         return True
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env:
         return True
+    # A TPU's device file counts unless JAX was told to use something else.
     chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
     return chips and env.get("JAX_PLATFORMS", "tpu").startswith("tpu")
 
@@ -103,6 +105,7 @@ def initialize(config: MeshConfig) -> None:
         "process_id": place.process,
     }  # fmt: skip
     try:
+        # Without the three known values JAX asks the cluster for them.
         jax.distributed.initialize(
             **known,
             initialization_timeout=JOIN_SECONDS,
@@ -116,6 +119,7 @@ def initialize(config: MeshConfig) -> None:
             "Start the same command on every host, with the same coordinator, and check that its "
             "port can be reached."
         ) from error
+    # A cluster may have given this run a single process, which has nobody to wait for.
     if jax.process_count() > 1:
         writers.join(jax.process_index() == 0, _meet, _any_of)
 
@@ -133,8 +137,10 @@ def leave(status: int) -> int:
 
     try:
         client: Any = global_state.client
+        # The limit is in milliseconds.
         client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
     except Exception:  # the others do something else, or are gone
+        # `os._exit` runs no exit handlers, where JAX would wait, and writes out no buffers.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -159,6 +165,7 @@ def _meet(place: str) -> None:
     """Waits until every process of the run has reached this place in the program."""
     from jax.experimental import multihost_utils
 
+    # JAX compares the names of the places and raises an error where they differ.
     multihost_utils.sync_global_devices(place)
 
 

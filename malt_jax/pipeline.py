@@ -74,6 +74,7 @@ class Pipeline:
 
     def __init__(self, session: Session):
         self._session = session
+        # Each question asks every role in turn, so weights that were dropped would be loaded again.
         self._policies = policies_after(session, session.config.rounds - 1, keep_all=True)
 
     @classmethod
@@ -85,6 +86,7 @@ class Pipeline:
         """
         directory = RunDir.existing(run)
         made_with = config.from_dict(directory.config)
+        # Before a session could import the module that the run's config names as its task.
         check_trust(made_with, directory.path, trust_task_code, {})
         needed = trained_stage(made_with.rounds - 1)
         if not stage_done(directory, needed):
@@ -126,6 +128,7 @@ class Pipeline:
         turns: list[Turn] = []
         for role in self._session.pipeline.roles:
             on_turn_text = partial(on_text, draw, role.name) if on_text else None
+            # `ask` keeps these draws apart from those of search and evaluation with this seed.
             key = node_key(seed, "ask", question, draw, len(turns))
             turns.append(self._turn(role, question, turns, key, on_turn_text))
         return tuple(turns)
@@ -179,6 +182,8 @@ class _Stream:
 
     def add(self, tokens: Sequence[int]) -> None:
         self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
+        # All ids are decoded again, because a token may hold only a part of a character. U+FFFD at
+        # the end stands for bytes whose rest has not come yet.
         self._send(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
 
     def finish(self, text: str) -> None:

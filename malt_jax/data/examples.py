@@ -96,6 +96,7 @@ class DpoExample:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DpoExample:
+        # A copy of `chosen_value`, which `to_record` adds and the class does not have.
         fields = {name: value for name, value in record.items() if name != "value"}
         return cls(**_with_tuples(fields, "prompt_ids", "chosen_ids", "rejected_ids"))
 
@@ -104,4 +105,5 @@ Example = SftExample | DpoExample
 
 
 def _with_tuples(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    # JSON gives lists. Tuples can be keys of a dictionary, by which equal prompts are found.
     return {**record, **{name: tuple(record[name]) for name in names}}

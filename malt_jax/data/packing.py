@@ -92,6 +92,8 @@ def pack_rows(segments: Sequence[Segment], time: int) -> list[list[Segment]]:
     """
     rows: list[list[Segment]] = []
     free: list[int] = []
+    # The longest first, so that short ones fill what is left; numbers break ties, so the caller's
+    # order has no influence.
     for segment in sorted(segments, key=lambda s: (-s.tokens, s.sequences)):
         if segment.tokens > time:
             raise ValueError(f"a segment of {segment.tokens} tokens in rows of {time}")
@@ -112,6 +114,7 @@ def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
     def filled(width: int, fill: int = 0) -> np.ndarray:
         return np.full((shape.rows, width), fill, np.int32)
 
+    # Padding keeps zeros. Token 0 is a real id, but segment 0 hides it from all other tokens.
     out = PackedRows(
         tokens=filled(shape.time),
         positions=filled(shape.time),
@@ -138,8 +141,11 @@ def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
                 if branch:
                     place = slice(target, target + len(ids))
                     out.targets[r, place] = ids
+                    # Not simply one place back: another branch may lie before a branch's first
+                    # token.
                     out.sources[r, place] = [last, *range(at, end - 1)]
                     out.weights[r, place] = 1.0
+                    # Branches of one segment get neighbouring slots; DPO reads them as pairs.
                     out.slots[r, place] = slot
                     out.sequences[r, slot] = sequences[branch - 1]
                     target, slot = target + len(ids), slot + 1
@@ -153,6 +159,7 @@ def share_prompts(segments: Iterable[Segment], longest: int) -> list[Segment]:
     The result is in order of first appearance.
     """
     joined: list[Segment] = []
+    # Only the latest segment of a prompt may grow; one that was too full is not tried again.
     latest: dict[tuple[int, ...], int] = {}
     for segment in segments:
         place = latest.get(segment.prompt)

@@ -39,6 +39,7 @@ def role_data(
     for tree in trees:
         labels = {node.id: node.label for node in tree.nodes}
         for parent, siblings in tree.children.items():
+            # Siblings are at one depth, so they are of one role.
             learned = data[siblings[0].role]
             _add_siblings(learned, tree.question_id, siblings, config, seed)
             # Counts turns that repaired a bad prefix: positives that continue a negative node.
@@ -49,6 +50,7 @@ def role_data(
         if config.sft == "pairs":
             chosen = {pair.chosen_node_id for pair in learned.dpo}
             learned.sft[:] = [example for example in learned.sft if example.node_id in chosen]
+        # Last, so that an example dropped by `pairs` never stands for an equal one that is kept.
         _drop_repeats(learned)
     return data
 
@@ -59,6 +61,7 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
         replace(_example(tree.question_id, node), role=STAR)
         for tree in trees
         for node in tree.nodes
+        # The draft's own grade and not its value: STaR knows of no later turn.
         if node.role == role and node.correct and node.finish != "length"
     ]
     data = RoleData(sft=examples)
@@ -68,6 +71,7 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
 
 def policy_name(role: str, sharing: str) -> str:
     """Whose weights a role, or the STaR baseline, answers with."""
+    # The baseline is a single agent, so it never shares the weights of the roles.
     return SHARED if sharing == "shared" and role != STAR else role
 
 
@@ -96,6 +100,7 @@ def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
     for tree in trees:
         rewards = [leaf.reward for leaf in tree.leaves]
         right = all(reward == 1 for reward in rewards)
+        # With partial rewards, a tree that is right nowhere but has some reward counts as mixed.
         kind = "all_right" if right else "mixed" if any(rewards) else "all_wrong"
         counts["trees"] += 1
         counts[kind] += 1
@@ -133,6 +138,7 @@ def _select_pairs(
     parent = pairs[0][0].parent or pairs[0][0].id
     order = draw_order(seed, len(pairs), "pairs", parent)
     if config.pairs == "best_worst":
+        # Ascending by rejected minus chosen value: the widest gap comes first.
         # Python's sort is stable: equal gaps stay in the drawn order.
         order.sort(key=lambda i: pairs[i][1].value - pairs[i][0].value)
     return [pairs[i] for i in order[: config.pairs_per_prefix]]

@@ -36,6 +36,8 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         f"ablation {variant.folder}",
         free=CANNOT_CHANGE_RESULTS,
         complete=with_defaults,
+        # The model that a variant shares with the run is loaded only there, so the variant's
+        # manifest is told of it here.
         facts={"model": manifest.load(session.run).get("model")},
         mirror=config.mirror,
         inside=session.run,
@@ -51,6 +53,7 @@ def train_variant(session: Session, sub: Session) -> None:
     """Trains a variant: copies the stages it has in common with the run and does the others."""
     for stage in shared_stages(session.config, sub.config):
         _adopt(session, sub, stage)
+    # What was copied is sealed, so these calls do only what is left.
     for round in range(sub.config.rounds):
         search(sub, round)
         label(sub, round)
@@ -63,6 +66,7 @@ def _adopt(session: Session, sub: Session, stage: str) -> None:
         return  # verified by the stage itself
     with sub.journal(stage) as journal:
         for path in manifest.sealed_units(session.run, stage):
+            # Before the copy, because sealing would vouch for whatever was copied.
             manifest.verify(session.run, [path])
             copy = sub.run.path / path.relative_to(session.run.path)
             if writes():

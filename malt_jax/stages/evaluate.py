@@ -35,6 +35,8 @@ def evaluate(session: Session) -> Results:
                     with sub.journal(EVAL, inputs=True, finishes=False) as its_journal:
                         roll_out(sub, [variant.system], its_journal)
             session.progress.note(f"{EVAL}: comparing systems")
+            # The table is made of the sealed files and not of what is in memory, so it is the same
+            # after a restart.
             for path, text in result_files(session.run.path, summarise_run(session)).items():
                 journal.write_text(path, text)
     return json.loads(session.run.results.read_text())
@@ -51,12 +53,14 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
             for system in systems
         }
 
+    # Made when the first block lacks something: a finished evaluation loads no weights.
     context: RolloutContext | None = None
     for block in journal.blocks(
         session.eval_questions,
         config.eval.block,
         files,
         key=("question_id", "draw"),
+        # Every block appends to the same files, so they can only be sealed after the last one.
         sealed_apart=False,
     ):
         context = context or _context(session)
@@ -89,6 +93,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
     questions = session.eval_questions[: config.eval.trees]
     if not questions:
         return
+    # Round -1 is the base. After the last round the policies are the trained ones.
     rounds = dict(zip(HELD_OUT, (-1, config.rounds - 1), strict=True))
     paths = {when: held_out_trees(session.run, when) for when in rounds}
     for when, path in journal.pending(paths):
@@ -101,6 +106,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
             task=session.task,
             adapters=policies_after(session, rounds[when]),
             seed=config.seed,
+            # In place of a round's number: no key of a training search is used again.
             round="held-out",
             backup=config.search.backup,
             softness=config.search.softness,

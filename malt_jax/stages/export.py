@@ -27,6 +27,7 @@ def export(session: Session) -> None:
     A role that was not trained is exported as the base it is, without an adapter.
     """
     run, config = session.run, session.config
+    # Before the journal is opened, since that of a finished stage does nothing.
     if _lacks_merged(session):
         session.progress.note("export: again, because it was written without merged models")
         first(lambda: manifest.reopen(run, EXPORT))
@@ -39,6 +40,7 @@ def export(session: Session) -> None:
     with session.journal(EXPORT) as journal:
         for name, folder in journal.pending({name: run.export(name) for name in roles}):
             trained = weights(identities[name])
+            # Other processes take part in `export_role` too, but only one of them makes the folder.
             target = atomic_directory(folder) if writes() else nullcontext(folder)
             with session.timed(f"{EXPORT} {name} ({identities[name]})"), target as building:
                 export_role(
@@ -51,6 +53,7 @@ def export(session: Session) -> None:
                     merged=config.export.merged,
                     card=model_card(_facts(session, name, identities)),
                 )
+    # `done` tells how the stage was found: an export that was finished before is not sent again.
     if not journal.done and (repository := config.export.push_to_hub):
         first(lambda: _push(session, repository))
 
@@ -58,6 +61,7 @@ def export(session: Session) -> None:
 def _lacks_merged(session: Session) -> bool:
     """Whether merged models are asked for and an earlier export wrote a role without one."""
     folders = manifest.sealed_units(session.run, EXPORT)
+    # Only a merged model has a config.json; an adapter is in a folder of its own.
     return session.config.export.merged and any(not (f / "config.json").is_file() for f in folders)
 
 

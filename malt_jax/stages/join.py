@@ -60,6 +60,7 @@ def join(session: Session, places: Sequence[str]) -> None:
 
 def _take(session: Session, journal: Journal, places: Sequence[str], fetched: Path) -> None:
     """Copies the files of the slices into this run; mirrored slices are first `fetched`."""
+    # All slices are opened and checked before the first tree is copied.
     slices = in_order(
         open_slice(session, place, fetched / str(at)) for at, place in enumerate(places)
     )
@@ -87,6 +88,8 @@ def in_order(slices: Iterable[Slice]) -> list[Slice]:
     if twice:
         named = ", ".join(f"{one.index}/{one.count} in {one.place}" for one in twice)
         raise UserError(f"--join: a slice comes more than once: {named}; give each one once.")
+    # Without repeats, the count alone tells how many are missing. They are listed lazily, because a
+    # stranger's slice may be one of any number.
     if rest := one_of.count - len(ordered):
         absent = (index for index in range(1, one_of.count + 1) if index not in times)
         named = ", ".join(f"{index}/{one_of.count}" for index in islice(absent, MOST_NAMED))
@@ -98,6 +101,7 @@ def in_order(slices: Iterable[Slice]) -> list[Slice]:
 def _check_weights(session: Session, slices: Sequence[Slice]) -> None:
     """Refuses slices that sampled with different weights; theirs become those of this run."""
     models = [manifest.load(one.run).get("model") or {} for one in slices]
+    # A run that has no model yet takes the first slice's, and all others must agree with it.
     known = manifest.load(session.run).get("model") or models[0]
     for one, model in zip(slices, models, strict=True):
         if "fingerprint" not in model or model["fingerprint"] != known["fingerprint"]:

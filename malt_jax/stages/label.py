@@ -69,6 +69,7 @@ def lines(counts: dict[str, Any]) -> list[str]:
         if not c["sft"] and not c["dpo"]:
             text.append(f"{role}: nothing to learn from, so it keeps the weights it has")
         elif number and not c["dpo"] and not c["positives_behind_negative"]:
+            # Not the first role: there is no earlier turn that it could approve.
             text.append(
                 f"{role}: ALL ITS EXAMPLES FOLLOW WHAT WAS POSITIVE ALREADY, and it has no pair, "
                 "so it learns to approve every earlier turn. More questions or branches find "

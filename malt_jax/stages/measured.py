@@ -55,7 +55,9 @@ def measured(session: Session) -> Measured:
         for system in own:
             paths[system.name] = run.eval(system.name)
             infos[system.name] = SystemInfo(system.label, system.votes, seconds.get(system.name))
+        # A variant's files are sealed in its own manifest, not in the run's.
         manifest.verify(run, [run.eval(system.name) for system in own])
+    # The results name the files they were computed from, by their hashes.
     hashes = sha256_all(list(paths.values()))
     names = (path.relative_to(root).as_posix() for path in paths.values())
     return Measured(
@@ -72,6 +74,7 @@ def seconds_by_system(run: RunDir) -> dict[str, float]:
     total: dict[str, float] = defaultdict(float)
     for block in blocks:
         for name, share in block["systems"].items():
+            # A block's figure is a mean per question and draw, so blocks count by their questions.
             total[name] += share * block["questions"]
     return {name: seconds / questions for name, seconds in total.items()}
 
@@ -151,6 +154,7 @@ def _mean_seconds(found: Sequence[Measured]) -> dict[str, SystemInfo]:
 def costs(run: RunDir) -> dict[str, Any]:
     """The cost of each stage, by its name."""
     paths = sorted((run.path / "cost").glob("*.json"))
+    # The blocks of the evaluation are summed in its own file already.
     return {p.stem: json.loads(p.read_text()) for p in paths if p.stem != "eval-blocks"}
 
 

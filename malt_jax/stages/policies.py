@@ -35,9 +35,11 @@ def latest(session: Session, round: int, name: str, phases: tuple[str, ...] = PH
     Goes back to earlier rounds if the round trained nothing.
     """
     for earlier in range(round, -1, -1):
+        # The last phase first: DPO began where SFT ended, so its weights hold both.
         for phase in reversed(phases):
             stage = train_stage(earlier, name, phase)
             folder = weights_folder(session, earlier, name, phase)
+            # Sealed, and not only present: the folder of a phase in progress is there as well.
             if folder in manifest.sealed_units(session.run, stage):
                 return f"{earlier:03d}/{name}/{phase}"
         phases = PHASES  # an earlier round's weights are those it ended with
@@ -60,6 +62,7 @@ class Weights:
     def __call__(self, identity: str) -> Trainable | None:
         """The weights, checked against their seal; None for the base."""
         if identity not in self._loaded:
+            # Forgotten before the next set is loaded, so that two never lie in memory at once.
             if not self._keeps_all:
                 self._loaded = {BASE: None}
             self._loaded[identity] = self._load(identity)
@@ -80,6 +83,7 @@ class Weights:
         _, name, _ = identity.split("/")
         folder = self._folder(identity)
         manifest.verify(self._session.run, [folder])
+        # For structure, shapes and placement; its values are replaced.
         like = self._session.initial_weights(name)
         return load_weights(CheckpointFolder(folder), FINAL, like)
 
@@ -123,6 +127,7 @@ def identities(session: Session) -> dict[tuple[str, str], str]:
     names = [role.name for role in session.pipeline.roles]
     meant: dict[tuple[str, str], str] = {}
     for turn in (*names, *FURTHER_TURNS):
+        # A further turn, such as `judge`, answers with the weights of the role that speaks it.
         name = policy_name(speaker(turn, session.pipeline).name, session.config.sharing)
         meant[BASE, turn] = BASE
         meant[SFT, turn] = latest(session, last, name, ("sft",))

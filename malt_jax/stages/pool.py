@@ -34,6 +34,7 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
     for run in runs:
         if not manifest.stage_done(run, EVAL):
             raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
+        # With defaults, because an older run's file may lack a field that a newer one names.
         theirs, ours = (config_module.with_defaults(one.config) for one in (first, run))
         if found := differences(theirs, ours, {"seed", *CANNOT_CHANGE_RESULTS}):
             raise UserError(
@@ -58,8 +59,10 @@ def check_output(folder: Path) -> None:
     path = folder / "results.json"
     if run_around(path):
         raise UserError(f"--output: {folder} is in a run directory; choose a folder of its own.")
+    # `lexists` also finds a link to nowhere, which must not be replaced either.
     if not any(os.path.lexists(path.with_suffix(suffix)) for suffix in (".json", *TABLES)):
         return
+    # What cannot be read as a pooled table is taken for somebody else's file.
     with contextlib.suppress(OSError, ValueError, UserError, RecursionError):
         earlier = json.loads(read_bytes(path))
         if isinstance(earlier, dict) and {"seeds", "systems", "records"} <= earlier.keys():

@@ -28,6 +28,7 @@ def report(session: Session) -> None:
             journal.leave_open()
             session.progress.note("report: the run is not evaluated yet; it shows what there is")
             return
+        # `report_data` is made only for a run with much data, so not every path exists.
         beside = [page.with_name(name) for name in ("report_data", PLOTS)]
         journal.add(page, *(path for path in beside if path.exists()))
 

@@ -14,6 +14,7 @@ from malt_jax.stages.train import train
 
 def run(session: Session) -> Results:
     """Does what is not done yet and returns the results."""
+    # Each stage knows from the manifest whether it is finished, so the same call continues a run.
     for round in range(session.config.rounds):
         search(session, round)
         label(session, round)

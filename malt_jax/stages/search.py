@@ -19,6 +19,7 @@ def search(session: Session, round: int) -> None:
     config, stage = session.config, search_stage(round)
     if not session.train_questions:
         raise UserError("task.num_train: no training questions; at least one is needed.")
+    # Round 0 draws from the base, a later one from what the round before has trained.
     adapters = policies_after(session, round - 1)
     rewards: list[float] = []
 
@@ -48,6 +49,7 @@ def search(session: Session, round: int) -> None:
             )
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
+            # For the progress line only: a mean over the blocks of this process.
             rewards.append(float(forest.rewards.mean()))
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
 

@@ -72,7 +72,9 @@ class Session:
         questions = load_split(
             self.task, config, "train", config.train_path, config.num_train, self.config.seed
         )
+        # On the whole split, before this shard's part is taken from it.
         check_overlap(questions, self.eval_questions)
+        # Integer bounds: together the shards hold every question once, whatever their number.
         index, count = map(int, self.config.search.shard.split("/"))
         size = len(questions)
         return questions[size * (index - 1) // count : size * index // count]
@@ -101,6 +103,7 @@ class Session:
             )
         known = manifest.load(self.run).get("model")
         facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        # All processes have read the manifest before one of them adds to it.
         meet("model looked up")
         if known is None:
             manifest.amend(self.run, model=facts)
@@ -132,8 +135,10 @@ class Session:
             return None
         folder, _ = local_folder(self.config.model.path, self.config.model.revision)
         spec = read_spec(folder)
+        # `auto` is what `load_model` makes of it: float32 on a CPU, bfloat16 elsewhere.
         wide = {"float32": True, "bfloat16": False, "auto": devices[0].platform == "cpu"}
         itemsize = 4 if wide[self.config.model.dtype] else 2
+        # Shapes alone; no weight is read to choose the layout.
         _, params = abstract_params(spec, "float32", stacked=True)
         size = itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
         layout = choose_layout(
@@ -162,6 +167,7 @@ class Session:
         The progress shows the same figures of the sampler.
         """
         stats = self.sampler.stats
+        # A copy, because the sampler goes on adding to the original.
         before = replace(stats)
 
         def figures() -> dict[str, Any]:
@@ -190,6 +196,7 @@ class Session:
 
         units = manifest.sealed_units(self.run, search_stage(round))
         manifest.verify(self.run, units)
+        # The cost of the search is sealed with its shards.
         shards = [path for path in units if path.suffix == ".jsonl"]
         trees = [Tree.from_record(record) for path in shards for record in read_lines(path)]
         return Forest(trees)
@@ -224,6 +231,7 @@ class Session:
 
     def close(self) -> None:
         """Writes the metrics that are still in memory."""
+        # Asked of `__dict__`, because reading the property would open the metrics to close them.
         if "metrics" in self.__dict__:
             self.metrics.close()
 
@@ -240,6 +248,7 @@ class Session:
             for split, questions in read.items()
         }
         known = manifest.load(self.run).get("questions")
+        # As for the model: all have read before one of them writes.
         meet("questions looked up")
         if known is None:
             manifest.amend(self.run, questions=now)
@@ -267,6 +276,7 @@ def load_split(
 ) -> list[Question]:
     """A split's questions; an error names the config field the question came from."""
     try:
+        # A user's file is read in its order; a task's own training split is sampled by seed.
         return task.load(split, path, limit, seed if path is None else None)
     except HubError:
         raise  # the message already names the hub and the field that avoids it

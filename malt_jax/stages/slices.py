@@ -84,6 +84,8 @@ def open_slice(session: Session, place: str, fetched: Path) -> Slice:
             "config of its search, or search it again."
         )
     here, there = (manifest.load(one)["inputs"] for one in (session.run, run))
+    # A path that only one of the two has read says nothing. The questions themselves are compared
+    # in `check_trees`.
     changed = [path for path in here.keys() & there if here[path] != there[path]]
     if changed:
         raise UserError(
@@ -116,6 +118,7 @@ def check_files(one: Slice) -> None:
         prefix = "" if one.count == 1 else f"{one.index}of{one.count}-"
         shards = [TREES / f"{prefix}{number:05d}.jsonl" for number in range(len(one.shards))]
         expected = [one.run.path / file for file in (*shards, COST)]
+        # Exactly these files: a slice can neither lack one nor bring one of its own along.
         if not shards or sorted(one.units) != sorted(expected):
             raise UserError(
                 f"its search sealed {', '.join(unit.name for unit in one.units) or 'nothing'}, "
@@ -126,6 +129,7 @@ def check_files(one: Slice) -> None:
 
 def check_trees(session: Session, slices: Sequence[Slice]) -> None:
     """Refuses slices that do not hold one tree per question of this run, in their order."""
+    # One iterator for all slices: together they give each question once, in order.
     questions = iter(session.train_questions)
     for one in slices:
         with named(one.place):
@@ -162,8 +166,10 @@ def _check_tree(tree: Tree, question: Question | None, pipeline: Chain) -> None:
     if len({node.id for node in tree.nodes}) < len(tree.nodes):
         raise ValueError(f"the tree of {wanted} has two nodes with the same id")
     for node in tree.nodes:
+        # Packed rows hold token ids as int32.
         if not all(0 <= token < MAX_TOKEN for token in (*node.prompt_ids, *node.token_ids)):
             raise ValueError(f"node {node.id} holds a token id that no vocabulary has")
+        # A NaN fails both comparisons below, so it is refused as infinity is.
         numbers = (node.value, node.reward or 0, *node.logprobs)
         if len(node.logprobs) != len(node.token_ids) or not all(
             -1e9 < number < 1e9 for number in numbers

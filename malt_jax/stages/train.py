@@ -22,10 +22,12 @@ def train(session: Session, round: int) -> None:
     system to be measured answers with it. A policy without data keeps the weights it had.
     """
     phases = {role.name: role.config.train for role in session.pipeline.roles}
+    # Each policy once, in the order of the roles: with `shared` all of them have one name.
     names = dict.fromkeys(policy_name(role, session.config.sharing) for role in phases)
     for name in names:
         for phase in PHASES:
             _train_phase(session, round, name, phase, phases)
+    # Called even if nothing is measured with it: its seal marks the round as trained.
     _train_phase(session, round, STAR, "sft", {STAR: "sft" if _is_measured(session) else "none"})
 
 
@@ -42,7 +44,9 @@ def _train_phase(
         if not examples:
             if data:
                 session.progress.note(f"{stage}: no {phase} data, {name} keeps its weights")
+            # Leaving the block seals the stage without weights, and `latest` passes over it.
             return
+        # DPO begins with what this round's SFT left, SFT with the end of the round before.
         before = latest(session, round if phase == "dpo" else round - 1, name)
         start = Weights(session)(before) or session.initial_weights(name)
         folder = weights_folder(session, round, name, phase)
@@ -83,6 +87,7 @@ def _train_phase(
             on_step=on_step,
             on_phase=on_phase,
         )
+        # The whole folder is one unit: final weights, and for DPO the reference's numbers.
         journal.add(folder)
 
 

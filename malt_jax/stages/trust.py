@@ -22,6 +22,7 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
     """
     if trusted:
         return
+    # A name that the user has typed in a flag is the user's own, wherever else it stands.
     own = [value for _, value in leaves(said)]
     for name in _task_names(config):
         if ":" in name and name not in own:
@@ -39,6 +40,7 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
 
 def _task_names(config: Config) -> Iterator[str]:
     yield config.task.name
+    # An ablation is a config of its own, so the names that it sets count as well.
     for ablation in config.ablations:
         for field, value in leaves(to_dict(ablation.set)):
             if field.replace("-", "_") == "task.name":

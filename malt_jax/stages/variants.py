@@ -33,6 +33,8 @@ def planned(session: Session) -> tuple[list[System], list[Variant]]:
     """The systems of the run and its variants, checked before any work begins."""
     config, templates = session.config, session.task.templates
     variants = [_make(config, ablation, templates) for ablation in config.ablations]
+    # Variants share the table, so their names must differ from the systems', and the single agent
+    # needs draws for their number of calls.
     beside = [variant.system for variant in variants]
     systems = make_systems(config.eval, session.pipeline, templates, beside)
     _check_baseline(config.eval.baseline, systems[0], [*systems, *beside])
@@ -56,9 +58,11 @@ def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> V
         data = reading.to_dict(replace(config, ablations=()))
         for field, value in ablation.set.items():
             data = reading.assign(data, field, value)
+        # A variant is one row of the run's table, whose baselines are not measured again.
         data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
         data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
         other = reading.build(Config, data)
+        # Comparisons are paired by question, so they need the same questions and grader.
         if _measured_on(other) != _measured_on(config):
             raise UserError("it would be measured on other questions; leave those of eval alone.")
         pipeline = make_chain(other.pipeline, templates)
@@ -85,6 +89,7 @@ def shared_stages(one: Config, other: Config) -> Iterator[str]:
         (_sft_fields, lambda round: [train_stage(round, n, "sft") for n in (*names, STAR)]),
         (_dpo_fields, lambda round: [train_stage(round, n, "dpo") for n in names]),
     )
+    # In the order of the run: what comes after the first difference was made from it.
     for round in range(min(one.rounds, other.rounds)):
         for fields, stages in kinds:
             if fields(one) != fields(other):
@@ -97,6 +102,7 @@ def shared_stages(one: Config, other: Config) -> Iterator[str]:
 
 
 def _search_fields(config: Config) -> list[Any]:
+    # By which phases a role learns does not change the trees of its round.
     roles = [replace(role, train="none") for role in config.pipeline.roles]
     shards = (config.search.block, config.search.shard)
     overflow = config.pipeline.overflow

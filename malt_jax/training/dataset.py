@@ -26,6 +26,7 @@ def admit(
     indices = []
     counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
     for index, example in enumerate(examples):
+        # A prompt is never cut, because the completion was sampled given all of it.
         room = max_length - len(example.prompt_ids)
         cut = tuple(ids[: max(room, 0)] for ids in example.completions)
         if room < 1 or not example.prompt_ids:
@@ -33,6 +34,7 @@ def admit(
         elif not all(cut):
             counts["empty"] += 1
         elif len(cut) == 2 and cut[0] == cut[1]:
+            # Whatever the weights are, the gap of such a pair is 0 and has no gradient.
             counts["equal"] += 1
         else:
             counts["truncated"] += cut != example.completions
@@ -40,12 +42,14 @@ def admit(
                 kept.append(replace(example, completion_ids=cut[0]))
             else:
                 kept.append(replace(example, chosen_ids=cut[0], rejected_ids=cut[1]))
+            # Positions among the caller's examples: arrays per example are looked up by them.
             indices.append(index)
     return indices, kept, dict(counts)
 
 
 def segment(example: Example, number: int) -> Segment:
     """The example as a segment to pack; completion i of k is sequence `k * number + i`."""
+    # For pairs, chosen is 2 * number and rejected 2 * number + 1, as in a flat array [pairs, 2].
     branches = example.completions
     first = number * len(branches)
     numbers = tuple(range(first, first + len(branches)))
@@ -58,7 +62,10 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
     The questions held out are those with the smallest seeded hashes, at least one if `share` is
     above 0 and there are two questions.
     """
+    # Without a question's id, the examples of one prompt count as one question.
     names = [example.question_id or repr(example.prompt_ids) for example in examples]
+    # A name's rank depends on the seed and the name only, so the split is the same in whatever
+    # order the examples come.
     ranked = sorted(set(names), key=lambda name: _hash(f"{seed}/{name}"))
     count = 0
     if share > 0 and len(ranked) > 1:
@@ -77,7 +84,9 @@ def epoch_order(
     (i + 1/2) / n), so that with shared weights no batch consists of one role. With one role it is
     a plain shuffle. `siblings_together` shuffles prompts instead, each with its completions.
     """
+    # Made anew for each epoch, so the order of an epoch does not depend on those before it.
     rng = np.random.default_rng([seed, epoch])
+    # Sorted, because the order of a set of strings differs from process to process.
     roles = sorted({example.role for example in examples})
     spread: list[tuple[float, int, int]] = []
     for rank, role in enumerate(roles):
@@ -90,6 +99,7 @@ def epoch_order(
         blocks = list(units.values())
         order = [index for block in rng.permutation(len(blocks)) for index in blocks[block]]
         spread += [((i + 0.5) / len(order), rank, index) for i, index in enumerate(order)]
+    # Roles of equal size meet at equal positions; there the rank decides which comes first.
     return [index for _, _, index in sorted(spread, key=lambda item: item[:2])]
 
 
@@ -97,6 +107,7 @@ def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of the token ids and ids, in order."""
     sha = hashlib.sha256()
     for example in examples:
+        # The texts are left out: training reads token ids only.
         sha.update(repr((example.id, example.prompt_ids, example.completions)).encode())
     return sha.hexdigest()
 

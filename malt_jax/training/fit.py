@@ -72,6 +72,7 @@ def train_sft(
     def held_out(program: Program, frozen: nnx.State | None) -> Callable:
         def measure(weights: Trainable) -> dict[str, float]:
             sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
+            # Sequences that are not in the held-out plan are NaN and count for nothing.
             loss = float(-np.nansum(sums) / np.nansum(lengths))
             return {"held_out_loss": loss, "score": -loss}
 
@@ -105,6 +106,7 @@ def train_dpo(
     saver = saver or MemorySaver()
     phase = _Phase(model, pairs, config, seed, mesh)
     if isinstance(reference, np.ndarray):
+        # The caller's rows are all pairs; the phase keeps those that the length filter admitted.
         logprobs = reference[phase.indices].reshape(-1)
     else:
         key = reference_key(
@@ -123,6 +125,7 @@ def train_dpo(
             held = lambda x: jnp.asarray(x.reshape(-1, 2)[phase.held])  # noqa: E731
             result = preference_loss(held(sums), held(logprobs), held(lengths), config)
             margin = np.asarray(result.chosen_reward - result.rejected_reward)
+            # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
             accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
             loss = float(np.mean(result.loss))
             # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.
@@ -184,10 +187,13 @@ class _Phase:
         train, self.held = split(self.examples, loop.held_out, seed)
         self.counts |= {"trained": len(train), "held_out": len(self.held)}
         together = isinstance(config, SftConfig) and config.siblings_together
+        # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
+        # each epoch has the same number of them; `reference_logprobs` relies on it.
         self.batches: list[list[int]] = []
         for epoch in range(config.epochs):
             chosen = [self.examples[i] for i in train]
             order = epoch_order(chosen, seed, epoch, siblings_together=together)
+            # `epoch_order` numbers the training examples; the plans number all of the phase's.
             order = [train[i] for i in order]
             size = config.batch_size
             self.batches += [order[i : i + size] for i in range(0, len(order), size)]
@@ -208,7 +214,10 @@ class _Phase:
     ) -> TrainOutcome:
         model, config = self.model, self.config
         program = self._program(dropout)
+        # Full weights take the place of the base, so the step is given no second copy of it.
         frozen = model.params if isinstance(start, Adapter) else None
+        # Everything that the result of a later step depends on. The mesh is not part of it, so a
+        # phase may continue on other devices.
         described = json.dumps(
             [dataclasses.asdict(config), self.seed, dropout, digest(self.examples)], sort_keys=True
         )
@@ -234,6 +243,7 @@ class _Phase:
 
     def reference_logprobs(self, reference: Trainable, saver: Saver) -> np.ndarray:
         """`[pairs, 2]`, in the rows of the first epoch, so that its first step repeats them."""
+        # The first epoch and the held-out examples together hold every pair once.
         epoch = Plan(
             self.plan.steps[: len(self.batches) // self.config.epochs] + self.held_plan.steps
         )
@@ -254,6 +264,7 @@ class _Phase:
         return score_plan(scoring(program), weights, frozen, plan, sequences, self.mesh, on_batch)
 
     def _program(self, dropout: float) -> Program:
+        # The dtype of the base decides what is computed in; the masters are float32 in any case.
         dtype = jax.tree.leaves(self.model.params)[0].dtype
         return make_program(self.model.graph, dtype, self.config, dropout, jax.default_backend())
 
@@ -262,6 +273,7 @@ class _Phase:
         devices = row_devices(self.mesh)
         tokens = micro_tokens(loop, jax.default_backend(), devices)
         segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
+        # A pair's two completions share their prompt already, as the branches of one segment.
         if isinstance(self.config, SftConfig):
             segments = [share_prompts(batch, loop.max_length) for batch in segments]
         return plan_steps(

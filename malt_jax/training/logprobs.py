@@ -22,6 +22,7 @@ def token_logprobs(
     hidden: Float[Array, "R C D"], targets: Int[Array, "R C"], head: Head
 ) -> Float[Array, "R C"]:
     """log p(target) under softmax(head(hidden)) in float32, with all logits in memory at once."""
+    # The target's logit minus the log-sum-exp: no softmax is formed, so no log(0) can occur.
     logits = head(hidden)
     picked = jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
     return picked - jax.nn.logsumexp(logits, axis=2)
@@ -49,11 +50,15 @@ def chunked_logprobs(
 
     @jax.checkpoint
     def recomputed(hidden: Array, targets: Array, weights: Array) -> Array:
+        # 0 or 1 and not the weight itself: weighting is the loss's work.
         kept = (weights > 0).astype(weights.dtype)
         some = lambda: token_logprobs(hidden, targets, head) * kept  # noqa: E731
+        # The place for targets is as long as the row, so the last chunks are often all padding.
+        # Inside a `scan` a `cond` computes one of its branches only.
         return jax.lax.cond(jnp.any(weights > 0), some, lambda: jnp.zeros_like(weights))
 
     def linearised(hidden: Array, targets: Array, weights: Array) -> Array:
+        # A constant here, so that the outer gradient does not go through the head a second time.
         at = jax.lax.stop_gradient(hidden)
 
         def some() -> tuple[Array, Array]:
@@ -67,6 +72,7 @@ def chunked_logprobs(
         return value + jnp.sum(slope * (hidden - at), axis=-1, dtype=value.dtype)
 
     step = linearised if head_frozen else recomputed
+    # One chunk after the other, never side by side: this is what bounds the memory.
     _, parts = jax.lax.scan(lambda _, x: (None, step(*x)), None, xs)
     return jnp.moveaxis(parts, 0, 1).reshape(rows, count * chunk)[:, :length]
 
@@ -82,5 +88,6 @@ def slot_sums(
     values: Float[Array, "R C"], slots: Int[Array, "R C"], count: int
 ) -> Float[Array, "R S"]:
     """Sums of the values of each sequence in a row, in float32 on every device."""
+    # An accelerator may compute a product with a one-hot matrix in less than float32.
     belongs = slots[:, :, None] == jnp.arange(count)[None, None, :]
     return jnp.sum(jnp.where(belongs, values[:, :, None], jnp.zeros((), values.dtype)), axis=1)

@@ -104,6 +104,7 @@ def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutco
     batch) and for checkpoints of another job; RunStopped when a stop was requested, after saving;
     AssertionError when DPO does not start from its reference.
     """
+    # The model's `constrain` looks up the current mesh while the step is traced.
     with nullcontext() if job.mesh is None else jax.set_mesh(job.mesh):
         if job.saver.names(FINAL):
             progress = _progress_of(job, FINAL)
@@ -112,12 +113,14 @@ def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutco
             state, progress = _begin(job, start)
             state = _steps(job, state, progress, on_step)
             outcome = _finish(job, state, progress)
+        # Only now: until `final` is complete, a restart needs the newest of these.
         for prefix in ("step-", "best-"):
             job.saver.remove(prefix)
         return outcome
 
 
 def _begin(job: Job, start: Trainable) -> tuple[TrainState, _Progress]:
+    # A fresh state is made in any case: it gives the shapes and shardings to restore into.
     state = init_state(job.program, start)
     shardings = state_shardings(job.program, state, job.spec, job.mesh)
     if shardings is not None:
@@ -125,6 +128,7 @@ def _begin(job: Job, start: Trainable) -> tuple[TrainState, _Progress]:
     saved = job.saver.names("step-")
     if not saved:
         return state, _Progress()
+    # Numbers in names have eight digits, so the last name in alphabetical order is the newest.
     progress = _progress_of(job, saved[-1])
     kept = job.saver.restore(saved[-1], _kept(state))
     return replace(state, trainable=kept["trainable"], moments=kept["moments"]), progress
@@ -133,11 +137,15 @@ def _begin(job: Job, start: Trainable) -> tuple[TrainState, _Progress]:
 def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | None) -> TrainState:
     config, total = job.config, len(job.plan.steps)
     shardings = state_shardings(job.program, state, job.spec, job.mesh)
+    # Fixed output shardings lay the new state out like the old one, so the next call meets the same
+    # program. The old one is donated: weights and moments exist once.
     outputs = None if shardings is None else (shardings, None)
     step_fn = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=outputs)
     eval_every = config.eval_every or max(1, total // 8)
+    # By default no step is due, because after the last one `final` is saved instead.
     save_every = config.save_every or total
     job.saver.raise_if_stopped()  # before the first step compiles: nothing is lost yet
+    # Rows and keys depend on the number of the step only, so a resumed phase meets the same ones.
     batches = _batches(job, progress.step)
     while progress.step < total and not progress.stopped_early:
         began = time.perf_counter()
@@ -157,6 +165,7 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         if job.held_out is not None and due:
             record |= _measure(job, state, progress)
         progress.seconds += time.perf_counter() - began
+        # The seconds of a step that is followed by a measurement include that measurement.
         record["useful_tokens"] = _useful(job, progress.step - 1)
         record["tokens_per_s"] = record["useful_tokens"] / (time.perf_counter() - began)
         progress.log.append(record)
@@ -174,6 +183,8 @@ def _batches(job: Job, step: int) -> list[Batch]:
     if step >= len(job.plan.steps):
         return []
     micros = job.plan.steps[step]
+    # Keys are derived from the step's number and not drawn from a stream, so that dropout after a
+    # restart is that of a run without one.
     key = jax.random.fold_in(jax.random.key(job.seed), step)
     return [
         _batch(job, micro, step, last=i == len(micros) - 1, key=jax.random.fold_in(key, i))
@@ -199,6 +210,7 @@ def _batch(job: Job, micro: MicroBatch, step: int, last: bool, key: jax.Array) -
 def _check(job: Job, progress: _Progress, record: dict[str, float]) -> None:
     step, norm = progress.step, record["gradient_norm"]
     if not (math.isfinite(norm) and norm <= job.config.explode and math.isfinite(record["loss"])):
+        # As text, because NaN and infinity are no JSON.
         found = {name: str(value) for name, value in record.items()}
         place = job.saver.stopped_batch({"step": step + 1, "ids": job.ids[step], **found})
         raise UserError(
@@ -226,6 +238,7 @@ def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, floa
     score = measured.pop("score")
     if score > progress.best_score:
         progress.best_score, progress.best_step, progress.worse = score, progress.step, 0
+        # The new best weights are complete before those they replace are removed.
         name = f"best-{progress.step:08d}"
         save_weights(job.saver, name, state.trainable, {"identity": job.identity})
         job.saver.remove("best-", keep=name)
@@ -306,6 +319,7 @@ def score_plan(
     Sequences that the plan does not hold are NaN. `on_batch` is called before each batch; an
     exception it raises ends the call.
     """
+    # Begun as NaN, so that a missing sequence is never taken for one of log-probability 0.
     logprobs, lengths = (np.full(sequences, np.nan, np.float32) for _ in range(2))
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         for micro in (micro for step in plan.steps for micro in step):
@@ -313,6 +327,7 @@ def score_plan(
             rows = micro.arrays()
             sums, counts = score_rows(program, trainable, frozen, place_rows(rows, mesh))
             there = rows.sequences >= 0
+            # `to_host` gathers over all processes, so every process goes through the whole plan.
             logprobs[rows.sequences[there]] = to_host(sums)[there]
             lengths[rows.sequences[there]] = to_host(counts)[there]
     return logprobs, lengths

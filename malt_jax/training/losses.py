@@ -20,6 +20,7 @@ def sft_loss(
 
     `tokens` counts the whole batch, of which this may be a part, so parts add up to its loss.
     """
+    # Not by the part's own tokens: a mean of means gives the tokens of small parts more weight.
     return -jnp.sum(logprobs * weights) / tokens
 
 
@@ -66,6 +67,7 @@ def preference_loss(
     equation 1), which the caller adds with its weight; with the loss `nll` it is the whole loss.
     """
     ratios = policy - reference
+    # Empty slots have length 0. At least 1 keeps NaN out of them: 0 times NaN is still NaN.
     per_token = ratios / jnp.maximum(lengths, 1.0)
     chosen, rejected = _sides(per_token if _normalised(config) else ratios)
     gap = chosen - rejected
@@ -76,15 +78,18 @@ def preference_loss(
         loss = (gap - 1.0 / (2.0 * config.beta)) ** 2
     else:
         smooth = config.label_smoothing
+        # `log_sigmoid` is stable; the log of a sigmoid that underflows would be -infinity.
         loss = -(1.0 - smooth) * jax.nn.log_sigmoid(config.beta * gap)
         if smooth:
             loss = loss - smooth * jax.nn.log_sigmoid(-config.beta * gap)
+    # Rewards stay sums over the completion, also where the loss takes log-ratios per token.
     chosen, rejected = _sides(ratios)
     return Preference(loss, nll, config.beta * chosen, config.beta * rejected)
 
 
 def loss_at_reference(config: DpoConfig) -> float | None:
     """The preference loss of a policy that equals its reference; None if it depends on the pair."""
+    # Here h = 0. Label smoothing does not change log 2, because both of its terms are log 2.
     known = {"sigmoid": math.log(2.0), "ipo": (1.0 / (2.0 * config.beta)) ** 2}
     return known.get(config.loss)
 

@@ -37,9 +37,11 @@ def learning_rates(config: OptimConfig, steps: int) -> np.ndarray:
     The rise ends at the peak in the last warm-up step and the decay reaches `final` in the last
     step of all; optax's schedules end one step later, so they are not used here.
     """
+    # At most steps - 1, so that the decay has at least one step.
     warmup = min(round(config.warmup * steps), max(steps - 1, 0))
     step = np.arange(steps)
     rise = (step + 1) / max(warmup, 1)
+    # A decay of one step only stays at the peak (`past` is 0), so a phase of one step still learns.
     past = (step - warmup) / max(steps - 1 - warmup, 1)
     decay = {
         "constant": np.ones(steps),
@@ -53,12 +55,15 @@ def learning_rates(config: OptimConfig, steps: int) -> np.ndarray:
 
 def transformation(config: Optimiser) -> optax.GradientTransformation:
     """Gradients -> the direction to go against; the step multiplies it by the learning rate."""
+    # The order matters: the raw gradient is clipped, then scaled by the moments, and the decay is
+    # added last, so the moments never see it (decoupled weight decay).
     chain = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     if config.name == "adamw":
         chain.append(optax.scale_by_adam(config.beta1, config.beta2))
     elif config.name == "lion":
         chain.append(optax.scale_by_lion(config.beta1, config.beta2))
     else:
+        # Adafactor: factored second moments, then its own clipping of each array's update.
         chain += [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=_decays))
@@ -72,6 +77,7 @@ def update(
     # Optax mixes Python floats with integer step counts, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         direction, moments = transformation(config).update(gradients, moments, params)
+    # The decay is part of the direction, so it is multiplied by the learning rate as well.
     return jax.tree.map(lambda w, d: w - learning_rate * d, params, direction), moments
 
 
@@ -79,6 +85,7 @@ def _decays(params: Any) -> Any:
     """True for matrices; norms' weights and biases are left alone."""
 
     def decays(path: tuple, _: Any) -> bool:
+        # By name and not by number of axes: stacked layers hold their norms' weights as a matrix.
         names = {str(getattr(key, "key", getattr(key, "name", ""))) for key in path}
         return not names & {"weight", "bias"}
 

@@ -21,6 +21,7 @@ def row_devices(mesh: AnyMesh | None) -> int:
     """Number of devices that the rows of a micro-batch are split over."""
     if mesh is None:
         return 1
+    # The mesh axes of the logical axis `batch`; devices along `tensor` hold the same rows.
     return int(np.prod([mesh.shape.get(axis, 1) for axis in (SLICE, DATA, FSDP)]))
 
 
@@ -36,6 +37,7 @@ def place_rows(tree: Any, mesh: Mesh | None) -> Any:
 
     def put(x: np.ndarray) -> jax.Array:
         sharding = named(("batch",) + (None,) * (x.ndim - 1), x.shape, mesh)
+        # A process is asked only for the parts of its own devices, so no rows are sent.
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, tree)
@@ -51,6 +53,7 @@ def state_shardings(
     if isinstance(state.trainable, Adapter):
         weights = adapter_shardings(spec, state.trainable, mesh)
     else:
+        # Full weights stay as they were laid out when the model was loaded.
         weights = jax.tree.map(lambda x: x.sharding, state.trainable)
     moments = optax.tree_map_params(
         transformation(program.optim),

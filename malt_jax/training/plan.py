@@ -85,6 +85,8 @@ def plan_steps(
         choices = [(length,) for length in LADDER if top <= length <= max(top, micro_tokens)]
         choices += [(length, top) for length in LADDER if longest // 4 <= length < top]
     sample = batches[:: max(1, len(batches) // 64)]
+    # Rows at once: powers of two per device, up to `micro_tokens`. One row per device is always
+    # among them, because the longest segment must be computed in any case.
     sizes = [
         (
             lengths,
@@ -100,12 +102,17 @@ def plan_steps(
         total = 0.0
         for batch in sample:
             for (time, rows), packed in _pack(batch, size).items():
+                # Every token attends along its row, so the cost of a row grows with the square of
+                # its length. A micro-batch that is not full costs as much as a full one.
                 tokens = rows * time * (1 + attention * time) + OVERHEAD_TOKENS * row_multiple
                 total += -(-len(packed) // rows) * tokens
+        # Computing is extended from the sample to all batches; a shape is compiled once.
         return total * len(batches) / max(len(sample), 1) + PROGRAM_TOKENS * len(size[0])
 
     best = min(sizes, key=cost)
     packed = [_pack(batch, best) for batch in batches]
+    # The most branches that a row of each length holds in any step, so that all steps of the phase
+    # have one shape per length.
     most: dict[int, int] = {}
     for step in packed:
         for (time, _), rows in step.items():
@@ -124,6 +131,7 @@ def _pack(
     """{(row length, rows at once): rows}; each segment goes to the shortest length it fits."""
     packed = {}
     rest = list(batch)
+    # The shorter length comes first, so the longer one takes only what does not fit it.
     for time, rows in zip(*size, strict=True):
         here = [s for s in rest if s.tokens <= time]
         rest = [s for s in rest if s.tokens > time]
@@ -152,6 +160,8 @@ def _attention_share(spec: ModelSpec) -> float:
     Half of the scores are never computed, and the others run at about a third of the projections'
     speed. For SmolLM2-135M this gives 2.4e-4, the same as measured on a CPU at 768 to 1,536 tokens.
     """
+    # The weights of a layer: q and o, k and v, and the three matrices of the MLP. Embedding and
+    # head are left out.
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     weights = spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
     return 1.5 * heads / weights

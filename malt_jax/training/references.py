@@ -28,6 +28,7 @@ def weights_hash(trainable: Any) -> str:
     """SHA-256 over the names, dtypes and bytes of an adapter's or a model's arrays."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(trainable)[0]:
+        # The whole array, so that the hash does not depend on how devices share it.
         array = to_host(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(array.tobytes())

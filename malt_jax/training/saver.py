@@ -79,6 +79,7 @@ class MemorySaver:
                 del self._kept[name]
 
     def references(self, key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        # Nothing here outlives the process, so no stored numbers could belong to another key.
         return compute()
 
     def stopped_batch(self, record: dict[str, Any]) -> str:
@@ -95,6 +96,7 @@ def save_weights(saver: Saver, name: str, weights: Any, facts: dict[str, Any]) -
     """Saves an adapter or full weights; an adapter's scale is kept with it."""
     if isinstance(weights, Adapter):
         kind = {"kind": "adapter", "scale": weights.scale}
+        # Always saved stacked, so that either kind of decoder can read it.
         saver.save(name, stack_adapter(weights), {**facts, **kind})
     else:
         saver.save(name, weights, {**facts, "kind": "full"})
@@ -115,6 +117,7 @@ def load_weights(saver: Saver, name: str, like: Any) -> Any:
         )
     if not isinstance(like, Adapter):
         return saver.restore(name, masters_like(like))
+    # The factors alone do not say what they add to the base: their product is scaled.
     if abs(found["scale"] - like.scale) > 1e-9:
         raise UserError(
             f"{saver.place(name)}: its adapter is scaled by {found['scale']}, this config's by "

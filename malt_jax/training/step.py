@@ -104,12 +104,15 @@ def make_program(
 
 def scoring(program: Program) -> Program:
     """The part of a program that `score_rows` depends on, so that phases share its compilation."""
+    # Programs are compared as a whole, so every field that scoring ignores gets a fixed value.
+    # `remat` is off because there is no backward pass to recompute for.
     unused = Optimiser.of(OptimConfig())
     return replace(program, optim=unused, loss=None, dropout=0.0, remat="none", explode=0.0)
 
 
 def init_state(program: Program, trainable: Trainable) -> TrainState:
     """Fresh moments and empty sums; the weights are copied, because steps donate their buffers."""
+    # Float32, because bfloat16 rounds by about 0.4%, which would swallow small updates.
     masters = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
     return TrainState(
         trainable=masters,
@@ -136,16 +139,21 @@ def train_step(
     nothing. Metrics are those of the step so far; `gradient_norm` is 0 before the last micro-batch.
     """
 
+    # Differentiated by the trained weights only: the frozen base gets no gradient.
     loss = lambda weights: batch_loss(program, weights, frozen, batch)  # noqa: E731
     gradients, parts = jax.grad(loss, has_aux=True)(state.trainable)
+    # Gradients have the dtype of the masters, so micro-batches add up in float32.
     gradients = jax.tree.map(jnp.add, state.gradients, gradients)
     sums = {name: state.sums[name] + parts[name] for name in state.sums}
 
     def finish(state: TrainState) -> tuple[TrainState, Array]:
+        # 1. The norm of the whole step's gradient, before it is clipped.
         norm = optax.global_norm(gradients)
+        # 2. The update is computed in any case, from whatever the gradient holds.
         moved, moments = update(
             program.optim, gradients, state.moments, state.trainable, batch.learning_rate
         )
+        # 3. `where` selects and does not multiply, so a NaN of a refused update cannot spread.
         sound = jnp.isfinite(norm) & (norm <= program.explode)
         keep = lambda new, old: jax.tree.map(partial(jnp.where, sound), new, old)  # noqa: E731
         return TrainState(
@@ -158,7 +166,9 @@ def train_step(
     def accumulate(state: TrainState) -> tuple[TrainState, Array]:
         return replace(state, gradients=gradients, sums=sums), jnp.zeros((), jnp.float32)
 
+    # `last` is traced, so one compiled program serves every micro-batch of a step.
     state, norm = jax.lax.cond(batch.last, finish, accumulate, state)
+    # `sums` are those of the step so far, although `finish` has cleared them in the state.
     return state, {**sums, "gradient_norm": norm}
 
 
@@ -193,18 +203,23 @@ def policy_logprobs(
     scoring: bool = False,
 ) -> Float[Array, "R C"]:
     """Log-probability of every target of packed rows; 0 at padding. None: the bare base model."""
+    # 1. The weights. An adapter works beside the base; full weights replace it.
     adapter, params = None, frozen
     if isinstance(trainable, Adapter):
         adapter = trainable if key is None else with_dropout(trainable, program.dropout, key)
     elif trainable is not None:
+        # Cast inside the differentiated function, so gradients reach the masters in float32.
         params = jax.tree.map(lambda x: x.astype(program.dtype), trainable)
     decoder = nnx.merge(program.graph, params)
+    # 2. The hidden state of every token; a shared prompt is computed once.
     hidden = decoder.hidden_packed(
         rows.tokens, rows.positions, rows.segments, rows.branches, adapter, _remat(program.remat)
     )
+    # 3. The logits, which are the largest arrays: of targets only, and a chunk at a time.
     count = rows.targets.shape[0]
     # As many targets as keep float32 logits [R, chunk, V] within chunk_bytes, in multiples of 16.
     fitting = program.chunk_bytes // (4 * decoder.spec.vocab * count)
+    # `logit_chunk` counts targets of all rows together, `chunk` those of one row.
     chunk = program.logit_chunk // count or max(16, fitting // 16 * 16)
     return chunked_logprobs(
         gather_hidden(hidden, rows.sources),
@@ -212,6 +227,8 @@ def policy_logprobs(
         rows.weights,
         decoder.logits,
         min(max(chunk, 1), rows.targets.shape[1]),
+        # An adapter has no part in the head, so the head is frozen beside it. Scoring has no
+        # backward pass, for which the gradients would be prepared.
         head_frozen=adapter is not None and not scoring,
     )
 
@@ -220,12 +237,15 @@ def _remat(policy: str) -> Callable | None:
     if policy == "none":
         return None
     policies = jax.checkpoint_policies
+    # `dots` keeps the projections' results; products with batch axes, as those of attention, are
+    # computed again. `full` (no policy) keeps nothing inside a layer.
     saved = policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
     return partial(jax.checkpoint, policy=saved)
 
 
 def _by_sequence(logprobs: Array, rows: PackedRows) -> tuple[Array, Array]:
     count = rows.sequences.shape[1]
+    # Padding has slot 0 and weight 0, so it adds nothing to the first sequence.
     sums = slot_sums(logprobs * rows.weights, rows.slots, count)
     return sums, slot_sums(rows.weights, rows.slots, count)
 
@@ -234,8 +254,10 @@ def _preferences(
     config: PreferenceLoss, logprobs: Array, batch: Batch
 ) -> tuple[Array, dict[str, Array]]:
     """The loss and metrics of the pairs in a micro-batch, as sums over them / pairs of the step."""
+    # The branches of a segment have neighbouring slots, so two slots in a row are one pair.
     pair = lambda x: x.reshape(x.shape[0], -1, 2)  # noqa: E731
     policy, lengths = (pair(x) for x in _by_sequence(logprobs, batch.rows))
+    # Empty slots are computed like all others and left out of every mean.
     valid = (pair(batch.rows.sequences)[:, :, 0] >= 0).astype(jnp.float32)
     result = preference_loss(policy, pair(batch.reference), lengths, config)
     mean = lambda x: jnp.sum(x * valid) / batch.total  # noqa: E731

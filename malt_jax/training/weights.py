@@ -27,7 +27,9 @@ def initial_weights(
     Every policy `name` draws its adapter with a key of its own.
     """
     if full:
+        # Not copied: a training state copies the weights that it begins with.
         return model.params
+    # A hash of seed and name, so that all processes draw the same adapter.
     key = jax.random.wrap_key_data(jnp.asarray(node_key(seed, "adapter", name)))
     adapter = init_adapter(model.spec, lora or LoraConfig(), key)
     if mesh is None:

@@ -54,8 +54,10 @@ def expand(
     before it is sampled.
     """
     prefixes = [Prefix(question, (), {}) for question in questions]
+    # Nodes are added level by level, the order in which trees and forests hold them.
     nodes: dict[str, list[Node]] = {question.id: [] for question in questions}
     for role in pipeline.roles:
+        # The longest possible completion is kept free, so no context ends one early.
         room = model.spec.context - role.config.max_new_tokens
         # One request per prefix: its siblings share the prompt, and each has a key of its own.
         prompts = [
@@ -80,6 +82,7 @@ def expand(
                     role, prefix.question, path, prompt, completion, pipeline, model.tokenizer
                 )
                 nodes[prefix.question.id].append(node)
+                # The order of the turns matters: `{previous}` stands for the last of them.
                 turns = {**prefix.turns, role.name: node.completion}
                 deeper.append(Prefix(prefix.question, path, turns))
         prefixes = deeper
@@ -154,5 +157,6 @@ def _node(
         token_ids=tuple(map(int, completion.tokens)),
         logprobs=tuple(round(float(p), LOGPROB_DIGITS) for p in completion.logprobs),
         finish=completion.finish,
+        # Only a mark for `grade`: False says that the role answers, None that it does not.
         correct=False if role.config.answers else None,
     )

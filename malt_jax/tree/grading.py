@@ -30,6 +30,8 @@ def grade(forest: Forest, questions: Sequence[Question], grader: Grader) -> Fore
         if node.id not in by_id:
             return node
         one = by_id[node.id]
+        # Inner nodes get none: their values come from the leaves, and a shard that holds a reward
+        # elsewhere is refused when it is read.
         reward = float(one.reward) if leaf else None
         return replace(node, parsed=one.parsed, correct=bool(one.correct), reward=reward)
 

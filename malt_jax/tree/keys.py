@@ -13,7 +13,10 @@ import numpy as np
 
 def node_key(seed: int, *path: str | int) -> np.ndarray:
     """A threefry key, uint32 `[2]`, for a path such as `(seed, "search", 0, "Q17/g2/v0")`."""
+    # A control character that names do not hold, so ("a", "bc") and ("ab", "c") differ.
     text = "\x1f".join(map(str, (seed, *path)))
+    # A lone surrogate, which JSON may hold, has no UTF-8; it is written out instead. The bytes are
+    # read as little-endian on every machine.
     return np.frombuffer(
         hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "<u4"
     )

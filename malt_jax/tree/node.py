@@ -77,6 +77,7 @@ class Node:
         fields = {name: record[name] for name in _NODE_FIELDS}
         for name in ("prompt_ids", "token_ids", "logprobs"):
             numbers = fields[name] = tuple(record[name])
+            # Ids must be integers; a log-probability may be written as one, for example 0.
             whole = name != "logprobs"
             if not all(_is_number(n) and (not whole or isinstance(n, int)) for n in numbers):
                 raise ValueError(f"{name} of node {record['id']!r} holds more than numbers")
@@ -102,8 +103,10 @@ class Tree:
     @property
     def leaves(self) -> tuple[Node, ...]:
         """The last role's nodes, which carry the rewards."""
+        # Nodes are listed level by level, so the leaves are the last ones.
         return self.nodes[-math.prod(self.branches) :]
 
+    # Cached in `__dict__`, which a frozen dataclass does not protect.
     @cached_property
     def children(self) -> dict[str | None, list[Node]]:
         """Nodes by the id of their parent; the drafts' parent is None."""
@@ -162,6 +165,7 @@ class Forest:
     def rewards(self) -> Float[Array, "Q *branches"]:
         """Rewards of the leaves."""
         rewards = [[leaf.reward for leaf in tree.leaves] for tree in self.trees]
+        # Leaves are listed in the order of their paths, so a reshape puts each in its place.
         return jnp.asarray(np.array(rewards, np.float32).reshape(-1, *self.branches))
 
     @property
@@ -244,6 +248,7 @@ def _check_types(record: Any, types: Mapping[str, Any], what: str) -> None:
 
 def _check_shape(tree: Tree) -> None:
     """Raises ValueError unless nodes are listed level by level and only leaves have rewards."""
+    # The bound keeps a forged record from making the lists below very long.
     whole = all(isinstance(b, int) and 1 <= b <= 64 for b in tree.branches)
     if not whole or not 1 <= len(tree.branches) == len(tree.roles):
         raise ValueError(f"tree {tree.question_id!r} has malformed 'branches' or 'roles'")
@@ -264,4 +269,5 @@ def _check_shape(tree: Tree) -> None:
 
 
 def _is_number(value: Any) -> bool:
+    # In Python a bool is an int; in a record `true` is no number.
     return isinstance(value, int | float) and not isinstance(value, bool)

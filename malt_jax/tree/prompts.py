@@ -12,6 +12,7 @@ from malt_jax.errors import UserError
 Overflow = Literal["refuse", "truncate"]
 """Whether a prompt that does not fit the context is refused or shortened."""
 
+# Not `str.format`, which fails at braces of other kinds, as LaTeX and JSON have them.
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _MISWRITTEN = re.compile(
     r"\{(?:\{\s*|\s+)([A-Za-z_][A-Za-z0-9_]*)\s*\}|\{([A-Za-z_][A-Za-z0-9_]*)\s+\}"
@@ -74,6 +75,7 @@ def render(
     # Decoding a cut turn and encoding it again may not shorten the prompt by exactly `drop` tokens,
     # so turns are cut until the prompt fits.
     while True:
+        # Looked up in each pass, because the last turn may be the one that was cut.
         previous = next(reversed(turns.values()), "")
         text = fill(
             template, {**turns, "previous": previous, "question": question, **(extra or {})}
@@ -81,7 +83,9 @@ def render(
         ids = tuple(tokenizer.prompt_ids(text))
         if len(ids) <= room:
             return Prompt(text, ids, cut)
+        # Lengths of the turns alone; within the prompt, tokens may join across their borders.
         lengths = {name: len(tokenizer.encode(turn)) for name, turn in turns.items()}
+        # Of equally long turns the earliest is cut.
         longest = max(lengths, key=lengths.get, default=None)  # type: ignore[arg-type]
         if overflow == "refuse" or longest is None or lengths[longest] <= 1:
             if room <= 0:
@@ -98,6 +102,7 @@ def render(
                 f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion; "
                 f"lower max_new_tokens, {way_out}."
             )
+        # At least one token is cut in each pass, and at least one of the turn is left.
         drop = min(max(len(ids) - room, 1), lengths[longest] - 1)
         turns[longest] = tokenizer.decode(tokenizer.encode(turns[longest])[drop:])
         cut += drop

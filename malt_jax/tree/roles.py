@@ -41,6 +41,7 @@ class Chain:
     def node_id(self, question_id: str, path: Sequence[int]) -> str:
         """The id of a node: its path as text, for example `Q17/g2/v0/r1`."""
         short = abbreviations([role.name for role in self.roles])
+        # Not strict, because an inner node's path ends above the last role.
         return "/".join([question_id, *(f"{s}{i}" for s, i in zip(short, path, strict=False))])
 
 
@@ -57,6 +58,7 @@ def make_chain(config: PipelineConfig | None, templates: Mapping[str, str]) -> C
                 f"pipeline.roles.{index}.template: missing; the task has no template for a role "
                 f"named {role.name!r} (it has {', '.join(templates)})."
             )
+        # `roles` holds the roles made so far: a turn cannot quote what comes after it.
         known = {"question", "previous", *(earlier.name for earlier in roles)}
         for name in placeholders(template):
             if name not in known:
@@ -64,6 +66,7 @@ def make_chain(config: PipelineConfig | None, templates: Mapping[str, str]) -> C
                     f"pipeline.roles.{index}.template: {{{name}}} is not the question or an "
                     f"earlier role; allowed: {', '.join('{' + k + '}' for k in sorted(known))}."
                 )
+        # Only names that would have been replaced; other braces may be meant as they are.
         for name in known.intersection(miswritten(template)):
             raise UserError(
                 f"pipeline.roles.{index}.template: {name!r} is in double braces or next to "
@@ -85,5 +88,6 @@ def abbreviations(names: Sequence[str]) -> list[str]:
         others = [other for other in names if other != name]
         lengths = (n for n in range(1, len(name) + 1))
         fits = (n for n in lengths if not any(other.startswith(name[:n]) for other in others))
+        # A name with which another one begins (`a` beside `ab`) is used in full.
         short.append(name[: next(fits, len(name))])
     return short

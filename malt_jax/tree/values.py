@@ -26,7 +26,9 @@ def value_forest(
         return forest
     levels = back_up(forest.rewards, backup, softness)
     trees = len(forest.trees)
+    # Level after level, the order in which a tree lists its nodes.
     values = np.concatenate([np.asarray(level).reshape(trees, -1) for level in levels], axis=1)
+    # Labels are decided on the values before they are rounded for the record.
     labels = np.asarray(label(jnp.asarray(values), threshold))
     return Forest([_valued(*row) for row in zip(forest.trees, values, labels, strict=True)])
 
@@ -51,6 +53,7 @@ def back_up(
     depth = rewards.ndim - 1
     levels = []
     for level in range(1, depth + 1):
+        # Empty at the last level, where each backup leaves the rewards as they are.
         below = tuple(range(level + 1, depth + 1))
         if backup == "mean":
             # All nodes of a level have the same number of leaves, so the mean of means is the mean
@@ -60,6 +63,7 @@ def back_up(
             levels.append(rewards.max(axis=below))
         else:
             # Soft maxima nest like means: tau log mean exp over all leaves at once.
+            # The maximum is subtracted first, so that exp cannot overflow at a small softness.
             peak = rewards.max(axis=below, keepdims=True)
             spread = jnp.exp((rewards - peak) / softness).mean(axis=below, keepdims=True)
             soft = peak + softness * jnp.log(spread)
