@@ -60,4 +60,5 @@ def _lengths(count: int) -> list[tuple[int, int]]:
 
 
 def _ids(rng: np.random.Generator, vocab: int, length: int) -> tuple[int, ...]:
+    # The first ids are left out, since vocabularies often begin with special tokens.
     return tuple(rng.integers(3, vocab, length).tolist())

@@ -31,6 +31,8 @@ def word_problems(count: int) -> list[Question]:
     """Generated questions without reference answers, which the benchmark does not need."""
     questions = []
     for i in range(count):
+        # `%` binds like `*`: `7 * i % 29` is `(7 * i) % 29`. The three periods have no common
+        # factor, so that questions repeat late, and every run has the same ones.
         numbers = {"a": 12 + 7 * i % 29, "b": 15 + 11 * i % 23, "c": 4 + 5 * i % 9}
         questions.append(Question(f"B{i}", _TEXTS[i % len(_TEXTS)].format(**numbers), ""))
     return questions

@@ -32,9 +32,12 @@ def step_cost(
     """
     rows = shapes.rows
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    # All of the head, but no embedding table: of that one, a step reads a row per token.
     weights = spec.num_layers * layer_weights(spec) + spec.d_model * spec.vocab
     places = shapes.prefix_tokens + shapes.new_tokens
+    # Scores and the mix of values, at two operations per multiply-add.
     attention = 2 * 2 * spec.num_layers * q * places * rows
+    # A prefix counts once for all rows that read it, a suffix once for its row.
     cached = shapes.entries * shapes.prefix_tokens + rows * shapes.new_tokens
     return {
         "flops": streams * (2 * weights * rows + attention),
@@ -61,6 +64,7 @@ def measure(
     spec, rows = sampler.spec, shapes.rows * streams
     dtype = sampler.dtype
     products, flops = _mlp_products(spec, rows, dtype)
+    # Meant to be larger than any processor cache, so that reading it measures the memory.
     stream = jnp.ones(1 << 26, dtype)
     read = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     copy = jax.jit(lambda x: x + 1)
@@ -82,6 +86,7 @@ def measure(
         "copy_bytes_per_s": 2 * stream.nbytes / best["copy"],
     }
     by_matmul = cost["flops"] / rates["matmul_flops_per_s"]
+    # At the rate of reading: a step writes little beside what it reads.
     by_memory = cost["bytes"] / rates["read_bytes_per_s"]
     return {
         "rows": rows,
@@ -98,14 +103,18 @@ def measure(
 
 def _saturated(sampler: Sampler, shapes: CacheShape, prompt_tokens: int) -> Callable[[], int]:
     """A function that decodes one chunk, all rows busy to its end, and returns its steps."""
+    # No prompt is prefilled and the caches begin as zeros, since with static shapes the time of
+    # a step does not depend on the values.
     keys = np.zeros((shapes.siblings, 2), np.uint32)
     requests = [Request((0,) * prompt_tokens, keys)] * shapes.entries
+    # No row may fall idle within the chunk: no end tokens, and a limit that lies beyond its steps.
     params = SamplingParams(max_new_tokens=max(shapes.new_tokens, sampler.config.chunk_steps + 1))
     scheduler = Scheduler(requests, params, shapes)
     scheduler.admit()
     device = sampler.device(shapes)
 
     def decode() -> int:
+        # The scheduler is told nothing of the result, so each call repeats the same chunk.
         device.decode(scheduler, idle_limit=shapes.rows)
         return int(device.result()[1].steps)
 
@@ -125,6 +134,7 @@ def _side_by_side(decodes: Sequence[Callable[[], int]]) -> Callable[[], int]:
 def _mlp_products(spec: ModelSpec, rows: int, dtype: Any) -> tuple[Callable[[], Any], float]:
     keys = jax.random.split(jax.random.key(0), spec.num_layers)
     shape = (spec.d_model, spec.d_mlp)
+    # Scaled so that the numbers keep their size through all layers and stay finite.
     up = [jax.random.normal(key, shape, dtype) * spec.d_model**-0.5 for key in keys]
     down = [jax.random.normal(key, shape[::-1], dtype) * spec.d_mlp**-0.5 for key in keys]
 

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         missing = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
         if args.no_peer or missing:
             return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
+        # The peer follows what ours chose, so that both compute in one dtype on one platform.
         job.update(dtype=result["dtype"], device=result["platform"])
         peer = start("malt_jax.bench.sampler_peer", [json.dumps(job)])
     ratio = result["tokens_per_s"] / peer["tokens_per_s"]
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Measures our sampler in this process, and writes the tree's prompts for transformers."""
+    # Here and not above: the parent process only starts workers and needs no JAX.
     import jax
 
     from malt_jax.bench.questions import word_problems
@@ -93,9 +95,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         on_level=lambda role, calls: print(f"{role}: {calls} completions", file=sys.stderr),
     )
     stats = sampler.stats
+    # Programs are compiled within `expand`, on first need, and their time is taken out again.
     seconds = time.perf_counter() - began - stats.compile_seconds
     nodes = [node for tree in forest.trees for node in tree.nodes]
     levels = [
+        # Siblings share a prompt: the peer gets it once and draws all of them from it.
         list(dict.fromkeys(node.prompt_ids for node in nodes if node.role == role.name))
         for role in pipeline.roles
     ]

@@ -35,6 +35,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     ends = list(tokenizer.end_ids)
 
     def generate(prompts: Sequence[Sequence[int]], limit: int) -> int:
+        # Padded on the left, so that all prompts end where their completions begin.
         longest = max(map(len, prompts))
         ids = torch.tensor([[ends[0]] * (longest - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -44,6 +45,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
                 attention_mask=mask.to(device),
                 do_sample=True,
                 temperature=job["temperature"],
+                # Set here, because the checkpoint's generation config may filter otherwise.
                 top_k=0,
                 top_p=1.0,
                 max_new_tokens=limit,
@@ -55,6 +57,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     def timed(prompts: Sequence[Sequence[int]], batch: int, limit: int) -> tuple[int, float]:
         began, tokens = time.perf_counter(), 0
+        # Prompts of similar length share a batch, so that the peer computes little padding.
         ordered = sorted(prompts, key=len)
         for first in range(0, len(ordered), batch):
             tokens += generate(ordered[first : first + batch], limit)
@@ -62,6 +65,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     with open(job["prompts"]) as file:
         levels = json.load(file)
+    # Warms up, so that what is done once at the first call is not timed.
     generate(levels[0][:1], 2)
     sizes = [int(size) for size in job["peer_batches"].split(",")]
     longest = job["max_new_tokens"]

@@ -103,6 +103,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         reference = reference_logprobs(model, adapter, examples, dpo)
         reference_s = time.perf_counter() - began - compiling.seconds
         outcome = train_dpo(model, adapter, reference, examples, dpo, on_step=on_step)
+    # From the end of the first step to that of the last, so that the first one is left out.
     elapsed, cpu, compiled = (b - a for a, b in zip(finished[0], finished[-1], strict=True))
     tokens = outcome.tokens - outcome.log[0]["useful_tokens"]
     # The reference pass covers every step; the timed ones carry their share of it.
@@ -152,8 +153,11 @@ def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
     for example in examples:
         prompt, branches = len(example.prompt_ids), [len(c) for c in example.completions]
         tokens = prompt + sum(branches)
+        # Pairs of a query and a key that it may see: half of the square within a part, and all of
+        # the prompt for each completion token.
         visible = prompt**2 / 2 + sum(prompt * c + c**2 / 2 for c in branches)
         linear = 2.0 * (weights * tokens + spec.d_model * spec.vocab * sum(branches))
+        # Two products, scores and the mix of values, at two operations each.
         attention = 4.0 * spec.num_layers * heads * visible
         reference = linear + attention if len(branches) == 2 else 0.0
         total += 2 * linear + 3 * attention + reference
@@ -170,6 +174,7 @@ def matmul_flops(dtype: str) -> float:
     best = 0.0
     for size in sizes:
         x = jnp.ones((size, size), dtype)
+        # The first call compiles.
         product(x, x).block_until_ready()
         for _ in range(5):
             began = time.perf_counter()

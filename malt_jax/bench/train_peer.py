@@ -65,6 +65,7 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         rows = [
             {
                 "input_ids": [*e.prompt_ids, *e.completion_ids],
+                # -100 marks what the loss leaves out: only completions are learnt, as on our side.
                 "labels": [-100] * len(e.prompt_ids) + [*e.completion_ids],
             }
             for e in examples
@@ -84,11 +85,13 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
+        # Rank, scale and dropout as `bench.train` has them.
         peft_config=LoraConfig(
             r=job["rank"], lora_alpha=2 * job["rank"], target_modules="all-linear", lora_dropout=0.0
         ),
         callbacks=[clock],
     )
+    # The trainer shuffles, so the tokens of the first step, which is not timed, are looked up.
     order: list[int] = [i for batch in trainer.get_train_dataloader().batch_sampler for i in batch]
     prepared = time.perf_counter()
     trainer.train()
@@ -99,6 +102,7 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         "seconds": seconds,
         "cpu_tokens_per_s": tokens / cpu,
         "prepare_s": prepared - began,
+        # `ru_maxrss` is in KiB on Linux.
         "peak_bytes": torch.cuda.max_memory_allocated()
         if gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,

@@ -15,6 +15,7 @@ REFUSED = "refused"
 
 def start(module: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Runs a module in a process of its own and returns its result."""
+    # Standard error is not captured, so that progress and tracebacks reach the terminal.
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
     )

@@ -20,6 +20,8 @@ def turns(system: str, draws: Sequence[DrawRecord]) -> Turns | None:
     A turn is graded if every draw states an answer there. None for systems with fewer than two
     graded turns, and for several agents, whose turns have no single order.
     """
+    # A record lists the turns of one agent after the other, so that with several agents the first
+    # role comes back.
     roles = [turn.role for turn in draws[0].turns]
     if roles.count(roles[0]) > 1 or len({draw.calls for draw in draws}) > 1:
         return None
@@ -30,6 +32,7 @@ def turns(system: str, draws: Sequence[DrawRecord]) -> Turns | None:
             correct[number] = [bool(grade) for grade in grades]
     if len(correct) < 2:
         return None
+    # The keys are turn numbers in rising order.
     *earlier, last = correct
     return {
         "system": system,

@@ -37,6 +37,7 @@ def calibration(trees: Iterable[Tree], bins: int = BINS) -> dict[str, Reliabilit
             for held_out, branch in enumerate(branches if len(branches) > 1 else ()):
                 others = values[:held_out] + values[held_out + 1 :]
                 rewards = _rewards(tree, branch)
+                # One prediction per leaf and not per branch: a leaf's reward is one outcome.
                 predicted[node.role] += [sum(others) / len(others)] * len(rewards)
                 observed[node.role] += rewards
     return {
@@ -56,6 +57,7 @@ def _reliability(
     predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"], bins: int
 ) -> Reliability:
     """Scores of N predictions in [0, 1] of outcomes in [0, 1]."""
+    # A prediction of exactly 1 belongs to the last bin.
     bin_of = np.minimum((predicted * bins).astype(int), bins - 1)
     return {
         "outcomes": len(observed),
@@ -86,5 +88,6 @@ def auc(predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"]) -> 
     if positive == 0 or negative == 0:
         return None
     # The Mann-Whitney U statistic of the successes, as a share of all pairs.
+    # Tied values get the mean of their ranks, so that a tie counts half.
     ranks = stats.rankdata(predicted)
     return float((ranks[successes].sum() - positive * (positive + 1) / 2) / (positive * negative))

@@ -70,6 +70,7 @@ class DrawRecord:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DrawRecord:
         """The draw of a JSON object; raises ValueError where a field is missing or unknown."""
+        # `calls` and `tokens` are in the file for its readers; here they follow from the turns.
         try:
             return cls(
                 record["question_id"],

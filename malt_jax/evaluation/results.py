@@ -69,6 +69,8 @@ class Units:
         self, values: Int[np.ndarray, " U"]
     ) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
         """The sum of `values` and the number of units of each question."""
+        # `index` numbers the questions. With weights `bincount` returns floats, though these are
+        # integers.
         _, index = np.unique(self.questions, return_inverse=True)
         sums = np.bincount(index, weights=values).round().astype(np.int64)
         return sums, np.bincount(index)
@@ -126,6 +128,7 @@ def summarise(
 
     Raises `UserError` if draws are missing, doubled, or cover different questions.
     """
+    # 1. Draws by unit, all on the single agent's units: without the same ones, nothing is paired.
     for name in [*systems, single_agent]:
         if name not in systems or not draws.get(name):
             raise UserError(
@@ -137,6 +140,7 @@ def summarise(
     for name in systems:
         _check_same_questions(name, by_unit[name], single_agent, units)
 
+    # 2. Each row by itself, and its outcome on each unit.
     rows: dict[str, VotedRow] = {}
     correct: dict[str, Bool[np.ndarray, " U"]] = {}
     votes = _votes(systems, by_unit, single_agent, baseline)
@@ -149,6 +153,8 @@ def summarise(
             f"evaluation: the baseline {baseline!r} is not a row of the table; "
             f"choose one of {', '.join(rows)}."
         )
+    # 3. Each row against the baseline and against the single agent at equal calls. If these are one
+    # row it is one test, which enters Holm's correction once.
     equal_calls = {key: row_name(single_agent, row["calls"]) for key, row in rows.items()}
     comparisons = {
         (key, other): compare(correct[other], correct[key], units, confidence, bootstrap_seed)
@@ -193,6 +199,7 @@ def _by_unit(system: str, records: Iterable[DrawRecord]) -> Draws:
         draws[record.draw] = record
     most = max(len(draws) for draws in units.values())
     for (_, question), draws in units.items():
+        # A vote of k takes the draws 0 to k - 1, so a gap would change who votes.
         if sorted(draws) != list(range(most)):
             raise UserError(
                 f"eval/{system}.jsonl: question {question!r} has the draws {sorted(draws)}, "
@@ -218,6 +225,7 @@ def _votes(
     baseline: str,
 ) -> dict[str, list[int]]:
     """The votes of each system's rows; the single agent's cover the calls of every other row."""
+    # A baseline that names no row is refused in `summarise`, with a list of the rows there are.
     votes = {name: set(info.votes) for name, info in systems.items()}
     name, _, count = baseline.partition("@")
     if name in votes and (count or "1").isdigit():
@@ -237,6 +245,7 @@ def _votes(
 
 def _calls(draws: Draws, votes: int) -> int:
     """Model calls per question of a vote, rounded up where questions differ."""
+    # Rounded up, so that the single agent never has fewer calls than the row beside it.
     total = sum(record.calls for drawn in draws.values() for record in drawn[:votes])
     return -(-total // len(draws))
 
@@ -247,6 +256,7 @@ def _row(
     """A row by itself, and whether its voted answer to each unit is right."""
     used = [draws[unit][:votes] for unit in units.pairs]
     outcomes = [statistics.majority_vote([r.prediction for r in drawn]) for drawn in used]
+    # The grade of the draw that gave the winning answer first; nothing is graded again.
     correct = np.array(
         [drawn[vote.draw].correct for drawn, vote in zip(used, outcomes, strict=True)], bool
     )
@@ -270,6 +280,7 @@ def _row(
             str(seed): float(correct[units.seeds == seed].mean()) for seed in np.unique(units.seeds)
         }
         row["seeds"] = by_seed
+        # The seeds are a sample of those that could have been run, so n - 1.
         row["seeds_sd"] = float(np.std(list(by_seed.values()), ddof=1))
         # Answers to one question under several seeds are not independent: resample whole questions.
         sums, sizes = units.per_question(correct.astype(int))
@@ -289,6 +300,7 @@ def compare(
     One seed: exact McNemar. Several: the sign-flip test over whole questions, and besides it the
     pooled flips and each seed alone. `seed` is that of the bootstrap.
     """
+    # Per question: the seeds under which only `after` is right, less those where only `before` is.
     sums, sizes = units.per_question(after.astype(int) - before.astype(int))
     interval = statistics.bootstrap_interval(sums, sizes, confidence=confidence, seed=seed)
     changed = _mcnemar(before, after)

@@ -101,6 +101,8 @@ def run_systems(
         for number in range(system.agents)
     ]
     seconds: dict[str, float] = defaultdict(float)
+    # Turn by turn over all systems and not system by system: only so do those with a common
+    # beginning meet in one batch and share its calls.
     for turn in range(max(len(system.turns) for system in systems)):
         _take_turn([a for a in agents if turn < len(a.system.turns)], turn, context, seconds)
     draws: dict[str, list[DrawRecord]] = {system.name: [] for system in systems}
@@ -118,6 +120,7 @@ def _take_turn(
         key: [next(reversed(agent.texts.values()), "") for agent in group]
         for key, group in _by_draw(agents).items()
     }
+    # A group lists its agents by number, as `run_systems` made them.
     calls = []
     for agent in agents:
         others = [text for i, text in enumerate(latest[agent.group]) if i != agent.number]
@@ -177,6 +180,8 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
 
 def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[UniqueCall, Sampled]:
     """Every unique call's completion, one identity of weights after the other."""
+    # By weights first, so that each set is loaded once per turn. `fromkeys` removes repeats and
+    # keeps the order, so that a run that is repeated forms the same batches.
     batches: dict[str, dict[SamplingParams, list[UniqueCall]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -204,6 +209,7 @@ def _sample_with(
         groups: dict[tuple, list[UniqueCall]] = defaultdict(list)
         for call in batch:
             groups[call.key[0], call.prompt.ids].append(call)
+        # The word `eval` keeps these keys apart from those of the search.
         requests = [
             Request(ids, np.stack([node_key(context.seed, "eval", *call.key) for call in group]))
             for (_, ids), group in groups.items()
@@ -229,6 +235,7 @@ def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tupl
 
 def _record(agents: Sequence[Agent]) -> DrawRecord:
     """The record of one draw; its prediction is the majority of its agents' last answers."""
+    # Each system has a turn that answers (`make_systems` refuses others), so `next` finds one.
     finals = [next(t for t in reversed(a.turns) if t.correct is not None) for a in agents]
     winner = finals[majority_vote([final.parsed for final in finals]).draw]
     return DrawRecord(

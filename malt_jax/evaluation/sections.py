@@ -27,11 +27,13 @@ def sections(results: Results) -> list[Section]:
         failures(results),
         records(results),
     ]
+    # Where a function has nothing to say, its table has no rows.
     return [section for section in found if section.table.rows]
 
 
 def titles(results: Results) -> dict[str, str]:
     """The label of each system in the table, without its votes."""
+    # The ending is the one that `results` gives to the label of a voted row.
     return {
         row["system"]: row["label"].removesuffix(f", vote of {row['votes']}")
         for row in results["systems"]
@@ -60,6 +62,7 @@ def by_seed(results: Results) -> Section:
 
 
 def _changes(test: McNemar) -> str:
+    # A minus sign and no hyphen, as `cells.points` writes it.
     p = cells.probability(test["p"])
     return f"+{test['wrong_to_right']} −{test['right_to_wrong']}, p {p}"
 

@@ -54,6 +54,7 @@ def clustered_mcnemar(differences: Sequence[int] | np.ndarray) -> float:
     reach = len(density) // 2
     sums = np.arange(-reach, reach + 1)
     tail = density[abs(sums) >= abs(int(differences.sum()))].sum()
+    # Rounding can bring the sum of a whole density slightly above 1.
     return float(min(1.0, tail))
 
 
@@ -91,6 +92,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = [0.0] * len(p_values)
     running = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        # A corrected value is never below that of a smaller p, hence the running maximum.
         running = max(running, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, running)
     return adjusted

@@ -77,6 +77,8 @@ def make_systems(
     ]
     every = [*systems, *variants]
     check_unique("eval.extra, ablations", [system.name for system in every])
+    # Only the single agent draws more than it asks for: its votes are the equal-call baselines, and
+    # the named baseline `sa@k` may want more than any row needs.
     draws = single_agent_draws(
         {system.name: system.calls for system in every},
         {system.name: system.votes for system in every},
@@ -94,6 +96,7 @@ def standard_systems(pipeline: Chain, templates: Mapping[str, str]) -> list[Syst
     """Every system of the publication that this pipeline and the task's templates allow."""
     names = [role.name for role in pipeline.roles]
     first = names[0]
+    # A name that the pipeline has means its role, never the task's further turn.
     further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}
     systems = [SystemConfig(SINGLE_AGENT, (f"{first}:{BASE}",), "single agent", (1, 3, 9))]
     if "retry" in further:
@@ -129,6 +132,7 @@ def _role_removals(pipeline: Chain, judge: bool) -> Iterator[SystemConfig]:
     names = [role.name for role in pipeline.roles]
     answering = {role.name for role in pipeline.roles if role.config.answers}
     kept: dict[str, tuple[str, ...]] = {names[0]: (names[0],)}
+    # Of two roles, removing the later one leaves the first alone, which is there already.
     for removed in names[1:] if len(names) > 2 else ():
         roles = tuple(name for name in names if name != removed)
         joined = "-".join(roles)
@@ -159,6 +163,7 @@ def _system(
 ) -> System:
     chain, agents = entry.chain, 1
     if len(chain) == 1 and chain[0].startswith("debate:"):
+        # In the first round each agent answers alone; in the two after it they read each other.
         policy = chain[0].partition(":")[2]
         chain = (f"{pipeline.roles[0].name}:{policy}", f"debate:{policy}", f"debate:{policy}")
         agents = DEBATERS
@@ -179,6 +184,8 @@ def _turn(text: str, pipeline: Chain, templates: Mapping[str, str], where: str) 
         if role.name == name:
             return ChainTurn(role, policy)
     if name in FURTHER_TURNS and name in templates:
+        # The speaker's settings under the turn's own name. Such a turn is always graded, even where
+        # the speaker itself does not answer.
         config = replace(speaker(name, pipeline).config, name=name, answers=True)
         return ChainTurn(Role(config, templates[name]), policy)
     names = ", ".join(role.name for role in pipeline.roles)

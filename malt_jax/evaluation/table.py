@@ -47,6 +47,7 @@ class Table:
         """A `tabular` for a paper; needs the package `booktabs`."""
 
         def cell(text: str) -> str:
+            # In math mode, because text fonts need not have these two characters.
             return escape.latex(text).replace("→", r"$\to$").replace("−", "$-$")
 
         def line(cells: Sequence[str]) -> str:
@@ -69,6 +70,7 @@ class Table:
         """The cells for a spreadsheet, which shall read numbers as numbers and run no formula."""
 
         def number(cell: str) -> str:
+            # A spreadsheet would read a number with the tables' minus sign as text.
             return cell.replace("−", "-")
 
         lines = [self._headings(escape.csv), *self._escaped(number, escape.csv)]

@@ -100,6 +100,7 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             parts = {key: str(part) for key, part in value.items() if part is not None}
             if "fingerprint" in parts:
+                # Enough to tell two models apart in a line of text; results.json has all of it.
                 parts["fingerprint"] = parts["fingerprint"][:16]
             value = ", ".join(parts.values())
         if value is not None and value != "":

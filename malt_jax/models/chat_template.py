@@ -22,8 +22,10 @@ SECONDS = 20
 MEGABYTES = 1024
 WORKER = Path(__file__).with_name("chat_template_worker.py")
 
+# Letters and digits only, which no escaping changes.
 MARK = "malt8f31probe"
 PROBES = (
+    # White space at both ends and inside, then what Jinja, HTML and JSON would change.
     f"  {MARK}\n\n two \n",
     f"{MARK} {{{{ 7 * 7 }}}} {{% raw %}} <b>&amp;\\n'\"é",
     f"# {MARK}",
@@ -64,15 +66,20 @@ def chat_frame(
 
     Raises UserError if the template fails, refuses the system role, or rewrites messages.
     """
+    # 1. Render the mark alone: what stands before and after it is the frame.
+    # 2. Render the probes: the same frame must predict them, outer white space kept or dropped.
+    # 3. If it does not, concatenation would give other prompts than the template.
     messages = [] if system is None else [{"role": "system", "content": system}]
     conversations = [[*messages, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
     first, *others = _render(template, special_tokens, conversations)
+    # The frame is part of every prompt, and a surrogate could not be encoded as UTF-8.
     if any("\ud800" <= character <= "\udfff" for character in first):
         raise UserError(
             f"{template.file}: the chat template writes half a character (a lone surrogate); "
             "remove it there."
         )
     before, mark, after = first.partition(MARK)
+    # Exactly once: a template that repeats the message has no frame.
     if mark and MARK not in after:
         for strip in (False, True):
             frame = ChatFrame(before, after, strip)
@@ -104,7 +111,11 @@ def _render(
             start_new_session=True,  # a Ctrl-C in the terminal must not end it
             input=json.dumps(job).encode(),
             capture_output=True,
+            # Wall-clock time. The worker limits its processor time itself, which a process that
+            # only waits never uses up.
             timeout=2 * SECONDS,
+            # Nothing of the environment, such as a token of the hub, is within the template's
+            # reach.
             env={},
             check=False,
         )

@@ -51,6 +51,8 @@ def refuse(message: str) -> NoReturn:
 
 def render(job: dict[str, Any]) -> list[str]:
     """The prompt of each of the job's conversations."""
+    # transformers' settings, for which templates are written: other rules for the white space
+    # around blocks would give other tokens.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -61,6 +63,7 @@ def render(job: dict[str, Any]) -> list[str]:
     texts = []
     for messages in job["conversations"]:
         text = ""
+        # Piece by piece, so that an endless loop is stopped at the limit and not by a full memory.
         for piece in template.generate(
             messages=messages,
             tools=None,
@@ -77,6 +80,8 @@ def render(job: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     job = json.load(sys.stdin)
+    # Before the template is parsed. Soft and hard limits are equal, so that none can be raised
+    # again. At the processor limit the kernel kills the process.
     resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
     resource.setrlimit(resource.RLIMIT_AS, (job["megabytes"] << 20,) * 2)
     try:

@@ -32,6 +32,7 @@ TOKENIZER_FILES = (
 )
 """The files of a checkpoint that describe its text; an exported model gets copies of them."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Plain floating point. Quantised weights have other dtypes, and need scales to be read.
 STORED_DTYPES = ("F32", "F16", "BF16")
 
 
@@ -75,6 +76,7 @@ class Checkpoint:
     def blocks(self, name: str, bytes_each: int = 64 << 20) -> Iterator[np.ndarray]:
         """The whole tensor as consecutive blocks of rows of about `bytes_each`."""
         shape = self.shape(name)
+        # At four bytes per value, those of the widest stored dtype.
         row = 4 * math.prod(shape[1:])
         step = max(1, bytes_each // max(1, row))
         for start in range(0, shape[0], step):
@@ -84,6 +86,7 @@ class Checkpoint:
 def _open(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
+    # Opening reads the header alone; a slice reads its values when it is indexed.
     try:
         file = safe_open(path, framework="np")
         names = list(file.keys())
@@ -128,6 +131,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{path}: weight_map must be an object that maps tensors to files.")
+    # A stranger's names are joined to the folder's path: with a separator in them they could point
+    # to any file of this machine.
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
             raise UserError(f"{path}: {name} is in {shard!r}, which is not a safetensors file.")
@@ -139,6 +144,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 def _check_index(folder: Path, file_of: dict[str, Path]) -> None:
     if not (folder / INDEX).is_file():
         return
+    # The other direction, tensors that the index leaves out, is checked when weights are loaded.
     for name, shard in _weight_map(folder).items():
         if name not in file_of or file_of[name].name != shard:
             raise UserError(f"{folder / shard}: {name} is missing, though {INDEX} says it is here.")

@@ -60,6 +60,7 @@ class Linear(nnx.Module):
         self.bias = param(rngs, _ZEROS, (d_out,), (axes[1],), dtype) if bias else None
 
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
+        # The bias gets its other axes explicitly: the tests forbid implicit rank promotion.
         y = x @ self.kernel[...]
         return y if self.bias is None else y + self.bias[...][None, None]
 
@@ -119,22 +120,29 @@ class Layer(nnx.Module):
         lora: LayerAdapter,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The residual stream after this layer, and the layer's new cache."""
+        # Norms act on the branches only. The residual stream itself is never normed between layers,
+        # so that a sum of all layers' outputs reaches the final norm.
         y, cache = self._attention(self.attention_norm(x), angles, attend, cache, layer, lora)
         x = x + _normed(self.attention_post_norm, y)
         x = x + _normed(self.mlp_post_norm, self._mlp(self.mlp_norm(x), lora))
+        # Between layers the stream is split by rows only, whatever the products above would prefer.
         return constrain(x, "batch", None, None), cache
 
     def _attention(self, x, angles, attend, cache, layer, lora):
         q, k, v = (self._heads(self._project(name, x, lora)) for name in "qkv")
+        # Before the rotation: the norm has one weight per channel, and a rotation mixes channels,
+        # so the two do not commute.
         q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
         # Positions enter here only: queries and keys are rotated by the angle of their position,
         # so that their products depend on the distance between two tokens.
         q, k = rotate(q, *angles), rotate(k, *angles)
+        # Scaling the queries touches T x h numbers per head; scaling the scores would touch T x S.
         q = q * jnp.asarray(self.spec.query_scale, q.dtype)
         out, cache = attend(q, k, v, cache, layer)
         return self._project("o", out.reshape(*x.shape[:2], -1), lora), cache
 
     def _mlp(self, x, lora):
+        # `jax.nn.gelu` is the tanh approximation by default, which is what `gelu_tanh` names.
         activate = jax.nn.silu if self.spec.activation == "silu" else jax.nn.gelu
         gated = activate(self._project("gate", x, lora)) * self._project("up", x, lora)
         return self._project("down", gated, lora)
@@ -168,6 +176,7 @@ class Decoder(nnx.Module):
         self.embed = param(rngs, init, (spec.vocab, spec.d_model), ("vocab", "embed"), dtype)
         self.layers: Any  # one Layer if stacked, else a list of them
         if stacked:
+            # Mapped over split keys, every leaf gets a leading layer axis.
             build = nnx.vmap(lambda r: Layer(spec, rngs=r, dtype=dtype), in_axes=0, out_axes=0)
             self.layers = build(rngs.split(spec.num_layers))
         else:
@@ -257,6 +266,8 @@ class Decoder(nnx.Module):
     def _scanned(self, run, x, state, pairs):
         """One compiled layer, looped over the leading axis of weights, caches and adapter."""
         graph, weights = nnx.split(self.layers)
+        # One traced layer stands for all, so its window is a traced number too. Where no layer has
+        # one it stays None, and the mask is built without it.
         windows = None
         if self.spec.has_windows:
             windows = jnp.asarray([w or NO_WINDOW for w in self.spec.windows], jnp.int32)
@@ -265,6 +276,7 @@ class Decoder(nnx.Module):
             weights, cache, lora, window = inputs
             return run(nnx.merge(graph, weights), x, cache, lora, window)
 
+        # Neither None nor an empty dictionary has leaves, so the scan loops over what there is.
         return jax.lax.scan(step, x, (weights, state, pairs or {}, windows))
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -272,12 +284,16 @@ class Decoder(nnx.Module):
         # the batch.
         x = constrain(self.embed[...], "vocab", None)[tokens]
         if self.spec.embed_scale != 1.0:
+            # The factor is rounded to the model's dtype first: a bfloat16 model multiplies by the
+            # nearest bfloat16 number.
             x = x * jnp.asarray(self.spec.embed_scale, x.dtype)
         return constrain(x, "batch", None, None)
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, float32, soft-capped where the family says so."""
         head = self.embed[...].T if self.head is None else self.head[...]
+        # Float32 comes out of the product itself. Rounded to bfloat16 and cast back, logits that
+        # are close would become equal.
         logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
         if self.spec.logit_softcap is not None:
             logits = self.spec.logit_softcap * jnp.tanh(logits / self.spec.logit_softcap)
@@ -290,4 +306,5 @@ def _angles(window: Int[Array, ""] | int | None, wide: Angles, local: Angles) ->
         return wide
     if isinstance(window, int):
         return local
+    # Stacked layers: both kinds of angles exist, and the traced window selects one.
     return jax.tree.map(lambda w, s: jnp.where(window == NO_WINDOW, w, s), wide, local)

@@ -34,6 +34,7 @@ class Family:
     qk_norm: bool = False
 
 
+# `tied`, `head_dim` and `window` count only where config.json leaves the field out.
 FAMILIES = {
     "llama": Family("LlamaForCausalLM"),
     "mistral": Family("MistralForCausalLM", window=4096),
@@ -68,6 +69,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no such file is.")
+        # By default `json` keeps the last of two equal names, and which one counts would depend on
+        # the reader. A byte order mark at the beginning is accepted.
         data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=no_repeats)
     except OSError as error:
         raise UserError(f"{path}: could not be read: {error.strerror}.") from error
@@ -99,6 +102,7 @@ class _Fields:
         return UserError(f"{self.path}: {self.prefix}{key} {finding}.")
 
     def has(self, key: str) -> bool:
+        # An absent key and null mean the same, except for `sliding_window` (see `_windows`).
         return self.data.get(key) is not None
 
     def _value(self, key: str, default: Any) -> Any:
@@ -110,6 +114,7 @@ class _Fields:
 
     def integer(self, key: str, default: int | None = None, largest: int = 1 << 24) -> int:
         value = self._value(key, default)
+        # In Python a bool is an int, so `true` would pass as 1.
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
             raise self.refuse(key, f"= {show(value)}: expected a whole number from 1 to {largest}")
         return value
@@ -150,7 +155,9 @@ def read_spec(folder: Path) -> ModelSpec:
         raise fields.refuse("head_dim", f"= {head_dim}: rotary embedding needs an even number")
     layers = fields.integer("num_hidden_layers", largest=10_000)
     rope, local_rope = _ropes(fields, name)
+    # Qwen2 has no field for it: its queries, keys and values have a bias, its output has none.
     bias = name == "qwen2" or fields.flag("attention_bias")
+    # Gemma scales queries by a number of its own in place of the width of a head.
     scale_by = fields.number("query_pre_attn_scalar", 256.0) if family.gemma else head_dim
     return ModelSpec(
         family=name,
@@ -183,6 +190,8 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def _family(fields: _Fields) -> tuple[str, Family]:
     name = fields.data.get("model_type")
+    # Before the model type, so that the message names the cause: a multimodal checkpoint, for one,
+    # has a model type of its own as well.
     for key, meaning in REFUSED.items():
         if fields.data.get(key):
             raise fields.refuse(key, f"is set: this model {meaning}. Supported: {SUPPORTED}")
@@ -201,6 +210,8 @@ def _family(fields: _Fields) -> tuple[str, Family]:
 
 def _ropes(fields: _Fields, name: str) -> tuple[Rope, Rope | None]:
     """The rope of full-attention layers and, for Gemma 3, of sliding-window layers."""
+    # In both spellings only Gemma 3 has two ropes. transformers 4 gives the second one a field of
+    # its own and no scaling; transformers 5 gives each kind of layer a whole section.
     if not fields.has("rope_parameters"):  # transformers 4
         theta = fields.number("rope_theta", 1e6 if name == "gemma3_text" else 1e4)
         scaling = (
@@ -227,6 +238,7 @@ def _ropes(fields: _Fields, name: str) -> tuple[Rope, Rope | None]:
 
 
 def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
+    # Older files write `type`.
     key = "rope_type" if section.has("rope_type") else "type"
     kind = section.data.get(key) or "default"
     theta = section.number("rope_theta", default_theta)
@@ -256,11 +268,13 @@ def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
 
 def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[int | None, ...]:
     """The sliding window of each layer, or None for full attention; () where no layer has one."""
+    # 1. The size: config.json's, where null means no window, or else the family's default.
     size = family.window
     if "sliding_window" in fields.data:
         size = None if not fields.has("sliding_window") else fields.integer("sliding_window")
     if name == "llama" or (name.startswith("qwen") and not fields.flag("use_sliding_window")):
         size = None
+    # 2. The layers that have it: as listed, or else by the family's own pattern.
     kinds = fields.data.get("layer_types")
     if kinds is None:
         if name == "mistral":
@@ -271,6 +285,7 @@ def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[i
             period = fields.integer("sliding_window_pattern", 6)
             kinds = [SLIDING if (i + 1) % period else FULL for i in range(layers)]
         else:
+            # Qwen's `max_window_layers` counts the layers before the windows, not those with one.
             first = 0 if size is None else _first_window_layer(fields)
             kinds = [SLIDING if i >= first else FULL for i in range(layers)]
     elif (

@@ -26,6 +26,8 @@ NORMS = {
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
 }
+# `post_attention_layernorm` means two things: in Llama the norm before the MLP, and with sandwich
+# norms the one that follows attention.
 SANDWICH_NORMS = {
     **NORMS,
     "attention_post_norm": "post_attention_layernorm",
@@ -48,6 +50,8 @@ class Source:
 def source_of(spec: ModelSpec, path: tuple[Any, ...]) -> Source:
     """The tensors of the parameter at `path`; where layers are stacked, paths have no index."""
     match path:
+        # The table is looked up by row, so it is [vocab, d_model] on both sides. The head is a
+        # matrix product like the kernels, and is transposed like them.
         case ("embed",):
             return Source(("model.embed_tokens.weight",), stacked=False, transposed=False)
         case ("head",):

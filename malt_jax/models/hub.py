@@ -34,6 +34,7 @@ def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[
         _refuse_lfs_pointers(folder)
         return folder, None
     name = os.fspath(path)
+    # A mistyped path whose parent folder exists is no name to ask the hub for.
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or os.path.isdir(folder.parent):
         raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
     return _download(name, revision)
@@ -58,6 +59,8 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
 
     A repository may hold its weights several times over (`consolidated.safetensors`, `original/`).
     """
+    # A snapshot's folder is named by its commit. The second call asks for that commit and not for
+    # the branch, which may have moved in between.
     folder = _snapshot(name, revision, ["config.json", INDEX, *TOKENIZER_FILES])
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: has no config.json on the hub, so it is not a checkpoint.")

@@ -33,6 +33,7 @@ class Adapter:
         return isinstance(self.layers, dict)
 
 
+# `scale` is static: it is compiled in, and tree functions see the factors only.
 jax.tree_util.register_dataclass(Adapter, data_fields=["layers"], meta_fields=["scale"])
 
 
@@ -119,6 +120,8 @@ def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
         for target, pair in targets.items():
             path = ("layers", *index, target, "kernel")
             kernel = flat[path][...]
+            # By default an accelerator may round float32 factors to fewer bits before it
+            # multiplies. In bfloat16 the sum itself would lose most of a small update.
             update = adapter.scale * jnp.matmul(pair["a"], pair["b"], precision="highest")
             merged = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
             flat[path] = flat[path].replace(merged)
@@ -132,6 +135,7 @@ def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: AnyMesh) -> Adapt
     def of(path: tuple, leaf: Any) -> jax.sharding.NamedSharding:
         target, side = path[-2].key, path[-1].key
         (_, d_in), (_, d_out) = shapes[target]
+        # A split rank would add a sum over devices to each projection, to save very little.
         axes = (d_in, None) if side == "a" else (None, d_out)
         return named((None,) * (leaf.ndim - 2) + axes, leaf.shape, mesh)
 
@@ -147,6 +151,7 @@ def with_dropout(adapter: Adapter, rate: float, key: Array) -> Adapter:
     layers = [adapter.layers] if stacked else adapter.layers
     depth = len(jax.tree.leaves(adapter.layers)[0]) if stacked else len(layers)
     keys = jax.random.split(key, (depth, len(layers[0])))
+    # One element per layer, like the keys, so that a scan over stacked layers slices both.
     keep = jnp.full((depth,), 1.0 - rate, jnp.float32)
     marked = []
     for i, layer in enumerate(layers):
@@ -163,6 +168,7 @@ def lora_delta(
 ) -> Float[Array, "B T o"]:
     """The adapter's contribution to one projection, through the rank: never forms `a @ b`."""
     if "key" in pair:
+        # Divided by the share that is kept, the mean of an input stays as it is without dropout.
         kept = jax.random.bernoulli(pair["key"], pair["keep"], x.shape)
         x = jnp.where(kept, x / pair["keep"].astype(x.dtype), jnp.zeros((), x.dtype))
     y = _project(_project(x, pair["a"]), pair["b"])

@@ -54,6 +54,7 @@ def choose_layout(
     left hold replicas (`data`). Where the memory is unknown (a CPU), only what the config splits is
     split.
     """
+    # 1. What the config fixes must divide the devices of a slice; `free` is left for its zeros.
     slices = config.slices or slices
     if devices % slices:
         raise UserError(f"mesh.slices: {devices} devices do not divide into {slices} slices.")
@@ -76,6 +77,8 @@ def choose_layout(
             f"weights of {weight_bytes / 2**30:.1f} GiB need {needed} x "
             f"{device_bytes / 2**30:.0f} GiB at half of each device"
         )
+    # 2. The split grows in powers of two until the weights fit or nothing divides further. If they
+    # still do not fit, that is no error here: a plan reports it per program.
     if not tensor:
         tensor = 1
         while split * tensor < needed and _may_split(spec, tensor * 2, free):
@@ -87,6 +90,7 @@ def choose_layout(
         while split * fsdp < needed and free % (fsdp * 2) == 0:
             fsdp *= 2
         free //= fsdp
+    # 3. Devices that no split needs hold replicas.
     if not data:
         data, free = free, 1
     elif free > 1:  # data is fixed: what is left can only split the weights further
@@ -116,6 +120,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
             grid = _torus(layout, devices, split=True)
     else:
         grid = np.asarray(devices).reshape(layout.shape)
+    # Auto: what no constraint fixes is left to the compiler, layouts of activations above all.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -123,6 +128,8 @@ def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
     """TPUs ordered so that mesh axes lie along axes of the torus, or with `split` parts of them."""
     from jax.experimental import mesh_utils
 
+    # The first shape is within a slice, the second across slices. Only the slice axis crosses them,
+    # because the network between slices (DCN) is slower than the links within one.
     if layout.slices > 1 and hasattr(devices[0], "slice_index"):
         return mesh_utils.create_hybrid_device_mesh(
             (1, *layout.shape[1:]),

@@ -54,6 +54,7 @@ class Model:
         return _logits(self.graph, self.params, jnp.asarray(tokens, jnp.int32))
 
 
+# The parameters are an argument and no closure, which would make them constants of the program.
 @partial(jax.jit, static_argnums=0)
 def _logits(graph: nnx.GraphDef, params: nnx.State, tokens: Array) -> Array:
     return nnx.merge(graph, params)(tokens)
@@ -76,6 +77,8 @@ def load_model(
     checkpoint that is wrong or not supported raises UserError, before a weight is read if
     config.json shows it.
     """
+    # From cheap to expensive: config.json refuses a model that is not supported, the files' headers
+    # show what is missing, and only then are weights read.
     folder, revision = local_folder(path, revision)
     spec = read_spec(folder)
     checkpoint = Checkpoint(folder)
@@ -83,6 +86,8 @@ def load_model(
     graph, params = load_params(
         checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)
     )
+    # Over contents and not over names, so that a copy elsewhere, or a commit that changes other
+    # files only, counts as the same model.
     print_of_files = fingerprint([*checkpoint.files, *tokenizer.files, folder / "config.json"])
     return Model(spec, graph, params, tokenizer, os.fspath(path), revision, print_of_files)
 

@@ -44,9 +44,12 @@ def packed_mask(packing: Packing, first: int = 0, end: int | None = None) -> Boo
 
     A token sees itself and the earlier tokens of its prompt and of its own branch.
     """
+    # The order in the row decides what is earlier, since branches share positions. Only the window
+    # counts positions: in the row, other branches may lie between a token and its prompt.
     positions, segments, branches = (x[:, :end] for x in packing[:3])
     order, query = jnp.arange(positions.shape[1], dtype=jnp.int32), slice(first, None)
     mine, branch = segments[:, query, None], branches[:, query, None]
+    # Padding (segment 0) sees no key at all; its result is a number because MASKED is finite.
     same = (mine == segments[:, None, :]) & (mine > 0)
     lineage = (branches[:, None, :] == 0) | (branches[:, None, :] == branch)
     mask = same & lineage & (order[query, None] >= order[None, :])[None]
@@ -85,6 +88,7 @@ def _attention(
 
 def _forward(softcap, q, k, v, packing):
     outs, tops, totals = [], [], []
+    # Unrolled, since the number of keys grows from block to block and shapes are static.
     for first, end in _blocks(q.shape[3]):
         scores, _ = _scores(softcap, q[:, :, :, first:end], k[:, :, :end], packing, first, end)
         # A softmax in its stable form. The division by the sum waits until the values are mixed,
@@ -119,8 +123,10 @@ def _backward(softcap, kept, d_out):
         d_scores = weights * (d_weights - mean) * slope
         d_scores, weights = _tall(d_scores.astype(q.dtype)), _tall(weights.astype(q.dtype))
         d_q.append((d_scores @ k[:, :, seen]).reshape(some_q.shape))
+        # Later blocks see these keys too, so their gradients add up over the blocks, in float32.
         d_k = d_k.at[:, :, seen].add(_back(d_scores, _tall(some_q)))
         d_v = d_v.at[:, :, seen].add(_back(weights, _tall(some_out)))
+    # `packing` is made of integers, which have no gradient: None.
     return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
@@ -129,6 +135,7 @@ _attention.defvjp(_forward, _backward)
 
 def _blocks(time: int) -> list[tuple[int, int]]:
     """The first query and the end of every block."""
+    # Every block is a copy of the code in the compiled program, hence the upper limit.
     size = max(BLOCK, -(-time // BLOCKS))
     return [(first, min(first + size, time)) for first in range(0, time, size)]
 
@@ -147,6 +154,7 @@ def _scores(
     if softcap is not None:
         bent = jnp.tanh(scores / softcap)
         scores, slope = softcap * bent, 1.0 - bent * bent
+    # The mask comes after the softcap, which would turn MASKED into -softcap.
     return jnp.where(packed_mask(packing, first, end)[:, None, None], scores, MASKED), slope
 
 

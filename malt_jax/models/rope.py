@@ -21,6 +21,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     `original_context / low_freq_factor` are stretched by `factor`, shorter than
     `original_context / high_freq_factor` are kept, the rest interpolate.
     """
+    # In NumPy, on the host: the frequencies become constants of the program.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     inverse = (1.0 / rope.theta**exponents).astype(np.float32)
     if rope.kind == "default":
@@ -29,6 +30,8 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         return (inverse / rope.factor).astype(np.float32)
     if rope.kind == "llama3":
         wavelengths = 2 * math.pi / inverse
+        # Turns within the original context, scaled so that 0 is `low_freq_factor` turns or fewer
+        # (stretched) and 1 is `high_freq_factor` or more (kept).
         ramp = (rope.original_context / wavelengths - rope.low_freq_factor) / (
             rope.high_freq_factor - rope.low_freq_factor
         )
@@ -51,6 +54,7 @@ def rotate(
     x: Float[Array, "B T N h"], cos: Float[Array, "B T 1 half"], sin: Float[Array, "B T 1 half"]
 ) -> Float[Array, "B T N h"]:
     """Rotate the channel pairs (i, i + h/2), Hugging Face's half-split layout."""
+    # Neighbouring pairs (2i, 2i + 1) would need other channel orders in query and key kernels.
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

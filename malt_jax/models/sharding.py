@@ -35,12 +35,14 @@ def partition(
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
     """The partition of an array: each logical axis over those of its mesh axes that divide it."""
+    # A mesh axis can split one dimension of an array only: the first one that asks takes it.
     entries: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
         chosen: list[str] = []
         for name in rules.get(axis, ()) if axis else ():
             extent = mesh.shape.get(name, 1)
+            # The size must divide by all chosen axes together, not only by each of them.
             parts = extent
             for other in chosen:
                 parts *= mesh.shape[other]
@@ -62,6 +64,8 @@ def named(
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Fixes an activation's layout by logical axes; does nothing without a current mesh."""
+    # Activations follow the built-in rules. Those of a config are passed for a model's weights
+    # only.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -73,6 +77,7 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 
+        # A collective: all processes must come here, or those that do wait for the others.
         return np.asarray(process_allgather(x, tiled=True))
     if isinstance(x, jax.Array):
         # An array caches its host copy for as long as it lives, which for a model's parameters adds

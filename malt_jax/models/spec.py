@@ -17,6 +17,7 @@ class Rope:
     """
 
     theta: float
+    # `factor` is read unless `kind` is `default`; the three after it by `llama3` only.
     kind: str = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
@@ -51,6 +52,7 @@ class ModelSpec:
     sandwich_norms: bool = False
     """Norms after attention and MLP as well as before (Gemma 2 and 3)."""
     qk_norm: bool = False
+    # Three flags, because families differ: Qwen2 has biases on queries, keys and values only.
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False

@@ -18,6 +18,7 @@ from malt_jax.models.tokenizer_files import open_tokenizer, read_chat_template, 
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "<|endoftext|>")
 """Tokens that chat templates close a turn with; used where vocabulary and template have them."""
+# Larger than any id: the limit of a tokenizer that is opened without its model.
 NO_LIMIT = 1 << 62
 
 
@@ -37,6 +38,8 @@ class Tokenizer:
         self._engine, self._template, self._rows = engine, template, rows or NO_LIMIT
         self._vocabulary = engine.vocabulary
         self._names = {i: text for text, i in self._vocabulary.items()}
+        # Of the known turn ends only those that the template writes count: a vocabulary may hold a
+        # `</s>` that this model never ends a turn with.
         written = "" if template is None else template.text
         self._turn_ends = {text for text in TURN_ENDS if text in written}
         self._special_texts = {*special_tokens.values(), *self._turn_ends}
@@ -49,6 +52,8 @@ class Tokenizer:
         self._special_ids = {
             self._vocabulary[text] for text in self._special_texts if text in self._vocabulary
         }
+        # A frame costs a process. The cache belongs to the instance: as a decorator of the method
+        # it would be one for all tokenizers and keep each of them alive.
         self._frame = lru_cache(maxsize=8)(self._make_frame)
         self.end_ids = self._find_end_ids()
 
@@ -72,6 +77,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of any ids; an id that is outside the vocabulary is left out."""
+        # Left out here and not by the engine: what is special by another file may be an ordinary
+        # piece of its vocabulary.
         skipped = self._special_ids if skip_special else ()
         known = [i for i in map(int, ids) if i in self._names and i not in skipped]
         return self._engine.decode(known)
@@ -79,6 +86,7 @@ class Tokenizer:
     def unread(self, text: str) -> list[str]:
         """The characters of `text`, each once, that the tokenizer can only read as unknown."""
         unknown = self._vocabulary.get(self.special_tokens.get("unk_token", ""))
+        # One encoding clears most texts; only the others are tried character by character.
         if unknown is None or unknown not in self.encode(text):
             return []
         return [character for character in dict.fromkeys(text) if unknown in self.encode(character)]
@@ -100,6 +108,8 @@ class Tokenizer:
             return self._encode(text, special=not plain, plain=plain)
         frame = self._frame(system)
         message = frame.content(text)
+        # The whole prompt is encoded at once where that is safe: at the seams of separate parts,
+        # characters that belong to one token would be cut apart.
         if not self._spells_special(message):
             return self._encode(frame.before + message + frame.after)
         return [
@@ -113,6 +123,7 @@ class Tokenizer:
 
     def _encode(self, text: str, *, special: bool = False, plain: bool = False) -> list[int]:
         """Token ids; `plain` reads the names of special tokens as ordinary characters."""
+        # Checked first, so that the message can say where the surrogate is.
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -126,6 +137,8 @@ class Tokenizer:
             raise UserError(
                 f"{self.folder}: the tokenizer cannot read {text[:60]!r} ({error})."
             ) from error
+        # JAX does not raise for an index out of bounds, so an id that has no row would be embedded
+        # as something else in silence.
         for i in ids:
             if i >= self._rows:
                 raise UserError(
@@ -142,6 +155,8 @@ class Tokenizer:
 
     def _find_end_ids(self) -> tuple[int, ...]:
         """Every id that ends a turn: by tokenizer, generation config, config and chat template."""
+        # Where each id was declared, for messages. The order counts: the tokenizer's own eos_token
+        # comes first. -1 stands for what has no id, and is refused below.
         found: dict[int, str] = {}
         if (eos := self.special_tokens.get("eos_token")) is not None:
             found[self._vocabulary.get(eos, -1)] = f"{self.folder}: eos_token {eos!r}"
@@ -180,5 +195,6 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Tokenizer:
             f"{folder}: the tokenizer has {largest + 1} tokens but the embedding {rows} rows; "
             "tokenizer and weights do not belong together."
         )
+    # What the other files declare overrides what the vocabulary's file says of itself.
     names = engine.special_tokens | read_special_tokens(folder)
     return Tokenizer(engine, folder, names, read_chat_template(folder), rows)

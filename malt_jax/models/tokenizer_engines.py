@@ -36,6 +36,7 @@ class JsonEngine:
     def __init__(self, tokenizer: tokenizers.Tokenizer, path: Path):
         for name in ("normalizer", "decoder", "post_processor"):
             step = getattr(tokenizer, name)
+            # The pickled state of a step is its JSON, as it stands in tokenizer.json.
             growth = 1.0 if step is None else _growth(json.loads(step.__getstate__()))
             check_growth(growth, name, path)
         # Longer texts are refused by name elsewhere; nothing is cut or filled up in silence.
@@ -88,6 +89,8 @@ class SentencePieceEngine:
         proto = ModelProto.FromString(path.read_bytes())
         check_growth(_longest_replacement(proto.normalizer_spec.precompiled_charsmap),
                      "normalizer", path)  # fmt: skip
+        # With `legacy: false` the stretches after the first go through a second processor, whose
+        # model puts no blank in front.
         self._first = self._later = SentencePieceProcessor(model_file=str(path))
         self._prefix = proto.normalizer_spec.add_dummy_prefix
         if config.get("legacy") is False and self._prefix:
@@ -97,9 +100,12 @@ class SentencePieceEngine:
         self._pieces = [library.id_to_piece(i) for i in range(library.get_piece_size())]
         self._ids = {piece: i for i, piece in enumerate(self._pieces)}
         self.added: dict[int, AddedToken] = {}
+        # Control and unknown pieces become added tokens: they are found before sentencepiece reads
+        # the text, as declared ones are.
         for i, piece in enumerate(self._pieces):
             if library.is_control(i) or library.is_unknown(i):
                 self.add(AddedToken(piece, special=True))
+        # A model without such a token gives -1, which `encode` leaves out.
         self._bos = [library.bos_id()] if config.get("add_bos_token") is not False else []
         self._eos = [library.eos_id()] if config.get("add_eos_token") is True else []
         ids = {name: getattr(library, f"{name}_id")() for name in ("bos", "eos", "unk", "pad")}
@@ -128,6 +134,8 @@ class SentencePieceEngine:
         return [i for i in around[0] if i >= 0] + ids + [i for i in around[1] if i >= 0]
 
     def decode(self, ids: Sequence[int]) -> str:
+        # Bytes are joined before they are decoded, since one character may be spread over several
+        # byte tokens.
         parts = []
         for i in ids:
             if i in self.added:
@@ -142,6 +150,8 @@ class SentencePieceEngine:
     def _stretches(self, text: str, plain: bool) -> Iterator[tuple[int, str | int]]:
         """Added tokens' ids and the texts between them, each with its place in the text."""
         tokens = {token.content: (i, token) for i, token in self.added.items()}
+        # Longest first, because a regular expression takes the first alternative that matches.
+        # Without any name, `(?!)` matches nowhere.
         names = sorted(filter(None, tokens), key=len, reverse=True)
         after = 0
         for match in re.finditer("|".join(map(re.escape, names)) or r"(?!)", text):
@@ -176,6 +186,8 @@ def _growth(step: dict[str, Any]) -> float:
     """
     match step["type"]:
         case "Sequence":
+            # The one list holds the steps; its name differs between normalizers and decoders. Steps
+            # run one after the other, so their factors multiply.
             (inner,) = (value for value in step.values() if isinstance(value, list))
             return prod(map(_growth, inner))
         case "Replace":
@@ -187,6 +199,7 @@ def _growth(step: dict[str, Any]) -> float:
         case "Precompiled":
             return _longest_replacement(base64.b64decode(step["precompiled_charsmap"]))
         case "TemplateProcessing":
+            # A piece that is no special token stands for the text itself.
             ids = {name: len(entry["ids"]) for name, entry in step["special_tokens"].items()}
             pieces = [piece.get("SpecialToken") for piece in step["single"]]
             return sum(1 if piece is None else ids[piece["id"]] for piece in pieces)

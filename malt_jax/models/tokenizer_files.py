@@ -21,6 +21,7 @@ from malt_jax.models.hf_config import MAX_BYTES, read_json, unreadable
 from malt_jax.models.tokenizer_engines import Engine, JsonEngine, SentencePieceEngine
 from malt_jax.models.tokenizer_probe import compare
 
+# In order of preference: the first that exists is read, the others are not.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MAX_TOKEN = 4096
 """Characters of one token; published vocabularies have runs of up to some hundred blanks."""
@@ -47,6 +48,8 @@ def open_tokenizer(folder: Path) -> Engine:
             f"{path}: it has a token of {longest} characters, allowed: {MAX_TOKEN}; use another "
             "checkpoint's tokenizer."
         )
+    # An added token changes how the text around it is cut. So this engine is compared with one that
+    # is opened again and has the file's own tokens only.
     if _add_declared(engine, folder):
         compare(engine, _open(path), path)
     return engine
@@ -71,6 +74,7 @@ def _open(path: Path) -> Engine:
 def read_special_tokens(folder: Path) -> dict[str, str]:
     """Texts of the special tokens by name (`eos_token`), as the checkpoint's files declare them."""
     path = folder / "special_tokens_map.json"
+    # Where both files name a token, tokenizer_config.json wins, as the right side of `|`.
     declared = (read_json(path) if path.is_file() else {}) | _config(folder)
     found = {}
     for name, value in declared.items():
@@ -90,6 +94,7 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
             text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: could not be read as UTF-8 text ({error}).") from error
+        # An empty file means that there is no template; tokenizer_config.json is not asked then.
         return ChatTemplate(text, path) if text else None
     path = folder / "tokenizer_config.json"
     template = _config(folder).get("chat_template")
@@ -115,6 +120,8 @@ def _config(folder: Path) -> dict[str, Any]:
 def _add_declared(engine: Engine, folder: Path) -> bool:
     """Adds the tokens that only other files declare; says whether there were any."""
     before = len(engine.added)
+    # By rising id, because an engine gives a new token the next free one. Any other order would
+    # number the tokens differently from what the file declares.
     for index, token, path in sorted(_declared(folder), key=lambda entry: entry[0]):
         if (found := engine.add(token)) != index:
             raise UserError(
@@ -140,6 +147,7 @@ def _declared(folder: Path) -> Iterator[tuple[int, tokenizers.AddedToken, Path]]
         flags = {name: bool(entry[name]) for name in FLAGS if name in entry}
         yield int(key), tokenizers.AddedToken(content, **flags), path
     path = folder / "added_tokens.json"
+    # This older file has no flags, so an entry of the table above takes precedence.
     seen = {entry["content"] for entry in table.values()}
     for content, index in (read_json(path) if path.is_file() else {}).items():
         if isinstance(index, bool) or not isinstance(index, int):

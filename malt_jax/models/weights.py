@@ -32,6 +32,7 @@ Rules = Mapping[str, tuple[str, ...]]
 
 def abstract_params(spec: ModelSpec, dtype: Any, stacked: bool) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure with shapes in place of arrays."""
+    # Traced and never computed, so that even the largest model's structure takes no memory.
     decoder = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0), dtype=dtype, stacked=stacked))
     return nnx.split(decoder, nnx.Param)
 
@@ -43,6 +44,7 @@ def layout(
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
     axes = variable.get_metadata()["axes"]
+    # The layer axis is never split: a scan works on one layer at a time.
     axes = (None, *axes) if source.stacked else axes
     return sharding.named(axes, variable.get_value().shape, mesh, rules)
 
@@ -57,14 +59,19 @@ def load_params(
     stacked: bool = False,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure and parameters; names, shapes and finite values are checked."""
+    # 1. From headers alone: the names and shapes that config.json promises. A wrong checkpoint is
+    # refused before any weight is read.
     graph, abstract = abstract_params(spec, dtype, stacked)
     flat = dict(nnx.to_flat_state(abstract))
     sources = {path: source_of(spec, path) for path in flat}
     _check_names(checkpoint, spec, sources)
     for path, variable in flat.items():
         _check_shapes(checkpoint, sources[path], variable.get_value().shape)
+    # Some checkpoints store a tied model's head as well. To ignore one that differs would load
+    # another model than the file holds.
     if spec.tied and HEAD in checkpoint.names:
         _check_tied_head(checkpoint)
+    # 2. Each parameter is read and placed; whether it is finite is computed on the device.
     loaded, finite = {}, {}
     for path, variable in flat.items():
         source, shape = sources[path], variable.get_value().shape
@@ -73,6 +80,7 @@ def load_params(
         array, flags = fetch()
         finite.update(flags)
         loaded[path] = variable.replace(array)
+    # 3. The flags are read only now, since each read waits for the device.
     for name, flag in finite.items():
         if not np.asarray(flag):
             raise UserError(
@@ -115,6 +123,8 @@ def _read(
         # Devices that hold the same slice share one read.
         key = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
         if key not in seen:
+            # A slice of the transpose is the transpose of the slice with its indices swapped, so a
+            # transposed tensor, too, is read in parts.
             stored = checkpoint.read(name, index[::-1] if transposed else index)
             stored = (stored.T if transposed else stored).astype(dtype, copy=False)
             seen[key] = np.ascontiguousarray(stored)
@@ -129,6 +139,7 @@ def _without_leading_axis(where: Sharding) -> Sharding:
     return where
 
 
+# The layer is traced and not static: one compiled program places all layers.
 @partial(jax.jit, donate_argnums=0)
 def _put_layer(stack: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, part, layer, axis=0)

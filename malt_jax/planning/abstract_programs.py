@@ -51,6 +51,8 @@ class AbstractProgram:
     shape: str
     """What one call computes, in words."""
     build: Callable[[int], Call]
+    # Arguments whose buffers outputs take over, as in the run. Without this, the caches and the
+    # training state would be counted twice.
     donate: tuple[int, ...]
     resident: int = 0
     """Bytes that a device holds meanwhile and that are no argument."""
@@ -73,6 +75,7 @@ def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     # The evaluation holds one role's fully trained weights beside those of the base model.
     base = weights if make.config.train.full else 0
     words = f"{counted(make.heads, 'head')} of prompts"
+    # While prefixes are written, the suffix caches of decoding lie on the device as well.
     yield AbstractProgram("fork", "sampling", words, make.fork, (0,), suffix + weights + base)
     for count in lanes.counts:
         words = f"{count} x {lanes.tokens} tokens of prompts"
@@ -127,6 +130,7 @@ def device_bytes(tree: Any) -> int:
     """Bytes that abstract arrays take on one device."""
 
     def of(x: jax.ShapeDtypeStruct) -> int:
+        # A device's own part: split dimensions are divided, the others are held whole.
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
         is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
         return math.prod(shape) * (4 if is_key else x.dtype.itemsize)
@@ -173,6 +177,7 @@ class _Arguments:
     def decode(self, depth: int) -> Call:
         spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
         graph, params = self._params(spec)
+        # Each completion of each entry may wait at the same time (`Scheduler.queue`).
         queues = (self.parts, shapes.entries // self.parts * shapes.siblings)
         number, share = self._array((), jnp.int32), self._array((), jnp.float32)
         ends = self._array((MAX_END_IDS,), jnp.int32)
@@ -248,6 +253,7 @@ class _Arguments:
         return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch", "kv_heads"), empty)
 
     def _packed(self, plan: Plan) -> Any:
+        # No segment is laid, but the arrays have the shapes and dtypes of a full micro-batch.
         rows = lay([], largest(plan))
         return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch"), rows)
 
@@ -272,4 +278,6 @@ def _key() -> jax.ShapeDtypeStruct:
 
 
 def _shallow(spec: ModelSpec, depth: int) -> ModelSpec:
+    # The first layers with their windows. For the model's mix of windows `depth` must be a multiple
+    # of the pattern, as `compiler` chooses it.
     return replace(spec, num_layers=depth, windows=spec.windows[:depth])

@@ -75,6 +75,7 @@ def find_target(topology: str | None) -> Target:
             f"--topology: found {topology!r}, allowed: CHIP:SHAPE, for example v5p:4x4x4, v5e:4x4 "
             f"or h100:1; chips: {', '.join(CHIPS)}."
         )
+    # A number too long for `whole_number` (None) is over the limit as well.
     sizes = [whole_number(size) or MAX_CHIPS + 1 for size in shape.split("x")]
     chip, count = CHIPS[name], math.prod(sizes)
     if count > MAX_CHIPS:

@@ -71,12 +71,14 @@ def measure(
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
     loop once. On an abstract mesh nothing is compiled: only arguments and operations are known.
     """
+    # Whole periods of the window pattern, so that each depth has the model's mix of layers.
     depth, depths = spec.num_layers, [d * _period(spec) for d in DEPTHS]
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     if whole or on_cpu or depth <= depths[-1]:
         depths = [depth]
     started = time.perf_counter()
     found = [_at(program, d, mesh, chips) for d in depths]
+    # A program that did not fit reports fewer figures: only what all depths have can be extended.
     known = [name for name in found[0] if all(name in one for one in found)]
     found = [{name: one[name] for name in known} for one in found]
     figures = _extended(found, depths, depth) if len(found) > 1 else found[0]
@@ -101,6 +103,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext():
         traced = jax.jit(function, donate_argnums=program.donate).trace(*args)
         figures: Figures = {
+            # The jaxpr is the program of all chips, from before it is partitioned.
             "flops": product_flops(traced.jaxpr.jaxpr) / chips,
             "arguments": device_bytes(args),
         }
@@ -117,6 +120,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     figures |= {
         "arguments": memory.argument_size_in_bytes,
+        # Outputs in the buffers of donated arguments take no memory of their own.
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
@@ -139,6 +143,7 @@ def _extended(found: Sequence[Any], depths: Sequence[int], depth: int) -> Any:
     """Extends figures at two depths linearly to `depth`; dictionaries by key, never below zero."""
     if any(isinstance(one, dict) for one in found):
         first, second = (one or {} for one in found)
+        # A kind of collective that only one depth has counts as zero at the other.
         names = dict.fromkeys([*first, *second])
         return {n: _extended([first.get(n, 0), second.get(n, 0)], depths, depth) for n in names}
     (first, second), (a, b) = found, depths
@@ -162,6 +167,7 @@ def product_flops(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(inner, default=0.0)
         else:
+            # Loops without a known length (`while`) come here and count once.
             total += sum(inner)
     return total
 
@@ -172,10 +178,12 @@ def seconds(figures: Figures, chip: Any) -> float | None:
     The largest of the compiler's own estimate and the roofline (Williams et al., 2009): operations,
     memory traffic and communication, each at the chip's published rate.
     """
+    # The largest and not the sum, since computing, memory and links may all work at the same time.
     bounds = [figures.get("optimal_seconds") or 0.0]
     if chip.flops:
         bounds.append(figures["flops"] / chip.flops)
     if chip.bandwidth:
+        # Without a compiler's count, the arguments at least are read once.
         bounds.append(figures.get("bytes_moved", figures["arguments"]) / chip.bandwidth)
     if chip.links:
         bounds.append(collective_bytes(figures) / chip.links)

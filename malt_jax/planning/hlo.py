@@ -6,10 +6,14 @@ import math
 import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# In bits, because int4 has half a byte; a predicate takes a whole byte.
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16,
         "f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}  # fmt: skip
 
+# The text is a list of computations: a header that ends in `{`, then one instruction per line.
+# Loops, branches and calls name the computations that they run.
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+# Of an asynchronous pair only the start matches, so the pair counts once.
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -22,6 +26,8 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
     A loop's collectives count as often as it runs, or once where the compiler does not know that.
     """
+    # 1. Collect the lines of each computation.
+    # 2. From the entry, follow what each line calls and multiply by the trips of loops on the way.
     lines: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -53,6 +59,7 @@ def _count(
 
 
 def _called(line: str) -> list[str]:
+    # Every branch counts, though one of them runs: an upper bound.
     names = _CALLED.findall(line)
     for group in _BRANCHES.findall(line):
         names += [part.strip().lstrip("%") for part in group.split(",")]

@@ -69,6 +69,8 @@ def _sampling(
     """
     lanes = sizes.lanes
     filled = sum(count * math.ceil(tokens / lanes.tokens) for count, tokens in parts)
+    # A chunk is computed whole, however few of its tokens are real. Calls are counted at their
+    # larger size, which the sampler takes while enough prompts wait.
     return {
         prefill_name(lanes.counts[-1]): filled / lanes.counts[-1],
         "decode": completions * mean / sizes.shapes.rows + last_steps,

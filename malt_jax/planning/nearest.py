@@ -19,9 +19,11 @@ def changes(config: Config, kind: Kind, sizes: Sizes, layout: Layout) -> Iterato
 
     First the program's own size, then weights split over more chips. Each adds to those before it.
     """
+    # Every yield is a copy, because the caller may keep it while the dictionary goes on growing.
     changed: dict[str, str] = {}
     row_devices = layout.slices * layout.data * layout.fsdp
     if kind == "sampling":
+        # Each device that rows are split over needs at least one.
         field, size, least = "sampler.rows", sizes.shapes.rows, row_devices
     else:
         phase = config.train.sft if kind == "sft" else config.train.dpo
@@ -40,6 +42,7 @@ def changes(config: Config, kind: Kind, sizes: Sizes, layout: Layout) -> Iterato
     for _ in range(TRIES):
         if data % 2 == 0:
             data, fsdp = data // 2, fsdp * 2
+            # All three are written out: an axis left at 0 (auto) would be chosen anew.
             sizes_by_axis = {"fsdp": fsdp, "tensor": layout.tensor, "data": data}
             changed |= {f"mesh.{axis}": str(size) for axis, size in sizes_by_axis.items()}
             yield dict(changed)

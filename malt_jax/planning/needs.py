@@ -36,6 +36,7 @@ def count_needs(config: Config, spec: ModelSpec, kinds: Collection[str]) -> Need
     """The needs of a run's programs of these kinds (`sampling`, `sft`, `dpo`) on these devices."""
     target = replace(find_target(None), devices=None)  # so that nothing is compiled
     run = lay_out(config, spec, target, Assumptions())
+    # Programs run one at a time, so the largest decides.
     largest = 0
     for program in run.programs:
         if program.kind in kinds:
@@ -53,6 +54,8 @@ def disk_bytes(config: Config, spec: ModelSpec, work: Work, itemsize: int) -> in
     adapter = jax.eval_shape(lambda k: init_adapter(spec, config.train.lora, k), key)
     adapter_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapter))
     trained = parameters if config.train.full else adapter_parameters
+    # Checkpoints count as the trained float32 weights of each phase, without the optimiser's
+    # moments.
     phases = sum({"none": 0, "sft": 1, "sft+dpo": 2}[role.train] for role in roles)
     checkpoints = config.rounds * phases * trained * formula.FLOAT32
     export = len(roles) * parameters * itemsize if config.export.merged else 0

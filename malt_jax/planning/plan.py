@@ -48,10 +48,13 @@ class PlannedRun:
 
 def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions) -> PlannedRun:
     """Lays a run out on a target; raises UserError if its mesh is none of the target's."""
+    # In a run's own order, since each step decides the next: the work, the mesh that the weights
+    # need, the caches that fit beside the weights, and the programs of these shapes.
     work = count_work(config, assume)
     platform = target.chip.platform
     dtype = model_dtype(config, platform)
     slices = slice_count(target.devices) if target.devices else target.slices
+    # Before any split: the layout finds out over how many devices.
     size = dtype.itemsize * count_parameters(spec)
     layout = choose_layout(config.mesh, target.count, slices, spec, size, target.chip.memory)
     if target.devices is None:
@@ -66,6 +69,7 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
 
 
 def count_parameters(spec: ModelSpec) -> int:
+    # Stacked, because one layer is traced in place of all; the number is the same.
     _, params = abstract_params(spec, "float32", stacked=True)
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
@@ -90,6 +94,7 @@ def plan_run(
     for program, figures in zip(
         run.programs, measured(run, run.programs, whole, on_program), strict=True
     ):
+        # None means that the memory is unknown, which is no reason to look for other settings.
         instead = _instead(run, program, assume, whole) if figures["fits"] is False else None
         facts = {"name": program.name, "shape": program.shape, **figures}
         programs.append(facts | {"seconds": seconds(figures, target.chip), "instead": instead})
@@ -133,6 +138,8 @@ def measured(
     found = measure_all(
         programs, run.spec, run.mesh, target.count, whole=whole, on_program=on_program
     )
+    # Without a compiler only arguments and operations are known so far; the formula adds the rest.
+    # The dictionaries in `found` are updated in place.
     for program, figures in zip(programs, found, strict=True):
         if not target.devices:
             figures["temporaries"] = formula.temporaries(
@@ -150,6 +157,7 @@ def _instead(run: PlannedRun, program: AbstractProgram, assume: Assumptions, who
             other = lay_out(nearest.changed(run.config, fields), run.spec, run.target, assume)
         except UserError:  # a mesh that these devices cannot make, or rows beyond the memory
             continue
+        # Only this program is measured again. Others that do not fit get suggestions of their own.
         same = [p for p in other.programs if p.name == program.name]
         if same and measured(other, same, whole)[0]["fits"]:
             return ", ".join(f"{name}: {value}" for name, value in fields.items())

@@ -50,6 +50,7 @@ def choose_sizes(
     config: Config, spec: ModelSpec, work: Work, target: Target, mesh: AnyMesh, weights: int
 ) -> Sizes:
     """Caches that fit beside `weights` bytes per device, and packed rows of a typical batch."""
+    # Prompts grow from role to role, so the last role's need the largest shapes.
     platform, last = target.chip.platform, work.roles[-1]
     dtype = model_dtype(config, platform)
     return Sizes(
@@ -94,6 +95,7 @@ def _cache_shapes(
         devices = Devices(
             platform,
             shards=shards,
+            # Key heads that the mesh does not divide stay whole on each device (`partition`).
             kv_shards=heads if spec.kv_heads % heads == 0 else 1,
             streams=streams,
             free_bytes=None if known is None else max(0, known - weights),
@@ -103,6 +105,7 @@ def _cache_shapes(
     except UserError:
         # Not even one row fits beside the weights: the plan says so, and what would fit.
         return replace(one, rows=shards, entries=shards)
+    # A block of questions may not fill the most rows; the run then begins in a smaller shape.
     block = min(config.search.block, work.train_questions)
     completions = block * last.nodes // max(work.train_questions, 1)
     return memory.first_shape(shapes, completions // streams)
@@ -119,6 +122,7 @@ def _typical_step(
         # Multiples of the golden ratio spread evenly: 0.5 to 1.5 of the mean, the same every time.
         share = 0.5 + (index * 0.618) % 1.0
         completion = (0,) * max(1, min(round(share * role.completion), role.longest))
+        # Completions are kept whole, and the prompt gets what they leave of the longest sequence.
         room = phase.loop.max_length - branches * len(completion)
         prompt = (0,) * max(1, min(role.prompt, room))
         numbers = tuple(range(branches * index, branches * (index + 1)))
@@ -131,6 +135,7 @@ def _typical_step(
 
 def largest(plan: Plan) -> Shape:
     """The shape with the most tokens."""
+    # Of two equal sizes the longer rows cost more, in attention.
     shapes = [micro.shape for step in plan.steps for micro in step]
     return max(shapes, key=lambda shape: (shape.rows * shape.time, shape.time))
 

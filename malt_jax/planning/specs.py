@@ -15,6 +15,7 @@ SHIPPED = Path(__file__).with_name("specs")
 
 def find_spec(path: str, revision: str | None = None) -> tuple[ModelSpec, str]:
     """The spec, and where it was read: a local folder, else a shipped config.json, else the hub."""
+    # By the last part of the name, so that another organisation's copy needs no network either.
     shipped = SHIPPED / path.rpartition("/")[2]
     local = path == EMBEDDED or Path(path).is_dir()
     if not local and path.count("/") == 1 and (shipped / "config.json").is_file():

@@ -9,6 +9,7 @@ from typing import Any
 from malt_jax.progress import counted
 
 GIB = 2**30
+# Columns of words, aligned to the left; those of numbers go to the right.
 TEXT = ("program", "stage", "computes", "collectives", "fits")
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 """How each column shows an item."""
@@ -52,6 +53,7 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
 def _memory(plan: dict[str, Any]) -> Any:
     how = "temporaries by formula, nothing compiled"
     if plan["compiled"]:
+        # The same for all programs: the model, the target and `whole` decide it.
         depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
         how = f"compiled with {depths} of {plan['model']['layers']} layers"
     fits = {True: "yes", False: "no", None: "unknown"}
@@ -72,6 +74,7 @@ def _calls(plan: dict[str, Any]) -> Any:
         "program": lambda p: p["name"],
         "computes": lambda p: p["shape"],
         "TFLOP": lambda p: f"{p['flops'] / 1e12:.3g}",
+        # Traffic in decimal units, as bandwidths are given; memory above in binary ones.
         "GB moved": lambda p: f"{p['bytes_moved'] / 1e9:.3g}" if "bytes_moved" in p else "",
         "collectives": lambda p: _collectives(p.get("collectives", {})),
         "seconds": lambda p: "" if p["seconds"] is None else f"{p['seconds']:.4f}",

@@ -11,6 +11,7 @@ from malt_jax.config.training import DpoConfig, SftConfig
 
 QUESTIONS = {"gsm8k": (7473, 1319), "math": (7500, 5000), "csqa": (9741, 1221)}
 """(train, eval) questions of the published splits, for runs that use all of them."""
+# A guess, for tasks whose size only their files show.
 UNKNOWN_QUESTIONS = (1000, 200)
 
 
@@ -71,6 +72,7 @@ class Work:
 
     @property
     def eval_tokens(self) -> int:
+        # All roles count alike, though systems use some of them more often.
         mean = sum(role.completion for role in self.roles) / len(self.roles)
         return round(self.eval_calls * mean)
 
@@ -78,11 +80,13 @@ class Work:
 def count_work(config: Config, assume: Assumptions) -> Work:
     """Counts the work of one round and of the evaluation."""
     published, published_eval = QUESTIONS.get(config.task.name, UNKNOWN_QUESTIONS)
+    # A published split has no more questions than this. The size of another is not known here.
     train = config.task.num_train or published
     if config.task.name in QUESTIONS:
         train = min(train, published)
     evaluate = config.task.num_eval or published_eval
     roles = tuple(_roles(config, assume, train))
+    # STaR trains a single agent, so only what the first role wrote can be an example.
     star = round(assume.positive_share * roles[0].nodes)
     return Work(train, evaluate, roles, star, evaluate * _calls_per_question(config))
 
@@ -106,6 +110,8 @@ def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[Role
             sft=round(nodes * assume.positive_share) if role.train != "none" else 0,
             pairs=pairs if role.train == "sft+dpo" and role.branch > 1 else 0,
         )
+        # A completion is the prefix of the next level, whose prompt has grown by it. Words that
+        # later templates add are not counted.
         prefixes, prompt = nodes, prompt + completion
         parts = (*parts, (nodes, completion))
 
@@ -124,4 +130,5 @@ def _calls_per_question(config: Config) -> int:
 
 def steps(examples: int, config: SftConfig | DpoConfig) -> int:
     """Optimiser steps of a phase."""
+    # Rounded up in each epoch, because a batch does not go on into the next one.
     return config.epochs * math.ceil(examples / config.batch_size)
