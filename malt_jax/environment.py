@@ -50,6 +50,7 @@ def check_environment(env: Mapping[str, str] = os.environ) -> None:
         ) from None
     for name, value in PINNED.items():
         variable = name.upper()
+        # Without its variable, a setting was made by a program itself and is left alone.
         if variable in env and getattr(jax.config, name) != value:
             jax.config.update(name, value)
             shown = show(env[variable])
@@ -78,6 +79,7 @@ def devices() -> list[str]:
 
 def unusable_backend(error: Exception) -> str | None:
     """A sentence if an error means that JAX found no usable device; None for any other error."""
+    # The errors are of several kinds, so the function that raised them says what they mean.
     frames = traceback.extract_tb(error.__traceback__)
     if not any(f.name == "backends" and f.filename.endswith("xla_bridge.py") for f in frames):
         return None
@@ -101,11 +103,13 @@ def check_memory(need: int) -> None:
     import jax
 
     device = jax.local_devices()[0]
+    # On a CPU the arrays are in the memory of this process.
     if device.platform == "cpu":
         have, where = _free_memory(), "this process may still take"
     else:
         have = (device.memory_stats() or {}).get("bytes_limit")
         where = f"{device.device_kind} has"
+    # A device that reports no limit is not refused.
     if have is not None and need > have:
         raise UserError(
             f"memory: the run needs about {_gigabytes(need)} on each device and {where} "
@@ -132,6 +136,7 @@ def _check_warnings() -> None:
     """Libraries warn in passing; a warning that is an error would end the run there."""
     for option in sys.warnoptions:
         action = option.partition(":")[0].strip()
+        # Python accepts an action by any of its first letters: `-W e` means error too.
         if action and "error".startswith(action):
             raise UserError(
                 f"PYTHONWARNINGS (or python -W): found {show(option)}, which turns warnings of "
@@ -154,6 +159,7 @@ def _check_xla_flags(env: Mapping[str, str]) -> None:
         text=True,
         errors="replace",
     )
+    # Another failure of the trial, such as a missing package, is not the fault of the flags.
     if trial.returncode < 0 or "XLA_FLAGS" in trial.stderr:
         said = [line for line in trial.stderr.splitlines() if "XLA_FLAGS" in line]
         reason = said[0].rpartition("] ")[2] if said else f"it ends with {trial.returncode}"
@@ -168,13 +174,16 @@ def _free_memory() -> int | None:
     bounds = []
     found = _numbers("/proc/meminfo")
     if "MemAvailable:" in found:
+        # The kernel writes these numbers in KiB.
         bounds.append(1024 * (found["MemAvailable:"] + found.get("SwapFree:", 0)))
     group = Path("/sys/fs/cgroup")
     limit, used = _number(group / "memory.max"), _number(group / "memory.current")
     if limit is not None and used is not None:
+        # The group's use includes cached files, which the kernel drops when memory is needed.
         cached = _numbers(group / "memory.stat").get("inactive_file", 0)
         bounds.append(limit - used + cached)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    # This limit counts addresses, so it is compared with all mapped pages, resident or not.
     pages = _number("/proc/self/statm")
     if limit != resource.RLIM_INFINITY and pages is not None:
         bounds.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))

@@ -12,6 +12,7 @@ def peak_bytes() -> int:
 
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
+    # `ru_maxrss` is in KiB, and the shift by 10 bits makes bytes of it.
     return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
@@ -21,6 +22,7 @@ def release_freed() -> None:
     Compiling and computing on a CPU free gigabytes in pieces that glibc keeps for later: a process
     that had searched was seen with six times its live arrays resident.
     """
+    # Only glibc has this function; elsewhere nothing is done.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

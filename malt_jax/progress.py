@@ -43,6 +43,7 @@ class StageProgress:
 
     def seconds_left(self, now: float) -> float | None:
         """The remaining time at the pace so far; None before there is a pace."""
+        # A continued stage starts at `first`, and only what this process did gives the pace.
         if self.done <= self.first or self.done >= self.total:
             return None
         return (now - self.started) * (self.total - self.done) / (self.done - self.first)
@@ -57,6 +58,7 @@ class Progress:
         self.started = clock()
         self.task: StageProgress | None = None
         self._source: Source = dict
+        # So long ago that the first update is shown at once.
         self._last_line = -EVERY
 
     def note(self, text: str) -> None:
@@ -76,6 +78,7 @@ class Progress:
             self.task = StageProgress(stage, done, total, now, done)
         self.task.done, self.task.total = done, total
         self.task.numbers.update(numbers)
+        # The first and the last update of a stage are always shown, the others at intervals.
         self._show(self.task, now, always=new or done >= total)
 
     def watch(self, source: Source) -> None:
@@ -94,6 +97,7 @@ class Progress:
         if task is not None:
             for name, value in task.numbers.items():
                 shown[name.replace("_per_", "/").replace("_", " ")] = _number(value)
+        # Figures of the sampler show that JAX is at work already.
         if memory := _memory(computing=bool(watched)):
             shown["memory"] = f"{memory / 1e9:.2f} GB"
         left = task.seconds_left(now) if task else None
@@ -132,6 +136,7 @@ class Dashboard(Progress):
             get_renderable=self.panel,
             console=self.console,
             refresh_per_second=4,
+            # The panel is erased at the end, so that only the notes stay on the screen.
             transient=True,
             redirect_stdout=False,  # results keep going to standard output
         )
@@ -199,10 +204,12 @@ def _memory(computing: bool) -> int | None:
     if computing:
         import jax
 
+        # A CPU reports no figures of its own, and the process's memory is read instead.
         if found := jax.local_devices()[0].memory_stats():
             return found.get("bytes_in_use")
     try:
         with open("/proc/self/statm") as file:
+            # The second number of this file is the count of resident pages.
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None

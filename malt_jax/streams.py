@@ -28,7 +28,10 @@ def set_up() -> None:
         try:
             os.fstat(number)
         except OSError:
+            # Child processes inherit real standard streams but no file that Python opens, unless
+            # told so.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Python sets a standard stream to None if its descriptor was closed at the start.
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout)
@@ -37,6 +40,7 @@ def set_up() -> None:
 
 def drop_output() -> None:
     """Discards what is still to be written to standard output, so that Python exits quietly."""
+    # Python flushes what the buffer still holds at exit; now it goes to the null device.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
@@ -55,6 +59,7 @@ class _Errors(io.FileIO):
         try:
             return super().write(data)
         except OSError:
+            # The write counts as done, so that the buffer neither tries again nor raises at exit.
             return len(data)
 
 

@@ -29,6 +29,8 @@ def run(invocation: Invocation) -> None:
         try:
             _ask(pipeline, question, options.votes, options.seed)
         except UserError as error:
+            # At a terminal the next question may do better; in a pipe a refusal sets the exit
+            # status.
             if not sys.stdin.isatty():
                 raise
             print(f"malt: {error}", file=sys.stderr)
@@ -36,6 +38,7 @@ def run(invocation: Invocation) -> None:
 
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
     """Prints every turn while it is written, then the vote."""
+    # Bytes that are not UTF-8 reach Python as lone surrogates.
     if any("\ud800" <= character <= "\udfff" for character in question):
         raise UserError(f"the question is not text in UTF-8: {one_line(question)[:60]}")
     if unread := pipeline.unread(question):

@@ -30,6 +30,7 @@ def run(invocation: Invocation) -> None:
     """Prints the measurements as one JSON object on the last line."""
     options = invocation.options
     what = options.what
+    # None and False mean that an option of the other benchmark was not given.
     for name in (name for half, names in OWN.items() if half != what for name in names):
         if getattr(options, name) not in (None, False):
             raise UserError(f"bench: --{name.replace('_', '-')} is not a flag of `bench {what}`.")
@@ -45,6 +46,7 @@ def arguments(
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
 
+    # An empty command line gives the benchmark's own defaults.
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     values = vars(parser.parse_args([]))

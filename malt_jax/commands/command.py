@@ -86,6 +86,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: Command, **kwargs: Any):
         kwargs.setdefault("prog", f"malt {command.name}")
+        # No abbreviations: what argparse does not know is a field of the config, not a short flag.
         super().__init__(add_help=False, allow_abbrev=False, **kwargs)
         words = self.add_argument_group("Arguments")
         for argument in command.arguments:
@@ -124,6 +125,7 @@ def add_option(group: argparse._ArgumentGroup, option: Option) -> None:
 
 def parse(command: Command, words: Sequence[str]) -> Invocation:
     """Parses the words after a command's name; raises UserError for an unknown word or field."""
+    # Words that argparse does not know may be fields of the config.
     options, rest = Parser(command).parse_known_args(list(words))
     if command.takes_config:
         # Only the section is checked here. What is wrong below it, the reader of configs says.

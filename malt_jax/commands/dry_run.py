@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def describe(invocation: Invocation) -> str:
     """The whole account as text; raises UserError for what the command itself would refuse."""
     config, command = read_config(invocation), invocation.command.name
+    # These are the command's own checks, and none of them writes.
     check_tracker(config)
     session = look(config, Progress(quiet=True))
     RunDir.check(
@@ -44,6 +45,7 @@ def describe(invocation: Invocation) -> str:
             f"{config.output_dir}: no stage named {redo!r} to redo; there are: {known}."
         )
     for place in getattr(invocation.options, "join", None) or ():
+        # A mirror is not looked at here.
         if "://" not in place:
             RunDir.existing(place)
     lines = [
@@ -93,6 +95,7 @@ def _model(config: Config, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[st
 def _search(session: Session) -> Iterator[str]:
     config, pipeline = session.config, session.pipeline
     questions = len(session.train_questions)
+    # The nodes at a depth are the product of all branches down to it.
     levels = [math.prod(pipeline.branches[: n + 1]) for n in range(len(pipeline.branches))]
     yield f"task: {session.task.name}, {one_line(session.task.description)}"
     yield f"  {questions:,} questions to search, {len(session.eval_questions):,} to evaluate on"

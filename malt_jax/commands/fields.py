@@ -15,6 +15,7 @@ def run(invocation: Invocation) -> None:
     word = (invocation.options.prefix or "").lstrip("-").replace("-", "_")
     known = all_fields()
     below = f"{word}." if word else ""
+    # A section or a field by its whole name; only if there is none, every name with the word in it.
     chosen = [f for f in known if f.path == word or f.path.startswith(below)]
     chosen = chosen or [f for f in known if word in f.path]
     if not chosen:

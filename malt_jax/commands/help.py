@@ -75,6 +75,7 @@ def add_fields(group: argparse._ArgumentGroup, fields: Iterable[Field]) -> None:
     for field in fields:
         default = _shown(field.default)
         text = field.help + (f" [{default}]" if default else "")
+        # argparse formats help texts, so a percent sign of our own is doubled.
         group.add_argument(field.flag, metavar=field.kind, help=text.replace("%", "%%"))
 
 

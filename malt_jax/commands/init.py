@@ -62,6 +62,7 @@ def run(invocation: Invocation) -> None:
 
     options = invocation.options
     output = Path(options.output) if options.output else None
+    # A link counts as existing too, even if it leads nowhere.
     if output and os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output.")
     text = starter(options.task, options.model, output)
@@ -98,6 +99,7 @@ def starter(task: str, model: str, output: Path | None = None) -> str:
             )
         text = QUICKSTART.read_text(encoding="utf-8")
         return re.sub(r"(?m)^output_dir: .*$", f"output_dir: {run_dir}", text) if output else text
+    # Nothing is run here; the config decides later whether code may be run.
     found = get_task(task, allow_code=True)
     values: dict[str, Any] = {
         "model.path": model,
@@ -147,6 +149,7 @@ def _roles(roles: Sequence[RoleConfig], stop: Sequence[str]) -> Iterator[str]:
     """The default chain; only the first role has the help of the fields."""
     for index, role in enumerate(roles):
         values = to_dict(role) | {"stop": list(stop)}
+        # The last line of an entry is the field itself, the lines before it are its help.
         lines = [
             line
             for name in ROLE_FIELDS

@@ -37,9 +37,11 @@ def read_config(invocation: Invocation) -> Config:
     flags, options = invocation.fields, invocation.options
     if options.config:
         return config.load(options.config, flags)
+    # Only what the flags say, without defaults: it tells which run is meant, or that none is.
     said = reading.apply_flags({}, flags)
     folder = str(said.get("output_dir") or config.Config().output_dir)
     if os.path.exists(Path(folder, manifest.NAME)):
+        # The run may have been moved, so its folder overrides the saved `output_dir`.
         flags = [*flags, "--output-dir", folder]
         found = config.from_dict(RunDir.existing(folder).config, flags)
         check_trust(found, folder, options.trust_task_code, said)
@@ -75,13 +77,16 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax.storage.writers import meet, writes
 
     config, command = read_config(invocation), invocation.command.name
+    # 1. Find the other processes, before any device is touched.
     initialize(config.mesh)
     if command in COMPUTES:
         devices()  # a device that cannot be used is refused before anything is read
     if writes() and (reads_input or command == "train"):  # other commands log nothing
         check_tracker(config)
     quiet = config.quiet or not writes()  # of several processes only the first one prints
+    # 2. From here on a signal is a request to stop at a safe point.
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
+        # 3. Refuse what can be refused while nothing is written.
         session = look(config, shown)
         new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
@@ -93,6 +98,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
         elif command == "train" and not new and not _finished(config, command):
             check_room(config, check_model(config)[0], command, new=False)
         facts = {"devices": devices()} if new else None
+        # 4. Open the run directory and take its lock.
         with RunDir.open(
             config.output_dir,
             to_dict(config),
@@ -104,6 +110,8 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
         ) as run:
             session.run = run
             try:
+                # 5. Set aside what is to be made again, before any process looks at what is
+                # finished.
                 if (stage := invocation.options.redo) and writes():
                     shown.note(f"{stage} again; set aside in {manifest.redo(run, stage)}")
                 meet("stages begin")
@@ -153,6 +161,7 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
     for variant in variants:
         own = variant.config
         if _read_by(own) == _read_by(config):
+            # A variant that reads the same input was checked with the run itself.
             continue
         try:
             inner = look(own, session.progress)
@@ -226,6 +235,7 @@ def check_prompts(
     spoken = {role.name: role for role in pipeline.roles}
     for system in systems:
         spoken |= {turn.role.name: turn.role for turn in system.turns}
+    # Earlier turns are empty here: this is the shortest prompt of each question.
     silent = {role.name: "" for role in pipeline.roles}
     tightest = max(
         spoken.values(),

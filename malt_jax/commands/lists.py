@@ -15,6 +15,7 @@ def tasks(invocation: Invocation) -> None:
 
     rows = []
     for name in task_names():
+        # The task is only described here, and no code of a model is run.
         task = get_task(name, allow_code=True)
         extra = [role for role in task.templates if role in ("retry", "debate")]
         cells = (name, task.description, ", ".join(task.splits), ", ".join(extra))

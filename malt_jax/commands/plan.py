@@ -16,6 +16,7 @@ def run(invocation: Invocation) -> None:
     if options.topology:
         # Nothing that is compiled for the slice runs here, so this machine's devices stay free.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # These are imported only now, because JAX reads the variable when it is imported.
     from malt_jax.planning.chips import find_target
     from malt_jax.planning.plan import plan_run
     from malt_jax.planning.specs import find_spec

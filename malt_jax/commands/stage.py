@@ -56,7 +56,9 @@ def _perform(session: Session, name: str) -> Results | None:
     """Runs a stage once, or for every round; returns the results if there are any."""
     from malt_jax.stages import names
 
+    # `eval` is a function of Python, so the stage's module has a longer name.
     module = {"eval": "evaluate"}.get(name, name)
+    # Imported by name, so that a command loads only the stage that it runs.
     stage = getattr(import_module(f"malt_jax.stages.{module}"), module)
     if name == "search":
         _every_round(session, stage, names.search_stage, names.trained_stage, rounds_before=1)
@@ -95,8 +97,10 @@ def _every_round(
 
     worked = False
     for round in range(session.config.rounds):
+        # There is no round before the first one, so nothing needs to be finished for it.
         before = needs(round - rounds_before) if round >= rounds_before else None
         if before and not stage_done(session.run, before):
+            # Earlier rounds had work to do, so a round that must wait is no error.
             if worked:
                 session.progress.note(f"{name(round)}: waits for {before}")
                 return

@@ -77,6 +77,7 @@ class EvalConfig:
         check_range(self, "block", least=1)
         check_range(self, "trees", least=0, zero="none")
         check_range(self, "confidence", least=0.5, below=1)
+        # Without an @ the whole text is a name, and no number of votes is there to check.
         name, _, votes = self.baseline.rpartition("@")
         check(
             not name or 1 <= (whole_number(votes) or 0) <= MAX_VOTES,
@@ -101,6 +102,7 @@ class Ablation:
         check(bool(self.set), "set: found nothing; a variant changes at least one field.")
         for key in self.set:
             field = key.replace("-", "_")
+            # A field of this list counts with everything below it.
             beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
             check(
                 not any(field == name or field.startswith(f"{name}.") for name in beside),

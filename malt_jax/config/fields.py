@@ -43,11 +43,13 @@ class Field:
 
 def list_fields(cls: type, instance: Any = None, prefix: str = "") -> Iterator[Field]:
     """All fields below a dataclass in the order of their declaration."""
+    # The instance holds the defaults; a class with a required field has none to show.
     instance = instance or _instance_of_defaults(cls)
     docs = field_docs(cls)
     for name, hint in field_types(cls).items():
         path, value = f"{prefix}{name}", getattr(instance, name, None)
         args = typing.get_args(hint)
+        # A dataclass is a section, and a tuple of dataclasses a list of sections, shown once as N.
         if dataclasses.is_dataclass(hint):
             yield from list_fields(typing.cast(type, hint), value, f"{path}.")
         elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(args[0]):
@@ -66,9 +68,12 @@ def field_types(cls: type) -> dict[str, Any]:
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, read from its source."""
+    # `cleandoc` removes the indentation of a nested class, but not that of a first line; the line
+    # break in front makes the class the second one.
     (node,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
     docs: dict[str, str] = {}
+    # Neighbours in the class body: a field, and the text right below it.
     for field, doc in zip(node.body, node.body[1:], strict=False):
         match field, doc:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):

@@ -83,12 +83,15 @@ class PipelineConfig:
         check(len(names) <= MAX_TURNS, f"roles: found {len(names)}, allowed: 1 to {MAX_TURNS}.")
         check_unique("roles", names)
         for index, name in enumerate(names):
+            # Templates of a debate call the others `other_1`, `other_2`, so these names are taken
+            # too.
             known = re.sub("^other_[0-9]+$", "others", name.casefold())
             check(
                 known not in _RESERVED,
                 f"roles.{index}.name: {name!r} is {_RESERVED.get(known)}; choose another.",
             )
         branches = [role.branch for role in self.roles]
+        # The nodes of all depths: n + n^2 + n^3 for three roles with n branches each.
         calls = sum(math.prod(branches[: depth + 1]) for depth in range(len(branches)))
         check(
             calls <= MAX_CALLS,

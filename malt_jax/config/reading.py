@@ -46,6 +46,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
         path = _join(where, field.name)
         if field.name in data:
             value = data[field.name]
+            # A comma is part of such a text, so the text is not split.
             if field.metadata.get("one_text") and isinstance(value, str):
                 listed = read_value(value) if isinstance(value, Flag) else None
                 value = listed if isinstance(listed, list) else [str(value)]
@@ -56,6 +57,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     try:
         return cls(**values)
     except UserError as error:
+        # The class's own check names the field; the path of the section is put in front of it.
         raise UserError(_join(where, str(error))) from None
 
 
@@ -99,6 +101,7 @@ def split_flags(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         elif not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
             yield name, True
         else:
+            # A word with one dash is a value, such as -0.5.
             previous = f"{word} {rest[0]}"
             yield name, Flag(rest.pop(0))
 
@@ -204,9 +207,12 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
     """A number, a text or a truth value; YAML's other scalars are refused."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
+        # A larger number cannot become a float; as infinity it is refused below with a sentence.
         value = float(value) if abs(value) < 1 << 1000 else math.inf
+    # A text of digits needs no quotes in the file, although YAML reads it as a number.
     if hint is str and number:
         value = str(value)
+    # bool is a subclass of int, so `true` would pass as a number.
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise UserError(f"{path}: expected {names.get(hint, hint)}, found {show(value)}.")

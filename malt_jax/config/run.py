@@ -88,6 +88,8 @@ def load(path: str | None, flags: list[str] | tuple[str, ...] = ()) -> Config:
 
 def from_dict(data: dict[str, Any], flags: list[str] | tuple[str, ...] = ()) -> Config:
     """Nested mappings laid over the defaults (a list replaces the default list), then flags."""
+    # The defaults come first, because a flag may change one entry of a default list:
+    # `pipeline.roles.0.branch`.
     merged = _over(reading.to_dict(Config()), data)
     return reading.build(Config, reading.apply_flags(merged, flags))
 
@@ -98,6 +100,7 @@ def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _over(base: Any, data: Any) -> Any:
+    # A list is replaced as a whole: merged entry by entry it would mix two pipelines.
     if not isinstance(base, dict) or not isinstance(data, dict):
         return data
     return {**base, **{key: _over(base.get(key), value) for key, value in data.items()}}

@@ -61,6 +61,7 @@ class SamplerConfig:
             check(value >= least, f"{name}: found {value}, allowed: {least} or more.")
         for name in ("prefix_buckets", "new_token_buckets"):
             sizes = getattr(self, name)
+            # Every size is compared with the one before it, and the first one with 0.
             rising = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
             check(
                 bool(sizes) and rising,

@@ -30,6 +30,7 @@ def read_file(path: str) -> dict[str, Any]:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, which no config is.")
+        # This encoding also accepts a byte-order mark at the start of the file.
         data = yaml.load(content.decode("utf-8-sig"), Loader=Loader)
     except OSError as error:
         raise UserError(
@@ -91,6 +92,7 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            # Keys are compared as values, because 1 and 0x1 are two spellings of one key.
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key in seen:
                 raise _problem(f"the key {key!r} is given twice or is not a name", key_node)
@@ -99,6 +101,7 @@ class Loader(yaml.SafeLoader):
 
 
 # YAML 1.1, which PyYAML reads, wants a decimal point in every number with an exponent.
+# The table is copied, because a new entry in PyYAML's own would hold for the whole process.
 Loader.yaml_implicit_resolvers = {
     first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

@@ -94,6 +94,7 @@ def base_license(folder: Path) -> str | None:
     if not card.is_file():
         return None
     with open(card, encoding="utf-8", errors="replace") as file:
+        # The header is between the first two `---`.
         parts = file.read(CARD_CHARACTERS).split("---", 2)
     try:
         head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
@@ -125,6 +126,7 @@ def _header(facts: CardFacts) -> str:
 
 def _named_turns(facts: CardFacts) -> dict[str, str]:
     """Templates with `{previous}` replaced by the name of the turn that it stands for."""
+    # All other placeholders stand for themselves, so `fill` replaces only `{previous}`.
     names = {name: "{" + name + "}" for name in ("question", *facts.roles)}
     before = ["", *(names[role] for role in facts.roles)]
     return {

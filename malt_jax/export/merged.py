@@ -41,10 +41,12 @@ def write_merged(
     flat: dict[tuple[Any, ...], Any] = {
         path: variable.get_value() for path, variable in nnx.to_flat_state(params)
     }
+    # Name in the checkpoint -> path, layer (None where layers are not stacked), transposed or not.
     where = {}
     tensors = {}
     for path, value in flat.items():
         source = source_of(spec, path)
+        # A stacked array has the layers as its first axis; the file has one tensor per layer.
         shape = value.shape[1:] if source.stacked else value.shape
         for layer, name in enumerate(source.names):
             where[name] = (path, layer if source.stacked else None, source.transposed)
@@ -56,15 +58,19 @@ def write_merged(
         pair = None if adapter is None else adapter_pair(adapter, path, layer)
         if adapter is not None and pair is not None:
             value = _add_update(value, pair["a"], pair["b"], adapter.scale)
+        # Cast on the device, so that a 16-bit model does not cross to the host as float32.
         value = to_host(value.astype(dtype))
         return value.T if transposed else value
 
     if jax.process_index() != 0:
+        # Weights may be spread over all processes, so each must help to gather every tensor, in the
+        # same order as process 0.
         for name in tensors:
             produce(name)
         return
     write_checkpoint(folder, tensors, produce, shard_bytes)
     config: dict[str, Any] = read_json(base / "config.json")
+    # transformers has two names for this field; the base model's own spelling is kept.
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
     write_config(folder / "config.json", config)
     for name in TOKENIZER_FILES:

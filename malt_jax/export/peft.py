@@ -24,12 +24,14 @@ def write_peft(
     `base` and `revision` name the model that the adapter belongs to. Every process must call this;
     process 0 writes.
     """
+    # PEFT names a factor by the place of its projection in the transformers model.
     factors = {
         f"base_model.model.model.layers.{i}.{PROJECTIONS[target]}.{SIDES[side]}.weight": x
         for i, layer in enumerate(unstack_adapter(adapter).layers)
         for target, pair in sorted(layer.items())
         for side, x in sorted(pair.items())
     }
+    # Our factors are [in, rank] and [rank, out]; PEFT stores their transposes.
     values = {name: to_host(x).astype(np.float32).T for name, x in factors.items()}
     if jax.process_index() != 0:
         return

@@ -52,9 +52,11 @@ def export_role(
         folder.mkdir(parents=True, exist_ok=True)
     if merged:
         weights = model.params if params is None else params
+        # The base model's dtype decides, also for trained weights, which may be float32.
         dtype = jax.tree.leaves(model.params)[0].dtype
         write_merged(folder, model.folder, model.spec, weights, adapter, dtype, shard_bytes)
     if adapter is not None and lora is not None:
+        # A hub name with its revision is valid everywhere; a folder only by its absolute path.
         base = model.path if model.revision else str(model.folder.resolve())
         write_peft(folder / "adapter", adapter, lora, base, model.revision)
     if role is not None and writes:

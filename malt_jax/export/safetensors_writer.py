@@ -54,9 +54,11 @@ def write_file(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, stored in tensors.items():
+            # A transposed view is not contiguous, and the file needs the values row by row.
             value = np.ascontiguousarray(produce(name))
             if value.shape != stored.shape or value.dtype != stored.dtype:
                 raise ValueError(f"{name}: {value.dtype}{value.shape} is not as declared: {stored}")
+            # As bytes, because bfloat16 is no type of Python's buffers.
             file.write(value.reshape(-1).view(np.uint8).data)
 
 
@@ -95,6 +97,7 @@ def split_shards(tensors: Mapping[str, Stored], shard_bytes: int) -> Sequence[Se
     shards: list[list[str]] = [[]]
     filled = 0
     for name, stored in tensors.items():
+        # An empty file takes any tensor, also one that is larger than the limit.
         if shards[-1] and filled + stored.nbytes > shard_bytes:
             shards.append([])
             filled = 0

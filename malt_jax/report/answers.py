@@ -29,6 +29,7 @@ def add_answers(
     explorer's list per question.
     """
     files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    # A name keeps its first place: the systems of `order` first, then the others by name.
     systems = list(dict.fromkeys([*(name for name in order if name in files), *files]))
     answers: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     texts: dict[str, tuple[str, str]] = {}
@@ -63,6 +64,7 @@ def _compact(record: DrawRecord, keep_texts: bool) -> dict[str, Any]:
     return {
         "prediction": record.prediction,
         "correct": record.correct,
+        # A single call has no draft that a later turn could change.
         "draft": record.turns[0].correct if record.calls > 1 else None,
         "turns": list(map(_compact_turn, record.turns)) if keep_texts else None,
     }

@@ -37,6 +37,8 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     config = _read_yaml(run / "config.yaml")
     gallery = Gallery()
     curves = page.learning_curves(run / "metrics.jsonl", gallery)
+    # The data is collected in a temporary folder, because only its whole size decides whether it
+    # becomes part of the page.
     with tempfile.TemporaryDirectory() as folder:
         pages, templates = embed.Pages(Path(folder)), Templates()
         groups = [
@@ -103,6 +105,7 @@ def _write_page(run: Path, text: str, pages: Path | None) -> None:
                 shutil.copyfile(path, built / path.name)
     atomic.write_text(run / "report.html", text)
     if not pages and beside.exists():
+        # An earlier report had more data, and the page does not name this folder any more.
         shutil.rmtree(beside)
 
 

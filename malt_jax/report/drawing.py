@@ -50,6 +50,7 @@ TOOLTIP = "tooltip:"
 """Begins the ids of artists that have a tooltip."""
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
+# ElementTree would otherwise invent prefixes (`ns0:svg`), which mean nothing in HTML.
 ElementTree.register_namespace("", SVG[1:-1])
 ElementTree.register_namespace("xlink", XLINK_HREF[1:-5])
 
@@ -78,6 +79,7 @@ def axes(
     """A figure with empty axes, sizes in pixels; `title` is what a screen reader says of it."""
     from matplotlib.figure import Figure
 
+    # matplotlib measures in inches and its SVG in units of 1/72 inch: one unit is one pixel here.
     figure = Figure(figsize=(width / 72, height / 72))
     figure.set_label(plain(title))
     size = ((width - left - right) / width, (height - top - bottom) / height)
@@ -111,6 +113,7 @@ def to_svg(figure: Figure) -> ElementTree.Element:
     figure.savefig(buffer, format="svg", metadata=FORMATS["svg"])
     root = ElementTree.fromstring(buffer.getvalue())
     root[:] = [child for child in root if child.tag != f"{SVG}metadata"]
+    # A list is made first, because elements are removed on the way.
     for element in list(root.iter()):
         if not (element.text or "").strip():
             element.text = None
@@ -138,6 +141,7 @@ def svg_file(root: ElementTree.Element) -> str:
 
 def inline_svg(root: ElementTree.Element, title: str) -> str:
     """An SVG file as an element of the page, in the font of the page and the theme's colours."""
+    # The file keeps its own style, and only this copy is changed.
     root = copy.deepcopy(root)
     # The first child is a style sheet, which would hold for the whole page. The second one is the
     # figure, whose first child is the white ground.
@@ -152,6 +156,7 @@ def inline_svg(root: ElementTree.Element, title: str) -> str:
             element.set("style", re.sub(r"font-(family|size): [^;]*;? ?", "", style))
     box = root.attrib["viewBox"]
     width = box.split()[2]
+    # Of the size only the `viewBox` stays, so that the figure can shrink on a narrow screen.
     root.attrib.clear()
     root.attrib |= {"class": "plot", "role": "img", "aria-label": title, "viewBox": box}
     root.set("style", f"max-width:{width}px")

@@ -47,6 +47,7 @@ def accuracy_against_tokens(results: Results) -> Figure:
     title = "accuracy against generated tokens per question"
     figure, plot = axes(title, 690 + right, height, right=right)
     for name, rows in ordered:
+        # A logarithmic scale has no place for 0.
         tokens = [max(row["tokens"], 1.0) for row in rows]
         accuracies = [row["accuracy"] for row in rows]
         [line] = plot.plot(tokens, accuracies, label=labels[name], **LOOKS.get(name, {"lw": 1.25}))
@@ -89,6 +90,7 @@ def value_histogram(role: str, values: Mapping[float, int], threshold: float) ->
 
     counts: Counter[float] = Counter()
     for value, count in values.items():
+        # Rounded to twentieths, so that nearly equal values share a bar.
         counts[round(20 * value) / 20] += count
     total = counts.total()
     figure, plot = axes(f"values of the {role}'s nodes", 300, 190)
@@ -136,6 +138,7 @@ def reward_by_depth(depths: Sequence[DepthValues]) -> Figure | None:
         ("mean", GREY, [d.mean for d in depths]),
         ("worst", ORANGE, worst),
     ):
+        # A depth whose turns state no answer has no point.
         points = [(x, y) for x, y in zip(along, values, strict=True) if y is not None]
         if len(points) > 1:
             plot.plot(*zip(*points, strict=True), color=colour, label=name, ls="-")
@@ -165,6 +168,7 @@ def learning_curve(title: str, points: Sequence[tuple[int, float]]) -> Figure | 
     plot.set(xlim=(steps[0], steps[-1]), xlabel="step")
     plot.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS, integer=True))
     plot.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    # Ticks show full values, not differences from an offset in the corner.
     plot.ticklabel_format(useOffset=False)
     _title(plot, title)
     return figure
@@ -188,6 +192,7 @@ def cost_by_stage(cost: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     figure, plot = axes("seconds by stage", 560, height, left=170, right=70, top=0, bottom=0)
     bars = plot.barh(list(seconds), list(seconds.values()), 0.6, color=colours, alpha=0.8)
     plot.bar_label(bars, fmt="%.1f s", padding=6)
+    # The vertical axis runs downwards, so that the first stage is on top.
     plot.set(xlim=(0, max(seconds.values()) or 1.0), ylim=(len(seconds) - 0.5, -0.5), xticks=[])
     plot.grid(False)
     return figure
@@ -202,6 +207,7 @@ def reliability(role: str, found: Reliability) -> Figure:
     plot.plot(*zip(*points, strict=True), color=BLUE, ls="-")
     for b in found["bins"]:
         text = f"value {b['predicted']:.2f}: {100 * b['observed']:.0f}% of {b['count']} right"
+        # A square root, because the eye compares the areas of the dots; 3 keeps small ones visible.
         radius = 3 + 4 * (b["count"] / found["outcomes"]) ** 0.5
         _dot(plot, b["predicted"], b["observed"], BLUE, text, radius)
     plot.set(xlim=(0, 1), ylim=(0, 1), xlabel="value of the other branches → success %")
@@ -215,5 +221,6 @@ def reliability(role: str, found: Reliability) -> Figure:
 
 def _title(plot: Axes, *lines: str, colour: str = "ink") -> None:
     """A title that begins at the left edge of the figure."""
+    # Positions are relative to the axes, so a negative one reaches the figure's edge.
     left = -plot.bbox.x0 / plot.bbox.width
     plot.set_title("\n".join(map(plain, lines)), x=left, color=COLOURS[colour])

@@ -26,6 +26,7 @@ class Gallery:
         if figure is None:
             return ""
         svg = to_svg(figure)
+        # Names hold roles and systems, so they are reduced to what every file system takes.
         self._figures[re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")] = figure, svg
         return inline_svg(svg, str(figure.get_label()))
 

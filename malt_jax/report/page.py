@@ -30,7 +30,10 @@ def render(**parts: Any) -> str:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        # A misspelt name in the template is an error and not an empty text.
         undefined=jinja2.StrictUndefined,
+        # All text of models and files passes here. Markup, which the template marks as safe, is
+        # another type and stays as it is.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {
@@ -129,8 +132,10 @@ def stages(
     def order(name: str) -> tuple:
         kind, *rest = re.split("[-/]", name)
         rank = {"search": 0, "train": 1}.get(kind, 2)
+        # Numbers of rounds sort before `~`, so search and training come before all other stages.
         round = next((part for part in rest if part.isdigit()), "") if rank < 2 else "~"
         role = next((i for i, role in enumerate(roles) if role in rest), len(roles))
+        # False sorts before True: SFT comes before DPO.
         return round, rank, role, "dpo" in rest
 
     return {name: cost[name] for name in sorted(cost, key=order)}

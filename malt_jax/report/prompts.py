@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# The marks are private-use characters, which texts hardly contain; `number` expands every template
+# again to be sure.
 QUESTION = "\ue000q\ue001"
 """Marks the place of the question; the place of turn i is marked with its number."""
 _MARK = re.compile("\ue000(q|[0-9]+)\ue001")
@@ -34,6 +36,7 @@ class Templates:
             if turns[index]:
                 template = template.replace(turns[index], f"\ue000{index}\ue001")
         template = template.replace(question, QUESTION) if question else template
+        # A prompt that its template does not give back exactly is kept as it is.
         if expand(template, question, turns) != prompt:
             return prompt
         if template not in self._numbers:

@@ -49,6 +49,7 @@ class Totals:
     def add(self, tree: Tree) -> None:
         """Counts one tree."""
         self.roles = self.roles or tree.roles
+        # The root has one value, the mean reward of all leaves: worst, mean and best are the same.
         mean_reward = _mean([leaf.reward or 0.0 for leaf in tree.leaves])
         self.spans[0].append((mean_reward, mean_reward, mean_reward))
         for depth, role in enumerate(tree.roles, start=1):
@@ -62,6 +63,7 @@ class Totals:
         """Averages over the trees at each depth, the root first."""
         averages = [np.mean(spans, axis=0).tolist() for _, spans in sorted(self.spans.items())]
         found = [None] + [_mean(c) if (c := self.correct[role]) else None for role in self.roles]
+        # From one triple per depth to one series each of worst, mean and best.
         return list(
             map(DepthValues, ("question", *self.roles), *zip(*averages, strict=True), found)
         )
@@ -141,6 +143,7 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
                 "correct": node.correct,
                 "parsed": node.parsed,
                 "leaf": node.reward is not None,
+                # Rounded, because further digits only make the page larger.
                 "logprob": round(sum(node.logprobs), 3),
                 "tokens": len(node.token_ids),
                 "finish": node.finish,

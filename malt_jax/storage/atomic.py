@@ -62,13 +62,17 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     with explained(path):
         make_folder(path.parent)
+        # 1. Build beside the target, because a rename is atomic only within one file system.
         building = temporary(path)
         try:
             with open(building, "xb") as file:
+                # 2. Flush the content first: after a power cut the new name must not lead to an
+                # empty file.
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(building, path)
+            # 3. Flush the folder, which is where the new name is stored.
             sync(path.parent)
         except BaseException:
             building.unlink(missing_ok=True)
@@ -103,6 +107,7 @@ def append_bytes(path: Path, data: bytes, *, durable: bool) -> None:
         is_new = not path.exists()
         handle = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with open(handle, "ab", buffering=0) as file:
+            # A file opened for appending is at its end, so this is the length to go back to.
             size = file.tell()
             try:
                 rest = memoryview(data)
@@ -113,6 +118,7 @@ def append_bytes(path: Path, data: bytes, *, durable: bool) -> None:
             except BaseException:
                 file.truncate(size)
                 raise
+        # The name of a new file is stored in its folder, which has to reach the disk as well.
         if is_new and durable:
             sync(path.parent)
 
@@ -144,9 +150,11 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
             sync(path.parent)
         except BaseException:
             remove(building)
+            # The second rename failed, so the old content goes back to its place.
             if taken and not path.exists():
                 os.rename(old, path)
             raise
+    # Deleting a folder takes many steps, so it comes last; `clean_leftovers` finishes after a kill.
     if taken:
         remove(old)
 
@@ -162,10 +170,12 @@ def clean_leftovers(folder: str | os.PathLike[str]) -> None:
             if not (match := _LEFTOVER.fullmatch(name)):
                 continue
             path, target = Path(parent, name), Path(parent, match[2])
+            # The process was killed between the two renames: the old content is still complete.
             if match[1] == "old" and not target.exists():
                 os.rename(path, target)
             else:
                 remove(path)
+        # `os.walk` descends into what stays in this list, and the temporary folders are gone.
         folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
 
 
@@ -180,12 +190,14 @@ def temporary(path: Path, kind: str = "tmp") -> Path:
 
     The name is random, so two writers of one path cannot rename each other's unfinished file.
     """
+    # The name is cut, because with the prefix a long one would exceed the file system's limit.
     return path.with_name(f".{kind}-malt-{secrets.token_hex(4)}-{path.name[:200]}")
 
 
 def discard(path: Path) -> None:
     """Deletes a file or folder atomically: it is renamed away before its content is deleted."""
     if path.exists():
+        # A rename is one step. Deleting a folder is not, and a kill during it would leave a part.
         leaving = temporary(path)
         os.rename(path, leaving)
         remove(leaving)
@@ -205,6 +217,7 @@ def make_folder(path: Path) -> list[Path]:
         return []
     made = make_folder(path.parent)
     try:
+        # Another process may make the same folder at this moment.
         path.mkdir(exist_ok=True)
     except FileNotFoundError:  # although its parent exists: /proc and similar file systems
         raise UserError(f"{path}: no folder can be made there; choose another.") from None

@@ -50,6 +50,8 @@ class CheckpointFolder:
             if writes():
                 discard(path)
                 make_folder(path)
+            # Every process writes its part of the arrays, so none may begin before the old files
+            # are gone.
             meet(f"checkpoint {name} begins")
             ocp.save(path / STATE, leaves)
             if writes():
@@ -71,6 +73,7 @@ class CheckpointFolder:
 
         path = (self.folder / name).absolute()
         wanted = _leaves(like)
+        # All files are hashed before Orbax reads any of them.
         saved = _verified(path)["leaves"]
         asked = {key: [str(leaf.dtype), list(leaf.shape)] for key, leaf in wanted.items()}
         different = sorted(key for key in saved.keys() | asked if saved.get(key) != asked.get(key))
@@ -82,6 +85,7 @@ class CheckpointFolder:
                 "config it was made with, or remove it to begin anew."
             )
         found = ocp.load(path / STATE, jax.tree.map(_abstract, wanted))
+        # Arrays are found by their path in the tree, in the order of `like` and not of the file.
         return jax.tree.unflatten(jax.tree.structure(like), [found[key] for key in wanted])
 
     def remove(self, prefix: str, keep: str = "") -> None:
@@ -117,6 +121,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    # A leaf that asks for no layout goes to the first device of this process.
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

@@ -17,6 +17,7 @@ import yaml
 from malt_jax.errors import UserError
 
 NAME = "config.yaml"
+# A marker of its own, because None is a value that a field can have.
 _ABSENT = object()
 
 
@@ -68,6 +69,7 @@ def to_yaml(config: dict[str, Any]) -> bytes:
 
 def parse(raw: bytes, sha256: str, place: str, choose: str) -> dict[str, Any]:
     """The config in these bytes; UserError unless they have the hash that the manifest holds."""
+    # A wrong hash, broken YAML and YAML that is no mapping all end in the one sentence below.
     with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
         intact = hashlib.sha256(raw).hexdigest() == sha256
         if intact and isinstance(config := yaml.safe_load(raw), dict):
@@ -84,6 +86,7 @@ def _flatten(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         if isinstance(value, list) and any(isinstance(item, dict) for item in value):
             value = dict(enumerate(value))
+        # An empty section stays a leaf, so that one that became empty is seen to differ.
         if isinstance(value, dict) and value:
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:

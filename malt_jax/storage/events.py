@@ -18,6 +18,7 @@ from pathlib import Path
 
 from malt_jax.storage.atomic import append_bytes
 
+# The largest finite float32, the type in which a point is stored.
 _MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
@@ -30,6 +31,8 @@ class EventFile:
     def __init__(self, folder: Path, step: int):
         name = f"events.out.tfevents.{int(time.time()):010d}.malt.{secrets.token_hex(4)}"
         self.path = folder / name
+        # Field 3 is the version of the file format; field 7 a session log, whose status 1 means
+        # "start".
         version = _message(3, b"brain.Event:2")
         session_start = _message(7, _integer(1, 1))
         self._append(_event(step, version), _event(step, session_start))
@@ -49,6 +52,7 @@ def _record(data: bytes) -> bytes:
 
 
 def _event(step: int, content: bytes) -> bytes:
+    # 0x09 is the tag of field 1 with wire type 1: a float of 64 bits follows.
     wall_time = b"\x09" + struct.pack("<d", time.time())
     return wall_time + _integer(2, step) + content
 
@@ -58,6 +62,7 @@ def _summary(numbers: Mapping[str, float]) -> bytes:
     values = []
     for name, number in numbers.items():
         tag = _message(1, name.encode("utf-8", "replace"))
+        # Field 2 with wire type 5, a float of 32 bits, is the value of the point.
         single = struct.pack("<f", max(-_MAX_FLOAT32, min(_MAX_FLOAT32, number)))
         values.append(_message(1, tag + bytes([2 << 3 | 5]) + single))
     return _message(5, b"".join(values))
@@ -65,6 +70,7 @@ def _summary(numbers: Mapping[str, float]) -> bytes:
 
 def _integer(field: int, value: int) -> bytes:
     """A protocol buffer field of type varint; the value is not negative."""
+    # Seven bits per byte, the lowest first; the high bit says that another byte follows.
     encoded = bytearray([field << 3])
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -74,6 +80,7 @@ def _integer(field: int, value: int) -> bytes:
 
 def _message(field: int, content: bytes) -> bytes:
     """A protocol buffer field that holds a message or a text; its length is a varint."""
+    # Without its first byte, the tag, `_integer` is a bare varint.
     return bytes([field << 3 | 2]) + _integer(0, len(content))[1:] + content
 
 
@@ -83,6 +90,7 @@ def _checksum(data: bytes) -> bytes:
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
+    # TensorFlow's mask: rotate by 15 bits to the right, then add a constant.
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 

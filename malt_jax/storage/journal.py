@@ -86,9 +86,12 @@ class Journal:
         self._units: list[Path] = []
         self._cost: dict[str, Any] | None = None
         self._open = False
+        # A stop that came between two stages takes effect before the next one begins.
         raise_if_stopped()
         self.done = manifest.stage_done(run, stage)
         if self.done:
+            # The files of a finished stage are hashed again, because later stages are about to read
+            # them.
             units = manifest.sealed_units(run, stage)
             manifest.verify(run, units)
             if units:  # a phase without data is sealed empty
@@ -156,6 +159,7 @@ class Journal:
         """
         if self.done:
             return
+        # 1. List the files of every block and the records that each must hold.
         sealed = set(manifest.sealed_units(self.run, self.stage))
         expected = [
             files(number, items[start : start + size])
@@ -163,13 +167,16 @@ class Journal:
         ]
         paths = list(dict.fromkeys(path for block in expected for path in block))
         unsealed = [path for path in paths if path not in sealed]
+        # 2. Check the sealed files against their hashes, and cut a torn line off the others.
         manifest.verify(self.run, [path for path in paths if path in sealed])
+        # The cost is sealed after the last block, so nothing is left to do once it is.
         if not unsealed and self._cost_path in sealed:
             return
         for path in unsealed:
             recover(path)
         # No process may read a file before process 0 has cut off its torn last line.
         meet("shards recovered")
+        # 3. Work on the blocks that lack a record; files that are sealed are not touched.
         written: dict[Path, set[Key]] = {}
         costs = self.block_costs(self.run, self.stage)
         figures = self._meter() if self._meter else dict
@@ -179,12 +186,15 @@ class Journal:
                 continue
             start = number * size
             some = items[start : start + size]
+            # Each file is read once, when the first block needs it.
             for path in wanted.keys() - written.keys():
                 written[path] = _keys(path, key)
             block = Block(some, key, {path: keys - written[path] for path, keys in wanted.items()})
             if any(block.missing.values()):
                 at = time.perf_counter()
                 yield block
+                # The caller has written the block when it asks for the next one and the loop
+                # continues here.
                 seconds = time.perf_counter() - at
                 costs[str(start)] = {"seconds": seconds, **block.cost, "questions": len(some)}
             if sealed_apart:
@@ -193,6 +203,7 @@ class Journal:
                 write_json(self.block_costs_path(self.run, self.stage), costs)
             done = min(start + len(some), len(items))
             self._progress.update(self.stage, done, len(items), **block.figures)
+            # The block is on the disk here, so that a stop loses no work.
             raise_if_stopped()
         if sealed_apart:
             self.record_cost(**{**figures(), "seconds": time.perf_counter() - began})
@@ -213,11 +224,13 @@ class Journal:
         for name, path in () if self.done else pieces.items():
             if path in sealed:
                 continue
+            # A path without a suffix stands for a folder, whatever is in its place now.
             if writes() and path.exists() and (path.is_dir() or not path.suffix):
                 kept = manifest.set_aside(self.run, path)
                 self._progress.note(f"{path}: what was here is in {kept} now")
             yield name, path
             self._seal([path])
+            # The path is sealed already and must not be sealed again at the end of the stage.
             self._units = [unit for unit in self._units if unit != path]
             raise_if_stopped()
 
@@ -236,6 +249,7 @@ class Journal:
 
     def _write_cost(self) -> Path:
         write_json(self._cost_path, self._cost)
+        # So the end of the `with` block does not write it a second time.
         self._cost = None
         return self._cost_path
 

@@ -40,6 +40,7 @@ def append_lines(
     Raises UserError if the write fails, which is then undone, or if the last line is torn.
     """
     path = Path(path)
+    # The last byte shows a torn line. Appending to it would join two records into a damaged one.
     if writes() and path.is_file() and path.stat().st_size:
         with explained(path), open(open_regular(path, os.O_RDWR), "rb") as file:
             file.seek(-1, os.SEEK_END)
@@ -76,9 +77,11 @@ def recover(path: str | os.PathLike) -> int:
     if not writes() or not path.exists():
         return 0
     with explained(path), open(open_regular(path, os.O_RDWR), "r+b") as file:
+        # `start` is where the last line begins, which is the new length of the file if it is torn.
         start, last = 0, b""
         for line in file:
             start, last = start + len(last), line
+        # Only the last line is parsed here; `read_lines` finds and refuses damage further up.
         try:
             if last:
                 _decode(last)
@@ -110,6 +113,7 @@ def read_records(
 
     A line that `parse` refuses with a ValueError raises `UserError` naming it, as a damaged one.
     """
+    # Counted as in `read_lines`, so that both name the same line.
     for number, line in enumerate(read_lines(path), start=1):
         try:
             record = parse(line)

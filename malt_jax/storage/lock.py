@@ -29,6 +29,8 @@ class RunLock:
 
     def __init__(self, run: str | os.PathLike, command: str):
         path = Path(run, NAME)
+        # The lock belongs to the process and not to one thread (`thread_local`), so that `release`
+        # works from any thread.
         # No fall-back to FileLock's "soft" lock: it would outlive a killed process.
         self._lock = FileLock(path, PATIENCE, thread_local=False, fallback_to_soft=False)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
@@ -39,8 +41,11 @@ class RunLock:
         ):
             self._acquire(path)
             try:
+                # Only with the lock held: until then the content belongs to the other process, and
+                # names it.
                 file.truncate()
                 file.write(json.dumps(owner).encode())
+            # The caller gets no RunLock after an exception here, so nobody could release it later.
             except BaseException:
                 self.release()
                 raise
@@ -65,6 +70,7 @@ class RunLock:
 
 def _holder(path: Path) -> str:
     try:
+        # This is read without the lock, so the content may be empty or half written.
         owner = json.loads(read_bytes(path))
         return f"process {owner['pid']} on {owner['host']} ({owner['command']!r})"
     except (OSError, ValueError, KeyError, TypeError, UserError):

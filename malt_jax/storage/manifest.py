@@ -71,12 +71,14 @@ def _record_inputs(run: str | os.PathLike, paths: list[Path]) -> None:
     files = [file for path in paths for file in files_beneath(path)]
     hashes = {str(file): digest for file, digest in zip(files, sha256_all(files), strict=True)}
     known = data["inputs"]
+    # A path that was not recorded before cannot have changed.
     changed = [path for path, digest in hashes.items() if known.get(path, digest) != digest]
     if changed:
         raise UserError(
             f"{_root(run)}: this run began with other contents of {', '.join(changed)}; restore "
             "what was there or choose another --output-dir."
         )
+    # A run that is continued usually reads the same files, and then nothing is written.
     if not hashes.keys() <= known.keys():
         known.update(hashes)
         _write(_root(run), data)
@@ -96,6 +98,7 @@ def _seal(run: str | os.PathLike, stage: str, paths: Paths, done: bool) -> None:
     root, data = _root(run), load(run)
     units = [_relative(root, path) for path in paths]
     entry = data["stages"].setdefault(stage, {"done": False, "units": []})
+    # A unit that is sealed again is replaced as a whole: a file that it lost must not stay listed.
     _unregister(data, stage, units)
     entry["units"] += units
     entry["done"] = done
@@ -163,6 +166,8 @@ def verify(run: str | os.PathLike, paths: Paths | None = None) -> None:
     hit = [next(stage_of[p] for p in _lineage(file) if p in stage_of) for file in damage]
     stage = min(hit, key=list(data["stages"]).index)
     places = {place for file in damage for place in _lineage(file)}
+    # Units are in the order in which they were sealed, so the search goes back from the first
+    # damaged one.
     first_hit = next((n for n, unit in enumerate(units) if unit in places), 0)
     earlier = reversed(units[:first_hit])
     intact = next((unit for unit in earlier if not _damage(root, data, [unit])), None)
@@ -236,6 +241,7 @@ def _damage(root: Path, data: Manifest, paths: Collection[str]) -> dict[str, str
     found = {_relative(root, file): file for path in paths for file in files_beneath(root / path)}
     damage = dict.fromkeys(sealed.keys() - found.keys(), "missing")
     damage |= dict.fromkeys(found.keys() - sealed.keys(), "unknown")
+    # Sizes are compared first, because a file of another size needs no hash.
     same_size = []
     for file in sealed.keys() & found.keys():
         size, expected = found[file].stat().st_size, sealed[file]["bytes"]
@@ -282,5 +288,6 @@ def _relative(root: Path, path: str | os.PathLike) -> str:
 
 def _write(root: Path, data: Manifest) -> None:
     raw = selfsealed.encode(data)
+    # The copy comes second: after a kill between the two writes it holds the state before, intact.
     write_bytes(root / NAME, raw)
     write_bytes(root / TWIN, raw)

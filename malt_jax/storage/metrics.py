@@ -27,6 +27,7 @@ class Metrics:
     def __init__(self, run: RunDir, tracker: str | None = None):
         self._run = run
         self._series: dict[str, Series] = {}
+        # A killed process may have left half a line, and `append_lines` refuses to write after one.
         recover(run.metrics)
         self._tracker = _start_tracker(tracker, run) if tracker and writes() else None
 
@@ -62,6 +63,8 @@ class Series:
         if not writes():
             return
         finite = {name: float(number) for name, number in numbers.items() if math.isfinite(number)}
+        # `fromkeys` gives every name null and `finite` overwrites it, so a NaN stays visible as
+        # null.
         line = {"time": time.time(), **self._key, "step": step, **dict.fromkeys(numbers), **finite}
         if self._events is None:
             self._drop_from(step)
@@ -77,6 +80,7 @@ class Series:
         if not self._run.metrics.exists():
             return
         lines = list(read_lines(self._run.metrics))
+        # `<=` on items: the line has all four names of this series with the same values.
         key = self._key.items()
         kept = [line for line in lines if line.get("step", 0) < start or not key <= line.items()]
         if len(kept) < len(lines):

@@ -38,6 +38,7 @@ class Store:
     def __init__(self, url: str):
         from fsspec.core import url_to_fs
 
+        # fsspec makes the missing folders of a local path; an object store has no folders to make.
         local = "://" not in url or url.startswith("file://")
         self.url = url
         self._fs, base = url_to_fs(url, **({"auto_mkdir": True} if local else {}))
@@ -68,6 +69,8 @@ class Store:
         place = self._place(name)
         if not self.is_local:  # object stores show an upload only once it is complete
             return self._fs.put_file(str(source), place)
+        # A folder shows a file while it is being written. So the copy is made under another name,
+        # flushed, and renamed over the old file in one step.
         make_folder(Path(place).parent)
         partial = Path(place).with_name(".partial-malt")
         remove(partial)
@@ -107,6 +110,8 @@ def push(run: str | os.PathLike, url: str) -> None:
             raise UserError(
                 f"mirror: {url} holds another run (made with another config); choose another."
             )
+        # The hashes in the mirror's manifest say what it has; the mirrored files themselves are not
+        # read.
         mirrored = there["artefacts"] if there else {}
         new = [
             file
@@ -114,6 +119,7 @@ def push(run: str | os.PathLike, url: str) -> None:
             if mirrored.get(file, {}).get("sha256") != entry["sha256"]
         ]
         logs = [file for file in LOGS if (root / file).exists()]
+        # The manifest goes last: also after a kill it names only files that are already there.
         for file in [*new, *logs, config_file.NAME, manifest.NAME]:
             store.put(root / file, file)
 
@@ -135,17 +141,23 @@ def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None
             if accept:
                 accept(store.read(config_file.NAME) or b"", data["config_sha256"])
             make_folder(run)
+            # The marker tells the next start that this folder is ours and may be fetched again.
             begun.append(BEGUN)
             (run / BEGUN).touch()
             logs = [file for file in LOGS if store.has(file)]
             files = [*data["artefacts"], *logs, config_file.NAME]
+            # The files are listed before they are copied, so that a copy that fails half-way is
+            # removed too.
             begun += files
             for file in files:
                 make_folder((run / file).parent)
                 store.get(file, run / file)
+            # The files reach the disk before the manifest that makes the folder a run. The bytes
+            # written are those checked above, because a second read could give a newer manifest.
             sync_tree(run)
             write_bytes(run / manifest.NAME, raw)
     except UserError:
+        # The first part of each path is enough: it also removes the folders made for the copy.
         for name in {PurePosixPath(file).parts[0] for file in begun}:
             remove(run / name)
         raise
@@ -159,6 +171,7 @@ def refuse_overlap(url: str, run: Path) -> None:
         store = Store(url)
         if not store.is_local:
             return
+    # Links are followed on both sides, because they could hide that the two folders are the same.
     here, there = Path(os.path.realpath(run)), Path(os.path.realpath(store.base))
     if here == there or here in there.parents or there in here.parents:
         raise UserError(

@@ -37,6 +37,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the checkout that the package runs from; None outside a checkout."""
     root = Path(malt_jax.__file__).parents[1]
+    # `git -C` would also find a checkout that merely surrounds the package, such as a project with
+    # a virtual environment in it.
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

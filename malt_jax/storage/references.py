@@ -24,6 +24,7 @@ def load_or_compute(
     if path.exists():
         return load(path, key)
     values = compute()
+    # The key says what the numbers were computed with, the hash that they are still the same ones.
     about = {**key, "sha256": _digest(values)}
     buffer = io.BytesIO()
     np.savez(buffer, logprobs=values, key=np.array(json.dumps(about)))
@@ -34,6 +35,7 @@ def load_or_compute(
 def load(path: Path, key: Mapping[str, str]) -> np.ndarray:
     """The stored log-probabilities; UserError names what they were computed with otherwise."""
     try:
+        # Without pickles, which could run code of whoever wrote the file.
         with np.load(path, allow_pickle=False) as file:
             values, stored = file["logprobs"], json.loads(str(file["key"]))
         if stored.pop("sha256") != _digest(values):

@@ -72,6 +72,7 @@ class RunDir:
         path = Path(os.path.abspath(path))
         request = Request(config, free, complete or Request.complete)
         opened: list[RunDir] = []
+        # Process 0 creates or opens the run; the others read what it made and hold no lock.
         first(lambda: opened.append(cls._open(path, request, command, facts, mirror, inside)))
         return opened[0] if opened else cls.existing(path)
 
@@ -87,23 +88,32 @@ class RunDir:
     ) -> RunDir:
         config = path / config_file.NAME
         with explained(path):
+            # 1. Refuse a foreign folder before a lock file is put into it.
             _refuse_foreign(path, request, url, inside)
             if url:
                 mirror.refuse_overlap(url, path)
+            # 2. Note what does not exist yet, because `withdraw` may remove only that.
             created = [] if config.exists() else [config]
             created += make_folder(path)
+            # 3. Take the lock. What was checked without it may have changed, so it is checked
+            # again.
             run = cls(path, lock.RunLock(path, command), created)
             try:
                 _refuse_foreign(path, request, url, inside)  # again, now that nobody else writes
+                # 4. Fetch the run from its mirror, if it exists only there.
                 if url and not _is_run(path):
                     _fetch(url, path, request)
+                # 5. Remove what a killed process left: the marker of a fetch, and temporary files.
                 remove(path / mirror.BEGUN)
                 clean_leftovers(path)
+                # 6. Continue the run, or create it.
                 if _is_run(path):
                     request.refuse_other(run.config, f"{path}:", CHOOSE)
                 else:
                     _create(path, request, {"command": command, **(facts or {})})
             except BaseException as error:
+                # Refused input leaves no empty run behind. After any other error the folder stays
+                # as it is.
                 if isinstance(error, UserError) and not _is_run(path):
                     run.withdraw()
                 run.close()
@@ -149,6 +159,7 @@ class RunDir:
             return
         # In this order, because a config.yaml alone is a run whose creation was interrupted.
         ours = (manifest.TWIN, manifest.NAME, lock.NAME)
+        # Any other file shows that a stage has begun, and then nothing is removed.
         if {entry.name for entry in self.path.iterdir()} <= {*ours, config_file.NAME}:
             for name in ours:
                 (self.path / name).unlink(missing_ok=True)
@@ -204,6 +215,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _create(path: Path, request: Request, facts: dict[str, Any]) -> None:
+    # The manifest is written last: it makes the folder a run, and it holds the config's hash.
     text = config_file.to_yaml(request.config)
     write_bytes(path / config_file.NAME, text)
     digest = hashlib.sha256(text).hexdigest()
@@ -243,6 +255,7 @@ def _refuse_foreign(
             f"{path}: lies in the run directory {around}, which would take it for damage; choose "
             "an --output-dir outside of it."
         )
+    # A fetch that was killed may have left any file, and the next fetch begins from the start.
     if url and (path / mirror.BEGUN).exists():
         return
     if (path / manifest.TWIN).exists():

@@ -32,6 +32,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"its format is {data.get('format')!r}, and this version reads {FORMAT}")
     for field, kind in _REQUIRED.items():
         _require(isinstance(data.get(field), kind), field)
+    # These fields are optional, but if they are present they must have this form.
     for field, kinds in {
         "model": {"path": str, "fingerprint": str},
         "questions": {"train": str, "eval": str},
@@ -40,6 +41,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     resumed = data.get("resumed_with", [{}])
     _require(isinstance(resumed, list) and resumed and all(map(_has, resumed)), "resumed_with")
     _require(all(_has(stage, done=bool, units=list) for stage in data["stages"].values()), "stages")
+    # `verify` looks up the stage of every damaged file, so each entry must name a known stage.
     for entry in data["artefacts"].values():
         known = _has(entry, sha256=str, bytes=int, stage=str) and entry["stage"] in data["stages"]
         _require(known, "artefacts")

@@ -14,7 +14,9 @@ KEY = "seal"
 
 def encode(data: dict[str, Any]) -> bytes:
     """The object and its seal as indented ASCII JSON; raises ValueError for NaN and infinity."""
+    # A seal from an earlier `decode` is dropped, so that `encode(decode(raw))` gives `raw` again.
     content = {key: value for key, value in data.items() if key != KEY}
+    # The hash covers the JSON on one line, and the file holds the same content indented.
     body = json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
     sealed = {**content, KEY: hashlib.sha256(body).hexdigest()}
     return json.dumps(sealed, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"

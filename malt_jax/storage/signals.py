@@ -33,6 +33,8 @@ def stop_requested() -> bool:
 def raise_if_stopped() -> None:
     """Raises `RunStopped` if a stop was requested; stages call it after saving their state."""
     if stop_requested():
+        # If only another process got a signal, there is none to report here, and SIGTERM is
+        # assumed.
         raise RunStopped(_received[0] if _received else signal.SIGTERM)
 
 
@@ -54,10 +56,13 @@ def graceful_stop() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # Ctrl-C sends SIGINT; a scheduler sends SIGTERM before it kills.
     previous = {number: signal.signal(number, _note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        # A program that is about to end ignores both signals; other callers get their handlers
+        # back.
         ends = _ends_process and _received
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_IGN if ends else handler)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from malt_jax.errors import UserError
 
+# Empty for a single process, else one entry: whether this process writes, its barrier, and its
+# "any" over all processes.
 _processes: list[tuple[bool, Callable[[str], None], Callable[[bool], bool]]] = []
 
 
@@ -52,5 +54,7 @@ def first(work: Callable[[], None]) -> None:
             work()
         except UserError as error:
             refused = error
+    # Every process must make this call, whether it did the work or not: it is a collective
+    # operation, and without one of them the others would wait forever.
     if any_of(refused is not None):
         raise refused or UserError("process 0 of this run was refused; its message says why.")

@@ -58,6 +58,7 @@ def parse_question(text: str) -> tuple[int, ...]:
 
 def split_of(text: str) -> str:
     """The split of a question, from the SHA-256 of its text: no seed or count can move it."""
+    # Eight bytes of the hash as a number: its remainder is uniform over the questions.
     digest = hashlib.sha256(text.encode()).digest()
     return "eval" if int.from_bytes(digest[:8], "big") % EVAL_SHARE == 0 else "train"
 
@@ -69,10 +70,12 @@ class _Stream:
         self.split = split
         self.rows: list[tuple[str, str]] = []
         self.seen: set[str] = set()
+        # `random` hashes a text by itself, so the order is the same in every process.
         self.rng = random.Random(f"arithmetic:{split}:{seed}")
 
     def get(self, index: int) -> tuple[str, str]:
         while len(self.rows) <= index:
+            # Draws are repeated until one is new and belongs to this split.
             digits = tuple(self.rng.choice(DIGITS) for _ in range(TERMS))
             text = question_text(digits)
             if text not in self.seen and split_of(text) == self.split:
@@ -81,6 +84,7 @@ class _Stream:
         return self.rows[index]
 
 
+# A stream keeps what it has drawn, so asking for index after index draws each question once.
 @lru_cache(maxsize=8)
 def _stream(split: str, seed: int) -> _Stream:
     return _Stream(split, seed)
@@ -101,6 +105,7 @@ def make_question(index: int, seed: int, split: str = "train") -> tuple[str, str
 def extract_answer(text: str) -> str | None:
     """The number at the end of a turn, as a plain decimal string; None without one."""
     match = ANSWER.search(text)
+    # By way of a number, so that `=044` and `=44` are the same answer.
     return str(int(match.group(1))) if match else None
 
 

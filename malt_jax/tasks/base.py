@@ -36,10 +36,12 @@ class Grade:
 
     parsed: str | None
     correct: bool
+    # None lasts only until `__post_init__`, so that users of the class see a plain float.
     reward: float = cast(float, None)
 
     def __post_init__(self):
         if self.reward is None:
+            # A frozen dataclass refuses assignment, also from its own methods.
             object.__setattr__(self, "reward", float(self.correct))
         if not 0 <= self.reward <= 1:
             raise ValueError(f"a reward of {self.reward}; it must be from 0 to 1")

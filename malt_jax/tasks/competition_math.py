@@ -32,6 +32,8 @@ def parse(row: Row, split: str) -> Question:
     column, _ = row.get("answer", "solution")
     text = row.text(column, numbers=True).strip()
     boxed = boxes(text)
+    # The last box is the answer. A `solution` without a box has none, and an `answer` without one
+    # is taken as it is.
     answer = boxed[-1].span if boxed else "" if column == "solution" else text
     if not answer or len(answer) > MAX_LENGTH:
         raise Unusable.of(

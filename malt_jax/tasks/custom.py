@@ -53,6 +53,7 @@ def import_task(place: str) -> Task:
     """The `Task` at `module:attribute`, or what the function there returns."""
     module, _, attribute = place.partition(":")
     folder, top = os.getcwd(), module.partition(".")[0]
+    # A module of the user's may have the name of a standard one, and then the user's is meant.
     own = Path(folder, f"{top}.py").is_file() or Path(folder, top).is_dir()
     if top in sys.stdlib_module_names and not own:  # `sys:exit`, `os:abort`
         raise UserError(f"task.name: {place!r} is Python's own; give a module of yours")
@@ -105,6 +106,7 @@ def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping)
         "templates": role_templates(answer_format),
         "answer_format": answer_format,
     }
+    # Templates are merged role by role; any other change replaces its field as a whole.
     fields["templates"] |= changes.get("templates", {})
     return Task(**fields | {k: v for k, v in changes.items() if k != "templates"})
 
@@ -132,6 +134,7 @@ class _FileLoader:
                 meta[column] = value
         answer = row.text("answer", numbers=True).strip()
         question = Question(row.identity(split, "id"), text, answer, meta)
+        # A user's own grader may have no `check`.
         check = getattr(self.grader, "check", None)
         if check and (why := check(question)):
             raise row.fail(why, "correct the answer, or choose another task.grader")

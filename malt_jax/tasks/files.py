@@ -146,6 +146,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def _refuse_other_content(path: Path) -> None:
     with path.open("rb") as file:
+        # The start is enough for every mark above, and a large file is not read twice.
         start = file.read(64).lower()
     for mark, (what, advice) in _NOT_A_TABLE.items():
         if start.startswith(mark) and not (mark == b"par1" and path.suffix.lower() == ".parquet"):
@@ -155,6 +156,7 @@ def _refuse_other_content(path: Path) -> None:
 def _jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         number = 0
+        # One byte more than allowed, to tell a line that is too long from one that just fits.
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
@@ -202,6 +204,7 @@ def _no_constant(name: str) -> Any:
 
 def _csv(path: Path) -> Iterator[Row]:
     text = _decode(path.read_bytes().removeprefix(BOM), _shown(path))
+    # Signs inside quoted names separate nothing.
     header_line = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
     for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if sign in header_line and "," not in header_line:
@@ -209,8 +212,10 @@ def _csv(path: Path) -> Iterator[Row]:
                 f"{_shown(path)}, line 1: the columns are separated by {name}; "
                 "save the file with commas"
             )
+    # The limit belongs to the whole process, so it is put back at the end.
     old_limit = csv.field_size_limit(MAX_LINE_BYTES)
     try:
+        # Line breaks inside quoted fields stay as they are with `newline=""`.
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, None)
         if header is None:
@@ -248,6 +253,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             if file.metadata.num_rows > MAX_PARQUET_ROWS:
                 found = f"{file.metadata.num_rows:,} rows, more than {MAX_PARQUET_ROWS:,}"
                 raise UserError(f"{_shown(path)}: holds {found}; split the file")
+            # Piece by piece, so that a small file that unpacks to a huge table is refused early.
             for batch in file.iter_batches(batch_size=256):
                 rows = batch.to_pylist()
                 values += rows
@@ -265,6 +271,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def _decode(data: bytes, place: str) -> str:
+    # These marks begin UTF-16, which would otherwise be reported as a wrong byte.
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{place}: UTF-16 text; save the file as UTF-8")
     if b"\0" in data:

@@ -48,6 +48,7 @@ def parse_symbolic(row: Row, split: str) -> Question:
     question = parse(row, split)
     if not row.has("instance"):
         return question
+    # The id repeats in every draw of a template, so only both together name a question.
     template, instance = row.identity(split, "id"), row.identity(split, "instance")
     meta = {**question.meta, "template": template, "instance": instance}
     return replace(question, id=f"{template}-{instance}", meta=meta)

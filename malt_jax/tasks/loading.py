@@ -130,6 +130,8 @@ def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -
             f"task.num_eval, the data holds {len(questions)}; ask for 1 to {len(questions)}, or "
             "set it to null to have all"
         )
+    # The shuffle depends only on the seed and the number of questions. A sample is the first
+    # `limit` of it, so samples are nested; sorting brings back the order of the file.
     order = list(range(len(questions)))
     if seed is not None:
         random.Random(seed).shuffle(order)
@@ -171,6 +173,7 @@ def _hub_rows(hub: Hub, split: str) -> list[Row]:
                 f"{hub.repo} can't be loaded from the hub ({reason}); "
                 f"give a local file in task.{split}_path"
             ) from None
+        # Rows are numbered through all configurations, so that a message names exactly one.
         for values in data:
             rows.append(Row(hub.repo, f"row {len(rows) + 1}", dict(values)))
     return rows

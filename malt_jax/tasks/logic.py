@@ -44,12 +44,14 @@ class Puzzles:
                 "pip install reasoning-gym, or give task.train_path and task.eval_path"
             ) from None
         wanted = limit or DEFAULT_COUNT
+        # More puzzles than wanted, because those of the other split and repeated ones are skipped.
         sources = [
             reasoning_gym.create_dataset(family, size=wanted * 20, seed=seed or 0)
             for family in self.families
         ]
         questions: dict[str, Question] = {}
         for index in range(wanted * 20):
+            # The families take turns, so that a set of any size holds about as many of each.
             for family, source in zip(self.families, sources, strict=True):
                 entry = source[index]
                 question = _question(entry["question"], entry["answer"], family, split)

@@ -30,6 +30,7 @@ def parse_humaneval(row: Row, split: str) -> Question:
     prompt, entry = row.text("prompt"), row.text("entry_point").strip()
     if not entry.isidentifier():
         raise row.fail(f"`entry_point` is {entry[:40]!r}", "give the function's name")
+    # HumanEval's tests define `check`, which takes the function under test.
     tests = f"{row.text('test')}\n\ncheck({entry})\n"
     _parsed(row, "test", tests)
     _parsed(row, "prompt", prompt)
@@ -53,10 +54,12 @@ def parse_mbpp(row: Row, split: str) -> Question:
     solution = _parsed(row, "code", row.text("code"))
     trees = [_parsed(row, "test_setup_code", setup), _parsed(row, "test_list", tests)]
     code: dict[str, Any] = {"setup": setup}
+    # One test fixes the name and the form of the arguments.
     shown = listed[0]
     if free_names(trees[0])[0]:  # it makes objects of the solution's own classes
         code = {"setup": "", "fixture": setup}
         shown = "\n".join([*map(str.rstrip, setup.splitlines()), "", shown])
+        # The fixture runs beside the solution, so what it defines is taken from there as well.
         del trees[0]
     # One published solution is called `sum`: what it defines is not Python's own.
     own = {node.name for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
@@ -65,6 +68,7 @@ def parse_mbpp(row: Row, split: str) -> Question:
         raise Unusable.of(row, "`test_list` calls no function of the solution", "correct the tests")
     if _hands_over_code(trees[-1], names):
         raise Unusable.of(row, "`test_list` passes a function of its own", "correct the tests")
+    # Tests may use a module of the standard library without importing it.
     code |= {"tests": "".join(f"import {m}\n" for m in modules) + tests, "names": names}
     asked = row.text("text", "prompt").strip()
     text = f"{asked}\nThe code must pass tests like this one:\n\n```python\n{shown}\n```"
@@ -79,6 +83,7 @@ def free_names(*trees: ast.Module, own: Set[str] = frozenset()) -> tuple[list[st
     is used as in `sys.getsizeof`.
     """
     used, defined, owners = set[str](), set(dir(builtins)) - own, set[str]()
+    # Scopes are ignored: a name that is defined anywhere counts as defined everywhere.
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
@@ -96,6 +101,7 @@ def free_names(*trees: ast.Module, own: Set[str] = frozenset()) -> tuple[list[st
 
 def _hands_over_code(tests: ast.Module, names: list[str]) -> bool:
     """Whether a test passes a lambda to the solution, which cannot leave the tests' process."""
+    # Only direct calls of the solution count, but a lambda may be deep inside an argument.
     calls = (node for node in ast.walk(tests) if isinstance(node, ast.Call))
     return any(
         isinstance(part, ast.Lambda)

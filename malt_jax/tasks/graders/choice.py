@@ -21,6 +21,7 @@ from malt_jax.tasks.base import Grade, Question
 from malt_jax.tasks.graders.languages import fold
 from malt_jax.tasks.graders.statements import MAX_SPAN, statements
 
+# Labels without texts, for questions that bring no choices.
 _LETTERS = {chr(c): "" for c in range(ord("A"), ord("Z") + 1)}
 _MARKUP = re.compile(r"[*_`$]+|\\(?:left|right|[()\[\]])|\\(?:text|mathrm|textbf|mathbf)\s*(?=\{)")
 _LEAD = re.compile(
@@ -66,6 +67,8 @@ class ChoiceGrader:
         text = fold(text)
         names = _Names(_choices(question) or self.choices, self.aliases)
         if found := statements(text):
+            # A statement that says anything decides, whether it can be read or not. Only an empty
+            # one, such as "Answer:", lets the lines below it count.
             last = found[-1]
             if last.form == "box" or last.span.strip(" .:*"):
                 return names.chosen(last.line)
@@ -97,6 +100,7 @@ class _Names:
         self.labels = {label.casefold(): label for label in choices} | dict(aliases)
         self.owners: dict[str, set[str]] = {}  # the labels of a text, the longest text first
         self.by_key: dict[str, set[str]] = {}
+        # The longest text comes first, because one text may begin with another.
         for label, text in sorted(choices.items(), key=lambda item: -len(item[1])):
             if text := fold(text).casefold().strip():
                 self.owners.setdefault(text, set()).add(label)
@@ -128,20 +132,25 @@ class _Names:
 
     def _first(self, words: str) -> tuple[str | None, str]:
         """The label that `words` start with, by itself or by its text, and what follows."""
+        # 1. All words are the text of a choice; if two choices share it, it names neither.
         if _key(words) and (owners := self.by_key.get(_key(words))):
             return (next(iter(owners)) if len(owners) == 1 else None), ""
         words = words[_end(_LEAD, words) :]
+        # 2. A label in brackets.
         if wrapped := _WRAPPED.match(words):
             return self.labels.get(wrapped[1].casefold()), words[wrapped.end() :]
+        # 3. A text, from the first word on or behind an article.
         for start in (len(words) - len(words.lstrip("\"'“ ")), _end(_ARTICLE, words)):
             text, rest = self._text(words[start:])
             if text:
                 label, *more = self.owners[text]
                 return (label, rest) if _END.match(rest) and not more else (None, rest)
+        # 4. A bare label, unless it is an article or a pronoun.
         bare = _BARE.match(words)
         if bare is None or bare[1].casefold() not in self.labels:
             return None, words
         label, rest = self.labels[bare[1].casefold()], words[bare.end() :]
+        # A label in front of its own text needs no sign between them: `B enforce`.
         text, _ = self._text(_BEFORE_TEXT.sub("", rest, count=1))
         if text and label in self.owners[text]:
             return label, rest
@@ -155,11 +164,13 @@ class _Names:
             if self._first(rest[contrast.end() :])[0] not in (None, label):
                 rest = rest[: contrast.start()]  # "(B), not (A)"
                 break
+        # The choice's own text goes first, because it may itself hold a word like "not".
         for text, owners in self.owners.items():
             if label in owners:
                 rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
             elif len(text) > 1 and f" {_key(text)} " in f" {_key(rest)} ":
                 return True
+        # Only up to the next comma or colon, because what follows may deny another choice.
         denied = _DENIED.search(re.split("[,;:!?–—]", rest)[0])
         return bool(denied or self._labels(rest) - {label})
 
@@ -168,6 +179,8 @@ class _Names:
         found = {self.labels.get(name.casefold()) for name in _WRAPPED.findall(words)}
         for match in re.finditer(r"(?<![\w'’])\w+", words):
             word, rest = match[0], words[match.end() :]
+            # "A", "I" and whole words such as "no" are common, so they count only where they stand
+            # alone; any other single character counts unless it is a lower-case letter.
             common = len(word) > 1 or word in "AI"
             if _STANDS_ALONE.match(rest) if common else not word.islower():
                 found.add(self.labels.get(word.casefold()))

@@ -113,11 +113,15 @@ class CodeGrader:
         token = secrets.token_hex(16)
         limits = {"seconds": self.seconds, "memory": self.memory}
         parts = [*_program(code, tests["setup"]), tests.get("fixture", "")]
+        # The two processes talk to each other, and the grader reads only what the judge prints.
         here, there = socket.socketpair()
         with tempfile.TemporaryDirectory() as folder, here, there:
+            # The processes may run as the user nobody, who must be able to enter the folder.
             os.chmod(folder, 0o755)
             judge = _start("judge", here, folder)
             solution = _start("solution", there, folder)
+            # Our ends are closed, so that each side sees the end of the channel when the other
+            # dies.
             here.close()
             there.close()
             try:
@@ -127,6 +131,7 @@ class CodeGrader:
             finally:
                 for process in (judge, solution):
                     _stop(process)
+        # The first line names the layers in force; all that follows must be the token.
         layers, _, rest = said.partition("\n")
         _warn_of_missing(layers)
         return rest.strip() == token
@@ -144,11 +149,13 @@ def _program(code: str, setup: str) -> list[str]:
 
 def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
     return subprocess.Popen(
+        # -I keeps the user's packages, the PYTHON* variables and the current folder out.
         [sys.executable, "-I", "-c", _BOOT, str(JAIL), role, str(channel.fileno())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pass_fds=[channel.fileno()],
+        # A group of its own, so that `_stop` reaches all that it started.
         start_new_session=True,
         cwd=folder,
         env=_ENVIRONMENT,
@@ -157,6 +164,7 @@ def _start(role: str, channel: socket.socket, folder: str) -> subprocess.Popen:
 
 def _stop(process: subprocess.Popen) -> None:
     """Ends the process with all that it started; see `jail.limits` for who handles SIGTERM."""
+    # The outer process of a jail answers SIGTERM by killing the inner one.
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2)
@@ -179,6 +187,7 @@ def _read(process: subprocess.Popen, seconds: float) -> str:
     """What the process prints until it ends or time is up, 4 kB at most."""
     assert process.stdout
     said, deadline = b"", time.monotonic() + seconds
+    # A judge prints two short lines, so more than this is not read.
     while len(said) < 4096 and (left := deadline - time.monotonic()) > 0:
         if not select.select([process.stdout], [], [], left)[0]:
             break

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from malt_jax.errors import UserError
 
+# In seconds; the worker imports SymPy and latex2sympy before it is ready.
 _START_SECONDS = 120
 
 
@@ -46,6 +47,7 @@ class Comparer:
             self._process.stdin.flush()
         except BrokenPipeError:
             return False
+        # A little longer than the worker's own wall-clock limit, so that the kernel ends it first.
         return self._line(10 * seconds + 5) == "true"
 
     def stop(self) -> None:
@@ -58,6 +60,7 @@ class Comparer:
     def _line(self, seconds: float) -> str:
         """One line of the worker, or "" when it is dead or late; a late one is killed."""
         assert self._process.stdout
+        # The worker writes a line in one piece, so a read after `select` does not wait.
         ready, _, _ = select.select([self._process.stdout], [], [], seconds)
         line = self._process.stdout.readline().strip() if ready else ""
         if not line:

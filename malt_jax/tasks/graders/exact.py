@@ -52,6 +52,7 @@ def _below(text: str, start: int, end: int, span: str) -> str:
         span = text[end:].strip().partition("\n")[0]
         place = end + len(text[end:]) - len(text[end:].lstrip())
     line = text.rfind("\n", 0, place) + 1
+    # Items are collected line by line, up to the first line that is no item.
     items = []
     while line > start and (item := _ITEM.match(text, line)):
         items.append(item[1])
@@ -65,6 +66,7 @@ def tidy(words: str) -> str:
     words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
     words = _MARKS.sub(lambda m: m[1] or "", words)
+    # Quotes, brackets and marks may be nested in any order, so this repeats until nothing changes.
     before = None
     while words != before:
         before = words
@@ -122,6 +124,7 @@ def _set(words: str) -> str:
     """The elements, each once and in alphabetical order."""
     words = _MARKS.sub(lambda m: m[1] or "", fold(words))
     words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
+    # The full stop at the end is dropped, but not the last point of an ellipsis.
     parts = _parts(re.sub(r"(?<!\.)\.$", "", words.strip(_EDGES)))
     # "..." is an element that no reference has: it says that there are more.
     return ", ".join(sorted({tidy(part) or part.strip() for part in parts if part.strip(_EDGES)}))
@@ -138,6 +141,7 @@ def _parts(words: str) -> list[str]:
         elif depth <= 0:
             parts.append(words[start : match.start()])
             start = match.end()
+    # No separator is outside of the brackets around everything, so the list is inside them.
     if not parts and words[:1] in tuple("([{") and words[-1:] in tuple(")]}"):
         return _parts(words[1:-1])
     return [re.sub(r"\s*,\s*", ",", part) for part in [*parts, words[start:]]]

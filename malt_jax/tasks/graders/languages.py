@@ -35,6 +35,7 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text
+    # The patterns have the same form (see `_compiled`), so accents match however they were typed.
     text = unicodedata.normalize("NFC", text)
     text = re.sub(r"(?<=\d)，(?=\d)", ",", text)  # it separates groups of digits
     # Elsewhere the ASCII sign needs a blank behind it: that is how a sentence is seen to end.
@@ -43,6 +44,7 @@ def fold(text: str) -> str:
 
 
 def _ascii_digits(run: re.Match[str]) -> str:
+    # A digit's code less its value is the same for all ten digits of one script.
     scripts = {ord(digit) - int(digit) for digit in run[0]}
     return "".join(str(int(digit)) for digit in run[0]) if len(scripts) == 1 else run[0]
 
@@ -69,13 +71,16 @@ class Language:
     @cached_property
     def opener(self) -> re.Pattern[str]:
         """Matches up to the answer, `line`. The words before it are `between` or `near`."""
+        # Where no blanks separate words, there are no borders of words to look for.
         start, end = (r"(?<!\w)", r"(?![\w'’])") if self.spaced else ("", "")
+        # A capital letter alone or in brackets is the label of a choice and ends the words between.
         label = r"[(\[]?(?-i:[A-Z])[)\]]?(?!\w)"
         between = rf"(?P<between>(?:(?!{label})[^.:=\n\d]){{0,60}}?)"
         near = rf"(?P<near>[^.:=\n\d]{{0,9}}?)(?=[ *_\"(\[$]*(?:-?\d|\\|(?<!\w){label}))"
         return _compiled(
             rf"{start}(?:{self.answer})(?:{between}(?:[:=]|{start}(?:{self.link}){end})"
             rf"|{near if self.direct else '(?P<near>(?!))'})"
+            # 401 is one more than `statements.MAX_SPAN`, whose module imports this one.
             r"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{0,401}))"
         )
 
@@ -235,6 +240,7 @@ def unread(texts: Iterable[str]) -> bool:
     words = re.findall(r"[^\W\d_]+", " ".join(islice(texts, 200))[:100_000].casefold())
     if len(words) < 50:
         return False
+    # The first word of a letter's Unicode name is its script, such as LATIN.
     scripts = Counter(unicodedata.name(word[0], "?").split()[0] for word in words)
     (script, _), *_ = scripts.most_common(1)
     return script not in _OWN_SCRIPT and sum(w in _FREQUENT for w in words) < 0.03 * len(words)

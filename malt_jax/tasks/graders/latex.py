@@ -96,6 +96,7 @@ def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
     latex = latex.translate(_SIGNS).strip().rstrip(".\\ ")
     latex = _JOINED.sub(", ", latex)
+    # Units are removed first, because the rewriting below takes the `\text{}` around them away.
     latex = _UNIT.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
     for pattern, new in _TIDYING:
         latex = pattern.sub(new, latex)
@@ -106,6 +107,7 @@ def tidy(latex: str) -> str:
     latex = re.sub(blank, lambda m: m[1] or "", latex)
     for pattern, new in _SPELLING:
         latex = pattern.sub(new, latex)
+    # Degrees are dropped like a unit, but inside trigonometry they change the value.
     return latex if _TRIGONOMETRY.search(latex) else re.sub(r"\^\{?\\circ\}?", "", latex)
 
 
@@ -114,8 +116,10 @@ def plain_number(latex: str) -> Fraction | None:
     latex = re.sub(r"^\\\{([^,]*)\\\}$", r"\1", _NAME.sub("", tidy(latex), count=1))
     if match := _RECURRING.fullmatch(latex):
         sign, whole, start, cycle = match.groups()
+        # A cycle of n digits is worth itself over n nines, moved right by the digits before it.
         value = Fraction(int(cycle), 10 ** len(start) * (10 ** len(cycle) - 1))
         return (value + Fraction(f"{whole or 0}.{start or 0}")) * (-1 if sign else 1)
+    # A power of ten alone is written as 1en, which the reader of numbers knows.
     words = numerals.plain(re.sub(r"^(-?)10\^\{?(-?[0-9]+)\}?$", r"\g<1>1e\2", latex))
     if not _PLAIN.fullmatch(words) or ("," in words and words.strip()[0] in "({"):
         return None
@@ -130,6 +134,7 @@ def _is_unit(words: str, bare: bool) -> bool:
     if bare and not all(len(word) > 3 or word in _UNITS for word in words.split()):
         return False
     attached = len(words.strip()) == 1  # 1m is a length, 1x a product
+    # A unit is harmless if the number 1 in front of it still reads as 1.
     return not re.search(r"\band\b", words) and _one(f"1{'' if attached else ' '}{words.strip()}")
 
 
@@ -142,6 +147,7 @@ def _one(words: str) -> bool:
 
 def final_formula(text: str) -> str | None:
     """The LaTeX of the last statement; without one, the only formula of the last line."""
+    # Display formulas become inline ones on one line, so that one pattern finds both.
     text = _DISPLAY.sub(lambda m: f"${' '.join((m[1] or m[2]).split())}$", fold(text))
     found = statements(text)
     if found and found[-1].form == "box":
@@ -149,11 +155,14 @@ def final_formula(text: str) -> str | None:
     elif found:
         last = found[-1]
         words = last.span
+        # The statement itself is blank, so the answer is on the next line.
         if not words.strip(" *:.$"):
             words = text[last.end :].strip().lstrip("$\n ").partition("\n")[0]
         if number.refused(last.before + " " + words):
             return None
         formulas = _formulas(words)
+        # One formula among words counts if the same words around a 1 read as 1: then nothing around
+        # it changes its meaning.
         if len(formulas) == 1:
             words = formulas[0] if _one(_FORMULA.sub(" 1 ", words)) else ""
     else:
@@ -163,6 +172,7 @@ def final_formula(text: str) -> str | None:
         words = formulas[0].rpartition("=")[2] if len(formulas) == 1 and not asked else ""
     words = re.sub(r"^\*\*|\*\*$", "", words.strip())
     words = re.sub(r"^[$ ]+|(?<!\\)[$ ]+$", "", words)
+    # A dollar sign that is left belongs to a second formula.
     several = re.search(r"(?<!\\)\$", words)
     return words if words and len(words) <= MAX_LENGTH and not several else None
 
@@ -205,6 +215,7 @@ def sides(gold: str, answer: str) -> list[str]:
     equation = _NAME.match(given) and said.count("=") == 1
     if "=" not in _unnamed(said) or "=" in _unnamed(given) or listed or equation:
         return [answer]
+    # A side with variables that the reference lacks is a name for the value and says nothing.
     return [side for side in answer.split("=") if _letters(tidy(side)) <= _letters(given)]
 
 
@@ -242,6 +253,7 @@ class LatexGrader:
 
     seconds: float = 3.0
     workers: int = 2
+    # One place per worker; None stands for a worker that is not running.
     _idle: queue.SimpleQueue[Comparer | None] = field(
         default_factory=queue.SimpleQueue, repr=False, compare=False
     )
@@ -268,7 +280,9 @@ class LatexGrader:
             formula = final_formula(text)
             stated = formula is not None and not _copied(formula, question)
             pairs.append((question.answer, formula) if formula and stated else None)
+        # Many samples give the same answer, so equal pairs are compared once.
         asked = list(dict.fromkeys(pair for pair in pairs if pair))
+        # The threads mostly wait, because the comparisons run in the worker processes.
         with ThreadPoolExecutor(self.workers) as pool:
             verdicts = dict(zip(asked, pool.map(self._equal, asked), strict=True))
         return [
@@ -284,6 +298,7 @@ class LatexGrader:
         gold, answer = pair
         parts = sides(gold, answer)
         verdicts = [decided(gold, part) for part in parts]
+        # One side that is surely wrong decides before any worker is asked.
         if not parts or False in verdicts:
             return False
         undecided = [p for p, verdict in zip(parts, verdicts, strict=True) if verdict is None]
@@ -293,6 +308,7 @@ class LatexGrader:
         """Step 4, in the next idle worker."""
         worker = self._idle.get()
         try:
+            # The kernel ended a worker whose comparison took too long; the next one starts here.
             if worker is None or not worker.alive:
                 if worker:
                     worker.stop()

@@ -72,14 +72,18 @@ def equal(gold: str, answer: str) -> bool:
 def _read(latex: str) -> Any:
     """A SymPy expression, or `Parts` of them."""
     latex = latex.strip()
+    # 1. A matrix, cell by cell.
     if matrix := re.fullmatch(r"\\begin\{([pb])matrix\}(.*)\\end\{\1matrix\}", latex):
         rows = [row.split("&") for row in matrix[2].rstrip("\\ ").split(r"\\")]
         shape = f"{len(rows)}x{len(rows[0])}"
         return Parts(shape, tuple(_read(cell) for row in rows for cell in row))
+    # 2. A union of sets.
     if len(sets := _split(latex, r"\\cup(?![a-zA-Z])")) > 1:
         return Parts("∪", tuple(_read(part) for part in sets))
+    # 3. A set that is described by its condition, `\{x\mid ...\}`.
     if built := re.fullmatch(r"\\\{([a-zA-Z])(?:\\mid|\||:)\s*(.*)\\\}", latex):
         return _read(built[2])
+    # 4. A set or list, or the two values of `\pm`.
     bare = re.fullmatch(r"\\\{(.*)\\\}", latex)
     inner = bare[1] if bare else latex
     if not bare and inner[:1] not in tuple("(["):  # in brackets a comma separates always
@@ -91,17 +95,21 @@ def _read(latex: str) -> Any:
         ranges = all(isinstance(item, Parts) and item.variable for item in read)
         return Parts("∪" if ranges else ",", read)
     (latex,) = items
+    # 5. A point or an interval, whose brackets say which.
     if (
         latex[:1] in tuple("([")
         and _closes(latex)
         and len(inside := _split(latex[1:-1], "[,;]")) > 1
     ):
         return Parts(latex[0] + latex[-1], tuple(_read(item) for item in inside))
+    # 6. A ratio.
     if len(ratio := latex.split(":")) > 1:
         return Parts(":", tuple(_read(item) for item in ratio))
+    # 7. `x\in` something: the set is compared, with the variable beside it.
     if element := re.fullmatch(r"([a-zA-Z])\\in(?![a-z])(.*)", latex):
         found = _read(element[2])
         return Parts(found.kind, found.items, element[1]) if isinstance(found, Parts) else found
+    # 8. A relation, or one expression.
     return _relation(latex) if _RELATION.search(latex) else _expression(latex)
 
 
@@ -139,8 +147,10 @@ def _both_signs(latex: str) -> list[str]:
 
 def _relation(latex: str) -> Parts:
     """`1<x\\le2` as the interval `(1,2]` of x, `x>2` as `(2,∞)`, any other as a sign and 0."""
+    # The group in the pattern keeps the signs: terms are at even places, signs at odd ones.
     sides = [side.strip() for side in _RELATION.split(latex)]
     terms, signs = sides[::2], [_SIGNS.get(sign, sign) for sign in sides[1::2]]
+    # Turned round, so that only < and ≤ are left to handle.
     if len(signs) == 2 and set(signs) <= {">", "≥"}:
         terms, signs = terms[::-1], [_TURNED[sign] for sign in reversed(signs)]
     if len(signs) == 2 and set(signs) <= {"<", "≤"} and re.fullmatch("[a-zA-Z]", terms[1]):
@@ -149,12 +159,14 @@ def _relation(latex: str) -> Parts:
     if len(signs) != 1:
         raise Unread(latex)
     (sign,), (left, right) = signs, map(_expression, terms)
+    # The variable goes to the left: `2<x` becomes `x>2`.
     if right.is_Symbol and not left.is_Symbol:
         left, right, sign = right, left, _TURNED.get(sign, sign)
     if sign in _TURNED and left.is_Symbol and not right.free_symbols:
         if sign in "<≤":
             return Parts("(" + ("]" if sign == "≤" else ")"), (-sympy.oo, right), left.name)
         return Parts(("[" if sign == "≥" else "(") + ")", (right, sympy.oo), left.name)
+    # `a>b` becomes `b-a<0`, so that both ways of writing it compare as equal.
     if sign in ">≥":
         left, right, sign = right, left, _TURNED[sign]
     return Parts(sign, (left - right,))
@@ -167,6 +179,7 @@ class _Reader(_Latex2Sympy):
         factors = [self.convert_postfix(factor) for factor in arr[i:]]
         if len(factors) > 1 and not all(isinstance(factor, sympy.Expr) for factor in factors):
             raise Unread("a product of something else than numbers")
+        # The product is not evaluated yet, so that `_evaluated` can refuse what is too large.
         return sympy.Mul(*factors, evaluate=False) if len(factors) > 1 else factors[0]
 
 
@@ -198,6 +211,7 @@ def _evaluated(node: Any) -> Any:
         return node
     args = [_evaluated(arg) for arg in node.args]
     if node.is_Pow and args[0].is_Rational and args[1].is_Rational:
+        # The result has about as many bits as the base times the exponent.
         size = max(args[0].p.bit_length(), args[0].q.bit_length())
         if size > 1 and size * abs(args[1]) > MAX_BITS:
             raise Unread("a number too long to write down")
@@ -241,6 +255,7 @@ def _is_zero(a: Any, b: Any) -> bool:
     if a == b:
         return True
     difference = sympy.simplify(a - b)
+    # `equals` returns None where SymPy cannot decide, and that is not equal here.
     return bool(difference == 0 or difference.equals(0) is True)
 
 
@@ -257,6 +272,7 @@ def main() -> None:
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         gold, answer, seconds = json.loads(line)
+        # Two limits: processor time, and wall-clock time for a comparison that only waits.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, 10 * seconds)
         try:

@@ -69,24 +69,30 @@ _ABBREVIATED = re.compile(r"\b(approx|rs)\.(?=\s*\\?[$0-9])", re.IGNORECASE)
 
 def value_of(words: str, decimal_comma: bool = False) -> Fraction:
     """The one number in `words`. Raises `Unreadable` for none, several, or a calculation."""
+    # One character more than allowed is kept, so that the test below sees what is too long.
     words = plain(fold(words[: MAX_SPAN + 1]))
     if len(words) > MAX_SPAN or not re.search("[0-9]", words):
         raise Unreadable("no number, or too long")
+    # Spelled numbers become figures only now: without a digit the words are no answer.
     return _one(SPELLED.sub(figures, words), decimal_comma)
 
 
 def _one(words: str, decimal_comma: bool) -> Fraction:
     if instead := _INSTEAD.search(words):  # 18 apples, not 17
+        # Both halves are read: a number that is stated and denied is no answer.
         value = _one(words[: instead.start()], decimal_comma)
         if value == _one(words[instead.end() :], decimal_comma):
             raise Unreadable("stated and denied")
         return value
     first = re.search("[0-9]", words)
+    # A bound stands before its number ("at least 18"), and behind it the same words say other
+    # things.
     if first is None or refused(words) or _BOUND.search(words[: first.start()]):
         raise Unreadable("no number, or denied, hedged or a bound")
     rest = _ASIDE.sub("", words[first.end() :])
     values: set[Fraction] = set()
     for part in _PARTS.split(words[: first.end()] + rest):
+        # Of a chain of equations the last side counts; the sides before it are looked at below.
         *left, part = part.split("=")
         if left_to_compute(part):
             raise Unreadable("left to compute")
@@ -95,6 +101,7 @@ def _one(words: str, decimal_comma: bool) -> Fraction:
             number_alone = re.fullmatch(r"(?=\s*\.?[0-9])[^A-Za-z]*[0-9]\s*\w*\s*", side)
             if number_alone and not left_to_compute(side):
                 values.update(numbers(side, decimal_comma))
+    # In a set the same value stated twice is still one answer.
     if len(values) != 1:
         raise Unreadable("no number, or several")
     return values.pop()
@@ -113,9 +120,11 @@ def final_number(text: str) -> Fraction | None:
         return _last_number(text)
     last = found[-1]
     rest = text[last.end :]
+    # No digit is in the statement: if it only announces ("The answer is:"), what follows is read.
     if last.form == "prose" and not re.search("[0-9]", last.span):
         announced = not re.search(r"\w", last.span) or last.span.rstrip(" *").endswith(":")
         return _last_number(rest) if announced and not _NEGATED.search(last.before) else None
+    # `#### Final answer` is a heading, and the number is below it.
     heading = last.form == "hash" and not _LEAD.match(plain(last.span[:MAX_SPAN]))
     if heading and re.search("[0-9]", rest) and not SPELLED.search(last.span):
         return _last_number(rest)
@@ -132,10 +141,12 @@ def _last_number(text: str) -> Fraction | None:
 
     A text that ends in a question answers none.
     """
+    # The last sentence or line that holds a digit is the one that may answer.
     lines = [s for s in re.split(r"\n|(?<=[.!?])\s", text) if re.search("[0-9]", s)]
     if not lines or text.rstrip().endswith("?"):
         return None
     line = re.sub(r"^\s*[-*•]\s+", "", lines[-1])
+    # A long line keeps its end, from a whole word on: a number that is cut is another number.
     if len(line) > MAX_SPAN:
         line = line[-MAX_SPAN:].partition(" ")[2]
     words = plain(line).rpartition("=")[2]
@@ -143,6 +154,7 @@ def _last_number(text: str) -> Fraction | None:
     if not runs or _HEDGE.search(SPELLED.sub(figures, words)) or left_to_compute(words):
         return None
     before, after = words[: runs[-1].start()], words[runs[-1].end() :]
+    # An operator before the number makes it an operand and not a result.
     unfinished = re.search(r"[0-9)]\s*[-+*/×÷]\s*$", before)
     if unfinished or _DENIED.search(before) or _NEGATED.search(after) or denied(line):
         return None

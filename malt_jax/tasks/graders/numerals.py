@@ -153,15 +153,19 @@ _COMPUTE = re.compile(
 
 def plain(words: str) -> str:
     """Folded words with every accepted way of writing a number turned into the plain one."""
+    # Every currency sign (category Sc) becomes a dollar sign, which is dropped below; invisible
+    # signs (Cf) go.
     kinds = ((c, unicodedata.category(c)) for c in words.translate(_CHARACTERS))
     words = "".join("$" if kind == "Sc" else c for c, kind in kinds if kind != "Cf")
     for pattern, new in _REWRITES:
         words = pattern.sub(new, words)
+    # Mixed numbers come last, when every fraction is written as 3/4.
     return _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", words)
 
 
 def figures(spelled: re.Match[str]) -> str:
     """`two hundred and five` in figures."""
+    # `part` is what precedes the next word from "thousand" on, which multiplies and closes it.
     total = part = 0
     for word in re.findall("[a-z]+", spelled[0].lower()):
         value = _WORDS.get(word, 0)
@@ -189,6 +193,7 @@ def numbers(words: str, decimal_comma: bool = False) -> list[Fraction]:
         before = words[: run.start()]
         if re.search("[A-Za-z_]$", before):
             continue  # a name: x1, CO2
+        # Signs at the ends of the run belong to the sentence.
         body = run[0].strip(",:").rstrip("./:,")
         end = run.start() + run[0].index(body) + len(body)
         values.append(_number(body, before, words[end:], decimal_comma))
@@ -196,6 +201,7 @@ def numbers(words: str, decimal_comma: bool = False) -> list[Fraction]:
 
 
 def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction:
+    # 1. The run must be one numeral whose neighbours do not change it.
     match = _BODY.fullmatch(body)
     if match is None or len(body) > MAX_DIGITS or _UNKNOWN.match(after):
         raise Unreadable("not a number")
@@ -203,6 +209,7 @@ def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction
         raise Unreadable("part of something else")
     if before[-1:].isnumeric() or _BESIDE.search(before):
         raise Unreadable("two numbers side by side")
+    # 2. Its value. The exponent is checked before the power is computed.
     value = _real(match["a"], decimal_comma)
     if match["e"]:
         if abs(int(match["e"])) > MAX_EXPONENT:
@@ -213,6 +220,7 @@ def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction
         if divisor == 0:
             raise Unreadable("division by zero")
         value /= divisor
+    # 3. Multipliers, which may follow each other: "2 hundred thousand".
     while multiplier := _multiplier(after, decimal_comma):
         factor, length = multiplier
         value *= factor
@@ -252,10 +260,12 @@ def _multiplier(after: str, decimal_comma: bool) -> tuple[Fraction, int] | None:
 
 def _sign(before: str) -> int:
     """-1 behind a minus sign with nothing to subtract from; raises `Unreadable` behind another."""
+    # A bracket between sign and number changes nothing: `-(5)`.
     head = before.rstrip(" ({")
     if not head.endswith("-"):
         return 1
     left = head[:-1].rstrip()
+    # Whether the sign touches the number, but for brackets: "9 - 5" is a difference.
     adjacent = head == before.rstrip("({")
     alone = re.fullmatch(f"[^0-9]*[{ATTACHED}]", left)  # "答案是-18" has nothing to subtract from
     touched = head[:-1][-1:]
@@ -269,6 +279,7 @@ def canonical(value: Fraction) -> str:
     numerator, denominator = value.numerator, value.denominator
     if denominator == 1:
         return str(numerator)
+    # The shortest decimal where there is a finite one, else the fraction.
     for places in range(1, 13):
         if 10**places % denominator == 0:
             digits = str(abs(numerator) * 10**places // denominator).rjust(places + 1, "0")

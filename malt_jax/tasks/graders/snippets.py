@@ -41,6 +41,7 @@ def _blocks(text: str) -> list[str]:
     mark, margin = "", 0
     for line in text.replace("\r\n", "\n").split("\n"):
         indent, words = len(line) - len(line.lstrip()), line.strip()
+        # Nothing but marks, and at least as many as opened the block, is a closing fence.
         bare = words.startswith(mark) and not words.strip(mark[:1])
         if not mark:
             if opening := _FENCE.fullmatch(line):
@@ -49,6 +50,7 @@ def _blocks(text: str) -> list[str]:
         elif bare and indent < margin + 4:  # further in it belongs to a docstring
             mark = ""
         elif not bare and words.endswith(mark) and words.count(mark) == 1:
+            # The fence is at the end of a line of code, without the line break before it.
             blocks[-1].append(line[min(indent, margin) :].rstrip().removesuffix(mark))
             mark = ""
         else:
@@ -61,15 +63,18 @@ def _unfenced(text: str) -> list[str]:
 
     A text that is Python as a whole, or the body of a function, is left whole.
     """
+    # An indented text is the body of a function, and `if True:` gives it a place to be parsed in.
     if _is_python(text) or _is_python(f"if True:\n{text}"):
         return [text]
     blocks: list[str] = []
     end = 0
     for opening in islice(_CODE.finditer(text), MAX_UNFENCED):
         start, margin = opening.end(), opening["margin"] or opening["indent"] or ""
+        # A definition inside the block found before is part of it already.
         if start < end:
             continue
         first, *more = text[start : start + MAX_CODE].split("\n")
+        # Code that is quoted within a line ends at the backtick.
         lines = [first.partition("`")[0], *(line.removeprefix(margin).rstrip() for line in more)]
         if count := _parsed_lines(lines):
             blocks.append("\n".join(lines[:count]))
@@ -93,6 +98,7 @@ def _is_python(text: str) -> bool:
 def _parsed_lines(lines: list[str]) -> int:
     """How many lines, to the end of a definition or import, are Python; 0 for none."""
     count = len(lines)
+    # Each failed attempt names the line where Python ends; the text is cut there and parsed again.
     for _ in range(MAX_UNFENCED):
         try:
             tree = ast.parse("\n".join(lines[:count]))
@@ -112,6 +118,7 @@ def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
     """The blocks that define what is asked for or what the ones taken use, in their order."""
     taken: list[str] = []
     wanted, known = set(asked), set[str]()
+    # From the last block back, because a later block says what it needs of earlier ones.
     for block in reversed(blocks):
         defined = set(_DEFINED.findall(block))
         imported = words("\n".join(_IMPORTED.findall(block)))

@@ -114,6 +114,8 @@ def statements(text: str) -> list[Statement]:
     starts = [box.start for box in boxed]
     found: list[Statement] = []
     denied: set[int] = set()  # boxes inside denied words
+    # 1. Prose and `####` lines. If one is denied, so are the boxes inside it; if it holds boxes,
+    # they stand for it.
     for words in [*_hashes(text), *_prose(text)]:
         inside = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
         if _denied(text, words):
@@ -121,11 +123,15 @@ def statements(text: str) -> list[Statement]:
             words = _emptied(words)
         if not inside:
             found.append(words)
+    # 2. Boxes, emptied if the words on either side deny them.
     for i, box in enumerate(boxed):
+        # The words before a box go back to the box before it at most.
         lead = text[max(boxed[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
         against = _BEFORE_BOX.search(_clause(lead)) or _AFTER_BOX.match(text, box.end)
         found.append(_emptied(box) if i in denied or against else box)
+    # 3. Statements that the next sentence takes back.
     found = [_emptied(s) if _taken_back(text, s) else s for s in found]
+    # 4. A comment such as "The answer is correct" counts only if nothing else is stated.
     return sorted(found or _comments(text), key=lambda s: s.start)
 
 
@@ -161,10 +167,12 @@ def _foreign(text: str, language: Language) -> list[Statement]:
     for match in [*language.opener.finditer(text)][-MAX_STATEMENTS:]:
         span = _sentence(match["line"])
         end = match.start("line") + len(span)
+        # The reason behind the answer goes first, then the verb at its end.
         span = COPULA.sub("", REASON.split(span)[0])
         span = f"{(match['near'] or '').strip()} {span}".lstrip()
         # What follows a comma may negate something else, unless it is an alternative.
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
+        # A denial that is the whole answer denies nothing: the answer may be "no".
         denied = language.denies.search(match["between"] or "") or (
             (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
         )
@@ -216,8 +224,10 @@ def boxes(text: str) -> list[Statement]:
     while opening := _BOX.search(text, position):
         position = opening.end() if opening["bare"] else closing_brace(text, opening.end())
         if not position:
+            # The brace is never closed, so the rest of the text is inside the box.
             return [*found, Statement("box", "", opening.start(), len(text))]
         span = opening["bare"] or text[opening.end() : position - 1].strip()
+        # A box that holds nothing but a box stands for the inner one.
         inner = _BOX.match(span)
         if inner and not inner["bare"] and closing_brace(span, inner.end()) == len(span):
             span = span[inner.end() : -1].strip()
@@ -234,6 +244,7 @@ def boxes(text: str) -> list[Statement]:
 def closing_brace(text: str, start: int) -> int:
     """The position after the brace that closes the one opened before `start`; 0 when none does."""
     depth = 1
+    # An escaped brace, such as `\{`, is matched as one sign and does not count.
     for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
         if depth == 0:

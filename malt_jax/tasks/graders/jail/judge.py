@@ -26,6 +26,7 @@ class Remote:
         return self._result(*args, *kwargs.values())
 
     def __bool__(self):
+        # Otherwise `assert f(1)` would hold for any object.
         raise TypeError("an object of the solution is neither true nor false here")
 
     def _result(self, *args):
@@ -34,11 +35,15 @@ class Remote:
             kind, content, more = answer
             if kind == "value":
                 value, *left = (self._decode(v) for v in (content, *more))
+                # What the solution changed in place is changed here as well, where the tests look
+                # at it.
                 for mine, theirs in zip(args, left, strict=False):
                     _overwrite(mine, theirs)
                 return value
             error = _error(content, str(more))
         except Exception:
+            # An `except` in the tests must not forgive nonsense, so the process ends without the
+            # token.
             wire.end()
         raise error
 
@@ -89,6 +94,7 @@ def main(channel_number: int) -> None:
     functions and classes of the solution that the tests use, in place of what `setup` defines.
     """
     order = json.load(sys.stdin)
+    # A copy of standard output, because descriptor 1 is pointed at the null device below.
     out = os.fdopen(os.dup(1), "w")
     channel = socket.socket(fileno=channel_number).makefile("rwb")
     layers = limits.enter(order["seconds"], order["memory"])
@@ -98,7 +104,9 @@ def main(channel_number: int) -> None:
     print(" ".join(layers), file=out, flush=True)
     namespace = {"__name__": "judge"}
     exec(compile(order["setup"], "setup.py", "exec", dont_inherit=True), namespace)
+    # The solution's names replace those of the setup, such as the unfinished function of a prompt.
     namespace |= {name: Remote(channel, name) for name in order["names"]}
+    # An exception in the submitted code is raised here and ends the judge without the token.
     Remote(channel, "")._result()  # the submitted code has been executed
     exec(compile(order["tests"], "tests.py", "exec", dont_inherit=True), namespace)
     print(order["token"], file=out, flush=True)

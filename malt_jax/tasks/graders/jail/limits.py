@@ -44,18 +44,22 @@ def enter(seconds: float, memory: int) -> list[str]:
     layers = ["rlimits"]
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     root = os.geteuid() == 0
+    # 1. Namespaces come first, because later layers refuse the calls that make them.
     if libc and _unshare(libc, root):
         layers.append("namespaces")
         if _all_read_only(libc):
             layers.append("readonly")
         _continue_in_child(libc)
     if libc:
+        # 2. Landlock and seccomp ask an ordinary user for the flag "no new privileges".
         libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
         if _landlock(libc):
             layers.append("landlock")
+    # 3. Root becomes nobody; the capabilities outlive the change and are cut down below.
     if root:
         if libc:
             libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
+        # Groups first: without root's rights they cannot be changed any more.
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
@@ -65,7 +69,9 @@ def enter(seconds: float, memory: int) -> list[str]:
         _keep_capabilities(libc, _DAC_READ_SEARCH if root and "landlock" in layers else 0)
         libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after setuid, which clears it
         libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # no tracing by processes of the same user
+    # 4. Limits come after the fork above, because they allow no further process.
     _limit(seconds, memory)
+    # 5. seccomp is last, because it refuses calls that the steps above make.
     if libc and seccomp.refuse(libc):
         layers.append("seccomp")
     return layers
@@ -79,6 +85,7 @@ def has_landlock() -> bool:
 
 
 def _limit(seconds: float, memory: int) -> None:
+    # The kernel counts whole seconds here, so the limit is rounded up.
     processor = max(1, int(seconds) + 1)
     wanted = {
         "RLIMIT_CPU": processor,
@@ -88,6 +95,7 @@ def _limit(seconds: float, memory: int) -> None:
         "RLIMIT_NOFILE": 64,
         "RLIMIT_CORE": 0,
     }
+    # The hard limit is set as well, so that the code cannot raise the soft one again.
     for name, value in wanted.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):  # not all on every system
             resource.setrlimit(getattr(resource, name), (value, value))
@@ -99,6 +107,8 @@ def _unshare(libc, root: bool) -> bool:
     if libc.unshare(_NAMESPACES | (0 if root else _NEW_USER)) != 0:
         return False
     if not root:
+        # The user keeps its own number inside. An ordinary user may write `gid_map` only after
+        # `setgroups` is denied.
         lines = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
         for name, line in lines.items():
             with open(f"/proc/self/{name}", "w") as file:
@@ -108,6 +118,7 @@ def _unshare(libc, root: bool) -> bool:
 
 def _all_read_only(libc) -> bool:
     """Makes every mount read-only for this process, so that no file's mode or times can change."""
+    # "Private" keeps the change from spreading to other namespaces.
     read_only, private = 1 | 2, 1 << 18  # and no set-user-id programs
     attributes = (ctypes.c_uint64 * 4)(read_only, 0, private, 0)  # struct mount_attr
     return libc.syscall(_MOUNT_SETATTR, _HERE, b"/", _RECURSIVE, attributes, 32) == 0
@@ -119,6 +130,7 @@ def _continue_in_child(libc) -> None:
     The parent stays outside, where nothing inside can reach it. It kills the child on SIGTERM or
     when its own parent dies, because the child could leave its group and drop its death signal.
     """
+    # A SIGTERM waits until the handler below is there; it would end the parent and leave the child.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child:
@@ -138,6 +150,7 @@ def _landlock(libc) -> bool:
     version = libc.syscall(_CREATE_RULESET, None, 0, 1)
     if version < 1:
         return False
+    # Only rights that this kernel knows, because an unknown one is an error.
     handled = (1 << _RIGHTS.get(version, 16)) - 1
     words = [handled]
     if version >= 4:
@@ -150,10 +163,12 @@ def _landlock(libc) -> bool:
     if ruleset < 0:
         return False
     for path in _readable():
+        # A path that cannot be opened is just not readable later.
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_PATH)
             allowed = _READ if os.path.isdir(path) else _READ & _FILE
             if path == os.devnull:
+                # The null device may also be written, because output is sent there.
                 allowed = _FILE & ~1
             # struct landlock_path_beneath_attr, packed: u64 allowed_access, s32 parent_fd
             rule = allowed.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
@@ -175,4 +190,5 @@ def _readable() -> set[str]:
 def _keep_capabilities(libc, bits: int) -> None:
     """Drops all capabilities but `bits`, also those that a new user namespace grants."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    # Effective, permitted and inheritable: the low 32 bits of each, then the high ones.
     libc.capset(header, (ctypes.c_uint32 * 6)(bits, bits, 0, 0, 0, 0))

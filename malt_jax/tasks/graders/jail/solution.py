@@ -18,15 +18,19 @@ def main(channel_number: int) -> None:
     """
     order = json.load(sys.stdin)
     channel = socket.socket(fileno=channel_number).makefile("rwb")
+    # Nothing of the submitted code has run so far, and all of it runs confined.
     limits.enter(order["seconds"], order["memory"])
+    # What the code prints goes nowhere: the channel is its only way out.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     namespace = {"__name__": "solution"}
     try:
         for part in order["parts"]:
+            # `dont_inherit`: the `__future__` imports of this file must not apply to the code.
             exec(compile(part, "solution.py", "exec", dont_inherit=True), namespace)
     except Exception as error:
+        # `sys.exit` is no Exception: it ends the process, and the judge sees a closed channel.
         wire.send(channel, _raised(error))
         return
     wire.send(channel, ["value", None, []])
@@ -49,6 +53,7 @@ def _answer(target, args, kwargs, namespace: dict, objects: list) -> list:
         return namespace[key] if key in namespace else getattr(builtins, key)
 
     def keep(value) -> int | str:
+        # A type of Python's own travels by its name; any other object stays here and gets a number.
         name = value.__name__ if isinstance(value, type) else ""
         if name and getattr(builtins, name, None) is value:
             return name

@@ -49,6 +49,7 @@ def end() -> NoReturn:
 
 def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
     """Plain data for JSON; `keep` stores any other object and gives its key."""
+    # Truth values come before numbers, because bool is a subclass of int.
     if value is None or isinstance(value, bool):
         return value
     for scalar in (int, float, str):
@@ -60,12 +61,14 @@ def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
     if type(value) is Decimal:
         return ["Decimal", str(value)]
     fields = _FIELDS.get(type(value))
+    # A time zone is not sent, so a value that has one stays an object.
     if fields and getattr(value, "tzinfo", None) is None:
         return [type(value).__name__, [getattr(value, name) for name in fields]]
     if isinstance(value, dict):
         return ["dict", [[encode(k, keep), encode(v, keep)] for k, v in value.items()]]
     if series := next((kind for kind in _SERIES if isinstance(value, kind)), None):
         return [series.__name__, [encode(v, keep) for v in value]]
+    # A scalar of NumPy becomes Python's own number.
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), keep)
     return ["object", keep(value)]
@@ -98,6 +101,7 @@ def send(channel, message: Any) -> None:
 
 def receive(channel) -> Any:
     try:
+        # A longer line arrives without its newline and ends the process.
         line = channel.readline(MAX_LINE)
         return json.loads(line) if line.endswith(b"\n") else end()
     except (OSError, ValueError, RecursionError):
