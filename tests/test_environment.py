@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ WRONG = [
 def test_a_wrong_variable_is_one_sentence_and_nothing_is_written(env, words, tmp_path):
     done = malt(*RUN, str(tmp_path / "run"), **env)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("malt: ") and done.stderr.count("\n") == 1
-    assert words in done.stderr
+    said = done.stderr.splitlines()
+    if env.get("JAX_PLATFORMS") == "tpu" and find_spec("libtpu"):
+        said = said[-1:]  # before it the library writes lines of its own
+    assert len(said) == 1 and said[0].startswith("malt: ") and words in said[0]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -213,7 +213,7 @@ def jobs(made: Config, folder: Path) -> Any:
         malt.train(
             model,
             role_data(),
-            phases={role.name: role.train for role in made.pipeline.roles},
+            pipeline=made.pipeline,
             sharing=made.sharing,
             lora=made.train.lora,
             sft=made.train.sft,

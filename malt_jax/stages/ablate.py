@@ -10,10 +10,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from malt_jax.config import reading
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
-from malt_jax.config.run import with_defaults
+from malt_jax.config.run import Config, with_defaults
 from malt_jax.stages.label import label
 from malt_jax.stages.search import search
 from malt_jax.stages.session import Session
@@ -38,7 +39,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         complete=with_defaults,
         # The model that a variant shares with the run is loaded only there, so the variant's
         # manifest is told of it here.
-        facts={"model": manifest.load(session.run).get("model")},
+        facts=_model_facts(session, config),
         mirror=config.mirror,
         inside=session.run,
     ) as run:
@@ -47,6 +48,12 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
             yield sub
         finally:
             sub.close()
+
+
+def _model_facts(session: Session, config: Config) -> dict[str, Any]:
+    """What the run recorded about its model, for a variant with the same one."""
+    same = config.model == session.config.model
+    return {"model": manifest.load(session.run).get("model")} if same else {}
 
 
 def train_variant(session: Session, sub: Session) -> None:

@@ -30,7 +30,7 @@ def export(session: Session) -> None:
     # Before the journal is opened, since that of a finished stage does nothing.
     if _lacks_merged(session):
         session.progress.note("export: again, because it was written without merged models")
-        first(lambda: manifest.reopen(run, EXPORT))
+        first(lambda: _reopen(session))
     identities = {
         role.name: latest(session, config.rounds - 1, policy_name(role.name, config.sharing))
         for role in session.pipeline.roles
@@ -53,9 +53,8 @@ def export(session: Session) -> None:
                     merged=config.export.merged,
                     card=model_card(_facts(session, name, identities)),
                 )
-    # `done` tells how the stage was found: an export that was finished before is not sent again.
-    if not journal.done and (repository := config.export.push_to_hub):
-        first(lambda: _push(session, repository))
+    if repository := config.export.push_to_hub:
+        first(lambda: _push_once(session, repository))
 
 
 def _lacks_merged(session: Session) -> bool:
@@ -84,6 +83,19 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
     )
 
 
+def _reopen(session: Session) -> None:
+    """Makes the export incomplete again, its upload as well."""
+    manifest.reopen(session.run, EXPORT)
+    manifest.amend(session.run, pushed_to=None)
+
+
+def _push_once(session: Session, name: str) -> None:
+    """Uploads the export unless it was; a failed upload is tried again by the same command."""
+    if manifest.load(session.run).get("pushed_to") != name:
+        _push(session, name)
+        manifest.amend(session.run, pushed_to=name)
+
+
 def _push(session: Session, name: str) -> None:
     from huggingface_hub import HfApi
 
@@ -94,8 +106,8 @@ def _push(session: Session, name: str) -> None:
             api.create_repo(target, private=True, exist_ok=True)
             api.upload_folder(repo_id=target, folder_path=session.run.export(role.name))
         except Exception as error:  # the hub's client lets many kinds of network errors through
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"export.push_to_hub: {target}: {first}; the export itself is whole in "
+                f"export.push_to_hub: {target}: {reason}; the export itself is whole in "
                 f"{session.run.export(role.name)}."
             ) from error

@@ -147,7 +147,8 @@ def _micros(
     for (time, rows), packed in step.items():
         # The sizes follow from the length wherever possible, so that other data meets the same
         # compiled program: room for a target at every token, and for one sequence per 8 tokens.
-        sequences = max(time // 8, 1 << (most[time] - 1).bit_length())
+        # The number is even, because a pair is two sequences of a row.
+        sequences = max(2 * -(-time // 16), 1 << (most[time] - 1).bit_length())
         shape = Shape(rows, time, time, sequences)
         for first in range(0, len(packed), rows):
             micros.append(MicroBatch(shape, tuple(map(tuple, packed[first : first + rows]))))
