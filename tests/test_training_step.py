@@ -14,7 +14,7 @@ from malt_jax.config.lora import LoraConfig
 from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
 from malt_jax.models.lora import init_adapter
 from malt_jax.training.dataset import segment
-from malt_jax.training.optim import learning_rates, transformation, update
+from malt_jax.training.optim import Optimiser, learning_rates, transformation, update
 from malt_jax.training.plan import plan_steps
 from malt_jax.training.step import Batch, batch_loss, init_state, make_program, train_step
 from training_model import SPEC, dpo_examples, sft_examples, tiny_model
@@ -164,16 +164,17 @@ OPTAX = {
 def test_optimisers_are_optaxs_with_the_rate_as_an_argument(name):
     decay = 0.0 if name == "adafactor" else 0.1
     config = OptimConfig(name=name, beta1=0.8, beta2=0.95, weight_decay=decay, clip=0.0)
+    optimiser = Optimiser.of(config)
     rates = learning_rates(config, 7)
     params = {"kernel": jax.random.normal(jax.random.key(0), (160, 130))}
     ours, theirs = params, params
-    moments = transformation(config).init(params)
+    moments = transformation(optimiser).init(params)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         peer = OPTAX[name](lambda count: jnp.asarray(rates)[count])
         peer_state = peer.init(params)
         for step in range(7):
             grads = {"kernel": jax.random.normal(jax.random.key(step + 1), (160, 130))}
-            ours, moments = update(config, grads, moments, ours, jnp.float32(rates[step]))
+            ours, moments = update(optimiser, grads, moments, ours, jnp.float32(rates[step]))
             changes, peer_state = peer.update(grads, peer_state, theirs)
             theirs = optax.apply_updates(theirs, changes)
     np.testing.assert_allclose(ours["kernel"], theirs["kernel"], atol=1e-6)

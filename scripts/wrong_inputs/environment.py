@@ -9,7 +9,7 @@ ENVIRONMENT = (
         "environment: a platform without a plugin", flag(), "cuda", "plugin", JAX_PLATFORMS="cuda"
     ),
     case("environment: no such platform", flag(), "cdua", "JAX_PLATFORMS", JAX_PLATFORMS="cdua"),
-    case("environment: a platform without a driver", flag(), "tpu", JAX_PLATFORMS="tpu"),
+    case("environment: a platform without a driver", flag(), "rocm", JAX_PLATFORMS="rocm"),
     case("environment: half a list of platforms", flag(), "JAX_PLATFORMS", JAX_PLATFORMS=",,"),
     case("environment: x64 is neither yes nor no", flag(), "JAX_ENABLE_X64", JAX_ENABLE_X64="so"),
     case("environment: no such PRNG", flag(), "DEFAULT_PRNG", JAX_DEFAULT_PRNG_IMPL="dice"),
