@@ -1,7 +1,7 @@
 """Every combination of dtype, sharing, full weights, rounds and mesh, from search to export.
 
-    python scripts/combinations.py              # all 48, about half an hour on two cores
-    python scripts/combinations.py --pairwise   # every pair of values once, a few minutes
+    python scripts/combinations.py              # all 48
+    python scripts/combinations.py --pairwise   # 8 in which every two values meet
 
 Each combination is a run on a tiny random model: search, labels and training in one session, then
 evaluation and export in another, which loads from disk what the first has saved. The

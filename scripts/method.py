@@ -1,6 +1,6 @@
 """The whole method as three functions, on the model and the task in the package.
 
-    python scripts/method.py        # about three minutes on two cores
+    python scripts/method.py        # some minutes on two cores
 
 Prints how many answers on held-out questions are right before and after one round.
 """

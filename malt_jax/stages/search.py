@@ -17,10 +17,6 @@ from malt_jax.tasks.base import Question
 def search(session: Session, round: int) -> None:
     """Searches the training questions of a round, one shard file per block of questions."""
     config, stage = session.config, search_stage(round)
-    if not session.train_questions:
-        raise UserError("task.num_train: no training questions; at least one is needed.")
-    # Round 0 draws from the base, a later one from what the round before has trained.
-    adapters = policies_after(session, round - 1)
     rewards: list[float] = []
 
     def shard(number: int, questions: Sequence[Question]) -> Mapping[Path, set[tuple[str]]]:
@@ -31,6 +27,12 @@ def search(session: Session, round: int) -> None:
         session.progress.note(f"{stage}: {role}, {counted(completions, 'completion')}")
 
     with session.journal(stage, inputs=True) as journal:
+        if journal.done:  # neither questions nor weights are read again
+            return
+        if not session.train_questions:
+            raise UserError("task.num_train: no training questions; at least one is needed.")
+        # Round 0 draws from the base, a later one from what the round before has trained.
+        adapters = policies_after(session, round - 1)
         for block in journal.blocks(session.train_questions, config.search.block, shard):
             forest = malt.search(
                 session.model,

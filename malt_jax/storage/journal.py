@@ -77,12 +77,8 @@ class Journal:
     ):
         """`finishes`: whether the end of the `with` block is the end of the stage."""
         self.run, self.stage = run, stage
-        self._progress, self._mirror, self._meter, self._finishes = (
-            progress,
-            mirror,
-            meter,
-            finishes,
-        )
+        self._progress, self._mirror = progress, mirror
+        self._meter, self._finishes = meter, finishes
         self._units: list[Path] = []
         self._cost: dict[str, Any] | None = None
         self._open = False
