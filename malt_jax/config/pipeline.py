@@ -21,6 +21,13 @@ _RESERVED = {
     "star": "the single-agent baseline, which is trained beside the roles",
 }
 """Names that no role can have, and what they stand for."""
+PHASES = ("sft", "dpo", "kto", "pg")
+"""The phases of training in their order; each begins with the weights that the one before left."""
+
+
+def split_phases(train: str) -> tuple[str, ...]:
+    """The phases that a role's `train` names."""
+    return () if train == "none" else tuple(train.split("+"))
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,22 @@ class RoleConfig:
     stop: tuple[str, ...] = field(default=(), metadata=ONE_TEXT)
     """Texts that end the turn besides the model's end tokens. A base model without a chat template
     continues with a next question of its own, whose answer would be graded: stop it there."""
-    train: Literal["none", "sft", "sft+dpo"] = "sft+dpo"
-    """How this role is trained; the paper trains the generator by SFT only."""
+    train: str = "sft+dpo"
+    """How this role is trained: `none`, or phases joined with `+` in the order `sft` (fine-tuning),
+    `dpo` (pairs), `kto` (unpaired completions), `pg` (clipped policy gradient). The paper trains
+    the generator by `sft` and the others by `sft+dpo`."""
     answers: bool = True
     """Whether an answer is read from this turn; the last answer is the prediction."""
 
     def __post_init__(self):
         check_name(self.name)
         check(not self.name[0].isdigit(), f"name: found {self.name!r}, which begins with a digit.")
+        phases = split_phases(self.train)
+        check(
+            self.train != "" and phases == tuple(p for p in PHASES if p in phases),
+            f"train: found {self.train!r}, allowed: none, or phases of {', '.join(PHASES)} joined "
+            "with + in this order, each once, such as sft+kto.",
+        )
         check(all(self.stop), "stop: found an empty text; give texts of one character or more.")
         check_range(self, "branch", least=1, most=64)
         check_range(self, "temperature", least=0, most=10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class SftExample:
     prompt: str = ""
     completion: str = ""
     value: float = math.nan
+    weight: float = 1.0
+    """Weight of each of its tokens in the batch's mean."""
+
+    FILE: ClassVar[str] = "sft.jsonl"
 
     @property
     def id(self) -> str:
@@ -32,16 +36,7 @@ class SftExample:
 
     def to_record(self) -> dict[str, Any]:
         """One line of `sft.jsonl`."""
-        return {
-            "prompt": self.prompt,
-            "completion": self.completion,
-            "role": self.role,
-            "question_id": self.question_id,
-            "node_id": self.node_id,
-            "value": self.value,
-            "prompt_ids": list(self.prompt_ids),
-            "completion_ids": list(self.completion_ids),
-        }
+        return _single(self) | _unless(1.0, weight=self.weight)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> SftExample:
@@ -66,6 +61,10 @@ class DpoExample:
     rejected: str = ""
     chosen_value: float = math.nan
     rejected_value: float = math.nan
+    margin: float = 0.0
+    """By how much the chosen one is better; DPO with an offset (ODPO) asks for as wide a gap."""
+
+    FILE: ClassVar[str] = "dpo.jsonl"
 
     @property
     def id(self) -> str:
@@ -77,7 +76,7 @@ class DpoExample:
 
     def to_record(self) -> dict[str, Any]:
         """One line of `dpo.jsonl`."""
-        return {
+        record = {
             "prompt": self.prompt,
             "chosen": self.chosen,
             "rejected": self.rejected,
@@ -93,6 +92,7 @@ class DpoExample:
             "chosen_ids": list(self.chosen_ids),
             "rejected_ids": list(self.rejected_ids),
         }
+        return record | _unless(0.0, margin=self.margin)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DpoExample:
@@ -101,7 +101,107 @@ class DpoExample:
         return cls(**_with_tuples(fields, "prompt_ids", "chosen_ids", "rejected_ids"))
 
 
-Example = SftExample | DpoExample
+@dataclass(frozen=True)
+class UnpairedExample:
+    """A completion that is desirable or not, without another to compare it with (KTO)."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    node_id: str
+    label: bool
+    """Whether the completion is desirable."""
+    role: str = ""
+    question_id: str = ""
+    prompt: str = ""
+    completion: str = ""
+    value: float = math.nan
+    weight: float = 1.0
+    """Weight of its loss in the batch's mean, beside the weight of its kind."""
+
+    FILE: ClassVar[str] = "kto.jsonl"
+
+    @property
+    def id(self) -> str:
+        return self.node_id
+
+    @property
+    def completions(self) -> tuple[tuple[int, ...], ...]:
+        return (self.completion_ids,)
+
+    def to_record(self) -> dict[str, Any]:
+        """One line of `kto.jsonl`."""
+        return {**_single(self), "label": self.label, **_unless(1.0, weight=self.weight)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> UnpairedExample:
+        return cls(**_with_tuples(record, "prompt_ids", "completion_ids"))
+
+
+@dataclass(frozen=True)
+class PolicyExample:
+    """A sampled completion with its advantage, for the policy gradient."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Log-probability of each completion token under the policy that sampled it, unfiltered and at
+    temperature 1, as `Node.logprobs` has them."""
+    advantage: float
+    """How much better than its group the completion was; the group is the role and the prefix."""
+    node_id: str
+    role: str = ""
+    question_id: str = ""
+    prompt: str = ""
+    completion: str = ""
+    value: float = math.nan
+
+    FILE: ClassVar[str] = "policy.jsonl"
+
+    @property
+    def id(self) -> str:
+        return self.node_id
+
+    @property
+    def completions(self) -> tuple[tuple[int, ...], ...]:
+        return (self.completion_ids,)
+
+    def to_record(self) -> dict[str, Any]:
+        """One line of `policy.jsonl`."""
+        return {**_single(self), "advantage": self.advantage, "logprobs": list(self.logprobs)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> PolicyExample:
+        return cls(**_with_tuples(record, "prompt_ids", "completion_ids", "logprobs"))
+
+
+Example = SftExample | DpoExample | UnpairedExample | PolicyExample
+
+EXAMPLES: dict[str, type[Example]] = {
+    "sft": SftExample,
+    "dpo": DpoExample,
+    "kto": UnpairedExample,
+    "pg": PolicyExample,
+}
+"""What each phase of training learns from."""
+
+
+def _single(example: SftExample | UnpairedExample | PolicyExample) -> dict[str, Any]:
+    """The columns of every file with one completion a line."""
+    return {
+        "prompt": example.prompt,
+        "completion": example.completion,
+        "role": example.role,
+        "question_id": example.question_id,
+        "node_id": example.node_id,
+        "value": example.value,
+        "prompt_ids": list(example.prompt_ids),
+        "completion_ids": list(example.completion_ids),
+    }
+
+
+def _unless(default: float, **field: float) -> dict[str, float]:
+    """The field, or nothing where it has its default, so that published data keep their bytes."""
+    return {name: value for name, value in field.items() if value != default}
 
 
 def _with_tuples(record: Mapping[str, Any], *names: str) -> dict[str, Any]:

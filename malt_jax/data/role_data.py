@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from malt_jax.config.data import DataConfig
-from malt_jax.data.examples import DpoExample, SftExample
+from malt_jax.config.pipeline import split_phases
+from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.tree.keys import draw_order
 from malt_jax.tree.node import Node, Tree
 from malt_jax.tree.policies import STAR
@@ -22,7 +24,14 @@ class RoleData:
 
     sft: list[SftExample] = field(default_factory=list)
     dpo: list[DpoExample] = field(default_factory=list)
+    kto: list[UnpairedExample] = field(default_factory=list)
+    policy: list[PolicyExample] = field(default_factory=list)
+    """Sampled completions with their advantages, for the policy gradient."""
     counts: Counter = field(default_factory=Counter)
+
+    def of(self, phase: str) -> list[Any]:
+        """What a phase of training (`sft`, `dpo`, `kto`, `pg`) learns from."""
+        return {"sft": self.sft, "dpo": self.dpo, "kto": self.kto, "pg": self.policy}[phase]
 
 
 def role_data(
@@ -80,15 +89,15 @@ def by_policy(
 ) -> dict[str, RoleData]:
     """The examples that each policy is trained on.
 
-    `phases`: `none`, `sft` or `sft+dpo` by role; a role that is not named learns by both. With
-    `sharing` `adapters` every role has a policy of its own, with `shared` they have one together.
+    `phases`: `RoleConfig.train` by role, phases joined with `+`, or `none`; a role that is not
+    named learns by `sft+dpo`. With `sharing` `adapters` every role has a policy of its own, with
+    `shared` they have one together.
     """
     policies: dict[str, RoleData] = {}
     for role, learned in data.items():
-        trained = phases.get(role, "sft+dpo")
         policy = policies.setdefault(policy_name(role, sharing), RoleData())
-        policy.sft.extend(learned.sft if trained != "none" else ())
-        policy.dpo.extend(learned.dpo if trained == "sft+dpo" else ())
+        for phase in split_phases(phases.get(role, "sft+dpo")):
+            policy.of(phase).extend(learned.of(phase))
     return policies
 
 
