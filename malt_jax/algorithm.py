@@ -105,7 +105,7 @@ def label(
     """
     if rule is not None and selection is not None:
         raise ValueError("give a selection or the name of a rule, not both")
-    chosen = get_rule(rule).data if rule is not None else selection or DataConfig()
+    chosen = get_rule(rule).selection() if rule is not None else selection or DataConfig()
     return role_data(forest.trees, forest.roles, chosen, seed, signals)
 
 

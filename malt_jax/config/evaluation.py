@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from malt_jax.checks import check, check_name, check_range, show, whole_number
@@ -92,20 +92,23 @@ class Ablation:
 
     name: str
     """Its folder under RUN/ablations and its name in tables."""
-    set: dict[str, Any]
+    set: dict[str, Any] = field(default_factory=dict)
     """Dotted fields and their values, for example `search.backup: max`."""
+    rule: str = ""
+    """A credit rule by its name in `malt label --preview`, whose fields are set before these."""
     label: str = ""
     """What tables call it, after `MALT, `; default: its fields and values."""
 
     def __post_init__(self):
         check_name(self.name, also="-")
-        check(bool(self.set), "set: found nothing; a variant changes at least one field.")
+        some = bool(self.set) or bool(self.rule)
+        check(some, "set: found nothing; a variant changes at least one field, or names a rule.")
         for key in self.set:
-            field = key.replace("-", "_")
+            changed = key.replace("-", "_")
             # A field of this list counts with everything below it.
             beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
             check(
-                not any(field == name or field.startswith(f"{name}.") for name in beside),
+                not any(changed == name or changed.startswith(f"{name}.") for name in beside),
                 f"set: {show(key)} cannot differ between a run and its variant, which is "
                 "measured as the run is; leave it out.",
             )

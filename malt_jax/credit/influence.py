@@ -12,6 +12,8 @@ another agent's message.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,8 +24,8 @@ from malt_jax.tree.roles import Chain
 
 Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 """Token ids of prompts and of the completions after them."""
-Score = Callable[[Sequences], np.ndarray]
-"""Log-probability of each completion, summed over its tokens; NaN for one that is not scored."""
+Score = Callable[[str, Sequences], np.ndarray]
+"""Log-probability of each completion of a role, summed over its tokens; NaN if not scored."""
 
 
 def influence(
@@ -35,7 +37,7 @@ def influence(
     sampled it: one pass over the distinct completions, without sampling.
     """
     roles = {role.name: role for role in pipeline.roles}
-    alone: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    alone: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(dict)
     stored: dict[str, float] = {}
     for tree in forest.trees:
         turns: dict[str | None, dict[str, str]] = {None: {}}
@@ -55,13 +57,14 @@ def influence(
                 overflow="truncate",
                 where=node.id,
             )
-            alone[node.id] = prompt.ids, node.token_ids
+            alone[node.role][node.id] = prompt.ids, node.token_ids
             stored[node.id] = sum(node.logprobs)
-    # Critiques such as "ok" repeat, so there are fewer distinct sequences than nodes.
-    distinct = list(dict.fromkeys(alone.values()))
-    scored = dict(zip(distinct, map(float, score(distinct)), strict=True)) if distinct else {}
-    return {
-        node: (stored[node] - scored[ids]) / len(ids[1])
-        for node, ids in alone.items()
-        if not np.isnan(scored[ids])
-    }
+    found: dict[str, float] = {}
+    for role, nodes in alone.items():
+        # Completions such as "ok" repeat, so there are fewer distinct sequences than nodes.
+        distinct = list(dict.fromkeys(nodes.values()))
+        scored = dict(zip(distinct, score(role, distinct).tolist(), strict=True))
+        for node, ids in nodes.items():
+            if not math.isnan(scored[ids]):
+                found[node] = (stored[node] - scored[ids]) / len(ids[1])
+    return found

@@ -1,70 +1,66 @@
-"""Credit rules by name: what is selected from a forest, and what it is trained by."""
+"""Credit rules by name: what is selected from a forest, and by which phases roles learn it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from malt_jax.checks import nearest
 from malt_jax.config.data import DataConfig
+from malt_jax.config.pipeline import PipelineConfig
 from malt_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How nodes become training examples, and by which phases roles learn from them."""
+    """How nodes become training examples, and how roles learn from them beyond imitation."""
 
     summary: str
-    data: DataConfig
-    train: str | None = None
-    """`RoleConfig.train` of every role but the first; None: as the config has it."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Fields of `DataConfig`; the other ones of `CREDIT` have their defaults."""
+    train: str = "sft+dpo"
+    """`RoleConfig.train` of the roles that do more than SFT; the others stay as they are."""
 
-    def settings(self, roles: int) -> Iterator[tuple[str, Any]]:
-        """The config fields that this rule sets, for a pipeline of so many roles."""
-        default = asdict(DataConfig())
-        for name, value in asdict(self.data).items():
-            if value != default[name]:
-                yield f"data.{name}", value
-        # The first role imitates, as published, unless it is the only one.
-        for index in range(min(1, roles - 1), roles) if self.train else ():
-            yield f"pipeline.roles.{index}.train", self.train
+    def selection(self, base: DataConfig | None = None) -> DataConfig:
+        """The rule's selection; how many pairs there are, `base` says."""
+        default = DataConfig()
+        chosen = {name: self.data.get(name, getattr(default, name)) for name in CREDIT}
+        return replace(base or default, **chosen)  # type: ignore[arg-type]
+
+    def settings(self, pipeline: PipelineConfig) -> dict[str, Any]:
+        """The config fields that make this rule a run's, by their dotted names."""
+        chosen = self.selection()
+        phases = {
+            f"pipeline.roles.{index}.train": self.train
+            for index, role in enumerate(pipeline.roles)
+            if role.train not in ("none", "sft")
+        }
+        return {f"data.{name}": getattr(chosen, name) for name in CREDIT} | phases
 
 
+CREDIT = ("positives", "weights", "margins", "advantage")
+"""The fields of `DataConfig` that a rule decides."""
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        "published": Rule("MALT as published: positive iff V > theta", DataConfig()),
-        "advantage": Rule(
-            "positive iff better than its siblings", DataConfig(positives="advantage")
-        ),
-        "both": Rule(
-            "positive iff V > theta and better than its siblings", DataConfig(positives="both")
-        ),
+        "published": Rule("MALT as published: positive iff V > theta"),
+        "advantage": Rule("positive iff better than its siblings", {"positives": "advantage"}),
+        "both": Rule("positive iff V > theta and better than its siblings", {"positives": "both"}),
         "weighted": Rule(
-            "positive iff V > theta, weighed by the advantage", DataConfig(weights="advantage")
+            "as published, examples weighed by their advantage", {"weights": "advantage"}
         ),
         "confident": Rule(
-            "positive iff V > theta, weighed by how sure that is", DataConfig(weights="confidence")
+            "as published, examples weighed by how sure their label is", {"weights": "confidence"}
         ),
-        "odpo": Rule(
-            "published, and DPO asks for a margin as wide as the gap", DataConfig(margins="gap")
-        ),
-        "kto": Rule(
-            "positive iff V > theta; KTO on unpaired nodes in place of DPO",
-            DataConfig(),
-            "sft+kto",
-        ),
+        "odpo": Rule("as published, with a margin as wide as a pair's gap", {"margins": "gap"}),
+        "kto": Rule("as published, with KTO on unpaired nodes in place of DPO", {}, "sft+kto"),
         "kto-both": Rule(
-            "as `both`; KTO on unpaired nodes in place of DPO",
-            DataConfig(positives="both"),
-            "sft+kto",
+            "as both, with KTO on unpaired nodes in place of DPO", {"positives": "both"}, "sft+kto"
         ),
-        "pg": Rule("clipped policy gradient on sibling advantages", DataConfig(), "pg"),
+        "pg": Rule("clipped policy gradient on sibling advantages", {}, "pg"),
         "pg-normalised": Rule(
-            "clipped policy gradient on normalised advantages",
-            DataConfig(advantage="normalised"),
-            "pg",
+            "clipped policy gradient on normalised advantages", {"advantage": "normalised"}, "pg"
         ),
     }
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
-from malt_jax.credit.confidence import confidence
+from malt_jax.credit.confidence import Posterior, above, posterior
 from malt_jax.credit.verdict import Parser, verdict_agreement
 from malt_jax.tree.node import VALUE_DIGITS, Forest
 
@@ -48,14 +50,8 @@ def node_signals(
 
 def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
     """Adds the signals that are functions of the values and rewards of whole levels."""
-    values, rewards = forest.values, forest.rewards
-    columns = {
-        "advantage": [sibling_advantage(level) for level in values],
-        "normalised": [normalised_advantage(level) for level in values],
-        "global": [global_advantage(rewards, d) for d in range(1, len(values) + 1)],
-        # The children of a level's nodes are the next level.
-        "confidence": [confidence(level, threshold) for level in values[1:]],
-    }
+    columns, posteriors = _arrays(forest.values, forest.rewards, threshold)
+    columns["confidence"] = [above(one, threshold) for one in posteriors]
     for name, levels in columns.items():
         for tree, row in zip(forest.trees, _by_tree(levels, len(forest.trees)), strict=True):
             # Leaves come last in a tree, and it is they that a shorter row leaves out.
@@ -65,7 +61,21 @@ def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
                     signals[node.id][name] = round(number, VALUE_DIGITS) + 0.0
 
 
-def _by_tree(levels: list[Float[Array, "Q *_"]], trees: int) -> np.ndarray:
+@jax.jit
+def _arrays(
+    values: list[Float[Array, "Q *_"]], rewards: Float[Array, "Q *branches"], threshold: float
+) -> tuple[dict[str, list[Float[Array, "Q *_"]]], list[Posterior]]:
+    """All levels in one program, because each operation of its own would be compiled by itself."""
+    advantages = {
+        "advantage": [sibling_advantage(level) for level in values],
+        "normalised": [normalised_advantage(level) for level in values],
+        "global": [global_advantage(rewards, d) for d in range(1, len(values) + 1)],
+    }
+    # The children of a level's nodes are the next level.
+    return advantages, [posterior(level, threshold) for level in values[1:]]
+
+
+def _by_tree(levels: Sequence[Any], trees: int) -> np.ndarray:
     """The numbers of each tree's nodes in their order, level after level: `[Q, nodes]`."""
     flat = [np.asarray(level).reshape(trees, -1) for level in levels]
     return np.concatenate([np.empty((trees, 0)), *flat], axis=1)

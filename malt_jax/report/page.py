@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from malt_jax.credit.contrast import advice
 from malt_jax.escape import visible
 from malt_jax.evaluation import cells, sections, tables
+from malt_jax.evaluation.credit_table import NOTE, contrast_table
 from malt_jax.evaluation.schema import Results
 from malt_jax.report import figures
 from malt_jax.report.gallery import Gallery
@@ -55,7 +57,11 @@ def render(**parts: Any) -> str:
 def trees(group: Group, threshold: float, gallery: Gallery) -> dict[str, Any]:
     """What all trees of a group show together: outcomes, and values by role and by depth."""
     totals, entries = group.totals, group.questions
+    contrast = totals.contrast.roles()
     return {
+        "credit": contrast_table(contrast, group.pairs),
+        "advice": advice(contrast) if group.pairs is not None else [],
+        "credit_note": NOTE,
         "name": group.name,
         "questions": len(entries),
         "kinds": Counter(_kind(entry["leaves"]) for entry in entries),

@@ -89,6 +89,7 @@ def summarise_run(session: Session) -> Results:
     found = measured(session)
     counts = session.run.data(session.config.rounds - 1, "counts").with_suffix(".json")
     labels = json.loads(counts.read_text()) if counts.exists() else {}
+    labels.pop("credit", None)  # shares and not counts; the report has them beside the trees
     return _summarise([session], [found], found.files, costs(session.run), labels)
 
 
