@@ -13,10 +13,13 @@ docs/method.md has the formulas with their sources, and every decision the publi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jax.sharding import Mesh
 
+from malt_jax.config.pipeline import PHASES
+from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, SftConfig, TrainConfig
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
@@ -24,7 +27,7 @@ from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
-from malt_jax.training.fit import DpoConfig, SftConfig, train_dpo, train_sft
+from malt_jax.training.fit import train_phase
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
@@ -118,9 +121,12 @@ def train(
     lora: LoraConfig | None = None,
     sft: SftConfig | None = None,
     dpo: DpoConfig | None = None,
+    kto: KtoConfig | None = None,
+    pg: PgConfig | None = None,
     start: Mapping[str, Trainable] | None = None,
     saver: Saver | None = None,
     template: str = "",
+    on_policy: bool = True,
     seed: int = 0,
     mesh: Mesh | None = None,
     on_step: OnStep | None = None,
@@ -130,38 +136,43 @@ def train(
 
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
     the generator by SFT and the others by SFT and then DPO, which is also what a role learns by
-    that it does not name. `sharing`: by default every role has a LoRA adapter of its own; with
-    `shared` one policy learns from all roles, told apart by their prompts. `start`: weights to
-    continue from, for example those of an earlier round; by default an adapter that changes nothing
-    yet. `saver` keeps the checkpoints of one phase, so it is only for a call that trains one policy
-    in one phase. `template` is hashed into the key of stored reference log-probabilities.
+    that it does not name. `sft` to `pg`: the fields of each phase. `sharing`: by default every role
+    has a LoRA adapter of its own; with `shared` one policy learns from all roles, told apart by
+    their prompts. `start`: weights to continue from, for example those of an earlier round; by
+    default an adapter that changes nothing yet. `saver` keeps the checkpoints of one phase, so it
+    is only for a call that trains one policy in one phase. `template` is hashed into the key of
+    stored reference log-probabilities. `on_policy`: the data were sampled with the weights of
+    `start`, so a policy gradient that begins there must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
-    lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
+    lora = lora or LoraConfig()
+    given = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
+    configs = replace(TrainConfig(), **{name: c for name, c in given.items() if c is not None})
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
-    if saver and sum(bool(learned.sft) + bool(learned.dpo) for learned in trained.values()) > 1:
+    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in PHASES) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
         policy = (start or {}).get(name)
         if policy is None:
             policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
-        if learned.sft:
-            # theta_SFT = argmin of -log p(y | x; theta), averaged over completion tokens.
-            outcome = train_sft(
-                model, policy, learned.sft, sft, saver=saver, seed=seed, dropout=lora.dropout,
-                mesh=mesh, on_step=on_step,
-            )  # fmt: skip
-            policy = outcome.trainable
-            on_phase(name, outcome)
-        if learned.dpo:
-            # theta_DPO = argmin of -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each
-            # log-ratio that of the policy to the frozen SFT policy it starts from; beta = 0.2.
-            outcome = train_dpo(
-                model, policy, policy, learned.dpo, dpo, saver=saver, seed=seed, template=template,
-                mesh=mesh, on_step=on_step,
-            )  # fmt: skip
-            policy = outcome.trainable
-            on_phase(name, outcome)
+        sampled_by = policy if on_policy else None
+        # A role's phases in their order, each from the weights that the one before left:
+        # sft  theta = argmin of -log p(y | x; theta), averaged over completion tokens.
+        # dpo  argmin of -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio
+        #      that of the policy to the frozen policy it starts from; beta = 0.2.
+        # Beside the publication, on the same trees:
+        # kto  argmin of 1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
+        # pg   argmax of min(rho A, clip(rho) A), rho the probability ratio of a token of y to the
+        #      policy that sampled it, A the advantage of y over its siblings.
+        for phase in PHASES:
+            if examples := learned.of(phase):
+                outcome = train_phase(
+                    model, policy, examples, configs.phase(phase), saver=saver, seed=seed,
+                    dropout=lora.dropout, template=template, on_policy=policy is sampled_by,
+                    mesh=mesh, on_step=on_step,
+                )  # fmt: skip
+                policy = outcome.trainable
+                on_phase(name, outcome)
         policies[name] = policy
     return {role: policies[policy_name(role, sharing)] for role in data}

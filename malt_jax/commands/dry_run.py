@@ -12,6 +12,7 @@ from malt_jax.commands.command import Invocation
 from malt_jax.commands.launch import check_input, check_tracker, look, read_config
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+from malt_jax.config.pipeline import split_phases
 from malt_jax.config.reading import to_dict
 from malt_jax.config.run import with_defaults
 from malt_jax.errors import UserError
@@ -128,14 +129,21 @@ def _training(config: Config) -> Iterator[str]:
     whose = "one set for all roles" if config.sharing == "shared" else "each role its own"
     yield f"train: {weights}, {whose}"
     for role in config.pipeline.roles:
-        phases = {"none": "nothing", "sft": "SFT", "sft+dpo": "SFT, then DPO"}[role.train]
-        yield f"  {role.name}: {phases}"
-    for name, phase in (("SFT", train.sft), ("DPO", train.dpo)):
-        beta = f", beta {train.dpo.beta:g}" if name == "DPO" else ""
+        names = [_title(phase) for phase in split_phases(role.train)]
+        yield f"  {role.name}: {', then '.join(names) or 'nothing'}"
+    from malt_jax.planning.work import phases
+
+    strength = {"dpo": f", beta {train.dpo.beta:g}", "kto": f", beta {train.kto.beta:g}"}
+    for name in phases(config):
+        phase = train.phase(name)
         yield (
-            f"  {name}: {counted(phase.epochs, 'epoch')}, batch {phase.batch_size}, "
-            f"learning rate {phase.optim.learning_rate:g}{beta}"
+            f"  {_title(name)}: {counted(phase.epochs, 'epoch')}, batch {phase.batch_size}, "
+            f"learning rate {phase.optim.learning_rate:g}{strength.get(name, '')}"
         )
+
+
+def _title(phase: str) -> str:
+    return "policy gradient" if phase == "pg" else phase.upper()
 
 
 def _systems(session: Session) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from malt_jax.config.pipeline import PHASES
 from malt_jax.environment import check_disk, check_memory
 
 if TYPE_CHECKING:
@@ -11,10 +12,10 @@ if TYPE_CHECKING:
     from malt_jax.models.spec import ModelSpec
 
 KINDS = {
-    "run": ("sampling", "sft", "dpo"),
+    "run": ("sampling", *PHASES),
     "search": ("sampling",),
     "eval": ("sampling",),
-    "train": ("sft", "dpo"),
+    "train": PHASES,
 }
 """The programs of `malt plan` that a command runs; a command that is not named runs none."""
 

@@ -1,4 +1,4 @@
-"""All fields of training: optimiser, batches, SFT, DPO and adapters."""
+"""All fields of training: optimiser, batches, the four phases and adapters."""
 
 from __future__ import annotations
 
@@ -112,6 +112,9 @@ class DpoConfig:
     """Log-ratios per token (2411.15124, equation 6); `ipo` always does (only with `sigmoid`)."""
     nll_weight: float = 0.0
     """Weight of an added negative log-likelihood of the chosen completion, RPO (2404.19733)."""
+    offset: float = 0.0
+    """DPO with an offset, ODPO (2402.10571): this times the pair's margin is subtracted inside the
+    sigmoid, so a pair that is further apart must get a wider gap (only with `sigmoid`). 0: off."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=5e-5))
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -120,12 +123,64 @@ class DpoConfig:
         check_range(self, "batch_size", least=1)
         check_range(self, "beta", above=0, most=100)
         check_range(self, "label_smoothing", least=0, below=0.5)
-        check_range(self, "nll_weight", least=0, most=100)
-        plain = self.label_smoothing == 0 and not self.length_normalised
+        check_range(self, "nll_weight", "offset", least=0, most=100)
+        plain = self.label_smoothing == 0 and not self.length_normalised and self.offset == 0
         check(
             self.loss == "sigmoid" or plain,
-            f"loss: {self.loss} takes neither label_smoothing nor length_normalised; remove them.",
+            f"loss: {self.loss} takes none of label_smoothing, length_normalised and offset; "
+            "remove them.",
         )
+
+
+@dataclass(frozen=True)
+class KtoConfig:
+    """Kahneman-Tversky optimisation on unpaired completions (docs/method.md, section 5)."""
+
+    epochs: int = 1
+    """Passes over the role's completions."""
+    batch_size: int = 16
+    """Completions per step. The KL estimate comes from a batch, so larger ones are steadier."""
+    beta: float = 0.1
+    """Strength of the pull to the reference policy."""
+    desirable_weight: float = 1.0
+    """Weight of the loss of desirable completions. Its authors advise weights with which desirable
+    and undesirable completions count in a ratio of 1 to 4/3, or the inverse."""
+    undesirable_weight: float = 1.0
+    """Weight of the loss of undesirable completions."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=5e-5))
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        check_range(self, "epochs", least=1, most=1000)
+        # The KL estimate pairs each prompt with the completion of another example of the batch.
+        check_range(self, "batch_size", least=2)
+        check_range(self, "beta", above=0, most=100)
+        check_range(self, "desirable_weight", "undesirable_weight", least=0, most=100)
+
+
+@dataclass(frozen=True)
+class PgConfig:
+    """Clipped policy gradient on sampled completions (docs/method.md, section 5)."""
+
+    epochs: int = 2
+    """Passes over the same completions."""
+    batch_size: int = 32
+    """Completions per step; siblings are in the same batch where they fit."""
+    clip: float = 0.2
+    """PPO (1707.06347): a token's probability ratio gains nothing beyond 1 - clip and 1 + clip."""
+    kl_weight: float = 0.0
+    """Weight of a penalty on the divergence from the policy that the phase starts from. 0: off."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=5e-5))
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        check_range(self, "epochs", least=1, most=1000)
+        check_range(self, "batch_size", least=1)
+        check_range(self, "clip", above=0, below=1)
+        check_range(self, "kl_weight", least=0, most=100)
+
+
+PhaseConfig = SftConfig | DpoConfig | KtoConfig | PgConfig
 
 
 @dataclass(frozen=True)
@@ -137,3 +192,10 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
+    kto: KtoConfig = field(default_factory=KtoConfig)
+    pg: PgConfig = field(default_factory=PgConfig)
+
+    def phase(self, name: str) -> PhaseConfig:
+        """The fields of one of the phases that `RoleConfig.train` joins."""
+        phase: PhaseConfig = getattr(self, name)
+        return phase

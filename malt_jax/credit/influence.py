@@ -60,11 +60,11 @@ def influence(
             alone[node.role][node.id] = prompt.ids, node.token_ids
             stored[node.id] = sum(node.logprobs)
     found: dict[str, float] = {}
-    for role, nodes in alone.items():
+    for name, sequences in alone.items():
         # Completions such as "ok" repeat, so there are fewer distinct sequences than nodes.
-        distinct = list(dict.fromkeys(nodes.values()))
-        scored = dict(zip(distinct, score(role, distinct).tolist(), strict=True))
-        for node, ids in nodes.items():
+        distinct = list(dict.fromkeys(sequences.values()))
+        scored = dict(zip(distinct, score(name, distinct).tolist(), strict=True))
+        for node_id, ids in sequences.items():
             if not math.isnan(scored[ids]):
-                found[node] = (stored[node] - scored[ids]) / len(ids[1])
+                found[node_id] = (stored[node_id] - scored[ids]) / len(ids[1])
     return found

@@ -27,7 +27,7 @@ class Rule:
         """The rule's selection; how many pairs there are, `base` says."""
         default = DataConfig()
         chosen = {name: self.data.get(name, getattr(default, name)) for name in CREDIT}
-        return replace(base or default, **chosen)  # type: ignore[arg-type]
+        return replace(base or default, **chosen)
 
     def settings(self, pipeline: PipelineConfig) -> dict[str, Any]:
         """The config fields that make this rule a run's, by their dotted names."""

@@ -1,10 +1,14 @@
-"""Training examples as a role's data files hold them: what TRL reads, and where each came from."""
+"""Training examples as a role's data files hold them: what TRL reads, and where each came from.
+
+Every kind has `completions`, its token ids; `cut`, itself with shorter ones; and `signals`, what
+else its loss reads (empty where that changes nothing), by which stored results are recognised.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 
@@ -33,6 +37,13 @@ class SftExample:
     @property
     def completions(self) -> tuple[tuple[int, ...], ...]:
         return (self.completion_ids,)
+
+    @property
+    def signals(self) -> tuple[Any, ...]:
+        return () if self.weight == 1.0 else (self.weight,)
+
+    def cut(self, completions: Sequence[tuple[int, ...]]) -> SftExample:
+        return replace(self, completion_ids=completions[0])
 
     def to_record(self) -> dict[str, Any]:
         """One line of `sft.jsonl`."""
@@ -73,6 +84,13 @@ class DpoExample:
     @property
     def completions(self) -> tuple[tuple[int, ...], ...]:
         return (self.chosen_ids, self.rejected_ids)
+
+    @property
+    def signals(self) -> tuple[Any, ...]:
+        return () if self.margin == 0.0 else (self.margin,)
+
+    def cut(self, completions: Sequence[tuple[int, ...]]) -> DpoExample:
+        return replace(self, chosen_ids=completions[0], rejected_ids=completions[1])
 
     def to_record(self) -> dict[str, Any]:
         """One line of `dpo.jsonl`."""
@@ -128,6 +146,13 @@ class UnpairedExample:
     def completions(self) -> tuple[tuple[int, ...], ...]:
         return (self.completion_ids,)
 
+    @property
+    def signals(self) -> tuple[Any, ...]:
+        return (self.label, self.weight)
+
+    def cut(self, completions: Sequence[tuple[int, ...]]) -> UnpairedExample:
+        return replace(self, completion_ids=completions[0])
+
     def to_record(self) -> dict[str, Any]:
         """One line of `kto.jsonl`."""
         return {**_single(self), "label": self.label, **_unless(1.0, weight=self.weight)}
@@ -157,6 +182,13 @@ class PolicyExample:
 
     FILE: ClassVar[str] = "policy.jsonl"
 
+    def __post_init__(self) -> None:
+        if len(self.logprobs) != len(self.completion_ids):
+            raise ValueError(
+                f"{self.node_id}: {len(self.logprobs)} log-probabilities for "
+                f"{len(self.completion_ids)} completion tokens; each token has one."
+            )
+
     @property
     def id(self) -> str:
         return self.node_id
@@ -164,6 +196,14 @@ class PolicyExample:
     @property
     def completions(self) -> tuple[tuple[int, ...], ...]:
         return (self.completion_ids,)
+
+    @property
+    def signals(self) -> tuple[Any, ...]:
+        return (self.advantage, self.logprobs)
+
+    def cut(self, completions: Sequence[tuple[int, ...]]) -> PolicyExample:
+        (ids,) = completions
+        return replace(self, completion_ids=ids, logprobs=self.logprobs[: len(ids)])
 
     def to_record(self) -> dict[str, Any]:
         """One line of `policy.jsonl`."""

@@ -13,7 +13,7 @@ token before it; a completion's first token follows the last token of the prompt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,6 +151,17 @@ def lay(rows: Sequence[Sequence[Segment]], shape: Shape) -> PackedRows:
                     target, slot = target + len(ids), slot + 1
                 at = end
     return out
+
+
+def places(rows: PackedRows) -> Iterator[tuple[int, slice, int]]:
+    """(row, its targets, number of the sequence) of every packed sequence."""
+    for r, slots in enumerate(rows.slots):
+        # A sequence's targets lie side by side, in the order of the slots.
+        lengths = np.bincount(slots[rows.weights[r] > 0], minlength=rows.sequences.shape[1])
+        ends = np.cumsum(lengths)
+        for length, end, sequence in zip(lengths, ends, rows.sequences[r], strict=True):
+            if sequence >= 0:
+                yield r, slice(end - length, end), int(sequence)
 
 
 def share_prompts(segments: Iterable[Segment], longest: int) -> list[Segment]:

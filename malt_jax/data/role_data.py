@@ -33,7 +33,13 @@ class RoleData:
 
     def of(self, phase: str) -> list[Any]:
         """What a phase of training (`sft`, `dpo`, `kto`, `pg`) learns from."""
-        return {"sft": self.sft, "dpo": self.dpo, "kto": self.kto, "pg": self.policy}[phase]
+        lists: dict[str, list[Any]] = {
+            "sft": self.sft,
+            "dpo": self.dpo,
+            "kto": self.kto,
+            "pg": self.policy,
+        }
+        return lists[phase]
 
 
 def role_data(
@@ -227,7 +233,7 @@ def _pair(question_id: str, chosen: Node, rejected: Node, with_margin: bool) -> 
 
 def _drop_repeats(examples: list[Any]) -> int:
     """Keeps the first of the examples with equal token ids and label; returns how many go."""
-    kept = {}
+    kept: dict[tuple, Any] = {}
     for example in examples:
         key = (example.prompt_ids, example.completion_ids, getattr(example, "label", True))
         kept.setdefault(key, example)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from malt_jax.config.run import Config
-from malt_jax.config.training import DpoConfig, SftConfig
+from malt_jax.config.training import PhaseConfig
 from malt_jax.data.packing import lay
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
@@ -33,11 +33,14 @@ from malt_jax.sampling.filters import Filters
 from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
+from malt_jax.training.objectives import Batch
 from malt_jax.training.placement import state_shardings
 from malt_jax.training.plan import Plan
 
-Kind = Literal["sampling", "sft", "dpo"]
+Kind = Literal["sampling", "sft", "dpo", "kto", "pg"]
 """Which fields of the config decide a program's memory."""
+LATER: tuple[Kind, ...] = ("dpo", "kto", "pg")
+"""The phases that compare a policy with the one that they start from."""
 Call = tuple[Callable, tuple[Any, ...]]
 """A function to trace, and its abstract arguments."""
 
@@ -93,18 +96,23 @@ def prefill_name(lanes: int) -> str:
 def _training(make: _Arguments) -> Iterator[AbstractProgram]:
     train, sizes = make.config.train, make.sizes
     # Full fine-tuning leaves the base model where it is, beside the weights that are trained, and
-    # DPO also the SFT weights that it starts from, which are its reference.
+    # the phases after SFT also the weights that they start from, which are their reference.
     base = make.weight_bytes() if train.full else 0
     start = device_bytes(make.masters()) if train.full else 0
-    phases: list[tuple[Kind, SftConfig | DpoConfig, Plan, int]] = [
-        ("sft", train.sft, sizes.sft, base),
-        ("dpo", train.dpo, sizes.dpo, base + start),
-    ]
-    for kind, phase, plan, resident in phases:
-        build = partial(make.train_step, phase, plan)
-        yield AbstractProgram(f"{kind} step", kind, _words(plan), build, (0,), resident)
-    build = partial(make.reference, train.dpo, sizes.dpo)
-    yield AbstractProgram("reference", "dpo", _words(sizes.dpo), build, (), base)
+    kinds: dict[Kind, int] = {"sft": base, **dict.fromkeys(LATER, base + start)}
+    for kind, resident in kinds.items():
+        if plan := sizes.steps.get(kind):
+            build = partial(make.train_step, train.phase(kind), plan)
+            yield AbstractProgram(f"{kind} step", kind, _words(plan), build, (0,), resident)
+    for kind in LATER:
+        if plan := sizes.steps.get(kind):
+            build = partial(make.reference, train.phase(kind), plan)
+            yield AbstractProgram(reference_name(kind), kind, _words(plan), build, (), base)
+
+
+def reference_name(phase: str) -> str:
+    """The program of a phase that scores its completions by the policy that it starts from."""
+    return "reference" if phase == "dpo" else f"{phase} reference"
 
 
 def _words(plan: Plan) -> str:
@@ -193,7 +201,7 @@ class _Arguments:
             weights, inputs, self.suffix(spec), self._rows(shapes.rows), number
         )  # fmt: skip
 
-    def train_step(self, phase: SftConfig | DpoConfig, plan: Plan, depth: int) -> Call:
+    def train_step(self, phase: PhaseConfig, plan: Plan, depth: int) -> Call:
         spec = _shallow(self.spec, depth)
         program, trainable, frozen = self._trained(phase, spec)
         state = jax.eval_shape(partial(training.init_state, program), trainable)
@@ -201,23 +209,29 @@ class _Arguments:
         state = replace(state, trainable=_placed(state.trainable, _shardings(trainable)))
         state = _placed(state, state_shardings(program, state, spec, self.mesh))
         shape = largest(plan)
-        batch = training.Batch(
+        kinds = {
+            "step": self._array((), jnp.float32),
+            "sequence": self._array((shape.rows, shape.sequences), jnp.float32, "batch"),
+            "target": self._array((shape.rows, shape.targets), jnp.float32, "batch"),
+        }
+        batch = Batch(
             rows=self._packed(plan),
-            reference=self._array((shape.rows, shape.sequences), jnp.float32, "batch"),
-            total=self._array((), jnp.float32),
-            learning_rate=self._array((), jnp.float32),
+            reference=kinds["sequence"],
+            total=kinds["step"],
+            learning_rate=kinds["step"],
             last=self._array((), jnp.bool_),
             key=_key(),
+            extra={name: kinds[of] for name, of in program.objective.reads.items()},
         )
         return partial(training.train_step, program), (state, frozen, batch)
 
-    def reference(self, phase: DpoConfig, plan: Plan, depth: int) -> Call:
+    def reference(self, phase: PhaseConfig, plan: Plan, depth: int) -> Call:
         program, trainable, frozen = self._trained(phase, _shallow(self.spec, depth))
         function = partial(training.score_rows, training.scoring(program))
         return function, (trainable, frozen, self._packed(plan))
 
     def _trained(
-        self, phase: SftConfig | DpoConfig, spec: ModelSpec
+        self, phase: PhaseConfig, spec: ModelSpec
     ) -> tuple[training.Program, training.Trainable, nnx.State | None]:
         """The step's static part, the weights that it trains, and the frozen ones."""
         graph, params = self._params(spec)

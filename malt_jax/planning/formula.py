@@ -54,8 +54,7 @@ def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
 def _training(
     program: AbstractProgram, config: Config, spec: ModelSpec, sizes: Sizes, weights: int
 ) -> int:
-    phase = config.train.sft if program.kind == "sft" else config.train.dpo
-    shape = largest(sizes.sft if program.kind == "sft" else sizes.dpo)
+    phase, shape = config.train.phase(program.kind), largest(sizes.steps[program.kind])
     element = jnp.dtype(sizes.dtype).itemsize
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # What the backward pass finds of each layer: with `full` only its input, with `dots` the
@@ -64,7 +63,7 @@ def _training(
     kept = {"full": spec.d_model, "none": 3 * products}.get(
         phase.loop.remat, products + spec.d_model
     )
-    layers = 1 if program.name == "reference" else spec.num_layers
+    layers = 1 if program.name.endswith("reference") else spec.num_layers
     activations = element * shape.rows * shape.time * kept * layers
     # One layer's attention scores: forward, probabilities, and their gradient.
     scores = 3 * FLOAT32 * shape.rows * spec.heads * shape.time**2
@@ -75,5 +74,5 @@ def _training(
         # The float32 weights are cast to compute, and this micro-batch's gradient is added to
         # the step's, which is an argument.
         total += weights if element != FLOAT32 else 0
-        total += 0 if program.name == "reference" else FLOAT32 * parameters
+        total += 0 if program.name.endswith("reference") else FLOAT32 * parameters
     return total

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from malt_jax.config.run import Config
-from malt_jax.planning.abstract_programs import prefill_name
+from malt_jax.planning.abstract_programs import prefill_name, reference_name
 from malt_jax.planning.sizes import Sizes, micro_batches
 from malt_jax.planning.work import Work, steps
 from malt_jax.training.plan import Plan
@@ -78,16 +78,21 @@ def _sampling(
 
 
 def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
-    sft, dpo = config.train.sft, config.train.dpo
-    sft_steps = sum(steps(role.sft, sft) for role in work.roles) + steps(work.star, sft)
-    dpo_steps = sum(steps(role.pairs, dpo) for role in work.roles)
-    # The reference's log-probabilities are computed once per pair, whatever the number of epochs.
-    scored = sum(math.ceil(role.pairs / dpo.batch_size) for role in work.roles)
-    return {
-        "sft step": sft_steps * _largest_micro_batches(sizes.sft),
-        "dpo step": dpo_steps * _largest_micro_batches(sizes.dpo),
-        "reference": scored * _largest_micro_batches(sizes.dpo),
-    }
+    counts: Executions = {}
+    for phase, plan in sizes.steps.items():
+        fields, micros = config.train.phase(phase), _largest_micro_batches(plan)
+        examples = [role.examples.get(phase, 0) for role in work.roles]
+        examples += [work.star] if phase == "sft" else []
+        taken = sum(steps(count, fields) for count in examples)
+        counts[f"{phase} step"] = taken * micros
+        if phase == "sft":
+            continue
+        # The reference's log-probabilities are computed once per example, whatever the number of
+        # epochs. KTO scores mismatched completions as well: by the reference and in every step.
+        scored = sum(math.ceil(count / fields.batch_size) for count in examples)
+        passes = scored + 2 * taken if phase == "kto" else scored
+        counts[reference_name(phase)] = passes * micros
+    return counts
 
 
 def _largest_micro_batches(plan: Plan) -> float:

@@ -26,11 +26,11 @@ def changes(config: Config, kind: Kind, sizes: Sizes, layout: Layout) -> Iterato
         # Each device that rows are split over needs at least one.
         field, size, least = "sampler.rows", sizes.shapes.rows, row_devices
     else:
-        phase = config.train.sft if kind == "sft" else config.train.dpo
+        phase = config.train.phase(kind)
         if phase.loop.remat != "full":
             changed[f"train.{kind}.loop.remat"] = "full"
             yield dict(changed)
-        shape = largest(sizes.sft if kind == "sft" else sizes.dpo)
+        shape = largest(sizes.steps[kind])
         field, size = f"train.{kind}.loop.micro_tokens", shape.rows * shape.time
         least = shape.time * row_devices
     for _ in range(TRIES):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from malt_jax.config.pipeline import split_phases
 from malt_jax.config.run import Config
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.spec import ModelSpec
@@ -33,7 +34,7 @@ class Needs:
 
 
 def count_needs(config: Config, spec: ModelSpec, kinds: Collection[str]) -> Needs:
-    """The needs of a run's programs of these kinds (`sampling`, `sft`, `dpo`) on these devices."""
+    """The needs of a run's programs of these kinds (`sampling`, or a phase) on these devices."""
     target = replace(find_target(None), devices=None)  # so that nothing is compiled
     run = lay_out(config, spec, target, Assumptions())
     # Programs run one at a time, so the largest decides.
@@ -56,7 +57,7 @@ def disk_bytes(config: Config, spec: ModelSpec, work: Work, itemsize: int) -> in
     trained = parameters if config.train.full else adapter_parameters
     # Checkpoints count as the trained float32 weights of each phase, without the optimiser's
     # moments.
-    phases = sum({"none": 0, "sft": 1, "sft+dpo": 2}[role.train] for role in roles)
+    phases = sum(len(split_phases(role.train)) for role in roles)
     checkpoints = config.rounds * phases * trained * formula.FLOAT32
     export = len(roles) * parameters * itemsize if config.export.merged else 0
     return checkpoints + export + config.rounds * work.tokens * BYTES_PER_TOKEN

@@ -10,13 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from malt_jax.config.run import Config
-from malt_jax.config.training import DpoConfig, SftConfig
+from malt_jax.config.training import DpoConfig, PhaseConfig
 from malt_jax.data.packing import Segment, Shape
 from malt_jax.errors import UserError
 from malt_jax.models.sharding import RULES, AnyMesh
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
-from malt_jax.planning.work import RoleWork, Work
+from malt_jax.planning.work import RoleWork, Work, phases
 from malt_jax.sampling import memory
 from malt_jax.sampling.memory import CacheShape, Devices
 from malt_jax.sampling.prefill import PrefillShape, prefill_shape
@@ -34,8 +34,8 @@ class Sizes:
     """Shapes of the sampler's caches, for the last role's prompts."""
     lanes: PrefillShape
     """Shapes of prefill calls."""
-    sft: Plan
-    dpo: Plan
+    steps: dict[str, Plan]
+    """A typical step of each phase of training."""
 
 
 def model_dtype(config: Config, platform: str) -> Any:
@@ -57,8 +57,10 @@ def choose_sizes(
         dtype=dtype,
         shapes=_cache_shapes(config, spec, work, target, mesh, weights, dtype),
         lanes=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
-        sft=_typical_step(config.train.sft, spec, last, mesh, platform),
-        dpo=_typical_step(config.train.dpo, spec, last, mesh, platform),
+        steps={
+            phase: _typical_step(config.train.phase(phase), spec, last, mesh, platform)
+            for phase in phases(config)
+        },
     )
 
 
@@ -112,7 +114,7 @@ def _cache_shapes(
 
 
 def _typical_step(
-    phase: SftConfig | DpoConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
+    phase: PhaseConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
 ) -> Plan:
     """The packing of one batch of a role's examples, with lengths spread around their mean."""
     devices = row_devices(mesh)

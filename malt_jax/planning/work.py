@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from malt_jax.config.pipeline import PHASES, RoleConfig, split_phases
 from malt_jax.config.run import Config
-from malt_jax.config.training import DpoConfig, SftConfig
+from malt_jax.config.training import PhaseConfig
 
 QUESTIONS = {"gsm8k": (7473, 1319), "math": (7500, 5000), "csqa": (9741, 1221)}
 """(train, eval) questions of the published splits, for runs that use all of them."""
@@ -46,8 +47,8 @@ class RoleWork:
     completion: int
     longest: int
     """`max_new_tokens`."""
-    sft: int
-    pairs: int
+    examples: dict[str, int]
+    """By phase of training."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,6 @@ def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[Role
     for role in config.pipeline.roles:
         nodes = prefixes * role.branch
         completion = max(1, round(assume.completion_share * role.max_new_tokens))
-        pairs = round(prefixes * assume.paired_share) * config.data.pairs_per_prefix
         yield RoleWork(
             name=role.name,
             prefixes=prefixes,
@@ -107,13 +107,32 @@ def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[Role
             parts=parts,
             completion=completion,
             longest=role.max_new_tokens,
-            sft=round(nodes * assume.positive_share) if role.train != "none" else 0,
-            pairs=pairs if role.train == "sft+dpo" and role.branch > 1 else 0,
+            examples=_examples(config, assume, role, prefixes),
         )
         # A completion is the prefix of the next level, whose prompt has grown by it. Words that
         # later templates add are not counted.
         prefixes, prompt = nodes, prompt + completion
         parts = (*parts, (nodes, completion))
+
+
+def _examples(
+    config: Config, assume: Assumptions, role: RoleConfig, prefixes: int
+) -> dict[str, int]:
+    # A pair and an advantage need siblings that differ in value.
+    contrasts = round(prefixes * assume.paired_share) if role.branch > 1 else 0
+    counts = {
+        "sft": round(prefixes * role.branch * assume.positive_share),
+        "dpo": contrasts * config.data.pairs_per_prefix,
+        "kto": prefixes * role.branch,
+        "pg": contrasts * role.branch,
+    }
+    return {phase: counts[phase] for phase in split_phases(role.train)}
+
+
+def phases(config: Config) -> tuple[str, ...]:
+    """The phases that a plan shows: all that a role learns by, SFT and DPO always."""
+    used = {"sft", "dpo"}.union(*(split_phases(role.train) for role in config.pipeline.roles))
+    return tuple(phase for phase in PHASES if phase in used)
 
 
 def _calls_per_question(config: Config) -> int:
@@ -128,7 +147,7 @@ def _calls_per_question(config: Config) -> int:
     return sum(system.draws * system.calls for system in systems)
 
 
-def steps(examples: int, config: SftConfig | DpoConfig) -> int:
+def steps(examples: int, config: PhaseConfig) -> int:
     """Optimiser steps of a phase."""
     # Rounded up in each epoch, because a batch does not go on into the next one.
     return config.epochs * math.ceil(examples / config.batch_size)

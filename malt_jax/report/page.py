@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from malt_jax.config.pipeline import PHASES
 from malt_jax.credit.contrast import advice
 from malt_jax.escape import visible
 from malt_jax.evaluation import cells, sections, tables
@@ -146,8 +147,8 @@ def stages(
         # Numbers of rounds sort before `~`, so search and training come before all other stages.
         round = next((part for part in rest if part.isdigit()), "") if rank < 2 else "~"
         role = next((i for i, role in enumerate(roles) if role in rest), len(roles))
-        # False sorts before True: SFT comes before DPO.
-        return round, rank, role, "dpo" in rest
+        phase = next((i for i, phase in enumerate(PHASES) if phase in rest), 0)
+        return round, rank, role, phase
 
     return {name: cost[name] for name in sorted(cost, key=order)}
 

@@ -108,6 +108,9 @@ def read_uses(folder: Path) -> Uses:
             pair = (row["chosen_node_id"], row["rejected_node_id"], row["role"])
             uses.pairs[row["question_id"]].append(pair)
             uses.phases.add(f"{row['role']}/dpo")
+    for phase, file in (("kto", "kto.jsonl"), ("pg", "policy.jsonl")):
+        for path in sorted(folder.glob(f"*/{file}")):
+            uses.phases.update(f"{row['role']}/{phase}" for row in read_lines(path))
     signals = folder.parent / "credit" / "signals.jsonl"
     for row in read_lines(signals) if signals.exists() else ():
         if shown := {name: row[name] for name in SIGNALS if name in row}:

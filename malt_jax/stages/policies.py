@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from malt_jax.config.pipeline import PHASES, split_phases
 from malt_jax.data.role_data import policy_name
 from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
 from malt_jax.stages.names import train_stage
@@ -19,9 +20,20 @@ from malt_jax.storage.checkpoints import CheckpointFolder
 from malt_jax.tree.policies import BASE, SFT, STAR, TRAINED
 
 if TYPE_CHECKING:
+    from malt_jax.config.run import Config
     from malt_jax.training.step import Trainable
 
-PHASES = ("sft", "dpo")
+
+def phases_of(config: Config, name: str) -> tuple[str, ...]:
+    """The phases of a policy's training: all that one of its roles learns by, SFT and DPO always.
+
+    Those two are sealed without weights where no role learns by them.
+    """
+    used = {"sft", "dpo"}
+    for role in config.pipeline.roles:
+        if policy_name(role.name, config.sharing) == name:
+            used.update(split_phases(role.train))
+    return tuple(phase for phase in PHASES if phase in used)
 
 
 def weights_folder(session: Session, round: int, name: str, phase: str) -> Path:
@@ -35,7 +47,7 @@ def latest(session: Session, round: int, name: str, phases: tuple[str, ...] = PH
     Goes back to earlier rounds if the round trained nothing.
     """
     for earlier in range(round, -1, -1):
-        # The last phase first: DPO began where SFT ended, so its weights hold both.
+        # The last phase first: each began where the one before ended, so its weights hold both.
         for phase in reversed(phases):
             stage = train_stage(earlier, name, phase)
             folder = weights_folder(session, earlier, name, phase)

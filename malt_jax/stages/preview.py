@@ -18,7 +18,7 @@ from malt_jax.evaluation.credit_table import contrast_table
 from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.stages.credit import known_influence
 from malt_jax.stages.session import Session
-from malt_jax.tree.node import Forest
+from malt_jax.tree.node import Forest, Node
 from malt_jax.tree.values import value_forest
 
 NOTE = (
@@ -67,7 +67,7 @@ def _rule_table(
         "positives", "before right", "before wrong", "SFT", "pairs", "mean gap", "KTO +", "KTO -",
         "PG",
     )  # fmt: skip
-    judged = {}
+    judged: dict[str, Node | None] = {}
     for tree in forest.trees:
         judged |= judged_answers(tree)
     rows = []

@@ -202,15 +202,15 @@ class Session:
         return Forest(trees)
 
     def role_data(self, round: int, role: str, phase: str) -> RoleData:
-        """A role's sealed SFT examples or DPO pairs."""
-        from malt_jax.data.examples import DpoExample, SftExample
+        """A role's sealed examples for one phase of training."""
+        from malt_jax.data.examples import EXAMPLES
         from malt_jax.data.role_data import RoleData
 
-        path = self.run.data(round, role) / f"{phase}.jsonl"
+        kind, data = EXAMPLES[phase], RoleData()
+        path = self.run.data(round, role) / kind.FILE
         manifest.verify(self.run, [path])
-        if phase == "sft":
-            return RoleData(sft=[SftExample.from_record(row) for row in read_lines(path)])
-        return RoleData(dpo=[DpoExample.from_record(row) for row in read_lines(path)])
+        data.of(phase).extend(kind.from_record(row) for row in read_lines(path))
+        return data
 
     def initial_weights(self, name: str) -> Trainable:
         """The weights a policy starts from: an adapter that changes nothing yet, or the base."""

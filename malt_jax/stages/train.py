@@ -1,18 +1,23 @@
-"""Train: each role is fine-tuned on its own data, SFT and then DPO (docs/method.md, section 5)."""
+"""Train: each role learns from its own data, phase by phase (docs/method.md, section 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import malt_jax as malt
-from malt_jax.data.role_data import STAR, RoleData, policy_name
+from malt_jax.config.pipeline import split_phases
+from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.progress import counted
 from malt_jax.stages.names import train_stage
-from malt_jax.stages.policies import PHASES, Weights, latest, weights_folder
+from malt_jax.stages.policies import PHASES, Weights, latest, phases_of, weights_folder
 from malt_jax.stages.session import Session
 from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.training.fit import RATIO_SLACK
 from malt_jax.training.loop import TrainOutcome
+
+SHOWN = ("loss", "accuracy", "margin", "ratio", "clip_fraction")
+"""Metrics of the last step that the line about a finished phase names."""
 
 
 def train(session: Session, round: int) -> None:
@@ -21,36 +26,43 @@ def train(session: Session, round: int) -> None:
     Beside the roles' policies there is the single agent of the STaR baseline, by SFT only, if a
     system to be measured answers with it. A policy without data keeps the weights it had.
     """
-    phases = {role.name: role.config.train for role in session.pipeline.roles}
+    roles = {role.name: split_phases(role.config.train) for role in session.pipeline.roles}
     # Each policy once, in the order of the roles: with `shared` all of them have one name.
-    names = dict.fromkeys(policy_name(role, session.config.sharing) for role in phases)
+    names = dict.fromkeys(policy_name(role, session.config.sharing) for role in roles)
     for name in names:
-        for phase in PHASES:
-            _train_phase(session, round, name, phase, phases)
+        for phase in phases_of(session.config, name):
+            _train_phase(session, round, name, phase, roles)
     # Called even if nothing is measured with it: its seal marks the round as trained.
-    _train_phase(session, round, STAR, "sft", {STAR: "sft" if _is_measured(session) else "none"})
+    _train_phase(session, round, STAR, "sft", {STAR: ("sft",) if _is_measured(session) else ()})
 
 
 def _train_phase(
-    session: Session, round: int, name: str, phase: str, phases: Mapping[str, str]
+    session: Session, round: int, name: str, phase: str, roles: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Trains one policy by SFT or by DPO, from the weights of its phase before."""
+    """Trains one policy by one phase, from the weights that the phase before it left."""
     config, stage = session.config, train_stage(round, name, phase)
     with session.journal(stage) as journal:
         if journal.done:
             return
-        data = _examples(session, round, name, phase, phases)
-        examples = sum(len(d.sft) + len(d.dpo) for d in data.values())
+        data = {
+            role: session.role_data(round, role, phase)
+            for role, phases in roles.items()
+            if phase in phases and policy_name(role, config.sharing) == name
+        }
+        examples = sum(len(d.of(phase)) for d in data.values())
         if not examples:
             if data:
                 session.progress.note(f"{stage}: no {phase} data, {name} keeps its weights")
             # Leaving the block seals the stage without weights, and `latest` passes over it.
             return
-        # DPO begins with what this round's SFT left, SFT with the end of the round before.
-        before = latest(session, round if phase == "dpo" else round - 1, name)
+        # The first phase begins with what the round before left, by which the trees were searched.
+        searched_by = latest(session, round - 1, name)
+        before = latest(session, round, name, PHASES[: PHASES.index(phase)])
         start = Weights(session)(before) or session.initial_weights(name)
         folder = weights_folder(session, round, name, phase)
         series = session.metrics.series("train", round, name, phase)
+        # A series of its own, because it is measured once and not in a step.
+        measured = session.metrics.series("trained", round, name, phase)
         session.progress.watch(dict)  # the sampler is at rest
         count = counted(examples, "row")
         session.progress.note(f"{stage}: {count}, from {before}; the first step compiles")
@@ -62,6 +74,9 @@ def _train_phase(
 
         def on_phase(policy: str, outcome: TrainOutcome) -> None:
             session.progress.note(f"{stage}: {_sentence(outcome)}")
+            if warning := _ratio_warning(outcome, before == searched_by):
+                session.progress.note(f"{stage}: {warning}")
+            measured.log(outcome.steps, outcome.measured)
             journal.record_cost(
                 seconds=outcome.seconds,
                 steps=outcome.steps,
@@ -79,7 +94,10 @@ def _train_phase(
             lora=config.train.lora,
             sft=config.train.sft,
             dpo=config.train.dpo,
+            kto=config.train.kto,
+            pg=config.train.pg,
             start={name: start},
+            on_policy=before == searched_by,
             saver=CheckpointFolder(folder),
             template="\n".join(role.template for role in session.pipeline.roles),
             seed=config.seed,
@@ -91,18 +109,6 @@ def _train_phase(
         journal.add(folder)
 
 
-def _examples(
-    session: Session, round: int, name: str, phase: str, phases: Mapping[str, str]
-) -> dict[str, RoleData]:
-    """What the roles of a policy learn by one phase: `{role: data}` of the roles that take part."""
-    data = {}
-    for role, trained in phases.items():
-        takes_part = trained == "sft+dpo" or (trained == "sft" and phase == "sft")
-        if takes_part and policy_name(role, session.config.sharing) == name:
-            data[role] = session.role_data(round, role, phase)
-    return data
-
-
 def _is_measured(session: Session) -> bool:
     """Whether a system of the evaluation answers with the STaR single agent."""
     systems = make_systems(session.config.eval, session.pipeline, session.task.templates)
@@ -112,8 +118,22 @@ def _is_measured(session: Session) -> bool:
 def _sentence(outcome: TrainOutcome) -> str:
     """The metrics of the last step and what happened on the way."""
     last = outcome.log[-1] if outcome.log else {}
-    shown = [f"{name} {last[name]:.3f}" for name in ("loss", "accuracy", "margin") if name in last]
+    shown = [f"{name} {last[name]:.3f}" for name in SHOWN if name in last]
     counts = [f"{count} {name}" for name, count in outcome.counts.items() if count]
     stopped = [f"stopped early, best step {outcome.best_step}"] if outcome.stopped_early else []
     steps = f"{counted(outcome.steps, 'step')} in {outcome.seconds:.1f} s"
-    return ", ".join([steps, *shown, *counts, *stopped])
+    moved = [f"KL from its start {outcome.measured['kl_from_start']:.2g} per token"]
+    return ", ".join([steps, *shown, *counts, *stopped, *moved])
+
+
+def _ratio_warning(outcome: TrainOutcome, on_policy: bool) -> str | None:
+    """A sentence if a policy gradient met other log-probabilities than the search had stored."""
+    gap = outcome.measured.get("start_ratio_gap", 0.0)
+    if not on_policy or gap <= RATIO_SLACK:
+        return None
+    # In float32 this is refused, so what is left is rounding.
+    return (
+        f"WARNING: probability ratios begin at up to {gap:.2g} from 1 (mean "
+        f"{outcome.measured['start_ratio']:.4f}), because search and training round differently in "
+        "this dtype; clipping acts on that as if the policy had moved"
+    )

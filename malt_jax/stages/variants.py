@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from malt_jax.config import reading
 from malt_jax.config.evaluation import Ablation
-from malt_jax.config.pipeline import split_phases
+from malt_jax.config.pipeline import PHASES, split_phases
 from malt_jax.config.run import Config
 from malt_jax.credit.rules import get_rule
 from malt_jax.data.role_data import policy_name
@@ -16,6 +17,7 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
 from malt_jax.evaluation.systems import System, make_systems
 from malt_jax.stages.names import label_stage, search_stage, train_stage
+from malt_jax.stages.policies import phases_of
 from malt_jax.stages.session import Session
 from malt_jax.tree.policies import STAR, TRAINED
 from malt_jax.tree.roles import make_chain
@@ -92,12 +94,10 @@ def _measured_on(config: Config) -> tuple[Any, ...]:
 
 def shared_stages(one: Config, other: Config) -> Iterator[str]:
     """The stages that two configs have in common, in order, up to the first that differs."""
-    names = list(dict.fromkeys(policy_name(role.name, one.sharing) for role in one.pipeline.roles))
     kinds = (
         (_search_fields, lambda round: [search_stage(round)]),
         (_label_fields, lambda round: [label_stage(round)]),
-        (_sft_fields, lambda round: [train_stage(round, n, "sft") for n in (*names, STAR)]),
-        (_dpo_fields, lambda round: [train_stage(round, n, "dpo") for n in names]),
+        *((partial(_phase_fields, p), partial(_phase_stages, one, p)) for p in PHASES),
     )
     # In the order of the run: what comes after the first difference was made from it.
     for round in range(min(one.rounds, other.rounds)):
@@ -127,10 +127,13 @@ def _label_fields(config: Config) -> list[Any]:
     return [search.backup, search.softness, search.threshold, config.data, files, verdicts]
 
 
-def _sft_fields(config: Config) -> list[Any]:
-    learns = [role.train != "none" for role in config.pipeline.roles]
-    return [config.train.full, config.train.lora, config.train.sft, config.sharing, learns]
+def _phase_fields(phase: str, config: Config) -> list[Any]:
+    learns = [phase in split_phases(role.train) for role in config.pipeline.roles]
+    train = config.train
+    return [train.full, train.lora, train.phase(phase), config.sharing, learns]
 
 
-def _dpo_fields(config: Config) -> list[Any]:
-    return [config.train.dpo, [role.train == "sft+dpo" for role in config.pipeline.roles]]
+def _phase_stages(config: Config, phase: str, round: int) -> list[str]:
+    names = dict.fromkeys(policy_name(r.name, config.sharing) for r in config.pipeline.roles)
+    trained = [name for name in names if phase in phases_of(config, name)]
+    return [train_stage(round, name, phase) for name in [*trained, *[STAR] * (phase == "sft")]]

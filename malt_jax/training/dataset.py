@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from malt_jax.data.examples import Example, SftExample
+from malt_jax.data.examples import Example
 from malt_jax.data.packing import Segment
 
 
@@ -38,10 +37,7 @@ def admit(
             counts["equal"] += 1
         else:
             counts["truncated"] += cut != example.completions
-            if isinstance(example, SftExample):
-                kept.append(replace(example, completion_ids=cut[0]))
-            else:
-                kept.append(replace(example, chosen_ids=cut[0], rejected_ids=cut[1]))
+            kept.append(example.cut(cut))
             # Positions among the caller's examples: arrays per example are looked up by them.
             indices.append(index)
     return indices, kept, dict(counts)
@@ -75,6 +71,23 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
     return train, [i for i, name in enumerate(names) if name in held]
 
 
+def mismatched(examples: Sequence[Example], max_length: int, first: int) -> list[Segment]:
+    """Each prompt of a batch with the completion of the example before it, numbered from `first`.
+
+    KTO estimates the divergence of policy and reference on them, as TRL does. The first example
+    takes the completion of the last one; an example that is alone keeps its own.
+    """
+    pairs = zip(examples, [examples[-1], *examples[:-1]], strict=True) if examples else ()
+    return [
+        Segment(
+            example.prompt_ids,
+            (other.completions[0][: max_length - len(example.prompt_ids)],),
+            (first + place,),
+        )
+        for place, (example, other) in enumerate(pairs)
+    ]
+
+
 def epoch_order(
     examples: Sequence[Example], seed: int, epoch: int, *, siblings_together: bool = False
 ) -> list[int]:
@@ -104,11 +117,12 @@ def epoch_order(
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of the token ids and ids, in order."""
+    """SHA-256 of what training reads of the examples, and of their ids, in order."""
     sha = hashlib.sha256()
     for example in examples:
         # The texts are left out: training reads token ids only.
-        sha.update(repr((example.id, example.prompt_ids, example.completions)).encode())
+        read = (example.id, example.prompt_ids, example.completions, *example.signals)
+        sha.update(repr(read).encode())
     return sha.hexdigest()
 
 

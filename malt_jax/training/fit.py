@@ -1,51 +1,76 @@
-"""The two phases of a role's training: SFT on positives, then DPO against the frozen SFT policy."""
+"""The phases of a role's training: SFT, DPO, KTO and the clipped policy gradient.
+
+Each function says what its phase computes from the examples; `phase.Phase` and `loop.run` do what
+is the same for all.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from malt_jax.config.training import DpoConfig, SftConfig
-from malt_jax.data.examples import DpoExample, SftExample
-from malt_jax.data.packing import share_prompts
+from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, PhaseConfig, SftConfig
+from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
+from malt_jax.data.packing import PackedRows, places
 from malt_jax.errors import UserError
-from malt_jax.models.lora import Adapter
-from malt_jax.models.spec import ModelSpec
-from malt_jax.training.dataset import admit, digest, epoch_order, segment, split
-from malt_jax.training.loop import Job, OnStep, TrainOutcome, run, score_plan
-from malt_jax.training.losses import loss_at_reference, preference_loss
-from malt_jax.training.optim import learning_rates
-from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, plan_steps
-from malt_jax.training.references import reference_key, weights_hash
+from malt_jax.training.dataset import digest, mismatched
+from malt_jax.training.loop import OnStep, TrainOutcome
+from malt_jax.training.losses import (
+    metric_at_reference,
+    policy_loss,
+    preference_loss,
+    unpaired_loss,
+)
+from malt_jax.training.phase import BaseModel, Phase, fill_sequences
+from malt_jax.training.plan import Plan
+from malt_jax.training.references import reference_key
 from malt_jax.training.saver import MemorySaver, Saver
-from malt_jax.training.step import Program, Trainable, make_program, scoring
+from malt_jax.training.step import Trainable
+
+RATIO_SLACK = 1e-3
+"""How far from 1 a probability ratio may be at the start of an on-policy phase in float32."""
 
 
-@runtime_checkable
-class BaseModel(Protocol):
-    """What training needs of a `models.model.Model`."""
-
-    @property
-    def spec(self) -> ModelSpec: ...
-
-    @property
-    def graph(self) -> nnx.GraphDef: ...
-
-    @property
-    def params(self) -> nnx.State: ...
-
-    @property
-    def fingerprint(self) -> str: ...
+def train_phase(
+    model: BaseModel,
+    policy: Trainable,
+    examples: Sequence[Any],
+    config: PhaseConfig,
+    *,
+    saver: Saver | None = None,
+    seed: int = 0,
+    dropout: float = 0.0,
+    template: str = "",
+    on_policy: bool = False,
+    on_step: OnStep | None = None,
+    mesh: Mesh | None = None,
+) -> TrainOutcome:
+    """Trains by the phase that the config is of, against the policy that it starts from."""
+    saver = saver or MemorySaver()
+    if isinstance(config, SftConfig):
+        return train_sft(
+            model, policy, examples, config, saver=saver, seed=seed, dropout=dropout,
+            on_step=on_step, mesh=mesh,
+        )  # fmt: skip
+    if isinstance(config, DpoConfig):
+        return train_dpo(
+            model, policy, policy, examples, config, saver=saver, seed=seed, template=template,
+            on_step=on_step, mesh=mesh,
+        )  # fmt: skip
+    if isinstance(config, KtoConfig):
+        return train_kto(
+            model, policy, examples, config, saver=saver, seed=seed, template=template,
+            on_step=on_step, mesh=mesh,
+        )  # fmt: skip
+    return train_pg(
+        model, policy, examples, config, saver=saver, seed=seed, template=template,
+        on_policy=on_policy, on_step=on_step, mesh=mesh,
+    )  # fmt: skip
 
 
 def train_sft(
@@ -66,21 +91,28 @@ def train_sft(
     finished result. If the examples are of several roles, every batch mixes them evenly. Raises
     what `loop.run` raises, and UserError if no example is left after length filtering.
     """
-    phase = _Phase(model, examples, config, seed, mesh)
+    phase = Phase(model, examples, config, seed, mesh)
+    weights = _array(example.weight for example in phase.examples)
+    weighted = bool(np.any(weights != 1.0))
 
-    # A factory, because the program exists only inside `train`.
-    def held_out(program: Program, frozen: nnx.State | None) -> Callable:
-        def measure(weights: Trainable) -> dict[str, float]:
-            sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
-            # Sequences that are not in the held-out plan are NaN and count for nothing.
-            loss = float(-np.nansum(sums) / np.nansum(lengths))
-            return {"held_out_loss": loss, "score": -loss}
+    def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
+        return {"weight": fill_sequences(rows, weights)} if weighted else {}
 
-        return measure
+    def held_out(policy: Trainable) -> dict[str, float]:
+        sums, lengths = phase.score(policy, phase.held_plan)
+        # Sequences that are not in the held-out plan are NaN and count for nothing.
+        loss = float(-np.nansum(sums * weights) / np.nansum(lengths * weights))
+        return {"held_out_loss": loss, "score": -loss}
 
-    # SFT has no reference, but every batch holds a reference log-probability per sequence.
-    references = np.zeros(len(phase.examples), np.float32)
-    return phase.train(policy, references, held_out, None, saver or MemorySaver(), dropout, on_step)
+    return phase.train(
+        policy,
+        counts=lambda example: example.weight * len(example.completion_ids),
+        extra=extra,
+        held_out=held_out,
+        saver=saver or MemorySaver(),
+        dropout=dropout,
+        on_step=on_step,
+    )
 
 
 def train_dpo(
@@ -104,38 +136,186 @@ def train_dpo(
     reference log-probabilities. Otherwise as `train_sft`.
     """
     saver = saver or MemorySaver()
-    phase = _Phase(model, pairs, config, seed, mesh)
+    phase = Phase(model, pairs, config, seed, mesh)
     if isinstance(reference, np.ndarray):
         # The caller's rows are all pairs; the phase keeps those that the length filter admitted.
         logprobs = reference[phase.indices].reshape(-1)
     else:
-        key = reference_key(
-            base=model.fingerprint,
-            policy=reference,
-            data=digest(phase.examples),
-            template=template,
-        )
-        compute = lambda: _finite(phase.reference_logprobs(reference, saver))  # noqa: E731
+        key = _key(phase, reference, template)
+        compute = lambda: _finite(_pairs(phase, reference, saver), "pairs")  # noqa: E731
         logprobs = saver.references(key, compute).reshape(-1)
+    margins = _array(pair.margin for pair in phase.examples)
 
-    # A factory for the same reason as in `train_sft`.
-    def held_out(program: Program, frozen: nnx.State | None) -> Callable:
-        def measure(weights: Trainable) -> dict[str, float]:
-            sums, lengths = phase.score(program, weights, frozen, phase.held_plan)
-            held = lambda x: jnp.asarray(x.reshape(-1, 2)[phase.held])  # noqa: E731
-            result = preference_loss(held(sums), held(logprobs), held(lengths), config)
-            margin = np.asarray(result.chosen_reward - result.rejected_reward)
-            # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
-            accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
-            loss = float(np.mean(result.loss))
-            # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.
-            score = accuracy - loss / (1.0 + loss) / (len(margin) + 1)
-            return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": score}
+    def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
+        return {"margin": fill_sequences(rows, np.repeat(margins, 2))} if config.offset else {}
 
-        return measure
+    def held_out(weights: Trainable) -> dict[str, float]:
+        sums, lengths = phase.score(weights, phase.held_plan)
+        held = lambda x: jnp.asarray(x.reshape(-1, 2)[phase.held])  # noqa: E731
+        arrays = (held(x) for x in (sums, logprobs, lengths))
+        result = preference_loss(*arrays, config, jnp.asarray(margins[phase.held]))
+        margin = np.asarray(result.chosen_reward - result.rejected_reward)
+        # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
+        accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
+        loss = float(np.mean(result.loss))
+        # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.
+        score = accuracy - loss / (1.0 + loss) / (len(margin) + 1)
+        return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": score}
 
-    first = loss_at_reference(config)
-    return phase.train(policy, logprobs, held_out, first, saver, 0.0, on_step)
+    return phase.train(
+        policy,
+        counts=lambda pair: 1.0,
+        references=logprobs,
+        extra=extra,
+        held_out=held_out,
+        first=metric_at_reference(config),
+        saver=saver,
+        on_step=on_step,
+    )
+
+
+def train_kto(
+    model: BaseModel,
+    policy: Trainable,
+    examples: Sequence[UnpairedExample],
+    config: KtoConfig,
+    *,
+    saver: Saver | None = None,
+    seed: int = 0,
+    template: str = "",
+    on_step: OnStep | None = None,
+    mesh: Mesh | None = None,
+) -> TrainOutcome:
+    """Trains `policy` towards desirable completions and away from undesirable ones.
+
+    The reference is the policy that training starts from. Its divergence is estimated before each
+    step, on the batch's prompts with each other's completions. Otherwise as `train_dpo`.
+    """
+    saver = saver or MemorySaver()
+    phase = Phase(model, examples, config, seed, mesh)
+    weight = _array(example.weight for example in phase.examples)
+    desirable = _array(example.label for example in phase.examples)
+    # The completions of each batch under other prompts. The held-out examples are one more batch.
+    batches = [*phase.batches, phase.held]
+    firsts = np.cumsum([0, *map(len, batches)])
+    longest = config.loop.max_length
+    segments = [
+        mismatched([phase.examples[i] for i in batch], longest, int(first))
+        for batch, first in zip(batches, firsts, strict=False)
+    ]
+    other_plan, others = phase.plan_segments(segments), int(firsts[-1])
+
+    def measure_start() -> np.ndarray:
+        # Nothing of this pass is kept before it ends, so a stop request abandons it.
+        own, _ = phase.score(policy, phase.every_example, on_batch=saver.raise_if_stopped)
+        mixed, _ = phase.score(policy, other_plan, others, saver.raise_if_stopped)
+        return _finite(np.concatenate([own, mixed])[:, None], "completions")
+
+    stored = saver.references(_key(phase, policy, template, segments), measure_start).reshape(-1)
+    references, other_references = stored[: phase.sequences], stored[phase.sequences :]
+
+    def kl(step: int, weights: Trainable) -> np.float32:
+        """The mean log-ratio of the batch's mismatched completions; TRL does not let it below 0."""
+        sums, _ = phase.score(weights, Plan((other_plan.steps[step],)), others)
+        return np.float32(max(0.0, np.nanmean(sums - other_references)))
+
+    def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
+        kinds = desirable[phase.batches[step]]
+        count = np.where(desirable > 0, np.sum(kinds), np.sum(1.0 - kinds))
+        share = 1.0 / np.maximum(count, 1.0)
+        values = {"desirable": desirable, "weight": weight, "share": share}
+        filled = {name: fill_sequences(rows, array) for name, array in values.items()}
+        return {**filled, "kl": np.zeros((), np.float32)}
+
+    def held_out(weights: Trainable) -> dict[str, float]:
+        sums, _ = phase.score(weights, phase.held_plan)
+        arrays = (jnp.asarray(x[phase.held]) for x in (sums, references, desirable))
+        result = unpaired_loss(*arrays, jnp.asarray(kl(len(phase.batches), weights)), config)
+        loss = float(np.average(np.asarray(result.loss), weights=weight[phase.held]))
+        return {"held_out_loss": loss, "score": -loss}
+
+    return phase.train(
+        policy,
+        counts=lambda example: example.weight,
+        references=references,
+        extra=extra,
+        before_step=lambda step, weights: {"kl": kl(step, weights)},
+        held_out=held_out,
+        first=metric_at_reference(config),
+        saver=saver,
+        on_step=on_step,
+    )
+
+
+def train_pg(
+    model: BaseModel,
+    policy: Trainable,
+    examples: Sequence[PolicyExample],
+    config: PgConfig,
+    *,
+    saver: Saver | None = None,
+    seed: int = 0,
+    template: str = "",
+    on_policy: bool = False,
+    on_step: OnStep | None = None,
+    mesh: Mesh | None = None,
+) -> TrainOutcome:
+    """Trains `policy` by the clipped policy gradient on completions with stored log-probabilities.
+
+    `on_policy`: `policy` is the one that sampled the completions, so every probability ratio is 1
+    at the start. In float32 a ratio that is further from 1 than `RATIO_SLACK` is a UserError;
+    `start_ratio` and `start_ratio_gap` of the outcome's `measured` show the ratios in any case.
+    Otherwise as `train_dpo`.
+    """
+    saver = saver or MemorySaver()
+    phase = Phase(model, examples, config, seed, mesh)
+    advantage = _array(example.advantage for example in phase.examples)
+    lengths = np.array([len(example.completion_ids) for example in phase.examples])
+    ends = np.cumsum(lengths)
+    behaviour = _array(x for example in phase.examples for x in example.logprobs)
+
+    def measure_start() -> np.ndarray:
+        found = phase.score_tokens(policy, phase.every_example, saver.raise_if_stopped)
+        return _finite(found[:, None], "tokens")
+
+    start = saver.references(_key(phase, policy, template), measure_start).reshape(-1)
+    ratios = np.exp(start - behaviour)
+    gap = float(np.max(np.abs(ratios - 1.0)))
+    if on_policy and phase.scoring.dtype == "float32" and not gap <= RATIO_SLACK:
+        far = np.add.reduceat(np.abs(ratios - 1.0) > RATIO_SLACK, ends - lengths) > 0
+        raise UserError(
+            f"the stored log-probabilities of {int(far.sum())} of {len(far)} completions are not "
+            "those of the policy that training starts from: a token's probability ratio is "
+            f"{gap:.2g} away from 1, allowed: {RATIO_SLACK:g}. The completions were sampled by "
+            "other weights, or by the same ones in another precision, such as `sampler.weights: "
+            "int8`; search again with the weights that training starts from."
+        )
+
+    def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
+        filled = {name: np.zeros(rows.targets.shape, np.float32) for name in ("behaviour", "start")}
+        for r, targets, sequence in places(rows):
+            tokens = slice(ends[sequence] - lengths[sequence], ends[sequence])
+            filled["behaviour"][r, targets] = behaviour[tokens]
+            filled["start"][r, targets] = start[tokens]
+        return {"advantage": fill_sequences(rows, advantage), **filled}
+
+    def held_out(weights: Trainable) -> dict[str, float]:
+        now = phase.score_tokens(weights, phase.held_plan)
+        held = ~np.isnan(now)
+        arrays = (now, behaviour, start, np.repeat(advantage, lengths))
+        terms = policy_loss(*(jnp.asarray(x[held]) for x in arrays), config)
+        loss = float(np.mean(terms.loss) + config.kl_weight * np.mean(terms.penalty))
+        return {"held_out_loss": loss, "score": -loss}
+
+    return phase.train(
+        policy,
+        counts=lambda example: float(len(example.completion_ids)),
+        extra=extra,
+        held_out=held_out,
+        measured={"start_ratio": float(np.mean(ratios)), "start_ratio_gap": gap},
+        saver=saver,
+        on_step=on_step,
+    )
 
 
 def reference_logprobs(
@@ -152,136 +332,41 @@ def reference_logprobs(
     NaN for pairs that `train_dpo` would drop. With its config and seed the numbers are computed in
     the same packed rows that it trains on.
     """
-    phase = _Phase(model, pairs, config, seed, mesh)
+    phase = Phase(model, pairs, config, seed, mesh)
     logprobs = np.full((len(pairs), 2), np.nan, np.float32)
-    logprobs[phase.indices] = phase.reference_logprobs(reference, MemorySaver())
+    logprobs[phase.indices] = _pairs(phase, reference, MemorySaver())
     return logprobs
 
 
-def _finite(logprobs: np.ndarray) -> np.ndarray:
-    """The log-probabilities, refused if the reference's weights are broken."""
+def _pairs(phase: Phase[DpoExample], reference: Trainable, saver: Saver) -> np.ndarray:
+    # Nothing of this pass is kept before it ends, so a stop request abandons it.
+    sums, _ = phase.score(reference, phase.every_example, on_batch=saver.raise_if_stopped)
+    return sums.reshape(-1, 2)
+
+
+def _key(
+    phase: Phase[Any], reference: Trainable, template: str, further: object = None
+) -> dict[str, str]:
+    """The key of stored log-probabilities; `further`: what was scored besides the examples."""
+    data = digest(phase.examples)
+    if further is not None:
+        data = hashlib.sha256(f"{data} {further!r}".encode()).hexdigest()
+    return reference_key(
+        base=phase.model.fingerprint, policy=reference, data=data, template=template
+    )
+
+
+def _finite(logprobs: np.ndarray, what: str) -> np.ndarray:
+    """The log-probabilities, refused if the weights that gave them are broken."""
     broken = int((~np.isfinite(logprobs)).any(axis=-1).sum())
     if broken:
         raise UserError(
             f"the reference's log-probabilities hold NaN or infinity for {broken} of "
-            f"{len(logprobs)} pairs, so the weights DPO starts from are broken; train the SFT "
-            "phase with a lower learning rate."
+            f"{len(logprobs)} {what}, so the weights that this phase starts from are broken; train "
+            "the phase before it with a lower learning rate."
         )
     return logprobs
 
 
-class _Phase:
-    """One phase's admitted examples with the plans to train and to measure on them."""
-
-    def __init__(
-        self,
-        model: BaseModel,
-        examples: Sequence[SftExample] | Sequence[DpoExample],
-        config: SftConfig | DpoConfig,
-        seed: int,
-        mesh: Mesh | None,
-    ):
-        self.model, self.config, self.seed, self.mesh = model, config, seed, mesh
-        loop = config.loop
-        self.indices, self.examples, self.counts = admit(examples, loop.max_length)
-        train, self.held = split(self.examples, loop.held_out, seed)
-        self.counts |= {"trained": len(train), "held_out": len(self.held)}
-        together = isinstance(config, SftConfig) and config.siblings_together
-        # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
-        # each epoch has the same number of them; `reference_logprobs` relies on it.
-        self.batches: list[list[int]] = []
-        for epoch in range(config.epochs):
-            chosen = [self.examples[i] for i in train]
-            order = epoch_order(chosen, seed, epoch, siblings_together=together)
-            # `epoch_order` numbers the training examples; the plans number all of the phase's.
-            order = [train[i] for i in order]
-            size = config.batch_size
-            self.batches += [order[i : i + size] for i in range(0, len(order), size)]
-        if not self.batches:
-            raise UserError(f"no example to train on is left of {len(examples)}: {self.counts}.")
-        self.plan = self._plan(self.batches)
-        self.held_plan = self._plan([self.held] if self.held else [])
-
-    def train(
-        self,
-        start: Trainable,
-        references: np.ndarray,
-        held_out: Callable,
-        first_loss: float | None,
-        saver: Saver,
-        dropout: float,
-        on_step: OnStep | None,
-    ) -> TrainOutcome:
-        model, config = self.model, self.config
-        program = self._program(dropout)
-        # Full weights take the place of the base, so the step is given no second copy of it.
-        frozen = model.params if isinstance(start, Adapter) else None
-        # Everything that the result of a later step depends on. The mesh is not part of it, so a
-        # phase may continue on other devices.
-        described = json.dumps(
-            [dataclasses.asdict(config), self.seed, dropout, digest(self.examples)], sort_keys=True
-        )
-        identity = hashlib.sha256((described + weights_hash(start)).encode()).hexdigest()
-        job = Job(
-            program=program,
-            spec=model.spec,
-            frozen=frozen,
-            plan=self.plan,
-            ids=tuple(tuple(self.examples[i].id for i in batch) for batch in self.batches),
-            totals=tuple(map(self._total, self.batches)),
-            rates=learning_rates(config.optim, len(self.batches)),
-            references=references,
-            held_out=held_out(program, frozen) if self.held else None,
-            first_loss=first_loss,
-            config=config.loop,
-            saver=saver,
-            seed=self.seed,
-            identity=identity,
-            mesh=self.mesh,
-        )
-        return dataclasses.replace(run(job, start, on_step), counts=self.counts)
-
-    def reference_logprobs(self, reference: Trainable, saver: Saver) -> np.ndarray:
-        """`[pairs, 2]`, in the rows of the first epoch, so that its first step repeats them."""
-        # The first epoch and the held-out examples together hold every pair once.
-        epoch = Plan(
-            self.plan.steps[: len(self.batches) // self.config.epochs] + self.held_plan.steps
-        )
-        frozen = self.model.params if isinstance(reference, Adapter) else None
-        # Nothing of this pass is kept before it ends, so a stop request abandons it.
-        stop = saver.raise_if_stopped
-        return self.score(self._program(0.0), reference, frozen, epoch, stop)[0].reshape(-1, 2)
-
-    def score(
-        self,
-        program: Program,
-        weights: Trainable,
-        frozen: nnx.State | None,
-        plan: Plan,
-        on_batch: Callable[[], None] = lambda: None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        sequences = sum(len(example.completions) for example in self.examples)
-        return score_plan(scoring(program), weights, frozen, plan, sequences, self.mesh, on_batch)
-
-    def _program(self, dropout: float) -> Program:
-        # The dtype of the base decides what is computed in; the masters are float32 in any case.
-        dtype = jax.tree.leaves(self.model.params)[0].dtype
-        return make_program(self.model.graph, dtype, self.config, dropout, jax.default_backend())
-
-    def _plan(self, batches: Sequence[Sequence[int]]) -> Plan:
-        loop = self.config.loop
-        devices = row_devices(self.mesh)
-        tokens = micro_tokens(loop, jax.default_backend(), devices)
-        segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
-        # A pair's two completions share their prompt already, as the branches of one segment.
-        if isinstance(self.config, SftConfig):
-            segments = [share_prompts(batch, loop.max_length) for batch in segments]
-        return plan_steps(
-            segments, self.model.spec, tokens, row_multiple=devices, row_length=loop.row_length
-        )
-
-    def _total(self, batch: Sequence[int]) -> float:
-        """What a batch's loss is a mean over: pairs, or completion tokens."""
-        if isinstance(self.config, DpoConfig):
-            return float(len(batch))
-        return float(sum(len(self.examples[i].completions[0]) for i in batch))
+def _array(values: Any) -> np.ndarray:
+    return np.fromiter(values, np.float32)

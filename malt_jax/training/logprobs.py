@@ -77,6 +77,33 @@ def chunked_logprobs(
     return jnp.moveaxis(parts, 0, 1).reshape(rows, count * chunk)[:, :length]
 
 
+def chunked_divergence(
+    ours: Float[Array, "R C D"],
+    theirs: Float[Array, "R C D"],
+    weights: Float[Array, "R C"],
+    our_head: Head,
+    their_head: Head,
+    chunk: int,
+) -> Float[Array, "R C"]:
+    """KL(ours || theirs) of the next token, over the whole vocabulary; 0 where the weight is 0.
+
+    Computed `chunk` tokens of each row at a time, like `chunked_logprobs`.
+    """
+    rows, length, _ = ours.shape
+    count = -(-length // chunk)
+
+    def step(ours: Array, theirs: Array, weights: Array) -> Array:
+        def some() -> Array:
+            p, q = (jax.nn.log_softmax(x) for x in (our_head(ours), their_head(theirs)))
+            return jnp.sum(jnp.exp(p) * (p - q), axis=-1) * (weights > 0).astype(p.dtype)
+
+        return jax.lax.cond(jnp.any(weights > 0), some, lambda: jnp.zeros_like(weights))
+
+    xs = tuple(_chunks(x, count, chunk) for x in (ours, theirs, weights))
+    _, parts = jax.lax.scan(lambda _, x: (None, step(*x)), None, xs)
+    return jnp.moveaxis(parts, 0, 1).reshape(rows, count * chunk)[:, :length]
+
+
 def _chunks(x: Array, count: int, chunk: int) -> Array:
     """Splits [R C ...] into [count R chunk ...], padding the end with zeros."""
     spare = count * chunk - x.shape[1]

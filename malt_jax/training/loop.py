@@ -15,25 +15,26 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.config.training import LoopConfig
+from malt_jax.data.packing import PackedRows
 from malt_jax.errors import UserError
 from malt_jax.memory import peak_bytes
-from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
+from malt_jax.training.objectives import Batch
 from malt_jax.training.placement import place_rows, state_shardings
 from malt_jax.training.plan import MicroBatch, Plan
 from malt_jax.training.saver import FINAL, Saver, load_weights, save_weights
 from malt_jax.training.step import (
-    Batch,
     Program,
     Trainable,
     TrainState,
     init_state,
-    score_rows,
     train_step,
 )
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after each step with (step, number of steps, the step's metrics)."""
+Extra = Callable[[int, PackedRows], dict[str, np.ndarray]]
+"""(number of the step, rows) -> `Batch.extra` as host arrays."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,21 @@ class Job:
     ids: tuple[tuple[str, ...], ...]
     """The examples of each step's batch."""
     totals: tuple[float, ...]
-    """The number of tokens (SFT) or pairs (DPO) that each step's loss is a mean over."""
+    """The number of tokens, pairs or completions that each step's loss is a mean over."""
     rates: np.ndarray
     """Learning rate of each step."""
     references: np.ndarray
-    """[sequences] The reference's log-probabilities (SFT: zeros)."""
+    """[sequences] The reference's log-probabilities; zeros where the objective has none."""
+    extra: Extra
+    """What the objective reads beside, for the rows of a micro-batch of a step."""
+    before_step: Callable[[int, Trainable], dict[str, Any]] | None
+    """Measured with the weights at the start of each step, in place of what `extra` gave."""
     held_out: Callable[[Trainable], dict[str, float]] | None
     """Measures weights on the held-out examples; higher `score` is better."""
-    first_loss: float | None
-    """The preference loss the first step must show."""
+    at_end: Callable[[Trainable], dict[str, float]]
+    """Measures the trained weights once."""
+    first: tuple[str, float] | None
+    """A metric and the value that the first step must show."""
     config: LoopConfig
     saver: Saver
     seed: int
@@ -83,6 +90,8 @@ class TrainOutcome:
     best_step: int | None
     counts: dict[str, int] = field(default_factory=dict)
     """Examples dropped (`no_room`, `empty`, `equal`), `truncated`, `trained`, `held_out`."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Measured once: `kl_from_start` of the trained weights, and what the phase adds."""
 
 
 @dataclass
@@ -95,6 +104,7 @@ class _Progress:
     """Measurements since the best one."""
     stopped_early: bool = False
     log: list[dict[str, float]] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutcome:
@@ -102,7 +112,7 @@ def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutco
 
     Raises UserError when a gradient is not finite or explodes (the saver then keeps the ids of the
     batch) and for checkpoints of another job; RunStopped when a stop was requested, after saving;
-    AssertionError when DPO does not start from its reference.
+    AssertionError when a phase with a reference does not start from it.
     """
     # The model's `constrain` looks up the current mesh while the step is traced.
     with nullcontext() if job.mesh is None else jax.set_mesh(job.mesh):
@@ -150,6 +160,9 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
     while progress.step < total and not progress.stopped_early:
         began = time.perf_counter()
         # 1. The micro-batches of one step add up their gradients; the last one updates the weights.
+        if job.before_step is not None:
+            now = job.before_step(progress.step, state.trainable)
+            batches = [replace(batch, extra={**batch.extra, **now}) for batch in batches]
         for batch in batches:
             state, metrics = step_fn(job.program, state, job.frozen, batch)
         # 2. The host lays out the next step's rows while the device still computes this one.
@@ -196,7 +209,11 @@ def _batch(job: Job, micro: MicroBatch, step: int, last: bool, key: jax.Array) -
     rows = micro.arrays()
     # For padding, which has number -1, `references[-1]` is read and masked.
     reference = np.where(rows.sequences >= 0, job.references[rows.sequences], 0.0)
-    rows, reference = place_rows((rows, reference.astype(np.float32)), job.mesh)
+    extra = job.extra(step, rows)
+    # Numbers of the whole step have no row axis, so they are on every device as they are.
+    by_row = {name: values for name, values in extra.items() if values.ndim}
+    placed = place_rows((rows, reference.astype(np.float32), by_row), job.mesh)
+    rows, reference, by_row = placed
     return Batch(
         rows=rows,
         reference=reference,
@@ -204,6 +221,7 @@ def _batch(job: Job, micro: MicroBatch, step: int, last: bool, key: jax.Array) -
         learning_rate=job.rates[step],
         last=np.bool_(last),
         key=key,
+        extra={**extra, **by_row},
     )
 
 
@@ -219,15 +237,14 @@ def _check(job: Job, progress: _Progress, record: dict[str, float]) -> None:
             f"left as they were; the batch's ids are in {place}. Lower `learning_rate`, or look "
             "at these examples."
         )
-    if step == 0 and job.first_loss is not None:
+    if step == 0 and job.first is not None:
+        name, expected = job.first
         # Rounding alone separates policy and reference; bfloat16 rounds by about 0.4%.
         slack = 1e-3 if job.program.dtype == "float32" else 5e-2
-        gap = abs(record["preference_loss"] - job.first_loss)
-        if gap > slack * max(1.0, job.first_loss):
+        if abs(record[name] - expected) > slack * max(1.0, expected):
             raise AssertionError(
-                f"DPO starts at a loss of {record['preference_loss']:.6f} instead of "
-                f"{job.first_loss:.6f} (margin {record['margin']:.6f} instead of 0): the reference "
-                "log-probabilities are not those of the policy it starts from"
+                f"the phase starts at a {name} of {record[name]:.6f} instead of {expected:.6f}: "
+                "the reference log-probabilities are not those of the policy it starts from"
             )
 
 
@@ -252,6 +269,7 @@ def _finish(job: Job, state: TrainState, progress: _Progress) -> TrainOutcome:
     trainable = state.trainable
     if progress.best_step not in (None, progress.step):
         trainable = load_weights(job.saver, f"best-{progress.best_step:08d}", trainable)
+    progress.measured = job.at_end(trainable)
     facts = {"identity": job.identity, "progress": _plain(progress)}
     save_weights(job.saver, FINAL, trainable, facts)
     return _outcome(job, trainable, progress)
@@ -268,6 +286,7 @@ def _outcome(job: Job, trainable: Trainable, progress: _Progress) -> TrainOutcom
         peak_bytes=peak_bytes(),
         stopped_early=progress.stopped_early,
         best_step=progress.best_step,
+        measured=progress.measured,
     )
 
 
@@ -303,31 +322,3 @@ def _progress_of(job: Job, name: str) -> _Progress:
     saved = facts["progress"]
     score = -math.inf if saved["best_score"] is None else saved["best_score"]
     return _Progress(**{**saved, "best_score": score})
-
-
-def score_plan(
-    program: Program,
-    trainable: Trainable | None,
-    frozen: nnx.State | None,
-    plan: Plan,
-    sequences: int,
-    mesh: Mesh | None = None,
-    on_batch: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability and length of every completion in a plan: two float32 `[sequences]` arrays.
-
-    Sequences that the plan does not hold are NaN. `on_batch` is called before each batch; an
-    exception it raises ends the call.
-    """
-    # Begun as NaN, so that a missing sequence is never taken for one of log-probability 0.
-    logprobs, lengths = (np.full(sequences, np.nan, np.float32) for _ in range(2))
-    with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        for micro in (micro for step in plan.steps for micro in step):
-            on_batch()
-            rows = micro.arrays()
-            sums, counts = score_rows(program, trainable, frozen, place_rows(rows, mesh))
-            there = rows.sequences >= 0
-            # `to_host` gathers over all processes, so every process goes through the whole plan.
-            logprobs[rows.sequences[there]] = to_host(sums)[there]
-            lengths[rows.sequences[there]] = to_host(counts)[there]
-    return logprobs, lengths

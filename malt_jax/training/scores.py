@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,13 +11,11 @@ from jax.sharding import Mesh
 from malt_jax.config.training import SftConfig
 from malt_jax.data.packing import Segment, share_prompts
 from malt_jax.models.lora import Adapter
-from malt_jax.training.loop import score_plan
+from malt_jax.training.phase import BaseModel
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import plan_steps
+from malt_jax.training.scoring import score_plan
 from malt_jax.training.step import Trainable, make_program, scoring
-
-if TYPE_CHECKING:
-    from malt_jax.training.fit import BaseModel
 
 BATCH = 64
 """Completions that are packed together."""

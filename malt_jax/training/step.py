@@ -19,11 +19,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from malt_jax.config.training import DpoConfig, OptimConfig, SftConfig
+from malt_jax.config.training import OptimConfig, PhaseConfig
 from malt_jax.data.packing import PackedRows
 from malt_jax.models.lora import Adapter, with_dropout
-from malt_jax.training.logprobs import chunked_logprobs, gather_hidden, slot_sums
-from malt_jax.training.losses import PreferenceLoss, preference_loss, sft_loss
+from malt_jax.training.logprobs import chunked_divergence, chunked_logprobs, gather_hidden
+from malt_jax.training.objectives import Batch, Imitation, Objective, by_sequence, objective_of
 from malt_jax.training.optim import Optimiser, transformation, update
 
 Trainable = Adapter | nnx.State
@@ -42,8 +42,7 @@ class Program:
     dtype: str
     """The dtype of the computation."""
     optim: Optimiser
-    loss: PreferenceLoss | None
-    """The preference loss; None for SFT."""
+    objective: Objective
     dropout: float
     remat: str
     chunk_bytes: int
@@ -66,35 +65,18 @@ class TrainState:
     """The step's metrics so far."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of a step."""
-
-    rows: PackedRows
-    reference: Any
-    """[R S] float32: the reference's log-probability of each sequence (SFT: zeros)."""
-    total: Any
-    """Float32 scalar: completion tokens (SFT) or pairs (DPO) of the whole step."""
-    learning_rate: Any
-    last: Any
-    """Whether the step ends with this micro-batch."""
-    key: Any
-    """Key of dropout."""
-
-
 def make_program(
-    graph: nnx.GraphDef, dtype: Any, config: SftConfig | DpoConfig, dropout: float, backend: str
+    graph: nnx.GraphDef, dtype: Any, config: PhaseConfig, dropout: float, backend: str
 ) -> Program:
     """The program of a phase."""
-    loop = config.loop
-    loss = PreferenceLoss.of(config) if isinstance(config, DpoConfig) else None
+    loop, objective = config.loop, objective_of(config)
     return Program(
         graph=graph,
         dtype=jnp.dtype(dtype).name,
         optim=Optimiser.of(config.optim),
-        loss=loss,
-        dropout=0.0 if loss else dropout,  # dropout would perturb the likelihoods that DPO compares
+        objective=objective,
+        # Dropout would perturb the likelihoods that all other objectives compare.
+        dropout=dropout if isinstance(objective, Imitation) else 0.0,
         remat=loop.remat if loop.remat != "auto" else "none" if backend == "cpu" else "dots",
         chunk_bytes=CPU_CHUNK_BYTES if backend == "cpu" else CHUNK_BYTES,
         logit_chunk=loop.logit_chunk,
@@ -107,7 +89,9 @@ def scoring(program: Program) -> Program:
     # Programs are compared as a whole, so every field that scoring ignores gets a fixed value.
     # `remat` is off because there is no backward pass to recompute for.
     unused = Optimiser.of(OptimConfig())
-    return replace(program, optim=unused, loss=None, dropout=0.0, remat="none", explode=0.0)
+    return replace(
+        program, optim=unused, objective=Imitation(), dropout=0.0, remat="none", explode=0.0
+    )
 
 
 def init_state(program: Program, trainable: Trainable) -> TrainState:
@@ -118,15 +102,8 @@ def init_state(program: Program, trainable: Trainable) -> TrainState:
         trainable=masters,
         moments=transformation(program.optim).init(masters),
         gradients=jax.tree.map(jnp.zeros_like, masters),
-        sums={name: jnp.zeros((), jnp.float32) for name in metric_names(program)},
+        sums={name: jnp.zeros((), jnp.float32) for name in program.objective.metrics},
     )
-
-
-def metric_names(program: Program) -> tuple[str, ...]:
-    if program.loss is None:
-        return ("loss", "tokens")
-    pairs = ("accuracy", "ties", "margin", "chosen_reward", "rejected_reward")
-    return ("loss", "preference_loss", "nll", *pairs, "pairs")
 
 
 def train_step(
@@ -178,10 +155,7 @@ def batch_loss(
     """A micro-batch's part of its step's loss, and of the step's metrics."""
     key = batch.key if program.dropout else None
     logprobs = policy_logprobs(program, trainable, frozen, batch.rows, key)
-    if program.loss is not None:
-        return _preferences(program.loss, logprobs, batch)
-    value = sft_loss(logprobs, batch.rows.weights, batch.total)
-    return value, {"loss": value, "tokens": jnp.sum(batch.rows.weights)}
+    return program.objective(logprobs, batch)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -190,7 +164,31 @@ def score_rows(
 ) -> tuple[Float[Array, "R S"], Float[Array, "R S"]]:
     """Each packed sequence's completion: summed log-probability, and number of tokens."""
     logprobs = policy_logprobs(program, trainable, frozen, rows, None, scoring=True)
-    return _by_sequence(logprobs, rows)
+    return by_sequence(logprobs, rows)
+
+
+@partial(jax.jit, static_argnums=0)
+def score_targets(
+    program: Program, trainable: Trainable | None, frozen: nnx.State | None, rows: PackedRows
+) -> Float[Array, "R C"]:
+    """The log-probability of every target, 0 at padding."""
+    return policy_logprobs(program, trainable, frozen, rows, None, scoring=True)
+
+
+@partial(jax.jit, static_argnums=0)
+def divergence(
+    program: Program,
+    ours: Trainable,
+    theirs: Trainable,
+    frozen: nnx.State | None,
+    rows: PackedRows,
+) -> Float[Array, ""]:
+    """The sum over all targets of KL(ours || theirs) of the next token."""
+    # Exact at each place, because both distributions are known there; only the places, the prefixes
+    # that the rows hold, are a sample.
+    (mine, a), (other, b) = (_hidden(program, w, frozen, rows, None) for w in (ours, theirs))
+    chunk = _chunk_length(program, a, rows)
+    return jnp.sum(chunked_divergence(mine, other, rows.weights, a.logits, b.logits, chunk))
 
 
 def policy_logprobs(
@@ -203,6 +201,28 @@ def policy_logprobs(
     scoring: bool = False,
 ) -> Float[Array, "R C"]:
     """Log-probability of every target of packed rows; 0 at padding. None: the bare base model."""
+    hidden, decoder = _hidden(program, trainable, frozen, rows, key)
+    # The logits are the largest arrays: they are of targets only, and a chunk at a time.
+    return chunked_logprobs(
+        hidden,
+        rows.targets,
+        rows.weights,
+        decoder.logits,
+        _chunk_length(program, decoder, rows),
+        # An adapter has no part in the head, so the head is frozen beside it. Scoring has no
+        # backward pass, for which the gradients would be prepared.
+        head_frozen=isinstance(trainable, Adapter) and not scoring,
+    )
+
+
+def _hidden(
+    program: Program,
+    trainable: Trainable | None,
+    frozen: nnx.State | None,
+    rows: PackedRows,
+    key: Array | None,
+) -> tuple[Float[Array, "R C D"], Any]:
+    """The hidden state that each target is predicted from, and the decoder that made it."""
     # 1. The weights. An adapter works beside the base; full weights replace it.
     adapter, params = None, frozen
     if isinstance(trainable, Adapter):
@@ -215,22 +235,17 @@ def policy_logprobs(
     hidden = decoder.hidden_packed(
         rows.tokens, rows.positions, rows.segments, rows.branches, adapter, _remat(program.remat)
     )
-    # 3. The logits, which are the largest arrays: of targets only, and a chunk at a time.
-    count = rows.targets.shape[0]
+    return gather_hidden(hidden, rows.sources), decoder
+
+
+def _chunk_length(program: Program, decoder: Any, rows: PackedRows) -> int:
+    """Targets of each row whose logits are in memory at once."""
+    count, targets = rows.targets.shape
     # As many targets as keep float32 logits [R, chunk, V] within chunk_bytes, in multiples of 16.
     fitting = program.chunk_bytes // (4 * decoder.spec.vocab * count)
-    # `logit_chunk` counts targets of all rows together, `chunk` those of one row.
+    # `logit_chunk` counts targets of all rows together, the chunk those of one row.
     chunk = program.logit_chunk // count or max(16, fitting // 16 * 16)
-    return chunked_logprobs(
-        gather_hidden(hidden, rows.sources),
-        rows.targets,
-        rows.weights,
-        decoder.logits,
-        min(max(chunk, 1), rows.targets.shape[1]),
-        # An adapter has no part in the head, so the head is frozen beside it. Scoring has no
-        # backward pass, for which the gradients would be prepared.
-        head_frozen=adapter is not None and not scoring,
-    )
+    return min(max(chunk, 1), targets)
 
 
 def _remat(policy: str) -> Callable | None:
@@ -241,37 +256,3 @@ def _remat(policy: str) -> Callable | None:
     # computed again. `full` (no policy) keeps nothing inside a layer.
     saved = policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
     return partial(jax.checkpoint, policy=saved)
-
-
-def _by_sequence(logprobs: Array, rows: PackedRows) -> tuple[Array, Array]:
-    count = rows.sequences.shape[1]
-    # Padding has slot 0 and weight 0, so it adds nothing to the first sequence.
-    sums = slot_sums(logprobs * rows.weights, rows.slots, count)
-    return sums, slot_sums(rows.weights, rows.slots, count)
-
-
-def _preferences(
-    config: PreferenceLoss, logprobs: Array, batch: Batch
-) -> tuple[Array, dict[str, Array]]:
-    """The loss and metrics of the pairs in a micro-batch, as sums over them / pairs of the step."""
-    # The branches of a segment have neighbouring slots, so two slots in a row are one pair.
-    pair = lambda x: x.reshape(x.shape[0], -1, 2)  # noqa: E731
-    policy, lengths = (pair(x) for x in _by_sequence(logprobs, batch.rows))
-    # Empty slots are computed like all others and left out of every mean.
-    valid = (pair(batch.rows.sequences)[:, :, 0] >= 0).astype(jnp.float32)
-    result = preference_loss(policy, pair(batch.reference), lengths, config)
-    mean = lambda x: jnp.sum(x * valid) / batch.total  # noqa: E731
-    margin = result.chosen_reward - result.rejected_reward
-    preference, nll = mean(result.loss), mean(result.nll)
-    loss = preference + config.nll_weight * nll if config.nll_weight else preference
-    return loss, {
-        "loss": loss,
-        "preference_loss": preference,
-        "nll": nll,
-        "accuracy": mean((margin > 0).astype(jnp.float32)),
-        "ties": mean((margin == 0).astype(jnp.float32)),
-        "margin": mean(margin),
-        "chosen_reward": mean(result.chosen_reward),
-        "rejected_reward": mean(result.rejected_reward),
-        "pairs": jnp.sum(valid),
-    }

@@ -1,0 +1,232 @@
+"""One phase of training, whatever its objective: admitted examples, plans, and the run on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from malt_jax.config.training import PgConfig, PhaseConfig, SftConfig
+from malt_jax.data.examples import DpoExample, Example
+from malt_jax.data.packing import PackedRows, Segment, share_prompts
+from malt_jax.errors import UserError
+from malt_jax.models.lora import Adapter
+from malt_jax.models.spec import ModelSpec
+from malt_jax.training.dataset import admit, digest, epoch_order, segment, split
+from malt_jax.training.loop import Extra, Job, OnStep, TrainOutcome, run
+from malt_jax.training.optim import learning_rates
+from malt_jax.training.placement import micro_tokens, row_devices
+from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.references import weights_hash
+from malt_jax.training.saver import Saver
+from malt_jax.training.scoring import mean_divergence, score_plan, score_tokens
+from malt_jax.training.step import Program, Trainable, make_program, scoring
+
+E = TypeVar("E", bound=Example)
+
+MEASURED = 256
+"""Completions on which a trained policy's divergence from its start is measured."""
+
+
+@runtime_checkable
+class BaseModel(Protocol):
+    """What training needs of a `models.model.Model`."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def graph(self) -> nnx.GraphDef: ...
+
+    @property
+    def params(self) -> nnx.State: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Phase(Generic[E]):
+    """The examples that a phase admits, with the plans to train and to measure on them."""
+
+    def __init__(
+        self,
+        model: BaseModel,
+        examples: Sequence[E],
+        config: PhaseConfig,
+        seed: int,
+        mesh: Mesh | None,
+    ):
+        self.model, self.config, self.seed, self.mesh = model, config, seed, mesh
+        loop = config.loop
+        self.indices, self.examples, self.counts = admit(examples, loop.max_length)
+        train, self.held = split(self.examples, loop.held_out, seed)
+        self.counts |= {"trained": len(train), "held_out": len(self.held)}
+        # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
+        # each epoch has the same number of them; `first_epoch` relies on it.
+        self.batches: list[list[int]] = []
+        for epoch in range(config.epochs):
+            chosen = [self.examples[i] for i in train]
+            order = epoch_order(chosen, seed, epoch, siblings_together=_together(config))
+            # `epoch_order` numbers the training examples; the plans number all of the phase's.
+            order = [train[i] for i in order]
+            size = config.batch_size
+            self.batches += [order[i : i + size] for i in range(0, len(order), size)]
+        if not self.batches:
+            raise UserError(f"no example to train on is left of {len(examples)}: {self.counts}.")
+        self.plan = self._plan_examples(self.batches)
+        self.held_plan = self._plan_examples([self.held] if self.held else [])
+
+    def train(
+        self,
+        start: Trainable,
+        *,
+        counts: Callable[[E], float],
+        held_out: Callable[[Trainable], dict[str, float]],
+        saver: Saver,
+        on_step: OnStep | None,
+        dropout: float = 0.0,
+        references: np.ndarray | None = None,
+        extra: Extra = lambda step, rows: {},
+        before_step: Callable[[int, Trainable], dict[str, Any]] | None = None,
+        first: tuple[str, float] | None = None,
+        measured: dict[str, float] | None = None,
+    ) -> TrainOutcome:
+        """Trains from `start`; `counts` says how much an example counts in the batch's mean.
+
+        `measured` is what the caller knows of the start. The other arguments are those of a `Job`.
+        """
+        config, program = self.config, self._program(dropout)
+        # Everything that the result of a later step depends on. The mesh is not part of it, so a
+        # phase may continue on other devices.
+        described = json.dumps(
+            [asdict(config), self.seed, dropout, digest(self.examples)], sort_keys=True
+        )
+        identity = hashlib.sha256((described + weights_hash(start)).encode()).hexdigest()
+
+        def at_end(trained: Trainable) -> dict[str, float]:
+            return {**(measured or {}), "kl_from_start": self.divergence(trained, start)}
+
+        if references is None:
+            # Every batch has a place for the reference's log-probability of each sequence.
+            references = np.zeros(self.sequences, np.float32)
+        job = Job(
+            program=program,
+            spec=self.model.spec,
+            frozen=self._frozen(start),
+            plan=self.plan,
+            ids=tuple(tuple(self.examples[i].id for i in batch) for batch in self.batches),
+            totals=tuple(
+                float(sum(counts(self.examples[i]) for i in batch)) for batch in self.batches
+            ),
+            rates=learning_rates(config.optim, len(self.batches)),
+            references=references,
+            extra=extra,
+            before_step=before_step,
+            held_out=held_out if self.held else None,
+            at_end=at_end,
+            first=first,
+            config=config.loop,
+            saver=saver,
+            seed=self.seed,
+            identity=identity,
+            mesh=self.mesh,
+        )
+        return replace(run(job, start, on_step), counts=self.counts)
+
+    @property
+    def sequences(self) -> int:
+        """Completions of all admitted examples."""
+        return sum(len(example.completions) for example in self.examples)
+
+    @property
+    def every_example(self) -> Plan:
+        """All examples once, in rows that the first epoch repeats."""
+        # The first epoch and the held-out examples together hold every example once.
+        first_epoch = self.plan.steps[: len(self.batches) // self.config.epochs]
+        return Plan(first_epoch + self.held_plan.steps)
+
+    def score(
+        self,
+        weights: Trainable,
+        plan: Plan,
+        sequences: int | None = None,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability and length of the plan's completions, by their number; NaN for others.
+
+        `sequences`: how many there are; by default those of the examples.
+        """
+        count = self.sequences if sequences is None else sequences
+        frozen = self._frozen(weights)
+        return score_plan(self.scoring, weights, frozen, plan, count, self.mesh, on_batch)
+
+    def score_tokens(
+        self, weights: Trainable, plan: Plan, on_batch: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
+        """Log-probability of every completion token, one completion after the other."""
+        lengths = [len(ids) for example in self.examples for ids in example.completions]
+        frozen = self._frozen(weights)
+        return score_tokens(self.scoring, weights, frozen, plan, lengths, self.mesh, on_batch)
+
+    def divergence(self, trained: Trainable, start: Trainable) -> float:
+        """KL(trained || start) of the next token, on the held-out or the first training examples.
+
+        It is exact at each place of their completions, over the whole vocabulary; the places are
+        those that the search visited.
+        """
+        plan = self.held_plan if self.held else self.every_example
+        steps = max(1, MEASURED // self.config.batch_size)
+        return mean_divergence(
+            self.scoring, trained, start, self._frozen(start), Plan(plan.steps[:steps]), self.mesh
+        )
+
+    def plan_segments(self, batches: Sequence[Sequence[Segment]]) -> Plan:
+        """Packed rows of batches of segments."""
+        loop, devices = self.config.loop, row_devices(self.mesh)
+        tokens = micro_tokens(loop, jax.default_backend(), devices)
+        return plan_steps(
+            batches, self.model.spec, tokens, row_multiple=devices, row_length=loop.row_length
+        )
+
+    @cached_property
+    def scoring(self) -> Program:
+        return scoring(self._program(0.0))
+
+    def _program(self, dropout: float) -> Program:
+        # The dtype of the base decides what is computed in; the masters are float32 in any case.
+        dtype = jax.tree.leaves(self.model.params)[0].dtype
+        return make_program(self.model.graph, dtype, self.config, dropout, jax.default_backend())
+
+    def _frozen(self, weights: Trainable) -> nnx.State | None:
+        # Full weights take the place of the base, so the step is given no second copy of it.
+        return self.model.params if isinstance(weights, Adapter) else None
+
+    def _plan_examples(self, batches: Sequence[Sequence[int]]) -> Plan:
+        segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
+        # A pair's two completions share their prompt already, as the branches of one segment.
+        if not any(isinstance(example, DpoExample) for example in self.examples[:1]):
+            longest = self.config.loop.max_length
+            segments = [share_prompts(batch, longest) for batch in segments]
+        return self.plan_segments(segments)
+
+
+def _together(config: PhaseConfig) -> bool:
+    """Whether completions of the same prompt stay in one batch."""
+    # For a policy gradient they are a group, whose advantages balance each other.
+    return isinstance(config, PgConfig) or (
+        isinstance(config, SftConfig) and config.siblings_together
+    )
+
+
+def fill_sequences(rows: PackedRows, values: np.ndarray) -> np.ndarray:
+    """[R S] float32: each packed sequence's value, and 0 for empty slots."""
+    # For empty slots, which have number -1, the last value is read and masked.
+    return np.where(rows.sequences >= 0, values[rows.sequences], 0.0).astype(np.float32)
