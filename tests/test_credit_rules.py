@@ -171,6 +171,7 @@ def test_a_rule_s_settings_make_its_config_whatever_the_config_was(name):
     assert made.data == rule.selection(DataConfig(pairs_per_prefix=2))
     assert [role.train for role in made.pipeline.roles] == ["sft", rule.train, rule.train]
     assert rule.data.items() <= asdict(made.data).items()
+    assert made.train.dpo.offset == (1.0 if name == "odpo" else 0.0)
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones():

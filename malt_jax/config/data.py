@@ -26,7 +26,8 @@ class DataConfig:
     min_gap: float = 0.0
     """Leave out pairs whose values differ by less than this."""
     margins: Literal["none", "gap"] = "none"
-    """The margin that DPO asks of a pair (ODPO, arXiv 2402.10571): none, or its gap in value."""
+    """The margin of a pair: none, or its gap in value, for a DPO with an offset
+    (`train.dpo.offset`)."""
     advantage: Literal["sibling", "normalised", "global"] = "sibling"
     """Advantage of the policy gradient: over the siblings, that by their standard deviation, or
     over all other leaves of the tree."""

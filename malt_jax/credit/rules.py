@@ -22,6 +22,8 @@ class Rule:
     """Fields of `DataConfig`; the other ones of `CREDIT` have their defaults."""
     train: str = "sft+dpo"
     """`RoleConfig.train` of the roles that do more than SFT; the others stay as they are."""
+    loss: Mapping[str, float] = field(default_factory=dict)
+    """Dotted fields that the loss needs."""
 
     def selection(self, base: DataConfig | None = None) -> DataConfig:
         """The rule's selection; how many pairs there are, `base` says."""
@@ -37,7 +39,7 @@ class Rule:
             for index, role in enumerate(pipeline.roles)
             if role.train not in ("none", "sft")
         }
-        return {f"data.{name}": getattr(chosen, name) for name in CREDIT} | phases
+        return {f"data.{name}": getattr(chosen, name) for name in CREDIT} | phases | dict(self.loss)
 
 
 CREDIT = ("positives", "weights", "margins", "advantage")
@@ -53,7 +55,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "confident": Rule(
             "as published, examples weighed by how sure their label is", {"weights": "confidence"}
         ),
-        "odpo": Rule("as published, with a margin as wide as a pair's gap", {"margins": "gap"}),
+        "odpo": Rule(
+            "as published, with a margin as wide as a pair's gap",
+            {"margins": "gap"},
+            loss={"train.dpo.offset": 1.0},
+        ),
         "kto": Rule("as published, with KTO on unpaired nodes in place of DPO", {}, "sft+kto"),
         "kto-both": Rule(
             "as both, with KTO on unpaired nodes in place of DPO", {"positives": "both"}, "sft+kto"

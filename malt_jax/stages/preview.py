@@ -109,6 +109,6 @@ def _legend(pipeline: PipelineConfig) -> Iterator[str]:
         flags = [
             f"--{field} {value}"
             for field, value in rule.settings(pipeline).items()
-            if value != published[field]
+            if value != published.get(field)
         ]
         yield f"{name:{width}}  {rule.summary}" + (f" ({' '.join(flags)})" if flags else "")
