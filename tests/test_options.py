@@ -571,6 +571,8 @@ EFFECTS: dict[str, Effect] = {
     "task.eval_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),
     "task.num_train": Effect(questions, 1),
     "task.num_eval": Effect(questions, 1),
+    "task.num_validation": Effect(questions, 2),
+    "eval.split": Effect(questions, "validation", {"task.num_validation": 2}),
     "task.grader": Effect(questions, "exact", {"task.name": "custom"}),
     "task.allow_code": Effect(grading, True, {"task.name": "mbpp"}),
     **{ROLE + name: Effect(trees, value, path=FIRST + name) for name, value in TREES.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from malt_jax.checks import check, check_name, check_range, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
@@ -64,6 +64,9 @@ class EvalConfig:
     """Which of the built-in systems to evaluate; default: all of them."""
     extra: tuple[SystemConfig, ...] = ()
     """Systems of your own."""
+    split: Literal["eval", "validation"] = "eval"
+    """The questions to measure on: those of evaluation, or those that `task.num_validation` has
+    set aside, by which settings are chosen without looking at the evaluation."""
     baseline: str = "sa@9"
     """The row of the table that every other row is tested against."""
     block: int = 1024

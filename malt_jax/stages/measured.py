@@ -121,6 +121,8 @@ def _summarise(
     facts = {
         "model": manifest.load(first.run).get("model"),
         "task": config.task.name,
+        # Named only where it is not what a table of results is expected to be of.
+        **({"split": config.eval.split} if config.eval.split != "eval" else {}),
         **({"seed": seeds[0]} if len(seeds) == 1 else {"seeds": ", ".join(map(str, seeds))}),
         "sharing": config.sharing,
         "rounds": config.rounds,

@@ -89,7 +89,8 @@ def _settings(config: Config, ablation: Ablation) -> dict[str, Any]:
 
 def _measured_on(config: Config) -> tuple[Any, ...]:
     task = config.task
-    return task.name, task.eval_path, task.num_eval, task.grader
+    measured = (task.eval_path, task.num_eval, task.num_validation, config.eval.split)
+    return task.name, task.grader, *measured
 
 
 def shared_stages(one: Config, other: Config) -> Iterator[str]:
