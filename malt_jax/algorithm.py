@@ -13,13 +13,12 @@ docs/method.md has the formulas with their sources, and every decision the publi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from jax.sharding import Mesh
 
 from malt_jax.config.pipeline import PHASES
-from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, SftConfig, TrainConfig
+from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, PhaseConfig, SftConfig
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
@@ -145,9 +144,9 @@ def train(
     `start`, so a policy gradient that begins there must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
-    lora = lora or LoraConfig()
-    given = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
-    configs = replace(TrainConfig(), **{name: c for name, c in given.items() if c is not None})
+    lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
+    kto, pg = kto or KtoConfig(), pg or PgConfig()
+    configs: dict[str, PhaseConfig] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
     if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in PHASES) > 1:
@@ -168,7 +167,7 @@ def train(
         for phase in PHASES:
             if examples := learned.of(phase):
                 outcome = train_phase(
-                    model, policy, examples, configs.phase(phase), saver=saver, seed=seed,
+                    model, policy, examples, configs[phase], saver=saver, seed=seed,
                     dropout=lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,
                 )  # fmt: skip

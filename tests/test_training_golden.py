@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from malt_jax.config.training import DpoConfig, SftConfig
-from malt_jax.data.examples import DpoExample
+from malt_jax.config.training import DpoConfig, KtoConfig, SftConfig
+from malt_jax.data.examples import DpoExample, UnpairedExample
 from malt_jax.models.model import load_model
-from malt_jax.training.dataset import segment
+from malt_jax.training.dataset import mismatched, segment
+from malt_jax.training.phase import Phase, fill_sequences
 from malt_jax.training.plan import plan_steps
 from malt_jax.training.step import Batch, batch_loss, make_program
 from tiny import write_model
@@ -57,9 +58,11 @@ def _trainer(kind: str, folder: Path, tmp_path: Path, rows: list[dict], **option
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base, config = (
-        (trl.SFTTrainer, trl.SFTConfig) if kind == "sft" else (trl.DPOTrainer, trl.DPOConfig)
-    )
+    base, config = {
+        "sft": (trl.SFTTrainer, trl.SFTConfig),
+        "dpo": (trl.DPOTrainer, trl.DPOConfig),
+        "kto": (trl.KTOTrainer, trl.KTOConfig),
+    }[kind]
 
     class Trainer(base):
         def _prepare_dataset(self, dataset, *_, **__):
@@ -98,7 +101,7 @@ def _our_gradients(gradients: nnx.State) -> dict[str, np.ndarray]:
     }
 
 
-def _ours(model, examples, config, references, total):
+def _ours(model, examples, config, references, total, extra=lambda rows: {}):
     program = make_program(model.graph, jnp.float32, config, 0.0, "cpu")
     segments = [segment(example, i) for i, example in enumerate(examples)]
     (micros,) = plan_steps([segments], model.spec, 4096, row_length=64).steps
@@ -109,7 +112,7 @@ def _ours(model, examples, config, references, total):
         known = np.where(rows.sequences >= 0, references[rows.sequences], 0).astype(np.float32)
         batch = Batch(
             jax.tree.map(jnp.asarray, rows), jnp.asarray(known), jnp.float32(total),
-            jnp.float32(0), jnp.asarray(True), jax.random.key(0),
+            jnp.float32(0), jnp.asarray(True), jax.random.key(0), extra(rows),
         )  # fmt: skip
         (value, parts), slope = loss(model.params, batch)
         totals += float(value)
@@ -193,5 +196,64 @@ def test_the_sft_loss_is_trls(folder, model, pairs, tmp_path):
     loss, metrics, gradients = _ours(model, examples, SftConfig(), np.zeros(PAIRS), tokens)
     assert metrics["tokens"] == tokens
     np.testing.assert_allclose(loss, float(expected), rtol=1e-4)
+    for key, slope in _torch_gradients(trainer.model).items():
+        np.testing.assert_allclose(gradients[key], slope, atol=1e-4, err_msg=key)
+
+
+def test_the_kto_loss_is_trls(folder, model, pairs, reference, tmp_path):
+    """Its loss, metrics and gradients, with the divergence from mismatched completions."""
+    labels, rewards = [True, False, True, True], (1.3, 0.7)
+    examples = [
+        UnpairedExample(p.prompt_ids, p.chosen_ids, p.id, label)
+        for p, label in zip(pairs, labels, strict=True)
+    ]
+    # As TRL prepares them: each prompt with the completion of the example before it in the batch.
+    rows = [
+        {
+            "prompt_ids": [*e.prompt_ids],
+            "completion_ids": [*e.completion_ids],
+            "KL_completion_ids": [*before.completion_ids],
+            "label": e.label,
+        }
+        for e, before in zip(examples, [examples[-1], *examples[:-1]], strict=True)
+    ]
+    trainer = _trainer(
+        "kto", folder, tmp_path, rows, beta=BETA, desirable_weight=rewards[0],
+        undesirable_weight=rewards[1], per_device_train_batch_size=PAIRS,
+    )  # fmt: skip
+    trainer.precompute_ref_logps = True
+    trainer.model.train()
+    # References below the policy's, so that the divergence is above 0 and no clamp hides it.
+    own, mixed = reference[:, 0], reference[:, 1] - 10.0
+    inputs = trainer.data_collator(rows)
+    inputs["ref_logps"], inputs["ref_KL_logps"] = torch.tensor(own), torch.tensor(mixed)
+    expected = trainer._compute_loss(trainer.model, inputs, False)
+    expected.backward()
+    theirs = {k: float(np.mean(v)) for k, v in trainer._metrics["train"].items()}
+
+    config = KtoConfig(beta=BETA, desirable_weight=rewards[0], undesirable_weight=rewards[1])
+    phase = Phase(model, examples, config, 0, None)
+    segments = mismatched(examples, 2048, 0)
+    assert [list(s.branches[0]) for s in segments] == [row["KL_completion_ids"] for row in rows]
+    sums, _ = phase.score(model.params, phase.plan_segments([segments]), PAIRS)
+    kl = max(0.0, float(np.mean(sums - mixed)))
+    assert kl > 0
+
+    def extra(laid):
+        good = np.array(labels, np.float32)
+        count = np.where(good > 0, good.sum(), (1 - good).sum())
+        values = {"desirable": good, "weight": np.ones(PAIRS), "share": 1.0 / count}
+        filled = {k: jnp.asarray(fill_sequences(laid, v)) for k, v in values.items()}
+        return {**filled, "kl": jnp.float32(kl)}
+
+    loss, metrics, gradients = _ours(model, examples, config, own, PAIRS, extra)
+    np.testing.assert_allclose(loss, float(expected.detach()), rtol=1e-4)
+    for ours, name in {
+        "kl": "kl",
+        "desirable_reward": "rewards/chosen",
+        "undesirable_reward": "rewards/rejected",
+        "margin": "rewards/margins",
+    }.items():
+        np.testing.assert_allclose(metrics[ours], theirs[name], rtol=1e-4, atol=1e-4)
     for key, slope in _torch_gradients(trainer.model).items():
         np.testing.assert_allclose(gradients[key], slope, atol=1e-4, err_msg=key)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from malt_jax.data.examples import DpoExample, SftExample
+from malt_jax.config.training import PgConfig
+from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.spec import ModelSpec, Rope
+from malt_jax.training.phase import Phase
 
 SPEC = ModelSpec(
     family="llama",
@@ -72,4 +74,40 @@ def dpo_examples(count: int, seed: int = 0) -> list[DpoExample]:
             question_id=f"Q{i}",
         )
         for i in range(count)
+    ]
+
+
+def kto_examples(count: int, seed: int = 0) -> list[UnpairedExample]:
+    """Two desirable completions to one that is not."""
+    return [
+        UnpairedExample(
+            e.prompt_ids, e.completion_ids, e.node_id, i % 3 > 0, question_id=e.question_id
+        )
+        for i, e in enumerate(sft_examples(count, seed))
+    ]
+
+
+def policy_examples(model: TinyModel, policy: Any, count: int, seed: int = 0):
+    """Pairs of siblings with opposite advantages and the policy's own log-probabilities."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for i in range(count // 2):
+        prompt = ids(rng, rng.integers(3, 12))
+        for j in range(2):
+            completion = ids(rng, rng.integers(2, 12))
+            examples.append(
+                PolicyExample(
+                    prompt,
+                    completion,
+                    logprobs=(0.0,) * len(completion),
+                    advantage=1.0 - 2.0 * j,
+                    node_id=f"Q{i}/g{j}",
+                    question_id=f"Q{i}",
+                )
+            )
+    phase = Phase(model, examples, PgConfig(), 0, None)
+    found = phase.score_tokens(policy, phase.every_example)
+    parts = np.split(found, np.cumsum([len(e.completion_ids) for e in examples])[:-1])
+    return [
+        replace(e, logprobs=tuple(part.tolist())) for e, part in zip(examples, parts, strict=True)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,8 @@ class PolicyExample:
 
 
 Example = SftExample | DpoExample | UnpairedExample | PolicyExample
+E = TypeVar("E", SftExample, DpoExample, UnpairedExample, PolicyExample)
+"""One kind of example."""
 
 EXAMPLES: dict[str, type[Example]] = {
     "sft": SftExample,

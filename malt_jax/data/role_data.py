@@ -33,13 +33,8 @@ class RoleData:
 
     def of(self, phase: str) -> list[Any]:
         """What a phase of training (`sft`, `dpo`, `kto`, `pg`) learns from."""
-        lists: dict[str, list[Any]] = {
-            "sft": self.sft,
-            "dpo": self.dpo,
-            "kto": self.kto,
-            "pg": self.policy,
-        }
-        return lists[phase]
+        examples: list[Any] = getattr(self, "policy" if phase == "pg" else phase)
+        return examples
 
 
 def role_data(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -95,7 +95,7 @@ def _measured_on(config: Config) -> tuple[Any, ...]:
 
 def shared_stages(one: Config, other: Config) -> Iterator[str]:
     """The stages that two configs have in common, in order, up to the first that differs."""
-    kinds = (
+    kinds: tuple[tuple[Callable[[Config], list[Any]], Callable[[int], Iterable[str]]], ...] = (
         (_search_fields, lambda round: [search_stage(round)]),
         (_label_fields, lambda round: [label_stage(round)]),
         *((partial(_phase_fields, p), partial(_phase_stages, one, p)) for p in PHASES),

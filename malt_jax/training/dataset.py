@@ -8,20 +8,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from malt_jax.data.examples import Example
+from malt_jax.data.examples import E, Example
 from malt_jax.data.packing import Segment
 
 
-def admit(
-    examples: Sequence[Example], max_length: int
-) -> tuple[list[int], list[Example], dict[str, int]]:
+def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], dict[str, int]]:
     """Filters examples by length: (indices of those kept, the examples after truncation, counts).
 
     Completions are cut at their end so that prompt and completion fit `max_length`. Dropped are
     prompts that leave no room (`no_room`), empty completions (`empty`), and pairs whose completions
     are equal after the cut (`equal`). `truncated` counts those that were cut and kept.
     """
-    kept: list[Example] = []
+    kept: list[E] = []
     indices = []
     counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
     for index, example in enumerate(examples):

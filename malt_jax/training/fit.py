@@ -152,8 +152,8 @@ def train_dpo(
     def held_out(weights: Trainable) -> dict[str, float]:
         sums, lengths = phase.score(weights, phase.held_plan)
         held = lambda x: jnp.asarray(x.reshape(-1, 2)[phase.held])  # noqa: E731
-        arrays = (held(x) for x in (sums, logprobs, lengths))
-        result = preference_loss(*arrays, config, jnp.asarray(margins[phase.held]))
+        offsets = jnp.asarray(margins[phase.held])
+        result = preference_loss(held(sums), held(logprobs), held(lengths), config, offsets)
         margin = np.asarray(result.chosen_reward - result.rejected_reward)
         # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
         accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
@@ -229,8 +229,9 @@ def train_kto(
 
     def held_out(weights: Trainable) -> dict[str, float]:
         sums, _ = phase.score(weights, phase.held_plan)
-        arrays = (jnp.asarray(x[phase.held]) for x in (sums, references, desirable))
-        result = unpaired_loss(*arrays, jnp.asarray(kl(len(phase.batches), weights)), config)
+        held = lambda x: jnp.asarray(x[phase.held])  # noqa: E731
+        z = jnp.asarray(kl(len(phase.batches), weights))
+        result = unpaired_loss(held(sums), held(references), held(desirable), z, config)
         loss = float(np.average(np.asarray(result.loss), weights=weight[phase.held]))
         return {"held_out_loss": loss, "score": -loss}
 
@@ -301,9 +302,9 @@ def train_pg(
 
     def held_out(weights: Trainable) -> dict[str, float]:
         now = phase.score_tokens(weights, phase.held_plan)
-        held = ~np.isnan(now)
-        arrays = (now, behaviour, start, np.repeat(advantage, lengths))
-        terms = policy_loss(*(jnp.asarray(x[held]) for x in arrays), config)
+        held = lambda x: jnp.asarray(x[~np.isnan(now)])  # noqa: E731
+        advantages = held(np.repeat(advantage, lengths))
+        terms = policy_loss(held(now), held(behaviour), held(start), advantages, config)
         loss = float(np.mean(terms.loss) + config.kl_weight * np.mean(terms.penalty))
         return {"held_out_loss": loss, "score": -loss}
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.config.training import PgConfig, PhaseConfig, SftConfig
-from malt_jax.data.examples import DpoExample, Example
+from malt_jax.data.examples import DpoExample, E
 from malt_jax.data.packing import PackedRows, Segment, share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
@@ -29,8 +29,6 @@ from malt_jax.training.references import weights_hash
 from malt_jax.training.saver import Saver
 from malt_jax.training.scoring import mean_divergence, score_plan, score_tokens
 from malt_jax.training.step import Program, Trainable, make_program, scoring
-
-E = TypeVar("E", bound=Example)
 
 MEASURED = 256
 """Completions on which a trained policy's divergence from its start is measured."""
@@ -66,6 +64,7 @@ class Phase(Generic[E]):
     ):
         self.model, self.config, self.seed, self.mesh = model, config, seed, mesh
         loop = config.loop
+        self.examples: list[E]
         self.indices, self.examples, self.counts = admit(examples, loop.max_length)
         train, self.held = split(self.examples, loop.held_out, seed)
         self.counts |= {"trained": len(train), "held_out": len(self.held)}
