@@ -15,7 +15,7 @@ from malt_jax.export import generation
 from malt_jax.export.merged import write_merged
 from malt_jax.export.peft import write_peft
 from malt_jax.export.safetensors_writer import write_config
-from malt_jax.models.hf_config import read_json
+from malt_jax.models.hf_fields import read_json
 from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
 

@@ -15,15 +15,17 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 AnyMesh = Mesh | AbstractMesh
 """An abstract mesh has sizes but no devices, which is enough for a plan."""
 
-DATA, FSDP, TENSOR, SLICE = "data", "fsdp", "tensor", "slice"
+DATA, FSDP, TENSOR, EXPERT, SLICE = "data", "fsdp", "tensor", "expert", "slice"
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": (SLICE, DATA, FSDP),
     "embed": (FSDP,),
-    "heads": (TENSOR,),
-    "kv_heads": (TENSOR,),
+    # Devices that split the experts split attention and the vocabulary like further tensor parts.
+    "heads": (TENSOR, EXPERT),
+    "kv_heads": (TENSOR, EXPERT),
     "mlp": (TENSOR,),
-    "vocab": (TENSOR,),
+    "expert": (EXPERT,),
+    "vocab": (TENSOR, EXPERT),
 }
 """Logical axis -> mesh axes. What is not listed is replicated."""
 
