@@ -145,6 +145,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "phi4-mini-short": (
+        "Phi3",
+        {
+            **SMALL,
+            "original_max_position_embeddings": 128,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.3],
+                "long_factor": [1.5, 8.0],
+            },
+        },
+    ),
     "granite": (
         "Granite",
         {

@@ -71,7 +71,9 @@ def write_merged(
         for index in (piece.layer, piece.expert):
             value = value if index is None else value[index]
         if adapter is not None and pair is not None:
-            a, b = (pair[side] if piece.expert is None else pair[side][piece.expert] for side in "ab")
+            a, b = (
+                pair[side] if piece.expert is None else pair[side][piece.expert] for side in "ab"
+            )
             value = _add_update(value, a, b, adapter.scale)
         # Cast on the device, so that a 16-bit model does not cross to the host as float32.
         value = to_host(value.astype(dtype))

@@ -58,7 +58,7 @@ def export_role(
     if adapter is not None and lora is not None:
         # A hub name with its revision is valid everywhere; a folder only by its absolute path.
         base = model.path if model.revision else str(model.folder.resolve())
-        write_peft(folder / "adapter", adapter, lora, base, model.revision)
+        write_peft(folder / "adapter", model.spec, adapter, lora, base, model.revision)
     if role is not None and writes:
         path = model.folder / generation.NAME
         base_settings = read_json(path) if path.is_file() else {}

@@ -75,7 +75,7 @@ class Checkpoint:
             base = name.removesuffix(mxfp4.BLOCKS)
             views = [self._tensors.pop(name), self._tensors.pop(base + mxfp4.SCALES, None)]
             shapes = [None if view is None else tuple(view.get_shape()) for view in views]
-            if not mxfp4.fit(*shapes):
+            if shapes[0] is None or not mxfp4.fit(shapes[0], shapes[1]):
                 raise UserError(
                     f"{self._file_of[name]}: {name} of shape {shapes[0]} with scales of shape "
                     f"{shapes[1]} are no MXFP4 tensor; download the checkpoint again."

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from malt_jax.models.attention import Attend, LayerAttention
 from malt_jax.models.experts import ExpertLinear, mix_experts
-from malt_jax.models.linear import ONES, ZEROS, Linear, gated, normal, param
+from malt_jax.models.linear import ONES, ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta
 from malt_jax.models.packed_attention import Packing, packed_attention
 from malt_jax.models.rope import Angles, rotate, rotation
@@ -42,7 +42,9 @@ class RMSNorm(nnx.Module):
         init = ZEROS if spec.norm_plus_one else ONES
         self.weight = param(rngs, init, (width,), (None,), dtype)
         self.eps, self.plus_one, self.in_float32 = (
-            spec.norm_eps, spec.norm_plus_one, spec.norm_in_float32,
+            spec.norm_eps,
+            spec.norm_plus_one,
+            spec.norm_in_float32,
         )
 
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
@@ -142,8 +144,9 @@ class Layer(nnx.Module):
             names = ("gate", "up", "down")
             experts = {name: getattr(self, f"expert_{name}") for name in names}
             return mix_experts(self.spec, x, self.router, experts, lora)
-        hidden = gated(self.spec, self._project("gate", x, lora), self._project("up", x, lora))
-        return self._project("down", hidden, lora), None
+        activate = activation(self.spec)
+        gated = activate(self._project("gate", x, lora)) * self._project("up", x, lora)
+        return self._project("down", gated, lora), None
 
     def _project(
         self, name: str, x: Float[Array, "B T i"], lora: LayerAdapter

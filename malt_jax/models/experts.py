@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from malt_jax.models.linear import ZEROS, Linear, gated, normal, param
+from malt_jax.models.linear import ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import LayerAdapter, dropped
 from malt_jax.models.sharding import EXPERT, TENSOR, partition
 from malt_jax.models.spec import Mixture, ModelSpec
@@ -25,6 +25,9 @@ from malt_jax.models.spec import Mixture, ModelSpec
 AXES = {"gate": ("expert", None, "mlp"), "up": ("expert", None, "mlp"),
         "down": ("expert", "mlp", None)}  # fmt: skip
 """How each projection of the experts is split while it computes: never over `embed`."""
+
+SWIGLU_GAIN = 1.702
+"""Gain of the sigmoid in gpt-oss' activation."""
 
 
 class ExpertLinear(nnx.Module):
@@ -96,9 +99,11 @@ def mix_experts(
     rows = partition(("batch", None, None), x.shape, mesh)
     parts = {name: _partitions(weights, AXES[name], mesh) for name, weights in held.items()}
 
-    def on_shard(*args):
-        y = _experts_here(spec, lora.scale, *args, split=_axes_of(parts))
-        return jax.lax.psum(y, _axes_of(parts)) if _axes_of(parts) else y
+    split = _axes_of(parts)
+
+    def on_shard(x, weights, chosen, held):
+        y = _experts_here(spec, lora.scale, x, weights, chosen, held, split)
+        return jax.lax.psum(y, split) if split else y
 
     run = jax.shard_map(
         on_shard, in_specs=(rows, rows, rows, parts), out_specs=rows, check_vma=False
@@ -127,13 +132,24 @@ def _experts_here(
             y = y + jnp.where(biased, bias[routing.expert.clip(0, count - 1)], 0)
         return y if pair is None else y + _lora(x, pair, routing.sizes, scale).astype(y.dtype)
 
-    y = gated(spec, project("gate", rows), project("up", rows))
+    y = _gated(spec, project("gate", rows), project("up", rows))
     # The output is a sum over the devices that split the channels, so that one adds the bias.
     y = project("down", y, jax.lax.axis_index(TENSOR) == 0 if TENSOR in split else True)
     # What a ragged product gives for rows beyond its groups is not defined.
     y = jnp.where((routing.expert < count)[:, None], y, 0)[routing.place].astype(jnp.float32)
     y = y.reshape(*chosen.shape, -1) * weights[..., None]
     return jnp.sum(y, axis=2).astype(x.dtype)
+
+
+def _gated(
+    spec: ModelSpec, gate: Float[Array, "M F"], up: Float[Array, "M F"]
+) -> Float[Array, "M F"]:
+    """The hidden channels of the experts."""
+    if spec.activation != "clamped_swiglu":
+        return activation(spec)(gate) * up
+    gate = jnp.minimum(gate, spec.swiglu_limit)
+    up = jnp.clip(up, -spec.swiglu_limit, spec.swiglu_limit)
+    return gate * jax.nn.sigmoid(SWIGLU_GAIN * gate) * (up + 1)
 
 
 def _route(chosen: Int[Array, "M"], count: int, split: bool, per_token: int) -> Routing:
@@ -170,7 +186,7 @@ def _partitions(weights: ExpertWeights, axes: tuple, mesh: Any) -> Any:
     return ExpertWeights(of(weights.kernel, *axes), of(weights.bias, expert, d_out), pair)
 
 
-def _axes_of(parts: dict[str, ExpertWeights]) -> tuple[str, ...]:
+def _axes_of(parts: dict[str, Any]) -> tuple[str, ...]:
     """The mesh axes that experts and channels are split over."""
-    entries = [entry for part in parts.values() for entry in part.kernel if entry]  # type: ignore[attr-defined]
+    entries = [entry for part in parts.values() for entry in part.kernel if entry]
     return tuple(sorted({name for entry in entries for name in entry}))

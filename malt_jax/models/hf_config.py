@@ -8,7 +8,6 @@ Both spellings are read: that of transformers 4 (`rope_theta`, `rope_scaling`,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from malt_jax.checks import show
 from malt_jax.models.hf_families import ACTIVATIONS, FAMILIES, REFUSED, SUPPORTED, TOWERS, Family
@@ -79,9 +78,10 @@ def read_spec(folder: Path) -> ModelSpec:
 def _family(fields: Fields) -> tuple[Fields, str, bool]:
     """The fields of the text model with its family's defaults, the family, and if it is a tower."""
     name = fields.data.get("model_type")
-    tower = isinstance(name, str) and name in TOWERS
+    tower = False
     allowed: set[str] = set()
-    if tower:
+    if isinstance(name, str) and name in TOWERS:
+        tower = True
         architecture, text_name = TOWERS[name]
         _check_architecture(fields, name, architecture)
         outer, fields = fields, fields.section("text_config")
@@ -127,9 +127,9 @@ def _allowed(fields: Fields, name: str, family: Family) -> set[str]:
     if isinstance(code, dict) and code and all(value in family.code for value in code.values()):
         allowed.add("auto_map")
     quantised = fields.data.get("quantization_config")
-    if name == "gpt_oss" and isinstance(quantised, dict):
-        if quantised.get("quant_method") == "mxfp4":
-            allowed.add("quantization_config")
+    mxfp4 = isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4"
+    if name == "gpt_oss" and mxfp4:
+        allowed.add("quantization_config")
     return allowed
 
 

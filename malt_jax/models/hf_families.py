@@ -1,4 +1,4 @@
-"""The supported architectures: what each fixes, and its defaults for what config.json leaves out."""
+"""The supported architectures: what each fixes, and what config.json may leave out."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ class Family:
 
 
 _GEMMA = {"norm_plus_one": True, "post_norms": True}
-_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "sliding_window": 4096,
-                   "query_pre_attn_scalar": 256, "hidden_activation": "gelu_pytorch_tanh"}  # fmt: skip
-_OLMO = {"norm_in_float32": True, "qk_norm": True, "qk_norm_all_heads": True}
+_GEMMA_DEFAULTS = {
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+_QK_ALL_HEADS = {"qk_norm": True, "qk_norm_all_heads": True}
+_OLMO = {**_QK_ALL_HEADS, "norm_in_float32": True}
 _OLMO_DEFAULTS = {"rms_norm_eps": 1e-5}
 _POST_ONLY = {"pre_norms": False, "post_norms": True}
 FAMILIES = {
@@ -89,8 +95,7 @@ FAMILIES = {
         {"qk_norm": True},
     ),
     "mixtral": Family("MixtralForCausalLM", "8x7B and 8x22B", {"rope_theta": 1e6}),
-    "olmoe": Family("OlmoeForCausalLM", "1B-7B (0924 and 0125)", _OLMO_DEFAULTS,
-                    {k: v for k, v in _OLMO.items() if k != "norm_in_float32"}),  # fmt: skip
+    "olmoe": Family("OlmoeForCausalLM", "1B-7B (0924 and 0125)", _OLMO_DEFAULTS, _QK_ALL_HEADS),
     "gpt_oss": Family(
         "GptOssForCausalLM",
         "20B and 120B",

@@ -135,9 +135,7 @@ def source_of(spec: ModelSpec, path: tuple[Any, ...]) -> Source:
     return Source(tuple(names), stacked, transposed, experts, part)
 
 
-def _inner_source(
-    spec: ModelSpec, module: str, leaf: str
-) -> tuple[str, int, bool, Part | None]:
+def _inner_source(spec: ModelSpec, module: str, leaf: str) -> tuple[str, int, bool, Part | None]:
     """A layer's parameter: the tensor's name in the layer, experts, transposed or not, part."""
     kernel = leaf == "kernel"
     suffix = ".bias" if leaf == "bias" else ".weight"

@@ -58,10 +58,8 @@ def _rope(
     if kind == "default":
         return Rope(theta, rotary_share=share)
     if kind not in family.scaled_ropes:
-        raise section.refuse(
-            key,
-            f"= {show(kind)} is not supported. Supported: {', '.join(('default', *family.scaled_ropes))}",
-        )
+        supported = ", ".join(("default", *family.scaled_ropes))
+        raise section.refuse(key, f"= {show(kind)} is not supported. Supported: {supported}")
     if kind == "linear":
         return Rope(theta, "linear", section.number("factor"), rotary_share=share)
     context = fields.integer("max_position_embeddings", largest=1 << 30)
@@ -114,7 +112,7 @@ def _rotary_share(fields: Fields, section: Fields, head_dim: int) -> float:
     if share > 1 or width < 4 or width % 2:
         raise holder.refuse(
             "partial_rotary_factor",
-            f"= {share}: expected at most 1, and an even number of at least 4 of {head_dim} channels",
+            f"= {share}: expected at most 1, and 4 or more, evenly, of {head_dim} channels",
         )
     return share
 

@@ -1,18 +1,15 @@
-"""The declaration of a parameter, the linear map made of two, and the gate of an MLP."""
+"""The declaration of a parameter, the linear map made of two, and the activation of a gate."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from malt_jax.models.spec import ModelSpec
-
-SWIGLU_GAIN = 1.702
-"""Gain of the sigmoid in gpt-oss' activation."""
 
 
 def param(
@@ -55,15 +52,7 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...][None, None]
 
 
-def gated(
-    spec: ModelSpec, gate: Float[Array, "*b F"], up: Float[Array, "*b F"]
-) -> Float[Array, "*b F"]:
-    """The hidden channels of a gated MLP."""
-    if spec.activation == "clamped_swiglu":
-        gate, up = jnp.minimum(gate, spec.swiglu_limit), jnp.clip(
-            up, -spec.swiglu_limit, spec.swiglu_limit
-        )
-        return gate * jax.nn.sigmoid(SWIGLU_GAIN * gate) * (up + 1)
+def activation(spec: ModelSpec) -> Callable[[Array], Array]:
+    """What the gate of an MLP goes through before it is multiplied by the up-projection."""
     # `jax.nn.gelu` is the tanh approximation by default, which is what `gelu_tanh` names.
-    activate = jax.nn.silu if spec.activation == "silu" else jax.nn.gelu
-    return activate(gate) * up
+    return jax.nn.silu if spec.activation == "silu" else jax.nn.gelu

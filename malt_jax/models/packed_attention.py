@@ -14,7 +14,7 @@ taken from the output.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def _forward(softcap, q, k, v, packing, sinks):
 
 def _backward(softcap, kept, d_out):
     q, k, v, packing, sinks, top, total = kept
-    d_sinks = None if sinks is None else jnp.zeros_like(sinks)
+    d_sinks: Any = None if sinks is None else jnp.zeros_like(sinks)
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for first, end in _blocks(q.shape[3]):
         here, seen = slice(first, end), slice(0, end)
@@ -143,8 +143,7 @@ def _backward(softcap, kept, d_out):
         d_k = d_k.at[:, :, seen].add(_back(d_scores, _tall(some_q)))
         d_v = d_v.at[:, :, seen].add(_back(weights, _tall(some_out)))
     # `packing` is made of integers, which have no gradient: None.
-    d_q = jnp.concatenate(d_q, axis=3)
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks
+    return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks
 
 
 _attention.defvjp(_forward, _backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def rotation(positions: Int[Array, "B T"], rope: Rope, head_dim: int) -> Angles:
 
     In bfloat16, whose integers are exact up to 256, positions further on would coincide.
     """
-    inverse = inverse_frequencies(rope, head_dim)[None, None, None]
+    inverse: Any = inverse_frequencies(rope, head_dim)[None, None, None]
     if rope.kind in ("dynamic", "longrope"):
         inverse = _by_length(positions, rope, inverse)
     angles = positions[:, :, None, None].astype(jnp.float32) * inverse
@@ -102,7 +103,7 @@ def _by_length(
         width = 2 * inverse.shape[-1]
         growth = rope.factor * length / rope.original_context - (rope.factor - 1)
         exponents = np.arange(0, width, 2, dtype=np.float32) / (width - 2)
-        longer = inverse * growth ** -jnp.asarray(exponents)[None, None, None]
+        longer = jnp.asarray(inverse) * growth ** -jnp.asarray(exponents)[None, None, None]
     return jnp.where(length > rope.original_context, longer, inverse)
 
 
