@@ -226,6 +226,9 @@ class Decoder(nnx.Module):
         remat: Callable | None = None,
     ) -> Float[Array, "B T D"]:
         """Final hidden states of packed rows, uncached."""
+        return self._hidden_packed(tokens, positions, segments, branches, adapter, remat)[0]
+
+    def _hidden_packed(self, tokens, positions, segments, branches, adapter, remat):
         segments = jnp.ones_like(tokens) if segments is None else segments
         branches = jnp.zeros_like(tokens) if branches is None else branches
 
@@ -233,7 +236,16 @@ class Decoder(nnx.Module):
             packing = Packing(positions, segments, branches, layer.window)
             return packed_attention(q, k, v, packing, layer.softcap, layer.sinks), cache
 
-        return self.hidden(tokens, positions, attend, None, adapter, remat)[0]
+        return self.hidden_and_load(tokens, positions, attend, None, adapter, remat)
+
+    def expert_load(
+        self, tokens: Int[Array, "B T"], adapter: Adapter | None = None
+    ) -> Float[Array, "L E"]:
+        """The share of the tokens that choose each expert of each layer; sums to `chosen`."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        load = self._hidden_packed(tokens, positions, None, None, adapter, None)[2]
+        assert load is not None, "this model has no experts"
+        return load
 
     def hidden(
         self,

@@ -3,9 +3,10 @@
 No token is dropped, and no expert has a capacity. Tokens are sorted by the expert they go to, so
 that each projection of all experts is one ragged product (`jax.lax.ragged_dot`).
 
-On a mesh every device computes its own experts (axis `expert`) and channels (axis `tensor`) for the
-tokens of its rows, and the parts are summed, as with the tensor parallelism of a dense MLP. Left to
-the partitioner, the tokens of all devices would be sorted together.
+On a mesh every device has its own experts (axis `expert`) and channels (axis `tensor`). The devices
+along `expert` have rows of their own too: each gathers the rows of all of them, computes its part of
+the sum, and gets back the sum for its own rows. Left to the partitioner, the tokens of all devices
+would be sorted together.
 """
 
 from __future__ import annotations
@@ -100,10 +101,19 @@ def mix_experts(
     parts = {name: _partitions(weights, AXES[name], mesh) for name, weights in held.items()}
 
     split = _axes_of(parts)
+    # Rows that the axis does not divide are on all its devices already.
+    exchanged = EXPERT in split and EXPERT in _names(rows[0])
+    summed = tuple(axis for axis in split if not (exchanged and axis == EXPERT))
 
     def on_shard(x, weights, chosen, held):
+        if exchanged:
+            x, weights, chosen = (
+                jax.lax.all_gather(y, EXPERT, axis=0, tiled=True) for y in (x, weights, chosen)
+            )
         y = _experts_here(spec, lora.scale, x, weights, chosen, held, split)
-        return jax.lax.psum(y, split) if split else y
+        if exchanged:
+            y = jax.lax.psum_scatter(y, EXPERT, scatter_dimension=0, tiled=True)
+        return jax.lax.psum(y, summed) if summed else y
 
     run = jax.shard_map(
         on_shard, in_specs=(rows, rows, rows, parts), out_specs=rows, check_vma=False
@@ -188,5 +198,9 @@ def _partitions(weights: ExpertWeights, axes: tuple, mesh: Any) -> Any:
 
 def _axes_of(parts: dict[str, Any]) -> tuple[str, ...]:
     """The mesh axes that experts and channels are split over."""
-    entries = [entry for part in parts.values() for entry in part.kernel if entry]
-    return tuple(sorted({name for entry in entries for name in entry}))
+    return tuple(sorted({name for part in parts.values() for name in _names(*part.kernel)}))
+
+
+def _names(*entries: str | tuple[str, ...] | None) -> list[str]:
+    """The mesh axes in some entries of a partition, where a single one stands without a tuple."""
+    return [name for one in entries for name in ((one,) if isinstance(one, str) else one or ())]

@@ -18,14 +18,13 @@ AnyMesh = Mesh | AbstractMesh
 DATA, FSDP, TENSOR, EXPERT, SLICE = "data", "fsdp", "tensor", "expert", "slice"
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": (SLICE, DATA, FSDP),
+    "batch": (SLICE, DATA, FSDP, EXPERT),
     "embed": (FSDP,),
-    # Devices that split the experts split attention and the vocabulary like further tensor parts.
-    "heads": (TENSOR, EXPERT),
-    "kv_heads": (TENSOR, EXPERT),
+    "heads": (TENSOR,),
+    "kv_heads": (TENSOR,),
     "mlp": (TENSOR,),
     "expert": (EXPERT,),
-    "vocab": (TENSOR, EXPERT),
+    "vocab": (TENSOR,),
 }
 """Logical axis -> mesh axes. What is not listed is replicated."""
 
