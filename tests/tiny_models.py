@@ -224,13 +224,13 @@ def save_tokenizer(folder: Path, template: str | None = CHATML, tokens: int = 0)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def hf_model(family: str, seed: int = 0) -> Any:
+def hf_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A transformers model whose every parameter is random, norms and biases too."""
     import torch
     import transformers
 
     kind, settings = FAMILIES[family]
-    config = getattr(transformers, f"{kind}Config")(**copy.deepcopy(settings))
+    config = getattr(transformers, f"{kind}Config")(**copy.deepcopy(settings) | changes)
     config._attn_implementation = "eager"
     tower = "vision_config" in settings
     causal = "Gemma3" if kind == "Gemma3Text" else kind
