@@ -12,8 +12,14 @@ def _of(architecture: str, model_type: str, **fields: Any) -> dict[str, Any]:
 
 
 def _sized(hidden: int, mlp: int, layers: int, heads: int, kv: int, vocab: int) -> dict[str, Any]:
-    return {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocab}  # fmt: skip
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocab,
+    }
 
 
 def _qwen3(*size: int, tied: bool = False, context: int = 40960, theta: float = 1000000):
@@ -24,12 +30,28 @@ def _qwen3(*size: int, tied: bool = False, context: int = 40960, theta: float = 
 
 
 def _qwen3_moe(*size: int, inner: int, layers: int):
-    return _of("Qwen3MoeForCausalLM", "qwen3_moe", **_sized(*size, 151936), head_dim=128,
-               attention_bias=False, decoder_sparse_step=1, hidden_act="silu",
-               max_position_embeddings=40960, max_window_layers=layers, mlp_only_layers=[],
-               moe_intermediate_size=inner, norm_topk_prob=True, num_experts=128,
-               num_experts_per_tok=8, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=1000000.0,
-               sliding_window=None, tie_word_embeddings=False, use_sliding_window=False)  # fmt: skip
+    return _of(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        **_sized(*size, 151936),
+        head_dim=128,
+        attention_bias=False,
+        decoder_sparse_step=1,
+        hidden_act="silu",
+        max_position_embeddings=40960,
+        max_window_layers=layers,
+        mlp_only_layers=[],
+        moe_intermediate_size=inner,
+        norm_topk_prob=True,
+        num_experts=128,
+        num_experts_per_tok=8,
+        rms_norm_eps=1e-6,
+        rope_scaling=None,
+        rope_theta=1000000.0,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        use_sliding_window=False,
+    )
 
 
 def _qwen25(*size: int, vocab: int = 152064, tied: bool = False):
@@ -80,8 +102,14 @@ def _olmo2(*size: int):
 
 
 def _olmo3(*size: int):
-    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192,
-               "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0}  # fmt: skip
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    }
     kinds = (["sliding_attention"] * 3 + ["full_attention"]) * (size[2] // 4)
     return _of("Olmo3ForCausalLM", "olmo3", **_sized(*size, 100278), attention_bias=False,
                hidden_act="silu", layer_types=kinds, max_position_embeddings=65536,

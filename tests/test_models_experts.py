@@ -30,8 +30,12 @@ from training_model import SPEC
 
 HERE = Path(__file__).parent
 MIXED = replace(SPEC, family="qwen3_moe", mixture=Mixture(6, 2, normalised=True), d_mlp=16)
-BIASED = replace(MIXED, activation="clamped_swiglu", swiglu_limit=0.5,
-                 mixture=Mixture(6, 3, bias=True, normalised=True, layout="interleaved"))  # fmt: skip
+BIASED = replace(
+    MIXED,
+    activation="clamped_swiglu",
+    swiglu_limit=0.5,
+    mixture=Mixture(6, 3, bias=True, normalised=True, layout="interleaved"),
+)
 TARGETS = ("q", "expert_gate", "expert_up", "expert_down")
 
 

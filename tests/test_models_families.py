@@ -1,4 +1,4 @@
-"""Every family as it is used: sampled, trained through LoRA, exported, against transformers and PEFT."""
+"""Every family sampled, trained through LoRA and exported, against transformers and PEFT."""
 
 from __future__ import annotations
 

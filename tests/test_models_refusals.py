@@ -96,7 +96,7 @@ BAD_CONFIGS = {
     "clipped queries": (MOE | {"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv"),
     "experts in a dense name": ({"num_local_experts": 4}, "mixture of experts"),
     "multimodal": ({"vision_config": {"a": 1}}, "multimodal"),
-    "multimodal of another family": ({"model_type": "llama4", "text_config": {"a": 1}}, "multimodal"),
+    "another multimodal": ({"model_type": "llama4", "text_config": {"a": 1}}, "multimodal"),
     "a tower without its section": ({"model_type": "gemma3", "architectures": None}, "text_config"),
     "a tower of another family": (
         {"model_type": "gemma3", "architectures": None, "text_config": {"model_type": "llama"}},

@@ -46,6 +46,9 @@ class RoleConfig:
     continues with a next question of its own, whose answer would be graded: stop it there."""
     train: Literal["none", "sft", "sft+dpo"] = "sft+dpo"
     """How this role is trained; the paper trains the generator by SFT only."""
+    adapter: str | None = None
+    """A PEFT adapter that this role starts from, a folder or a hub name; default: none. The role is
+    sampled and measured with it from the first round on, and trained further from there."""
     answers: bool = True
     """Whether an answer is read from this turn; the last answer is the prediction."""
 

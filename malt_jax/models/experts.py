@@ -4,9 +4,9 @@ No token is dropped, and no expert has a capacity. Tokens are sorted by the expe
 that each projection of all experts is one ragged product (`jax.lax.ragged_dot`).
 
 On a mesh every device has its own experts (axis `expert`) and channels (axis `tensor`). The devices
-along `expert` have rows of their own too: each gathers the rows of all of them, computes its part of
-the sum, and gets back the sum for its own rows. Left to the partitioner, the tokens of all devices
-would be sorted together.
+along `expert` have rows of their own too: each gathers the rows of all of them, computes its part
+of the sum, and gets back the sum for its own rows. Left to the partitioner, the tokens of all
+devices would be sorted together.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By mesh axis, the slowest network first; without `expert` where nothing is split by it."""
+        """By mesh axis, the slowest network first; without `expert` where nothing uses it."""
         sizes = {SLICE: self.slices, DATA: self.data, FSDP: self.fsdp}
         experts = {EXPERT: self.expert} if self.expert > 1 else {}
         return sizes | experts | {TENSOR: self.tensor}

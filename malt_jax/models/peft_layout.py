@@ -95,7 +95,7 @@ def _fused(spec: ModelSpec, name: str, layer: Mapping[str, Pair]) -> Pair:
 
 
 def from_peft(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[dict[str, Pair]]:
-    """The pairs of each layer; ValueError with the names of tensors that the model has no place for.
+    """The pairs of each layer; ValueError names a tensor that the model has no place for.
 
     A pair of a fused module becomes one of equal rank for each of its parts.
     """

@@ -124,6 +124,16 @@ class ModelSpec:
     def has_windows(self) -> bool:
         return any(window is not None for window in self.windows)
 
+    @property
+    def active_mlp(self) -> int:
+        """MLP channels that one token goes through, in a mixture those of its experts together."""
+        return self.d_mlp * (self.mixture.chosen if self.mixture else 1)
+
+    @property
+    def all_mlp(self) -> int:
+        """MLP channels of a layer, in a mixture those of all its experts."""
+        return self.d_mlp * (self.mixture.experts if self.mixture else 1)
+
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
 
