@@ -36,8 +36,11 @@ from malt_jax.config.run import Config, all_fields
 from malt_jax.data.role_data import RoleData
 from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import make_systems
+from malt_jax.export.peft import write_peft
 from malt_jax.models.hub import local_folder
+from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
+from malt_jax.models.spec import Mixture, ModelSpec
 from malt_jax.planning.chips import CHIPS, Target
 from malt_jax.planning.plan import lay_out
 from malt_jax.planning.work import Assumptions
@@ -47,6 +50,7 @@ from malt_jax.sampling.device import use_cache_dir
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages import evaluate, export, label, search
 from malt_jax.stages import run as whole_run
+from malt_jax.stages.policies import start as start_identity
 from malt_jax.stages.session import Session, load_split, load_task
 from malt_jax.stages.variants import planned
 from malt_jax.storage.rundir import RunDir
@@ -300,8 +304,15 @@ class RecordingSaver(MemorySaver):
 
 def placement(made: Config, folder: Path) -> Any:
     """The programs on eight chips: mesh, batch sizes, and each argument's shape and sharding."""
-    session = shared_session()
-    spec = session.model.spec
+    return placement_of(made, tiny_model().spec)
+
+
+def expert_placement(made: Config, folder: Path) -> Any:
+    """The same for a model with eight experts."""
+    return placement_of(made, replace(tiny_model().spec, mixture=Mixture(8, 2)))
+
+
+def placement_of(made: Config, spec: ModelSpec) -> Any:
     setting = lay_out(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
     programs = [
         (program.name, program.shape, described(program.build(spec.num_layers)))
@@ -361,6 +372,19 @@ def joining(made: Config, folder: Path) -> Any:
         finally:
             jax.config.update("jax_cpu_collectives_implementation", before)
     return said
+
+
+def starting_weights(made: Config, folder: Path) -> Any:
+    """What the first role is before any training, with an adapter made in `folder`."""
+    spec, lora = tiny_model().spec, made.train.lora
+    made_elsewhere = init_adapter(spec, lora, jax.random.key(5))
+    made_elsewhere = jax.tree.map(lambda x: x + 1.0, made_elsewhere)
+    write_peft(folder / "start", spec, made_elsewhere, lora, "base", None)
+    session = Session(made, None, Progress(quiet=True))
+    session.__dict__["model"] = tiny_model()
+    name = made.pipeline.roles[0].name
+    leaves = jax.tree.leaves(session.initial_weights(name))
+    return start_identity(session, name), [np.asarray(leaf).tolist() for leaf in leaves]
 
 
 def loaded_model(made: Config, folder: Path) -> Any:
@@ -566,6 +590,7 @@ EFFECTS: dict[str, Effect] = {
     "model.path": Effect(loaded_model, "quickstart"),
     "model.revision": Effect(loaded_model, "v1", {"model.path": "org/model"}),
     "model.dtype": Effect(placement, "float32"),
+    ROLE + "adapter": Effect(starting_weights, "{here}/pipeline/start", path=FIRST + "adapter"),
     "task.name": Effect(questions, "arithmetic"),
     "task.train_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),
     "task.eval_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),
@@ -651,6 +676,7 @@ EFFECTS: dict[str, Effect] = {
     "mesh.data": Effect(placement, 2, {"mesh.fsdp": 0, "mesh.tensor": 2}),
     "mesh.fsdp": Effect(placement, 4),
     "mesh.tensor": Effect(placement, 2),
+    "mesh.expert": Effect(expert_placement, 4),
     "mesh.slices": Effect(placement, 2),
     "mesh.rules": Effect(placement, {"vocab": ""}, {"mesh.tensor": 2}),
     "mesh.coordinator": Effect(joining, "b:1", {"mesh.processes": 2, "mesh.process": 0}),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from malt_jax.models.spec import ModelSpec
-from malt_jax.planning.formula import layer_weights
+from malt_jax.planning.formula import active_weights, layer_weights
 from malt_jax.sampling.memory import CacheShape
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
@@ -34,13 +34,14 @@ def step_cost(
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # All of the head, but no embedding table: of that one, a step reads a row per token.
     weights = spec.num_layers * layer_weights(spec) + spec.d_model * spec.vocab
+    met = weights - spec.num_layers * (layer_weights(spec) - active_weights(spec))
     places = shapes.prefix_tokens + shapes.new_tokens
     # Scores and the mix of values, at two operations per multiply-add.
     attention = 2 * 2 * spec.num_layers * q * places * rows
     # A prefix counts once for all rows that read it, a suffix once for its row.
     cached = shapes.entries * shapes.prefix_tokens + rows * shapes.new_tokens
     return {
-        "flops": streams * (2 * weights * rows + attention),
+        "flops": streams * (2 * met * rows + attention),
         "bytes": streams
         * (
             weights * itemsize

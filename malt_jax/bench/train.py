@@ -146,9 +146,9 @@ def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
     three), logits at completion tokens, scores and values of visible keys (three passes). A DPO
     pair adds the forward pass of the reference.
     """
-    from malt_jax.planning.formula import layer_weights
+    from malt_jax.planning.formula import active_weights
 
-    heads, weights = spec.heads * spec.head_dim, spec.num_layers * layer_weights(spec)
+    heads, weights = spec.heads * spec.head_dim, spec.num_layers * active_weights(spec)
     total = 0.0
     for example in examples:
         prompt, branches = len(example.prompt_ids), [len(c) for c in example.completions]

@@ -214,13 +214,33 @@ def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
     try:
         folder, _ = local_folder(config.model.path, config.model.revision)
         spec = read_spec(folder)
-        Checkpoint(folder)
+        Checkpoint(folder, tower=spec.tower)
         tokenizer = load_tokenizer(folder, spec.vocab)
         if tokenizer.has_chat_template:
             tokenizer.render("")
-        return spec, tokenizer
     except UserError as error:
         raise UserError(f"model.path: {error}") from None
+    check_adapters(config, spec)
+    return spec, tokenizer
+
+
+def check_adapters(config: Config, spec: ModelSpec) -> None:
+    """Refuses adapters that roles start from where they fit neither the model nor the run's own."""
+    from malt_jax.models.adapters import check_room, load_adapter
+    from malt_jax.models.lora import targets_of
+
+    if not config.train.full:
+        try:
+            targets_of(spec, config.train.lora)
+        except UserError as error:
+            raise UserError(f"train.lora.{error}") from None
+    for index, role in enumerate(config.pipeline.roles):
+        if role.adapter is not None:
+            try:
+                _, own = load_adapter(role.adapter, spec)
+                check_room(own, config.train.lora, role.adapter)
+            except UserError as error:
+                raise UserError(f"pipeline.roles.{index}.adapter: {error}") from None
 
 
 def check_prompts(

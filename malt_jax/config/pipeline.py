@@ -55,6 +55,9 @@ class RoleConfig:
     """How this role is trained: `none`, or phases joined with `+` in the order `sft` (fine-tuning),
     `dpo` (pairs), `kto` (unpaired completions), `pg` (clipped policy gradient). The paper trains
     the generator by `sft` and the others by `sft+dpo`."""
+    adapter: str | None = None
+    """A PEFT adapter that this role starts from, a folder or a hub name; default: none. The role is
+    sampled and measured with it from the first round on, and trained further from there."""
     answers: bool = True
     """Whether an answer is read from this turn; the last answer is the prediction."""
     verdict: str = "auto"

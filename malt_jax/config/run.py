@@ -67,6 +67,15 @@ class Config:
         check_range(self, "rounds", least=1, most=100)
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
         check_unique("ablations", [ablation.name for ablation in self.ablations])
+        adapters = {role.adapter for role in self.pipeline.roles}
+        check(
+            adapters == {None} or not self.train.full,
+            "train.full: true, but a role names an adapter to start from; train adapters.",
+        )
+        check(
+            len(adapters) == 1 or self.sharing == "adapters",
+            "sharing: shared, but the roles start from different adapters; name one for all.",
+        )
 
 
 @functools.cache

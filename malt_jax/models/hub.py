@@ -12,6 +12,8 @@ from malt_jax.errors import UserError
 from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
 
 LFS_POINTER = b"version https://git-lfs"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 EMBEDDED = "quickstart"
 """The name of the tiny model in the package."""
 
@@ -35,9 +37,27 @@ def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[
         return folder, None
     name = os.fspath(path)
     # A mistyped path whose parent folder exists is no name to ask the hub for.
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or os.path.isdir(folder.parent):
+    if not HUB_NAME.fullmatch(name) or os.path.isdir(folder.parent):
         raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
     return _download(name, revision)
+
+
+def adapter_folder(path: str | os.PathLike, revision: str | None = None) -> Path:
+    """The folder of a PEFT adapter: one on this machine, or downloaded from the hub."""
+    folder = Path(path)
+    if os.path.isdir(folder):
+        for place in (folder, folder / "adapter"):  # an exported role has it in a folder of its own
+            if (place / ADAPTER_FILES[0]).is_file():
+                _refuse_lfs_pointers(place)
+                return place
+        raise UserError(f"{folder}: no {ADAPTER_FILES[0]}, so not a PEFT adapter.")
+    name = os.fspath(path)
+    if not HUB_NAME.fullmatch(name) or os.path.isdir(folder.parent):
+        raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
+    downloaded = _snapshot(name, revision, ADAPTER_FILES)
+    if not (downloaded / ADAPTER_FILES[0]).is_file():
+        raise UserError(f"{name}: has no {ADAPTER_FILES[0]} on the hub, so it is no PEFT adapter.")
+    return downloaded
 
 
 def _refuse_lfs_pointers(folder: Path) -> None:

@@ -22,6 +22,7 @@ import jax
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, Mesh
 
+from malt_jax.models.sharding import EXPERT
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
@@ -91,11 +92,9 @@ def measure(
 
 
 def _period(spec: ModelSpec) -> int:
-    """After how many layers the pattern of attention windows repeats."""
-    return next(
-        (p for p in range(1, spec.num_layers) if spec.windows[p:] == spec.windows[:-p]),
-        spec.num_layers,
-    )
+    """After how many layers the pattern of windows and of layers without rope repeats."""
+    kinds = [(spec.window(layer), spec.rotated(layer)) for layer in range(spec.num_layers)]
+    return next((p for p in range(1, spec.num_layers) if kinds[p:] == kinds[:-p]), spec.num_layers)
 
 
 def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:
@@ -151,17 +150,27 @@ def _extended(found: Sequence[Any], depths: Sequence[int], depth: int) -> Any:
     return round(value) if isinstance(first, int) and isinstance(second, int) else value
 
 
-def product_flops(jaxpr: Any) -> float:
-    """Operations of all matrix products; of a conditional's branches the most expensive counts."""
+def product_flops(jaxpr: Any, shards: float = 1.0) -> float:
+    """Operations of all matrix products; of a conditional's branches the most expensive counts.
+
+    `shards`: how many times the experts' products are done, which are written for one device.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
-        inner = list(map(product_flops, jaxprs_in_params(equation.params)))
         name = equation.primitive.name
+        if name == "shard_map":
+            # Devices that split the experts have the same rows, and each has its share of them.
+            mesh = equation.params["mesh"]
+            shards = mesh.size / mesh.shape.get(EXPERT, 1)
+        inner = [product_flops(one, shards) for one in jaxprs_in_params(equation.params)]
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             depth = math.prod(shape[axis] for axis in contracted)
             total += 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+        elif name == "ragged_dot_general":
+            rows, experts = (x.aval.shape for x in equation.invars[:2])
+            total += 2.0 * shards * rows[0] * experts[1] * experts[2]
         elif name == "scan":
             total += equation.params["length"] * sum(inner)
         elif name == "cond":

@@ -22,7 +22,12 @@ FLOAT32 = 4
 def layer_weights(spec: ModelSpec) -> int:
     """Parameters of one layer's matrices: queries and output, keys and values, gated MLP."""
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    return spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
+    return spec.d_model * (2 * heads + 2 * kv + 3 * spec.all_mlp)
+
+
+def active_weights(spec: ModelSpec) -> int:
+    """Those of them that one token meets: all, but in a mixture only of the experts it chose."""
+    return layer_weights(spec) - 3 * spec.d_model * (spec.all_mlp - spec.active_mlp)
 
 
 def temporaries(
@@ -45,7 +50,7 @@ def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
     # times keys in float32, once as scores and once as probabilities.
     count = int(program.name.split()[-1])
     tokens = count * lanes.tokens
-    activations = (2 * spec.d_mlp + 4 * spec.d_model) * tokens
+    activations = (2 * spec.active_mlp + 4 * spec.d_model) * tokens
     caches = 2 * count * spec.kv_heads * spec.head_dim * shapes.prefix_tokens
     scores = 2 * FLOAT32 * tokens * spec.heads * shapes.prefix_tokens
     return jnp.dtype(sizes.dtype).itemsize * (activations + caches) + scores
@@ -59,7 +64,7 @@ def _training(
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     # What the backward pass finds of each layer: with `full` only its input, with `dots` the
     # results of its matrix products as well, with `none` what is computed from those too.
-    products = heads + 2 * kv + 2 * spec.d_model + 2 * spec.d_mlp
+    products = heads + 2 * kv + 2 * spec.d_model + 2 * spec.active_mlp
     kept = {"full": spec.d_model, "none": 3 * products}.get(
         phase.loop.remat, products + spec.d_model
     )

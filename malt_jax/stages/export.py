@@ -12,7 +12,8 @@ from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError
 from malt_jax.export.cards import CardFacts, base_license, model_card
 from malt_jax.export.role import export_role
-from malt_jax.models.lora import Adapter
+from malt_jax.models.lora import Adapter, targets_of
+from malt_jax.models.peft_layout import exported_rank
 from malt_jax.stages.names import EXPORT
 from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
@@ -64,6 +65,14 @@ def _lacks_merged(session: Session) -> bool:
     return session.config.export.merged and any(not (f / "config.json").is_file() for f in folders)
 
 
+def _exported_rank(session: Session) -> int | None:
+    """The rank of the exported adapters; None after full fine-tuning."""
+    train, spec = session.config.train, session.model.spec
+    if train.full:
+        return None
+    return exported_rank(spec, targets_of(spec, train.lora), train.lora.rank)
+
+
 def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFacts:
     config, results = session.config, session.run.results
     return CardFacts(
@@ -77,7 +86,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         seed=config.seed,
         policies=identities,
         sampling={r.name: r.config for r in session.pipeline.roles},
-        rank=None if config.train.full else config.train.lora.rank,
+        rank=_exported_rank(session),
         merged=config.export.merged,
         results=json.loads(results.read_text()) if results.exists() else None,
     )

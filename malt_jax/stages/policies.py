@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from malt_jax.training.step import Trainable
 
 
+ADAPTER = "adapter"
+"""First part of the identity of weights that were imported, `adapter/name`."""
+
+
 def phases_of(config: Config, name: str) -> tuple[str, ...]:
     """The phases of a policy's training: all that one of its roles learns by, SFT and DPO always.
 
@@ -55,7 +59,12 @@ def latest(session: Session, round: int, name: str, phases: tuple[str, ...] = PH
             if folder in manifest.sealed_units(session.run, stage):
                 return f"{earlier:03d}/{name}/{phase}"
         phases = PHASES  # an earlier round's weights are those it ended with
-    return BASE
+    return start(session, name)
+
+
+def start(session: Session, name: str) -> str:
+    """Identity of the weights that a policy has before any training: its adapter's, or the base."""
+    return f"{ADAPTER}/{name}" if session.start_adapter(name) else BASE
 
 
 class Weights:
@@ -82,7 +91,8 @@ class Weights:
 
     def check(self, identities: Iterable[str]) -> None:
         """Verifies the files of all these weights, so that damage is found before any work."""
-        folders = [self._folder(identity) for identity in set(identities) - {BASE}]
+        trained = [i for i in set(identities) if i != BASE and not i.startswith(f"{ADAPTER}/")]
+        folders = [self._folder(identity) for identity in trained]
         manifest.verify(self._session.run, folders)
 
     def _folder(self, identity: str) -> Path:
@@ -92,6 +102,8 @@ class Weights:
     def _load(self, identity: str) -> Trainable:
         from malt_jax.training.saver import FINAL, load_weights
 
+        if identity.startswith(f"{ADAPTER}/"):
+            return self._session.initial_weights(identity.split("/")[1])
         _, name, _ = identity.split("/")
         folder = self._folder(identity)
         manifest.verify(self._session.run, [folder])
@@ -141,7 +153,7 @@ def identities(session: Session) -> dict[tuple[str, str], str]:
     for turn in (*names, *FURTHER_TURNS):
         # A further turn, such as `judge`, answers with the weights of the role that speaks it.
         name = policy_name(speaker(turn, session.pipeline).name, session.config.sharing)
-        meant[BASE, turn] = BASE
+        meant[BASE, turn] = start(session, name)
         meant[SFT, turn] = latest(session, last, name, ("sft",))
         meant[TRAINED, turn] = latest(session, last, name)
         meant[STAR, turn] = latest(session, last, STAR, ("sft",))

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
+from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress
@@ -131,6 +132,7 @@ class Session:
             )
         known = manifest.load(self.run).get("model")
         facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        facts |= self._adapter_facts()
         # All processes have read the manifest before one of them adds to it.
         meet("model looked up")
         if known is None:
@@ -140,7 +142,23 @@ class Session:
                 f"model.path: the weights in {config.path} are not those this run began with "
                 "(their SHA-256 differs); restore them or choose another --output-dir."
             )
+        elif known.get("adapters") != facts.get("adapters"):
+            raise UserError(
+                "pipeline.roles: an adapter that a role starts from is not the one this run began "
+                "with (its SHA-256 differs); restore it or choose another --output-dir."
+            )
         return model
+
+    def _adapter_facts(self) -> dict[str, Any]:
+        """The hash of each adapter that a role starts from, or nothing where none does."""
+        from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
+
+        hashes = {}
+        for role in self.config.pipeline.roles:
+            if role.adapter is not None:
+                folder = adapter_folder(role.adapter)
+                hashes[role.name] = fingerprint([folder / name for name in ADAPTER_FILES])
+        return {"adapters": hashes} if hashes else {}
 
     @cached_property
     def mesh(self) -> Mesh | None:
@@ -150,7 +168,6 @@ class Session:
         from malt_jax.models.hf_config import read_spec
         from malt_jax.models.hub import local_folder
         from malt_jax.models.mesh import (
-            AXES,
             choose_layout,
             device_memory,
             make_mesh,
@@ -177,7 +194,7 @@ class Session:
             size,
             device_memory(devices[0]),
         )
-        self.progress.note(f"mesh {dict(zip(AXES, layout.shape, strict=True))}: {layout.why}")
+        self.progress.note(f"mesh {layout.sizes}: {layout.why}")
         return make_mesh(layout, devices)
 
     @cached_property
@@ -241,14 +258,36 @@ class Session:
         return data
 
     def initial_weights(self, name: str) -> Trainable:
-        """The weights a policy starts from: an adapter that changes nothing yet, or the base."""
+        """The weights a policy starts from: the base's, or an adapter.
+
+        The adapter is the one that the config names, or a new one, which changes nothing yet.
+        """
+        import jax
+
+        from malt_jax.models.adapters import fitted, load_adapter
+        from malt_jax.models.lora import Adapter, adapter_shardings
         from malt_jax.training.weights import initial_weights
 
-        train = self.config.train
-        return initial_weights(
+        train, path = self.config.train, self.start_adapter(name)
+        weights = initial_weights(
             self.model, train.lora, full=train.full, seed=self.config.seed, name=name,
             mesh=self.mesh,
         )  # fmt: skip
+        if path is None:
+            return weights
+        adapter, own = load_adapter(path, self.model.spec)
+        assert isinstance(weights, Adapter)  # the config refuses full fine-tuning of an adapter
+        weights = fitted(adapter, own, weights, train.lora, path)
+        if self.mesh is None:
+            return weights
+        return jax.device_put(weights, adapter_shardings(self.model.spec, weights, self.mesh))
+
+    def start_adapter(self, name: str) -> str | None:
+        """The adapter that the config names for a policy, or None."""
+        for role in self.pipeline.roles:
+            if policy_name(role.name, self.config.sharing) == name:
+                return role.config.adapter
+        return None
 
     @cached_property
     def metrics(self) -> Metrics:

@@ -164,5 +164,5 @@ def _attention_share(spec: ModelSpec) -> float:
     # The weights of a layer: q and o, k and v, and the three matrices of the MLP. Embedding and
     # head are left out.
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    weights = spec.d_model * (2 * heads + 2 * kv + 3 * spec.d_mlp)
+    weights = spec.d_model * (2 * heads + 2 * kv + 3 * spec.active_mlp)
     return 1.5 * heads / weights

@@ -1,0 +1,154 @@
+"""Reads a PEFT adapter, from a folder or the hub, as an adapter of this package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from malt_jax.checks import show
+from malt_jax.config.lora import LoraConfig
+from malt_jax.errors import UserError
+from malt_jax.models.hf_fields import Fields, read_json, unreadable
+from malt_jax.models.hub import adapter_folder
+from malt_jax.models.lora import Adapter, projections
+from malt_jax.models.peft_layout import from_peft
+from malt_jax.models.spec import ModelSpec
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": (None, "none"),
+    "use_dora": (None, False),
+    "fan_in_fan_out": (None, False),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "target_parameters": (None, []),
+    "lora_bias": (None, False),
+}
+"""Fields of adapter_config.json and what they may be: plain LoRA of one rank and nothing else."""
+
+
+def load_adapter(
+    path: str | os.PathLike, spec: ModelSpec, *, revision: str | None = None
+) -> tuple[Adapter, LoraConfig]:
+    """The adapter, in NumPy float32 and by layer, and the config that it was made with.
+
+    `path`: a folder with adapter_config.json, one that holds it as `adapter`, or a name on the hub.
+    UserError in one sentence for what is no plain LoRA, or does not fit the model.
+    """
+    folder = adapter_folder(path, revision)
+    lora = _config(folder / CONFIG)
+    tensors = _tensors(folder / WEIGHTS)
+    try:
+        layers = from_peft(spec, tensors)
+    except ValueError as error:
+        raise _other_base(folder, f"{error} has no place in this {spec.family} model") from error
+    targets = tuple(t for t in projections(spec) if any(t in layer for layer in layers))
+    if not targets:
+        raise UserError(f"{folder / WEIGHTS}: holds no factors; export or download it again.")
+    filled = [
+        {t: _pair(folder, spec, lora.rank, t, layer.get(t)) for t in targets} for layer in layers
+    ]
+    return Adapter(filled, lora.scale), replace(lora, targets=targets)
+
+
+def fitted(
+    adapter: Adapter, own: LoraConfig, fresh: Adapter, lora: LoraConfig, place: str
+) -> Adapter:
+    """The same update in the structure that all adapters of a run share, that of `fresh`.
+
+    Ranks and projections that the adapter lacks begin as those of a new adapter do. The factor `b`
+    takes up the quotient of the scales. UserError if the run's structure has no room for it.
+    """
+    check_room(own, lora, place)
+
+    def pair(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+        if old is None:
+            return new
+        b = old["b"] * (adapter.scale / fresh.scale)
+        # Further ranks add nothing yet, since one side of a new adapter is zero.
+        return {
+            "a": new["a"].at[..., : own.rank].set(old["a"]),
+            "b": new["b"].at[..., : own.rank, :].set(b),
+        }
+
+    layers = [
+        {target: pair(new, layer.get(target)) for target, new in fresh_layer.items()}
+        for fresh_layer, layer in zip(fresh.layers, adapter.layers, strict=True)
+    ]
+    return replace(fresh, layers=layers)
+
+
+def check_room(own: LoraConfig, lora: LoraConfig, place: str) -> None:
+    """UserError if adapters of the config `lora` have no room for one of the config `own`."""
+    if own.rank > lora.rank or set(own.targets) - set(lora.targets):
+        raise UserError(
+            f"{place}: its rank is {own.rank} and its targets are {', '.join(own.targets)}, but "
+            f"the run's adapters have rank {lora.rank} and targets {', '.join(lora.targets)}; set "
+            "train.lora.rank and train.lora.targets to no less."
+        )
+
+
+def _config(path: Path) -> LoraConfig:
+    fields = Fields(path, read_json(path))
+    for key, allowed in PLAIN.items():
+        value = fields.data.get(key)
+        if value not in allowed:
+            raise fields.refuse(
+                key, f"= {show(value)} is not supported; expected {show(allowed[-1])}, plain LoRA"
+            )
+    return LoraConfig(
+        rank=fields.integer("r", largest=4096),
+        alpha=fields.number("lora_alpha"),
+        rslora=fields.flag("use_rslora"),
+    )
+
+
+def _tensors(path: Path) -> Mapping[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: missing; save the adapter as safetensors.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise unreadable(path, f"not a whole safetensors file ({error})") from error
+    for name, value in tensors.items():
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise UserError(f"{path}: {name} holds NaN or infinity; train or download it again.")
+    return tensors
+
+
+def _pair(
+    folder: Path, spec: ModelSpec, rank: int, target: str, pair: dict[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """One layer's factors in float32; a layer without them gets such as change nothing."""
+    (d_in, _), (d_out, _), experts = projections(spec)[target]
+    lead = (experts,) if experts else ()
+    shapes = {"a": (*lead, d_in, rank), "b": (*lead, rank, d_out)}
+    if pair is None:
+        return {side: np.zeros(shape, np.float32) for side, shape in shapes.items()}
+    for side, shape in shapes.items():
+        if pair[side].shape != shape:
+            raise _other_base(
+                folder,
+                f"factor {side} of {target} has shape {list(pair[side].shape)}, this model and "
+                f"rank {rank} want {list(shape)}",
+            )
+    return {side: np.asarray(x, np.float32) for side, x in pair.items()}
+
+
+def _other_base(folder: Path, finding: str) -> UserError:
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    return UserError(
+        f"{folder / WEIGHTS}: {finding}; it was made for {show(base)}, so set model.path to that "
+        "model or choose another adapter."
+    )
