@@ -138,7 +138,7 @@ def test_yaml_of_strangers_is_never_code():
 @given(st.binary(max_size=200))
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
 def test_any_bytes_in_a_checkpoints_json_are_an_object_or_a_refusal(tmp_path, name, content):
-    from malt_jax.models.hf_config import read_json
+    from malt_jax.models.hf_fields import read_json
 
     path = Path(tmp_path, name)
     path.write_bytes(content)

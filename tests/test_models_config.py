@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.spec import Rope
+from malt_jax.models.weights import abstract_params
+from published_configs import CONFIGS
 
 LLAMA3_SCALING = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                   "original_max_position_embeddings": 8192, "rope_type": "llama3"}  # fmt: skip
@@ -77,7 +80,21 @@ PUBLISHED = {
         "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
         "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
     },
+    **CONFIGS,
 }  # fmt: skip
+
+
+PARAMETERS = {
+    "Qwen3-1.7B": 1.72, "Qwen3-4B": 4.02, "Qwen3-8B": 8.19, "Qwen3-14B": 14.8, "Qwen3-32B": 32.8,
+    "Qwen3-30B-A3B": 30.5, "Qwen3-235B-A22B": 235.1, "Mistral-Nemo-2407": 12.2,
+    "Mistral-Small-24B-2501": 23.6, "gemma-2-9b": 9.24, "gemma-2-27b": 27.2, "gemma-3-4b": 3.88,
+    "gemma-3-12b": 11.8, "gemma-3-27b": 27.0, "SmolLM3-3B": 3.08, "OLMo-2-0425-1B": 1.48,
+    "OLMo-2-1124-7B": 7.3, "OLMo-2-1124-13B": 13.7, "OLMo-2-0325-32B": 32.2, "Olmo-3-7B": 7.3,
+    "Phi-3-mini-4k": 3.82, "Phi-3-medium-4k": 13.96, "phi-4": 14.66, "Phi-4-mini": 3.84,
+    "granite-3.1-8b": 8.17, "granite-3.1-2b": 2.53, "Mixtral-8x7B": 46.7, "Mixtral-8x22B": 140.6,
+    "OLMoE-1B-7B-0924": 6.92, "gpt-oss-20b": 20.9, "gpt-oss-120b": 116.8,
+}  # fmt: skip
+"""Billions of parameters that the models' cards state (of towers: without the image tower)."""
 
 
 def spec_of(folder: Path, config: dict):
@@ -90,6 +107,11 @@ def test_both_spellings_give_one_spec(name, tmp_path):
     from transformers import AutoConfig
 
     published = spec_of(tmp_path, PUBLISHED[name])
+    # What is written down from memory is checked against the size that the model's name states.
+    if name in PARAMETERS:
+        _, params = abstract_params(published, "float32", stacked=True)
+        size = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e9
+        assert size == pytest.approx(PARAMETERS[name], rel=0.01)
     AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "rewritten")
     assert "rope_parameters" in (tmp_path / "rewritten" / "config.json").read_text()
     assert read_spec(tmp_path / "rewritten") == published
@@ -109,3 +131,39 @@ def test_what_the_families_are_told_apart_by(tmp_path):
     assert gemma.windows == ((512,) * 5 + (None,)) * 4 + (512, 512)
     assert (gemma.rope.theta, gemma.local_rope) == (1e6, Rope(1e4))
     assert gemma.tied and gemma.embed_scale == 1152**0.5 and gemma.query_scale == 256**-0.5
+
+
+def test_what_the_newer_families_are_told_apart_by(tmp_path):
+    specs = {name: spec_of(tmp_path, config) for name, config in CONFIGS.items()}
+    smollm = specs["SmolLM3-3B"]
+    assert smollm.rope_layers == (True, True, True, False) * 9 and not smollm.has_windows
+    olmo = specs["Olmo-3-7B"]
+    assert (olmo.pre_norms, olmo.post_norms, olmo.qk_norm_all_heads) == (False, True, True)
+    assert olmo.windows == ((4096,) * 3 + (None,)) * 8 and olmo.local_rope == Rope(500000.0)
+    assert (olmo.rope.kind, olmo.rope.factor) == ("yarn", 8.0)
+    assert specs["Phi-3-mini-4k"].windows == (2047,) * 32 and specs["Phi-3-mini-4k"].fused
+    phi = specs["Phi-4-mini"]
+    assert (phi.rope.kind, phi.rope.rotary_share, phi.context) == ("longrope", 0.75, 4096)
+    assert phi.rope.magnitude == pytest.approx(1.190238)
+    assert specs["phi-4"].context == 16384
+    granite = specs["granite-3.1-8b"]
+    assert (granite.query_scale, granite.embed_scale) == (0.0078125, 12.0)
+    assert (granite.residual_scale, granite.logit_divisor) == (0.22, 16.0)
+    gemma = specs["gemma-3-27b"]
+    assert gemma.tower and gemma.vocab == 262208 and gemma.query_scale == 168**-0.5
+    assert gemma.rope == Rope(1e6, "linear", 8.0) and gemma.windows[:6] == (1024,) * 5 + (None,)
+    assert specs["Mistral-Nemo-2407"].head_dim == 128  # 5120 channels would make 160
+    moe = specs["Qwen3-30B-A3B"]
+    assert (moe.mixture.experts, moe.mixture.chosen, moe.d_mlp) == (128, 8, 768)
+    assert moe.mixture.normalised and specs["Mixtral-8x7B"].mixture.normalised
+    assert not specs["OLMoE-1B-7B-0924"].mixture.normalised
+    oss = specs["gpt-oss-20b"]
+    assert oss.attention_sinks and oss.mixture.bias and oss.windows == (128, None) * 12
+    assert not oss.rope.truncate and oss.rope.original_context == 4096
+
+
+def test_qwen3_with_yarn_as_its_card_says_is_read_with_the_longer_context(tmp_path):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    spec = spec_of(tmp_path, CONFIGS["Qwen3-8B"] | {"rope_scaling": scaling})
+    assert (spec.rope.kind, spec.context) == ("yarn", 131072)
+    assert spec.rope.magnitude == pytest.approx(1.1386294)

@@ -22,7 +22,7 @@ SPECS = {
     "qwen2": ModelSpec("qwen2", **SMALL, rope=Rope(1e4, "linear", 2.0), qkv_bias=True, tied=True),
     "gemma3": ModelSpec(
         "gemma3_text", **SMALL, rope=Rope(1e6), local_rope=Rope(1e4), windows=(7, None), tied=True,
-        norm_plus_one=True, sandwich_norms=True, qk_norm=True, embed_scale=4.0, logit_softcap=3.0,
+        norm_plus_one=True, post_norms=True, qk_norm=True, embed_scale=4.0, logit_softcap=3.0,
         attention_softcap=5.0, activation="gelu_tanh",
     ),
 }  # fmt: skip

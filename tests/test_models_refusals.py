@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from malt_jax.errors import UserError
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.hf_config import read_spec
+from malt_jax.models.hf_families import FAMILIES, TOWERS
 from malt_jax.models.model import load_model
 from tiny_models import VOCAB, save_tokenizer
 
@@ -80,27 +81,55 @@ def refused(folder: Path, *parts: str) -> None:
 
 GOOD_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+MOE = {"architectures": None, "num_experts": 4, "num_experts_per_tok": 2}
 BAD_CONFIGS = {
     "another architecture": ({"model_type": "gpt2"}, "gpt2"),
     "no architecture": ({"model_type": None}, "model_type"),
     "a list for a name": ({"model_type": ["llama"]}, "model_type"),
     "a classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-    "mixtral": ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
-    "qwen3 moe": ({"model_type": "qwen3_moe", "num_experts": 8}, "mixture of experts"),
+    "deepseek": ({"model_type": "deepseek_v3", "n_routed_experts": 8}, "mixture of experts"),
+    "qwen2 moe": ({"model_type": "qwen2_moe", "num_experts": 8}, "mixture of experts"),
+    "experts in some layers only": (
+        MOE | {"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "mlp_only_layers"),
+    "more experts chosen than there are": (
+        MOE | {"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok"),
+    "clipped queries": (MOE | {"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv"),
     "experts in a dense name": ({"num_local_experts": 4}, "mixture of experts"),
-    "multimodal": ({"model_type": "gemma3", "vision_config": {"a": 1}}, "multimodal"),
+    "multimodal": ({"vision_config": {"a": 1}}, "multimodal"),
+    "multimodal of another family": ({"model_type": "llama4", "text_config": {"a": 1}}, "multimodal"),
+    "a tower without its section": ({"model_type": "gemma3", "architectures": None}, "text_config"),
+    "a tower of another family": (
+        {"model_type": "gemma3", "architectures": None, "text_config": {"model_type": "llama"}},
+        "text_config.model_type"),
     "remote code": ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+    "code of another name": (
+        {"model_type": "phi3", "architectures": None, "auto_map": {"AutoModel": "evil.Model"}},
+        "auto_map"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "mxfp4 in another family": ({"quantization_config": {"quant_method": "mxfp4"}},
+                                "quantization_config"),
     "both directions": ({"use_bidirectional_attention": True}, "both directions"),
     "chunked attention": ({"attention_chunk_size": 8}, "chunks"),
-    "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-    "longrope": ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
-    "dynamic": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    "an unknown rope": ({"rope_scaling": {"type": "proportional", "factor": 4.0}}, "proportional"),
+    "yarn without its factor": ({"rope_scaling": {"type": "yarn"}}, "factor"),
+    "yarn's ramp backwards": (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 1.0, "beta_slow": 2.0}},
+        "beta_fast"),
+    "longrope of another family": ({"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
+    "longrope of the wrong length": (
+        {"model_type": "phi3", "architectures": None,
+         "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 2}},
+        "short_factor"),
+    "dynamic without its factor": ({"rope_parameters": {"rope_type": "dynamic"}}, "factor"),
+    "layers without rope of the wrong length": (
+        {"model_type": "smollm3", "architectures": None, "no_rope_layers": [1]},
+        "no_rope_layers"),
     "rope without its factor": ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
     "rope is not an object": ({"rope_scaling": "linear"}, "rope_scaling"),
     "rope factor NaN": ({"rope_scaling": GOOD_ROPE | {"factor": float("nan")}}, "factor"),
     "equal rope bounds": ({"rope_scaling": GOOD_ROPE | {"high_freq_factor": 1.0}}, "high_freq"),
-    "part of the head rotated": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "too small a part of the head rotated": (
+        {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "ropes by layer": (
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
     "unknown activation": ({"hidden_act": "relu"}, "relu"),
@@ -151,13 +180,15 @@ JSON = st.recursive(
 )
 KEYS = st.sampled_from(
     [*CONFIG, "rope_scaling", "rope_parameters", "layer_types", "sliding_window", "head_dim",
-     "use_sliding_window", "max_window_layers", "attention_bias", "partial_rotary_factor"]
+     "use_sliding_window", "max_window_layers", "attention_bias", "partial_rotary_factor",
+     "num_experts", "num_experts_per_tok", "moe_intermediate_size", "no_rope_layers", "text_config",
+     "embedding_multiplier", "original_max_position_embeddings"]
 )  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes=st.dictionaries(KEYS, JSON, max_size=4), family=st.sampled_from(
-    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]))  # fmt: skip
+    [*FAMILIES, *TOWERS]))  # fmt: skip
 def test_any_config_gives_a_spec_or_a_refusal(changes, family, tmp_path):
     config = CONFIG | {"model_type": family, "architectures": None} | changes
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,21 @@ SMALL = {
 }
 GEMMA = {**SMALL, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7}
 ORIGINAL_CONTEXT = 16
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": ORIGINAL_CONTEXT,
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {**SMALL, "num_key_value_heads": 4}),
     "llama3.1": (
@@ -69,6 +85,119 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
     ),
+    "gemma3-tower": (
+        "Gemma3",
+        {
+            "text_config": {
+                **GEMMA,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                },
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "vision_config": VISION,
+        },
+    ),
+    "mistral3-tower": (
+        "Mistral3",
+        {
+            "text_config": {**SMALL, "model_type": "mistral", "head_dim": 16},
+            "vision_config": {**VISION, "model_type": "pixtral"},
+            "image_token_index": 259,
+        },
+    ),
+    "nemo": ("Mistral", {**SMALL, "head_dim": 12, "sliding_window": None}),
+    "smollm3": (
+        "SmolLM3",
+        {**SMALL, "no_rope_layers": [1, 0, 1, 0], "tie_word_embeddings": True},
+    ),
+    "smollm3-windows": (
+        "SmolLM3",
+        {**SMALL, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7},
+    ),
+    "olmo2": ("Olmo2", {**SMALL, "num_key_value_heads": 4}),
+    "olmo3": (
+        "Olmo3",
+        {
+            **SMALL,
+            "sliding_window": 7,
+            "rope_parameters": {
+                "full_attention": {**YARN, "rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
+    "phi3": ("Phi3", {**SMALL, "sliding_window": 7}),
+    "phi4-mini": (
+        "Phi3",
+        {
+            **SMALL,
+            "hidden_size": 64,
+            "original_max_position_embeddings": ORIGINAL_CONTEXT,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 8.0],
+            },
+        },
+    ),
+    "phi4-mini-short": (
+        "Phi3",
+        {
+            **SMALL,
+            "original_max_position_embeddings": 128,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.3],
+                "long_factor": [1.5, 8.0],
+            },
+        },
+    ),
+    "granite": (
+        "Granite",
+        {
+            **SMALL,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 3.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-yarn": ("Qwen3", {**SMALL, "head_dim": 16, "rope_parameters": YARN}),
+    "llama-dynamic": (
+        "Llama",
+        {
+            **SMALL,
+            "max_position_embeddings": 24,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        },
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {**SMALL, **EXPERTS, "head_dim": 16, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    ),
+    "mixtral": ("Mixtral", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": ("Olmoe", {**SMALL, **EXPERTS, "num_key_value_heads": 4}),
+    "gpt-oss": (
+        "GptOss",
+        {
+            **SMALL,
+            "intermediate_size": 64,
+            "hidden_size": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "sliding_window": 7,
+            "rope_parameters": {**YARN, "rope_theta": 150000.0, "truncate": False},
+        },
+    ),
 }
 
 
@@ -95,20 +224,24 @@ def save_tokenizer(folder: Path, template: str | None = CHATML, tokens: int = 0)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def hf_model(family: str, seed: int = 0) -> Any:
+def hf_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A transformers model whose every parameter is random, norms and biases too."""
     import torch
     import transformers
 
     kind, settings = FAMILIES[family]
-    config = getattr(transformers, f"{kind}Config")(**settings)
+    config = getattr(transformers, f"{kind}Config")(**copy.deepcopy(settings) | changes)
     config._attn_implementation = "eager"
-    causal = {"Gemma3Text": "Gemma3"}.get(kind, kind)
+    tower = "vision_config" in settings
+    causal = "Gemma3" if kind == "Gemma3Text" else kind
+    task = "ConditionalGeneration" if tower else "CausalLM"
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{causal}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{causal}For{task}")(config).eval()
     for name, value in model.named_parameters():
-        if value.ndim == 2:
-            value.data.normal_(std=1.5 * value.shape[1] ** -0.5)
+        if value.ndim >= 2 and "bias" not in name:
+            # Experts are [expert, out, in], in gpt-oss [expert, in, out].
+            fan_in = value.shape[1] if kind == "GptOss" and value.ndim == 3 else value.shape[-1]
+            value.data.normal_(std=1.5 * fan_in**-0.5)
         else:
             centre = 1.0 if "norm" in name and not kind.startswith("Gemma") else 0.0
             value.data.normal_(mean=centre, std=0.3)

@@ -194,7 +194,7 @@ def _has_chat_template(model: str) -> bool:
         folder = Path(cached).parent
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
-    from malt_jax.models.hf_config import read_json
+    from malt_jax.models.hf_fields import read_json
 
     settings = folder / "tokenizer_config.json"
     return settings.is_file() and bool(read_json(settings).get("chat_template"))

@@ -8,7 +8,9 @@ from typing import Literal
 from malt_jax.checks import check
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-"""Every projection of a layer, by its name in the decoder."""
+"""Every projection of a dense layer, by its name in the decoder."""
+EXPERT_TARGETS = ("expert_gate", "expert_up", "expert_down")
+"""Those of a mixture of experts, in place of gate, up and down."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class LoraConfig:
     alpha: float = 32.0
     """The update is scaled by alpha / rank, or by alpha / sqrt(rank) with `rslora`."""
     targets: tuple[str, ...] = TARGETS
-    """Projections with an adapter, of q, k, v, o, gate, up, down."""
+    """Projections with an adapter, of q, k, v, o, gate, up, down, expert_gate, expert_up,
+    expert_down. Those that the model lacks are passed over; experts have none by default."""
     dropout: float = 0.0
     """Share of an adapter's inputs zeroed in SFT. DPO compares likelihoods and uses no dropout."""
     rslora: bool = False
@@ -32,10 +35,11 @@ class LoraConfig:
         check(1 <= self.rank <= 4096, f"rank: found {self.rank}, allowed: 1 to 4096.")
         check(self.alpha > 0, f"alpha: found {self.alpha}, allowed: above 0.")
         check(0 <= self.dropout < 1, f"dropout: found {self.dropout}, allowed: 0 to below 1.")
-        unknown = [target for target in self.targets if target not in TARGETS]
+        allowed = (*TARGETS, *EXPERT_TARGETS)
+        unknown = [target for target in self.targets if target not in allowed]
         check(
             not unknown and len(self.targets) >= 1,
-            f"targets: found {', '.join(unknown) or 'none'}, allowed: {', '.join(TARGETS)}.",
+            f"targets: found {', '.join(unknown) or 'none'}, allowed: {', '.join(allowed)}.",
         )
 
     @property

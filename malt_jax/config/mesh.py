@@ -17,6 +17,8 @@ class MeshConfig:
     """Parts that each weight is split into and gathered from when used; rows are split as well."""
     tensor: int = 0
     """Parts that attention heads and MLP channels are split into."""
+    expert: int = 0
+    """Parts that the experts of a mixture are split into; rows are split as well."""
     slices: int = 0
     """TPU slices joined by the data-centre network; replicas of everything else."""
     rules: dict[str, str] = field(default_factory=dict)
@@ -31,7 +33,7 @@ class MeshConfig:
     """Seconds without a sign of life after which a process counts as dead and the others end."""
 
     def __post_init__(self):
-        for name in ("data", "fsdp", "tensor", "slices"):
+        for name in ("data", "fsdp", "tensor", "expert", "slices"):
             value = getattr(self, name)
             check(value >= 0, f"{name}: found {value}, allowed: 0 (auto) or more.")
         check(

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,21 @@ from flax import nnx
 
 from malt_jax.export.safetensors_writer import Stored, write_checkpoint, write_config
 from malt_jax.models.checkpoint import TOKENIZER_FILES
-from malt_jax.models.hf_config import read_json
-from malt_jax.models.hf_names import source_of
+from malt_jax.models.hf_families import FAMILIES
+from malt_jax.models.hf_fields import read_json
+from malt_jax.models.hf_names import Source, source_of
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
+
+
+class Piece(NamedTuple):
+    """A parameter, or a layer's or expert's part of it, that belongs to a tensor of the file."""
+
+    path: tuple[Any, ...]
+    layer: int | None
+    expert: int | None
+    source: Source
 
 
 def write_merged(
@@ -41,26 +51,44 @@ def write_merged(
     flat: dict[tuple[Any, ...], Any] = {
         path: variable.get_value() for path, variable in nnx.to_flat_state(params)
     }
-    # Name in the checkpoint -> path, layer (None where layers are not stacked), transposed or not.
-    where = {}
+    # Name in the checkpoint -> the parameters, or parts of them, that make up the tensor.
+    pieces: dict[str, list[Piece]] = {}
     tensors = {}
     for path, value in flat.items():
         source = source_of(spec, path)
-        # A stacked array has the layers as its first axis; the file has one tensor per layer.
-        shape = value.shape[1:] if source.stacked else value.shape
-        for layer, name in enumerate(source.names):
-            where[name] = (path, layer if source.stacked else None, source.transposed)
-            tensors[name] = Stored(shape[::-1] if source.transposed else shape, dtype)
+        # A stacked array has the layers as its first axis, and the experts of a mixture are one
+        # array; the file may have one tensor for each.
+        count = max(source.experts, 1)
+        for i, name in enumerate(source.names):
+            layer = i // count if source.stacked else None
+            expert = i % count if source.experts else None
+            pieces.setdefault(name, []).append(Piece(path, layer, expert, source))
+            tensors[name] = Stored(source.stored_shape(value.shape), dtype)
 
-    def produce(name: str) -> np.ndarray:
-        path, layer, transposed = where[name]
-        value = flat[path] if layer is None else flat[path][layer]
-        pair = None if adapter is None else adapter_pair(adapter, path, layer)
+    def matrix(piece: Piece) -> np.ndarray:
+        value = flat[piece.path]
+        pair = None if adapter is None else adapter_pair(adapter, piece.path, piece.layer)
+        for index in (piece.layer, piece.expert):
+            value = value if index is None else value[index]
         if adapter is not None and pair is not None:
-            value = _add_update(value, pair["a"], pair["b"], adapter.scale)
+            a, b = (
+                pair[side] if piece.expert is None else pair[side][piece.expert] for side in "ab"
+            )
+            value = _add_update(value, a, b, adapter.scale)
         # Cast on the device, so that a 16-bit model does not cross to the host as float32.
         value = to_host(value.astype(dtype))
-        return value.T if transposed else value
+        return value.T if piece.source.transposed else value
+
+    def produce(name: str) -> np.ndarray:
+        first, *others = pieces[name]
+        if first.source.part is None:
+            return matrix(first)
+        whole = np.empty(tensors[name].shape, dtype)
+        for piece in (first, *others):
+            value = matrix(piece)
+            shape = value.shape[::-1] if piece.source.transposed else value.shape
+            whole[piece.source.place((slice(None),) * value.ndim, shape)] = value
+        return whole
 
     if jax.process_index() != 0:
         # Weights may be spread over all processes, so each must help to gather every tensor, in the
@@ -69,13 +97,25 @@ def write_merged(
             produce(name)
         return
     write_checkpoint(folder, tensors, produce, shard_bytes)
-    config: dict[str, Any] = read_json(base / "config.json")
-    # transformers has two names for this field; the base model's own spelling is kept.
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
-    write_config(folder / "config.json", config)
+    write_config(folder / "config.json", _config(read_json(base / "config.json"), spec, dtype))
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+
+
+def _config(config: dict[str, Any], spec: ModelSpec, dtype: np.dtype) -> dict[str, Any]:
+    """The base model's config.json as that of what is written."""
+    if spec.tower:
+        # The exported model is the text model on its own.
+        config = {**config["text_config"], "model_type": spec.family}
+        config["architectures"] = [FAMILIES[spec.family].architecture]
+        config["tie_word_embeddings"] = spec.tied
+    # Weights are written unquantised, and no code is shipped with them.
+    for key in ("quantization_config", "auto_map"):
+        config.pop(key, None)
+    # transformers has two names for this field; the base model's own spelling is kept.
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
+    return config
 
 
 def adapter_pair(

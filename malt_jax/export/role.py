@@ -15,7 +15,7 @@ from malt_jax.export import generation
 from malt_jax.export.merged import write_merged
 from malt_jax.export.peft import write_peft
 from malt_jax.export.safetensors_writer import write_config
-from malt_jax.models.hf_config import read_json
+from malt_jax.models.hf_fields import read_json
 from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
 
@@ -58,7 +58,7 @@ def export_role(
     if adapter is not None and lora is not None:
         # A hub name with its revision is valid everywhere; a folder only by its absolute path.
         base = model.path if model.revision else str(model.folder.resolve())
-        write_peft(folder / "adapter", adapter, lora, base, model.revision)
+        write_peft(folder / "adapter", model.spec, adapter, lora, base, model.revision)
     if role is not None and writes:
         path = model.folder / generation.NAME
         base_settings = read_json(path) if path.is_file() else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 # Large but finite: a row whose every key is masked must give numbers (ignored later), not NaN.
 MASKED = -1e30
@@ -18,6 +18,8 @@ class LayerAttention(NamedTuple):
     """Keys further back than this many positions are invisible; None: all are visible."""
     softcap: float | None
     """Scores s become softcap * tanh(s / softcap); None: they stay as they are."""
+    sinks: Float[Array, "H"] | None = None
+    """One more score per head, which takes its share of the softmax and has no value (gpt-oss)."""
 
 
 Attend = Callable[[Array, Array, Array, Any, LayerAttention], tuple[Array, Any]]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from malt_jax.errors import UserError
-from malt_jax.models.hf_config import read_json, unreadable
+from malt_jax.models import mxfp4
+from malt_jax.models.hf_fields import read_json, unreadable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -34,44 +35,82 @@ TOKENIZER_FILES = (
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Plain floating point. Quantised weights have other dtypes, and need scales to be read.
 STORED_DTYPES = ("F32", "F16", "BF16")
+TOWER_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+"""Where a multimodal checkpoint keeps the tensors of its text model, and what they are there."""
 
 
 class Checkpoint:
-    """Tensors of a checkpoint folder by name: shapes now, values when asked for."""
+    """Tensors of a checkpoint folder by name: shapes now, values when asked for.
 
-    def __init__(self, folder: Path):
+    Of a multimodal checkpoint those of the text tower (`tower`), under the names that the text
+    model has on its own. MXFP4 tensors appear as the floating-point tensor that they stand for.
+    """
+
+    def __init__(self, folder: Path, *, tower: bool = False):
         self.folder = folder
         self.files = _weight_files(folder)
-        self._slices: dict[str, Any] = {}
+        self._tensors: dict[str, Any] = {}
         self._file_of: dict[str, Path] = {}
+        stored_in: dict[str, Path] = {}
         for path in self.files:
-            for name, view in _open(path):
-                if name in self._slices:
+            for stored, view in _open(path):
+                if stored in stored_in:
                     raise UserError(
-                        f"{path}: {name} is also in {self._file_of[name].name}; "
+                        f"{path}: {stored} is also in {stored_in[stored].name}; "
                         "download the checkpoint again."
                     )
-                self._slices[name], self._file_of[name] = view, path
-        _check_index(folder, self._file_of)
+                stored_in[stored] = path
+                if (name := _text_name(stored) if tower else stored) is not None:
+                    self._tensors[name], self._file_of[name] = view, path
+        _check_index(folder, stored_in)
+        self._pair_mxfp4()
+
+    def _pair_mxfp4(self) -> None:
+        """Replaces blocks and scales by the tensors that they stand for; refuses other integers."""
+        for name in [name for name in self._tensors if name.endswith(mxfp4.BLOCKS)]:
+            base = name.removesuffix(mxfp4.BLOCKS)
+            views = [self._tensors.pop(name), self._tensors.pop(base + mxfp4.SCALES, None)]
+            shapes = [None if view is None else tuple(view.get_shape()) for view in views]
+            if shapes[0] is None or not mxfp4.fit(shapes[0], shapes[1]):
+                raise UserError(
+                    f"{self._file_of[name]}: {name} of shape {shapes[0]} with scales of shape "
+                    f"{shapes[1]} are no MXFP4 tensor; download the checkpoint again."
+                )
+            self._tensors[base] = mxfp4.Mxfp4(*views)
+            self._file_of[base] = self._file_of.pop(name)
+            self._file_of.pop(base + mxfp4.SCALES)
+        for name, tensor in self._tensors.items():
+            if tensor.get_dtype() not in STORED_DTYPES:
+                raise UserError(
+                    f"{self.place(name)} is stored as {tensor.get_dtype()}; supported are "
+                    f"{', '.join(STORED_DTYPES)}. Use the checkpoint's unquantised weights."
+                )
 
     @property
     def names(self) -> set[str]:
-        return set(self._slices)
+        return set(self._tensors)
 
     def place(self, name: str) -> str:
         """The tensor's file and name, for messages."""
         return f"{self._file_of[name]}: {name}"
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slices[name].get_shape())
+        return tuple(self._tensors[name].get_shape())
 
     def dtype(self, name: str) -> str:
         """The stored dtype's code: `F32`, `F16` or `BF16`."""
-        return self._slices[name].get_dtype()
+        return self._tensors[name].get_dtype()
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The values of one slice; no others are read."""
-        return self._slices[name][index]
+        """The values of one slice; no others are read, but for those that a step leaves out."""
+        # The library reads contiguous slices only.
+        whole = tuple(slice(one.start, one.stop) for one in index)
+        steps = tuple(slice(None, None, one.step) for one in index)
+        return self._tensors[name][whole][steps]
 
     def blocks(self, name: str, bytes_each: int = 64 << 20) -> Iterator[np.ndarray]:
         """The whole tensor as consecutive blocks of rows of about `bytes_each`."""
@@ -81,6 +120,15 @@ class Checkpoint:
         step = max(1, bytes_each // max(1, row))
         for start in range(0, shape[0], step):
             yield self.read(name, (slice(start, min(start + step, shape[0])),))
+
+
+def _text_name(name: str) -> str | None:
+    """The name of a multimodal checkpoint's tensor in the text model, or None for other towers."""
+    # transformers 4 wrote `language_model.model.` and, for a time, `model.language_model.`.
+    for prefix, own in TOWER_PREFIXES.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name if name == "lm_head.weight" else None
 
 
 def _open(path: Path) -> Iterator[tuple[str, Any]]:
@@ -93,13 +141,7 @@ def _open(path: Path) -> Iterator[tuple[str, Any]]:
         views = [(name, file.get_slice(name)) for name in names]
     except (SafetensorError, OSError, ValueError) as error:
         raise unreadable(path, f"not a whole safetensors file ({error})") from error
-    for name, view in views:
-        if view.get_dtype() not in STORED_DTYPES:
-            raise UserError(
-                f"{path}: {name} is stored as {view.get_dtype()}; supported are "
-                f"{', '.join(STORED_DTYPES)}. Use the checkpoint's unquantised weights."
-            )
-        yield name, view
+    yield from views
 
 
 def weight_names(folder: Path) -> list[str]:

@@ -7,14 +7,16 @@ LoRA adapter is one more argument, so that the same compiled program serves ever
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from malt_jax.models.attention import Attend, LayerAttention
+from malt_jax.models.experts import ExpertLinear, mix_experts
+from malt_jax.models.linear import ONES, ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta
 from malt_jax.models.packed_attention import Packing, packed_attention
 from malt_jax.models.rope import Angles, rotate, rotation
@@ -25,62 +27,36 @@ NO_WINDOW = 1 << 30
 """The window of a full-attention layer where layers are stacked and some have windows."""
 
 
-def param(
-    rngs: nnx.Rngs,
-    init: nnx.Initializer,
-    shape: tuple[int, ...],
-    axes: tuple[str | None, ...],
-    dtype: Any,
-) -> nnx.Param:
-    """The one declaration of a parameter: initialiser, shape, logical axes, dtype."""
-    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
+class LayerKind(NamedTuple):
+    """In what a layer may differ from the others of its model; traced where layers are stacked."""
 
-
-def _normal(fan_in: int) -> nnx.Initializer:
-    return nnx.initializers.normal(fan_in**-0.5)
-
-
-_ZEROS, _ONES = nnx.initializers.zeros, nnx.initializers.ones
-
-
-class Linear(nnx.Module):
-    """`x @ kernel + bias`."""
-
-    def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        axes: tuple[str, str],
-        *,
-        bias: bool = False,
-        rngs: nnx.Rngs,
-        dtype: Any,
-    ):
-        self.kernel = param(rngs, _normal(d_in), (d_in, d_out), axes, dtype)
-        self.bias = param(rngs, _ZEROS, (d_out,), (axes[1],), dtype) if bias else None
-
-    def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
-        # The bias gets its other axes explicitly: the tests forbid implicit rank promotion.
-        y = x @ self.kernel[...]
-        return y if self.bias is None else y + self.bias[...][None, None]
+    window: Int[Array, ""] | int | None
+    rotated: Bool[Array, ""] | bool
+    """Whether its queries and keys are rotated by their positions."""
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467)."""
 
     def __init__(self, width: int, spec: ModelSpec, *, rngs: nnx.Rngs, dtype: Any):
-        init = _ZEROS if spec.norm_plus_one else _ONES
+        init = ZEROS if spec.norm_plus_one else ONES
         self.weight = param(rngs, init, (width,), (None,), dtype)
-        self.eps, self.plus_one = spec.norm_eps, spec.norm_plus_one
+        self.eps, self.plus_one, self.in_float32 = (
+            spec.norm_eps,
+            spec.norm_plus_one,
+            spec.norm_in_float32,
+        )
 
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         weight = jnp.broadcast_to(self.weight[...], y.shape)
-        # In bfloat16 the order of rounding matters. Gemma multiplies in float32 and rounds once;
-        # Llama rounds to the model's dtype first and multiplies there.
+        # In bfloat16 the order of rounding matters. Gemma and OLMo multiply in float32 and round
+        # once; Llama rounds to the model's dtype first and multiplies there.
         if self.plus_one:
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+        if self.in_float32:
+            return (y * weight.astype(jnp.float32)).astype(x.dtype)
         return y.astype(x.dtype) * weight
 
 
@@ -90,70 +66,108 @@ def _normed(norm: RMSNorm | None, x: Float[Array, "*b D"]) -> Float[Array, "*b D
 
 
 class Layer(nnx.Module):
-    """Attention and a gated MLP, each between norms and added to the residual stream."""
+    """Attention and a gated MLP, each between norms and added to the residual stream.
+
+    In a mixture of experts, the MLP is the weighted sum of a few among many.
+    """
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs, dtype: Any):
         self.spec = spec
-        kw = {"rngs": rngs, "dtype": dtype}
+        kw: dict[str, Any] = {"rngs": rngs, "dtype": dtype}
         d, q_dim, kv_dim = spec.d_model, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         self.q = Linear(d, q_dim, ("embed", "heads"), bias=spec.qkv_bias, **kw)
         self.k = Linear(d, kv_dim, ("embed", "kv_heads"), bias=spec.qkv_bias, **kw)
         self.v = Linear(d, kv_dim, ("embed", "kv_heads"), bias=spec.qkv_bias, **kw)
         self.o = Linear(q_dim, d, ("heads", "embed"), bias=spec.out_bias, **kw)
-        self.gate = Linear(d, spec.d_mlp, ("embed", "mlp"), bias=spec.mlp_bias, **kw)
-        self.up = Linear(d, spec.d_mlp, ("embed", "mlp"), bias=spec.mlp_bias, **kw)
-        self.down = Linear(spec.d_mlp, d, ("mlp", "embed"), bias=spec.mlp_bias, **kw)
-        self.attention_norm = RMSNorm(d, spec, **kw)
-        self.mlp_norm = RMSNorm(d, spec, **kw)
-        self.attention_post_norm = RMSNorm(d, spec, **kw) if spec.sandwich_norms else None
-        self.mlp_post_norm = RMSNorm(d, spec, **kw) if spec.sandwich_norms else None
-        self.q_norm = RMSNorm(spec.head_dim, spec, **kw) if spec.qk_norm else None
-        self.k_norm = RMSNorm(spec.head_dim, spec, **kw) if spec.qk_norm else None
+        if spec.mixture is None:
+            self.gate = Linear(d, spec.d_mlp, ("embed", "mlp"), bias=spec.mlp_bias, **kw)
+            self.up = Linear(d, spec.d_mlp, ("embed", "mlp"), bias=spec.mlp_bias, **kw)
+            self.down = Linear(spec.d_mlp, d, ("mlp", "embed"), bias=spec.mlp_bias, **kw)
+        else:
+            experts, inner = spec.mixture.experts, spec.d_mlp
+            kw["bias"] = spec.mixture.bias
+            self.router = Linear(d, experts, ("embed", None), **kw)
+            self.expert_gate = ExpertLinear(experts, d, inner, ("embed", "mlp"), **kw)
+            self.expert_up = ExpertLinear(experts, d, inner, ("embed", "mlp"), **kw)
+            self.expert_down = ExpertLinear(experts, inner, d, ("mlp", "embed"), **kw)
+            del kw["bias"]
+        self.attention_norm = RMSNorm(d, spec, **kw) if spec.pre_norms else None
+        self.mlp_norm = RMSNorm(d, spec, **kw) if spec.pre_norms else None
+        self.attention_post_norm = RMSNorm(d, spec, **kw) if spec.post_norms else None
+        self.mlp_post_norm = RMSNorm(d, spec, **kw) if spec.post_norms else None
+        q_width, k_width = (q_dim, kv_dim) if spec.qk_norm_all_heads else (spec.head_dim,) * 2
+        self.q_norm = RMSNorm(q_width, spec, **kw) if spec.qk_norm else None
+        self.k_norm = RMSNorm(k_width, spec, **kw) if spec.qk_norm else None
+        self.sinks = (
+            param(rngs, ZEROS, (spec.heads,), ("heads",), dtype) if spec.attention_sinks else None
+        )
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        angles: Angles,
+        angles: Angles | None,
         attend: Attend,
         cache: Any,
         layer: LayerAttention,
         lora: LayerAdapter,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """The residual stream after this layer, and the layer's new cache."""
+    ) -> tuple[Float[Array, "B T D"], Any, Float[Array, "E"] | None]:
+        """The residual stream after this layer, its new cache, and the load of its experts."""
         # Norms act on the branches only. The residual stream itself is never normed between layers,
         # so that a sum of all layers' outputs reaches the final norm.
-        y, cache = self._attention(self.attention_norm(x), angles, attend, cache, layer, lora)
-        x = x + _normed(self.attention_post_norm, y)
-        x = x + _normed(self.mlp_post_norm, self._mlp(self.mlp_norm(x), lora))
+        y = _normed(self.attention_norm, x)
+        y, cache = self._attention(y, angles, attend, cache, layer, lora)
+        x = x + self._scaled(_normed(self.attention_post_norm, y))
+        y = _normed(self.mlp_norm, x)
+        y, load = self._mlp(y, lora)
+        x = x + self._scaled(_normed(self.mlp_post_norm, y))
         # Between layers the stream is split by rows only, whatever the products above would prefer.
-        return constrain(x, "batch", None, None), cache
+        return constrain(x, "batch", None, None), cache, load
 
     def _attention(self, x, angles, attend, cache, layer, lora):
         q, k, v = (self._heads(self._project(name, x, lora)) for name in "qkv")
         # Before the rotation: the norm has one weight per channel, and a rotation mixes channels,
         # so the two do not commute.
-        q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
+        q, k = self._qk_normed(self.q_norm, q), self._qk_normed(self.k_norm, k)
         # Positions enter here only: queries and keys are rotated by the angle of their position,
         # so that their products depend on the distance between two tokens.
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         # Scaling the queries touches T x h numbers per head; scaling the scores would touch T x S.
         q = q * jnp.asarray(self.spec.query_scale, q.dtype)
+        if self.sinks is not None:
+            layer = layer._replace(sinks=self.sinks[...])
         out, cache = attend(q, k, v, cache, layer)
         return self._project("o", out.reshape(*x.shape[:2], -1), lora), cache
 
     def _mlp(self, x, lora):
-        # `jax.nn.gelu` is the tanh approximation by default, which is what `gelu_tanh` names.
-        activate = jax.nn.silu if self.spec.activation == "silu" else jax.nn.gelu
+        if self.spec.mixture is not None:
+            names = ("gate", "up", "down")
+            experts = {name: getattr(self, f"expert_{name}") for name in names}
+            return mix_experts(self.spec, x, self.router, experts, lora)
+        activate = activation(self.spec)
         gated = activate(self._project("gate", x, lora)) * self._project("up", x, lora)
-        return self._project("down", gated, lora)
+        return self._project("down", gated, lora), None
 
     def _project(
         self, name: str, x: Float[Array, "B T i"], lora: LayerAdapter
     ) -> Float[Array, "B T o"]:
-        """One of the seven projections, with the adapter's update where it has one."""
+        """One of a layer's projections, with the adapter's update where it has one."""
         y = getattr(self, name)(x)
         pair = lora.pairs.get(name)
         return y if pair is None else y + lora_delta(x, pair, lora.scale)
+
+    def _scaled(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """A branch's output as it is added to the residual stream."""
+        scale = self.spec.residual_scale
+        return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
+
+    def _qk_normed(
+        self, norm: RMSNorm | None, x: Float[Array, "B T N h"]
+    ) -> Float[Array, "B T N h"]:
+        """Queries or keys through their norm: over each head, or over all heads together."""
+        if not self.spec.qk_norm_all_heads:
+            return _normed(norm, x)
+        return self._heads(_normed(norm, x.reshape(*x.shape[:2], -1)))
 
     def _heads(self, x: Float[Array, "B T w"]) -> Float[Array, "B T N h"]:
         return x.reshape(*x.shape[:2], -1, self.spec.head_dim)
@@ -172,7 +186,7 @@ class Decoder(nnx.Module):
     ):
         self.spec, self.stacked = spec, stacked
         kw = {"rngs": rngs, "dtype": dtype}
-        init = _normal(spec.d_model)
+        init = normal(spec.d_model)
         self.embed = param(rngs, init, (spec.vocab, spec.d_model), ("vocab", "embed"), dtype)
         self.layers: Any  # one Layer if stacked, else a list of them
         if stacked:
@@ -212,14 +226,26 @@ class Decoder(nnx.Module):
         remat: Callable | None = None,
     ) -> Float[Array, "B T D"]:
         """Final hidden states of packed rows, uncached."""
+        return self._hidden_packed(tokens, positions, segments, branches, adapter, remat)[0]
+
+    def _hidden_packed(self, tokens, positions, segments, branches, adapter, remat):
         segments = jnp.ones_like(tokens) if segments is None else segments
         branches = jnp.zeros_like(tokens) if branches is None else branches
 
         def attend(q, k, v, cache, layer):
             packing = Packing(positions, segments, branches, layer.window)
-            return packed_attention(q, k, v, packing, layer.softcap), cache
+            return packed_attention(q, k, v, packing, layer.softcap, layer.sinks), cache
 
-        return self.hidden(tokens, positions, attend, None, adapter, remat)[0]
+        return self.hidden_and_load(tokens, positions, attend, None, adapter, remat)
+
+    def expert_load(
+        self, tokens: Int[Array, "B T"], adapter: Adapter | None = None
+    ) -> Float[Array, "L E"]:
+        """The share of the tokens that choose each expert of each layer; sums to `chosen`."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        load = self._hidden_packed(tokens, positions, None, None, adapter, None)[2]
+        assert load is not None, "this model has no experts"
+        return load
 
     def hidden(
         self,
@@ -236,48 +262,67 @@ class Decoder(nnx.Module):
         a leading layer axis; None when `attend` keeps none. `remat`: a `jax.checkpoint`-like
         transform put around each layer.
         """
+        return self.hidden_and_load(tokens, positions, attend, state, adapter, remat)[:2]
+
+    def hidden_and_load(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Attend,
+        state: Any = None,
+        adapter: Adapter | None = None,
+        remat: Callable | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any, Float[Array, "L E"] | None]:
+        """`hidden`, and in a mixture the share of each layer's tokens that chose each expert."""
         spec = self.spec
         # The angles are the same in every layer, up to the two kinds that Gemma 3 has.
         wide = rotation(positions, spec.rope, spec.head_dim)
         local = rotation(positions, spec.local_rope, spec.head_dim) if spec.local_rope else wide
 
-        def run(block: Layer, x, cache, pairs, window):
+        def run(block: Layer, x, cache, pairs, kind: LayerKind):
             def step(x, cache, pairs):
-                layer = LayerAttention(window, spec.attention_softcap)
+                layer = LayerAttention(kind.window, spec.attention_softcap)
                 lora = LayerAdapter(pairs, 1.0 if adapter is None else adapter.scale)
-                return block(x, _angles(window, wide, local), attend, cache, layer, lora)
+                return block(x, _angles(kind, wide, local), attend, cache, layer, lora)
 
             return (step if remat is None else remat(step))(x, cache, pairs)
 
         pairs = None if adapter is None else adapter.layers
         layers = self._scanned if self.stacked else self._unrolled
-        x, state = layers(run, self._embedded(tokens), state, pairs)
-        return self.norm(x), state
+        x, state, load = layers(run, self._embedded(tokens), state, pairs)
+        return self.norm(x), state, load
 
     def _unrolled(self, run, x, state, pairs):
-        """One layer after the other, each with its own arrays and a static window."""
-        caches = []
+        """One layer after the other, each with its own arrays and a static kind."""
+        caches, loads = [], []
         for i, block in enumerate(self.layers):
             cache, lora = None if state is None else state[i], {} if pairs is None else pairs[i]
-            x, cache = run(block, x, cache, lora, self.spec.window(i))
+            kind = LayerKind(self.spec.window(i), self.spec.rotated(i))
+            x, cache, load = run(block, x, cache, lora, kind)
             caches.append(cache)
-        return x, caches
+            loads.append(load)
+        return x, caches, jnp.stack(loads) if self.spec.mixture else None
 
     def _scanned(self, run, x, state, pairs):
         """One compiled layer, looped over the leading axis of weights, caches and adapter."""
         graph, weights = nnx.split(self.layers)
-        # One traced layer stands for all, so its window is a traced number too. Where no layer has
-        # one it stays None, and the mask is built without it.
-        windows = None
+        # One traced layer stands for all, so what its kind is becomes a traced value too. Where all
+        # layers are alike it stays static, and the program has no trace of it.
+        windows = rotated = None
         if self.spec.has_windows:
             windows = jnp.asarray([w or NO_WINDOW for w in self.spec.windows], jnp.int32)
+        if self.spec.rope_layers:
+            rotated = jnp.asarray(self.spec.rope_layers)
 
         def step(x, inputs):
-            weights, cache, lora, window = inputs
-            return run(nnx.merge(graph, weights), x, cache, lora, window)
+            weights, cache, lora, window, rotated = inputs
+            kind = LayerKind(window, True if rotated is None else rotated)
+            x, *outputs = run(nnx.merge(graph, weights), x, cache, lora, kind)
+            return x, outputs
 
         # Neither None nor an empty dictionary has leaves, so the scan loops over what there is.
-        return jax.lax.scan(step, x, (weights, state, pairs or {}, windows))
+        x, (state, load) = jax.lax.scan(step, x, (weights, state, pairs or {}, windows, rotated))
+        return x, state, load
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # All-gather the table over its width first, so that the looked-up rows are laid out like
@@ -295,16 +340,26 @@ class Decoder(nnx.Module):
         # Float32 comes out of the product itself. Rounded to bfloat16 and cast back, logits that
         # are close would become equal.
         logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        if self.spec.logit_divisor != 1.0:
+            logits = logits / self.spec.logit_divisor
         if self.spec.logit_softcap is not None:
             logits = self.spec.logit_softcap * jnp.tanh(logits / self.spec.logit_softcap)
         return logits
 
 
-def _angles(window: Int[Array, ""] | int | None, wide: Angles, local: Angles) -> Angles:
-    """A layer's rotary angles: `local` with a sliding window, `wide` without."""
-    if window is None:
-        return wide
-    if isinstance(window, int):
-        return local
-    # Stacked layers: both kinds of angles exist, and the traced window selects one.
-    return jax.tree.map(lambda w, s: jnp.where(window == NO_WINDOW, w, s), wide, local)
+def _angles(kind: LayerKind, wide: Angles, local: Angles) -> Angles | None:
+    """A layer's rotary angles: `local` with a sliding window, `wide` without, None unrotated."""
+    if kind.rotated is False:
+        return None
+    if kind.window is None or local is wide:
+        angles = wide
+    elif isinstance(kind.window, int):
+        angles = local
+    else:
+        # Stacked layers: both kinds of angles exist, and the traced window selects one.
+        full = kind.window == NO_WINDOW
+        angles = jax.tree.map(lambda w, s: jnp.where(full, w, s), wide, local)
+    if kind.rotated is True:
+        return angles
+    # A rotation by zero: every channel is multiplied by 1 and nothing is added to it.
+    return jnp.where(kind.rotated, angles[0], 1.0), jnp.where(kind.rotated, angles[1], 0.0)

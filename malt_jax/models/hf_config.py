@@ -7,158 +7,36 @@ Both spellings are read: that of transformers 4 (`rope_theta`, `rope_scaling`,
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from malt_jax.checks import no_repeats, show
-from malt_jax.errors import UserError
-from malt_jax.models.spec import ModelSpec, Rope
-
-MAX_BYTES = 16 << 20
-"""Largest JSON file of a checkpoint that is read as a whole."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What an architecture fixes, and its defaults for what config.json may leave out."""
-
-    architecture: str
-    tied: bool = False
-    head_dim: int | None = None
-    """Default; None: hidden_size / num_attention_heads."""
-    window: int | None = None
-    gemma: bool = False
-    qk_norm: bool = False
-
-
-# `tied`, `head_dim` and `window` count only where config.json leaves the field out.
-FAMILIES = {
-    "llama": Family("LlamaForCausalLM"),
-    "mistral": Family("MistralForCausalLM", window=4096),
-    "qwen2": Family("Qwen2ForCausalLM", window=4096),
-    "qwen3": Family("Qwen3ForCausalLM", head_dim=128, window=4096, qk_norm=True),
-    "gemma2": Family("Gemma2ForCausalLM", tied=True, head_dim=256, window=4096, gemma=True),
-    "gemma3_text": Family(
-        "Gemma3ForCausalLM", tied=True, head_dim=256, window=4096, gemma=True, qk_norm=True
-    ),
-}
-SUPPORTED = "Llama 2/3/3.1/3.2, SmolLM2, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and Gemma 3 text"
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-SLIDING, FULL = "sliding_attention", "full_attention"
-
-REFUSED = {
-    "auto_map": "asks for code shipped with the checkpoint, which is never run",
-    "quantization_config": "holds quantised weights; use the unquantised checkpoint",
-    "vision_config": "is multimodal; use the text-only checkpoint",
-    "audio_config": "is multimodal; use the text-only checkpoint",
-    "text_config": "is multimodal; use the text-only checkpoint",
-    "num_local_experts": "is a mixture of experts",
-    "num_experts": "is a mixture of experts",
-    "n_routed_experts": "is a mixture of experts",
-    "use_bidirectional_attention": "attends in both directions",
-    "attention_chunk_size": "attends in chunks",
-}
-"""Keys that, set to anything but null or false, mean a model that this decoder does not support."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a checkpoint's file."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no such file is.")
-        # By default `json` keeps the last of two equal names, and which one counts would depend on
-        # the reader. A byte order mark at the beginning is accepted.
-        data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=no_repeats)
-    except OSError as error:
-        raise UserError(f"{path}: could not be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise unreadable(path, f"not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(data).__name__}.")
-    return data
-
-
-def unreadable(path: Path, finding: str) -> UserError:
-    """The refusal of a checkpoint's file that is not what its name says."""
-    with open(path, "rb") as file:
-        start = file.read(32)
-    if start.startswith(b"version https://git-lfs"):
-        return UserError(
-            f"{path}: a Git LFS pointer, not the file itself; fetch the file with git lfs pull."
-        )
-    return UserError(f"{path}: {finding}; download the checkpoint again.")
-
-
-class _Fields:
-    """Typed access to one JSON object; every refusal names file and field."""
-
-    def __init__(self, path: Path, data: dict[str, Any], prefix: str = ""):
-        self.path, self.data, self.prefix = path, data, prefix
-
-    def refuse(self, key: str, finding: str) -> UserError:
-        return UserError(f"{self.path}: {self.prefix}{key} {finding}.")
-
-    def has(self, key: str) -> bool:
-        # An absent key and null mean the same, except for `sliding_window` (see `_windows`).
-        return self.data.get(key) is not None
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = self.data.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise self.refuse(key, "is missing")
-        return value
-
-    def integer(self, key: str, default: int | None = None, largest: int = 1 << 24) -> int:
-        value = self._value(key, default)
-        # In Python a bool is an int, so `true` would pass as 1.
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
-            raise self.refuse(key, f"= {show(value)}: expected a whole number from 1 to {largest}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(key, f"= {show(value)}: expected a number")
-        if not 0 < value < 1e30 or not math.isfinite(value):
-            raise self.refuse(key, f"= {show(value)}: expected a positive, finite number")
-        return float(value)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise self.refuse(key, f"= {show(value)}: expected true or false")
-        return value
-
-    def section(self, key: str) -> _Fields:
-        value = self.data.get(key)
-        if not isinstance(value, dict):
-            raise self.refuse(key, f"= {show(value)}: expected an object")
-        return _Fields(self.path, value, f"{self.prefix}{key}.")
+from malt_jax.checks import show
+from malt_jax.models.hf_families import ACTIVATIONS, FAMILIES, REFUSED, SUPPORTED, TOWERS, Family
+from malt_jax.models.hf_fields import Fields, read_json
+from malt_jax.models.hf_rope import FULL, SLIDING, read_ropes
+from malt_jax.models.spec import Mixture, ModelSpec, Rope
 
 
 def read_spec(folder: Path) -> ModelSpec:
     """The ModelSpec of the checkpoint in `folder`; UserError for a model that is not supported."""
     path = folder / "config.json"
-    fields = _Fields(path, read_json(path))
-    name, family = _family(fields)
+    fields, name, tower = _family(Fields(path, read_json(path)))
+    family = FAMILIES[name]
     heads = fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise fields.refuse("num_key_value_heads", f"= {kv_heads} does not divide {heads} heads")
     width = fields.integer("hidden_size")
-    head_dim = fields.integer("head_dim", default=family.head_dim or width // heads)
+    head_dim = fields.integer("head_dim", default=width // heads)
     if head_dim % 2:
         raise fields.refuse("head_dim", f"= {head_dim}: rotary embedding needs an even number")
     layers = fields.integer("num_hidden_layers", largest=10_000)
-    rope, local_rope = _ropes(fields, name)
+    rope, local_rope = read_ropes(fields, family, head_dim)
+    gemma, granite = name.startswith("gemma"), name == "granite"
     # Qwen2 has no field for it: its queries, keys and values have a bias, its output has none.
     bias = name == "qwen2" or fields.flag("attention_bias")
     # Gemma scales queries by a number of its own in place of the width of a head.
-    scale_by = fields.number("query_pre_attn_scalar", 256.0) if family.gemma else head_dim
+    query_scale = (fields.number("query_pre_attn_scalar") if gemma else head_dim) ** -0.5
+    mixture = _mixture(fields, name)
     return ModelSpec(
         family=name,
         vocab=fields.integer("vocab_size"),
@@ -167,120 +45,164 @@ def read_spec(folder: Path) -> ModelSpec:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        d_mlp=fields.integer("intermediate_size"),
-        context=fields.integer("max_position_embeddings", largest=1 << 30),
+        d_mlp=fields.integer(
+            "moe_intermediate_size" if name == "qwen3_moe" else "intermediate_size"
+        ),
+        context=_context(fields, rope),
         rope=rope,
         local_rope=local_rope,
-        windows=_windows(fields, name, family, layers),
-        activation=_activation(fields, family),
+        windows=_windows(fields, name, layers),
+        rope_layers=_rope_layers(fields, layers) if name == "smollm3" else (),
+        mixture=mixture,
+        swiglu_limit=fields.number("swiglu_limit", 7.0),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        norm_plus_one=family.gemma,
-        sandwich_norms=family.gemma,
-        qk_norm=family.qk_norm,
         qkv_bias=bias,
         out_bias=bias and name != "qwen2",
-        mlp_bias=name == "llama" and fields.flag("mlp_bias"),
-        tied=fields.flag("tie_word_embeddings", family.tied),
-        embed_scale=width**0.5 if family.gemma else 1.0,
-        query_scale=scale_by**-0.5,
-        attention_softcap=_softcap(fields, family, "attn_logit_softcapping"),
-        logit_softcap=_softcap(fields, family, "final_logit_softcapping"),
+        mlp_bias=name in ("llama", "smollm3", "granite") and fields.flag("mlp_bias"),
+        tied=fields.flag("tie_word_embeddings"),
+        embed_scale=width**0.5
+        if gemma
+        else fields.number("embedding_multiplier", 1.0)
+        if granite
+        else 1.0,
+        query_scale=fields.number("attention_multiplier", 1.0) if granite else query_scale,
+        residual_scale=fields.number("residual_multiplier", 1.0) if granite else 1.0,
+        logit_divisor=fields.number("logits_scaling", 1.0) if granite else 1.0,
+        attention_softcap=_softcap(fields, gemma, "attn_logit_softcapping"),
+        logit_softcap=_softcap(fields, gemma, "final_logit_softcapping"),
+        tower=tower,
+        **{"activation": _activation(fields, gemma), **family.fixed},
     )
 
 
-def _family(fields: _Fields) -> tuple[str, Family]:
+def _family(fields: Fields) -> tuple[Fields, str, bool]:
+    """The fields of the text model with its family's defaults, the family, and if it is a tower."""
     name = fields.data.get("model_type")
+    tower = False
+    allowed: set[str] = set()
+    if isinstance(name, str) and name in TOWERS:
+        tower = True
+        architecture, text_name = TOWERS[name]
+        _check_architecture(fields, name, architecture)
+        outer, fields = fields, fields.section("text_config")
+        # What is beside the section holds for the whole checkpoint.
+        for key in ("tie_word_embeddings", "quantization_config", "auto_map"):
+            if key in outer.data:
+                fields.data[key] = outer.data[key]
+        name = fields.data.get("model_type", text_name)
+        if name != text_name:
+            raise fields.refuse("model_type", f"= {show(name)}: expected {text_name!r}")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is not None:
+        allowed = _allowed(fields, str(name), family)
     # Before the model type, so that the message names the cause: a multimodal checkpoint, for one,
     # has a model type of its own as well.
     for key, meaning in REFUSED.items():
-        if fields.data.get(key):
+        if fields.data.get(key) and key not in allowed:
             raise fields.refuse(key, f"is set: this model {meaning}. Supported: {SUPPORTED}")
-    if not isinstance(name, str) or name not in FAMILIES:
+    if family is None:
         raise fields.refuse(
             "model_type", f"= {show(name)} is not supported. Supported: {SUPPORTED}"
         )
-    family = FAMILIES[name]
+    if not tower:
+        _check_architecture(fields, str(name), family.architecture)
+    given = {k: v for k, v in fields.data.items() if v is not None or k == "sliding_window"}
+    return Fields(fields.path, {**family.defaults, **given}, fields.prefix), str(name), tower
+
+
+def _check_architecture(fields: Fields, name: str, architecture: str) -> None:
     declared = fields.data.get("architectures")
-    if declared is not None and declared != [family.architecture]:
+    if declared is not None and declared != [architecture]:
         raise fields.refuse(
-            "architectures", f"= {show(declared)}: for {name} expected [{family.architecture!r}]"
+            "architectures", f"= {show(declared)}: for {name} expected [{architecture!r}]"
         )
-    return name, family
 
 
-def _ropes(fields: _Fields, name: str) -> tuple[Rope, Rope | None]:
-    """The rope of full-attention layers and, for Gemma 3, of sliding-window layers."""
-    # In both spellings only Gemma 3 has two ropes. transformers 4 gives the second one a field of
-    # its own and no scaling; transformers 5 gives each kind of layer a whole section.
-    if not fields.has("rope_parameters"):  # transformers 4
-        theta = fields.number("rope_theta", 1e6 if name == "gemma3_text" else 1e4)
-        scaling = (
-            fields.section("rope_scaling")
-            if fields.has("rope_scaling")
-            else _Fields(fields.path, {}, "rope_scaling.")
-        )
-        if name != "gemma3_text":
-            return _rope(fields, scaling, theta), None
-        return _rope(fields, scaling, theta), Rope(fields.number("rope_local_base_freq", 1e4))
-    parameters = fields.section("rope_parameters")
-    nested = any(isinstance(value, dict) for value in parameters.data.values())
-    if nested != (name == "gemma3_text"):
-        raise fields.refuse(
-            "rope_parameters",
-            "has one entry per layer type"
-            if nested
-            else "lacks full_attention and sliding_attention entries",
-        )
-    if not nested:
-        return _rope(fields, parameters, fields.number("rope_theta", 1e4)), None
-    wide, local = parameters.section(FULL), parameters.section(SLIDING)
-    return _rope(fields, wide, 1e6), _rope(fields, local, 1e4)
+def _allowed(fields: Fields, name: str, family: Family) -> set[str]:
+    """Keys that stand for a refusal elsewhere, but belong to this family."""
+    allowed = set()
+    if name in ("qwen3_moe", "mixtral", "olmoe", "gpt_oss"):
+        allowed |= {"num_local_experts", "num_experts"}
+    code = fields.data.get("auto_map")
+    if isinstance(code, dict) and code and all(value in family.code for value in code.values()):
+        allowed.add("auto_map")
+    quantised = fields.data.get("quantization_config")
+    mxfp4 = isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4"
+    if name == "gpt_oss" and mxfp4:
+        allowed.add("quantization_config")
+    return allowed
 
 
-def _rope(fields: _Fields, section: _Fields, default_theta: float) -> Rope:
-    # Older files write `type`.
-    key = "rope_type" if section.has("rope_type") else "type"
-    kind = section.data.get(key) or "default"
-    theta = section.number("rope_theta", default_theta)
-    partial = section.data.get("partial_rotary_factor", fields.data.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise section.refuse("partial_rotary_factor", f"= {show(partial)} is not supported")
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, "linear", section.number("factor"))
-    if kind == "llama3":
-        low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
-        if not low < high:
-            raise section.refuse("high_freq_factor", f"= {high}: expected above {low}")
-        return Rope(
-            theta,
-            "llama3",
-            factor=section.number("factor"),
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_context=section.integer("original_max_position_embeddings", largest=1 << 30),
-        )
-    raise section.refuse(
-        key, f"= {show(kind)} is not supported. Supported: default, linear, llama3"
+def _context(fields: Fields, rope: Rope) -> int:
+    """The longest sequence, in tokens, within which a rotation depends on the position alone."""
+    context = fields.integer("max_position_embeddings", largest=1 << 30)
+    if rope.kind == "longrope":
+        # Beyond it all frequencies change, those of cached keys too.
+        return min(context, rope.original_context)
+    if rope.kind == "yarn":
+        # Qwen's cards add the scaling to a config.json whose context stays the original one.
+        return max(context, round(rope.factor * rope.original_context))
+    return context
+
+
+def _rope_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
+    """Which layers of SmolLM3 are rotated."""
+    flags = fields.data.get("no_rope_layers")
+    if flags is None:
+        period = fields.integer("no_rope_layer_interval", 4)
+        flags = [int((i + 1) % period != 0) for i in range(layers)]
+    # In spite of the field's name, 1 means that the layer is rotated.
+    if (
+        not isinstance(flags, list)
+        or len(flags) < layers
+        or any(type(flag) not in (int, bool) or flag not in (0, 1) for flag in flags)
+    ):
+        raise fields.refuse("no_rope_layers", f"= {show(flags)}: expected {layers} times 0 or 1")
+    rotated = tuple(bool(flag) for flag in flags[:layers])
+    return () if all(rotated) else rotated
+
+
+def _mixture(fields: Fields, name: str) -> Mixture | None:
+    """The mixture of experts of the families that have one."""
+    if name not in ("qwen3_moe", "mixtral", "olmoe", "gpt_oss"):
+        return None
+    key = "num_local_experts" if fields.has("num_local_experts") else "num_experts"
+    experts, chosen = fields.integer(key), fields.integer("num_experts_per_tok")
+    if chosen > experts:
+        raise fields.refuse("num_experts_per_tok", f"= {chosen}: expected at most {experts}")
+    # A published Qwen3-MoE has experts in every layer; the fields for others exist all the same.
+    if fields.data.get("mlp_only_layers") or fields.integer("decoder_sparse_step", 1) != 1:
+        key = "mlp_only_layers" if fields.data.get("mlp_only_layers") else "decoder_sparse_step"
+        raise fields.refuse(key, "is set: layers with and without experts are not supported")
+    return Mixture(
+        experts,
+        chosen,
+        normalised=name in ("mixtral", "gpt_oss") or fields.flag("norm_topk_prob"),
+        bias=name == "gpt_oss",
+        layout={"mixtral": "mixtral", "gpt_oss": "interleaved"}.get(name, "separate"),
     )
 
 
-def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[int | None, ...]:
+def _windows(fields: Fields, name: str, layers: int) -> tuple[int | None, ...]:
     """The sliding window of each layer, or None for full attention; () where no layer has one."""
     # 1. The size: config.json's, where null means no window, or else the family's default.
-    size = family.window
-    if "sliding_window" in fields.data:
-        size = None if not fields.has("sliding_window") else fields.integer("sliding_window")
-    if name == "llama" or (name.startswith("qwen") and not fields.flag("use_sliding_window")):
+    size = fields.integer("sliding_window") if fields.has("sliding_window") else None
+    if name in ("llama", "granite", "olmo2", "olmoe"):
+        size = None
+    if (name.startswith("qwen") or name == "smollm3") and not fields.flag("use_sliding_window"):
         size = None
     # 2. The layers that have it: as listed, or else by the family's own pattern.
     kinds = fields.data.get("layer_types")
     if kinds is None:
-        if name == "mistral":
+        if name in ("mistral", "mixtral", "phi3", "qwen3_moe"):
             kinds = [SLIDING] * layers
-        elif name == "gemma2":
+        elif name in ("gemma2", "gpt_oss"):
             kinds = [FULL if i % 2 else SLIDING for i in range(layers)]
+        elif name == "smollm3":
+            rotated = _rope_layers(fields, layers) or (True,) * layers
+            kinds = [FULL if rotates else SLIDING for rotates in rotated]
+        elif name == "olmo3":
+            kinds = [SLIDING if (i + 1) % 4 else FULL for i in range(layers)]
         elif name == "gemma3_text":
             period = fields.integer("sliding_window_pattern", 6)
             kinds = [SLIDING if (i + 1) % period else FULL for i in range(layers)]
@@ -305,16 +227,16 @@ def _windows(fields: _Fields, name: str, family: Family, layers: int) -> tuple[i
     return tuple(size if kind == SLIDING else None for kind in kinds)
 
 
-def _first_window_layer(fields: _Fields) -> int:
+def _first_window_layer(fields: Fields) -> int:
     value = fields.data.get("max_window_layers", 28)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise fields.refuse("max_window_layers", f"= {show(value)}: expected a whole number")
     return value
 
 
-def _activation(fields: _Fields, family: Family) -> str:
-    key = "hidden_activation" if family.gemma else "hidden_act"
-    name = fields.data.get(key) or ("gelu_pytorch_tanh" if family.gemma else "silu")
+def _activation(fields: Fields, gemma: bool) -> str:
+    key = "hidden_activation" if gemma else "hidden_act"
+    name = fields.data.get(key) or "silu"
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise fields.refuse(
             key, f"= {show(name)} is not supported. Supported: {', '.join(ACTIVATIONS)}"
@@ -322,5 +244,5 @@ def _activation(fields: _Fields, family: Family) -> str:
     return ACTIVATIONS[name]
 
 
-def _softcap(fields: _Fields, family: Family, key: str) -> float | None:
-    return fields.number(key) if family.gemma and fields.has(key) else None
+def _softcap(fields: Fields, gemma: bool, key: str) -> float | None:
+    return fields.number(key) if gemma and fields.has(key) else None

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from malt_jax.config.lora import LoraConfig
+from malt_jax.errors import UserError
 from malt_jax.models.sharding import AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 
@@ -45,20 +46,44 @@ class LayerAdapter(NamedTuple):
     scale: float
 
 
-def projections(spec: ModelSpec) -> dict[str, tuple[tuple[int, str], tuple[int, str]]]:
-    """Each projection's ((inputs, logical axis), (outputs, logical axis))."""
+class Projection(NamedTuple):
+    """The shape of one projection of a layer, with the logical axis of each side."""
+
+    inputs: tuple[int, str]
+    outputs: tuple[int, str]
+    experts: int = 0
+    """How many matrices of this shape a layer has, or 0 for one that is no expert's."""
+
+
+def projections(spec: ModelSpec) -> dict[str, Projection]:
+    """The projections that a layer of this model has, by name."""
     model, mlp = (spec.d_model, "embed"), (spec.d_mlp, "mlp")
     heads = (spec.heads * spec.head_dim, "heads")
     kv = (spec.kv_heads * spec.head_dim, "kv_heads")
-    return {
-        "q": (model, heads),
-        "k": (model, kv),
-        "v": (model, kv),
-        "o": (heads, model),
-        "gate": (model, mlp),
-        "up": (model, mlp),
-        "down": (mlp, model),
+    attention = {
+        "q": Projection(model, heads),
+        "k": Projection(model, kv),
+        "v": Projection(model, kv),
+        "o": Projection(heads, model),
     }
+    mlps = {"gate": (model, mlp), "up": (model, mlp), "down": (mlp, model)}
+    if spec.mixture is None:
+        return attention | {name: Projection(*sides) for name, sides in mlps.items()}
+    experts = spec.mixture.experts
+    return attention | {
+        f"expert_{name}": Projection(*sides, experts) for name, sides in mlps.items()
+    }
+
+
+def targets_of(spec: ModelSpec, config: LoraConfig) -> tuple[str, ...]:
+    """The configured targets that the model has: a mixture of experts has no dense MLP."""
+    found = tuple(target for target in config.targets if target in projections(spec))
+    if not found:
+        raise UserError(
+            f"targets: found {', '.join(config.targets)}, none of which this {spec.family} model "
+            f"has; allowed: {', '.join(projections(spec))}."
+        )
+    return found
 
 
 def init_adapter(
@@ -69,11 +94,12 @@ def init_adapter(
     The other is uniform in +-1/sqrt(its inputs), PEFT's choice. Each pair has a key of its own,
     so that stacked and unstacked adapters of one key are equal.
     """
-    shapes = projections(spec)
+    shapes, targets = projections(spec), targets_of(spec, config)
 
     def pair(key: Array, target: str) -> dict[str, Array]:
-        (d_in, _), (d_out, _) = shapes[target]
-        a, b = (d_in, config.rank), (config.rank, d_out)
+        (d_in, _), (d_out, _), experts = shapes[target]
+        lead = (experts,) if experts else ()
+        a, b = (*lead, d_in, config.rank), (*lead, config.rank, d_out)
         zeros = partial(jnp.zeros, dtype=jnp.float32)
         uniform = partial(jax.random.uniform, key, dtype=jnp.float32)
         if config.zero_side == "a":
@@ -82,9 +108,9 @@ def init_adapter(
         bound = d_in**-0.5
         return {"a": uniform(a, minval=-bound, maxval=bound), "b": zeros(b)}
 
-    keys = jax.random.split(key, (spec.num_layers, len(config.targets)))
+    keys = jax.random.split(key, (spec.num_layers, len(targets)))
     layers = [
-        {target: pair(keys[layer, i], target) for i, target in enumerate(config.targets)}
+        {target: pair(keys[layer, i], target) for i, target in enumerate(targets)}
         for layer in range(spec.num_layers)
     ]
     adapter = Adapter(layers, config.scale)
@@ -134,10 +160,11 @@ def adapter_shardings(spec: ModelSpec, adapter: Adapter, mesh: AnyMesh) -> Adapt
 
     def of(path: tuple, leaf: Any) -> jax.sharding.NamedSharding:
         target, side = path[-2].key, path[-1].key
-        (_, d_in), (_, d_out) = shapes[target]
+        (_, d_in), (_, d_out), experts = shapes[target]
         # A split rank would add a sum over devices to each projection, to save very little.
         axes = (d_in, None) if side == "a" else (None, d_out)
-        return named((None,) * (leaf.ndim - 2) + axes, leaf.shape, mesh)
+        axes = ("expert", *axes) if experts else axes
+        return named((None,) * (leaf.ndim - len(axes)) + axes, leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(of, adapter)
 
@@ -167,12 +194,17 @@ def lora_delta(
     x: Float[Array, "B T i"], pair: dict[str, Array], scale: float
 ) -> Float[Array, "B T o"]:
     """The adapter's contribution to one projection, through the rank: never forms `a @ b`."""
-    if "key" in pair:
-        # Divided by the share that is kept, the mean of an input stays as it is without dropout.
-        kept = jax.random.bernoulli(pair["key"], pair["keep"], x.shape)
-        x = jnp.where(kept, x / pair["keep"].astype(x.dtype), jnp.zeros((), x.dtype))
-    y = _project(_project(x, pair["a"]), pair["b"])
+    y = _project(_project(dropped(x, pair), pair["a"]), pair["b"])
     return y * jnp.asarray(scale, x.dtype)
+
+
+def dropped(x: Float[Array, "*b i"], pair: dict[str, Array]) -> Float[Array, "*b i"]:
+    """The inputs of a pair after its dropout, if it has one."""
+    if "key" not in pair:
+        return x
+    # Divided by the share that is kept, the mean of an input stays as it is without dropout.
+    kept = jax.random.bernoulli(pair["key"], pair["keep"], x.shape)
+    return jnp.where(kept, x / pair["keep"].astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 @jax.custom_vjp

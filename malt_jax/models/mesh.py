@@ -13,10 +13,10 @@ from jax.sharding import AxisType, Mesh
 
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.errors import UserError
-from malt_jax.models.sharding import DATA, FSDP, RULES, SLICE, TENSOR
+from malt_jax.models.sharding import DATA, EXPERT, FSDP, RULES, SLICE, TENSOR
 from malt_jax.models.spec import ModelSpec
 
-AXES = (SLICE, DATA, FSDP, TENSOR)
+AXES = (SLICE, DATA, FSDP, EXPERT, TENSOR)
 WEIGHT_SHARE = 0.5
 """Largest share of a device's memory for weights; the rest is for caches and activations."""
 MAX_TENSOR = 8
@@ -32,10 +32,18 @@ class Layout:
     fsdp: int
     tensor: int
     why: str
+    expert: int = 1
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.slices, self.data, self.fsdp, self.tensor
+    def sizes(self) -> dict[str, int]:
+        """By mesh axis, the slowest network first; without `expert` where nothing is split by it."""
+        sizes = {SLICE: self.slices, DATA: self.data, FSDP: self.fsdp}
+        experts = {EXPERT: self.expert} if self.expert > 1 else {}
+        return sizes | experts | {TENSOR: self.tensor}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.sizes.values())
 
 
 def choose_layout(
@@ -49,7 +57,8 @@ def choose_layout(
     """The configured layout with its zeros (auto) filled in.
 
     The weights are split over as few devices as leave half of each for caches and activations:
-    first over `tensor`, since decoding reads all weights for every token and gains from each part
+    the experts of a mixture first, which are most of its weights and of which each token reads few,
+    then over `tensor`, since decoding reads all weights for every token and gains from each part
     that another device reads, then over `fsdp`, which costs one gather per layer. Devices that are
     left hold replicas (`data`). Where the memory is unknown (a CPU), only what the config splits is
     split.
@@ -59,16 +68,25 @@ def choose_layout(
     if devices % slices:
         raise UserError(f"mesh.slices: {devices} devices do not divide into {slices} slices.")
     per_slice = devices // slices
-    fixed = [getattr(config, name) for name in (DATA, FSDP, TENSOR)]
+    experts = spec.mixture.experts if spec.mixture else 1
+    if config.expert > 1 and experts % config.expert:
+        have = f"{experts} experts per layer" if spec.mixture else "no experts"
+        raise UserError(
+            f"mesh.expert: found {config.expert}, but this {spec.family} model has {have}; "
+            "allowed: 0 (auto) or a divisor of their number."
+        )
+    names = (DATA, FSDP, EXPERT, TENSOR) if spec.mixture else (DATA, FSDP, TENSOR)
+    fixed = [getattr(config, name) for name in names]
     given = math.prod(size for size in fixed if size)
     if per_slice % given or (all(fixed) and given != per_slice):
         raise UserError(
-            f"mesh: data x fsdp x tensor is {' x '.join(map(str, fixed))}, which does not make up "
+            f"mesh: {' x '.join(names)} is {' x '.join(map(str, fixed))}, which does not make up "
             f"the {per_slice} devices of a slice; set one of them to 0 (auto)."
         )
     free = per_slice // given
-    data, fsdp, tensor = fixed
-    split = (fsdp or 1) * (tensor or 1)
+    data, fsdp, tensor = config.data, config.fsdp, config.tensor
+    expert = config.expert if spec.mixture else 1
+    split = (fsdp or 1) * (tensor or 1) * (expert or 1)
     why = []
     needed = 1
     if device_bytes:
@@ -79,6 +97,12 @@ def choose_layout(
         )
     # 2. The split grows in powers of two until the weights fit or nothing divides further. If they
     # still do not fit, that is no error here: a plan reports it per program.
+    if not expert:
+        expert = 1
+        while split * expert < needed and experts % (expert * 2) == 0 == free % (expert * 2):
+            expert *= 2
+        free //= expert
+        split *= expert
     if not tensor:
         tensor = 1
         while split * tensor < needed and _may_split(spec, tensor * 2, free):
@@ -96,7 +120,7 @@ def choose_layout(
     elif free > 1:  # data is fixed: what is left can only split the weights further
         fsdp, free = fsdp * free, 1
     why.append(f"{data * slices} replicas over {devices} devices")
-    return Layout(slices, data, fsdp, tensor, "; ".join(why))
+    return Layout(slices, data, fsdp, tensor, "; ".join(why), expert)
 
 
 def _may_split(spec: ModelSpec, tensor: int, free: int) -> bool:
@@ -110,7 +134,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     devices = list(jax.devices() if devices is None else devices)
     if math.prod(layout.shape) != len(devices):
         raise UserError(
-            f"mesh: {' x '.join(map(str, layout.shape))} (slices, data, fsdp, tensor) is not the "
+            f"mesh: {' x '.join(map(str, layout.shape))} ({', '.join(layout.sizes)}) is not the "
             f"{len(devices)} devices there are."
         )
     if devices[0].platform == "tpu":
@@ -121,7 +145,7 @@ def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     else:
         grid = np.asarray(devices).reshape(layout.shape)
     # Auto: what no constraint fixes is left to the compiler, layouts of activations above all.
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(grid, tuple(layout.sizes), axis_types=(AxisType.Auto,) * grid.ndim)
 
 
 def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
@@ -133,7 +157,7 @@ def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
     if layout.slices > 1 and hasattr(devices[0], "slice_index"):
         return mesh_utils.create_hybrid_device_mesh(
             (1, *layout.shape[1:]),
-            (layout.slices, 1, 1, 1),
+            (layout.slices, *[1] * (len(layout.shape) - 1)),
             devices,
             allow_split_physical_axes=split,
         )

@@ -81,7 +81,7 @@ def load_model(
     # show what is missing, and only then are weights read.
     folder, revision = local_folder(path, revision)
     spec = read_spec(folder)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, tower=spec.tower)
     tokenizer = load_tokenizer(folder, spec.vocab)
     graph, params = load_params(
         checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)

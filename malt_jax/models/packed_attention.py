@@ -14,7 +14,7 @@ taken from the output.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,14 +64,20 @@ def packed_attention(
     v: Float[Array, "B T K h"],
     packing: Packing,
     softcap: float | None,
+    sinks: Float[Array, "H"] | None = None,
 ) -> Float[Array, "B T H h"]:
-    """Softmax attention, H/K query heads per key head; `q` arrives scaled, scores are float32."""
+    """Softmax attention, H/K query heads per key head; `q` arrives scaled, scores are float32.
+
+    `sinks`: one more score per head, without a value.
+    """
     batch, time, heads, head_dim = q.shape
     groups = k.shape[2]
     # Heads come first, and those that share a key head lie side by side.
     q = jnp.moveaxis(q, 2, 1).reshape(batch, groups, heads // groups, time, head_dim)
     k, v = jnp.moveaxis(k, 2, 1), jnp.moveaxis(v, 2, 1)
-    out = _attention(softcap, q, k, v, packing).reshape(batch, heads, time, head_dim)
+    if sinks is not None:
+        sinks = sinks.astype(jnp.float32).reshape(1, groups, heads // groups, 1, 1)
+    out = _attention(softcap, q, k, v, packing, sinks).reshape(batch, heads, time, head_dim)
     return jnp.moveaxis(out, 1, 2)
 
 
@@ -82,11 +88,12 @@ def _attention(
     k: Float[Array, "B K T h"],
     v: Float[Array, "B K T h"],
     packing: Packing,
+    sinks: Float[Array, "1 K r 1 1"] | None,
 ) -> Float[Array, "B K r T h"]:
-    return _forward(softcap, q, k, v, packing)[0]
+    return _forward(softcap, q, k, v, packing, sinks)[0]
 
 
-def _forward(softcap, q, k, v, packing):
+def _forward(softcap, q, k, v, packing, sinks):
     outs, tops, totals = [], [], []
     # Unrolled, since the number of keys grows from block to block and shapes are static.
     for first, end in _blocks(q.shape[3]):
@@ -94,8 +101,12 @@ def _forward(softcap, q, k, v, packing):
         # A softmax in its stable form. The division by the sum waits until the values are mixed,
         # where it touches one row per query and not one per query and key.
         top = jnp.max(scores, axis=-1, keepdims=True)
+        if sinks is not None:
+            top = jnp.maximum(top, sinks)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
+        if sinks is not None:
+            total = total + jnp.exp(sinks - top)
         mixed = jnp.einsum(
             "bkns,bksh->bknh",
             _tall(weights.astype(v.dtype)),
@@ -106,11 +117,12 @@ def _forward(softcap, q, k, v, packing):
         tops.append(top)
         totals.append(total)
     out, top, total = (jnp.concatenate(parts, axis=3) for parts in (outs, tops, totals))
-    return out, (q, k, v, packing, top, total)
+    return out, (q, k, v, packing, sinks, top, total)
 
 
 def _backward(softcap, kept, d_out):
-    q, k, v, packing, top, total = kept
+    q, k, v, packing, sinks, top, total = kept
+    d_sinks: Any = None if sinks is None else jnp.zeros_like(sinks)
     d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for first, end in _blocks(q.shape[3]):
         here, seen = slice(first, end), slice(0, end)
@@ -121,13 +133,17 @@ def _backward(softcap, kept, d_out):
         d_weights = _against(some_out, v[:, :, seen])
         mean = jnp.einsum("bkrts,bkrts->bkrt", weights, d_weights)[..., None]
         d_scores = weights * (d_weights - mean) * slope
+        if sinks is not None:
+            # The same with dw = 0, since a sink has no value.
+            share = jnp.exp(sinks - top[:, :, :, here]) / total[:, :, :, here]
+            d_sinks -= jnp.sum(share * mean, axis=(0, 3, 4), keepdims=True)
         d_scores, weights = _tall(d_scores.astype(q.dtype)), _tall(weights.astype(q.dtype))
         d_q.append((d_scores @ k[:, :, seen]).reshape(some_q.shape))
         # Later blocks see these keys too, so their gradients add up over the blocks, in float32.
         d_k = d_k.at[:, :, seen].add(_back(d_scores, _tall(some_q)))
         d_v = d_v.at[:, :, seen].add(_back(weights, _tall(some_out)))
     # `packing` is made of integers, which have no gradient: None.
-    return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks
 
 
 _attention.defvjp(_forward, _backward)

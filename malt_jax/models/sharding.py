@@ -15,14 +15,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 AnyMesh = Mesh | AbstractMesh
 """An abstract mesh has sizes but no devices, which is enough for a plan."""
 
-DATA, FSDP, TENSOR, SLICE = "data", "fsdp", "tensor", "slice"
+DATA, FSDP, TENSOR, EXPERT, SLICE = "data", "fsdp", "tensor", "expert", "slice"
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": (SLICE, DATA, FSDP),
+    "batch": (SLICE, DATA, FSDP, EXPERT),
     "embed": (FSDP,),
     "heads": (TENSOR,),
     "kv_heads": (TENSOR,),
     "mlp": (TENSOR,),
+    "expert": (EXPERT,),
     "vocab": (TENSOR,),
 }
 """Logical axis -> mesh axes. What is not listed is replicated."""

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, ChatTemplate, chat_frame
 from malt_jax.models.checkpoint import TOKENIZER_FILES
-from malt_jax.models.hf_config import read_json
+from malt_jax.models.hf_fields import read_json
 from malt_jax.models.tokenizer_engines import Engine
 from malt_jax.models.tokenizer_files import open_tokenizer, read_chat_template, read_special_tokens
 

@@ -17,7 +17,7 @@ import tokenizers
 from malt_jax.checks import show
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatTemplate
-from malt_jax.models.hf_config import MAX_BYTES, read_json, unreadable
+from malt_jax.models.hf_fields import MAX_BYTES, read_json, unreadable
 from malt_jax.models.tokenizer_engines import Engine, JsonEngine, SentencePieceEngine
 from malt_jax.models.tokenizer_probe import compare
 

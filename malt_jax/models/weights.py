@@ -93,41 +93,42 @@ def load_params(
 def _fetch(
     checkpoint: Checkpoint, shape: tuple[int, ...], where: Sharding, dtype: Any, source: Source
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One parameter's array, and for each of its tensors whether all values are finite."""
+    """One parameter's array, and for each of its layers whether all values are finite."""
     if not source.stacked:
-        (name,) = source.names
-        array = _read(checkpoint, name, shape, where, dtype, source.transposed)
-        return array, {name: _all_finite(array)}
+        array = _read(checkpoint, shape, where, dtype, source)
+        return array, {source.names[0]: _all_finite(array)}
     stack = jnp.zeros(shape, dtype, device=where)
     part_where = _without_leading_axis(where)
     flags = {}
-    for i, name in enumerate(source.names):
-        part = _read(checkpoint, name, shape[1:], part_where, dtype, source.transposed)
-        flags[name] = _all_finite(part)
+    for i in range(shape[0]):
+        layer = source.layer(i)
+        part = _read(checkpoint, shape[1:], part_where, dtype, layer)
+        flags[layer.names[0]] = _all_finite(part)
         stack = _put_layer(stack, part, i)
     return stack, flags
 
 
 def _read(
-    checkpoint: Checkpoint,
-    name: str,
-    shape: tuple[int, ...],
-    where: Sharding,
-    dtype: Any,
-    transposed: bool,
+    checkpoint: Checkpoint, shape: tuple[int, ...], where: Sharding, dtype: Any, source: Source
 ) -> jax.Array:
     seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
+    def matrix(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        # A slice of the transpose is the transpose of the slice with its indices swapped, so a
+        # transposed tensor, too, is read in parts.
+        stored = checkpoint.read(name, source.place(index, shape[-len(index) :]))
+        return (stored.T if source.transposed else stored).astype(dtype, copy=False)
 
     def values(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
         # Devices that hold the same slice share one read.
         key = tuple(one.indices(size) for one, size in zip(index, shape, strict=True))
         if key not in seen:
-            # A slice of the transpose is the transpose of the slice with its indices swapped, so a
-            # transposed tensor, too, is read in parts.
-            stored = checkpoint.read(name, index[::-1] if transposed else index)
-            stored = (stored.T if transposed else stored).astype(dtype, copy=False)
-            seen[key] = np.ascontiguousarray(stored)
+            if source.experts:
+                names = source.names[index[0]]
+                seen[key] = np.stack([matrix(name, index[1:]) for name in names])
+            else:
+                seen[key] = np.ascontiguousarray(matrix(source.names[0], index))
         return seen[key]
 
     return jax.make_array_from_callback(shape, where, values)
@@ -168,8 +169,7 @@ def _check_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Mapping[Any, 
 
 
 def _check_shapes(checkpoint: Checkpoint, source: Source, shape: tuple[int, ...]) -> None:
-    expected = shape[1:] if source.stacked else shape
-    expected = expected[::-1] if source.transposed else expected
+    expected = source.stored_shape(shape)
     for name in source.names:
         found = checkpoint.shape(name)
         if found != expected:

@@ -163,10 +163,10 @@ class _Arguments:
 
     def fork(self, depth: int) -> Call:
         numbers = self._array((self.heads,), jnp.int32)
-        return cache.copy_entries, (self._prefix(_shallow(self.spec, depth)), numbers, numbers)
+        return cache.copy_entries, (self._prefix(self.spec.first_layers(depth)), numbers, numbers)
 
     def extend(self, lanes: int, depth: int) -> Call:
-        spec = _shallow(self.spec, depth)
+        spec = self.spec.first_layers(depth)
         graph, params = self._params(spec)
         one = self._array((lanes,), jnp.int32)
         tokens = self._array((lanes, self.sizes.lanes.tokens), jnp.int32)
@@ -175,7 +175,7 @@ class _Arguments:
         return partial(prefill, graph), (self._prefix(spec), weights, call)
 
     def decode(self, depth: int) -> Call:
-        spec, shapes = _shallow(self.spec, depth), self.sizes.shapes
+        spec, shapes = self.spec.first_layers(depth), self.sizes.shapes
         graph, params = self._params(spec)
         # Each completion of each entry may wait at the same time (`Scheduler.queue`).
         queues = (self.parts, shapes.entries // self.parts * shapes.siblings)
@@ -194,7 +194,7 @@ class _Arguments:
         )  # fmt: skip
 
     def train_step(self, phase: SftConfig | DpoConfig, plan: Plan, depth: int) -> Call:
-        spec = _shallow(self.spec, depth)
+        spec = self.spec.first_layers(depth)
         program, trainable, frozen = self._trained(phase, spec)
         state = jax.eval_shape(partial(training.init_state, program), trainable)
         # `eval_shape` drops shardings, and those of the state follow from the weights'.
@@ -212,7 +212,7 @@ class _Arguments:
         return partial(training.train_step, program), (state, frozen, batch)
 
     def reference(self, phase: DpoConfig, plan: Plan, depth: int) -> Call:
-        program, trainable, frozen = self._trained(phase, _shallow(self.spec, depth))
+        program, trainable, frozen = self._trained(phase, self.spec.first_layers(depth))
         function = partial(training.score_rows, training.scoring(program))
         return function, (trainable, frozen, self._packed(plan))
 
@@ -275,9 +275,3 @@ def _shardings(tree: Any) -> Any:
 
 def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _shallow(spec: ModelSpec, depth: int) -> ModelSpec:
-    # The first layers with their windows. For the model's mix of windows `depth` must be a multiple
-    # of the pattern, as `compiler` chooses it.
-    return replace(spec, num_layers=depth, windows=spec.windows[:depth])

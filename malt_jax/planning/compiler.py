@@ -91,11 +91,9 @@ def measure(
 
 
 def _period(spec: ModelSpec) -> int:
-    """After how many layers the pattern of attention windows repeats."""
-    return next(
-        (p for p in range(1, spec.num_layers) if spec.windows[p:] == spec.windows[:-p]),
-        spec.num_layers,
-    )
+    """After how many layers the pattern of windows and of layers without rope repeats."""
+    kinds = [(spec.window(layer), spec.rotated(layer)) for layer in range(spec.num_layers)]
+    return next((p for p in range(1, spec.num_layers) if kinds[p:] == kinds[:-p]), spec.num_layers)
 
 
 def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from malt_jax.config.run import Config
 from malt_jax.errors import UserError
-from malt_jax.models.mesh import AXES, Layout, choose_layout, make_mesh, slice_count
+from malt_jax.models.mesh import Layout, choose_layout, make_mesh, slice_count
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params
 from malt_jax.planning import formula, nearest
@@ -58,8 +58,9 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
     size = dtype.itemsize * count_parameters(spec)
     layout = choose_layout(config.mesh, target.count, slices, spec, size, target.chip.memory)
     if target.devices is None:
-        auto = (AxisType.Auto,) * len(AXES)
-        mesh: Mesh | AbstractMesh = AbstractMesh(layout.shape, AXES, axis_types=auto)
+        auto = (AxisType.Auto,) * len(layout.shape)
+        names = tuple(layout.sizes)
+        mesh: Mesh | AbstractMesh = AbstractMesh(layout.shape, names, axis_types=auto)
     else:
         mesh = make_mesh(layout, target.devices)
     weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh)[1])
@@ -109,7 +110,7 @@ def plan_run(
         },
         "target": {"name": target.name, "chips": target.count, "chip_bytes": target.chip.memory},
         "compiled": target.devices is not None,
-        "mesh": {**dict(zip(AXES, run.layout.shape, strict=True)), "why": run.layout.why},
+        "mesh": {**run.layout.sizes, "why": run.layout.why},
         "assumptions": vars(assume),
         "work": {
             "train_questions": work.train_questions,

@@ -96,8 +96,11 @@ def xla_decode_attention(
     mixed = _by_row(_mix(shared, prefix.v, prefix.v_scale, q.dtype), groups)
     shared_max, total = (_by_row(x, groups) for x in (shared_max, jnp.sum(shared, axis=-1)))
     top = jnp.maximum(shared_max, own_max)
+    sinks = _sinks(layer, kv_heads)
+    top = top if sinks is None else jnp.maximum(top, sinks)
     of_shared, of_own = jnp.exp(shared_max - top), jnp.exp(own_max - top)
     total = total * of_shared + jnp.sum(own, axis=-1) * of_own
+    total = total if sinks is None else total + jnp.exp(sinks - top)
     own_mixed = _mix(own, suffix.v, suffix.v_scale, q.dtype)
     out = mixed * of_shared[..., None] + own_mixed * of_own[..., None]
     return (out / total[..., None]).astype(q.dtype).reshape(rows, 1, heads, head_dim)
@@ -108,6 +111,13 @@ DECODE_ATTENTION: Mapping[str, DecodeAttention] = {
     "xla": xla_decode_attention,
 }
 """By `sampler.attention`. A kernel is one more function of this signature."""
+
+
+def _sinks(layer: LayerAttention, kv_heads: int) -> Float[Array, "1 K g"] | None:
+    """The sinks of the query heads of each key head."""
+    if layer.sinks is None:
+        return None
+    return layer.sinks.astype(jnp.float32).reshape(1, kv_heads, -1)
 
 
 def _of_places(x: Array, groups: GroupIndex) -> Array:
@@ -176,6 +186,9 @@ def prefill_attention(
     q = q.reshape(batch, time, kv_heads, -1, head_dim).swapaxes(1, 2)
     q = q.reshape(batch, kv_heads, -1, head_dim)
     new = to_cache(k[:, :capacity], v[:, :capacity], prefix)
+    sinks = _sinks(layer, kv_heads)
+    if sinks is not None:  # of the query heads, and so of every token's
+        sinks = jnp.tile(sinks, (1, 1, time))[..., None]
     chunks = chunks._replace(target=local_entries(chunks.target, entries))
 
     def attend(prefix: KV, chunk: tuple[Array, KV, Chunks]) -> tuple[KV, Array]:
@@ -190,8 +203,11 @@ def prefill_attention(
         mask = jnp.repeat(mask, heads // kv_heads, axis=0)[None, None]
         scores = _scores(q[None], entry.k, entry.k_scale, layer.softcap)
         scores = jnp.where(mask, scores, MASKED)
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        top = top if sinks is None else jnp.maximum(top, sinks)
+        weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1)
+        total = total if sinks is None else total + jnp.exp(sinks - top)[..., 0]
         out = _mix(weights, entry.v, entry.v_scale, q.dtype) / total[..., None]
         return prefix, out[0].astype(q.dtype)
 

@@ -186,13 +186,17 @@ def _attend(program: DecodeProgram, extent: Extent, q, k, v, caches, layer: Laye
     # Queries are split as their key heads are.
     qkv_axes = partitions(k, "batch", None, "kv_heads")
     cache_axes = partitions(caches, "batch", "kv_heads")
-    inputs = (partitions(extent, "batch"), qkv_axes, qkv_axes, qkv_axes, *cache_axes)
+    # Of what is particular to the layer, only the sinks have a head axis.
+    layer_axes = partitions(layer.sinks, "kv_heads")
+    inputs = (partitions(extent, "batch"), qkv_axes, qkv_axes, qkv_axes, layer_axes, *cache_axes)
     attend = partial(_attend_on_shard, program, layer)
-    return per_shard(attend, inputs, (qkv_axes, cache_axes[1]))(extent, q, k, v, *caches)
+    run = per_shard(attend, inputs, (qkv_axes, cache_axes[1]))
+    return run(extent, q, k, v, layer.sinks, *caches)
 
 
-def _attend_on_shard(program, layer, extent: Extent, q, k, v, prefix: KV, suffix: KV):
+def _attend_on_shard(program, layer, extent: Extent, q, k, v, sinks, prefix: KV, suffix: KV):
     """One layer's decode attention on one shard, after appending the new keys and values."""
+    layer = layer._replace(sinks=sinks)
     entries = prefix.k.shape[0]
     suffix = append(suffix, k, v, extent.cursor)
     extent = extent._replace(entry=local_entries(extent.entry, entries))

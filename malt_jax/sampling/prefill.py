@@ -171,6 +171,11 @@ def _attend(chunks: Chunks, q, k, v, prefix: KV, layer: LayerAttention):
     # Queries are split as their key heads are.
     qkv_axes = partitions(k, "batch", None, "kv_heads")
     cache_axes = partitions(prefix, "batch", "kv_heads")
-    inputs = (qkv_axes, qkv_axes, qkv_axes, cache_axes, partitions(chunks, "batch"))
-    run = per_shard(partial(prefill_attention, layer=layer), inputs, (qkv_axes, cache_axes))
-    return run(q, k, v, prefix, chunks)
+    chunk_axes, sink_axes = partitions(chunks, "batch"), partitions(layer.sinks, "kv_heads")
+    inputs = (qkv_axes, qkv_axes, qkv_axes, cache_axes, chunk_axes, sink_axes)
+
+    def on_shard(q, k, v, prefix, chunks, sinks):
+        return prefill_attention(q, k, v, prefix, chunks, layer._replace(sinks=sinks))
+
+    run = per_shard(on_shard, inputs, (qkv_axes, cache_axes))
+    return run(q, k, v, prefix, chunks, layer.sinks)

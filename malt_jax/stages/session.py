@@ -122,7 +122,6 @@ class Session:
         from malt_jax.models.hf_config import read_spec
         from malt_jax.models.hub import local_folder
         from malt_jax.models.mesh import (
-            AXES,
             choose_layout,
             device_memory,
             make_mesh,
@@ -149,7 +148,7 @@ class Session:
             size,
             device_memory(devices[0]),
         )
-        self.progress.note(f"mesh {dict(zip(AXES, layout.shape, strict=True))}: {layout.why}")
+        self.progress.note(f"mesh {layout.sizes}: {layout.why}")
         return make_mesh(layout, devices)
 
     @cached_property

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from malt_jax.config.training import LoopConfig
 from malt_jax.models.lora import Adapter, adapter_shardings
-from malt_jax.models.sharding import DATA, FSDP, SLICE, AnyMesh, named
+from malt_jax.models.sharding import RULES, AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.training.optim import transformation
 from malt_jax.training.step import Program, TrainState
@@ -22,7 +22,7 @@ def row_devices(mesh: AnyMesh | None) -> int:
     if mesh is None:
         return 1
     # The mesh axes of the logical axis `batch`; devices along `tensor` hold the same rows.
-    return int(np.prod([mesh.shape.get(axis, 1) for axis in (SLICE, DATA, FSDP)]))
+    return int(np.prod([mesh.shape.get(axis, 1) for axis in RULES["batch"]]))
 
 
 def micro_tokens(config: LoopConfig, platform: str, devices: int) -> int:

@@ -1,0 +1,142 @@
+"""The supported architectures: what each fixes, and what config.json may leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type` of transformers."""
+
+    architecture: str
+    sizes: str
+    """Published models whose config.json is read in the tests."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields that config.json may leave out."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ModelSpec` that follow from the architecture alone."""
+    scaled_ropes: tuple[str, ...] = ("linear", "llama3", "yarn", "dynamic")
+    two_ropes: bool = False
+    """Layers with a sliding window have a rope of their own."""
+    code: tuple[str, ...] = ()
+    """Names in `auto_map` that stand for what transformers and this package have built in."""
+
+
+_GEMMA = {"norm_plus_one": True, "post_norms": True}
+_GEMMA_DEFAULTS = {
+    "tie_word_embeddings": True,
+    "head_dim": 256,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+_QK_ALL_HEADS = {"qk_norm": True, "qk_norm_all_heads": True}
+_OLMO = {**_QK_ALL_HEADS, "norm_in_float32": True}
+_OLMO_DEFAULTS = {"rms_norm_eps": 1e-5}
+_POST_ONLY = {"pre_norms": False, "post_norms": True}
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", "Llama 2 7B, Llama 3.2 1B, SmolLM2 135M"),
+    "mistral": Family(
+        "MistralForCausalLM",
+        "7B v0.1 and v0.3, Nemo 12B, Small 24B (2501)",
+        {"sliding_window": 4096},
+    ),
+    "qwen2": Family("Qwen2ForCausalLM", "Qwen2.5 0.5B, 7B and 72B", {"sliding_window": 4096}),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        "0.6B, 1.7B, 4B, 8B, 14B, 32B, 4B-2507",
+        {"head_dim": 128, "sliding_window": 4096},
+        {"qk_norm": True},
+    ),
+    "gemma2": Family("Gemma2ForCausalLM", "2B, 9B and 27B", _GEMMA_DEFAULTS, _GEMMA),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        "1B; the text towers of 4B, 12B and 27B",
+        {
+            **_GEMMA_DEFAULTS,
+            "rope_theta": 1e6,
+            "vocab_size": 262208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 131072,
+        },
+        {**_GEMMA, "qk_norm": True},
+        two_ropes=True,
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        "3B and 3B-Base",
+        {"rope_theta": 2e6, "tie_word_embeddings": True},
+    ),
+    "olmo2": Family("Olmo2ForCausalLM", "1B, 7B, 13B and 32B", _OLMO_DEFAULTS, _OLMO | _POST_ONLY),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        "7B and 32B",
+        {**_OLMO_DEFAULTS, "rope_theta": 5e5, "sliding_window": 4096},
+        _OLMO | _POST_ONLY,
+        two_ropes=True,
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        "Phi-3 mini 4k and 128k, Phi-3 medium 4k, Phi-4 14B, Phi-4-mini",
+        {"rms_norm_eps": 1e-5},
+        {"fused": True},
+        ("longrope",),
+        code=("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"),
+    ),
+    "granite": Family("GraniteForCausalLM", "3.1 2B and 8B, 3.3 2B and 8B"),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        "30B-A3B and 235B-A22B",
+        {"sliding_window": 4096},
+        {"qk_norm": True},
+    ),
+    "mixtral": Family("MixtralForCausalLM", "8x7B and 8x22B", {"rope_theta": 1e6}),
+    "olmoe": Family("OlmoeForCausalLM", "1B-7B (0924 and 0125)", _OLMO_DEFAULTS, _QK_ALL_HEADS),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        "20B and 120B",
+        {
+            "rope_theta": 150000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "truncate": False,
+            },
+            "head_dim": 64,
+            "sliding_window": 128,
+            "attention_bias": True,
+            "rms_norm_eps": 1e-5,
+        },
+        {"norm_in_float32": True, "attention_sinks": True, "activation": "clamped_swiglu"},
+    ),
+}
+TOWERS = {
+    "gemma3": ("Gemma3ForConditionalGeneration", "gemma3_text"),
+    "mistral3": ("Mistral3ForConditionalGeneration", "mistral"),
+}
+"""Multimodal checkpoints whose text tower is read: architecture and family of the tower."""
+SUPPORTED = (
+    "Llama 2/3/3.1/3.2, SmolLM2, SmolLM3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and 3, OLMo 2 and 3, "
+    "Phi-3 and 4, Granite 3, and of mixtures Qwen3-MoE, Mixtral, OLMoE and gpt-oss"
+)
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+REFUSED = {
+    "auto_map": "asks for code shipped with the checkpoint, which is never run",
+    "quantization_config": "holds quantised weights; use the unquantised checkpoint",
+    "vision_config": "is multimodal; use the text-only checkpoint",
+    "audio_config": "is multimodal; use the text-only checkpoint",
+    "text_config": "is multimodal; use the text-only checkpoint",
+    "num_local_experts": "is a mixture of experts of another family",
+    "num_experts": "is a mixture of experts of another family",
+    "n_routed_experts": "is a mixture of experts of another family",
+    "use_bidirectional_attention": "attends in both directions",
+    "attention_chunk_size": "attends in chunks",
+    "clip_qkv": "clips queries, keys and values",
+}
+"""Keys that, set to anything but null or false, mean a model that this decoder does not support."""
