@@ -7,6 +7,7 @@ LoRA adapter is one more argument, so that the same compiled program serves ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -294,11 +295,18 @@ class Decoder(nnx.Module):
 
     def _unrolled(self, run, x, state, pairs):
         """One layer after the other, each with its own arrays and a static kind."""
+
+        # Traced and lowered once for all layers of a kind; the compiler then inlines the calls.
+        @partial(jax.jit, static_argnums=(0, 1))
+        def layer(graph, kind: LayerKind, weights, x, cache, lora):
+            return run(nnx.merge(graph, weights), x, cache, lora, kind)
+
         caches, loads = [], []
         for i, block in enumerate(self.layers):
             cache, lora = None if state is None else state[i], {} if pairs is None else pairs[i]
             kind = LayerKind(self.spec.window(i), self.spec.rotated(i))
-            x, cache, load = run(block, x, cache, lora, kind)
+            graph, weights = nnx.split(block)
+            x, cache, load = layer(graph, kind, weights, x, cache, lora)
             caches.append(cache)
             loads.append(load)
         return x, caches, jnp.stack(loads) if self.spec.mixture else None

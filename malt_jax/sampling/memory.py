@@ -21,6 +21,17 @@ ACCELERATOR_ROWS = 512
 CACHE_SHARE = 0.8
 """Share of a device's free memory for caches; the rest is for what programs compute."""
 
+CPU_CACHES = 2 << 30
+"""Bytes of all caches together on a CPU, at most, unless `sampler.memory_gb` says otherwise.
+
+There a batch of twice as many rows is a few per cent faster, but its caches are as large as the
+weights several times over, and on a laptop the memory is wanted for other things."""
+
+ROW_STEP = {"cpu": 4}
+"""Ratio between one number of rows that programs are compiled for and the next; elsewhere 2.
+
+On a CPU a program takes seconds to compile, more than the idle rows of a last batch cost."""
+
 LOGIT_COPIES = 4
 """Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
 
@@ -108,15 +119,15 @@ def bucket(sizes: Sequence[int], need: int) -> int:
     return next((size for size in sizes if need <= size), largest)
 
 
-def row_counts(most: int, shards: int = 1) -> list[int]:
-    """Numbers of rows that programs are compiled for: `most`, halved down to a few, rising.
+def row_counts(most: int, shards: int = 1, step: int = 2) -> list[int]:
+    """Numbers of rows that programs are compiled for: `most`, divided by `step` down to a few.
 
-    A run begins at the number that its work fills and goes down as its last completions end. All
-    are multiples of `shards`, so that a mesh divides them.
+    They rise. A run begins at the number that its work fills and goes down as its last completions
+    end. All are multiples of `shards`, so that a mesh divides them.
     """
     per_shard = [max(1, most // shards)]
-    while per_shard[-1] >= 2 * MIN_ROWS / shards and per_shard[-1] > 1:
-        per_shard.append(-(-per_shard[-1] // 2))
+    while per_shard[-1] >= step * MIN_ROWS / shards and per_shard[-1] > 1:
+        per_shard.append(-(-per_shard[-1] // step))
     return [count * shards for count in reversed(per_shard)]
 
 
@@ -141,7 +152,7 @@ def plan_shapes(
         )
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
     entries = entries_for(per_shard, one.siblings) * shards
-    counts = row_counts(per_shard * shards, shards)
+    counts = row_counts(per_shard * shards, shards, ROW_STEP.get(devices.platform, 2))
     return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts], plan
 
 
@@ -176,6 +187,8 @@ def plan_memory(
     if not allowed:
         free = free_bytes() if devices.free_bytes is None else devices.free_bytes
         allowed = int(CACHE_SHARE * free)
+        if devices.platform == "cpu":
+            allowed = min(allowed, CPU_CACHES)
     kv_shards = devices.kv_shards
     token, logits = token_bytes(spec, dtype), LOGIT_COPIES * 4 * spec.vocab
     row = -(-(token * shape.new_tokens + logits) // kv_shards)

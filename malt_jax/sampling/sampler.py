@@ -40,8 +40,15 @@ from malt_jax.sampling.stats import Phase, Stats, Timer
 AdapterOrWeights = Adapter | nnx.State | None
 """What a call draws with: an adapter over the model, whole weights in its place, or the model."""
 
+_Plan = tuple[list[CacheShape], memory.MemoryPlan]
+"""The cache shapes of a stream, rising, and what they take."""
+
 OnTokens = Callable[[int, int, list[int]], None]
 """Called with (request, completion, new token ids) as they come."""
+
+GROUP_BATCHES = 8
+"""A group of prompts of one length has programs of its own if it fills so many batches of the
+platform's best size: fewer would end sooner with the longer prompts' programs than compile."""
 
 
 class Sampler:
@@ -96,20 +103,28 @@ class Sampler:
         done: list[list[Completion]] = [[] for _ in requests]
         stop = threading.Event()
 
-        def run(members: Sequence[int]) -> None:
+        def run(members: Sequence[int], plan: _Plan) -> None:
             hook = on_tokens and (lambda i, j, new: on_tokens(members[i], j, new))
+            chosen = [requests[i] for i in members]
             with self._context():
-                drawn = self._run([requests[i] for i in members], params, adapter, hook, stop)
+                drawn = self._run(chosen, params, adapter, plan, hook, stop)
             for i, completions in zip(members, drawn, strict=False):  # none if it was stopped
                 done[i] = completions
 
         for group in self._groups(requests):
+            # All streams of a group have the same shapes, so that they share their programs.
+            completions = sum(len(requests[i].keys) for i in group)
+            plan = self._plan(
+                max(len(requests[i].prompt) for i in group),
+                params.max_new_tokens,
+                max(1, -(-completions // len(group))),
+            )
             shares = self._split(group, requests) if on_tokens is None else [group]
             if len(shares) == 1:
-                run(group)
+                run(group, plan)
                 continue
             with ThreadPoolExecutor(len(shares)) as threads:
-                futures = [threads.submit(run, share) for share in shares]
+                futures = [threads.submit(run, share, plan) for share in shares]
                 try:
                     for future in futures:
                         future.result()
@@ -125,7 +140,8 @@ class Sampler:
             capacity = memory.bucket(self.config.prefix_buckets, max(1, len(request.prompt) - 1))
             groups.setdefault(capacity, []).append(index)
         for capacity, larger in pairwise(sorted(groups)):
-            if sum(len(requests[i].keys) for i in groups[capacity]) < 4 * self._best_rows:
+            completions = sum(len(requests[i].keys) for i in groups[capacity])
+            if completions < GROUP_BATCHES * self._best_rows:
                 groups[larger] += groups.pop(capacity)
         return [groups[capacity] for capacity in sorted(groups)]
 
@@ -171,9 +187,7 @@ class Sampler:
         """
         return self._plan(prompt_tokens, new_tokens, siblings)[0]
 
-    def _plan(
-        self, prompt_tokens: int, new_tokens: int, siblings: int
-    ) -> tuple[list[CacheShape], memory.MemoryPlan]:
+    def _plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> _Plan:
         one = CacheShape(
             rows=1,
             entries=1,
@@ -243,16 +257,14 @@ class Sampler:
         requests: Sequence[Request],
         params: SamplingParams,
         adapter: AdapterOrWeights,
+        plan: _Plan,
         on_tokens: OnTokens | None,
         stop: threading.Event,
     ) -> list[list[Completion]]:
         """One stream's completions of a group of requests; nothing if another stream failed."""
-        completions = sum(len(r.keys) for r in requests)
-        longest = max(len(r.prompt) for r in requests)
-        siblings = max(1, -(-completions // len(requests)))
-        shapes, plan = self._plan(longest, params.max_new_tokens, siblings)
-        shape = memory.first_shape(shapes, completions)
-        held = plan.held(-(-shape.rows // self._shards), -(-shape.entries // self._shards))
+        shapes, sizes = plan
+        shape = memory.first_shape(shapes, sum(len(r.keys) for r in requests))
+        held = sizes.held(-(-shape.rows // self._shards), -(-shape.entries // self._shards))
         self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
         scheduler = Scheduler(requests, params, shape, self._shards)
         self._timer.enter(scheduler, Phase.DEVICE)
