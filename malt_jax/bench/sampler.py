@@ -71,7 +71,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.config.sampler import SamplerConfig
     from malt_jax.models.model import load_model
     from malt_jax.sampling.sampler import Sampler
-    from malt_jax.tasks import gsm8k
+    from malt_jax.tasks import get_task
     from malt_jax.tree.expand import expand
 
     model = load_model(job["model"], dtype=job["dtype"])
@@ -79,7 +79,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
     count = job["questions"]
     if job["train_path"]:
-        questions = gsm8k.task().load("train", job["train_path"], count, 0)
+        questions = get_task("gsm8k").load("train", job["train_path"], count, 0)
     else:
         questions = word_problems(count)
     began = time.perf_counter()
@@ -127,7 +127,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 def _pipeline(job: dict[str, Any]) -> Any:
     from malt_jax.config.pipeline import PipelineConfig, RoleConfig
-    from malt_jax.tasks import gsm8k
+    from malt_jax.tasks import get_task
     from malt_jax.tree.roles import make_chain
 
     drawn = {
@@ -136,7 +136,7 @@ def _pipeline(job: dict[str, Any]) -> Any:
         "max_new_tokens": job["max_new_tokens"],
     }
     roles = tuple(RoleConfig(name, **drawn) for name in ("generator", "verifier", "refiner"))
-    return make_chain(PipelineConfig(roles=roles), gsm8k.task().templates)
+    return make_chain(PipelineConfig(roles=roles), get_task("gsm8k").templates)
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader, Loader, Question, Task
-from malt_jax.tasks.csqa import choices_of
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders import ANSWER_FORMATS, WRITTEN, get_grader
 from malt_jax.tasks.loading import choose, to_questions
+from malt_jax.tasks.parsers import choices_of, listed
 from malt_jax.tasks.prompts import role_templates
 
 
@@ -129,7 +129,7 @@ class _FileLoader:
         for column, value in row.values.items():
             if column == "choices" and value is not None:
                 meta["choices"] = choices_of(row, value)
-                text += "".join(f"\n({a}) {b}" for a, b in meta["choices"].items())
+                text += listed(meta["choices"])
             elif column not in ("id", "question", "answer"):
                 meta[column] = value
         answer = row.text("answer", numbers=True).strip()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
+from typing import Any
 
+from malt_jax.checks import nearest
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader
 
 _GRADERS = {
-    "number": "malt_jax.tasks.graders.number:NumberGrader",
-    "choice": "malt_jax.tasks.graders.choice:ChoiceGrader",
-    "exact": "malt_jax.tasks.graders.exact:ExactGrader",
-    "set": "malt_jax.tasks.graders.exact:SetGrader",
-    "latex": "malt_jax.tasks.graders.latex:LatexGrader",
+    "number": "number:NumberGrader",
+    "choice": "choice:ChoiceGrader",
+    "exact": "exact:ExactGrader",
+    "set": "exact:SetGrader",
+    "latex": "latex:LatexGrader",
 }
 
 ANSWER_FORMATS = {
@@ -38,8 +39,25 @@ WRITTEN = {  # a final answer as these formats ask for it
 def get_grader(name: str) -> Grader:
     """The grader called `name`: number, choice, exact, set or latex."""
     if name not in _GRADERS:
-        near = difflib.get_close_matches(name, _GRADERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"task.grader: no grader {name!r}; {hint}choose from {', '.join(_GRADERS)}")
-    module, _, kind = _GRADERS[name].partition(":")
-    return getattr(importlib.import_module(module), kind)()
+        known = ", ".join(_GRADERS)
+        raise UserError(
+            f"task.grader: no grader {name!r}; choose from {known}.{nearest(name, _GRADERS)}"
+        )
+    return _made(_GRADERS[name])
+
+
+def benchmark_grader(name: str, allow_code: bool) -> tuple[Grader, str]:
+    """A benchmark's grader and answer format: one of `get_grader`, or `yes_no` or `code`."""
+    if name == "yes_no":
+        aliases = {"true": "yes", "false": "no"}
+        grader = _made("choice:ChoiceGrader", choices={"yes": "", "no": ""}, aliases=aliases)
+        return grader, 'End with "The answer is" and then yes or no.'
+    if name == "code":
+        answer_format = "End with the complete Python code in one ```python block."
+        return _made("code:CodeGrader", allow_code=allow_code), answer_format
+    return get_grader(name), ANSWER_FORMATS[name]
+
+
+def _made(place: str, **settings: Any) -> Grader:
+    module, _, kind = place.partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), kind)(**settings)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.base import ComparingGrader, Question
 from malt_jax.tasks.graders.languages import fold
-from malt_jax.tasks.graders.statements import MAX_SPAN, statements
+from malt_jax.tasks.graders.patterns import MAX_SPAN
+from malt_jax.tasks.graders.statements import statements
 
 _CHARACTERS = str.maketrans("−‐–’‘“”", "---''\"\"")
 _MEANT = ("<super>", "<sub>", "<circle>", "<square>", "<fraction>")  # 10² is not 102
@@ -80,44 +79,23 @@ def _means_more(character: str) -> bool:
     return unicodedata.decomposition(character).startswith(_MEANT)
 
 
-@dataclass(frozen=True)
-class ExactGrader:
+class ExactGrader(ComparingGrader):
     """The same words as the reference."""
 
-    def extract(self, text: str) -> str | None:
-        words = final_words(text)
-        return (tidy(words) or None) if words else None
+    canonical = staticmethod(tidy)
 
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        return _compare(self, texts, questions, tidy)
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        words = final_words(text)
+        return (self.canonical(words) or None) if words else None
+
+    def reference(self, question: Question) -> str:
+        return self.canonical(question.answer)
 
     def check(self, question: Question) -> str | None:
         """Why the reference answer can't be graded; None when it can."""
-        return _unfit(question) or (
-            None if tidy(question.answer) else "the answer is only punctuation"
-        )
-
-
-@dataclass(frozen=True)
-class SetGrader:
-    """The same set of words as the reference: order and repetition are free, extras are wrong."""
-
-    def extract(self, text: str) -> str | None:
-        words = final_words(text)
-        return (_set(words) or None) if words else None
-
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        return _compare(self, texts, questions, _set)
-
-    def check(self, question: Question) -> str | None:
-        """Why the reference answer can't be graded; None when it can."""
-        return _unfit(question) or (None if _set(question.answer) else "the answer lists nothing")
-
-
-def _unfit(question: Question) -> str | None:
-    if len(question.answer) > MAX_SPAN:
-        return f"the answer has {len(question.answer)} characters, more than {MAX_SPAN}"
-    return None
+        if len(question.answer) > MAX_SPAN:
+            return f"the answer has {len(question.answer)} characters, more than {MAX_SPAN}"
+        return None if self.reference(question) else "the answer holds no words"
 
 
 def _set(words: str) -> str:
@@ -147,14 +125,7 @@ def _parts(words: str) -> list[str]:
     return [re.sub(r"\s*,\s*", ",", part) for part in [*parts, words[start:]]]
 
 
-def _compare(
-    grader: ExactGrader | SetGrader,
-    texts: Sequence[str],
-    questions: Sequence[Question],
-    canonical: Callable[[str], str],
-) -> list[Grade]:
-    grades = []
-    for text, question in zip(texts, questions, strict=True):
-        parsed = grader.extract(text)
-        grades.append(Grade(parsed, parsed is not None and parsed == canonical(question.answer)))
-    return grades
+class SetGrader(ExactGrader):
+    """The same set of words as the reference: order and repetition are free, extras are wrong."""
+
+    canonical = staticmethod(_set)
