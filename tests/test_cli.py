@@ -57,7 +57,7 @@ def test_help_fits_a_screen(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*words, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 8 <= len(lines) <= 42
+    assert 8 <= len(lines) <= (30 if words == ["plan"] else 42)
     assert all(len(line) <= 90 for line in lines)
     assert any(line.startswith("Example") for line in lines)
 

@@ -112,7 +112,9 @@ COMMAND = Command(
         Option("--no-roofline", "sampler: do not measure the machine's own rates."),
         Option("--stage", "train: sft or dpo; default: sft.", "STAGE", read=_stage),
         _number("--steps", 2, 10_000, "train: steps; the first one is not timed; default: 4."),
-        Option("--peer-batches", "sampler: batch sizes to try; default: 4,8,16.", "N,N", read=_sizes),
+        Option(
+            "--peer-batches", "sampler: batch sizes to try; default: 4,8,16.", "N,N", read=_sizes
+        ),
         Option("--no-peer", "Do not run transformers or TRL."),
     ),
     fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),

@@ -32,7 +32,7 @@ class Sizes:
     """Dtype of weights and activations."""
     shapes: CacheShape
     """Shapes of the sampler's caches, for the last role's prompts."""
-    lanes: PrefillShape
+    prefill: PrefillShape
     """Shapes of prefill calls."""
     sft: Plan
     dpo: Plan
@@ -56,7 +56,7 @@ def choose_sizes(
     return Sizes(
         dtype=dtype,
         shapes=_cache_shapes(config, spec, work, target, mesh, weights, dtype),
-        lanes=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
+        prefill=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
         sft=_typical_step(config.train.sft, spec, last, mesh, platform),
         dpo=_typical_step(config.train.dpo, spec, last, mesh, platform),
     )
