@@ -38,8 +38,10 @@ def dpo_examples(count: int, vocab: int, seed: int) -> list[DpoExample]:
     examples = []
     for i, (prompt, answer) in enumerate(_lengths(count)):
         other = max(1, round(answer * rng.uniform(0.7, 1.3)))
-        ids = (_ids(rng, vocab, length) for length in (prompt, answer, other))
-        examples.append(DpoExample(*ids, chosen_node_id=f"Q{i}", question_id=f"Q{i}"))
+        ids, chosen, rejected = (_ids(rng, vocab, length) for length in (prompt, answer, other))
+        name = f"Q{i}"
+        example = DpoExample(ids, chosen, rejected, chosen_node_id=name, question_id=name)
+        examples.append(example)
     return examples
 
 
