@@ -13,21 +13,13 @@ import unicodedata
 
 from malt_jax.tasks.base import ComparingGrader, Question
 from malt_jax.tasks.graders.languages import fold
-from malt_jax.tasks.graders.patterns import MAX_SPAN
+from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
 from malt_jax.tasks.graders.statements import statements
 
 _CHARACTERS = str.maketrans("−‐–’‘“”", "---''\"\"")
 _MEANT = ("<super>", "<sub>", "<circle>", "<square>", "<fraction>")  # 10² is not 102
-_MARKS = re.compile(  # "**" between two words is a power
-    r"(?<![\w*])\*\*|\*\*(?![\w*])|`|\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"
-)
+_RE = Patterns("exact")
 _EDGES = "\"'$ \t\u200b\u200c\u200d\u2060\ufeff"
-_AROUND = re.compile(r"\*([^*]+)\*|_([^_]|[^_].*[^_])_|[(\[{]([^()\[\]{},;]+)[)\]}]")
-_ARTICLE = re.compile(r"^(?:the\s+(?=\w)|an?\s+(?=\w\w))")  # "A B" names two things
-_ITEM = re.compile(r"[ \t]*(?:[-*•]|[0-9]{1,2}[.)])[ \t]+(\S[^\n]*)(?:\n|$)")
-_BRACKET_OR_SEPARATOR = re.compile(  # the comma of 1,000 separates nothing
-    r"[()\[\]{}]|,? and |(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|[;\n]| & ", re.IGNORECASE
-)
 
 
 def final_words(text: str) -> str | None:
@@ -53,7 +45,7 @@ def _below(text: str, start: int, end: int, span: str) -> str:
     line = text.rfind("\n", 0, place) + 1
     # Items are collected line by line, up to the first line that is no item.
     items = []
-    while line > start and (item := _ITEM.match(text, line)):
+    while line > start and (item := _RE.item.match(text, line)):
         items.append(item[1])
         line = item.end()
     return ", ".join(items) or span
@@ -64,15 +56,15 @@ def tidy(words: str) -> str:
     words = fold(words)
     words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
-    words = _MARKS.sub(lambda m: m[1] or "", words)
+    words = _RE.marks.sub(lambda m: m[1] or "", words)
     # Quotes, brackets and marks may be nested in any order, so this repeats until nothing changes.
     before = None
     while words != before:
         before = words
         words = words.strip(_EDGES).rstrip(".!")
-        if around := _AROUND.fullmatch(words):
+        if around := _RE.around.fullmatch(words):
             words = around[around.lastindex or 0]
-    return " ".join(_ARTICLE.sub("", words).split())
+    return " ".join(_RE.article.sub("", words).split())
 
 
 def _means_more(character: str) -> bool:
@@ -100,7 +92,7 @@ class ExactGrader(ComparingGrader):
 
 def _set(words: str) -> str:
     """The elements, each once and in alphabetical order."""
-    words = _MARKS.sub(lambda m: m[1] or "", fold(words))
+    words = _RE.marks.sub(lambda m: m[1] or "", fold(words))
     words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
     # The full stop at the end is dropped, but not the last point of an ellipsis.
     parts = _parts(re.sub(r"(?<!\.)\.$", "", words.strip(_EDGES)))
@@ -111,7 +103,7 @@ def _set(words: str) -> str:
 def _parts(words: str) -> list[str]:
     """The parts between separators outside of brackets; one pair around everything is ignored."""
     parts, start, depth = [], 0, 0
-    for match in _BRACKET_OR_SEPARATOR.finditer(words):
+    for match in _RE.bracket_or_separator.finditer(words):
         if match[0] in "([{":
             depth += 1
         elif match[0] in ")]}":
