@@ -198,7 +198,8 @@ class _Arguments:
         program, trainable, frozen = self._trained(phase, spec)
         state = jax.eval_shape(partial(training.init_state, program), trainable)
         # `eval_shape` drops shardings, and those of the state follow from the weights'.
-        state = replace(state, trainable=_placed(state.trainable, _shardings(trainable)))
+        where = jax.tree.map(lambda x: x.sharding, trainable)
+        state = replace(state, trainable=_placed(state.trainable, where))
         state = _placed(state, state_shardings(program, state, spec, self.mesh))
         shape = largest(plan)
         batch = training.Batch(
@@ -267,10 +268,6 @@ def _placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
     )
-
-
-def _shardings(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def _key() -> jax.ShapeDtypeStruct:

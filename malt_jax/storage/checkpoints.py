@@ -11,7 +11,6 @@ silence. Arrays are saved from and restored to whatever devices hold them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 
 from malt_jax.errors import UserError
+from malt_jax.hashing import files_beneath, sha256_all
 from malt_jax.storage import selfsealed, signals
 from malt_jax.storage.atomic import discard, explained, make_folder, write_bytes, write_json
 from malt_jax.storage.references import load_or_compute
@@ -154,10 +154,6 @@ def _verified(path: Path) -> dict[str, Any]:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    hashes = {}
-    for file in sorted((path / STATE).rglob("*")):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            hashes[file.relative_to(path).as_posix()] = digest
-    return hashes
+    files = sorted(files_beneath(path / STATE))
+    names = (file.relative_to(path).as_posix() for file in files)
+    return dict(zip(names, sha256_all(files), strict=True))

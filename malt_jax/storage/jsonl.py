@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
+from malt_jax.checks import no_constant
 from malt_jax.errors import UserError
 from malt_jax.regular_files import open_regular, read_bytes
 from malt_jax.storage.atomic import append_bytes, explained
@@ -118,11 +119,7 @@ def recover(path: str | os.PathLike) -> int:
 def _decode(line: bytes) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise ValueError("a torn line")
-    record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    record = json.loads(line.decode("utf-8"), parse_constant=no_constant)
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__}")
     return record
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"the number {name}")

@@ -45,7 +45,9 @@ def load(
         for family, source in zip(FAMILIES, sources, strict=True):
             entry = source[index]
             question = _question(entry["question"], entry["answer"], family, split)
-            if _split_of(question.text) == split and len(questions) < wanted:
+            share = hashlib.sha256(question.text.encode()).digest()[0] % EVAL_SHARE
+            own = split == ("train" if share else "eval")
+            if own and len(questions) < wanted:
                 questions.setdefault(question.id, question)
         if len(questions) == wanted:
             return list(questions.values())
@@ -53,10 +55,6 @@ def load(
         f"{wanted} puzzles asked for, only {len(questions)} different ones were found; "
         "ask for fewer"
     )
-
-
-def _split_of(text: str) -> str:
-    return "train" if hashlib.sha256(text.encode()).digest()[0] % EVAL_SHARE else "eval"
 
 
 def _question(text: str, answer: str, family: str, split: str) -> Question:

@@ -54,7 +54,10 @@ def _below(text: str, start: int, end: int, span: str) -> str:
 def tidy(words: str) -> str:
     """The one spelling to which all spellings of an answer are brought."""
     words = fold(words)
-    words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
+    words = "".join(
+        c if unicodedata.decomposition(c).startswith(_MEANT) else unicodedata.normalize("NFKC", c)
+        for c in words
+    )
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
     words = _RE.marks.sub(lambda m: m[1] or "", words)
     # Quotes, brackets and marks may be nested in any order, so this repeats until nothing changes.
@@ -65,10 +68,6 @@ def tidy(words: str) -> str:
         if around := _RE.around.fullmatch(words):
             words = around[around.lastindex or 0]
     return " ".join(_RE.article.sub("", words).split())
-
-
-def _means_more(character: str) -> bool:
-    return unicodedata.decomposition(character).startswith(_MEANT)
 
 
 class ExactGrader(ComparingGrader):

@@ -67,9 +67,13 @@ def statements(text: str) -> list[Statement]:
         against = _RE.before_box.search(_clause(lead)) or _RE.after_box.match(text, box.end)
         found.append(_emptied(box) if i in denied or against else box)
     # 3. Statements that the next sentence takes back.
-    found = [_emptied(s) if _taken_back(text, s) else s for s in found]
+    for i, stated in enumerate(found):
+        if _RE.taken_back.search(text[stated.end : stated.end + _CLAUSE]):
+            found[i] = _emptied(stated)
     # 4. A comment such as "The answer is correct" counts only if nothing else is stated.
-    return sorted(found or _comments(text), key=lambda s: s.start)
+    if not found:
+        found = [s for s in _prose(text, comments=True) if not _denied(text, s)]
+    return sorted(found, key=lambda s: s.start)
 
 
 def _hashes(text: str) -> list[Statement]:
@@ -124,11 +128,6 @@ def _sentence(line: str) -> str:
     return line[: stop.start()] if stop else line
 
 
-def _comments(text: str) -> list[Statement]:
-    """ "The answer is correct" where nothing else is stated: then "correct" is the answer."""
-    return [s for s in _prose(text, comments=True) if not _denied(text, s)]
-
-
 def _denied(text: str, words: Statement) -> bool:
     """Whether the clause denies or supposes what it states. A `####` line has no clause before."""
     if words.form != "prose":
@@ -136,10 +135,6 @@ def _denied(text: str, words: Statement) -> bool:
     clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
     near = " ".join(clause.split()[-_NEAR:])  # "those that don't count ... give our answer:" states
     return bool(_RE.negation.search(f"{near} {words.before}") or _RE.supposed.search(clause))
-
-
-def _taken_back(text: str, statement: Statement) -> bool:
-    return bool(_RE.taken_back.search(text[statement.end : statement.end + _CLAUSE]))
 
 
 def _clause(text: str) -> str:
