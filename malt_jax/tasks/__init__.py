@@ -73,6 +73,8 @@ def _benchmark(name: str, allow_code: bool) -> Task:
     known = _benchmarks()
     about = known["tasks"][name]
     load = Benchmark({split: Rows(**known["rows"][about[split]]) for split in ("train", "eval")})
-    grader, answer_format = benchmark_grader(about["grader"], allow_code)
+    # Only graders of code run what a model wrote, which the user has to allow.
+    settings = {"allow_code": allow_code} if about["grader"] == "code" else {}
+    grader, answer_format = benchmark_grader(about["grader"], **settings)
     templates = role_templates(answer_format)
     return Task(name, about["description"], load, grader, templates, answer_format)
