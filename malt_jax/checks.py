@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from malt_jax.errors import UserError
 
@@ -90,6 +90,11 @@ def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {show(twice)} appears twice in one object")
     return values
+
+
+def no_constant(name: str) -> NoReturn:
+    """A `parse_constant` for `json.loads` that raises ValueError for NaN and infinity."""
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def whole_number(text: str) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from malt_jax.checks import show, whole_number
 from malt_jax.config.mesh import MeshConfig
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
@@ -112,12 +112,11 @@ def initialize(config: MeshConfig) -> None:
             heartbeat_timeout_seconds=config.heartbeat,
         )
     except (RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = place.coordinator if place else "found by JAX on this cluster"
         raise UserError(
-            f"mesh.coordinator: the processes of this run ({where}) could not connect: {first}. "
-            "Start the same command on every host, with the same coordinator, and check that its "
-            "port can be reached."
+            f"mesh.coordinator: the processes of this run ({where}) could not connect: "
+            f"{first_line(error)}. Start the same command on every host, with the same "
+            "coordinator, and check that its port can be reached."
         ) from error
     # A cluster may have given this run a single process, which has nobody to wait for.
     if jax.process_count() > 1:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.checks import show
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 from malt_jax.escape import one_line
 
 PINNED: dict[str, Any] = {
@@ -45,7 +45,7 @@ def check_environment(env: Mapping[str, str] = os.environ) -> None:
         raise UserError(f"JAX cannot be imported ({error}); install it again.") from None
     except Exception as error:  # JAX refuses values of its variables with errors of several kinds
         raise UserError(
-            f"JAX refuses a variable of the environment ({_first_line(error)}); correct or unset "
+            f"JAX refuses a variable of the environment ({first_line(error)}); correct or unset "
             f"it. Set are: {', '.join(sorted(n for n in env if n.startswith('JAX_')))}."
         ) from None
     for name, value in PINNED.items():
@@ -83,7 +83,7 @@ def unusable_backend(error: Exception) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not any(f.name == "backends" and f.filename.endswith("xla_bridge.py") for f in frames):
         return None
-    reason = _first_line(error) if str(error).strip() else "JAX has no plugin for it"
+    reason = first_line(error) if str(error).strip() else "JAX has no plugin for it"
     if wanted := os.environ.get("JAX_PLATFORMS"):
         return one_line(
             f"JAX_PLATFORMS: found {show(wanted)}, which cannot be used here ({reason}); install "
@@ -209,7 +209,3 @@ def _numbers(path: str | Path) -> dict[str, int]:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e7 else f"{count / 1e6:,.2f} MB"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

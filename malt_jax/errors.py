@@ -20,6 +20,11 @@ class HubError(UserError):
     """A model or a data set could not be loaded from the hub."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class RunStopped(Exception):
     """The run was asked to stop (SIGTERM or Ctrl-C) and its state is saved: exit 143 or 130."""
 

@@ -178,9 +178,9 @@ class Dashboard(Progress):
         """Does nothing, because the panel is drawn four times per second anyway."""
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """A count with its noun: `1 step`, `2,000 steps`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 import malt_jax as malt
-from malt_jax.bench.questions import word_problems
+from malt_jax.bench.inputs import word_problems
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler

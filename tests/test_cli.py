@@ -57,7 +57,7 @@ def test_help_fits_a_screen(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*words, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 8 <= len(lines) <= 42
+    assert 8 <= len(lines) <= (30 if words == ["plan"] else 42)
     assert all(len(line) <= 90 for line in lines)
     assert any(line.startswith("Example") for line in lines)
 
@@ -483,8 +483,8 @@ def test_a_benchmark_takes_its_fields_from_the_config(what, model):
     made = config.load(None, invocation.fields)
     half = import_module(f"malt_jax.bench.{what}")
     found = bench.arguments(what, half, made, invocation.options)
-    assert found.model == str(model) and found.no_peer
-    assert what == "train" or found.rows == 6
+    assert found["model"] == str(model) and found["no_peer"]
+    assert what == "train" or found["rows"] == 6
 
 
 @pytest.mark.parametrize("columns", ["9" * 5000, "²", "-5", "0", "99999999"])

@@ -180,7 +180,7 @@ def test_pieces_are_sealed_one_by_one_and_a_foreign_folder_in_their_place_is_mov
     def export(fail_at=None):
         done = []
         with journal(run, "export") as one:
-            for name, folder in one.pending(pieces):
+            for name, folder in one.pending(pieces, folders=True):
                 if name == fail_at:
                     raise RuntimeError
                 folder.mkdir(parents=True)

@@ -318,7 +318,7 @@ def placement_of(made: Config, spec: ModelSpec) -> Any:
         (program.name, program.shape, described(program.build(spec.num_layers)))
         for program in setting.programs
     ]
-    return setting.layout.shape, repr(setting.sizes.shapes), setting.sizes.lanes, programs
+    return setting.layout.shape, repr(setting.sizes.shapes), setting.sizes.prefill, programs
 
 
 def described(program: tuple[Callable, tuple[Any, ...]]) -> str:

@@ -151,7 +151,7 @@ def test_a_plan_without_a_compiler_is_plain_data_and_fits_a_large_chip(small):
     assert plan["fits"] and all(program["fits"] for program in plan["programs"])
     assert not plan["compiled"]
     names = [program["name"] for program in plan["programs"]]
-    sampling = ["fork", "prefill 8", "prefill 32", "decode"]
+    sampling = ["copy", "prefill 8", "prefill 32", "decode"]
     assert names == [*sampling, "sft step", "dpo step", "reference"]
     assert {stage["name"] for stage in plan["stages"]} == {"search", "training", "evaluation"}
 
@@ -167,7 +167,7 @@ def test_the_plan_has_the_rows_the_sampler_would_take(small):
         branch = changed.pipeline.roles[-1].branch
         shapes = sampler.shapes(setting.sizes.shapes.prefix_tokens, last.longest, branch)
         assert setting.sizes.shapes == first_shape(shapes, last.nodes // sampler.streams)
-        assert setting.sizes.lanes == prefill_shape(changed.sampler, "cpu", 1)
+        assert setting.sizes.prefill == prefill_shape(changed.sampler, "cpu", 1)
 
 
 def test_what_does_not_fit_names_a_setting_with_which_it_does(small):

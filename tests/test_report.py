@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
-from malt_jax.report import build_report, figures, tree_text
+from malt_jax.report import build_report, figures
 from malt_jax.report.drawing import COLOURS, inline_svg, svg_file, to_svg
 from malt_jax.report.embed import script_json
 from malt_jax.report.figures import DepthValues
@@ -77,7 +77,7 @@ def page(run) -> Page:
 @pytest.fixture
 def only_svg(monkeypatch):
     """For tests of the page alone: PDF and PNG files take most of the time of a report."""
-    monkeypatch.setattr("malt_jax.report.gallery.save", lambda figure, path: None)
+    monkeypatch.setattr("malt_jax.report.drawing.save", lambda figure, path: None)
 
 
 def test_page_holds_every_question_of_every_round(run, page):
@@ -300,15 +300,6 @@ def test_a_point_of_a_figure_says_what_it_is(run, page):
 def test_figures_of_nothing_are_not_drawn():
     assert figures.cost_by_stage({}) is figures.reward_by_depth([]) is None
     assert figures.learning_curve("a", [(0, 1.0)]) is None
-
-
-def test_tree_text_shows_each_node_once_within_the_width(run):
-    for tree in _trees(run):
-        lines = tree_text(Tree.from_record(tree), width=72).splitlines()
-        assert len(lines) == 2 + len(tree["nodes"])
-        assert all(len(line) <= 72 for line in lines)
-        assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join(lines))
-        assert sum("✓" in line for line in lines) >= sum(n.get("reward", 0) for n in tree["nodes"])
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def test_hub_rows_are_parsed_as_local_ones(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gms8k", "did you mean 'gsm8k'"),
+        ("gms8k", "Did you mean 'gsm8k'"),
         ("qqqq", "choose from arithmetic"),
         ("", "choose from"),
         ("nowhere:TASK", "can't be imported"),
@@ -555,7 +555,7 @@ def test_your_own_answers_must_not_be_longer_than_a_final_answer_may_be(tmp_path
 def test_your_own_task_needs_a_file_and_a_known_grader():
     with pytest.raises(UserError, match=r"task\.train_path"):
         get_task("custom").load("train")
-    with pytest.raises(UserError, match="did you mean 'number'"):
+    with pytest.raises(UserError, match="Did you mean 'number'"):
         get_task("custom", grader="numbr")
 
 

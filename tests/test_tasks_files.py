@@ -22,6 +22,18 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'"text"', "found a text, not an object"),
     (b"17", "found a number, not an object"),
     (b"null", "found null, not an object"),
+    (b'{"question": "a\x00b", "answer": "#### 1"}', "NUL"),
+    (b'{"question": "a\xffb", "answer": "#### 1"}', "not UTF-8 (0xff)"),
+    (b'{"question": "a\nb", "answer": "#### 1"}', "not JSON"),
+    (b'{"question": "q", "question": "r", "answer": "#### 1"}', "appears twice"),
+    (b'{"question": "q", "answer": NaN}', "NaN is not a JSON value"),
+    (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "line 2"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "is already at line 1"),
+    (b'{"question": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 10,000,000 bytes"),
+]
+
+UNUSABLE_ROWS = [  # the same for lines that are JSON objects
     (b'{"question": "q"}', "no column `answer` (found: question)"),
     (b'{"answer": "#### 1"}', "no column `question`"),
     (b"{}", "found: none"),
@@ -35,20 +47,11 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'{"question": "q", "answer": "#### 1 or 2"}', "not one number"),
     (b'{"question": "q", "answer": "####"}', "not one number"),
     (b'{"question": "a\\u0000b", "answer": "#### 1"}', "NUL"),
-    (b'{"question": "a\x00b", "answer": "#### 1"}', "NUL"),
     (b'{"question": "a\\ud800b", "answer": "#### 1"}', "lone surrogate"),
-    (b'{"question": "a\xffb", "answer": "#### 1"}', "not UTF-8 (0xff)"),
-    (b'{"question": "a\nb", "answer": "#### 1"}', "not JSON"),
-    (b'{"question": "q", "question": "r", "answer": "#### 1"}', "appears twice"),
-    (b'{"question": "q", "answer": NaN}', "NaN is not a JSON value"),
-    (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "line 2"),
-    (b"[" * 100_000, "nested too deeply"),
     (b'{"id": "", "question": "q", "answer": "#### 1"}', "`id` is empty"),
     (b'{"id": "a\\u001b[2J", "question": "q", "answer": "#### 1"}', "control characters"),
     (b'{"id": "' + b"x" * 300 + b'", "question": "q", "answer": "#### 1"}', "200 characters"),
     (b'{"id": [1], "question": "q", "answer": "#### 1"}', "`id` is a list"),
-    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "is already at line 1"),
-    (b'{"question": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 10,000,000 bytes"),
 ]
 
 BAD_FILES = [  # (name, bytes or None, words)
@@ -101,6 +104,22 @@ def test_a_bad_line_is_named(tmp_path, line, words):
         load(path)
     assert words in str(error.value) and "line 2" in str(error.value)
     assert str(path) in str(error.value) and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize(("line", "words"), UNUSABLE_ROWS, ids=[w for _, w in UNUSABLE_ROWS])
+def test_an_unusable_row_is_left_out_by_name_and_does_not_stop_the_benchmark(
+    tmp_path, caplog, line, words
+):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(json.dumps({"id": "one", **GOOD}).encode() + b"\n" + line + b"\n")
+    assert [question.id for question in load(path)] == ["one"]
+    assert "1 rows left out: " in caplog.text and words in caplog.text
+    assert f"{path}, line 2" in caplog.text and "\x1b" not in caplog.text
+    # A file that holds nothing else is refused in the same words.
+    path.write_bytes(b"\n" + line + b"\n")
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert words in str(error.value) and "line 2" in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "content", "words"), BAD_FILES, ids=[f[0] for f in BAD_FILES])

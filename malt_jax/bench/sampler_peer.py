@@ -1,14 +1,11 @@
 """transformers' `generate` on the same prompts: the process that `bench.sampler` compares with.
 
-    python -m malt_jax.bench.sampler_peer '{"model": DIR, "prompts": FILE, "branch": 3, ...}'
-
-Prints one JSON object. Needs torch and transformers.
+Needs torch and transformers.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +84,3 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def _length(tokens: Sequence[int], ends: Sequence[int]) -> int:
     """Tokens up to and with the first end token."""
     return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))

@@ -1,60 +1,42 @@
 """`malt bench train`: training throughput and memory, beside TRL + PEFT in the same run.
 
 Both train LoRA adapters on all linear layers, over the same token ids in real GSM8K lengths
-(`bench.lengths`) and in one dtype, each in a process of its own, so that peak memory is its own.
+(`bench.inputs`) and in one dtype, each in a process of its own, so that peak memory is its own.
 Useful tokens are the prompt and completion tokens of every sequence (a DPO pair is two sequences),
 whatever a side pads, shares or skips. The first step is left out on both sides, and compiling on
 ours. The time of a DPO training includes one pass for the reference's log-probabilities.
-
-    python -m malt_jax.bench.train --model DIR --stage dpo
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import json
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malt_jax.bench.worker import answer, start
+from malt_jax.bench.worker import measured_apart, no_peer
 
 if TYPE_CHECKING:
     from malt_jax.data.examples import Example
     from malt_jax.models.spec import ModelSpec
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="", help="a local Hugging Face directory")
-    parser.add_argument("--stage", choices=("sft", "dpo"), default="sft")
-    parser.add_argument("--batch", type=int, default=8, help="examples or pairs per step")
-    parser.add_argument("--steps", type=int, default=4, help="steps; the first one is not timed")
-    parser.add_argument("--rank", type=int, default=16, help="LoRA rank")
-    parser.add_argument("--micro-tokens", type=int, default=0, help="train.*.loop.micro_tokens")
-    parser.add_argument("--row-length", type=int, default=0, help="train.*.loop.row_length")
-    parser.add_argument("--remat", default="auto", choices=("auto", "none", "dots", "full"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--no-peer", action="store_true", help="do not run TRL + PEFT")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+DEFAULTS: dict[str, Any] = {"stage": "sft", "steps": 4, "dtype": "float32", "no_peer": False}
+"""Settings beside the fields of the config; the first step is not timed."""
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(job: dict[str, Any]) -> dict[str, Any]:
     """Measures both sides; the result is printed as the last line of standard output."""
-    job = {name: value for name, value in vars(args).items() if name not in ("worker", "no_peer")}
-    job |= {"model": str(Path(args.model).absolute()), "threads": os.cpu_count()}
-    ours = start("malt_jax.bench.train", ["--worker", json.dumps(job)])
+    job = job | {"threads": os.cpu_count()}
+    ours = measured_apart("train", job)
     result = {"bench": "train", **job, **ours}
-    missing = [name for name in ("torch", "trl", "peft") if not importlib.util.find_spec(name)]
-    if args.no_peer or missing:
-        return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
+    if reason := no_peer(job, ("torch", "trl", "peft")):
+        return {**result, "peer": reason}
     job["device"] = result["platform"]
     # By default TRL recomputes activations; without that it is faster and needs more memory. The
     # ratio is to its faster setting, and the memory beside it is that of its leaner one.
     found = {
-        name: start("malt_jax.bench.train_peer", [json.dumps({**job, "checkpointing": on})])
+        name: measured_apart("train_peer", {**job, "checkpointing": on})
         for name, on in (("default", True), ("no_checkpointing", False))
     }
     fastest = max(peer["tokens_per_s"] for peer in found.values())
@@ -72,7 +54,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Our side, in this process."""
     import jax
 
-    from malt_jax.bench.lengths import dpo_examples, sft_examples
+    from malt_jax.bench.inputs import dpo_examples, sft_examples
     from malt_jax.config.lora import LoraConfig
     from malt_jax.config.training import DpoConfig, LoopConfig, SftConfig
     from malt_jax.memory import peak_bytes
@@ -181,14 +163,3 @@ def matmul_flops(dtype: str) -> float:
             product(x, x).block_until_ready()
             best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
     return best
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="malt bench train", description=__doc__)
-    add_arguments(parser)
-    args = parser.parse_args()
-    print(json.dumps(answer(measure, args.worker) if args.worker else run(args)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,11 @@
 """TRL + PEFT on the same token ids: the process that `bench.train` compares with.
 
-    python -m malt_jax.bench.train_peer '{"model": DIR, "stage": "sft", ...}'
-
-Prints one JSON object. Needs torch, trl and peft, which the package itself does not depend on.
+Needs torch, trl and peft, which the package itself does not depend on.
 """
 
 from __future__ import annotations
 
-import json
 import resource
-import sys
 import tempfile
 import time
 from typing import Any
@@ -23,7 +19,7 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from malt_jax.bench.lengths import dpo_examples, sft_examples
+    from malt_jax.bench.inputs import dpo_examples, sft_examples
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -107,7 +103,3 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         if gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))

@@ -1,11 +1,16 @@
-"""A benchmark's worker process: its last line of output is its result, or why it refused."""
+"""A measurement in a process of its own: it prints its result, or why it was refused, last.
+
+python -m malt_jax.bench.worker sampler_peer '{"model": DIR, ...}'
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from malt_jax.errors import UserError
@@ -13,21 +18,30 @@ from malt_jax.errors import UserError
 REFUSED = "refused"
 
 
-def start(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Runs a module in a process of its own and returns its result."""
+def measured_apart(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measure(job)` of a module of this folder returns in a process of its own."""
     # Standard error is not captured, so that progress and tracebacks reach the terminal.
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [sys.executable, "-m", __name__, module, json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     if REFUSED in result:
         raise UserError(result[REFUSED])
     return result
 
 
-def answer(measure: Callable[[dict[str, Any]], dict[str, Any]], job: str) -> dict[str, Any]:
-    """The worker's side of `start`: measures, and passes a refusal on."""
+def no_peer(job: Mapping[str, Any], packages: Sequence[str]) -> str | None:
+    """Why the peer is not measured; None if it can be."""
+    missing = [name for name in packages if not importlib.util.find_spec(name)]
+    return f"not run: {', '.join(missing) or 'asked not to'}" if job["no_peer"] or missing else None
+
+
+def main(module: str, job: str) -> None:
     try:
-        return measure(json.loads(job))
+        result = importlib.import_module(f"malt_jax.bench.{module}").measure(json.loads(job))
     except UserError as error:
-        return {REFUSED: str(error)}
+        result = {REFUSED: str(error)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

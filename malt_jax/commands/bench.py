@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from malt_jax.config.run import Config
 
 OWN = {
-    "sampler": ("questions", "branch", "max_new_tokens", "no_roofline"),
+    "sampler": ("questions", "branch", "max_new_tokens", "no_roofline", "peer_batches"),
     "train": ("stage", "steps"),
 }
 """Flags that only one of the two benchmarks has."""
 SAMPLER_FIELDS = ("rows", "width", "cache", "weights")
-LOOP_FIELDS = ("micro_tokens", "remat")
+LOOP_FIELDS = ("micro_tokens", "row_length", "remat")
 
 
 def run(invocation: Invocation) -> None:
@@ -39,21 +38,17 @@ def run(invocation: Invocation) -> None:
     print(json.dumps(bench.run(arguments(what, bench, config, options))))
 
 
-def arguments(
-    what: str, bench: Any, config: Config, options: argparse.Namespace
-) -> argparse.Namespace:
-    """The benchmark's arguments: its defaults, overridden by the config and then by flags."""
+def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """The benchmark's settings: its defaults, overridden by the config and then by flags."""
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
 
-    # An empty command line gives the benchmark's own defaults.
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    values = vars(parser.parse_args([]))
+    values = dict(bench.DEFAULTS)
     try:
-        values["model"] = os.fspath(local_folder(config.model.path, config.model.revision)[0])
+        folder, _ = local_folder(config.model.path, config.model.revision)
     except UserError as error:
         raise UserError(f"model.path: {error}") from None
+    values["model"] = str(Path(folder).absolute())
     if config.model.dtype != "auto":
         values["dtype"] = config.model.dtype
     if what == "sampler":
@@ -76,7 +71,7 @@ def arguments(
                 f"bench: --max-new-tokens: found {values['max_new_tokens']}, but prompt and "
                 f"completion share the model's context of {context} tokens; lower it."
             )
-    return argparse.Namespace(**values)
+    return values
 
 
 def _number(flag: str, least: int, most: int, help: str) -> Option:
@@ -89,6 +84,12 @@ def _number(flag: str, least: int, most: int, help: str) -> Option:
         return number
 
     return Option(flag, help, "N", read=read)
+
+
+def _sizes(text: str) -> str:
+    if not all(whole_number(size) for size in text.split(",")):
+        raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: numbers such as 4,8,16")
+    return text
 
 
 def _stage(text: str) -> str:
@@ -111,6 +112,9 @@ COMMAND = Command(
         Option("--no-roofline", "sampler: do not measure the machine's own rates."),
         Option("--stage", "train: sft or dpo; default: sft.", "STAGE", read=_stage),
         _number("--steps", 2, 10_000, "train: steps; the first one is not timed; default: 4."),
+        Option(
+            "--peer-batches", "sampler: batch sizes to try; default: 4,8,16.", "N,N", read=_sizes
+        ),
         Option("--no-peer", "Do not run transformers or TRL."),
     ),
     fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from malt_jax.commands.command import Command, Option, Parser, add_option
@@ -66,7 +68,9 @@ def command_help(command: Command) -> str:
         group = parser.add_argument_group(
             "Fields that matter here, with [defaults]; `malt fields` lists all fields"
         )
-        add_fields(group, (known[path] for path in command.fields))
+        # A command's help fits a screen: of a field it has the first clause.
+        shown = (known[path] for path in command.fields)
+        add_fields(group, (replace(f, help=re.split("[.;] ", f.help)[0]) for f in shown))
     return parser.format_help()
 
 

@@ -74,16 +74,16 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
     from malt_jax.storage.signals import graceful_stop
-    from malt_jax.storage.writers import meet, writes
+    from malt_jax.storage.writers import is_writer, wait_for_all
 
     config, command = read_config(invocation), invocation.command.name
     # 1. Find the other processes, before any device is touched.
     initialize(config.mesh)
     if command in COMPUTES:
         devices()  # a device that cannot be used is refused before anything is read
-    if writes() and (reads_input or command == "train"):  # other commands log nothing
+    if is_writer() and (reads_input or command == "train"):  # other commands log nothing
         check_tracker(config)
-    quiet = config.quiet or not writes()  # of several processes only the first one prints
+    quiet = config.quiet or not is_writer()  # of several processes only the first one prints
     # 2. From here on a signal is a request to stop at a safe point.
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         # 3. Refuse what can be refused while nothing is written.
@@ -112,9 +112,9 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             try:
                 # 5. Set aside what is to be made again, before any process looks at what is
                 # finished.
-                if (stage := invocation.options.redo) and writes():
+                if (stage := invocation.options.redo) and is_writer():
                     shown.note(f"{stage} again; set aside in {manifest.redo(run, stage)}")
-                meet("stages begin")
+                wait_for_all("stages begin")
                 yield session
             except UserError:
                 if new:

@@ -47,16 +47,13 @@ COMMAND = Command(
     "program.",
     run=run,
     options=(
-        Option("--topology", "A TPU slice such as v5p:2x2x4 (extra `tpu`), or h100:1.", "NAME"),
-        Option("--whole", "Compile all layers; by default 2 and 3 layers, extended to all."),
+        Option("--topology", "Devices, as v5p:2x2x4 (needs libtpu) or h100:1.", "NAME"),
+        Option("--whole", "Compile all layers, not two depths of them."),
         Option("--json", "Print one JSON object as the last line."),
     ),
     fields=(
         "model.path",
         "task.num_train",
-        "pipeline.roles.N.branch",
-        "pipeline.roles.N.max_new_tokens",
-        "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
         "train.full",

@@ -11,7 +11,7 @@ from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import look, open_session, print_table, read_config
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import is_writer
 
 if TYPE_CHECKING:
     from malt_jax.evaluation.schema import Results
@@ -54,7 +54,7 @@ def run(invocation: Invocation) -> None:
 
             join(session, slices)
         results = _perform(session, name)
-    if results and writes():
+    if results and is_writer():
         from malt_jax.evaluation.tables import to_terminal
 
         print_table(to_terminal(results))
@@ -99,7 +99,7 @@ def _perform(session: Session, name: str) -> Results | None:
             _require(session, names.trained_stage(session.config.rounds - 1))
         results = stage(session)
         made = {"export": session.run.path / "export", "report": session.run.report}
-        if name in made and writes():
+        if name in made and is_writer():
             print(made[name])
         if name == "run":
             session.progress.note(f"report: {session.run.report}")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from malt_jax.checks import show
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 
 MAX_BYTES = 1_000_000
 """The largest config file; PyYAML needs about ten seconds for one of this size."""
@@ -38,13 +38,13 @@ def read_file(path: str) -> dict[str, Any]:
             "quickstart for the config in the package."
         ) from None
     except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise UserError(f"{path}: not a text file in UTF-8 ({_first_line(error)}).") from None
+        raise UserError(f"{path}: not a text file in UTF-8 ({first_line(error)}).") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply for a config.") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or _first_line(error)
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{path}{line}: not valid YAML ({problem}).") from None
     if data is not None and not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of config fields, found {show(data)}.")
@@ -127,7 +127,3 @@ def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
 
 def _problem(text: str, node: yaml.Node) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -11,7 +13,6 @@ from flax import nnx
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
-from malt_jax.export import generation
 from malt_jax.export.merged import write_merged
 from malt_jax.export.peft import write_peft
 from malt_jax.export.safetensors_writer import write_config
@@ -20,6 +21,7 @@ from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
 
 SHARD_BYTES = 4 << 30
+GENERATION = "generation_config.json"
 
 
 def export_role(
@@ -60,9 +62,34 @@ def export_role(
         base = model.path if model.revision else str(model.folder.resolve())
         write_peft(folder / "adapter", model.spec, adapter, lora, base, model.revision)
     if role is not None and writes:
-        path = model.folder / generation.NAME
+        path = model.folder / GENERATION
         base_settings = read_json(path) if path.is_file() else {}
-        settings = generation.generation_config(base_settings, role, model.tokenizer.end_ids)
-        write_config(folder / generation.NAME, settings)
+        settings = generation_config(base_settings, role, model.tokenizer.end_ids)
+        write_config(folder / GENERATION, settings)
     if card is not None and writes:
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def generation_config(
+    base: Mapping[str, Any], role: RoleConfig, end_ids: Sequence[int]
+) -> dict[str, Any]:
+    """generation_config.json: makes transformers sample a role's turns as our sampler does.
+
+    It has the token ids of the base model's file and the role's own sampling settings. Other
+    settings of the base model, such as a repetition penalty, are left out: the role was not
+    trained under them. `top_p` and `top_k` are written even when they are off, since transformers
+    has defaults of its own. `end_ids`: every token that ends a turn, which may be more than the
+    base model's file names.
+    """
+    ids = {name: value for name, value in base.items() if name.endswith("_token_id")}
+    if end_ids:
+        ids["eos_token_id"] = end_ids[0] if len(end_ids) == 1 else list(end_ids)
+    settings: dict[str, Any] = {
+        "do_sample": role.temperature > 0,
+        "max_new_tokens": role.max_new_tokens,
+    }
+    if role.temperature > 0:
+        settings |= {"temperature": role.temperature, "top_p": role.top_p, "top_k": role.top_k}
+    if role.stop:
+        settings["stop_strings"] = list(role.stop)
+    return ids | settings

@@ -73,15 +73,15 @@ def run_programs(
 
 
 def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
-    shapes, lanes, suffix = make.sizes.shapes, make.sizes.lanes, device_bytes(make.suffix())
+    shapes, calls, suffix = make.sizes.shapes, make.sizes.prefill, device_bytes(make.suffix())
     weights = make.weight_bytes()
     # The evaluation holds one role's fully trained weights beside those of the base model.
     base = weights if make.config.train.full else 0
-    words = f"{counted(make.heads, 'head')} of prompts"
+    words = counted(make.copies, "shared prefix", "shared prefixes")
     # While prefixes are written, the suffix caches of decoding lie on the device as well.
-    yield AbstractProgram("fork", "sampling", words, make.fork, (0,), suffix + weights + base)
-    for count in lanes.counts:
-        words = f"{count} x {lanes.tokens} tokens of prompts"
+    yield AbstractProgram("copy", "sampling", words, make.copy, (0,), suffix + weights + base)
+    for count in calls.counts:
+        words = f"{count} x {calls.tokens} tokens of prompts"
         build = partial(make.extend, count)
         yield AbstractProgram(prefill_name(count), "sampling", words, build, (0,), suffix + base)
     words = f"{shapes.rows} rows, {shapes.entries} prompts of {shapes.prefix_tokens}"
@@ -89,8 +89,8 @@ def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     yield AbstractProgram("decode", "sampling", words, make.decode, (2,), base)
 
 
-def prefill_name(lanes: int) -> str:
-    return f"prefill {lanes}"
+def prefill_name(prompts: int) -> str:
+    return f"prefill {prompts}"
 
 
 def _training(make: _Arguments) -> Iterator[AbstractProgram]:
@@ -154,7 +154,7 @@ class _Arguments:
         self.platform, self.parts = platform, mesh_parts(mesh, "batch")
 
     @property
-    def heads(self) -> int:
+    def copies(self) -> int:
         """Shared prefixes that one call copies."""
         return copies_per_call(self.sizes.shapes.entries, self.parts)
 
@@ -169,15 +169,15 @@ class _Arguments:
         """The float32 weights of full fine-tuning."""
         return parameters_on_mesh(self.config, self.spec, jnp.float32, self.mesh)[1]
 
-    def fork(self, depth: int) -> Call:
-        numbers = self._array((self.heads,), jnp.int32)
+    def copy(self, depth: int) -> Call:
+        numbers = self._array((self.copies,), jnp.int32)
         return cache.copy_entries, (self._prefix(self.spec.first_layers(depth)), numbers, numbers)
 
-    def extend(self, lanes: int, depth: int) -> Call:
+    def extend(self, prompts: int, depth: int) -> Call:
         spec = self.spec.first_layers(depth)
         graph, params = self._params(spec)
-        one = self._array((lanes,), jnp.int32)
-        tokens = self._array((lanes, self.sizes.lanes.tokens), jnp.int32)
+        one = self._array((prompts,), jnp.int32)
+        tokens = self._array((prompts, self.sizes.prefill.tokens), jnp.int32)
         call = PrefillCall(tokens, Chunks(one, one, one))
         weights = Weights(params, self._adapter(spec))
         return partial(prefill, graph), (self._prefix(spec), weights, call)
@@ -206,7 +206,8 @@ class _Arguments:
         program, trainable, frozen = self._trained(phase, spec)
         state = jax.eval_shape(partial(training.init_state, program), trainable)
         # `eval_shape` drops shardings, and those of the state follow from the weights'.
-        state = replace(state, trainable=_placed(state.trainable, _shardings(trainable)))
+        where = jax.tree.map(lambda x: x.sharding, trainable)
+        state = replace(state, trainable=_placed(state.trainable, where))
         state = _placed(state, state_shardings(program, state, spec, self.mesh))
         shape = largest(plan)
         kinds = {
@@ -281,10 +282,6 @@ def _placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
     )
-
-
-def _shardings(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def _key() -> jax.ShapeDtypeStruct:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from malt_jax.checks import whole_number
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 from malt_jax.models.mesh import slice_count
 
 MAX_CHIPS = 100_000
@@ -97,11 +97,10 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # libtpu's errors and its absence come as several kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--topology: {topology!r} could not be described ({first}). It needs libtpu "
-            "(the extra `tpu`: pip install '.[tpu]' in a clone of malt-jax) and a shape that chip "
-            "is offered in."
+            f"--topology: {topology!r} could not be described ({first_line(error)}). It needs "
+            "libtpu (the extra `tpu`: pip install '.[tpu]' in a clone of malt-jax) and a shape "
+            "that chip is offered in."
         ) from error
 
 

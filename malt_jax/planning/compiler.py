@@ -195,13 +195,9 @@ def seconds(figures: Figures, chip: Any) -> float | None:
         # Without a compiler's count, the arguments at least are read once.
         bounds.append(figures.get("bytes_moved", figures["arguments"]) / chip.bandwidth)
     if chip.links:
-        bounds.append(collective_bytes(figures) / chip.links)
+        delivered = sum(total["bytes"] for total in figures.get("collectives", {}).values())
+        bounds.append(delivered / chip.links)
     return max(bounds) or None
-
-
-def collective_bytes(figures: Figures) -> float:
-    """Bytes that one execution's collectives deliver to a chip."""
-    return sum(total["bytes"] for total in figures.get("collectives", {}).values())
 
 
 def total_bytes(figures: Figures) -> int:

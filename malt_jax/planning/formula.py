@@ -40,8 +40,8 @@ def temporaries(
 
 
 def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
-    shapes, lanes = sizes.shapes, sizes.lanes
-    if program.name == "fork":
+    shapes = sizes.shapes
+    if program.name == "copy":
         return 0
     if program.name == "decode":
         # A step's activations are small beside the float32 logits that top-k and top-p search.
@@ -49,7 +49,7 @@ def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
     # Prefill: the activations of one layer, the caches of the prompts in the call, and queries
     # times keys in float32, once as scores and once as probabilities.
     count = int(program.name.split()[-1])
-    tokens = count * lanes.tokens
+    tokens = count * sizes.prefill.tokens
     activations = (2 * spec.active_mlp + 4 * spec.d_model) * tokens
     caches = 2 * count * spec.kv_heads * spec.head_dim * shapes.prefix_tokens
     scores = 2 * FLOAT32 * tokens * spec.heads * shapes.prefix_tokens

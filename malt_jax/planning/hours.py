@@ -67,12 +67,12 @@ def _sampling(
     While completions wait, finished rows are refilled and a step gives a token in every row. The
     last completions of each block have nothing queued behind them: at most `last_steps` in all.
     """
-    lanes = sizes.lanes
-    filled = sum(count * math.ceil(tokens / lanes.tokens) for count, tokens in parts)
+    calls = sizes.prefill
+    filled = sum(count * math.ceil(tokens / calls.tokens) for count, tokens in parts)
     # A chunk is computed whole, however few of its tokens are real. Calls are counted at their
     # larger size, which the sampler takes while enough prompts wait.
     return {
-        prefill_name(lanes.counts[-1]): filled / lanes.counts[-1],
+        prefill_name(calls.counts[-1]): filled / calls.counts[-1],
         "decode": completions * mean / sizes.shapes.rows + last_steps,
     }
 

@@ -32,7 +32,7 @@ class Sizes:
     """Dtype of weights and activations."""
     shapes: CacheShape
     """Shapes of the sampler's caches, for the last role's prompts."""
-    lanes: PrefillShape
+    prefill: PrefillShape
     """Shapes of prefill calls."""
     steps: dict[str, Plan]
     """A typical step of each phase of training."""
@@ -56,7 +56,7 @@ def choose_sizes(
     return Sizes(
         dtype=dtype,
         shapes=_cache_shapes(config, spec, work, target, mesh, weights, dtype),
-        lanes=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
+        prefill=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
         steps={
             phase: _typical_step(config.train.phase(phase), spec, last, mesh, platform)
             for phase in phases(config)

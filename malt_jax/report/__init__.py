@@ -1,6 +1,5 @@
 """The report: one page that shows a run and every tree in it."""
 
 from malt_jax.report.build import build_report
-from malt_jax.report.terminal import tree_text
 
-__all__ = ["build_report", "tree_text"]
+__all__ = ["build_report"]

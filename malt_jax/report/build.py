@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,12 +13,11 @@ import yaml
 
 from malt_jax.errors import UserError
 from malt_jax.evaluation import sections
-from malt_jax.evaluation.schema import Results
-from malt_jax.regular_files import read_bytes
 from malt_jax.report import answers, embed, page, trees
-from malt_jax.report.gallery import Gallery
+from malt_jax.report.drawing import Gallery
 from malt_jax.report.prompts import Templates
 from malt_jax.storage import atomic
+from malt_jax.storage.jsonl import read_json
 
 PLOTS = "plots"
 """The folder of the figures as files."""
@@ -33,7 +31,7 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     `UserError` if the folder holds nothing to report.
     """
     run = Path(run)
-    results = _read_results(run / "results.json")
+    results = read_json(run / "results.json", "remove it and run `malt eval`")
     config = _read_yaml(run / "config.yaml")
     gallery = Gallery()
     curves = page.learning_curves(run / "metrics.jsonl", gallery)
@@ -107,15 +105,6 @@ def _write_page(run: Path, text: str, pages: Path | None) -> None:
     if not pages and beside.exists():
         # An earlier report had more data, and the page does not name this folder any more.
         shutil.rmtree(beside)
-
-
-def _read_results(path: Path) -> Results | None:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); remove it and run `malt eval`.") from error
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from malt_jax.escape import one_line
+from malt_jax.storage import atomic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -161,3 +162,26 @@ def inline_svg(root: ElementTree.Element, title: str) -> str:
     root.attrib |= {"class": "plot", "role": "img", "aria-label": title, "viewBox": box}
     root.set("style", f"max-width:{width}px")
     return ElementTree.tostring(root, encoding="unicode")
+
+
+class Gallery:
+    """Figures by the name of their files, for a paper or a slide."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, tuple[Figure, ElementTree.Element]] = {}
+
+    def add(self, name: str, figure: Figure | None) -> str:
+        """Keeps a figure under its name and returns its SVG for the page; "" without a figure."""
+        if figure is None:
+            return ""
+        svg = to_svg(figure)
+        # Names hold roles and systems, so they are reduced to what every file system takes.
+        self._figures[re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")] = figure, svg
+        return inline_svg(svg, str(figure.get_label()))
+
+    def write(self, folder: Path) -> None:
+        """Replaces the folder by the files of all figures."""
+        with atomic.atomic_directory(folder, replace=True) as built:
+            for name, (figure, svg) in self._figures.items():
+                (built / f"{name}.svg").write_text(svg_file(svg), encoding="utf-8")
+                save(figure, built / name)

@@ -15,7 +15,7 @@ from malt_jax.evaluation import cells, sections, tables
 from malt_jax.evaluation.credit_table import NOTE, contrast_table
 from malt_jax.evaluation.schema import Results
 from malt_jax.report import figures
-from malt_jax.report.gallery import Gallery
+from malt_jax.report.drawing import Gallery
 from malt_jax.report.trees import Group
 from malt_jax.storage.jsonl import read_lines
 

@@ -23,7 +23,7 @@ from malt_jax.stages.variants import Variant, shared_stages
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import make_folder
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import is_writer
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _adopt(session: Session, sub: Session, stage: str) -> None:
             # Before the copy, because sealing would vouch for whatever was copied.
             manifest.verify(session.run, [path])
             copy = sub.run.path / path.relative_to(session.run.path)
-            if writes():
+            if is_writer():
                 make_folder(copy.parent)
                 if path.is_dir():
                     shutil.copytree(path, copy, dirs_exist_ok=True)

@@ -96,7 +96,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
     # Round -1 is the base. After the last round the policies are the trained ones.
     rounds = dict(zip(HELD_OUT, (-1, config.rounds - 1), strict=True))
     paths = {when: held_out_trees(session.run, when) for when in rounds}
-    for when, path in journal.pending(paths):
+    for when, path in journal.pending(paths, folders=False):
         count = counted(len(questions), "held-out question")
         session.progress.note(f"{EVAL}: trees of {count} {when} training")
         forest = malt.search(

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from flax import nnx
 
 from malt_jax.data.role_data import policy_name
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 from malt_jax.export.cards import CardFacts, base_license, model_card
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import Adapter, targets_of
@@ -19,7 +19,7 @@ from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
-from malt_jax.storage.writers import first, writes
+from malt_jax.storage.writers import is_writer, on_writer
 
 
 def export(session: Session) -> None:
@@ -31,7 +31,7 @@ def export(session: Session) -> None:
     # Before the journal is opened, since that of a finished stage does nothing.
     if _lacks_merged(session):
         session.progress.note("export: again, because it was written without merged models")
-        first(lambda: _reopen(session))
+        on_writer(lambda: _reopen(session))
     identities = {
         role.name: latest(session, config.rounds - 1, policy_name(role.name, config.sharing))
         for role in session.pipeline.roles
@@ -39,10 +39,11 @@ def export(session: Session) -> None:
     roles = {role.name: role.config for role in session.pipeline.roles}
     weights = Weights(session)
     with session.journal(EXPORT) as journal:
-        for name, folder in journal.pending({name: run.export(name) for name in roles}):
+        places = {name: run.export(name) for name in roles}
+        for name, folder in journal.pending(places, folders=True):
             trained = weights(identities[name])
             # Other processes take part in `export_role` too, but only one of them makes the folder.
-            target = atomic_directory(folder) if writes() else nullcontext(folder)
+            target = atomic_directory(folder) if is_writer() else nullcontext(folder)
             with session.timed(f"{EXPORT} {name} ({identities[name]})"), target as building:
                 export_role(
                     session.model,
@@ -55,7 +56,7 @@ def export(session: Session) -> None:
                     card=model_card(_facts(session, name, identities)),
                 )
     if repository := config.export.push_to_hub:
-        first(lambda: _push_once(session, repository))
+        on_writer(lambda: _push_once(session, repository))
 
 
 def _lacks_merged(session: Session) -> bool:
@@ -115,8 +116,7 @@ def _push(session: Session, name: str) -> None:
             api.create_repo(target, private=True, exist_ok=True)
             api.upload_folder(repo_id=target, folder_path=session.run.export(role.name))
         except Exception as error:  # the hub's client lets many kinds of network errors through
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"export.push_to_hub: {target}: {reason}; the export itself is whole in "
+                f"export.push_to_hub: {target}: {first_line(error)}; the export itself is whole in "
                 f"{session.run.export(role.name)}."
             ) from error

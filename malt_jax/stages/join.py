@@ -29,7 +29,7 @@ from malt_jax.stages.slices import (
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import temporary
 from malt_jax.storage.journal import Journal
-from malt_jax.storage.writers import first
+from malt_jax.storage.writers import on_writer
 
 MOST_NAMED = 10
 """Missing slices that a message lists; a stranger's slice may be one of any number."""
@@ -52,7 +52,7 @@ def join(session: Session, places: Sequence[str]) -> None:
             return
         fetched = temporary(session.run.path / "slices")
         try:
-            first(lambda: _take(session, journal, places, fetched))
+            on_writer(lambda: _take(session, journal, places, fetched))
         finally:
             shutil.rmtree(fetched, ignore_errors=True)
     session.progress.note(f"{STAGE}: joined {len(places)} slices")

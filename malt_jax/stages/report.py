@@ -8,7 +8,7 @@ from malt_jax.report.build import PLOTS, build_report
 from malt_jax.stages.names import EVAL, REPORT
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import is_writer
 
 
 def report(session: Session) -> None:
@@ -23,7 +23,7 @@ def report(session: Session) -> None:
             return
         questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
         with session.timed(REPORT):
-            page = build_report(session.run.path, questions) if writes() else session.run.report
+            page = build_report(session.run.path, questions) if is_writer() else session.run.report
         if not manifest.stage_done(session.run, EVAL):
             journal.leave_open()
             session.progress.note("report: the run is not evaluated yet; it shows what there is")

@@ -20,7 +20,7 @@ from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import meet
+from malt_jax.storage.writers import wait_for_all
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -134,7 +134,7 @@ class Session:
         facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
         facts |= self._adapter_facts()
         # All processes have read the manifest before one of them adds to it.
-        meet("model looked up")
+        wait_for_all("model looked up")
         if known is None:
             manifest.amend(self.run, model=facts)
         elif known["fingerprint"] != facts["fingerprint"]:
@@ -316,7 +316,7 @@ class Session:
         }
         known = manifest.load(self.run).get("questions")
         # As for the model: all have read before one of them writes.
-        meet("questions looked up")
+        wait_for_all("questions looked up")
         if known is None:
             manifest.amend(self.run, questions=now)
         elif changed := [split for split in now if now[split] != known[split]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.regular_files import open_regular
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import is_writer
 
 _LEFTOVER = re.compile(r"\.(tmp|old)-malt-[0-9a-f]{8}-(.+)", re.DOTALL)
 """Temporary names that only this package makes. Other hidden files belong to somebody else."""
@@ -57,7 +57,7 @@ def explained(path: Path) -> Iterator[None]:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Replaces a file atomically: readers see either the old content or all of `data`."""
-    if not writes():
+    if not is_writer():
         return
     path = Path(path)
     with explained(path):
@@ -100,7 +100,7 @@ def append_bytes(path: Path, data: bytes, *, durable: bool) -> None:
     A write that fails half-way, for instance on a full disk, is undone before `UserError` is
     raised. Only a kill or a power cut can leave a part of `data` behind.
     """
-    if not writes():
+    if not is_writer():
         return
     with explained(path):
         make_folder(path.parent)

@@ -11,7 +11,6 @@ silence. Arrays are saved from and restored to whatever devices hold them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import jax
 import numpy as np
 
 from malt_jax.errors import UserError
+from malt_jax.hashing import files_beneath, sha256_all
 from malt_jax.storage import selfsealed, signals
 from malt_jax.storage.atomic import discard, explained, make_folder, write_bytes, write_json
 from malt_jax.storage.references import load_or_compute
-from malt_jax.storage.writers import meet, writes
+from malt_jax.storage.writers import is_writer, wait_for_all
 
 SEAL, STATE = "seal.json", "state"
 
@@ -47,18 +47,18 @@ class CheckpointFolder:
         path = (self.folder / name).absolute()
         leaves = _leaves(tree)
         with explained(path):
-            if writes():
+            if is_writer():
                 discard(path)
                 make_folder(path)
             # Every process writes its part of the arrays, so none may begin before the old files
             # are gone.
-            meet(f"checkpoint {name} begins")
+            wait_for_all(f"checkpoint {name} begins")
             ocp.save(path / STATE, leaves)
-            if writes():
+            if is_writer():
                 kinds = {key: [str(leaf.dtype), list(leaf.shape)] for key, leaf in leaves.items()}
                 seal = {"facts": facts, "leaves": kinds, "files": _hashes(path)}
                 write_bytes(path / SEAL, selfsealed.encode(seal))
-        meet(f"checkpoint {name} sealed")
+        wait_for_all(f"checkpoint {name} sealed")
 
     def facts(self, name: str) -> dict[str, Any]:
         return _read(self.folder / name)["facts"]
@@ -89,7 +89,7 @@ class CheckpointFolder:
         return jax.tree.unflatten(jax.tree.structure(like), [found[key] for key in wanted])
 
     def remove(self, prefix: str, keep: str = "") -> None:
-        if writes():
+        if is_writer():
             for path in self._begun(prefix):
                 if path.name != keep:
                     discard(path)
@@ -154,10 +154,6 @@ def _verified(path: Path) -> dict[str, Any]:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    hashes = {}
-    for file in sorted((path / STATE).rglob("*")):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            hashes[file.relative_to(path).as_posix()] = digest
-    return hashes
+    files = sorted(files_beneath(path / STATE))
+    names = (file.relative_to(path).as_posix() for file in files)
+    return dict(zip(names, sha256_all(files), strict=True))

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 from malt_jax.memory import release_freed
 from malt_jax.storage import manifest, mirror
 from malt_jax.storage.atomic import write_bytes, write_json, write_text
-from malt_jax.storage.jsonl import append_lines, encode, read_lines, recover
+from malt_jax.storage.jsonl import append_lines, encode, read_json, read_lines, recover
 from malt_jax.storage.rundir import RunDir
 from malt_jax.storage.signals import raise_if_stopped
-from malt_jax.storage.writers import first, meet, writes
+from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
 
 Meter = Callable[[], Callable[[], dict[str, Any]]]
 """Starts a measurement and returns a function that gives the figures since that moment."""
@@ -171,7 +171,7 @@ class Journal:
         for path in unsealed:
             recover(path)
         # No process may read a file before process 0 has cut off its torn last line.
-        meet("shards recovered")
+        wait_for_all("shards recovered")
         # 3. Work on the blocks that lack a record; files that are sealed are not touched.
         written: dict[Path, set[Key]] = {}
         costs = self.block_costs(self.run, self.stage)
@@ -210,8 +210,8 @@ class Journal:
         self.record_cost(**{**figures(), "seconds": total})
         self._seal([*unsealed, self.block_costs_path(self.run, self.stage), self._write_cost()])
 
-    def pending(self, pieces: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-        """The named files or folders that are not sealed yet; each is sealed after its turn.
+    def pending(self, pieces: Mapping[str, Path], *, folders: bool) -> Iterator[tuple[str, Path]]:
+        """The named files or `folders` that are not sealed yet; each is sealed after its turn.
 
         What is in the place of one and was never sealed is moved aside first, except a file
         that the stage writes itself, which is overwritten.
@@ -220,8 +220,7 @@ class Journal:
         for name, path in () if self.done else pieces.items():
             if path in sealed:
                 continue
-            # A path without a suffix stands for a folder, whatever is in its place now.
-            if writes() and path.exists() and (path.is_dir() or not path.suffix):
+            if is_writer() and path.exists() and (folders or path.is_dir()):
                 kept = manifest.set_aside(self.run, path)
                 self._progress.note(f"{path}: what was here is in {kept} now")
             yield name, path
@@ -237,7 +236,8 @@ class Journal:
     @classmethod
     def block_costs(cls, run: RunDir, stage: str) -> dict[str, Any]:
         """What each finished block cost, by the number of its first item."""
-        return _read_costs(cls.block_costs_path(run, stage))
+        remedy = "restore it or remove it: the questions answered so far then count no seconds"
+        return read_json(cls.block_costs_path(run, stage), remedy) or {}
 
     @property
     def _cost_path(self) -> Path:
@@ -253,7 +253,7 @@ class Journal:
         """Registers what is finished in the manifest and copies it to the mirror."""
         manifest.seal(self.run, self.stage, units, done=done)
         if url := self._mirror:
-            first(lambda: mirror.push(self.run, url))
+            on_writer(lambda: mirror.push(self.run, url))
         release_freed()
 
 
@@ -262,19 +262,3 @@ def _keys(path: Path, key: Sequence[str]) -> set[Key]:
     if not path.exists():
         return set()
     return {tuple(record[name] for name in key) for record in read_lines(path)}
-
-
-def _read_costs(path: Path) -> dict[str, Any]:
-    import json
-
-    from malt_jax.errors import UserError
-
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f"{path}: not JSON ({error}); restore it, or remove it, and the seconds of the "
-            "questions answered so far are left out of the table."
-        ) from None

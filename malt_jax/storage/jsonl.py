@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
+from malt_jax.checks import no_constant
 from malt_jax.errors import UserError
-from malt_jax.regular_files import open_regular
+from malt_jax.regular_files import open_regular, read_bytes
 from malt_jax.storage.atomic import append_bytes, explained
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import is_writer
 
 Record = TypeVar("Record")
 
@@ -41,7 +42,7 @@ def append_lines(
     """
     path = Path(path)
     # The last byte shows a torn line. Appending to it would join two records into a damaged one.
-    if writes() and path.is_file() and path.stat().st_size:
+    if is_writer() and path.is_file() and path.stat().st_size:
         with explained(path), open(open_regular(path, os.O_RDWR), "rb") as file:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
@@ -50,9 +51,23 @@ def append_lines(
 
 
 def read_lines(path: str | os.PathLike, needs: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yields the records of a shard; a damaged line raises `UserError` with its number.
+    """Yields the records of a shard; one that lacks a field in `needs` counts as damaged."""
 
-    A line that lacks one of the fields in `needs` counts as damaged.
+    def complete(record: dict[str, Any]) -> dict[str, Any]:
+        if missing := [field for field in needs if field not in record]:
+            raise ValueError(f"one without {', '.join(missing)}")
+        return record
+
+    return read_records(path, complete)
+
+
+def read_records(
+    path: str | os.PathLike, parse: Callable[[dict[str, Any]], Record]
+) -> Iterator[Record]:
+    """Yields the lines of a shard as typed records.
+
+    A line that is damaged, or that `parse` refuses with a ValueError, raises `UserError` with its
+    number.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,21 +75,29 @@ def read_lines(path: str | os.PathLike, needs: Collection[str] = ()) -> Iterator
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = _decode(line)
-                if missing := [field for field in needs if field not in record]:
-                    raise ValueError(f"one without {', '.join(missing)}")
+                record = parse(_decode(line))
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{path}:{number}: expected one JSON object and a newline, found {error}; "
-                    "restore the file or remove it and run the stage again."
+                    f"{path}:{number}: expected one record on a line, found {error}; restore the "
+                    "file or remove it and run the stage again."
                 ) from error
             yield record
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file, None without one; `UserError` with a remedy for a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); {remedy}.") from error
 
 
 def recover(path: str | os.PathLike) -> int:
     """Drops a torn last line (no newline, or not JSON) and returns the number of bytes dropped."""
     path = Path(path)
-    if not writes() or not path.exists():
+    if not is_writer() or not path.exists():
         return 0
     with explained(path), open(open_regular(path, os.O_RDWR), "r+b") as file:
         # `start` is where the last line begins, which is the new length of the file if it is torn.
@@ -96,30 +119,7 @@ def recover(path: str | os.PathLike) -> int:
 def _decode(line: bytes) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise ValueError("a torn line")
-    record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    record = json.loads(line.decode("utf-8"), parse_constant=no_constant)
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__}")
     return record
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"the number {name}")
-
-
-def read_records(
-    path: str | os.PathLike, parse: Callable[[dict[str, Any]], Record]
-) -> Iterator[Record]:
-    """Yields the lines of a shard as typed records.
-
-    A line that `parse` refuses with a ValueError raises `UserError` naming it, as a damaged one.
-    """
-    # Counted as in `read_lines`, so that both name the same line.
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            record = parse(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}:{number}: found {error}; restore the file or remove it and run the stage "
-                "again."
-            ) from error
-        yield record

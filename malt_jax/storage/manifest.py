@@ -27,7 +27,7 @@ from malt_jax.storage import selfsealed
 from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
 from malt_jax.storage.provenance import versions
 from malt_jax.storage.schema import FORMAT, NAME, SET_ASIDE, TWIN, parse
-from malt_jax.storage.writers import first, meet
+from malt_jax.storage.writers import on_writer, wait_for_all
 
 Paths = Iterable[str | os.PathLike]
 Manifest = dict[str, Any]
@@ -61,7 +61,7 @@ def record_inputs(run: str | os.PathLike, paths: Paths) -> None:
 
     Of a folder, all files beneath it are recorded. A path is recorded when it is first seen.
     """
-    first(lambda: _record_inputs(run, [Path(path) for path in paths]))
+    on_writer(lambda: _record_inputs(run, [Path(path) for path in paths]))
 
 
 def _record_inputs(run: str | os.PathLike, paths: list[Path]) -> None:
@@ -90,8 +90,8 @@ def seal(run: str | os.PathLike, stage: str, paths: Paths, *, done: bool = True)
     `done=False` seals progress of a stage that is not complete yet. A sealed unit must not be
     written again before `reopen` or `redo`: a kill in between would make it look damaged.
     """
-    meet(f"seal {stage}")  # no process may still be writing what is sealed
-    first(lambda: _seal(run, stage, paths, done))
+    wait_for_all(f"seal {stage}")  # no process may still be writing what is sealed
+    on_writer(lambda: _seal(run, stage, paths, done))
 
 
 def _seal(run: str | os.PathLike, stage: str, paths: Paths, done: bool) -> None:

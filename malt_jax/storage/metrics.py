@@ -18,7 +18,7 @@ from malt_jax.storage.atomic import write_bytes
 from malt_jax.storage.events import EventFile
 from malt_jax.storage.jsonl import append_lines, encode, read_lines, recover
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.writers import writes
+from malt_jax.storage.writers import is_writer
 
 
 class Metrics:
@@ -29,7 +29,7 @@ class Metrics:
         self._series: dict[str, Series] = {}
         # A killed process may have left half a line, and `append_lines` refuses to write after one.
         recover(run.metrics)
-        self._tracker = _start_tracker(tracker, run) if tracker and writes() else None
+        self._tracker = _start_tracker(tracker, run) if tracker and is_writer() else None
 
     def series(
         self, stage: str, round: int = 0, role: str | None = None, phase: str | None = None
@@ -60,7 +60,7 @@ class Series:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Logs `numbers` at `step`. NaN and infinity, which JSON lacks, become null."""
-        if not writes():
+        if not is_writer():
             return
         finite = {name: float(number) for name, number in numbers.items() if math.isfinite(number)}
         # `fromkeys` gives every name null and `finite` overwrites it, so a NaN stays visible as

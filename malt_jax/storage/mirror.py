@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 from malt_jax.storage import config_file, manifest
 from malt_jax.storage.atomic import (
     make_folder,
@@ -202,10 +202,10 @@ def _explained(url: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = "Correct this, or choose another mirror,"
         if what == "written":
             advice = "The run directory itself is intact; correct this"
         raise UserError(
-            f"mirror: {url} could not be {what}: {first}. {advice} and run the command again."
+            f"mirror: {url} could not be {what}: {first_line(error)}. {advice} and run the command "
+            "again."
         ) from error

@@ -26,7 +26,7 @@ from malt_jax.storage.atomic import (
 )
 from malt_jax.storage.config_file import Request, differences
 from malt_jax.storage.provenance import git_commit, versions
-from malt_jax.storage.writers import first, writes
+from malt_jax.storage.writers import is_writer, on_writer
 
 __all__ = ["RunDir", "differences", "run_around"]
 CHOOSE = "--output-dir"
@@ -73,7 +73,7 @@ class RunDir:
         request = Request(config, free, complete or Request.complete)
         opened: list[RunDir] = []
         # Process 0 creates or opens the run; the others read what it made and hold no lock.
-        first(lambda: opened.append(cls._open(path, request, command, facts, mirror, inside)))
+        on_writer(lambda: opened.append(cls._open(path, request, command, facts, mirror, inside)))
         return opened[0] if opened else cls.existing(path)
 
     @classmethod
@@ -155,7 +155,7 @@ class RunDir:
 
         Folders are removed only if they were created for the run.
         """
-        if not writes():
+        if not is_writer():
             return
         # In this order, because a config.yaml alone is a run whose creation was interrupted.
         ours = (manifest.TWIN, manifest.NAME, lock.NAME)

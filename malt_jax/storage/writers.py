@@ -30,12 +30,12 @@ def several() -> bool:
     return bool(_processes)
 
 
-def writes() -> bool:
+def is_writer() -> bool:
     """Whether this process writes the run directory."""
     return not _processes or _processes[0][0]
 
 
-def meet(place: str) -> None:
+def wait_for_all(place: str) -> None:
     """Waits until all processes of the run are at this place."""
     if _processes:
         _processes[0][1](place)
@@ -46,10 +46,10 @@ def any_of(flag: bool) -> bool:
     return _processes[0][2](flag) if _processes else flag
 
 
-def first(work: Callable[[], None]) -> None:
+def on_writer(work: Callable[[], None]) -> None:
     """Process 0 does `work` while the others wait; a `UserError` in it ends all of them."""
     refused = None
-    if writes():
+    if is_writer():
         try:
             work()
         except UserError as error:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import importlib
+import tomllib
+from pathlib import Path
+from typing import Any
 
+from malt_jax.checks import nearest
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grade, Question, Task
-from malt_jax.tasks.loading import check_overlap, choose, count_duplicates, set_aside, without
+from malt_jax.tasks.loading import (
+    Benchmark,
+    Rows,
+    check_overlap,
+    choose,
+    count_duplicates,
+    set_aside,
+    without,
+)
 
 __all__ = [
     "Grade",
@@ -22,28 +34,16 @@ __all__ = [
     "without",
 ]
 
-# name -> module, function that builds the task, its arguments
-_BUILDERS: dict[str, tuple[str, str, tuple]] = {
-    "arithmetic": ("arithmetic", "task", ()),
-    "gsm8k": ("gsm8k", "task", ()),
-    "gsm_symbolic": ("gsm8k", "symbolic", ("main",)),
-    "gsm_symbolic_p1": ("gsm8k", "symbolic", ("p1",)),
-    "gsm_symbolic_p2": ("gsm8k", "symbolic", ("p2",)),
-    "svamp": ("svamp", "task", ()),
-    "math": ("competition_math", "task", ("math",)),
-    "math500": ("competition_math", "task", ("math500",)),
-    "csqa": ("csqa", "task", ()),
-    "strategyqa": ("strategyqa", "task", ()),
-    "logic": ("logic", "task", ()),
-    "humaneval": ("programs", "humaneval", ()),
-    "mbpp": ("programs", "mbpp", ()),
-}
-_RUNS_CODE = ("humaneval", "mbpp")
+
+@functools.cache
+def _benchmarks() -> dict[str, Any]:
+    path = Path(__file__).with_name("benchmarks.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def task_names() -> list[str]:
     """Every name that `get_task` knows; `module:attribute` works beside them."""
-    return [*_BUILDERS, "custom"]
+    return ["arithmetic", *_benchmarks()["tasks"], "logic", "custom"]
 
 
 def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) -> Task:
@@ -57,7 +57,19 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
         from malt_jax.tasks.custom import from_file
 
         return from_file(grader=grader or "number")
-    task = _own(name) if ":" in name else _built_in(name, allow_code)
+    if ":" in name:
+        from malt_jax.tasks.custom import import_task
+
+        task = import_task(name)
+    elif name in ("arithmetic", "logic"):
+        task = importlib.import_module(f"malt_jax.tasks.{name}").task()
+    elif name in _benchmarks()["tasks"]:
+        task = _benchmark(name, allow_code)
+    else:
+        raise UserError(
+            f"task.name: no task {name!r}; choose from {', '.join(task_names())}, or give your own "
+            f"as module:attribute.{nearest(name, task_names())}"
+        )
     if grader is not None:
         raise UserError(
             f"task.grader: found {grader!r}, but {name!r} has a grader of its own; leave it out"
@@ -65,20 +77,15 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
     return task
 
 
-def _own(name: str) -> Task:
-    from malt_jax.tasks.custom import import_task
+def _benchmark(name: str, allow_code: bool) -> Task:
+    from malt_jax.tasks.graders import benchmark_grader
+    from malt_jax.tasks.prompts import role_templates
 
-    return import_task(name)
-
-
-def _built_in(name: str, allow_code: bool) -> Task:
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(
-            f"task.name: no task {name!r}; {hint}choose from {', '.join(task_names())}, "
-            "or give your own as module:attribute"
-        )
-    module, function, arguments = _BUILDERS[name]
-    build = getattr(importlib.import_module(f"malt_jax.tasks.{module}"), function)
-    return build(allow_code=allow_code) if name in _RUNS_CODE else build(*arguments)
+    known = _benchmarks()
+    about = known["tasks"][name]
+    load = Benchmark({split: Rows(**known["rows"][about[split]]) for split in ("train", "eval")})
+    # Only graders of code run what a model wrote, which the user has to allow.
+    settings = {"allow_code": allow_code} if about["grader"] == "code" else {}
+    grader, answer_format = benchmark_grader(about["grader"], **settings)
+    templates = role_templates(answer_format)
+    return Task(name, about["description"], load, grader, templates, answer_format)

@@ -15,12 +15,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from malt_jax.errors import UserError
-from malt_jax.tasks.base import Grade, Question, Task
+from malt_jax.tasks.base import ComparingGrader, Question, Task
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.loading import choose, to_questions
 
@@ -63,31 +61,18 @@ def split_of(text: str) -> str:
     return "eval" if int.from_bytes(digest[:8], "big") % EVAL_SHARE == 0 else "train"
 
 
-class _Stream:
-    """The distinct questions of a split in the order of a seed, drawn as far as they are needed."""
-
-    def __init__(self, split: str, seed: int):
-        self.split = split
-        self.rows: list[tuple[str, str]] = []
-        self.seen: set[str] = set()
-        # `random` hashes a text by itself, so the order is the same in every process.
-        self.rng = random.Random(f"arithmetic:{split}:{seed}")
-
-    def get(self, index: int) -> tuple[str, str]:
-        while len(self.rows) <= index:
-            # Draws are repeated until one is new and belongs to this split.
-            digits = tuple(self.rng.choice(DIGITS) for _ in range(TERMS))
-            text = question_text(digits)
-            if text not in self.seen and split_of(text) == self.split:
-                self.seen.add(text)
-                self.rows.append((text, str(sum(digits))))
-        return self.rows[index]
-
-
-# A stream keeps what it has drawn, so asking for index after index draws each question once.
 @lru_cache(maxsize=8)
-def _stream(split: str, seed: int) -> _Stream:
-    return _Stream(split, seed)
+def _questions(split: str, seed: int) -> tuple[tuple[str, str], ...]:
+    """All distinct (question, answer) that a split offers, in the order of a seed."""
+    # `random` hashes a text by itself, so the order is the same in every process.
+    rng = random.Random(f"arithmetic:{split}:{seed}")
+    found: dict[str, str] = {}
+    while len(found) < COUNTS[split]:
+        digits = tuple(rng.choice(DIGITS) for _ in range(TERMS))
+        text = question_text(digits)
+        if split_of(text) == split:
+            found[text] = str(sum(digits))
+    return tuple(found.items())
 
 
 def make_question(index: int, seed: int, split: str = "train") -> tuple[str, str]:
@@ -99,7 +84,7 @@ def make_question(index: int, seed: int, split: str = "train") -> tuple[str, str
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     if not 0 <= index < COUNTS[split]:
         raise IndexError(f"the {split} split offers {COUNTS[split]} questions, asked for {index}")
-    return _stream(split, seed).get(index)
+    return _questions(split, seed)[index]
 
 
 def extract_answer(text: str) -> str | None:
@@ -157,18 +142,11 @@ def _parse(row: Row, split: str) -> Question:
     return _question(split, text, answer)
 
 
-@dataclass(frozen=True)
-class ArithmeticGrader:
+class ArithmeticGrader(ComparingGrader):
     """Right when the number at the end of a turn is the reference."""
 
-    def extract(self, text: str) -> str | None:
+    def extract(self, text: str, question: Question | None = None) -> str | None:
         return extract_answer(text)
-
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        return [
-            Grade(extract_answer(text), is_correct(text, question.answer))
-            for text, question in zip(texts, questions, strict=True)
-        ]
 
 
 def task() -> Task:

@@ -58,6 +58,26 @@ class Grader(Protocol):
         """Grades `texts[i]` as an answer to `questions[i]`; the two have the same length."""
 
 
+class ComparingGrader:
+    """A grader whose `extract` gives the answer; right if that is `reference`."""
+
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        """The final answer stated in `text`, canonical; see `Grader`."""
+        raise NotImplementedError
+
+    def reference(self, question: Question) -> str:
+        """The reference answer, canonical."""
+        return question.answer
+
+    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
+        grades = []
+        for text, question in zip(texts, questions, strict=True):
+            parsed = self.extract(text, question)
+            correct = parsed is not None and parsed == self.reference(question)
+            grades.append(Grade(parsed, correct))
+        return grades
+
+
 @runtime_checkable
 class Loader(Protocol):
     """Gives the questions of one split."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader, Loader, Question, Task
-from malt_jax.tasks.csqa import choices_of
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders import ANSWER_FORMATS, WRITTEN, get_grader
 from malt_jax.tasks.loading import choose, to_questions
+from malt_jax.tasks.parsers import choices_of, listed
 from malt_jax.tasks.prompts import role_templates
+
+Pairs = Callable[[str], Iterable[tuple[str, str]]]  # split -> (question, answer) pairs
 
 
 def from_file(grader: str = "number", **changes) -> Task:
@@ -25,10 +27,7 @@ def from_file(grader: str = "number", **changes) -> Task:
     Every further column goes into `meta`. `choices` is a list of texts or an object label -> text,
     listed below the question. `changes` replace fields of the `Task`.
     """
-    judge = get_grader(grader)
-    return _task(
-        "custom", _FileLoader(judge, WRITTEN[grader]), judge, ANSWER_FORMATS[grader], changes
-    )
+    return _task(changes.pop("name", "custom"), None, grader, changes)
 
 
 def from_function(
@@ -42,12 +41,7 @@ def from_function(
     `split` is "train" or "eval". `grader` is a grader's name, or an object with `extract` and
     `grade`; for the latter give `answer_format` too. `changes` replace fields of the `Task`.
     """
-    if isinstance(grader, str):
-        judge, written, answer_format = get_grader(grader), WRITTEN[grader], ANSWER_FORMATS[grader]
-        load = _FunctionLoader(questions, _FileLoader(judge, written))
-        return _task(name, load, judge, answer_format, changes)
-    load = _FunctionLoader(questions, _FileLoader(grader, None))
-    return _task(name, load, grader, "End with the answer.", changes)
+    return _task(name, questions, grader, changes)
 
 
 def import_task(place: str) -> Task:
@@ -102,40 +96,58 @@ class _OwnLoader:
         return questions
 
 
-def _task(name: str, load, grader: Grader, answer_format: str, changes: Mapping) -> Task:
+def _task(
+    name: str, questions: Pairs | None, grader: str | Grader, changes: dict[str, Any]
+) -> Task:
+    """A task over the questions of a function, or without one over those of the user's files."""
+    written, answer_format = None, "End with the answer."
+    if isinstance(grader, str):
+        written, answer_format = WRITTEN.get(grader), ANSWER_FORMATS.get(grader, "")
+        grader = get_grader(grader)
     answer_format = changes.get("answer_format", answer_format)
     fields = {
         "name": name,
         "description": "your own questions",
-        "load": load,
+        "load": _OwnRows(grader, written, questions),
         "grader": grader,
-        "templates": role_templates(answer_format),
+        # Templates are merged role by role; any other change replaces its field as a whole.
+        "templates": role_templates(answer_format) | changes.pop("templates", {}),
         "answer_format": answer_format,
     }
-    # Templates are merged role by role; any other change replaces its field as a whole.
-    fields["templates"] |= changes.get("templates", {})
-    return Task(**fields | {k: v for k, v in changes.items() if k != "templates"})
+    return Task(**fields | changes)
 
 
 @dataclass(frozen=True)
-class _FileLoader:
-    """Loads the user's file; `written` is the form of an answer, with a place for it."""
+class _OwnRows:
+    """Loads the user's file or calls the user's function.
+
+    `written` is the form of an answer, with a place for it.
+    """
 
     grader: Grader
     written: str | None
+    questions: Pairs | None
 
     def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
-        if not path:
-            raise UserError(f"task.{split}_path: the task `custom` needs a file; give its path")
-        questions = to_questions(read_rows(path), self._parse, split)
-        return choose(questions, limit, seed)
+        if self.questions is None:
+            if not path:
+                raise UserError(f"task.{split}_path: the task `custom` needs a file; give its path")
+            rows = read_rows(path)
+        elif path:
+            raise UserError(f"task.{split}_path: this task makes its own questions; leave it out")
+        else:
+            rows = [
+                Row("the task's questions", f"row {i}", {"question": str(q), "answer": str(a)})
+                for i, (q, a) in enumerate(self.questions(split), start=1)
+            ]
+        return choose(to_questions(rows, self._parse, split), limit, seed)
 
     def _parse(self, row: Row, split: str) -> Question:
         text, meta = row.text("question"), {}
         for column, value in row.values.items():
             if column == "choices" and value is not None:
                 meta["choices"] = choices_of(row, value)
-                text += "".join(f"\n({a}) {b}" for a, b in meta["choices"].items())
+                text += listed(meta["choices"])
             elif column not in ("id", "question", "answer"):
                 meta[column] = value
         answer = row.text("answer", numbers=True).strip()
@@ -144,28 +156,11 @@ class _FileLoader:
         check = getattr(self.grader, "check", None)
         if check and (why := check(question)):
             raise row.fail(why, "correct the answer, or choose another task.grader")
-        if self.written and not self._reads(text := self.written.format(answer), question):
+        # If the grader does not accept the reference itself, no model could answer the question.
+        text = self.written.format(answer) if self.written else ""
+        if self.written and not self.grader.grade([text], [question])[0].correct:
             raise row.fail(
                 f"the answer can't be read back: {text[:60]!r} is graded as wrong",
                 "write it shorter or in other words, or choose another task.grader",
             )
         return question
-
-    def _reads(self, text: str, question: Question) -> bool:
-        """Whether the grader accepts `text`; if not, no model could answer the question."""
-        return self.grader.grade([text], [question])[0].correct
-
-
-@dataclass(frozen=True)
-class _FunctionLoader:
-    questions: Callable[[str], Iterable[tuple[str, str]]]
-    rows: _FileLoader
-
-    def __call__(self, split, path=None, limit=None, seed=None) -> list[Question]:
-        if path:
-            raise UserError(f"task.{split}_path: this task makes its own questions; leave it out")
-        rows = [
-            Row("the task's questions", f"row {i}", {"question": str(q), "answer": str(a)})
-            for i, (q, a) in enumerate(self.questions(split), start=1)
-        ]
-        return choose(to_questions(rows, self.rows._parse, split), limit, seed)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from malt_jax.checks import no_repeats
+from malt_jax.checks import no_constant, no_repeats
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 
@@ -43,6 +43,7 @@ _NOT_A_TABLE = {
     b"pk\x03\x04": ("a ZIP archive or a spreadsheet", "unpack it, or save it as CSV"),
     b"par1": ("a Parquet file", "name it .parquet"),
 }
+_ONE_A_LINE = "write one JSON object per line"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -115,7 +116,8 @@ class Row:
 def read_rows(path: str | Path) -> list[Row]:
     """All rows of a `.jsonl`, `.csv` or `.parquet` file, in file order; at least one."""
     path = Path(path)
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+    name = _shown(path)
+    readers: dict[str, Callable[[Path, str], Iterator[Row]]] = {
         ".jsonl": _jsonl,
         ".ndjson": _jsonl,
         ".json": _jsonl,
@@ -125,121 +127,101 @@ def read_rows(path: str | Path) -> list[Row]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(
-            f"{_shown(path)}: files ending in {path.suffix or 'nothing'!r} can't be read; "
-            "give a .jsonl, .csv or .parquet file"
+            f"{name}: files ending in {path.suffix or 'nothing'!r} can't be read; give a .jsonl, "
+            ".csv or .parquet file"
         )
     # os.path knows no error, where Path's own have one for a name that is too long.
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise UserError(f"{_shown(path)}: is a pipe or a device; give a file")
+        raise UserError(f"{name}: is a pipe or a device; give a file")
     try:
-        _refuse_other_content(path)
-        rows = list(reader(path))
+        _refuse_other_content(path, name)
+        rows = list(reader(path, name))
     except FileNotFoundError:
-        raise UserError(f"{_shown(path)}: no such file; check the path") from None
+        raise UserError(f"{name}: no such file; check the path") from None
     except OSError as error:
         reason = _shown(error.strerror or str(error))
-        raise UserError(f"{_shown(path)}: can't be read ({reason}); check the path") from None
+        raise UserError(f"{name}: can't be read ({reason}); check the path") from None
     if not rows:
-        raise UserError(f"{_shown(path)}: the file holds no questions; give one with rows")
+        raise UserError(f"{name}: the file holds no questions; give one with rows")
     return rows
 
 
-def _refuse_other_content(path: Path) -> None:
+def _refuse_other_content(path: Path, name: str) -> None:
     with path.open("rb") as file:
         # The start is enough for every mark above, and a large file is not read twice.
         start = file.read(64).lower()
     for mark, (what, advice) in _NOT_A_TABLE.items():
         if start.startswith(mark) and not (mark == b"par1" and path.suffix.lower() == ".parquet"):
-            raise UserError(f"{_shown(path)}: is {what}; {advice}")
+            raise UserError(f"{name}: is {what}; {advice}")
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path, name: str) -> Iterator[Row]:
     with path.open("rb") as file:
         number = 0
         # One byte more than allowed, to tell a line that is too long from one that just fits.
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            place = f"{name}, line {number}"
             if len(line) > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{_shown(path)}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; "
-                    "write one JSON object per line"
-                )
+                raise UserError(f"{place}: longer than {MAX_LINE_BYTES:,} bytes; {_ONE_A_LINE}")
             if number == 1:
                 line = line.removeprefix(BOM)
-            text = _decode(line, f"{_shown(path)}, line {number}").strip()
-            if text:
-                yield Row(_shown(path), f"line {number}", _object(text, path, number))
+            if text := _decode(line, place).strip():
+                yield Row(name, f"line {number}", _object(text, place))
 
 
-def _object(text: str, path: Path, number: int) -> dict[str, Any]:
-    place = f"{_shown(path)}, line {number}"
+def _object(text: str, place: str) -> dict[str, Any]:
+    # How to convert JSON over several lines, which is recognised by the first of them.
+    advice = _ONE_A_LINE
+    if text.startswith("["):
+        advice += " (for an array of objects: jq -c '.[]' FILE)"
+    elif text == "{":
+        advice += " (for objects over several lines: jq -c . FILE)"
     try:
-        value = json.loads(text, object_pairs_hook=no_repeats, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=no_repeats, parse_constant=no_constant)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{place}, column {error.colno}: not JSON ({error.msg}); "
-            f"write one JSON object per line{_converter(text)}"
-        ) from None
+        found = f"column {error.colno}: not JSON ({error.msg})"
+        raise UserError(f"{place}, {found}; {advice}") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{place}: {reason}; correct the line") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"{place}: found {_kind(value)}, not an object; "
-            f"write one JSON object per line{_converter(text)}"
-        )
+        raise UserError(f"{place}: found {_kind(value)}, not an object; {advice}")
     return value
 
 
-def _converter(text: str) -> str:
-    """How to convert JSON over several lines, recognised by the first of them."""
-    if text.startswith("["):
-        return " (for an array of objects: jq -c '.[]' FILE)"
-    return " (for objects over several lines: jq -c . FILE)" if text == "{" else ""
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    text = _decode(path.read_bytes().removeprefix(BOM), _shown(path))
+def _csv(path: Path, name: str) -> Iterator[Row]:
+    text = _decode(path.read_bytes().removeprefix(BOM), name)
     # Signs inside quoted names separate nothing.
     header_line = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
-    for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+    for sign, signs in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if sign in header_line and "," not in header_line:
-            raise UserError(
-                f"{_shown(path)}, line 1: the columns are separated by {name}; "
-                "save the file with commas"
-            )
+            found = f"the columns are separated by {signs}"
+            raise UserError(f"{name}, line 1: {found}; save the file with commas")
     # The limit belongs to the whole process, so it is put back at the end.
     old_limit = csv.field_size_limit(MAX_LINE_BYTES)
     try:
         # Line breaks inside quoted fields stay as they are with `newline=""`.
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
+        header = next(reader, [])
         if len(set(header)) < len(header):
-            raise UserError(f"{_shown(path)}, line 1: a column name appears twice; name each once")
+            raise UserError(f"{name}, line 1: a column name appears twice; name each once")
         for number, cells in enumerate(reader, start=1):
-            if not cells:
-                continue
-            if len(cells) != len(header):
+            if cells and len(cells) != len(header):
                 raise UserError(
-                    f"{_shown(path)}, row {number}: {len(cells)} fields, the header has "
-                    f"{len(header)}; quote fields that hold commas or line breaks"
+                    f"{name}, row {number}: {len(cells)} fields, the header has {len(header)}; "
+                    "quote fields that hold commas or line breaks"
                 )
-            yield Row(_shown(path), f"row {number}", dict(zip(header, cells, strict=True)))
+            if cells:
+                yield Row(name, f"row {number}", dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        raise UserError(
-            f"{_shown(path)}, line {reader.line_num}: not CSV ({error}); quote the fields"
-        ) from None
+        line = reader.line_num
+        raise UserError(f"{name}, line {line}: not CSV ({error}); quote the fields") from None
     finally:
         csv.field_size_limit(old_limit)
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -252,7 +234,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             # Its own figures leave out what a dictionary writes a million times: it is counted.
             if file.metadata.num_rows > MAX_PARQUET_ROWS:
                 found = f"{file.metadata.num_rows:,} rows, more than {MAX_PARQUET_ROWS:,}"
-                raise UserError(f"{_shown(path)}: holds {found}; split the file")
+                raise UserError(f"{name}: holds {found}; split the file")
             # Piece by piece, so that a small file that unpacks to a huge table is refused early.
             for batch in file.iter_batches(batch_size=256):
                 rows = batch.to_pylist()
@@ -261,13 +243,13 @@ def _parquet(path: Path) -> Iterator[Row]:
                 size += sum(len(v) for row in rows for v in row.values() if isinstance(v, str))
                 if size > MAX_PARQUET_BYTES:
                     raise UserError(
-                        f"{_shown(path)}: unpacks to over {MAX_PARQUET_BYTES:,} bytes; split it"
+                        f"{name}: unpacks to over {MAX_PARQUET_BYTES:,} bytes; split it"
                     )
     except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as error:
         reason = _shown(str(error).split("\n")[0][:120])
-        raise UserError(f"{_shown(path)}: not a readable Parquet file ({reason})") from None
+        raise UserError(f"{name}: not a readable Parquet file ({reason})") from None
     for number, row in enumerate(values, start=1):
-        yield Row(_shown(path), f"row {number}", row)
+        yield Row(name, f"row {number}", row)
 
 
 def _decode(data: bytes, place: str) -> str:
@@ -279,10 +261,8 @@ def _decode(data: bytes, place: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}, byte {error.start + 1}: not UTF-8 (0x{data[error.start]:02x}); "
-            "save the file as UTF-8"
-        ) from None
+        found = f"byte {error.start + 1}: not UTF-8 (0x{data[error.start]:02x})"
+        raise UserError(f"{place}, {found}; save the file as UTF-8") from None
 
 
 def _kind(value: Any) -> str:

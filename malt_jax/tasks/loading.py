@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import random
 import unicodedata
@@ -10,60 +11,42 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from malt_jax.errors import HubError, UserError
-from malt_jax.tasks.base import Grader, Question, Task
+from malt_jax.tasks.base import Question
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders.languages import unread
-from malt_jax.tasks.prompts import role_templates
 
 log = logging.getLogger(__name__)
 
 Parse = Callable[[Row, str], Question]  # (row, split) -> question; raises UserError
 
 
-class Unusable(UserError):
-    """A row in the right layout that nobody could answer: it is left out, the others are used."""
-
-    @classmethod
-    def of(cls, row: Row, found: str, advice: str) -> Unusable:
-        return cls(str(row.fail(found, advice)))
-
-
 @dataclass(frozen=True)
-class Hub:
-    """One split on the hub: the data set, its configurations (joined in order), the split."""
+class Rows:
+    """One split on the hub: the data set, its configurations (joined in order), the split.
 
+    parser: the function that reads a row, as MODULE.NAME of this folder.
+    """
+
+    parser: str
     repo: str
-    configs: tuple[str | None, ...]
     split: str
+    configs: Sequence[str | None] = (None,)
 
-
-def benchmark(
-    name: str,
-    description: str,
-    grader: Grader,
-    answer_format: str,
-    train: tuple[Hub, Parse],
-    evaluation: tuple[Hub, Parse],
-) -> Task:
-    """The task of a published benchmark: per split, its place on the hub and its row parser."""
-    places = {"train": train, "eval": evaluation}
-    load = Benchmark(
-        hub={split: hub for split, (hub, _) in places.items()},
-        parse={split: parse for split, (_, parse) in places.items()},
-    )
-    return Task(name, description, load, grader, role_templates(answer_format), answer_format)
+    @property
+    def parse(self) -> Parse:
+        module, _, name = self.parser.partition(".")
+        return getattr(importlib.import_module(f"malt_jax.tasks.{module}"), name)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The loader of a published benchmark: one hub place and one row parser per split.
+    """The loader of a published benchmark.
 
     Called as `load(split, path, limit, seed)`. With `path` it reads that file and never uses the
-    network; without one it asks the hub through `datasets`.
+    network; without one it asks the hub through `datasets`. A row that cannot be used is left out.
     """
 
-    hub: Mapping[str, Hub]
-    parse: Mapping[str, Parse]
+    splits: Mapping[str, Rows]
 
     def __call__(
         self,
@@ -72,26 +55,31 @@ class Benchmark:
         limit: int | None = None,
         seed: int | None = None,
     ) -> list[Question]:
-        if split not in self.parse:
-            raise UserError(f"no split {split!r}; choose from {', '.join(self.parse)}")
-        rows = read_rows(path) if path else _hub_rows(self.hub[split], split)
-        return choose(to_questions(rows, self.parse[split], split), limit, seed)
+        if split not in self.splits:
+            raise UserError(f"no split {split!r}; choose from {', '.join(self.splits)}")
+        source = self.splits[split]
+        rows = read_rows(path) if path else _hub_rows(source, split)
+        return choose(to_questions(rows, source.parse, split, leave_out=True), limit, seed)
 
 
-def to_questions(rows: Iterable[Row], parse: Parse, split: str) -> list[Question]:
+def to_questions(
+    rows: Iterable[Row], parse: Parse, split: str, *, leave_out: bool = False
+) -> list[Question]:
     """Parses every row and refuses an id that appears twice.
 
-    The log names what a user should know: rows that are left out (`Unusable`), texts that appear
-    twice, and a language in which answers are not recognised. If no row is usable, the first one's
-    error is raised.
+    A row that cannot be used is refused, or with `leave_out` left out; if none is usable, the first
+    one's error is raised. The log names what a user should know: rows that are left out, texts that
+    appear twice, and a language in which answers are not recognised.
     """
     questions: list[Question] = []
-    unusable: list[Unusable] = []
+    unusable: list[UserError] = []
     first: dict[str, tuple[Row, Question]] = {}
     for row in rows:
         try:
             question = parse(row, split)
-        except Unusable as error:
+        except UserError as error:
+            if not leave_out:
+                raise
             unusable.append(error)
             continue
         if question.id in first:
@@ -188,7 +176,7 @@ def check_overlap(train: Sequence[Question], evaluation: Sequence[Question]) -> 
         )
 
 
-def _hub_rows(hub: Hub, split: str) -> list[Row]:
+def _hub_rows(hub: Rows, split: str) -> list[Row]:
     import datasets
 
     rows: list[Row] = []

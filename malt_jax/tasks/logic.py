@@ -6,7 +6,6 @@ A hash of its text assigns each puzzle to the train or the eval split, so they c
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Question, Task
@@ -21,52 +20,41 @@ DEFAULT_COUNT = 1000
 EVAL_SHARE = 5  # one puzzle in this many belongs to the eval split
 
 
-@dataclass(frozen=True)
-class Puzzles:
-    """Loads `limit` puzzles (default 1,000) drawn by `seed`, from each family in turn."""
-
-    families: tuple[str, ...] = FAMILIES
-
-    def __call__(
-        self,
-        split: str,
-        path: str | None = None,
-        limit: int | None = None,
-        seed: int | None = None,
-    ) -> list[Question]:
-        if path is not None:
-            return choose(to_questions(read_rows(path), _parse, split), limit, seed)
-        try:
-            import reasoning_gym
-        except ImportError:
-            raise UserError(
-                "task.name: `logic` needs reasoning-gym, which is not installed; "
-                "pip install reasoning-gym, or give task.train_path and task.eval_path"
-            ) from None
-        wanted = limit or DEFAULT_COUNT
-        # More puzzles than wanted, because those of the other split and repeated ones are skipped.
-        sources = [
-            reasoning_gym.create_dataset(family, size=wanted * 20, seed=seed or 0)
-            for family in self.families
-        ]
-        questions: dict[str, Question] = {}
-        for index in range(wanted * 20):
-            # The families take turns, so that a set of any size holds about as many of each.
-            for family, source in zip(self.families, sources, strict=True):
-                entry = source[index]
-                question = _question(entry["question"], entry["answer"], family, split)
-                if _split_of(question.text) == split and len(questions) < wanted:
-                    questions.setdefault(question.id, question)
-            if len(questions) == wanted:
-                return list(questions.values())
+def load(
+    split: str, path: str | None = None, limit: int | None = None, seed: int | None = None
+) -> list[Question]:
+    """`limit` puzzles (default 1,000) drawn by `seed`, from each family in turn, or a file's."""
+    if path is not None:
+        return choose(to_questions(read_rows(path), _parse, split), limit, seed)
+    try:
+        import reasoning_gym
+    except ImportError:
         raise UserError(
-            f"{wanted} puzzles asked for, only {len(questions)} different ones were found; "
-            "ask for fewer"
-        )
-
-
-def _split_of(text: str) -> str:
-    return "train" if hashlib.sha256(text.encode()).digest()[0] % EVAL_SHARE else "eval"
+            "task.name: `logic` needs reasoning-gym, which is not installed; "
+            "pip install reasoning-gym, or give task.train_path and task.eval_path"
+        ) from None
+    wanted = limit or DEFAULT_COUNT
+    # More puzzles than wanted, because those of the other split and repeated ones are skipped.
+    sources = [
+        reasoning_gym.create_dataset(family, size=wanted * 20, seed=seed or 0)
+        for family in FAMILIES
+    ]
+    questions: dict[str, Question] = {}
+    for index in range(wanted * 20):
+        # The families take turns, so that a set of any size holds about as many of each.
+        for family, source in zip(FAMILIES, sources, strict=True):
+            entry = source[index]
+            question = _question(entry["question"], entry["answer"], family, split)
+            share = hashlib.sha256(question.text.encode()).digest()[0] % EVAL_SHARE
+            own = split == ("train" if share else "eval")
+            if own and len(questions) < wanted:
+                questions.setdefault(question.id, question)
+        if len(questions) == wanted:
+            return list(questions.values())
+    raise UserError(
+        f"{wanted} puzzles asked for, only {len(questions)} different ones were found; "
+        "ask for fewer"
+    )
 
 
 def _question(text: str, answer: str, family: str, split: str) -> Question:
@@ -80,12 +68,12 @@ def _parse(row: Row, split: str) -> Question:
     return Question(row.identity(split, "id"), text, answer, meta)
 
 
-def task(families: tuple[str, ...] = FAMILIES) -> Task:
+def task() -> Task:
     answer_format = ANSWER_FORMATS["set"]
     return Task(
         name="logic",
-        description="generated puzzles: " + ", ".join(families),
-        load=Puzzles(families),
+        description="generated puzzles: " + ", ".join(FAMILIES),
+        load=load,
         grader=SetGrader(),
         templates=role_templates(answer_format),
         answer_format=answer_format,

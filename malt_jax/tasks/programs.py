@@ -16,16 +16,11 @@ import sys
 from collections.abc import Set
 from typing import Any
 
-from malt_jax.tasks.base import Question, Task
+from malt_jax.tasks.base import Question
 from malt_jax.tasks.files import Row
-from malt_jax.tasks.graders.code import CodeGrader
-from malt_jax.tasks.loading import Hub, Unusable, benchmark
-
-ANSWER_FORMAT = "End with the complete Python code in one ```python block."
-HUMANEVAL, MBPP = "openai/openai_humaneval", "google-research-datasets/mbpp"
 
 
-def parse_humaneval(row: Row, split: str) -> Question:
+def humaneval(row: Row, split: str) -> Question:
     """Columns `task_id`, `prompt`, `test`, `entry_point` and `canonical_solution`."""
     prompt, entry = row.text("prompt"), row.text("entry_point").strip()
     if not entry.isidentifier():
@@ -40,7 +35,7 @@ def parse_humaneval(row: Row, split: str) -> Question:
     return Question(row.identity(split, "task_id"), text, answer, {"code": code})
 
 
-def parse_mbpp(row: Row, split: str) -> Question:
+def mbpp(row: Row, split: str) -> Question:
     """Columns `task_id`, `text` (or `prompt`), `code`, `test_list` and imports for the tests."""
     _, listed = row.get("test_list")
     if not isinstance(listed, list) or not listed or not all(isinstance(t, str) for t in listed):
@@ -65,9 +60,9 @@ def parse_mbpp(row: Row, split: str) -> Question:
     own = {node.name for node in solution.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     names, modules = free_names(*trees, own=own)
     if not names:
-        raise Unusable.of(row, "`test_list` calls no function of the solution", "correct the tests")
+        raise row.fail("`test_list` calls no function of the solution", "correct the tests")
     if _hands_over_code(trees[-1], names):
-        raise Unusable.of(row, "`test_list` passes a function of its own", "correct the tests")
+        raise row.fail("`test_list` passes a function of its own", "correct the tests")
     # Tests may use a module of the standard library without importing it.
     code |= {"tests": "".join(f"import {m}\n" for m in modules) + tests, "names": names}
     asked = row.text("text", "prompt").strip()
@@ -116,26 +111,4 @@ def _parsed(row: Row, column: str, code: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Unusable.of(row, f"`{column}` is not Python ({error})", "correct the code") from None
-
-
-def humaneval(allow_code: bool = False) -> Task:
-    return benchmark(
-        "humaneval",
-        "164 Python functions, judged by their tests (trains on MBPP)",
-        CodeGrader(allow_code=allow_code),
-        ANSWER_FORMAT,
-        train=(Hub(MBPP, ("full",), "train"), parse_mbpp),
-        evaluation=(Hub(HUMANEVAL, (None,), "test"), parse_humaneval),
-    )
-
-
-def mbpp(allow_code: bool = False) -> Task:
-    return benchmark(
-        "mbpp",
-        "short Python programs, judged by their tests",
-        CodeGrader(allow_code=allow_code),
-        ANSWER_FORMAT,
-        train=(Hub(MBPP, ("full",), "train"), parse_mbpp),
-        evaluation=(Hub(MBPP, ("full",), "test"), parse_mbpp),
-    )
+        raise row.fail(f"`{column}` is not Python ({error})", "correct the code") from None

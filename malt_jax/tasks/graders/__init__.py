@@ -1,45 +1,35 @@
-"""Graders: numbers, LaTeX, choices, exact answers, sets and code."""
+"""Graders: numbers, LaTeX, choices, exact answers, sets and code (`graders.toml`)."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import tomllib
+from pathlib import Path
+from typing import Any
 
+from malt_jax.checks import nearest
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader
 
-_GRADERS = {
-    "number": "malt_jax.tasks.graders.number:NumberGrader",
-    "choice": "malt_jax.tasks.graders.choice:ChoiceGrader",
-    "exact": "malt_jax.tasks.graders.exact:ExactGrader",
-    "set": "malt_jax.tasks.graders.exact:SetGrader",
-    "latex": "malt_jax.tasks.graders.latex:LatexGrader",
-}
-
-ANSWER_FORMATS = {
-    # Neither `####`, which small models take for a heading or write alone, nor an example number,
-    # which they copy. No format may itself read as an answer: a copy of the prompt must earn none.
-    "number": 'End with "The answer is" and the final number.',
-    "choice": 'End with "The answer is" and the letter of one choice in parentheses.',
-    "exact": 'End with a last line of the form "Answer: ..." that holds only the answer.',
-    "set": 'End with a last line of the form "Answer: ..." that lists the answers with commas.',
-    "latex": r"End with the final answer in \boxed{...}.",
-}
-
-WRITTEN = {  # a final answer as these formats ask for it
-    "number": "The answer is {}",
-    "choice": "The answer is ({})",
-    "exact": "Answer: {}",
-    "set": "Answer: {}",
-    "latex": r"\boxed{{{}}}",
-}
+_TABLE = tomllib.loads(Path(__file__).with_name("graders.toml").read_text(encoding="utf-8"))
+WRITTEN = {name: entry["written"] for name, entry in _TABLE.items() if "written" in entry}
+"""A final answer as the prompts ask for it, by the graders that a user may choose."""
+ANSWER_FORMATS = {name: _TABLE[name]["asks"] for name in WRITTEN}
 
 
 def get_grader(name: str) -> Grader:
     """The grader called `name`: number, choice, exact, set or latex."""
-    if name not in _GRADERS:
-        near = difflib.get_close_matches(name, _GRADERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"task.grader: no grader {name!r}; {hint}choose from {', '.join(_GRADERS)}")
-    module, _, kind = _GRADERS[name].partition(":")
-    return getattr(importlib.import_module(module), kind)()
+    if name not in WRITTEN:
+        known = ", ".join(WRITTEN)
+        raise UserError(
+            f"task.grader: no grader {name!r}; choose from {known}.{nearest(name, WRITTEN)}"
+        )
+    return benchmark_grader(name)[0]
+
+
+def benchmark_grader(name: str, **settings: Any) -> tuple[Grader, str]:
+    """Any grader of the table with what prompts ask for; `settings` go to its class."""
+    entry = _TABLE[name]
+    module, _, kind = entry["made_by"].partition(":")
+    build = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+    return build(**entry.get("settings", {}), **settings), entry["asks"]

@@ -14,46 +14,21 @@ is an article and not a label, unless that word is the text of choice A.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.base import ComparingGrader, Question
 from malt_jax.tasks.graders.languages import fold
-from malt_jax.tasks.graders.statements import MAX_SPAN, statements
+from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
+from malt_jax.tasks.graders.statements import statements
 
 # Labels without texts, for questions that bring no choices.
 _LETTERS = {chr(c): "" for c in range(ord("A"), ord("Z") + 1)}
-_MARKUP = re.compile(r"[*_`$]+|\\(?:left|right|[()\[\]])|\\(?:text|mathrm|textbf|mathbf)\s*(?=\{)")
-_LEAD = re.compile(
-    r"[\s:]*(?:(?:so|thus|hence|therefore|clearly|definitely|simply|probably|(?:most )?likely)\b"
-    r"[\s,:]*)?(?:(?:option|choice|answer|letter)\b[\s:]*)?",
-    re.IGNORECASE,
-)
-_WRAPPED = re.compile(r"[({\[]\s*(\w+)\s*[)}\]]")
-_BARE = re.compile(r"[\s({\[]*(\w+)")
-_ARTICLE = re.compile(r"[\"'“\s]*(?:(?:an?|the)\s+)?", re.IGNORECASE)
-_BEFORE_TEXT = re.compile(r"[\s.):,}\]\"'“–—-]*")  # between a label and its text
-_END = re.compile(  # what may follow a bare label or a text
-    r"\s*(?:$|[).,:;!?/}\]\"”–—({\[]|['’](?!\w))"
-    r"|\s+(?:-|because|since|as|is|rather|instead|over|not)(?!\w)"
-)
-_BLANKS = re.compile(r"[\W_]+")
-_SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)")
-_REASON = re.compile(
-    r"\b(?:because|since|(?<!well )as(?! well)|which|although|rather than|instead of|over)\b", re.I
-)
-_CONTRAST = re.compile(r"\bnot\s+", re.IGNORECASE)
-_DENIED = re.compile(
-    r"\b(?:not|never|neither|nor|or|no|wrong|incorrect|none|both|either|maybe|perhaps|but|unless)\b"
-    r"|n['’]t\b|\b(?:is|was|seems|looks|may|might|could|would)\b"
-    r"(?!\s+(?:the\s+)?(?:\w+\s+){0,2}(?:correct|right|best|true|answer|choice|option)\b)",
-    re.IGNORECASE,
-)
-_STANDS_ALONE = re.compile(r"\s*(?:$|[^\w\s'’]|\s(?:and|or|but|is|for|in|if|when|with|on)\b)")
+_RE = Patterns("choice")
 
 
 @dataclass(frozen=True)
-class ChoiceGrader:
+class ChoiceGrader(ComparingGrader):
     """Compares the chosen label with the reference label.
 
     choices: label -> text for questions that bring none of their own (yes/no questions).
@@ -78,13 +53,6 @@ class ChoiceGrader:
         others = {names.chosen(line) for line in lines[:-1]} - {None, label}
         return None if others else label
 
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        grades = []
-        for text, question in zip(texts, questions, strict=True):
-            parsed = self.extract(text, question)
-            grades.append(Grade(parsed, parsed is not None and parsed == question.answer))
-        return grades
-
     def check(self, question: Question) -> str | None:
         """Why the reference answer can't be graded; None when it can."""
         choices = _choices(question) or self.choices
@@ -108,17 +76,17 @@ class _Names:
 
     def chosen(self, words: str) -> str | None:
         """The one label that `words` name from their start and do not contradict."""
-        words = _MARKUP.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
+        words = _RE.markup.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
         label, rest = self._first(words)
         if label is None:
             return None
-        sentence, following, *_ = [*_SENTENCE_END.split(rest, maxsplit=2), ""]
+        sentence, following, *_ = [*_RE.sentence_end.split(rest, maxsplit=2), ""]
         for stated in (_key(rest), _key(following)):  # "No. Yes."
             owners = self.by_key.get(stated) or {self.labels.get(stated, label)}
             if label not in owners:
                 return None
-        text, behind = self._text(_BEFORE_TEXT.sub("", rest, count=1))
-        if text and _END.match(behind) and label not in self.owners[text]:
+        text, behind = self._text(_RE.before_text.sub("", rest, count=1))
+        if text and _RE.end.match(behind) and label not in self.owners[text]:
             return None  # "A. enforce, because ..." where enforce is B
         return None if self._contradicted(label, sentence) else label
 
@@ -135,32 +103,32 @@ class _Names:
         # 1. All words are the text of a choice; if two choices share it, it names neither.
         if _key(words) and (owners := self.by_key.get(_key(words))):
             return (next(iter(owners)) if len(owners) == 1 else None), ""
-        words = words[_end(_LEAD, words) :]
+        words = words[_end(_RE.lead, words) :]
         # 2. A label in brackets.
-        if wrapped := _WRAPPED.match(words):
+        if wrapped := _RE.wrapped.match(words):
             return self.labels.get(wrapped[1].casefold()), words[wrapped.end() :]
         # 3. A text, from the first word on or behind an article.
-        for start in (len(words) - len(words.lstrip("\"'“ ")), _end(_ARTICLE, words)):
+        for start in (len(words) - len(words.lstrip("\"'“ ")), _end(_RE.article, words)):
             text, rest = self._text(words[start:])
             if text:
                 label, *more = self.owners[text]
-                return (label, rest) if _END.match(rest) and not more else (None, rest)
+                return (label, rest) if _RE.end.match(rest) and not more else (None, rest)
         # 4. A bare label, unless it is an article or a pronoun.
-        bare = _BARE.match(words)
+        bare = _RE.bare.match(words)
         if bare is None or bare[1].casefold() not in self.labels:
             return None, words
         label, rest = self.labels[bare[1].casefold()], words[bare.end() :]
         # A label in front of its own text needs no sign between them: `B enforce`.
-        text, _ = self._text(_BEFORE_TEXT.sub("", rest, count=1))
+        text, _ = self._text(_RE.before_text.sub("", rest, count=1))
         if text and label in self.owners[text]:
             return label, rest
         article = bare[1] in ("a", "i") and rest.strip(" .!)}]")
-        return (None, words) if article or not _END.match(rest) else (label, rest)
+        return (None, words) if article or not _RE.end.match(rest) else (label, rest)
 
     def _contradicted(self, label: str, rest: str) -> bool:
         """Whether the rest of the sentence names another choice, hedges or denies."""
-        rest = _REASON.split(rest)[0]
-        for contrast in _CONTRAST.finditer(rest):
+        rest = _RE.reason.split(rest)[0]
+        for contrast in _RE.contrast.finditer(rest):
             if self._first(rest[contrast.end() :])[0] not in (None, label):
                 rest = rest[: contrast.start()]  # "(B), not (A)"
                 break
@@ -171,18 +139,18 @@ class _Names:
             elif len(text) > 1 and f" {_key(text)} " in f" {_key(rest)} ":
                 return True
         # Only up to the next comma or colon, because what follows may deny another choice.
-        denied = _DENIED.search(re.split("[,;:!?–—]", rest)[0])
+        denied = _RE.denied.search(re.split("[,;:!?–—]", rest)[0])
         return bool(denied or self._labels(rest) - {label})
 
     def _labels(self, words: str) -> set[str | None]:
         """All labels in `words`, in brackets or bare; "A" or "no" before a noun is none."""
-        found = {self.labels.get(name.casefold()) for name in _WRAPPED.findall(words)}
+        found = {self.labels.get(name.casefold()) for name in _RE.wrapped.findall(words)}
         for match in re.finditer(r"(?<![\w'’])\w+", words):
             word, rest = match[0], words[match.end() :]
             # "A", "I" and whole words such as "no" are common, so they count only where they stand
             # alone; any other single character counts unless it is a lower-case letter.
             common = len(word) > 1 or word in "AI"
-            if _STANDS_ALONE.match(rest) if common else not word.islower():
+            if _RE.stands_alone.match(rest) if common else not word.islower():
                 found.add(self.labels.get(word.casefold()))
         return found - {None}
 
@@ -198,4 +166,4 @@ def _choices(question: Question | None) -> Mapping[str, str] | None:
 
 
 def _key(text: str) -> str:
-    return _BLANKS.sub(" ", text).strip().casefold()
+    return _RE.blanks.sub(" ", text).strip().casefold()

@@ -17,13 +17,11 @@ import json
 import logging
 import os
 import secrets
-import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -126,13 +124,15 @@ class CodeGrader:
             there.close()
             try:
                 _give(solution, {"parts": parts, **limits})
-                _give(judge, {**tests, "token": token, **limits})
-                said = _read(judge, PATIENCE * self.seconds)
+                order = json.dumps({**tests, "token": token, **limits}).encode()
+                said, _ = judge.communicate(order, timeout=PATIENCE * self.seconds)
+            except subprocess.TimeoutExpired:
+                said = b""
             finally:
                 for process in (judge, solution):
                     _stop(process)
         # The first line names the layers in force; all that follows must be the token.
-        layers, _, rest = said.partition("\n")
+        layers, _, rest = said.decode("utf-8", "replace").partition("\n")
         _warn_of_missing(layers)
         return rest.strip() == token
 
@@ -181,21 +181,6 @@ def _give(process: subprocess.Popen, order: dict) -> None:
         process.stdin.write(json.dumps(order).encode())
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-
-
-def _read(process: subprocess.Popen, seconds: float) -> str:
-    """What the process prints until it ends or time is up, 4 kB at most."""
-    assert process.stdout
-    said, deadline = b"", time.monotonic() + seconds
-    # A judge prints two short lines, so more than this is not read.
-    while len(said) < 4096 and (left := deadline - time.monotonic()) > 0:
-        if not select.select([process.stdout], [], [], left)[0]:
-            break
-        chunk = os.read(process.stdout.fileno(), 4096)
-        if not chunk:
-            break
-        said += chunk
-    return said.decode("utf-8", "replace")
 
 
 @cache

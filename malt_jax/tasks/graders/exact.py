@@ -10,25 +10,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.base import ComparingGrader, Question
 from malt_jax.tasks.graders.languages import fold
-from malt_jax.tasks.graders.statements import MAX_SPAN, statements
+from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
+from malt_jax.tasks.graders.statements import statements
 
 _CHARACTERS = str.maketrans("−‐–’‘“”", "---''\"\"")
 _MEANT = ("<super>", "<sub>", "<circle>", "<square>", "<fraction>")  # 10² is not 102
-_MARKS = re.compile(  # "**" between two words is a power
-    r"(?<![\w*])\*\*|\*\*(?![\w*])|`|\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"
-)
+_RE = Patterns("exact")
 _EDGES = "\"'$ \t\u200b\u200c\u200d\u2060\ufeff"
-_AROUND = re.compile(r"\*([^*]+)\*|_([^_]|[^_].*[^_])_|[(\[{]([^()\[\]{},;]+)[)\]}]")
-_ARTICLE = re.compile(r"^(?:the\s+(?=\w)|an?\s+(?=\w\w))")  # "A B" names two things
-_ITEM = re.compile(r"[ \t]*(?:[-*•]|[0-9]{1,2}[.)])[ \t]+(\S[^\n]*)(?:\n|$)")
-_BRACKET_OR_SEPARATOR = re.compile(  # the comma of 1,000 separates nothing
-    r"[()\[\]{}]|,? and |(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|[;\n]| & ", re.IGNORECASE
-)
 
 
 def final_words(text: str) -> str | None:
@@ -54,7 +45,7 @@ def _below(text: str, start: int, end: int, span: str) -> str:
     line = text.rfind("\n", 0, place) + 1
     # Items are collected line by line, up to the first line that is no item.
     items = []
-    while line > start and (item := _ITEM.match(text, line)):
+    while line > start and (item := _RE.item.match(text, line)):
         items.append(item[1])
         line = item.end()
     return ", ".join(items) or span
@@ -63,66 +54,44 @@ def _below(text: str, start: int, end: int, span: str) -> str:
 def tidy(words: str) -> str:
     """The one spelling to which all spellings of an answer are brought."""
     words = fold(words)
-    words = "".join(c if _means_more(c) else unicodedata.normalize("NFKC", c) for c in words)
+    words = "".join(
+        c if unicodedata.decomposition(c).startswith(_MEANT) else unicodedata.normalize("NFKC", c)
+        for c in words
+    )
     words = unicodedata.normalize("NFC", words).translate(_CHARACTERS).casefold()
-    words = _MARKS.sub(lambda m: m[1] or "", words)
+    words = _RE.marks.sub(lambda m: m[1] or "", words)
     # Quotes, brackets and marks may be nested in any order, so this repeats until nothing changes.
     before = None
     while words != before:
         before = words
         words = words.strip(_EDGES).rstrip(".!")
-        if around := _AROUND.fullmatch(words):
+        if around := _RE.around.fullmatch(words):
             words = around[around.lastindex or 0]
-    return " ".join(_ARTICLE.sub("", words).split())
+    return " ".join(_RE.article.sub("", words).split())
 
 
-def _means_more(character: str) -> bool:
-    return unicodedata.decomposition(character).startswith(_MEANT)
-
-
-@dataclass(frozen=True)
-class ExactGrader:
+class ExactGrader(ComparingGrader):
     """The same words as the reference."""
 
-    def extract(self, text: str) -> str | None:
-        words = final_words(text)
-        return (tidy(words) or None) if words else None
+    canonical = staticmethod(tidy)
 
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        return _compare(self, texts, questions, tidy)
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        words = final_words(text)
+        return (self.canonical(words) or None) if words else None
+
+    def reference(self, question: Question) -> str:
+        return self.canonical(question.answer)
 
     def check(self, question: Question) -> str | None:
         """Why the reference answer can't be graded; None when it can."""
-        return _unfit(question) or (
-            None if tidy(question.answer) else "the answer is only punctuation"
-        )
-
-
-@dataclass(frozen=True)
-class SetGrader:
-    """The same set of words as the reference: order and repetition are free, extras are wrong."""
-
-    def extract(self, text: str) -> str | None:
-        words = final_words(text)
-        return (_set(words) or None) if words else None
-
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        return _compare(self, texts, questions, _set)
-
-    def check(self, question: Question) -> str | None:
-        """Why the reference answer can't be graded; None when it can."""
-        return _unfit(question) or (None if _set(question.answer) else "the answer lists nothing")
-
-
-def _unfit(question: Question) -> str | None:
-    if len(question.answer) > MAX_SPAN:
-        return f"the answer has {len(question.answer)} characters, more than {MAX_SPAN}"
-    return None
+        if len(question.answer) > MAX_SPAN:
+            return f"the answer has {len(question.answer)} characters, more than {MAX_SPAN}"
+        return None if self.reference(question) else "the answer holds no words"
 
 
 def _set(words: str) -> str:
     """The elements, each once and in alphabetical order."""
-    words = _MARKS.sub(lambda m: m[1] or "", fold(words))
+    words = _RE.marks.sub(lambda m: m[1] or "", fold(words))
     words = re.sub(r"[^\S\n]+", " ", re.sub(r"\\([{}])", r"\1", words))
     # The full stop at the end is dropped, but not the last point of an ellipsis.
     parts = _parts(re.sub(r"(?<!\.)\.$", "", words.strip(_EDGES)))
@@ -133,7 +102,7 @@ def _set(words: str) -> str:
 def _parts(words: str) -> list[str]:
     """The parts between separators outside of brackets; one pair around everything is ignored."""
     parts, start, depth = [], 0, 0
-    for match in _BRACKET_OR_SEPARATOR.finditer(words):
+    for match in _RE.bracket_or_separator.finditer(words):
         if match[0] in "([{":
             depth += 1
         elif match[0] in ")]}":
@@ -147,14 +116,7 @@ def _parts(words: str) -> list[str]:
     return [re.sub(r"\s*,\s*", ",", part) for part in [*parts, words[start:]]]
 
 
-def _compare(
-    grader: ExactGrader | SetGrader,
-    texts: Sequence[str],
-    questions: Sequence[Question],
-    canonical: Callable[[str], str],
-) -> list[Grade]:
-    grades = []
-    for text, question in zip(texts, questions, strict=True):
-        parsed = grader.extract(text)
-        grades.append(Grade(parsed, parsed is not None and parsed == canonical(question.answer)))
-    return grades
+class SetGrader(ExactGrader):
+    """The same set of words as the reference: order and repetition are free, extras are wrong."""
+
+    canonical = staticmethod(_set)

@@ -28,76 +28,27 @@ from malt_jax.tasks.graders import number, numerals
 from malt_jax.tasks.graders.comparer import Comparer
 from malt_jax.tasks.graders.exact import tidy as tidy_words
 from malt_jax.tasks.graders.languages import fold
+from malt_jax.tasks.graders.patterns import Patterns
 from malt_jax.tasks.graders.statements import statements
 
 MAX_LENGTH = 1000  # characters; a longer answer is no answer
 
-_DISPLAY = re.compile(r"\$\$([^$]+)\$\$|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL)
-_FORMULA = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\(((?:(?!\\[()]).)+)\\\)", re.DOTALL)
-_FONT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*"
-_TEXT = re.compile(rf"{_FONT}\{{([^{{}}]*)\}}")
-_PLAIN = re.compile(r"\s*[({]?\s*[-+]?\s*[0-9.][0-9.,/]*(?:e[-+]?[0-9]+)?\s*[)}]?\s*")
-_RECURRING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\overline\{?([0-9]+)\}?")
-_WORDS = re.compile(rf"{_FONT}\{{([^{{}}]*)\}}\.?|([A-Za-z][A-Za-z ]+)\.?")
-_JOINED = re.compile(
-    rf",?\s*{_FONT}\{{\s*(?:or|and)\s*\}}|\s(?:or|and)\s|,?\s*\\q?quad(?![a-zA-Z])"
-)
-_UNIT = re.compile(
-    rf"(?<=[0-9A-Za-z}}%)])(?:\s|\\[,;:! ])*"
-    rf"(?:{_FONT}\{{(?:\s|\\[,;: ])*([A-Za-z][^{{}}\\]*)\}}(?:\^\{{?[23]\}}?)?|"
-    r"(?<=[0-9])\s([a-z]{2,}(?:\s[a-z]{2,})*))(?=\s*(?:$|[,;=]))"
-)
+_RE = Patterns("latex")
 _UNITS = {
     unit: name
-    for name, units in {
-        "millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km",
-        "inch": "in inches", "foot": "ft feet", "yard": "yd", "mile": "mi", "gram": "g",
-        "kilogram": "kg", "ounce": "oz", "pound": "lb lbs", "liter": "L", "milliliter": "ml mL",
-        "second": "s sec", "minute": "min", "hour": "h hr hrs", "day": "", "week": "", "month": "",
-        "year": "yr", "cent": "", "dollar": "", "degree": r"\circ", "radian": "rad",
-    }.items()
+    for name, units in _RE.table["units"].items()
     for unit in [name, f"{name}s", *units.split()]
-}  # fmt: skip
-_NAME = re.compile(r"(^|,)([A-Za-z](?:\([a-z]\))?)=")
-_COMMAND = re.compile(r"\\([A-Za-z]+)")
-_GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![a-z])")
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_SIGNS = str.maketrans(
-    {"−": "-", "~": " ", "∞": r"\infty ", "π": r"\pi ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-     "×": r"\times ", "·": r"\cdot ", "∪": r"\cup ", "∈": r"\in ", "²": "^2", "³": "^3"}
-)  # fmt: skip
-_TIDYING = [  # applied in order
-    (re.compile(pattern), new)
-    for pattern, new in [
-        (rf"{_FONT}\{{\s*([A-Za-z]|[0-9.]+)\s*\}}", r" \1"),
-        (r"(?<=[0-9])(?:\\[,! ]|,\s?\\!\s?|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
-        (r"\\?\$|\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
-        (r"\\[dtc]?frac\s+([0-9])\s+([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
-        (r"\\?%|(?<!\\)\\[,!;: ]", " "),
-    ]
-]
-_SPELLING = [
-    (re.compile(pattern), new)
-    for pattern, new in [
-        (r"(?<=[0-9A-F])_\{([0-9]+)\}", r"_\1"),
-        (r"_10$", ""),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\frac([0-9])", r"\\frac{\1}"),
-        (r"(\\frac\{[^{}]*\})([0-9a-zA-Z])", r"\1{\2}"),
-        (r"\\log_([0-9])", r"\\log_{\1}"),
-        (r"(\\sqrt(?:\[[^\[\]]*\])?)\s?([0-9a-zA-Z])", r"\1{\2}"),
-        (r"\\varnothing", r"\\emptyset"),
-        (r"\\mathbb\{?R\}?", r"(-\\infty,\\infty)"),
-    ]
-]
+}
+_SIGNS = str.maketrans(_RE.table["signs"])
+_TIDYING, _SPELLING = _RE.rules("tidying"), _RE.rules("spelling")
 
 
 def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
     latex = latex.translate(_SIGNS).strip().rstrip(".\\ ")
-    latex = _JOINED.sub(", ", latex)
+    latex = _RE.joined.sub(", ", latex)
     # Units are removed first, because the rewriting below takes the `\text{}` around them away.
-    latex = _UNIT.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
+    latex = _RE.unit.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
     for pattern, new in _TIDYING:
         latex = pattern.sub(new, latex)
     latex = " ".join(latex.split())
@@ -108,20 +59,20 @@ def tidy(latex: str) -> str:
     for pattern, new in _SPELLING:
         latex = pattern.sub(new, latex)
     # Degrees are dropped like a unit, but inside trigonometry they change the value.
-    return latex if _TRIGONOMETRY.search(latex) else re.sub(r"\^\{?\\circ\}?", "", latex)
+    return latex if _RE.trigonometry.search(latex) else re.sub(r"\^\{?\\circ\}?", "", latex)
 
 
 def plain_number(latex: str) -> Fraction | None:
     """The value of LaTeX that is one number and nothing else; a unit may follow."""
-    latex = re.sub(r"^\\\{([^,]*)\\\}$", r"\1", _NAME.sub("", tidy(latex), count=1))
-    if match := _RECURRING.fullmatch(latex):
+    latex = re.sub(r"^\\\{([^,]*)\\\}$", r"\1", _RE.name.sub("", tidy(latex), count=1))
+    if match := _RE.recurring.fullmatch(latex):
         sign, whole, start, cycle = match.groups()
         # A cycle of n digits is worth itself over n nines, moved right by the digits before it.
         value = Fraction(int(cycle), 10 ** len(start) * (10 ** len(cycle) - 1))
         return (value + Fraction(f"{whole or 0}.{start or 0}")) * (-1 if sign else 1)
     # A power of ten alone is written as 1en, which the reader of numbers knows.
     words = numerals.plain(re.sub(r"^(-?)10\^\{?(-?[0-9]+)\}?$", r"\g<1>1e\2", latex))
-    if not _PLAIN.fullmatch(words) or ("," in words and words.strip()[0] in "({"):
+    if not _RE.plain.fullmatch(words) or ("," in words and words.strip()[0] in "({"):
         return None
     try:
         return number.value_of(words)
@@ -148,7 +99,7 @@ def _one(words: str) -> bool:
 def final_formula(text: str) -> str | None:
     """The LaTeX of the last statement; without one, the only formula of the last line."""
     # Display formulas become inline ones on one line, so that one pattern finds both.
-    text = _DISPLAY.sub(lambda m: f"${' '.join((m[1] or m[2]).split())}$", fold(text))
+    text = _RE.display.sub(lambda m: f"${' '.join((m[1] or m[2]).split())}$", fold(text))
     found = statements(text)
     if found and found[-1].form == "box":
         words = found[-1].span
@@ -164,7 +115,7 @@ def final_formula(text: str) -> str | None:
         # One formula among words counts if the same words around a 1 read as 1: then nothing around
         # it changes its meaning.
         if len(formulas) == 1:
-            words = formulas[0] if _one(_FORMULA.sub(" 1 ", words)) else ""
+            words = formulas[0] if _one(_RE.formula.sub(" 1 ", words)) else ""
     else:
         line = text.rstrip().rpartition("\n")[2]
         formulas = _formulas(line)
@@ -178,14 +129,14 @@ def final_formula(text: str) -> str | None:
 
 
 def _formulas(text: str) -> list[str]:
-    return ["".join(groups) for groups in _FORMULA.findall(text)]
+    return ["".join(groups) for groups in _RE.formula.findall(text)]
 
 
 def decided(gold: str, answer: str) -> bool | None:
     """Steps 1 to 3 of the comparison with one side of an equation; None when they do not decide."""
     given, said = _unnamed(tidy(gold)), _unnamed(tidy(answer))
     units = _units(gold), _units(answer)
-    names = _NAME.findall(tidy(gold)), _NAME.findall(tidy(answer))
+    names = _RE.name.findall(tidy(gold)), _RE.name.findall(tidy(answer))
     if not said or (all(units) and units[0] != units[1]) or (all(names) and names[0] != names[1]):
         return False
     if given == said:
@@ -193,8 +144,8 @@ def decided(gold: str, answer: str) -> bool | None:
     values = plain_number(gold), plain_number(answer)
     if None not in values:
         return values[0] == values[1]
-    if word := _WORDS.fullmatch(gold.strip()):
-        stated = _WORDS.fullmatch(answer.strip())
+    if word := _RE.words.fullmatch(gold.strip()):
+        stated = _RE.words.fullmatch(answer.strip())
         if stated or word[1]:
             words = (stated[1] or stated[2]) if stated else answer
             return tidy_words(words).strip("()") == tidy_words(word[1] or word[2]).strip("()")
@@ -209,10 +160,12 @@ def sides(gold: str, answer: str) -> list[str]:
     given, said = tidy(gold), tidy(answer)
     if number.refused(said) and not number.refused(given):
         return []
-    if set(_TEXT.findall(said)) - set(_TEXT.findall(given)) and not _WORDS.fullmatch(gold.strip()):
+    if set(_RE.text.findall(said)) - set(_RE.text.findall(given)) and not _RE.words.fullmatch(
+        gold.strip()
+    ):
         return []
     listed = re.search(r",(?![0-9]{3}(?![0-9]))", said)
-    equation = _NAME.match(given) and said.count("=") == 1
+    equation = _RE.name.match(given) and said.count("=") == 1
     if "=" not in _unnamed(said) or "=" in _unnamed(given) or listed or equation:
         return [answer]
     # A side with variables that the reference lacks is a name for the value and says nothing.
@@ -221,8 +174,8 @@ def sides(gold: str, answer: str) -> list[str]:
 
 def _unnamed(latex: str) -> str:
     """Without the name of its values: `x=1,x=2` is `1,2`."""
-    names = {name for _, name in _NAME.findall(latex)}
-    return _NAME.sub(r"\1", latex) if len(names) == 1 else re.sub("=[A-Za-z]$", "", latex)
+    names = {name for _, name in _RE.name.findall(latex)}
+    return _RE.name.sub(r"\1", latex) if len(names) == 1 else re.sub("=[A-Za-z]$", "", latex)
 
 
 def _both_equations(gold: str, answer: str) -> tuple[str, str]:
@@ -239,8 +192,8 @@ def _units(latex: str) -> set[str]:
 
 def _letters(latex: str) -> set[str]:
     """The variables; upper and lower case differ."""
-    latex = re.sub(rf"{_FONT}\{{[^{{}}]*\}}|\\(?:begin|end)\{{\w+\}}", "", latex)
-    return set(_GREEK.findall(latex)) | set(re.findall("[A-Za-z]", _COMMAND.sub("", latex)))
+    latex = _RE.no_letters.sub("", latex)
+    return set(_RE.greek.findall(latex)) | set(re.findall("[A-Za-z]", _RE.command.sub("", latex)))
 
 
 @dataclass(frozen=True)

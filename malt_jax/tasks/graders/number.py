@@ -13,11 +13,9 @@ negation ("not 18"), a bound ("at least 18") or anything left to compute (`2^{10
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
-from malt_jax.tasks.base import Grade, Question
+from malt_jax.tasks.base import ComparingGrader, Question
 from malt_jax.tasks.graders.languages import denied, fold
 from malt_jax.tasks.graders.numerals import (
     RUN,
@@ -29,42 +27,10 @@ from malt_jax.tasks.graders.numerals import (
     numbers,
     plain,
 )
-from malt_jax.tasks.graders.statements import MAX_SPAN, statements
+from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
+from malt_jax.tasks.graders.statements import statements
 
-_NOT = r"(?:\b(?:not|never|cannot|(?:is|are|was|ca|do|does|ai)nt)\b|n['’‘´`]t\b)"
-_DOUBTED = r"\b(?:doubt|anything but|far from|other than)\b"
-_NEGATED = re.compile(rf"{_NOT}|{_DOUBTED}|\b(?:neither|wrong|incorrect)\b", re.IGNORECASE)
-_INSTEAD = re.compile(r"(?:,\s*|\s(?=and|but))(?:(?:and|but)\s+)?not\s+(?=[^a-z]*[0-9])", re.I)
-_DENIED = re.compile(
-    rf"{_NOT}(?:(?:\s+[a-z]+){{0,2}}\W*$|\s+(?:think|believe|be)\b)|{_DOUBTED}|\bbetween\b",
-    re.IGNORECASE,
-)
-_HEDGED = re.compile(
-    r"\b(?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|instead|rather|versus|vs|"
-    r"either|at least|at most|up to|and (?:up|above|below|over|under|an? (?:half|third|quarter))|"
-    r"inf|infinity|nan)\b",
-    re.IGNORECASE,
-)
-_BOUND = re.compile(
-    r"\b(?:less|more|greater|fewer|under|over|below|above|between|least|most|than|either|up to|"
-    r"(?:mini|maxi)mum of)\b",
-    re.IGNORECASE,
-)
-_HEDGE = re.compile(r"[0-9].*\b(?:or|maybe|perhaps|possibly)\b.*[0-9]", re.IGNORECASE)
-# What may hold other numbers: a reason, a rate or time, and a reckoning in parentheses.
-_ASIDE = re.compile(
-    r"[\s,]+(?:because|since)\s.*|\s(?:per|every|each|for|after)\s+[0-9]+(?=\s+[a-z])"
-    r"|\s\((?=[^()]*(?:\b(?:each|per|times|at)\b|[0-9a-z]\s*[+*/×÷]\s*[0-9]|\s[-x]\s+[0-9]))"
-    r"[^()=]*\)",
-    re.IGNORECASE,
-)
-_PARTS = re.compile(r";|,\s|\sand\s")
-_LEAD = re.compile(
-    r"[^0-9A-Za-z\\]*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?|about|approximately|around|"
-    r"[a-z]\s*=|\\[a-z]+|negative|minus|not)?[^0-9A-Za-z]*[0-9]",
-    re.IGNORECASE,
-)
-_ABBREVIATED = re.compile(r"\b(approx|rs)\.(?=\s*\\?[$0-9])", re.IGNORECASE)
+_RE = Patterns("number")
 
 
 def value_of(words: str, decimal_comma: bool = False) -> Fraction:
@@ -78,7 +44,7 @@ def value_of(words: str, decimal_comma: bool = False) -> Fraction:
 
 
 def _one(words: str, decimal_comma: bool) -> Fraction:
-    if instead := _INSTEAD.search(words):  # 18 apples, not 17
+    if instead := _RE.instead.search(words):  # 18 apples, not 17
         # Both halves are read: a number that is stated and denied is no answer.
         value = _one(words[: instead.start()], decimal_comma)
         if value == _one(words[instead.end() :], decimal_comma):
@@ -87,11 +53,11 @@ def _one(words: str, decimal_comma: bool) -> Fraction:
     first = re.search("[0-9]", words)
     # A bound stands before its number ("at least 18"), and behind it the same words say other
     # things.
-    if first is None or refused(words) or _BOUND.search(words[: first.start()]):
+    if first is None or refused(words) or _RE.bound.search(words[: first.start()]):
         raise Unreadable("no number, or denied, hedged or a bound")
-    rest = _ASIDE.sub("", words[first.end() :])
+    rest = _RE.aside.sub("", words[first.end() :])
     values: set[Fraction] = set()
-    for part in _PARTS.split(words[: first.end()] + rest):
+    for part in _RE.parts.split(words[: first.end()] + rest):
         # Of a chain of equations the last side counts; the sides before it are looked at below.
         *left, part = part.split("=")
         if left_to_compute(part):
@@ -109,12 +75,12 @@ def _one(words: str, decimal_comma: bool) -> Fraction:
 
 def refused(words: str) -> bool:
     """Whether the words deny what they state, or state it with doubt."""
-    return bool(_NEGATED.search(words) or _HEDGED.search(words))
+    return bool(_RE.negated.search(words) or _RE.hedged.search(words))
 
 
 def final_number(text: str) -> Fraction | None:
     """The number of the last statement; the last number of all if there is no statement."""
-    text = _ABBREVIATED.sub(r"\1", fold(text))
+    text = _RE.abbreviated.sub(r"\1", fold(text))
     found = statements(text)
     if not found:
         return _last_number(text)
@@ -123,12 +89,12 @@ def final_number(text: str) -> Fraction | None:
     # No digit is in the statement: if it only announces ("The answer is:"), what follows is read.
     if last.form == "prose" and not re.search("[0-9]", last.span):
         announced = not re.search(r"\w", last.span) or last.span.rstrip(" *").endswith(":")
-        return _last_number(rest) if announced and not _NEGATED.search(last.before) else None
+        return _last_number(rest) if announced and not _RE.negated.search(last.before) else None
     # `#### Final answer` is a heading, and the number is below it.
-    heading = last.form == "hash" and not _LEAD.match(plain(last.span[:MAX_SPAN]))
+    heading = last.form == "hash" and not _RE.lead.match(plain(last.span[:MAX_SPAN]))
     if heading and re.search("[0-9]", rest) and not SPELLED.search(last.span):
         return _last_number(rest)
-    if _NEGATED.search(last.before) or _BOUND.search(" ".join(last.before.split()[-2:])):
+    if _RE.negated.search(last.before) or _RE.bound.search(" ".join(last.before.split()[-2:])):
         return None
     try:
         return value_of(last.span, last.decimal_comma)
@@ -151,12 +117,12 @@ def _last_number(text: str) -> Fraction | None:
         line = line[-MAX_SPAN:].partition(" ")[2]
     words = plain(line).rpartition("=")[2]
     runs = list(RUN.finditer(words))
-    if not runs or _HEDGE.search(SPELLED.sub(figures, words)) or left_to_compute(words):
+    if not runs or _RE.hedge.search(SPELLED.sub(figures, words)) or left_to_compute(words):
         return None
     before, after = words[: runs[-1].start()], words[runs[-1].end() :]
     # An operator before the number makes it an operand and not a result.
     unfinished = re.search(r"[0-9)]\s*[-+*/×÷]\s*$", before)
-    if unfinished or _DENIED.search(before) or _NEGATED.search(after) or denied(line):
+    if unfinished or _RE.denied.search(before) or _RE.negated.search(after) or denied(line):
         return None
     try:
         read = numbers(words)
@@ -165,21 +131,15 @@ def _last_number(text: str) -> Fraction | None:
     return read[-1] if read else None
 
 
-@dataclass(frozen=True)
-class NumberGrader:
+class NumberGrader(ComparingGrader):
     """Exact comparison of one number with the reference."""
 
-    def extract(self, text: str) -> str | None:
+    def extract(self, text: str, question: Question | None = None) -> str | None:
         value = final_number(text)
         return None if value is None else canonical(value)
 
-    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        grades = []
-        for text, question in zip(texts, questions, strict=True):
-            parsed = self.extract(text)
-            correct = parsed is not None and parsed == canonical(value_of(question.answer))
-            grades.append(Grade(parsed, correct))
-        return grades
+    def reference(self, question: Question) -> str:
+        return canonical(value_of(question.answer))
 
     def check(self, question: Question) -> str | None:
         """Why the reference answer can't be graded; None when it can."""

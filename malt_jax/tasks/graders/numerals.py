@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from fractions import Fraction
-from typing import cast
 
 from malt_jax.tasks.graders.languages import ATTACHED, SCALE, SCALES
+from malt_jax.tasks.graders.patterns import Patterns
 
 MAX_DIGITS = 60
 MAX_EXPONENT = 300
@@ -32,122 +31,17 @@ class Unreadable(ValueError):
     """The words do not state exactly one number."""
 
 
-_CHARACTERS = str.maketrans(
-    dict.fromkeys("−﹣‐‑–➖⁻", "-")
-    | {"≈": "=", "→": "=", "⁄": "/", "`": ""}
-    | dict.fromkeys("‘’´", "'")
-    | dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞",
-               [" 1/2", " 1/3", " 2/3", " 1/4", " 3/4", " 1/5", " 2/5", " 3/5", " 4/5", " 1/6",
-                " 5/6", " 1/8", " 3/8", " 5/8", " 7/8"], strict=True))
-)  # fmt: skip
-
-
-def _without_blanks(groups: re.Match[str]) -> str:
-    return re.sub(r"\s", "", groups[0])
-
-
-_Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
-# Applied in order; each turns one way of writing into the plain one.
-_REWRITES = [
-    (re.compile(pattern, re.IGNORECASE), new)
-    for pattern, new in cast(
-        _Rewrites,
-        [
-            (r"<<[^<>\n]*>>", ""),  # GSM8K's calculator notes
-            (r"</?[a-z]+>|<\|[^<>|]*\|>", " "),  # tags around an answer, tokens that end a turn
-            (r"(?:\b(?:US|CA?|AU?|NZ|HK|R|S))?\\?\$", ""),
-            (r"\b(?:(?:rs|approx)\.|usd|eur|gbp|cad|aud|inr|jpy|cny|rs|us)\s*(?=[-0-9.])", ""),
-            (r"\banswer\s+[-—]\s+", "answer: "),
-            (r"(?<=[0-9])(?:\\[,!:; ]|,\\!\s?|\{,\}|['_])(?=[0-9]{3}(?![0-9]))", ","),
-            (
-                r"(?<![0-9.,])[1-9][0-9]{0,2}(?:[ \u00a0\u202f\u2009][0-9]{3})+(?![0-9])",
-                _without_blanks,
-            ),
-            (r"\\[,!:;]|[\u00a0\u202f\u2009]|~(?![0-9])|(?<![0-9])~", " "),
-            (r"(?<![0-9])__|__(?![0-9])", ""),
-            (r"(?<![0-9A-Za-z])_(?=[-+$0-9])|(?<=[0-9%])_(?![0-9A-Za-z])", ""),
-            (
-                r"\*+(?!\*|\s*(?:[0-9(]|[a-z]\b))|(?<![0-9)]\s)(?<!\b[a-z]\s)(?<![0-9a-z)*])\*+(?=\S)",
-                "",
-            ),
-            (r"\\(?:left|right|displaystyle|\(|\)|\[|\])", ""),
-            (r"\\(?=%)|/-(?!\S)", ""),
-            (r"\\(?:text|mathrm|mathbf|textbf|operatorname|boxed|fbox)\s*\{([^{}]*)\}", r" \1 "),
-            (r"\\(?:approx|rightarrow|to|implies|Rightarrow)(?![a-z])|-+>|=+>", "="),
-            (r"\\[cdt]?frac\s*\{\s*(-?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}", r" \1/\2 "),
-            (r"\\[cdt]?frac\s*([0-9])\s*([0-9])", r" \1/\2 "),
-            (
-                r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*|x)\s*10\s*\^\s*\{?\s*([-+]?[0-9]+)\s*\}?",
-                r"e\1",
-            ),
-            (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", " degrees"),
-            (r"(?<=[a-z])\s*(?:\^\s*\{?\s*[23]\s*\}?|[²³])", ""),  # units: cm^2, m³
-            (r"\b(?:negative|minus|menos|moins|минус|hasi)\s+(?=[0-9.])", "-"),
-            (r"(?:[负負]|零下|マイナス|마이너스|ลบ|سالب|ناقص|ঋণাত্মক|మైనస్|ऋण)\s*(?=[0-9.])", "-"),
-            (r"(?<=[0-9])\s*/\s*(?=[0-9])", "/"),
-        ],
-    )
-]
-
-_MIXED = re.compile(r"(?<![0-9./,])([0-9]{1,9})\s+(?:and\s+)?([0-9]{1,9})/([0-9]{1,9})(?![0-9./])")
-RUN = re.compile(r"[0-9.,:/^]*[0-9][0-9.,:/^]*(?:[eE][-+]?[0-9]+)?")
-_BODY = re.compile(r"(?P<a>[0-9.,]+)(?:/(?P<b>[0-9.,]+)|[eE](?P<e>[-+]?[0-9]+))?")
-_COMMA_GROUPS = re.compile(
-    r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)(?:\.[0-9]+)?"
-    r"|\.[0-9]+"
-)
-_POINT_GROUPS = re.compile(r"[1-9][0-9]{0,2}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]{3}){2,})")
-_DECIMAL_COMMA = re.compile(r"[0-9]+,[0-9]{1,2}|[0-9]+,[0-9]{4,}|(?:0|[0-9]{4,}),[0-9]+")
-_AMBIGUOUS = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
-
-_MULTIPLIERS: dict[str, int | Fraction] = {
-    "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "quarters of": Fraction(1, 4),
-    "tenths": Fraction(1, 10), "hundredths": Fraction(1, 100), "thousandths": Fraction(1, 1000),
-    "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "mln": 10**6,
-    "mil": 10**6, "crore": 10**7, "billion": 10**9, "bln": 10**9, "trillion": 10**12,
-    "quadrillion": 10**15, "quintillion": 10**18,
-}  # fmt: skip
-_SHORT = {"k": 10**3, "K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # these follow directly
-_WORD_MULTIPLIER = re.compile(
-    rf"(?:[\s-]*({'|'.join(_MULTIPLIERS)})s?|({'|'.join(_SHORT)}))(?![A-Za-z&])"
-)
-_UNKNOWN = re.compile(r"\s*[xyzni](?![A-Za-z])|\s*\\?pi\b|!")  # 3x, 3n, 3i, 3 pi, 3!
-_LEFT = re.compile(rf"(?:^|[-+\s()\[\]{{}}\"'“”:=,;#>{ATTACHED}])$")  # what may touch a number
-_RIGHT = re.compile(
-    rf"(?![,.]?O)(?:$|[-\s()\[\]{{}}\"'“”:=,;.!?%°/…—{ATTACHED}]"
-    rf"|(?:{'|'.join(_SHORT)}|[mhsgtLWVNFC])(?![A-Za-z0-9])|(?!ll)[A-Za-z]{{2,}}(?![0-9]))"  # 18kg
-)
-# "17 18", "2 million 500": the number before it belongs to this one.
-_BESIDE = re.compile(
-    rf"(?:[0-9]|(?:[0-9]\s*(?:{'|'.join(_MULTIPLIERS)})s?)|[0-9]{SCALE.pattern})\s*$"
-    r"|\b(?:elfu|milioni|laki)\s+$",
-    re.IGNORECASE,
-)
-
-_ONES = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen",
-]  # fmt: skip
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_RE = Patterns("numerals", attached=ATTACHED, scale=SCALE.pattern.removeprefix("(?i)"))
+_CHARACTERS = str.maketrans(_RE.table["characters"])
+_SURROUNDINGS, _REWRITES = _RE.rules("surroundings"), _RE.rules("rewrites")
+_MULTIPLIERS = {name: Fraction(value) for name, value in _RE.table["multipliers"].items()}
+_SHORT = {name: Fraction(value) for name, value in _RE.table["short"].items()}
+RUN, SPELLED = _RE.run, _RE.spelled
+_ONES, _TENS = ["zero", "one", *_RE.table["units"]], _RE.table["tens"]
 _WORDS = (
     {word: i for i, word in enumerate(_ONES)}
     | {word: 10 * i for i, word in enumerate(_TENS, 2)}
     | {"hundred": 100, "thousand": 10**3, "million": 10**6}
-)
-# "One" is mostly a pronoun; "the two" and "five-dollar" say no value.
-SPELLED = re.compile(
-    rf"(?<!\bthe )(?<!\ball )\b(?:one(?=[\s-](?:hundred|thousand))|{'|'.join([*_ONES[2:], *_TENS])}"
-    rf"|zero)(?:[\s-]+(?:and\s+)?(?:{'|'.join(_WORDS)}))*\b(?!-[a-z])",
-    re.IGNORECASE,
-)
-
-_COMPUTE = re.compile(
-    r"\\[a-z]|[<>π√∛]|\b(?:log|ln|sin|cos|tan|sqrt|root|squared|cubed|factorial)\b"
-    r"|\b(?:half|twice|thrice|double|triple|third|quarter|fourth|fifth|tenth)\s+(?:of\s+)?[-.0-9]"
-    r"|(?<=[0-9a-z)}%])(?<![0-9]e)\s*[+*^]"
-    r"|(?<![a-z])\s*-\s*(?:[b-z](?![a-z'])|\W*$)",
-    re.IGNORECASE,
 )
 
 
@@ -157,10 +51,13 @@ def plain(words: str) -> str:
     # signs (Cf) go.
     kinds = ((c, unicodedata.category(c)) for c in words.translate(_CHARACTERS))
     words = "".join("$" if kind == "Sc" else c for c, kind in kinds if kind != "Cf")
+    for pattern, new in _SURROUNDINGS:
+        words = pattern.sub(new, words)
+    words = _RE.blank_groups.sub(lambda groups: re.sub(r"\s", "", groups[0]), words)
     for pattern, new in _REWRITES:
         words = pattern.sub(new, words)
     # Mixed numbers come last, when every fraction is written as 3/4.
-    return _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", words)
+    return _RE.mixed.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", words)
 
 
 def figures(spelled: re.Match[str]) -> str:
@@ -183,7 +80,7 @@ def left_to_compute(words: str) -> bool:
         for c in words
         if not "\u3400" <= c <= "\u9fff"  # 一 (one) is part of many other words
     )
-    return bool(_COMPUTE.search(words)) or any(strange)
+    return bool(_RE.compute.search(words)) or any(strange)
 
 
 def numbers(words: str, decimal_comma: bool = False) -> list[Fraction]:
@@ -202,12 +99,12 @@ def numbers(words: str, decimal_comma: bool = False) -> list[Fraction]:
 
 def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction:
     # 1. The run must be one numeral whose neighbours do not change it.
-    match = _BODY.fullmatch(body)
-    if match is None or len(body) > MAX_DIGITS or _UNKNOWN.match(after):
+    match = _RE.body.fullmatch(body)
+    if match is None or len(body) > MAX_DIGITS or _RE.unknown.match(after):
         raise Unreadable("not a number")
-    if not (_LEFT.search(before) and _RIGHT.match(after)):
+    if not (_RE.left.search(before) and _RE.right.match(after)):
         raise Unreadable("part of something else")
-    if before[-1:].isnumeric() or _BESIDE.search(before):
+    if before[-1:].isnumeric() or _RE.beside.search(before):
         raise Unreadable("two numbers side by side")
     # 2. Its value. The exponent is checked before the power is computed.
     value = _real(match["a"], decimal_comma)
@@ -234,13 +131,13 @@ def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction
 
 def _real(text: str, decimal_comma: bool) -> Fraction:
     """The value of digits with groups and a decimal part. Ambiguous separators are refused."""
-    if decimal_comma and _AMBIGUOUS.fullmatch(text):
+    if decimal_comma and _RE.ambiguous.fullmatch(text):
         raise Unreadable("thousands or decimals")
-    if _POINT_GROUPS.fullmatch(text):
+    if _RE.point_groups.fullmatch(text):
         text = text.replace(".", "").replace(",", ".")
-    elif decimal_comma and _DECIMAL_COMMA.fullmatch(text):
+    elif decimal_comma and _RE.decimal_comma.fullmatch(text):
         text = text.replace(",", ".")
-    elif not _COMMA_GROUPS.fullmatch(text):
+    elif not _RE.comma_groups.fullmatch(text):
         raise Unreadable("not a number")
     return Fraction(text.replace(",", ""))
 
@@ -251,7 +148,7 @@ def _multiplier(after: str, decimal_comma: bool) -> tuple[Fraction, int] | None:
         thousand := re.match(r"\s*mil\b", after)
     ):  # Spanish; a million in English
         return Fraction(1000), thousand.end()
-    if match := _WORD_MULTIPLIER.match(after):
+    if match := _RE.word_multiplier.match(after):
         return Fraction((_MULTIPLIERS | _SHORT)[match[1] or match[2]]), match.end()
     if (match := SCALE.match(after)) and match.lastindex:
         return Fraction(SCALES[match.lastindex - 1]), match.end()

@@ -7,15 +7,9 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-_FENCE = re.compile(r"[^`~]*(`{3,}+|~{3,}+)[^`]*")
-_DEFINED = re.compile(r"^(?:(?:async +)?def|class) +(\w+)", re.MULTILINE)
-_IMPORTED = re.compile(r"^(?:from +\S+ +)?import +(.+)", re.MULTILINE)
-_ANY_DEFINITION = re.compile(r"^[ \t]*(?:async +def|def|class)\s", re.MULTILINE)
-_CODE = re.compile(  # in prose: an import at the start of a line, a definition anywhere
-    r"^(?P<margin>[ \t]*)(?=from +\S+ +import\b|import +\w|@\w|[A-Z_]+ *=)"
-    r"|(?:^(?P<indent>[ \t]*)|(?<=[\s`:]))(?=(?:async +)?def +\w+ *\(|class +\w+ *[(:])",
-    re.MULTILINE,
-)
+from malt_jax.tasks.graders.patterns import Patterns
+
+_RE = Patterns("snippets")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 MAX_UNFENCED = 50  # definitions looked at in a text without fences
 MAX_CODE = 20_000  # characters of one of them
@@ -30,7 +24,7 @@ def program(text: str, names: set[str]) -> str | None:
     block, and without any definition the whole text is.
     """
     blocks = _blocks(text) or _unfenced(text) or [text]
-    defining = [block for block in blocks if _ANY_DEFINITION.search(block)]
+    defining = [block for block in blocks if _RE.any_definition.search(block)]
     found = "\n".join(_needed(blocks, names) or (defining or blocks)[-1:]).rstrip()
     return found if found.strip() else None
 
@@ -44,7 +38,7 @@ def _blocks(text: str) -> list[str]:
         # Nothing but marks, and at least as many as opened the block, is a closing fence.
         bare = words.startswith(mark) and not words.strip(mark[:1])
         if not mark:
-            if opening := _FENCE.fullmatch(line):
+            if opening := _RE.fence.fullmatch(line):
                 mark, margin = opening[1], indent
                 blocks.append([])
         elif bare and indent < margin + 4:  # further in it belongs to a docstring
@@ -68,7 +62,7 @@ def _unfenced(text: str) -> list[str]:
         return [text]
     blocks: list[str] = []
     end = 0
-    for opening in islice(_CODE.finditer(text), MAX_UNFENCED):
+    for opening in islice(_RE.code.finditer(text), MAX_UNFENCED):
         start, margin = opening.end(), opening["margin"] or opening["indent"] or ""
         # A definition inside the block found before is part of it already.
         if start < end:
@@ -120,8 +114,8 @@ def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
     wanted, known = set(asked), set[str]()
     # From the last block back, because a later block says what it needs of earlier ones.
     for block in reversed(blocks):
-        defined = set(_DEFINED.findall(block))
-        imported = words("\n".join(_IMPORTED.findall(block)))
+        defined = set(_RE.defined.findall(block))
+        imported = words("\n".join(_RE.imported.findall(block)))
         # An answer is no import: `from solution import f` shows how to use an earlier block.
         if (wanted - known) & (defined | imported if taken else defined):
             taken.insert(0, block)

@@ -20,75 +20,12 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from malt_jax.tasks.graders.languages import COPULA, REASON, TAKEN_BACK, Language, candidates
+from malt_jax.tasks.graders.patterns import Patterns
 
-MAX_SPAN = 400  # characters; anything longer is no final answer
 MAX_STATEMENTS = 100  # per form; no honest text has more, so only the last ones are judged
-
-# Spans are matched by lookahead, so that a second statement on the same line is found too.
-_HASH = re.compile(rf"(?<!#)####(?!#)[ \t]*(?=([^\n]{{0,{MAX_SPAN + 1}}}))")
-_PROSE = re.compile(
-    r"(?<!\bto )\b(?:answers?|(?:correct|right|best) (?:option|choice))\b"
-    r"(?P<between>[^.:=\n]{0,80}?)(?P<verb>:|=|(?<![A-Za-z])(?:is|are)(?![A-Za-z'’]))"
-    rf"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))",
-    re.IGNORECASE,
-)
-_BOX = re.compile(  # MATH writes two of its boxes without braces: \boxed 9
-    r"\\f?boxed\s*\{|\\fbox\s*\{|\\boxed\s*(?P<bare>-?[0-9](?:[0-9.,]*[0-9])?)(?![\w^\\{])"
-)
-_JOIN = re.compile(r"[\s$.]*(?:,|;|&|\\text\s*\{\s*(?:or|and)\s*\}|\bor\b|\band\b)[\s$]*")
-_COMMENT = re.compile(  # "the answer is correct (because ...)", not "the answer is clear water"
-    r"as follows\b|(?:also |indeed )?(?:correct|right|verified|confirmed|clear)"
-    r"(?=(?P<bare>\W*$)|\W*(?:and|as|because|by|for|from|here|now|since|so|that|to)\b)",
-    re.IGNORECASE,
-)
-_CHECK = re.compile(r"\b(?:check|verify|confirm|test)(?:ing)?\s+(?:\w+\s+)?$", re.IGNORECASE)
-_SENTENCE_END = re.compile(  # but for "St. Louis", "U.S. Army", "J. K. Rowling", "John F. Kennedy"
-    r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bProf)(?<!\bMt)(?<!\bvs)(?<!\bapprox)"
-    r"(?<!\b[A-Z]\.[A-Z])(?<!\b[A-Z]\. [A-Z])[.!?](?=\s|$|\*|\")"
-    r"(?!(?<=\b[A-Z]\.)\s[A-Z]\.)(?!(?<=[a-z] [A-Z]\.)\s[A-Z][a-z]+\W*$)"
-)
-
-# Words that deny a statement: in its clause and, for a box, on either side of it.
-_CLAUSE = 200  # characters examined on either side
+_CLAUSE = 200  # characters examined on either side of a statement
 _NEAR = 6  # words before "answer" in which a negation concerns the statement
-_BREAK = re.compile(
-    r"[.!?;:,\n]|\b(?:so|thus|hence|therefore|then|and|but|means|because|since)\b|\b(?=(?-i:The)\b)",
-    re.IGNORECASE,
-)
-_NEGATION = re.compile(
-    r"\b(?:not(?! (?:hard|difficult|surpris))|never|none|nor|neither|cannot|wrong|incorrect|false|"
-    r"unlikely|impossible)\b|n['’‘´]t\b|(?<!no )(?<!a )\bdoubt",
-    re.IGNORECASE,
-)
-_SUPPOSED = re.compile(
-    r"\b(?:(?:if|unless|whether|suppose|assum\w+)(?:\s+\w+){0,3}|no(?! doubt)(?:\s+\w+)?)\s*$",
-    re.IGNORECASE,
-)
-_BEFORE_BOX = re.compile(  # "is not 18", "17 or 18", "at least 18"; ", or 18" repeats the answer
-    r"(?:(?:\b(?:not|never|neither|nor|cannot|either|except|(?<=\S )or)|n['’‘´]t)"
-    r"(?:\s+(?:be|equals?|to|the|exactly|really|simply|just|even|actually|necessarily)){0,3}"
-    r"|\b(?:between|up to|at (?:least|most)|(?:less|more|fewer|greater|smaller|larger) than))"
-    r"[^A-Za-z0-9=:;,.\n]*(?:[a-z]\s*=[\s$]*)?$"
-    r"|(?:\bnot|n['’‘´]t)\s+(?:think|believe)\b|(?<!no )(?<!a )\bdoubt",
-    re.IGNORECASE,
-)
-_AFTER_BOX = re.compile(
-    r"[\s$)\]*\\]*(?:text\s*\{\s*)?(?:"
-    r"(?:(?:is|was|seems)\s+(?:\w+\s+)?)?(?:not|wrong|incorrect|false)\b"
-    r"|(?:is|was|ca|does)n['’]t\b|(?:cannot|or|but|maybe|perhaps|alternatively|unless|vs)\b"
-    r"|(?:[,;&/]|and\b)[\s$(}]*(?:-?[0-9]|(?![AI]\s+[a-z])(?-i:[A-Z])(?![\w'’])))",
-    re.IGNORECASE,
-)
-_TAKEN_BACK = re.compile(  # a sentence of its own: "No.", "That is wrong", "Actually, it is ..."
-    r"(?:^|[.!?\n])[\s*$)\]\"']*(?:(?:wait|hmm|oh|sorry|well|but|however)\W+)?(?:"
-    rf"(?:{TAKEN_BACK})|(?:"
-    r"or\b|no(?=\s*(?:$|[,.:;!—–-])|\s+wait\b)|actually,?\s+(?:no|it|the|that)\b"
-    r"|(?:that|this|it)(?:\s+answer)?(?:(?:['’]s|\s+(?:is|was|seems))\s+(?:\w+\s+)?"
-    r"(?:wrong|incorrect|false|a mistake|not\s+(?:right|correct|true))"
-    r"|\s+(?:isn|wasn|can)['’]t\s+(?:be\s+)?(?:right|correct|true))"
-    r"|I\s+(?:don['’]t\s+know|was\s+wrong|made\s+a\s+mistake))\b)",
-    re.IGNORECASE,
-)
+_RE = Patterns("statements", foreign=TAKEN_BACK)
 
 
 @dataclass(frozen=True)
@@ -127,30 +64,34 @@ def statements(text: str) -> list[Statement]:
     for i, box in enumerate(boxed):
         # The words before a box go back to the box before it at most.
         lead = text[max(boxed[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
-        against = _BEFORE_BOX.search(_clause(lead)) or _AFTER_BOX.match(text, box.end)
+        against = _RE.before_box.search(_clause(lead)) or _RE.after_box.match(text, box.end)
         found.append(_emptied(box) if i in denied or against else box)
     # 3. Statements that the next sentence takes back.
-    found = [_emptied(s) if _taken_back(text, s) else s for s in found]
+    for i, stated in enumerate(found):
+        if _RE.taken_back.search(text[stated.end : stated.end + _CLAUSE]):
+            found[i] = _emptied(stated)
     # 4. A comment such as "The answer is correct" counts only if nothing else is stated.
-    return sorted(found or _comments(text), key=lambda s: s.start)
+    if not found:
+        found = [s for s in _prose(text, comments=True) if not _denied(text, s)]
+    return sorted(found, key=lambda s: s.start)
 
 
 def _hashes(text: str) -> list[Statement]:
     return [
         Statement("hash", m[1], m.start(), m.end(1), line=m[1])
-        for m in [*_HASH.finditer(text)][-MAX_STATEMENTS:]
+        for m in [*_RE.hash.finditer(text)][-MAX_STATEMENTS:]
     ]
 
 
 def _prose(text: str, comments: bool = False) -> list[Statement]:
     """Prose statements, or those that comment on another one ("The answer is correct")."""
     found = []
-    for match in [*_PROSE.finditer(text)][-MAX_STATEMENTS:]:
+    for match in [*_RE.prose.finditer(text)][-MAX_STATEMENTS:]:
         line = match["line"]
         span = _sentence(line)
-        if _CHECK.search(text[max(0, match.start() - 30) : match.start()]):
+        if _RE.check.search(text[max(0, match.start() - 30) : match.start()]):
             continue  # "to check our answer:" states none
-        comment = match["verb"] not in ":=" and _COMMENT.match(span)
+        comment = match["verb"] not in ":=" and _RE.comment.match(span)
         if bool(comment) != comments or (comment and comment["bare"] is None):
             continue
         end = match.start("line") + len(span)
@@ -183,13 +124,8 @@ def _foreign(text: str, language: Language) -> list[Statement]:
 
 
 def _sentence(line: str) -> str:
-    stop = _SENTENCE_END.search(line)
+    stop = _RE.sentence_end.search(line)
     return line[: stop.start()] if stop else line
-
-
-def _comments(text: str) -> list[Statement]:
-    """ "The answer is correct" where nothing else is stated: then "correct" is the answer."""
-    return [s for s in _prose(text, comments=True) if not _denied(text, s)]
 
 
 def _denied(text: str, words: Statement) -> bool:
@@ -198,16 +134,12 @@ def _denied(text: str, words: Statement) -> bool:
         return words.form == "box"  # emptied already
     clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
     near = " ".join(clause.split()[-_NEAR:])  # "those that don't count ... give our answer:" states
-    return bool(_NEGATION.search(f"{near} {words.before}") or _SUPPOSED.search(clause))
-
-
-def _taken_back(text: str, statement: Statement) -> bool:
-    return bool(_TAKEN_BACK.search(text[statement.end : statement.end + _CLAUSE]))
+    return bool(_RE.negation.search(f"{near} {words.before}") or _RE.supposed.search(clause))
 
 
 def _clause(text: str) -> str:
     """The clause in which `text` breaks off."""
-    return _BREAK.split(text)[-1]
+    return _RE.clause_end.split(text)[-1]
 
 
 def _emptied(statement: Statement) -> Statement:
@@ -221,18 +153,18 @@ def boxes(text: str) -> list[Statement]:
     """
     found: list[Statement] = []
     position = 0
-    while opening := _BOX.search(text, position):
+    while opening := _RE.box.search(text, position):
         position = opening.end() if opening["bare"] else closing_brace(text, opening.end())
         if not position:
             # The brace is never closed, so the rest of the text is inside the box.
             return [*found, Statement("box", "", opening.start(), len(text))]
         span = opening["bare"] or text[opening.end() : position - 1].strip()
         # A box that holds nothing but a box stands for the inner one.
-        inner = _BOX.match(span)
+        inner = _RE.box.match(span)
         if inner and not inner["bare"] and closing_brace(span, inner.end()) == len(span):
             span = span[inner.end() : -1].strip()
         box = Statement("box", span, opening.start(), position, line=span)
-        if found and _JOIN.fullmatch(joint := text[found[-1].end : box.start]):
+        if found and _RE.join.fullmatch(joint := text[found[-1].end : box.start]):
             word = " or " if "or" in joint else ", "
             last = found.pop()
             span = f"{last.span}{word}{box.span}"
