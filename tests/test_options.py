@@ -443,6 +443,14 @@ def compared(made: Config, folder: Path) -> Any:
     return results["baseline"], results["systems"]
 
 
+def weighted(made: Config, folder: Path) -> Any:
+    """How far the critiques of an evaluation support the answers they read."""
+    with opened(made, folder) as session:
+        evaluate.evaluate(session)
+        records = session.run.eval("ma").read_text().splitlines()
+    return [[turn.get("support") for turn in json.loads(line)["turns"]] for line in records]
+
+
 def blocks(made: Config, folder: Path) -> list[str]:
     """The blocks of questions that are committed together."""
     with opened(made, folder) as session:
@@ -510,6 +518,7 @@ TREES: dict[str, Any] = {
     "max_new_tokens": 4,
     "stop": ["a", "e", "i", "o", "u"],
 }
+VERDICTS = {"eval.systems": ["ma"], "eval.baseline": "sa", "eval.right_words": ["z"]}
 EXTRA = [{"name": "mine", "chain": ["generator:base"]}]
 ABLATION = [{"name": "a", "set": {"search.backup": "max"}}]
 OPTIM = {
@@ -626,6 +635,11 @@ EFFECTS: dict[str, Effect] = {
     "eval.block": Effect(blocks, 2),
     "eval.trees": Effect(written(evaluate.evaluate), 1),
     "eval.confidence": Effect(compared, 0.5),
+    "eval.split": Effect(questions, "train"),
+    "eval.temperatures": Effect(systems, [0.0, 0.7]),
+    "eval.models": Effect(systems, ["org/model"]),
+    "eval.right_words": Effect(weighted, ["a", "e", "i", "o", "u"], VERDICTS),
+    "eval.wrong_words": Effect(weighted, ["b", "c", "d", "f", "g"], VERDICTS),
     "export.merged": Effect(exported, False),
     "export.push_to_hub": Effect(exported, "org/name"),
     "mesh.data": Effect(placement, 2, {"mesh.fsdp": 0, "mesh.tensor": 2}),

@@ -81,9 +81,22 @@ class Session:
 
     @cached_property
     def eval_questions(self) -> list[Question]:
-        config = self.config.task
+        config, split = self.config.task, self.config.eval.split
+        if split not in self.task.splits:
+            raise UserError(f"eval.split: found {split!r}, allowed: {', '.join(self.task.splits)}.")
+        path = config.eval_path or (config.train_path if split == "train" else None)
         # Every seed is measured on the same questions: seeds differ in what they learn from.
-        return load_split(self.task, config, "eval", config.eval_path, config.num_eval, None)
+        return load_split(self.task, config, split, path, config.num_eval, None)
+
+    @property
+    def trained(self) -> Session:
+        """The session whose checkpoints answer; an evaluation of a finished run has another."""
+        return self
+
+    @property
+    def trained_on_evaluated(self) -> int:
+        """Evaluation questions that are training questions; a run with any is refused."""
+        return 0
 
     @cached_property
     def model(self) -> Model:
