@@ -159,8 +159,8 @@ def _rich(table):
                   caption="Accuracy in %, its interval, points above the single agent at equal "
                   "calls; *: p < 0.05 after Holm's correction.")  # fmt: skip
     for column in table.columns:
-        side = "right" if column.is_number else "left"
-        shown.add_column(Text(one_line(column.heading)), justify=side)
+        heading = Text(one_line(column.heading))
+        shown.add_column(heading, justify="right" if column.is_number else "left")
     for row in table.rows:
         shown.add_row(*(Text(one_line(cell)) for cell in row))
     return shown

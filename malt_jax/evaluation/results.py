@@ -187,9 +187,13 @@ def summarise(
     for full in table:
         name = single[full["system"]]
         if full["system"] != name:
-            other = (name, systems[name], by_unit[name])
             full["equal_tokens"] = _equal_tokens(
-                full, correct[full["name"]], other, units, confidence, bootstrap_seed
+                full,
+                correct[full["name"]],
+                (name, systems[name], by_unit[name]),
+                units,
+                confidence,
+                bootstrap_seed,
             )
     return {
         "run": dict(run or {}),
