@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from malt_jax import config
 from malt_jax.answering.turns import Answer, Answerer, Draw, Turn, answer
@@ -23,6 +23,9 @@ from malt_jax.stages.session import Session
 from malt_jax.stages.trust import check_trust
 from malt_jax.storage.manifest import stage_done
 from malt_jax.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    from malt_jax.sampling.sampler import Sampler
 
 __all__ = ["Answer", "OnText", "Pipeline", "Turn"]
 
@@ -70,12 +73,27 @@ class Pipeline:
 
     @cached_property
     def answerer(self) -> Answerer:
-        """The chain over the run's sampler, which turn-by-turn callers use."""
+        """The chain over the run's sampler."""
+        return self._over(self._session.sampler)
+
+    def answerer_with(self, on_chunk: Callable[[], None]) -> Answerer:
+        """The chain over a sampler of its own, which calls `on_chunk` between decode chunks.
+
+        What `on_chunk` raises ends the call.
+        """
+        from malt_jax.sampling.sampler import Sampler
+
+        session = self._session
+        return self._over(
+            Sampler(session.model, session.config.sampler, mesh=session.mesh, on_chunk=on_chunk)
+        )
+
+    def _over(self, sampler: Sampler) -> Answerer:
         session = self._session
         # Each question asks every role in turn, so weights that were dropped would be loaded again.
         policies = policies_after(session, session.config.rounds - 1, keep_all=True)
         return Answerer(
-            session.sampler,
+            sampler,
             session.pipeline,
             policies,
             session.task.grader,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -201,10 +201,6 @@ class Answerer:
             overflow=self.overflow,
             where=f"the question, {role.name}",
         )
-
-    def with_sampler(self, sampler: Sampler) -> Answerer:
-        """The same chain over another sampler of the same model."""
-        return replace(self, sampler=sampler)
 
 
 class TextStream:
