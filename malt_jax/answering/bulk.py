@@ -22,6 +22,7 @@ from typing import Any
 from malt_jax.answering.turns import Answer
 from malt_jax.checks import nearest, show
 from malt_jax.errors import UserError
+from malt_jax.memory import release_freed
 from malt_jax.regular_files import open_regular
 from malt_jax.storage.atomic import explained
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
@@ -166,6 +167,7 @@ def write_answers(
         pairs = zip(some, answers, strict=True)
         records = [to_record(line, one, made_with) for line, one in pairs]
         append_lines(output, records)
+        release_freed()
         failed += sum(one.error is not None for one in answers)
         on_block(some[-1].number)
         raise_if_stopped()

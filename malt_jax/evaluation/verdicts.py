@@ -29,14 +29,19 @@ class VerdictReader:
         phrases = sorted({*self.right, *self.wrong}, key=len, reverse=True)
         if not phrases:
             return None
-        pattern = rf"(?<!\w)({'|'.join(map(re.escape, phrases))})(?!\w)"
-        found = list(re.finditer(pattern, text, re.IGNORECASE))
+        found = list(re.finditer("|".join(map(_pattern, phrases)), text, re.IGNORECASE))
         if not found:
             return None
         last = found[-1]
-        is_right = last[1].casefold() in {phrase.casefold() for phrase in self.right}
+        is_right = last[0].casefold() in {phrase.casefold() for phrase in self.right}
         probability = math.exp(_logprob(last.span(), completion, tokenizer))
         return round((1 + probability if is_right else 1 - probability) / 2, 6)
+
+
+def _pattern(phrase: str) -> str:
+    """Matches the phrase, but no part of a longer word."""
+    begins, ends = (re.match(r"\w", edge) for edge in (phrase[0], phrase[-1]))
+    return (r"(?<!\w)" if begins else "") + re.escape(phrase) + (r"(?!\w)" if ends else "")
 
 
 def _logprob(span: tuple[int, int], completion: Completion, tokenizer: Any) -> float:
