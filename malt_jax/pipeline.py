@@ -17,12 +17,14 @@ from malt_jax.errors import UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress
 from malt_jax.stages.evaluations import trained_with
-from malt_jax.stages.names import trained_stage
+from malt_jax.stages.names import search_stage, trained_stage
 from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
 from malt_jax.stages.trust import check_trust
-from malt_jax.storage.manifest import stage_done
+from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.manifest import sealed_units, stage_done
 from malt_jax.storage.rundir import RunDir
+from malt_jax.tree.node import Tree
 
 if TYPE_CHECKING:
     from malt_jax.sampling.sampler import Sampler
@@ -113,6 +115,16 @@ class Pipeline:
     def unread(self, question: str) -> list[str]:
         """Characters of the question that the model cannot distinguish; it answers all the same."""
         return self._session.model.tokenizer.unread(question)
+
+    def prompt_tokens(self) -> dict[str, int]:
+        """Each role's longest prompt for one question of the run, from its first tree."""
+        units = sealed_units(self._session.run, search_stage(0))
+        shard = next(path for path in units if path.suffix == ".jsonl")
+        tree = Tree.from_record(next(read_lines(shard)))
+        return {
+            role: max(len(node.prompt_ids) for node in tree.nodes if node.role == role)
+            for role in tree.roles
+        }
 
     def meter(self) -> Callable[[], dict[str, Any]]:
         """Starts a measurement of the sampler, shown by the progress."""

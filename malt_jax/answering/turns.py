@@ -119,6 +119,15 @@ class Answerer:
         for role in self.chain.roles:
             self._prompt(role, self.params(role), question, {})
 
+    def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
+        """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""
+        for role in self.chain.roles:
+            self.sampler.warm_up(
+                prompt_tokens[role.name],
+                role.config.max_new_tokens,
+                adapter=self.policies[role.name],
+            )
+
     def ask(self, draws: Sequence[Draw], on_text: Callable[[int, str, str], None] | None) -> None:
         """Takes every turn of the chain; `on_text` is called with (draw, role, new text)."""
         for role in self.chain.roles:

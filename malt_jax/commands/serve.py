@@ -43,6 +43,10 @@ def run(invocation: Invocation) -> None:
         # Before the weights are read, so that a port that is taken is named at once.
         listener = listen(options.host, options.port)
         engine = Engine(pipeline.answerer_with, Metrics())
+        if not options.cold:
+            # Later it would keep everybody waiting, each time a batch has a new size.
+            shown.note("serve: compiling for every size of batch")
+            engine.answerer.warm_up(pipeline.prompt_tokens())
         raise_if_stopped()
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
@@ -82,6 +86,7 @@ COMMAND = Command(
         Option("--max-bytes", "Of one request; more gets 413.", "N", 1 << 18, int),
         Option("--timeout", "Seconds until a request gets 503.", "S", 600.0, float),
         Option("--grace", "Seconds that answers may take after SIGTERM.", "S", 30.0, float),
+        Option("--cold", "Answer at once and compile on the way."),
         Option("--quiet", "No progress on standard error."),
         TRUST,
     ),

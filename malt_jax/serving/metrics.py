@@ -30,6 +30,9 @@ class Metrics:
         self.gauges: dict[str, Callable[[], float]] = {}
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, Labels], float] = defaultdict(float)
+        # All buckets from the beginning, because readers expect them together and rising.
+        for bound in (*map("{:g}".format, BOUNDS), "+Inf"):
+            self._add("malt_request_seconds_bucket", 0, le=bound)
 
     def request(self, model: str, status: int, seconds: float) -> None:
         """Counts an answered request."""
