@@ -107,12 +107,24 @@ def dispatch(words: list[str]) -> None:
 
 def all_commands() -> tuple[Command, ...]:
     """All commands in the order in which the overview lists them."""
-    from malt_jax.commands import ask, bench, completion, fields, init, lists, plan, pool, stage
+    from malt_jax.commands import (
+        ask,
+        bench,
+        completion,
+        fields,
+        init,
+        lists,
+        plan,
+        pool,
+        serve,
+        stage,
+    )  # fmt: skip
 
     commands = (
         *stage.COMMANDS,
         pool.COMMAND,
         ask.COMMAND,
+        serve.COMMAND,
         plan.COMMAND,
         bench.COMMAND,
         init.COMMAND,

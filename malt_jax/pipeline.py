@@ -5,68 +5,35 @@ Pipeline.load("runs/gsm8k").ask("How many legs do three cats have?").text
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from malt_jax import config
+from malt_jax.answering.turns import Answer, Answerer, Draw, Turn, answer
 from malt_jax.errors import UserError
-from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress
-from malt_jax.sampling.request import Request
-from malt_jax.stages.names import trained_stage
+from malt_jax.stages.evaluations import trained_with
+from malt_jax.stages.names import search_stage, trained_stage
 from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
 from malt_jax.stages.trust import check_trust
-from malt_jax.storage.manifest import stage_done
+from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.manifest import sealed_units, stage_done
 from malt_jax.storage.rundir import RunDir
-from malt_jax.tree.expand import completion_text, sampling_params
-from malt_jax.tree.keys import node_key
-from malt_jax.tree.prompts import render
-from malt_jax.tree.roles import Role
+from malt_jax.tree.node import Tree
+
+if TYPE_CHECKING:
+    from malt_jax.sampling.sampler import Sampler
+
+__all__ = ["Answer", "OnText", "Pipeline", "Turn"]
 
 OnText = Callable[[int, str, str], None]
-"""Called with (draw, role, new text) while a turn is written. A turn begins with an empty text."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one role said."""
-
-    role: str
-    text: str
-    tokens: int
-    finish: str
-    """`eos`, `stop` or `length`."""
-    answer: str | None
-    """The answer read from it; None where there is none or the role does not answer."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Independent draws of the pipeline on one question, and their majority vote."""
-
-    draws: tuple[tuple[Turn, ...], ...]
-    votes: tuple[str | None, ...]
-    """Each draw's prediction."""
-    winner: int
-    """The earliest draw whose prediction won."""
-
-    @property
-    def turns(self) -> tuple[Turn, ...]:
-        """The winning draw's turns."""
-        return self.draws[self.winner]
-
-    @property
-    def text(self) -> str:
-        """The winning draw's last turn."""
-        return self.turns[-1].text
-
-    @property
-    def prediction(self) -> str | None:
-        return self.votes[self.winner]
+"""Called with (draw, role, new text) while turns are written. A turn begins with an empty text.
+The draws are written side by side, so that their texts alternate."""
 
 
 class Pipeline:
@@ -74,11 +41,15 @@ class Pipeline:
 
     def __init__(self, session: Session):
         self._session = session
-        # Each question asks every role in turn, so weights that were dropped would be loaded again.
-        self._policies = policies_after(session, session.config.rounds - 1, keep_all=True)
 
     @classmethod
-    def load(cls, run: str | os.PathLike, *, trust_task_code: bool = False) -> Pipeline:
+    def load(
+        cls,
+        run: str | os.PathLike,
+        *,
+        trust_task_code: bool = False,
+        progress: Progress | None = None,
+    ) -> Pipeline:
         """The pipeline of a run whose training is finished; reads the run, writes nothing.
 
         A run that somebody else made may name a Python module as its task, which is imported only
@@ -94,7 +65,7 @@ class Pipeline:
                 f"{directory.path}: not trained yet ({needed} is not finished); finish it with "
                 f"`malt run --output-dir {directory.path}`."
             )
-        return cls(Session(made_with, directory, Progress(quiet=True)))
+        return cls(Session(made_with, directory, progress or Progress(quiet=True)))
 
     @property
     def trained_on(self) -> str:
@@ -102,96 +73,109 @@ class Pipeline:
         task = self._session.task
         return f"{task.name}, {task.description}"
 
+    @cached_property
+    def answerer(self) -> Answerer:
+        """The chain over the run's sampler."""
+        return self._over(self._session.sampler)
+
+    def answerer_with(self, on_chunk: Callable[[], None]) -> Answerer:
+        """The chain over a sampler of its own, which calls `on_chunk` between decode chunks.
+
+        What `on_chunk` raises ends the call.
+        """
+        from malt_jax.sampling.sampler import Sampler
+
+        session = self._session
+        return self._over(
+            Sampler(session.model, session.config.sampler, mesh=session.mesh, on_chunk=on_chunk)
+        )
+
+    def _over(self, sampler: Sampler) -> Answerer:
+        session = self._session
+        # Each question asks every role in turn, so weights that were dropped would be loaded again.
+        policies = policies_after(session, session.config.rounds - 1, keep_all=True)
+        return Answerer(
+            sampler,
+            session.pipeline,
+            policies,
+            session.task.grader,
+            session.config.pipeline.overflow,
+        )
+
+    @property
+    def seed(self) -> int:
+        """The run's seed, the default of every question's."""
+        return self._session.config.seed
+
+    @property
+    def block(self) -> int:
+        """The questions that the run searches together, and that `ask_many` answers together."""
+        return self._session.config.search.block
+
     def unread(self, question: str) -> list[str]:
         """Characters of the question that the model cannot distinguish; it answers all the same."""
         return self._session.model.tokenizer.unread(question)
 
+    def prompt_tokens(self) -> dict[str, int]:
+        """Each role's longest prompt for one question of the run, from its first tree."""
+        units = sealed_units(self._session.run, search_stage(0))
+        shard = next(path for path in units if path.suffix == ".jsonl")
+        tree = Tree.from_record(next(read_lines(shard)))
+        return {
+            role: max(len(node.prompt_ids) for node in tree.nodes if node.role == role)
+            for role in tree.roles
+        }
+
+    def meter(self) -> Callable[[], dict[str, Any]]:
+        """Starts a measurement of the sampler, shown by the progress."""
+        return self._session.meter()
+
+    def made_with(self, votes: int, seed: int | None) -> str:
+        """A hash of all that answers depend on: weights, config, votes and seed."""
+        config_and_weights = trained_with(self._session)
+        data = [config_and_weights, votes, self.seed if seed is None else seed]
+        return fingerprint(data=data)[:16]
+
     def ask(
         self, question: str, votes: int = 3, seed: int | None = None, on_text: OnText | None = None
     ) -> Answer:
-        """Runs the chain `votes` times, one draw after the other, and takes the vote.
+        """Runs the chain `votes` times, all draws side by side, and takes the vote.
 
         The same question, seed (default: the run's) and draw give the same text every time.
         """
+        draws = self._draws(question, votes, seed)
+        self.answerer.ask(draws, on_text)
+        for draw in draws:
+            if draw.error:
+                raise draw.error
+        return answer(draws)
+
+    def ask_many(
+        self,
+        questions: Iterable[str],
+        votes: int = 3,
+        seed: int | None = None,
+        block: int | None = None,
+    ) -> Iterator[Answer]:
+        """Yields the answer to each question in order, `block` questions at a time.
+
+        Memory does not grow with their number. A question whose later prompt leaves no room has an
+        `error` in its answer; one that is empty or too long from the start raises UserError.
+        """
+        questions = iter(questions)
+        while some := list(itertools.islice(questions, block or self.block)):
+            asked = [self._draws(question, votes, seed) for question in some]
+            self.answerer.ask([draw for draws in asked for draw in draws], None)
+            yield from map(answer, asked)
+
+    def check(self, question: str) -> None:
+        """Raises UserError for a question that cannot be asked."""
+        self.answerer.check(question)
+
+    def _draws(self, question: str, votes: int, seed: int | None) -> list[Draw]:
         if votes < 1:
             raise UserError(f"votes: found {votes}, allowed: 1 or more.")
         if not question.strip():
             raise UserError("the question is empty; write one.")
-        seed = self._session.config.seed if seed is None else seed
-        draws = tuple(self._draw(question, seed, draw, on_text) for draw in range(votes))
-        predictions = tuple(_prediction(turns) for turns in draws)
-        return Answer(draws, predictions, majority_vote(predictions).draw)
-
-    def _draw(
-        self, question: str, seed: int, draw: int, on_text: OnText | None
-    ) -> tuple[Turn, ...]:
-        turns: list[Turn] = []
-        for role in self._session.pipeline.roles:
-            on_turn_text = partial(on_text, draw, role.name) if on_text else None
-            # `ask` keeps these draws apart from those of search and evaluation with this seed.
-            key = node_key(seed, "ask", question, draw, len(turns))
-            turns.append(self._turn(role, question, turns, key, on_turn_text))
-        return tuple(turns)
-
-    def _turn(
-        self,
-        role: Role,
-        question: str,
-        said: Sequence[Turn],
-        key: Any,
-        on_text: Callable[[str], None] | None,
-    ) -> Turn:
-        session = self._session
-        tokenizer = session.model.tokenizer
-        prompt = render(
-            role.template,
-            question,
-            {turn.role: turn.text for turn in said},
-            tokenizer,
-            room=session.model.spec.context - role.config.max_new_tokens,
-            overflow=session.config.pipeline.overflow,
-            where=f"the question, {role.name}",
-        )
-        stream = _Stream(tokenizer, on_text) if on_text else None
-        [[completion]] = session.sampler.sample(
-            [Request(prompt.ids, key[None])],
-            sampling_params(role, tokenizer.end_ids),
-            adapter=self._policies[role.name],
-            on_tokens=(lambda _request, _completion, new: stream.add(new)) if stream else None,
-        )
-        text = completion_text(completion, tokenizer.end_ids, tokenizer)
-        if stream:
-            stream.finish(text)
-        answer = session.task.grader.extract(text) if role.config.answers else None
-        return Turn(role.name, text, len(completion.tokens), completion.finish, answer)
-
-
-def _prediction(turns: Sequence[Turn]) -> str | None:
-    """The answer read from the last turn; the last role always answers."""
-    return turns[-1].answer
-
-
-class _Stream:
-    """Tokens in, text out as soon as it is certain: never half of a character."""
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._ids: list[int] = []
-        self._sent = ""
-        on_text("")
-
-    def add(self, tokens: Sequence[int]) -> None:
-        self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
-        # All ids are decoded again, because a token may hold only a part of a character. U+FFFD at
-        # the end stands for bytes whose rest has not come yet.
-        self._send(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
-
-    def finish(self, text: str) -> None:
-        """The whole text is known."""
-        self._send(text)
-
-    def _send(self, text: str) -> None:
-        # The tokenizer may still change the last characters; only what extends `_sent` is sent.
-        if len(text) > len(self._sent) and text.startswith(self._sent):
-            self._on_text(text[len(self._sent) :])
-            self._sent = text
+        seed = self.seed if seed is None else seed
+        return [Draw(question, number, seed) for number in range(votes)]

@@ -447,7 +447,7 @@ def test_bash_completes_commands_flags_fields_and_choices(tmp_path):
         assert done.stderr == ""
         return set(done.stdout.split())
 
-    assert complete("malt", "se") == {"search"}
+    assert complete("malt", "se") == {"search", "serve"}
     assert complete("malt", "run", "--dry") == {"--dry-run"}
     assert complete("malt", "run", "--task.num") == {"--task.num-train", "--task.num-eval"}
     assert complete("malt", "bench", "s") == {"sampler"}

@@ -476,6 +476,14 @@ def compared(made: Config, folder: Path) -> Any:
     return results["baseline"], results["systems"]
 
 
+def weighted(made: Config, folder: Path) -> Any:
+    """How far the critiques of an evaluation support the answers they read."""
+    with opened(made, folder) as session:
+        evaluate.evaluate(session)
+        records = session.run.eval("ma").read_text().splitlines()
+    return [[turn.get("support") for turn in json.loads(line)["turns"]] for line in records]
+
+
 def blocks(made: Config, folder: Path) -> list[str]:
     """The blocks of questions that are committed together."""
     with opened(made, folder) as session:
@@ -543,6 +551,7 @@ TREES: dict[str, Any] = {
     "max_new_tokens": 4,
     "stop": ["a", "e", "i", "o", "u"],
 }
+VERDICTS = {"eval.systems": ["ma"], "eval.baseline": "sa", "eval.right_words": ["z"]}
 EXTRA = [{"name": "mine", "chain": ["generator:base"]}]
 ABLATION = [{"name": "a", "set": {"search.backup": "max"}}]
 OPTIM = {
@@ -597,7 +606,6 @@ EFFECTS: dict[str, Effect] = {
     "task.num_train": Effect(questions, 1),
     "task.num_eval": Effect(questions, 1),
     "task.num_validation": Effect(questions, 2),
-    "eval.split": Effect(questions, "validation", {"task.num_validation": 2}),
     "task.grader": Effect(questions, "exact", {"task.name": "custom"}),
     "task.allow_code": Effect(grading, True, {"task.name": "mbpp"}),
     **{ROLE + name: Effect(trees, value, path=FIRST + name) for name, value in TREES.items()},
@@ -671,6 +679,11 @@ EFFECTS: dict[str, Effect] = {
     "eval.block": Effect(blocks, 2),
     "eval.trees": Effect(written(evaluate.evaluate), 1),
     "eval.confidence": Effect(compared, 0.5),
+    "eval.split": Effect(questions, "train"),
+    "eval.temperatures": Effect(systems, [0.0, 0.7]),
+    "eval.models": Effect(systems, ["org/model"]),
+    "eval.right_words": Effect(weighted, ["+", "=", "-", "*"], VERDICTS),
+    "eval.wrong_words": Effect(weighted, ["+", "=", "-", "*"], VERDICTS),
     "export.merged": Effect(exported, False),
     "export.push_to_hub": Effect(exported, "org/name"),
     "mesh.data": Effect(placement, 2, {"mesh.fsdp": 0, "mesh.tensor": 2}),

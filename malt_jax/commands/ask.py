@@ -1,9 +1,10 @@
-"""`malt ask`: a trained pipeline answers questions in the terminal."""
+"""`malt ask`: a trained pipeline answers questions in the terminal, or file to file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
 
 def run(invocation: Invocation) -> None:
-    """Answers the question of the command line, or one question per line of standard input."""
+    """Answers the question of the command line, a file of questions, or those of standard input."""
     from malt_jax.pipeline import Pipeline
 
     options = invocation.options
+    if options.input or options.output:
+        _in_bulk(invocation)
+        return
     pipeline = Pipeline.load(options.run, trust_task_code=options.trust_task_code)
     if sys.stderr.isatty():
         print(f"malt: trained on {visible(pipeline.trained_on)}", file=sys.stderr)
@@ -36,8 +40,58 @@ def run(invocation: Invocation) -> None:
             print(f"malt: {error}", file=sys.stderr)
 
 
+def _in_bulk(invocation: Invocation) -> None:
+    """Answers the questions of a file, or those that are left, and prints the output's path."""
+    from itertools import islice
+
+    from malt_jax.answering import bulk
+    from malt_jax.pipeline import Pipeline
+    from malt_jax.progress import counted, open_progress
+    from malt_jax.storage.signals import graceful_stop
+
+    options = invocation.options
+    if not (options.input and options.output) or options.question is not None:
+        raise UserError("--input FILE and --output FILE go together, without a question.")
+    if options.votes < 1:
+        raise UserError(f"--votes: found {options.votes}, allowed: 1 or more.")
+    source, output = Path(options.input), Path(options.output)
+    if not source.is_file():
+        raise UserError(f"--input: {source}: there is no such file.")
+    if not output.parent.is_dir():
+        raise UserError(f"--output: {output.parent}: there is no such folder; make it first.")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output: {output} is the input; choose another file.")
+    # The file is read before the weights are, so that a malformed line is named at once.
+    bulk.check_questions(source, lambda question: None)
+    with graceful_stop(), open_progress(options.quiet, "ask") as shown:
+        trusted = options.trust_task_code
+        pipeline = Pipeline.load(options.run, trust_task_code=trusted, progress=shown)
+        total = bulk.check_questions(source, pipeline.check)
+        made_with = pipeline.made_with(options.votes, options.seed)
+        with bulk.only_writer(output):
+            done = bulk.answered(output, source, made_with)
+            if done:
+                shown.note(f"ask: {counted(done, 'question')} answered before")
+            if done < total:
+                pipeline.meter()
+            failed = bulk.write_answers(
+                islice(bulk.read_questions(source), done, None),
+                lambda some: pipeline.ask_many(some, options.votes, options.seed),
+                output,
+                made_with,
+                pipeline.block,
+                lambda number: shown.update("ask", number, total),
+            )
+    print(output)
+    if failed:
+        raise UserError(
+            f"{output}: {counted(failed, 'question')} could not be answered; their `error` says "
+            "why."
+        )
+
+
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
-    """Prints every turn while it is written, then the vote."""
+    """Prints every turn, the first draw's while it is written, then the vote."""
     # Bytes that are not UTF-8 reach Python as lone surrogates.
     if any("\ud800" <= character <= "\udfff" for character in question):
         raise UserError(f"the question is not text in UTF-8: {one_line(question)[:60]}")
@@ -47,19 +101,48 @@ def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> Non
             f"little; it was trained on {visible(pipeline.trained_on)}",
             file=sys.stderr,
         )
-    current: tuple[int, str] | None = None
-
-    def on_text(draw: int, role: str, text: str) -> None:
-        nonlocal current
-        if current != (draw, role):
-            print("" if current is None else "\n")
-            print(f"[{draw + 1}/{votes}] {role}")
-            current = (draw, role)
-        print(visible(text), end="", flush=True)
-
-    answer = pipeline.ask(question, votes=votes, seed=seed, on_text=on_text)
+    printer = TurnPrinter(votes)
+    answer = pipeline.ask(question, votes=votes, seed=seed, on_text=printer.add)
+    printer.finish()
     print("\n")
     print(vote(answer), flush=True)
+
+
+class TurnPrinter:
+    """Prints draws that are written side by side one after the other.
+
+    Of each role, the first draw's text is printed as it comes; the others' follow once the role is
+    finished.
+    """
+
+    def __init__(self, votes: int):
+        self._votes, self._first = votes, True
+        self._role = ""
+        self._texts: dict[int, str] = {}
+        self._live: int | None = None
+
+    def add(self, draw: int, role: str, text: str) -> None:
+        """Takes new text of a turn."""
+        if role != self._role:
+            self.finish()
+            self._role, self._live = role, draw
+            self._head(draw)
+        if draw == self._live:
+            print(visible(text), end="", flush=True)
+        else:
+            self._texts[draw] = self._texts.get(draw, "") + text
+
+    def finish(self) -> None:
+        """Prints what has waited for the live turn to end."""
+        for draw, text in self._texts.items():
+            self._head(draw)
+            print(visible(text), end="", flush=True)
+        self._texts = {}
+
+    def _head(self, draw: int) -> None:
+        print("" if self._first else "\n")
+        print(f"[{draw + 1}/{self._votes}] {self._role}")
+        self._first = False
 
 
 def vote(answer: Answer) -> str:
@@ -94,17 +177,25 @@ def _lines() -> Iterator[str]:
 
 COMMAND = Command(
     name="ask",
-    summary="answers with a trained run's pipeline, each turn as it is written",
+    summary="answers with a trained run's pipeline, in the terminal or file to file",
     about="Runs the roles one after the other, several times, and takes the majority vote. "
-    "Without a question it reads questions line by line, from the terminal or a pipe.",
+    "Without a question it reads questions line by line, from the terminal or a pipe. With --input "
+    "and --output it answers a file in large batches, and continues an output that was "
+    "interrupted.",
     run=run,
     arguments=(Argument("question", "What to ask, in quotes.", required=False),),
     options=(
         Option("--run", "The trained run.", "DIR", required=True),
+        Option("--input", 'JSONL of {"question": ..., "id": ...}; the id may be left out.', "FILE"),
+        Option("--output", "JSONL of answers with every turn, line for line.", "FILE"),
         Option("--votes", "How often the whole pipeline is sampled for the vote.", "N", 3, int),
         Option("--seed", "Seed of the samples; default: the run's.", "N", None, int),
+        Option("--quiet", "No progress on standard error."),
         TRUST,
     ),
-    examples=('malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',),
+    examples=(
+        'malt ask "2+9+3+3+2+8+9+6" --run runs/quickstart',
+        "malt ask --run runs/quickstart --input questions.jsonl --output answers.jsonl",
+    ),
     computes=True,
 )

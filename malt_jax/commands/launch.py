@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from malt_jax.models.tokenizer import Tokenizer
     from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
+    from malt_jax.tasks.base import Question
 
 MAX_WIDTH = 1000
 """Columns of a printed table, at most, whatever COLUMNS says."""
@@ -244,7 +245,11 @@ def check_adapters(config: Config, spec: ModelSpec) -> None:
 
 
 def check_prompts(
-    session: Session, systems: Sequence[System], spec: ModelSpec, tokenizer: Tokenizer
+    session: Session,
+    systems: Sequence[System],
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question] | None = None,
 ) -> None:
     """Refuses questions that are too long for the model now, and not hours later.
 
@@ -265,7 +270,9 @@ def check_prompts(
             role.config.max_new_tokens + len(tokenizer.prompt_ids(fill(role.template, silent)))
         ),
     )
-    for question in (*session.train_questions, *session.eval_questions):
+    if questions is None:
+        questions = (*session.train_questions, *session.eval_questions)
+    for question in questions:
         render(
             tightest.template,
             question.text,

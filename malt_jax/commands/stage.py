@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
+from malt_jax.commands import evaluations
 from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import look, open_session, print_table, read_config
 from malt_jax.errors import UserError
@@ -39,6 +40,9 @@ READ_INPUT = ("run", "search", "eval")
 
 def run(invocation: Invocation) -> None:
     """Opens the run, performs the command's stages and prints the results they return."""
+    if invocation.command.name == "eval" and evaluations.asks_for_evaluation(invocation):
+        evaluations.run(invocation)
+        return
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
 
@@ -150,7 +154,12 @@ def _require(session: Session, stage: str) -> None:
 
 
 def _command(
-    name: str, summary: str, about: str, fields: tuple[str, ...], *options: Option
+    name: str,
+    summary: str,
+    about: str,
+    fields: tuple[str, ...],
+    *options: Option,
+    examples: tuple[str, ...] = (),
 ) -> Command:
     return Command(
         name=name,
@@ -159,7 +168,7 @@ def _command(
         run=run,
         options=(DRY_RUN, REDO, *options),
         fields=fields,
-        examples=(f"malt {name} --config quickstart --output-dir runs/quickstart",),
+        examples=(f"malt {name} --config quickstart --output-dir runs/quickstart", *examples),
         computes=True,
     )
 
@@ -242,16 +251,20 @@ COMMANDS = (
         "eval",
         "every system on the same held-out questions, compared in a table",
         "Evaluates the trained pipeline and every baseline with the same seeds. Writes RUN/eval, "
-        "results.json and results.md, and prints the table.",
+        "results.json and results.md, and prints the table. With --run, a finished run is measured "
+        "on another task, split or temperature into RUN/evals/NAME; the run is not changed.",
         (
             "task.eval_path",
             "task.num_eval",
             "eval.systems",
             "eval.baseline",
-            "eval.trees",
             "eval.confidence",
-            "eval.block",
+            "eval.split",
+            "eval.temperatures",
+            "eval.models",
         ),
+        *evaluations.OPTIONS,
+        examples=("malt eval --run runs/quickstart --name t --eval.temperatures 0,0.7",),
     ),
     _command(
         "export",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from malt_jax.checks import check, check_name, check_range, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
@@ -12,6 +12,14 @@ MAX_VOTES = 1024
 """The most draws that one system may vote over."""
 MAX_SYSTEM_NAME = 100
 """The longest name of a system in characters; names built from several roles are long."""
+RIGHT_WORDS = (
+    "ok", "right", "correct", "valid", "accurate", "no error", "no errors", "no mistake",
+    "no mistakes", "not wrong", "not incorrect",
+)  # fmt: skip
+WRONG_WORDS = (
+    "wrong", "incorrect", "invalid", "inaccurate", "error", "errors", "mistake", "mistakes",
+    "not right", "not correct", "not valid", "low", "high",
+)  # fmt: skip
 CANNOT_CHANGE_RESULTS = frozenset(
     {
         "output_dir",
@@ -64,9 +72,6 @@ class EvalConfig:
     """Which of the built-in systems to evaluate; default: all of them."""
     extra: tuple[SystemConfig, ...] = ()
     """Systems of your own."""
-    split: Literal["eval", "validation"] = "eval"
-    """The questions to measure on: those of evaluation, or those that `task.num_validation` has
-    set aside, by which settings are chosen without looking at the evaluation."""
     baseline: str = "sa@9"
     """The row of the table that every other row is tested against."""
     block: int = 1024
@@ -75,11 +80,31 @@ class EvalConfig:
     """Held-out questions whose whole trees are drawn before and after training; 0: none."""
     confidence: float = 0.95
     """Coverage of the confidence intervals."""
+    split: str = "eval"
+    """The split of the task that is evaluated; most tasks have `train` and `eval`. `validation`:
+    the questions that `task.num_validation` set aside, to choose settings by."""
+    temperatures: tuple[float, ...] = ()
+    """Evaluate every system at each of these; default: once, at the roles' own temperatures."""
+    models: tuple[str, ...] = ()
+    """Hugging Face folders or PEFT adapters to evaluate beside it, as systems of one role."""
+    right_words: tuple[str, ...] = RIGHT_WORDS
+    """What a critique calls a right answer; the last such word weights the vote, nothing else."""
+    wrong_words: tuple[str, ...] = WRONG_WORDS
+    """What a critique calls a wrong answer."""
 
     def __post_init__(self):
         check_range(self, "block", least=1)
+        both = {w.casefold() for w in self.right_words} & {w.casefold() for w in self.wrong_words}
+        check(not both, f"right_words: found {show(sorted(both))} among wrong_words as well.")
+        check(all((*self.right_words, *self.wrong_words)), "right_words: found an empty text.")
         check_range(self, "trees", least=0, zero="none")
         check_range(self, "confidence", least=0.5, below=1)
+        for name in ("temperatures", "models"):
+            found = getattr(self, name)
+            twice = len(set(found)) < len(found)
+            check(not twice, f"{name}: found {show(found)}; give each one once.")
+        inside = all(0 <= temperature <= 10 for temperature in self.temperatures)
+        check(inside, f"temperatures: found {show(self.temperatures)}, allowed: 0 to 10 each.")
         # Without an @ the whole text is a name, and no number of votes is there to check.
         name, _, votes = self.baseline.rpartition("@")
         check(

@@ -30,6 +30,15 @@ class TurnRecord:
     """The answer read from the text; None if there is none or the role does not answer."""
     correct: bool | None
     """Whether `parsed` is right; None for a role that does not answer."""
+    support: float | None = None
+    """Of a critique with a verdict: how far it supports the answer it read, from 0 to 1."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The turn as a JSON object; only critiques with a verdict have a `support`."""
+        return {name: value for name, value in vars(self).items() if (name, value) != _NO_SUPPORT}
+
+
+_NO_SUPPORT = ("support", None)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class DrawRecord:
             "correct": self.correct,
             "calls": self.calls,
             "tokens": self.tokens,
-            "turns": [dict(vars(turn)) for turn in self.turns],
+            "turns": [turn.to_record() for turn in self.turns],
         }
 
     @classmethod

@@ -18,14 +18,16 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from malt_jax.errors import UserError
-from malt_jax.evaluation import breakdown, statistics
+from malt_jax.evaluation import breakdown, measures, statistics
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.schema import (
     Comparison,
+    EqualTokens,
     McNemar,
     PairedTest,
     Reliability,
     Results,
+    Row,
     VotedRow,
 )
 
@@ -44,6 +46,12 @@ class SystemInfo:
     """One row for each: the majority of that many draws."""
     seconds: float | None = None
     """Wall-clock time per question and draw, if it was measured."""
+    single_agent: str | None = None
+    """The system whose votes are its equal-call baselines; None: the table's."""
+    baseline: str | None = None
+    """The row that it is tested against; None: the table's."""
+    temperature: float | None = None
+    """The temperature of all turns in a sweep; None: each role's own."""
 
 
 @dataclass(frozen=True)
@@ -129,37 +137,41 @@ def summarise(
     Raises `UserError` if draws are missing, doubled, or cover different questions.
     """
     # 1. Draws by unit, all on the single agent's units: without the same ones, nothing is paired.
-    for name in [*systems, single_agent]:
+    single = {name: info.single_agent or single_agent for name, info in systems.items()}
+    for name in [*systems, *single.values()] or [single_agent]:
         if name not in systems or not draws.get(name):
             raise UserError(
                 f"evaluation: the system {name!r} has no records; every table needs it, "
                 "so add it to the evaluated systems."
             )
     by_unit = {name: _by_unit(name, draws[name]) for name in systems}
-    units = Units(sorted(by_unit[single_agent]))
+    reference = next(iter(single.values()))
+    units = Units(sorted(by_unit[reference]))
     for name in systems:
-        _check_same_questions(name, by_unit[name], single_agent, units)
+        _check_same_questions(name, by_unit[name], reference, units)
 
     # 2. Each row by itself, and its outcome on each unit.
     rows: dict[str, VotedRow] = {}
     correct: dict[str, Bool[np.ndarray, " U"]] = {}
-    votes = _votes(systems, by_unit, single_agent, baseline)
+    baselines = {name: info.baseline or baseline for name, info in systems.items()}
+    votes = _votes(systems, by_unit, single, baselines.values())
     for name, info in systems.items():
         for k in votes[name]:
             key = row_name(name, k)
             rows[key], correct[key] = _row(name, info, k, by_unit[name], units, confidence)
-    if baseline not in rows:
-        raise UserError(
-            f"evaluation: the baseline {baseline!r} is not a row of the table; "
-            f"choose one of {', '.join(rows)}."
-        )
+    for wanted in baselines.values():
+        if wanted not in rows:
+            raise UserError(
+                f"evaluation: the baseline {wanted!r} is not a row of the table; "
+                f"choose one of {', '.join(rows)}."
+            )
     # 3. Each row against the baseline and against the single agent at equal calls. If these are one
     # row it is one test, which enters Holm's correction once.
-    equal_calls = {key: row_name(single_agent, row["calls"]) for key, row in rows.items()}
+    equal_calls = {key: row_name(single[row["system"]], row["calls"]) for key, row in rows.items()}
     comparisons = {
         (key, other): compare(correct[other], correct[key], units, confidence, bootstrap_seed)
         for key in rows
-        for other in dict.fromkeys([baseline, equal_calls[key]])
+        for other in dict.fromkeys([baselines[rows[key]["system"]], equal_calls[key]])
         if other != key
     }
     # The family of Holm's correction is the whole table.
@@ -167,16 +179,29 @@ def summarise(
     tests: dict[str, dict[str, PairedTest]] = defaultdict(dict)
     for ((key, other), found), p_holm in zip(comparisons.items(), corrected, strict=True):
         tests[key][other] = {**found, "p_holm": p_holm}
+    # 4. Each row against the single agent at equal tokens, beside the table and its correction.
+    table: list[Row] = [
+        {**row, "tests": tests[key], "equal_calls_baseline": equal_calls[key]}
+        for key, row in rows.items()
+    ]
+    for full in table:
+        name = single[full["system"]]
+        if full["system"] != name:
+            full["equal_tokens"] = _equal_tokens(
+                full,
+                correct[full["name"]],
+                (name, systems[name], by_unit[name]),
+                units,
+                confidence,
+                bootstrap_seed,
+            )
     return {
         "run": dict(run or {}),
         "questions": len(set(units.questions)),
         "seeds": np.unique(units.seeds).tolist(),
         "baseline": baseline,
         "confidence": confidence,
-        "systems": [
-            {**row, "tests": tests[key], "equal_calls_baseline": equal_calls[key]}
-            for key, row in rows.items()
-        ],
+        "systems": table,
         "turns": [turns for name in systems if (turns := breakdown.turns(name, draws[name]))],
         "levels": breakdown.levels(correct, units.questions, levels),
         "calibration": dict(calibration or {}),
@@ -221,17 +246,18 @@ def _check_same_questions(name: str, draws: Draws, reference: str, units: Units)
 def _votes(
     systems: Mapping[str, SystemInfo],
     draws: Mapping[str, Draws],
-    single_agent: str,
-    baseline: str,
+    single: Mapping[str, str],
+    baselines: Iterable[str],
 ) -> dict[str, list[int]]:
-    """The votes of each system's rows; the single agent's cover the calls of every other row."""
+    """The votes of each system's rows; its single agent's cover the calls of every row of it."""
     # A baseline that names no row is refused in `summarise`, with a list of the rows there are.
     votes = {name: set(info.votes) for name, info in systems.items()}
-    name, _, count = baseline.partition("@")
-    if name in votes and (count or "1").isdigit():
-        votes[name].add(int(count or 1))
+    for baseline in baselines:
+        name, _, count = baseline.partition("@")
+        if name in votes and (count or "1").isdigit():
+            votes[name].add(int(count or 1))
     for name in systems:
-        votes[single_agent] |= {_calls(draws[name], k) for k in votes[name]}
+        votes[single[name]] |= {_calls(draws[name], k) for k in votes[name]}
     for name in systems:
         have = len(next(iter(draws[name].values())))
         if max(votes[name]) > have or min(votes[name]) < 1:
@@ -274,7 +300,13 @@ def _row(
         "unparsed": sum(record.prediction is None for record in every),
         "truncated": sum(any(turn.finish == "length" for turn in record.turns) for record in every),
         "ties": sum(vote.tie for vote in outcomes),
+        "draws": len(draws[units.pairs[0]]),
+        "pass_at_k": measures.pass_at_k([draws[unit] for unit in units.pairs], votes),
     }
+    if info.temperature is not None:
+        row["temperature"] = info.temperature
+    if votes > 1 and (by_critique := measures.weighted(used, correct)):
+        row["weighted"] = by_critique
     if units.pooled:
         by_seed = {
             str(seed): float(correct[units.seeds == seed].mean()) for seed in np.unique(units.seeds)
@@ -286,6 +318,28 @@ def _row(
         sums, sizes = units.per_question(correct.astype(int))
         row["interval"] = list(statistics.bootstrap_interval(sums, sizes, confidence=confidence))
     return row, correct
+
+
+def _equal_tokens(
+    row: Row,
+    correct: Bool[np.ndarray, " U"],
+    single: tuple[str, SystemInfo, Draws],
+    units: Units,
+    confidence: float,
+    seed: int,
+) -> EqualTokens:
+    """A row compared with the single agent (name, info, draws) that generates as many tokens."""
+    name, info, draws = single
+    by_votes = measures.tokens_by_votes([draws[unit] for unit in units.pairs])
+    votes = measures.votes_for_tokens(by_votes, row["tokens"])
+    other, right = _row(name, info, votes, draws, units, confidence)
+    return {
+        **compare(right, correct, units, confidence, seed),
+        "row": other["name"],
+        "tokens": other["tokens"],
+        "accuracy": other["accuracy"],
+        "reached": by_votes[votes - 1] >= row["tokens"],
+    }
 
 
 def compare(

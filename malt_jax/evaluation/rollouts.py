@@ -19,6 +19,7 @@ import numpy as np
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System
+from malt_jax.evaluation.verdicts import VerdictReader
 from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import Grade, Grader, Question
 from malt_jax.tree.expand import completion_text, sampling_params
@@ -45,6 +46,8 @@ class RolloutContext:
     context: int
     """The model's longest sequence in tokens."""
     overflow: str = "refuse"
+    verdicts: VerdictReader | None = None
+    """Reads the verdicts of critiques; None: none are looked for."""
     on_batch: Callable[[str, int], None] | None = None
     """Called before each batch with a name for it and its number of completions."""
 
@@ -132,6 +135,12 @@ def _take_turn(
         if agent.system.turns[number].role.config.answers
     ]
     grades = _grade(answers, context.grader)
+    critiques = {
+        call
+        for agent, call in zip(agents, calls, strict=True)
+        if not agent.system.turns[number].role.config.answers
+    }
+    supports = {call: _support(sampled[call], context) for call in critiques}
     for agent, call in zip(agents, calls, strict=True):
         turn, result = agent.system.turns[number], sampled[call]
         answers_here = turn.role.config.answers
@@ -149,6 +158,7 @@ def _take_turn(
                 finish=result.completion.finish,
                 parsed=grade.parsed if grade else None,
                 correct=bool(grade.correct) if grade else None,
+                support=supports.get(call),
             )
         )
         seconds[agent.system.name] += result.seconds
@@ -174,7 +184,9 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
         extra={**absent, **debate},
     )
     identity = context.identities[policy, role.name]
-    key = (agent.question.id, agent.draw, agent.number, number)
+    # At temperature 0 every draw is the same, so that it is sampled once.
+    draw = agent.draw if role.config.temperature else 0
+    key = (agent.question.id, draw, agent.number, number)
     return UniqueCall(identity, sampling_params(role, context.tokenizer.end_ids), prompt, key)
 
 
@@ -224,6 +236,12 @@ def _sample_with(
                 share = elapsed * len(completion.tokens) / total
                 sampled[call] = Sampled(completion, text, share)
     return sampled
+
+
+def _support(result: Sampled, context: RolloutContext) -> float | None:
+    """How far a critique supports the answer it read; None without a verdict."""
+    reader = context.verdicts
+    return reader.support(result.text, result.completion, context.tokenizer) if reader else None
 
 
 def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tuple[str, str], Grade]:

@@ -29,6 +29,21 @@ class PairedTest(Comparison):
     p_holm: float  # after Holm's correction
 
 
+class Weighted(McNemar):
+    """A vote weighted by what critiques say of the answers, compared with the plain vote."""
+
+    accuracy: float
+
+
+class EqualTokens(Comparison):
+    """A row compared with the single agent that votes over the fewest draws of as many tokens."""
+
+    row: str  # the single agent and its votes
+    tokens: float  # generated, per question
+    accuracy: float
+    reached: bool  # whether it has draws for so many tokens; else all its draws vote
+
+
 class VotedRow(TypedDict):
     """A system under a majority vote over its first `votes` draws, by itself."""
 
@@ -44,6 +59,10 @@ class VotedRow(TypedDict):
     unparsed: int  # draws without an answer
     truncated: int  # draws with a turn that was cut at its token limit
     ties: int  # questions with a tied vote
+    draws: int  # drawn per question, of which the first `votes` vote
+    pass_at_k: float  # chance that one of `votes` draws is right, estimated from all of them
+    temperature: NotRequired[float]  # of every turn, in a sweep of temperatures
+    weighted: NotRequired[Weighted]  # where critiques state verdicts
     seeds: NotRequired[dict[str, float]]  # several seeds: the accuracy under each
     seeds_sd: NotRequired[float]  # and its standard deviation
 
@@ -53,6 +72,7 @@ class Row(VotedRow):
 
     tests: dict[str, PairedTest]  # by the name of the other row
     equal_calls_baseline: str  # the single agent that votes over the same number of calls
+    equal_tokens: NotRequired[EqualTokens]  # not for the single agent itself
 
 
 class TurnAccuracy(TypedDict):

@@ -1,10 +1,11 @@
-"""The sections below the table of results: seeds, turns, levels, calibration, failures, records."""
+"""The sections below the table of results: seeds, turns, levels, measures, failures, records."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from malt_jax.evaluation import cells
+from malt_jax.evaluation.measures import frontier
 from malt_jax.evaluation.schema import McNemar, Results
 from malt_jax.evaluation.table import Table, numbers, texts
 
@@ -23,6 +24,11 @@ def sections(results: Results) -> list[Section]:
         by_seed(results),
         by_turn(results),
         by_level(results),
+        any_draw_right(results),
+        weighted_votes(results),
+        equal_tokens(results),
+        by_time(results),
+        by_temperature(results),
         calibration(results),
         failures(results),
         records(results),
@@ -100,6 +106,123 @@ def by_level(results: Results) -> Section:
     columns += numbers(*(f"{level} ({one['questions']})" for level, one in levels.items()))
     note = "Accuracy in percent; the number of questions in brackets."
     return Section("By level", Table(columns, rows), note)
+
+
+def any_draw_right(results: Results) -> Section:
+    """How often one of several draws is right, beside how often their vote is."""
+    rows = [
+        [
+            row["label"],
+            str(row["draws"]),
+            cells.percent(row["accuracy"]),
+            cells.percent(row["pass_at_k"]),
+            cells.points(row["pass_at_k"] - row["accuracy"]),
+        ]
+        for row in results["systems"]
+        if row["votes"] > 1 and "pass_at_k" in row  # earlier versions did not estimate it
+    ]
+    return Section(
+        "One of k right",
+        Table(texts("system") + numbers("draws", "vote %", "pass@k %", "left to gain"), rows),
+        "pass@k: the chance that one of as many draws as vote is right, by the unbiased estimate "
+        "from all draws. What a perfect choice among the draws would gain over their vote.",
+    )
+
+
+def weighted_votes(results: Results) -> Section:
+    """Votes weighted by the verdicts of critiques, beside plain ones."""
+    rows = [
+        [
+            row["label"],
+            cells.percent(row["accuracy"]),
+            cells.percent(found["accuracy"]),
+            *_flips_and_p(found),
+        ]
+        for row in results["systems"]
+        if (found := row.get("weighted"))
+    ]
+    columns = texts("system") + numbers("vote %", "weighted vote %")
+    return Section(
+        "Votes weighted by the verifier",
+        Table([*columns, *numbers("wrong→right", "right→wrong", "p")], rows),
+        "Each draw votes with how far its own critique supports its answer: the probability of the "
+        "critique's verdict, without further calls. The exact McNemar test against the plain vote "
+        "is not part of the correction above.",
+    )
+
+
+def equal_tokens(results: Results) -> Section:
+    """Every row against the single agent that generates as many tokens."""
+    rows = [
+        [
+            row["label"],
+            f"{row['tokens']:.0f}",
+            cells.percent(row["accuracy"]),
+            found["row"] + ("" if found["reached"] else " (all its draws)"),
+            f"{found['tokens']:.0f}",
+            cells.percent(found["accuracy"]),
+            cells.points(found["delta"]),
+            cells.points_interval(found["delta_interval"]),
+            *_flips_and_p(found),
+        ]
+        for row in results["systems"]
+        if (found := row.get("equal_tokens"))
+    ]
+    columns = texts("system") + numbers("tokens", "accuracy %") + texts("against")
+    columns += numbers("tokens", "accuracy %", "difference", "interval")
+    return Section(
+        "At equal tokens",
+        Table([*columns, *numbers("wrong→right", "right→wrong", "p")], rows),
+        "The single agent votes over the fewest draws that generate at least as many tokens per "
+        "question. Where it has too few draws all of them vote, and a baseline such as sa@27 draws "
+        "more. These tests are not part of the correction above.",
+    )
+
+
+def _flips_and_p(test: McNemar) -> list[str]:
+    changes = [str(test["wrong_to_right"]), str(test["right_to_wrong"])]
+    return [*changes, cells.probability(test["p"])]
+
+
+def by_time(results: Results) -> Section:
+    """Accuracy against the wall-clock time per question, the fastest row first."""
+    timed = {row["name"]: row for row in results["systems"] if row["seconds"] is not None}
+    points = {name: (row["seconds"] or 0.0, row["accuracy"]) for name, row in timed.items()}
+    best = frontier(points)
+    rows = [
+        [
+            timed[name]["label"],
+            cells.seconds(points[name][0]),
+            cells.percent(points[name][1]),
+            "yes" if name in best else "",
+        ]
+        for name in sorted(points, key=lambda name: points[name][0])
+    ]
+    return Section(
+        "Accuracy against time",
+        Table(texts("system") + numbers("seconds", "accuracy %") + texts("frontier"), rows),
+        "Wall-clock seconds per question at the batches of this evaluation. Frontier: no row takes "
+        "as little time and is more accurate.",
+    )
+
+
+def by_temperature(results: Results) -> Section:
+    """Accuracy of each system by temperature, where temperatures were swept."""
+    found: dict[str, dict[float, str]] = {}
+    for row in results["systems"]:
+        if (t := row.get("temperature")) is not None:
+            label = row["label"].replace(f", T={t:g}", "")
+            bounds = cells.interval(row["interval"])
+            found.setdefault(label, {})[t] = f"{cells.percent(row['accuracy'])} ({bounds})"
+    swept = sorted({t for by_t in found.values() for t in by_t})
+    rows = [
+        [label, *(by_t.get(t, "") for t in swept)]
+        for label, by_t in found.items()
+        if len(swept) > 1
+    ]
+    columns = texts("system") + numbers(*(f"T={t:g}" for t in swept))
+    note = "Accuracy in percent, with its interval."
+    return Section("By temperature", Table(columns, rows), note)
 
 
 def calibration(results: Results) -> Section:

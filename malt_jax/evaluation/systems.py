@@ -9,6 +9,7 @@ critique ends with a final answer in a chain that ends there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,15 @@ class System:
     draws: int
     """Independent draws per question, at least the largest vote."""
     agents: int = 1
+    model: str | None = None
+    """Folder of the model or adapter that answers in place of the run's; None: the run's."""
+    temperature: float | None = None
+    """The temperature of all its turns; None: each role's own."""
+
+    @property
+    def single_agent(self) -> str:
+        """The single agent that it is compared with: the one at its temperature."""
+        return at_temperature(SINGLE_AGENT, self.temperature)
 
     @property
     def calls(self) -> int:
@@ -75,6 +85,7 @@ def make_systems(
     systems += [
         _system(entry, pipeline, templates, f"eval.extra.{entry.name}") for entry in config.extra
     ]
+    systems += [_model_system(path, pipeline) for path in config.models]
     every = [*systems, *variants]
     check_unique("eval.extra, ablations", [system.name for system in every])
     # Only the single agent draws more than it asks for: its votes are the equal-call baselines, and
@@ -86,10 +97,47 @@ def make_systems(
     baseline, _, count = config.baseline.partition("@")
     if baseline == SINGLE_AGENT:
         draws = max(draws, whole_number(count) or 1)
-    return [
+    systems = [
         replace(system, draws=max(draws, system.draws)) if system.name == SINGLE_AGENT else system
         for system in systems
     ]
+    swept = [_cooled(system, t) for t in config.temperatures for system in systems]
+    return swept or systems
+
+
+def at_temperature(row: str, temperature: float | None) -> str:
+    """The name of a system or row in a sweep: `malt@3` at 0.7 is `malt-t0.7@3`."""
+    name, separator, votes = row.partition("@")
+    return row if temperature is None else f"{name}-t{temperature:g}{separator}{votes}"
+
+
+def _cooled(system: System, temperature: float) -> System:
+    """The same system with every turn at one temperature."""
+    turns = tuple(
+        ChainTurn(
+            Role(replace(turn.role.config, temperature=temperature), turn.role.template),
+            turn.policy,
+        )
+        for turn in system.turns
+    )
+    return replace(
+        system,
+        name=at_temperature(system.name, temperature),
+        label=f"{system.label}, T={temperature:g}",
+        turns=turns,
+        temperature=temperature,
+    )
+
+
+def _model_system(path: str, pipeline: Chain) -> System:
+    """Another model, or an adapter, that answers with the first role's prompt."""
+    # Not the whole path, which need not be a file's name; two of the same name are refused.
+    parts = [part for part in path.replace("\\", "/").split("/") if part.strip(".")]
+    safe = re.sub("[^A-Za-z0-9.+_-]", "-", "-".join(parts[-2:])).strip("-._+") or "model"
+    votes = (1, 3, 9)
+    turns = (ChainTurn(pipeline.roles[0], BASE),)
+    name = safe[:MAX_SYSTEM_NAME]
+    return System(name, name, turns, votes, max(votes), model=path)
 
 
 def standard_systems(pipeline: Chain, templates: Mapping[str, str]) -> list[SystemConfig]:

@@ -8,6 +8,7 @@ import jax
 
 from malt_jax.config.lora import LoraConfig
 from malt_jax.export.safetensors_writer import Stored, write_config, write_file
+from malt_jax.models.adapters import CONFIG, WEIGHTS
 from malt_jax.models.lora import Adapter, targets_of, unstack_adapter
 from malt_jax.models.peft_layout import exported_rank, module_names, to_peft
 from malt_jax.models.sharding import to_host
@@ -33,13 +34,13 @@ def write_peft(
     values = to_peft(spec, layers)
     folder.mkdir(exist_ok=True)
     tensors = {name: Stored(value.shape, value.dtype) for name, value in values.items()}
-    write_file(folder / "adapter_model.safetensors", tensors, values.__getitem__)
+    write_file(folder / WEIGHTS, tensors, values.__getitem__)
     targets = targets_of(spec, lora)
     rank = exported_rank(spec, targets, lora.rank)
     # Where the layout needs a larger rank, alpha grows with it and the scale stays.
     alpha = lora.alpha if rank == lora.rank else lora.scale * rank
     write_config(
-        folder / "adapter_config.json",
+        folder / CONFIG,
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

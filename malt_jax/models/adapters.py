@@ -59,6 +59,17 @@ def load_adapter(
     return Adapter(filled, lora.scale), replace(lora, targets=targets)
 
 
+def adapter_base(folder: Path) -> str:
+    """The model that a PEFT adapter was made for, as its config names it."""
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{folder / CONFIG}: base_model_name_or_path is {show(base)}, so the model that the "
+            "adapter belongs to is unknown; write its name there."
+        )
+    return base
+
+
 def fitted(
     adapter: Adapter, own: LoraConfig, fresh: Adapter, lora: LoraConfig, place: str
 ) -> Adapter:

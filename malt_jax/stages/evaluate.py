@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import malt_jax as malt
 from malt_jax.evaluation.rollouts import RolloutContext, run_systems
 from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import System
+from malt_jax.evaluation.verdicts import VerdictReader
 from malt_jax.progress import counted
 from malt_jax.stages.ablate import opened, train_variant
 from malt_jax.stages.measured import HELD_OUT, held_out_trees, result_files, summarise_run
 from malt_jax.stages.names import EVAL
+from malt_jax.stages.other_models import load_other
 from malt_jax.stages.policies import Weights, identities, policies_after
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage.journal import Journal
 from malt_jax.tasks.base import Question
+from malt_jax.tree.policies import BASE
 
 
 def evaluate(session: Session) -> Results:
@@ -53,8 +58,12 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
             for system in systems
         }
 
-    # Made when the first block lacks something: a finished evaluation loads no weights.
-    context: RolloutContext | None = None
+    # By the model that answers; those of one model share calls. A context is made when the first
+    # block lacks something: a finished evaluation loads no weights.
+    groups: dict[str | None, list[System]] = defaultdict(list)
+    for system in systems:
+        groups[system.model].append(system)
+    contexts: dict[str | None, RolloutContext] = {}
     for block in journal.blocks(
         session.eval_questions,
         config.eval.block,
@@ -63,24 +72,37 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
         # Every block appends to the same files, so they can only be sealed after the last one.
         sealed_apart=False,
     ):
-        context = context or _context(session)
-        draws, block.cost["systems"] = run_systems(systems, block.items, context)
-        for name, rows in draws.items():
-            block.append(paths[name], [row.to_record() for row in rows])
+        block.cost["systems"] = {}
+        for model, group in groups.items():
+            if model not in contexts:
+                contexts[model] = _context(session, model)
+            draws, seconds = run_systems(group, block.items, contexts[model])
+            block.cost["systems"] |= seconds
+            for name, rows in draws.items():
+                block.append(paths[name], [row.to_record() for row in rows])
 
 
-def _context(session: Session) -> RolloutContext:
-    weights, meant = Weights(session), identities(session)
-    weights.check(meant.values())
+def _context(session: Session, model: str | None) -> RolloutContext:
+    weights: Callable[[str], Any]
+    if model is None:
+        sampler, of_run = session.sampler, Weights(session.trained)
+        weights, meant = of_run, identities(session.trained)
+        of_run.check(meant.values())
+    else:
+        sampler, adapter = load_other(session, model)
+        # One role without training: whatever the turn, it answers with this adapter.
+        meant = {(BASE, role.name): BASE for role in session.pipeline.roles}
+        weights = lambda _: adapter  # noqa: E731
     return RolloutContext(
-        sampler=session.sampler,
+        sampler=sampler,
         identities=meant,
         weights=weights,
-        tokenizer=session.model.tokenizer,
+        tokenizer=sampler.model.tokenizer,
         grader=session.task.grader,
         seed=session.config.seed,
-        context=session.model.spec.context,
+        context=sampler.spec.context,
         overflow=session.config.pipeline.overflow,
+        verdicts=VerdictReader(session.config.eval.right_words, session.config.eval.wrong_words),
         on_batch=lambda batch, calls: session.progress.note(
             f"eval: {batch}: {counted(calls, 'completion')}"
         ),
@@ -104,7 +126,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
             questions,
             session.pipeline,
             task=session.task,
-            adapters=policies_after(session, rounds[when]),
+            adapters=policies_after(session.trained, rounds[when]),
             seed=config.seed,
             # In place of a round's number: no key of a training search is used again.
             round="held-out",

@@ -13,7 +13,7 @@ from malt_jax.evaluation.calibration import calibration
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.results import SystemInfo, summarise, with_seeds
 from malt_jax.evaluation.schema import Results
-from malt_jax.evaluation.systems import SINGLE_AGENT
+from malt_jax.evaluation.systems import SINGLE_AGENT, at_temperature
 from malt_jax.evaluation.tables import to_csv, to_latex, to_markdown
 from malt_jax.hashing import sha256_all
 from malt_jax.stages.names import EVAL
@@ -50,11 +50,19 @@ def measured(session: Session) -> Measured:
     for variant in variants:
         runs.append((RunDir.existing(root / "ablations" / variant.folder), [variant.system]))
     infos, paths = {}, {}
+    baseline = session.config.eval.baseline
     for run, own in runs:
         seconds = seconds_by_system(run)
         for system in own:
             paths[system.name] = run.eval(system.name)
-            infos[system.name] = SystemInfo(system.label, system.votes, seconds.get(system.name))
+            infos[system.name] = SystemInfo(
+                system.label,
+                system.votes,
+                seconds.get(system.name),
+                system.single_agent,
+                at_temperature(baseline, system.temperature),
+                system.temperature,
+            )
         # A variant's files are sealed in its own manifest, not in the run's.
         manifest.verify(run, [run.eval(system.name) for system in own])
     # The results name the files they were computed from, by their hashes.
@@ -127,7 +135,7 @@ def _summarise(
         "sharing": config.sharing,
         "rounds": config.rounds,
         "train_questions": searched[0],
-        "train_questions_evaluated": 0,
+        "train_questions_evaluated": first.trained_on_evaluated,
     }
     return summarise(
         with_seeds({seed: one.draws for seed, one in zip(seeds, found, strict=True)}),

@@ -72,7 +72,7 @@ class Session:
         questions, validation = self._training_split
         # On the whole split, before this shard's part is taken from it. What settings are chosen by
         # may be no question of the evaluation either.
-        aside = validation if self.config.eval.split == "eval" else []
+        aside = [] if self.config.eval.split == "validation" else validation
         check_overlap([*questions, *aside], self.eval_questions)
         # Integer bounds: together the shards hold every question once, whatever their number.
         index, count = map(int, self.config.search.shard.split("/"))
@@ -82,16 +82,31 @@ class Session:
     @cached_property
     def eval_questions(self) -> list[Question]:
         """The questions that systems are measured on."""
-        config = self.config.task
-        if self.config.eval.split == "validation":
+        config, split = self.config.task, self.config.eval.split
+        if split == "validation":
             if not config.num_validation:
                 raise UserError(
                     "eval.split: validation, but no question is set aside for it; set "
                     "task.num_validation."
                 )
             return self._training_split[1]
+        if split not in self.task.splits:
+            raise UserError(
+                f"eval.split: found {split!r}, allowed: {', '.join(self.task.splits)}, validation."
+            )
+        path = config.eval_path or (config.train_path if split == "train" else None)
         # Every seed is measured on the same questions: seeds differ in what they learn from.
-        return load_split(self.task, config, "eval", config.eval_path, config.num_eval, None)
+        return load_split(self.task, config, split, path, config.num_eval, None)
+
+    @property
+    def trained(self) -> Session:
+        """The session whose checkpoints answer; an evaluation of a finished run has another."""
+        return self
+
+    @property
+    def trained_on_evaluated(self) -> int:
+        """Evaluation questions that are training questions; a run with any is refused."""
+        return 0
 
     @cached_property
     def _training_split(self) -> tuple[list[Question], list[Question]]:

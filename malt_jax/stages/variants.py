@@ -15,7 +15,7 @@ from malt_jax.credit.rules import get_rule
 from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
-from malt_jax.evaluation.systems import System, make_systems
+from malt_jax.evaluation.systems import System, at_temperature, make_systems
 from malt_jax.stages.names import label_stage, search_stage, train_stage
 from malt_jax.stages.policies import phases_of
 from malt_jax.stages.session import Session
@@ -41,15 +41,23 @@ def planned(session: Session) -> tuple[list[System], list[Variant]]:
     # needs draws for their number of calls.
     beside = [variant.system for variant in variants]
     systems = make_systems(config.eval, session.pipeline, templates, beside)
-    _check_baseline(config.eval.baseline, systems[0], [*systems, *beside])
+    if variants and config.eval.temperatures:
+        raise UserError(
+            "eval.temperatures: found beside ablations, which are measured at the roles' own "
+            "temperatures; sweep with `malt eval --run DIR --name NAME` once the run is finished."
+        )
+    _check_baseline(config.eval.baseline, [*systems, *beside])
     return systems, variants
 
 
-def _check_baseline(baseline: str, single: System, systems: Sequence[System]) -> None:
+def _check_baseline(baseline: str, systems: Sequence[System]) -> None:
     """Refuses a baseline that is not measured, before hours of evaluation."""
     rows = [row_name(s.name, k) for s in systems for k in s.votes]
-    rows += [row_name(single.name, k) for k in range(1, single.draws + 1)]
-    if baseline not in rows:
+    for single in (s for s in systems if s.name == s.single_agent):
+        rows += [row_name(single.name, k) for k in range(1, single.draws + 1)]
+    # In a sweep every temperature has a baseline of its own.
+    wanted = {at_temperature(baseline, system.temperature) for system in systems}
+    if not wanted <= set(rows):
         raise UserError(
             f"eval.baseline: {baseline!r} is not a row of the table; "
             f"allowed: {', '.join(dict.fromkeys(rows))}."
@@ -64,7 +72,8 @@ def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> V
         for field, value in settings.items():
             data = reading.assign(data, field, value)
         # A variant is one row of the run's table, whose baselines are not measured again.
-        data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
+        data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0, "models": []}
+        data["eval"]["temperatures"] = []
         data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
         other = reading.build(Config, data)
         # Comparisons are paired by question, so they need the same questions and grader.

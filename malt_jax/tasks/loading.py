@@ -164,11 +164,15 @@ def count_duplicates(questions: Sequence[Question]) -> int:
     return len(questions) - len({normalised(q.text) for q in questions})
 
 
+def overlap(train: Sequence[Question], evaluation: Sequence[Question]) -> list[tuple[str, str]]:
+    """Ids of the questions that are in both, by normalised text."""
+    seen = {normalised(q.text): q.id for q in train}
+    return [(seen[normalised(q.text)], q.id) for q in evaluation if normalised(q.text) in seen]
+
+
 def check_overlap(train: Sequence[Question], evaluation: Sequence[Question]) -> None:
     """Refuses evaluation questions that are also training questions, by normalised text."""
-    seen = {normalised(q.text): q.id for q in train}
-    both = [(seen[normalised(q.text)], q.id) for q in evaluation if normalised(q.text) in seen]
-    if both:
+    if both := overlap(train, evaluation):
         named = ", ".join(f"{a} = {b}" for a, b in both[:5]) + (", ..." if len(both) > 5 else "")
         raise UserError(
             f"{len(both)} of {len(evaluation)} evaluation questions are also training questions "

@@ -1,0 +1,192 @@
+"""Answers in bulk: a file of questions in, a file of answers out, continued where it stopped.
+
+    {"id": "q1", "question": "..."}        one line of the input; `id` may be left out
+    {"id": "q1", "question": "...", "answer": "...", "votes": [...], "draws": [[turn, ...], ...],
+     "calls": 9, "tokens": 512, "made_with": "..."}            the same line of the output
+
+Line n of the output answers line n of the input. Both are read line by line and never held whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from malt_jax.answering.turns import Answer
+from malt_jax.checks import nearest, show
+from malt_jax.errors import UserError
+from malt_jax.memory import release_freed
+from malt_jax.regular_files import open_regular
+from malt_jax.storage.atomic import explained
+from malt_jax.storage.jsonl import append_lines, read_lines, recover
+from malt_jax.storage.signals import raise_if_stopped
+
+MAX_LINE = 1 << 20
+"""The longest line in bytes: no question is a megabyte of text."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A question of the input."""
+
+    number: int
+    id: str
+    question: str
+
+
+def read_questions(path: Path) -> Iterator[Line]:
+    """Yields the questions of a file; a malformed line raises UserError that names it."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        for number in itertools.count(1):
+            raw = file.readline(MAX_LINE + 1)
+            if not raw:
+                return
+            try:
+                yield _parse(raw, number)
+            except UserError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
+
+
+def _parse(raw: bytes, number: int) -> Line:
+    if len(raw) > MAX_LINE:
+        raise UserError(f"longer than {MAX_LINE:,} bytes; shorten the question.")
+    try:
+        # A byte order mark, as some editors write it, may begin the file.
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        record = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"not text in UTF-8 ({error.reason}); convert the file.") from None
+    except (ValueError, RecursionError) as error:
+        found = show(raw.decode("utf-8", "replace").strip())
+        raise UserError(
+            f'found {found}, which is no JSON ({error}); write {{"question": "..."}}.'
+        ) from None
+    if not isinstance(record, dict):
+        raise UserError(f'found {show(record)}, expected an object: {{"question": "..."}}.')
+    if "question" not in record:
+        hint = nearest("question", list(record), cutoff=0.5)
+        raise UserError(f"no `question`; found {', '.join(map(show, record)) or 'nothing'}.{hint}")
+    question, identity = record["question"], record.get("id", number)
+    if not isinstance(question, str) or not question.strip():
+        raise UserError(f"`question` is {show(question)}, expected a text.")
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise UserError("`question` holds half a character (a lone surrogate); write it whole.")
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise UserError(f"`id` is {show(identity)}, expected a text or a whole number.")
+    return Line(number, str(identity), question)
+
+
+def check_questions(path: Path, check: Callable[[str], None]) -> int:
+    """Reads the whole file before any work begins, and returns the number of its questions.
+
+    `check` raises UserError for a question that cannot be asked.
+    """
+    seen: dict[int, int] = {}
+    count = 0
+    for line in read_questions(path):
+        # Hashes and no texts, so that memory stays small.
+        earlier = seen.setdefault(hash(line.id), line.number)
+        if earlier != line.number:
+            raise UserError(
+                f"{path}:{line.number}: the id {show(line.id)} is already on line {earlier}; "
+                "give each question its own, or none."
+            )
+        try:
+            check(line.question)
+        except UserError as error:
+            raise UserError(f"{path}:{line.number}: {error}") from None
+        count = line.number
+    if not count:
+        raise UserError(f"{path}: found no question; at least one is needed.")
+    return count
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Creates the output if it is missing, and keeps every other process from writing it."""
+    with explained(path), open(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{path}: another process is writing it; wait for it or choose another --output."
+            ) from None
+        yield
+
+
+def answered(path: Path, questions: Path, made_with: str) -> int:
+    """The number of answers that the output holds already; a torn last line is dropped.
+
+    Raises UserError unless they answer the first questions of the input, made the same way.
+    """
+    recover(path)
+    count = 0
+    records = read_lines(path, needs=("id", "question", "made_with"))
+    # The input may be longer than the output; a longer output answers another input.
+    for record, line in itertools.zip_longest(records, read_questions(questions)):
+        if record is None:
+            break
+        here = f"{path}:{count + 1}"
+        if line is None or (record["id"], record["question"]) != (line.id, line.question):
+            raise UserError(
+                f"{here}: answers another question than line {count + 1} of {questions}; choose "
+                "another --output."
+            )
+        if record["made_with"] != made_with:
+            raise UserError(
+                f"{here}: was answered by another run, or with another --votes or --seed; choose "
+                "another --output."
+            )
+        count += 1
+    return count
+
+
+def write_answers(
+    lines: Iterable[Line],
+    answer: Callable[[list[str]], Iterable[Answer]],
+    output: Path,
+    made_with: str,
+    block: int,
+    on_block: Callable[[int], None],
+) -> int:
+    """Appends the answers block by block, and returns how many questions could not be answered.
+
+    A block is written as a whole; a stop request takes effect after it.
+    """
+    failed = 0
+    lines = iter(lines)
+    while some := list(itertools.islice(lines, block)):
+        answers = list(answer([line.question for line in some]))
+        pairs = zip(some, answers, strict=True)
+        records = [to_record(line, one, made_with) for line, one in pairs]
+        append_lines(output, records)
+        release_freed()
+        failed += sum(one.error is not None for one in answers)
+        on_block(some[-1].number)
+        raise_if_stopped()
+    return failed
+
+
+def to_record(line: Line, answer: Answer, made_with: str) -> dict[str, Any]:
+    """One line of the output."""
+    turns = [turn for draw in answer.draws for turn in draw]
+    return {
+        "id": line.id,
+        "question": line.question,
+        "answer": answer.prediction,
+        **({"error": answer.error} if answer.error else {}),
+        "text": answer.turns[-1].text if not answer.error else None,
+        "votes": list(answer.votes),
+        "winner": answer.winner,
+        "draws": [[dict(vars(turn)) for turn in draw] for draw in answer.draws],
+        "calls": len(turns),
+        "tokens": sum(turn.tokens for turn in turns),
+        "made_with": made_with,
+    }

@@ -1,0 +1,238 @@
+"""One turn of many draws at once: the step that `ask`, bulk answers and the server have in common.
+
+A draw is one pass of the chain over one question. Draws that wait for the same role are sampled in
+one call, whatever question or user they come from; equal prompts are prefilled once. The key of a
+turn depends on seed, question, draw and turn only, never on what else is in the call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from malt_jax.errors import UserError
+from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.tree.expand import completion_text, sampling_params
+from malt_jax.tree.keys import node_key
+from malt_jax.tree.prompts import Overflow, Prompt, render
+from malt_jax.tree.roles import Chain, Role
+
+if TYPE_CHECKING:
+    from malt_jax.sampling.sampler import Sampler
+    from malt_jax.tasks.base import Grader
+
+OnDrawText = Callable[[int, str], None]
+"""Called with (index of the draw, new text) while turns are written; a turn begins with ''."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one role said."""
+
+    role: str
+    text: str
+    tokens: int
+    finish: str
+    """`eos`, `stop` or `length`."""
+    answer: str | None
+    """The answer read from it; None where there is none or the role does not answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Independent draws of the chain on one question, and their majority vote."""
+
+    draws: tuple[tuple[Turn, ...], ...]
+    votes: tuple[str | None, ...]
+    """Each draw's prediction."""
+    winner: int
+    """The earliest draw whose prediction won."""
+    error: str | None = None
+    """Why a later turn could not be asked, because its prompt left no room; then no draw counts."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The winning draw's turns."""
+        return self.draws[self.winner]
+
+    @property
+    def text(self) -> str:
+        """The winning draw's last turn."""
+        return self.turns[-1].text
+
+    @property
+    def prediction(self) -> str | None:
+        return self.votes[self.winner]
+
+
+@dataclass
+class Draw:
+    """One pass of the chain over one question, and how far it is."""
+
+    question: str
+    number: int
+    seed: int
+    turns: list[Turn] = field(default_factory=list)
+    prompt_tokens: int = 0
+    error: UserError | None = None
+    """Why its next turn cannot be asked; it takes no further turns."""
+
+
+def answer(draws: Sequence[Draw]) -> Answer:
+    """The answer that the finished draws of one question vote for."""
+    if failed := next((draw.error for draw in draws if draw.error), None):
+        return Answer(tuple(tuple(d.turns) for d in draws), (None,) * len(draws), 0, str(failed))
+    # The last role always answers, so the last turn has the prediction.
+    predictions = tuple(draw.turns[-1].answer for draw in draws)
+    turns = tuple(tuple(draw.turns) for draw in draws)
+    return Answer(turns, predictions, majority_vote(predictions).draw)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A chain with its policies, ready to take turns. Not thread-safe: one thread owns it."""
+
+    sampler: Sampler
+    chain: Chain
+    policies: Mapping[str, Any]
+    """Each role's weights by name; None is the base model."""
+    grader: Grader
+    overflow: Overflow = "refuse"
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.sampler.model.tokenizer
+
+    def params(self, role: Role) -> SamplingParams:
+        """How a role samples unless a request says otherwise."""
+        return sampling_params(role, self.tokenizer.end_ids)
+
+    def check(self, question: str) -> None:
+        """Raises UserError for a question that leaves some role no room, even without turns."""
+        if not question.strip():
+            raise UserError("the question is empty; write one.")
+        for role in self.chain.roles:
+            self._prompt(role, self.params(role), question, {})
+
+    def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
+        """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""
+        for role in self.chain.roles:
+            self.sampler.warm_up(
+                prompt_tokens[role.name],
+                role.config.max_new_tokens,
+                adapter=self.policies[role.name],
+            )
+
+    def ask(self, draws: Sequence[Draw], on_text: Callable[[int, str, str], None] | None) -> None:
+        """Takes every turn of the chain; `on_text` is called with (draw, role, new text)."""
+        for role in self.chain.roles:
+            waiting = [draw for draw in draws if not draw.error]
+
+            def heard(index: int, text: str, role=role, waiting=waiting) -> None:
+                assert on_text
+                on_text(waiting[index].number, role.name, text)
+
+            self.take_turn(role, waiting, self.params(role), on_text and heard)
+
+    def take_turn(
+        self,
+        role: Role,
+        draws: Sequence[Draw],
+        params: SamplingParams,
+        on_text: OnDrawText | None = None,
+    ) -> None:
+        """Samples the role's turn of every draw in one call and adds it to each.
+
+        A draw whose prompt leaves no room gets an `error` instead of the turn.
+        """
+        # 1. Prompts; draws with the same one are siblings of one request.
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, draw in enumerate(draws):
+            try:
+                said = {turn.role: turn.text for turn in draw.turns}
+                prompt = self._prompt(role, params, draw.question, said)
+            except UserError as error:
+                draw.error = error
+                continue
+            draw.prompt_tokens += len(prompt.ids)
+            groups[prompt.ids].append(index)
+        members = list(groups.values())
+        # 2. Keys. `ask` keeps these draws apart from those of search and evaluation with the seed.
+        requests = [
+            Request(
+                ids,
+                np.stack(
+                    [
+                        node_key(d.seed, "ask", d.question, d.number, len(d.turns))
+                        for d in (draws[index] for index in group)
+                    ]
+                ),
+            )
+            for ids, group in groups.items()
+        ]
+        if not requests:
+            return
+        # 3. One call of the sampler, with text passed on while it is written.
+        streams: dict[int, TextStream] = {}
+        if on_text:
+            for index in (i for group in members for i in group):
+                streams[index] = TextStream(self.tokenizer, index, on_text)
+        drawn = self.sampler.sample(
+            requests,
+            params,
+            adapter=self.policies[role.name],
+            on_tokens=(lambda r, c, new: streams[members[r][c]].add(new)) if streams else None,
+        )
+        # 4. The turns.
+        for group, completions in zip(members, drawn, strict=True):
+            for index, completion in zip(group, completions, strict=True):
+                text = completion_text(completion, params.end_ids, self.tokenizer)
+                if index in streams:
+                    streams[index].finish(text)
+                read = self.grader.extract(text) if role.config.answers else None
+                tokens, finish = len(completion.tokens), completion.finish
+                draws[index].turns.append(Turn(role.name, text, tokens, finish, read))
+
+    def _prompt(
+        self, role: Role, params: SamplingParams, question: str, said: Mapping[str, str]
+    ) -> Prompt:
+        return render(
+            role.template,
+            question,
+            said,
+            self.tokenizer,
+            room=self.sampler.spec.context - params.max_new_tokens,
+            overflow=self.overflow,
+            where=f"the question, {role.name}",
+        )
+
+
+class TextStream:
+    """Tokens in, text out as soon as it is certain: never half of a character."""
+
+    def __init__(self, tokenizer: Any, index: int, on_text: OnDrawText):
+        self._tokenizer, self._index, self._on_text = tokenizer, index, on_text
+        self._ids: list[int] = []
+        self._sent = ""
+        on_text(index, "")
+
+    def add(self, tokens: Sequence[int]) -> None:
+        self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
+        # All ids are decoded again, because a token may hold only a part of a character. U+FFFD at
+        # the end stands for bytes whose rest has not come yet.
+        self._send(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
+
+    def finish(self, text: str) -> None:
+        """The whole text is known."""
+        self._send(text)
+
+    def _send(self, text: str) -> None:
+        # The tokenizer may still change the last characters; only what extends `_sent` is sent.
+        if len(text) > len(self._sent) and text.startswith(self._sent):
+            self._on_text(self._index, text[len(self._sent) :])
+            self._sent = text

@@ -1,0 +1,166 @@
+"""`malt eval --run DIR`: a finished run measured on other tasks, splits and temperatures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from malt_jax.commands.command import Invocation, Option
+from malt_jax.commands.launch import check_prompts, print_table
+from malt_jax.errors import UserError
+from malt_jax.stages.trust import check_trust
+
+if TYPE_CHECKING:
+    from malt_jax.config.run import Config
+    from malt_jax.progress import Progress
+    from malt_jax.stages.evaluations import Evaluation
+    from malt_jax.stages.session import Session
+
+OPTIONS = (
+    Option("--run", "A finished run to measure apart, into DIR/evals; alone: their table.", "DIR"),
+    Option("--name", "The evaluation's folder in DIR/evals.", "NAME"),
+    Option("--tasks", "One evaluation of each: TASK, or TASK=FILE.", "TASK", several=True),
+    Option("--allow-overlap", "Measure training questions as well, and say so."),
+)
+
+
+def asks_for_evaluation(invocation: Invocation) -> bool:
+    """Whether the words mean an evaluation of a finished run and not a run's own stage."""
+    options = invocation.options
+    if options.run:
+        return True
+    for name in ("name", "tasks", "allow_overlap"):
+        if getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: belongs to --run DIR, the finished run that is measured.")
+    return False
+
+
+def run(invocation: Invocation) -> None:
+    """Makes the evaluations, prints the table of each, then the table over all of them."""
+    from malt_jax import progress
+    from malt_jax.config.run import from_dict
+    from malt_jax.distributed import initialize
+    from malt_jax.environment import devices
+    from malt_jax.stages.evaluations import write_table
+    from malt_jax.stages.names import trained_stage
+    from malt_jax.stages.session import Session
+    from malt_jax.storage.manifest import stage_done
+    from malt_jax.storage.rundir import RunDir
+    from malt_jax.storage.signals import graceful_stop
+    from malt_jax.storage.writers import is_writer
+
+    options = invocation.options
+    if options.config:
+        raise UserError("--config: the run has its config; with --run give fields as flags.")
+    directory = RunDir.existing(options.run)
+    config = from_dict(directory.config)
+    check_trust(config, directory.path, options.trust_task_code, {})
+    needed = trained_stage(config.rounds - 1)
+    if not stage_done(directory, needed):
+        raise UserError(f"{directory.path}: not trained yet ({needed} is not finished).")
+    plans = list(_plans(invocation, config, directory.path))
+    if plans:
+        initialize(plans[0][1].mesh)
+        devices()
+    quiet = options.dry_run or any(plan.quiet for _, plan in plans) or not is_writer()
+    with graceful_stop(), progress.open_progress(quiet, "eval") as shown:
+        trained = Session(config, directory, shown)
+        for _, plan in plans:
+            _evaluate(invocation, trained, plan, shown)
+        if is_writer() and not options.dry_run:
+            table = write_table(directory)
+            # One evaluation has printed its own table.
+            if len(plans) != 1:
+                print_table(_rich(table))
+
+
+def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[str, Config]]:
+    """The name and the config of each evaluation that the words ask for."""
+    from malt_jax.stages.evaluations import evaluation_config
+
+    options, fields = invocation.options, invocation.fields
+    if options.tasks:
+        for word in options.tasks:
+            task, _, file = word.partition("=")
+            name = task.replace(":", "-")
+            name = f"{options.name}-{name}" if options.name else name
+            flags = ["--task.name", task, *(["--task.eval-path", file] if file else [])]
+            yield name, evaluation_config(config, run, name, [*fields, *flags])
+    elif options.name:
+        yield options.name, evaluation_config(config, run, options.name, list(fields))
+    elif fields:
+        raise UserError("--name: missing; it names the evaluation's folder in the run.")
+
+
+def _evaluate(invocation: Invocation, trained: Session, config: Config, shown: Progress) -> None:
+    """Makes or continues one evaluation and prints its table; with --dry-run only says what."""
+    from malt_jax.commands.launch import check_model
+    from malt_jax.config.reading import apply_flags
+    from malt_jax.evaluation.tables import to_terminal
+    from malt_jax.stages.evaluate import evaluate
+    from malt_jax.stages.evaluations import Evaluation, check_evaluation, opened
+    from malt_jax.stages.variants import planned
+    from malt_jax.storage import manifest
+    from malt_jax.storage.writers import is_writer
+
+    options = invocation.options
+    said = apply_flags({}, invocation.fields)
+    if options.tasks:  # the user's own words as well
+        said.setdefault("task", {})["name"] = config.task.name
+    check_trust(config, config.output_dir, options.trust_task_code, said)
+    session = Evaluation(config, trained, allow_overlap=options.allow_overlap)
+    check_evaluation(session)
+    systems, _ = planned(session)
+    check_prompts(session, systems, *check_model(config), questions=session.eval_questions)
+    if options.dry_run:
+        print("\n".join(_described(session)))
+        return
+    if seen := session.trained_on_evaluated:
+        shown.note(f"WARNING: {seen} of {len(session.eval_questions)} questions were trained on")
+    with opened(session):
+        if (stage := options.redo) and is_writer():
+            shown.note(f"{stage} again; set aside in {manifest.redo(session.run, stage)}")
+        results = evaluate(session)
+    if is_writer():
+        print_table(to_terminal(results))
+        print(session.run.results)
+
+
+def _described(session: Evaluation) -> Iterator[str]:
+    """What an evaluation would do, and the first question's first prompt."""
+    from malt_jax.escape import one_line, visible
+    from malt_jax.stages.variants import planned
+    from malt_jax.tree.prompts import fill
+
+    systems, _ = planned(session)
+    questions, task = session.eval_questions, session.task
+    yield "malt eval would do this. Nothing was written."
+    yield f"evaluation: {session.config.output_dir}"
+    yield f"task: {task.name}, {one_line(task.description)}"
+    yield f"  {len(questions):,} questions, {session.trained_on_evaluated} of them trained on"
+    for system in systems:
+        turns = " ".join(f"{turn.role.name}:{turn.policy}" for turn in system.turns)
+        yield f"  {one_line(system.name)}: {turns}, {system.draws} draws"
+    yield "first prompt:"
+    first = fill(session.pipeline.roles[0].template, {"question": questions[0].text})
+    yield from (f"  | {line}" for line in visible(first).splitlines())
+
+
+def _rich(table):
+    """The table over all evaluations as `rich` prints it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from malt_jax.escape import one_line
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left",
+                  caption="Accuracy in %, its interval, points above the single agent at equal "
+                  "calls; *: p < 0.05 after Holm's correction.")  # fmt: skip
+    for column in table.columns:
+        heading = Text(one_line(column.heading))
+        shown.add_column(heading, justify="right" if column.is_number else "left")
+    for row in table.rows:
+        shown.add_row(*(Text(one_line(cell)) for cell in row))
+    return shown

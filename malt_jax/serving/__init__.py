@@ -1,0 +1,1 @@
+"""Serving: a trained chain behind an OpenAI-compatible endpoint, batched over requests."""

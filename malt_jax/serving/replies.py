@@ -1,0 +1,112 @@
+"""The objects of the OpenAI API: completions, chunks of a stream, models, usage.
+
+What the API has no place for is in fields named `malt`: every turn, every vote. While a chain is
+streamed, the turns before the answer are `reasoning_content`, as reasoning models send theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from malt_jax.answering.turns import Answer, Draw, answer
+from malt_jax.serving.requests import CHAIN, ChatRequest
+from malt_jax.tree.roles import Chain
+
+
+class Reply:
+    """Makes the objects of one request's answer, which share an id and a time."""
+
+    def __init__(self, request: ChatRequest, draws: Sequence[Draw], fingerprint: str):
+        self._request, self._draws = request, draws
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": fingerprint,
+        }
+
+    def answer(self, choice: int) -> Answer:
+        """The answer of one choice, from its finished draws."""
+        votes = self._request.votes
+        return answer(self._draws[choice * votes : (choice + 1) * votes])
+
+    def completion(self) -> dict[str, Any]:
+        """The whole answer."""
+        choices = []
+        for index in range(self._request.choices):
+            found = self.answer(index)
+            choices.append(
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": found.text, "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": finish_reason(found),
+                    "malt": self.details(found),
+                }
+            )
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": self.usage(),
+        }
+
+    def details(self, found: Answer) -> dict[str, Any]:
+        """Prediction, votes and every turn that was sampled for a choice."""
+        given = len(self._request.said)
+        return {
+            "prediction": found.prediction,
+            "votes": list(found.votes),
+            "winner": found.winner,
+            "draws": [[dict(vars(turn)) for turn in draw[given:]] for draw in found.draws],
+        }
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of all prompts and completions, those of every turn and vote."""
+        completion = sum(turn.tokens for draw in self._draws for turn in draw.turns)
+        prompt = sum(draw.prompt_tokens for draw in self._draws)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def chunk(
+        self, choice: int, delta: dict[str, Any], finish: str | None = None, **more: Any
+    ) -> bytes:
+        """An event of the stream."""
+        entry = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
+        return event({**self._head, "object": "chat.completion.chunk", "choices": [entry]})
+
+    def usage_chunk(self) -> bytes:
+        """The event with the usage, which has no choice."""
+        head = {**self._head, "object": "chat.completion.chunk", "choices": []}
+        return event({**head, "usage": self.usage()})
+
+
+def event(value: Any) -> bytes:
+    """A server-sent event with JSON data."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": waiting\n\n"
+
+
+def finish_reason(found: Answer) -> str:
+    """`length` if the answer was cut at its limit, else `stop`."""
+    return "length" if found.turns[-1].finish == "length" else "stop"
+
+
+def models(chain: Chain, created: int) -> list[dict[str, Any]]:
+    """The entries of `/v1/models`."""
+    names = [CHAIN, f"{CHAIN}@3", *(role.name for role in chain.roles)]
+    return [model(name, created) for name in dict.fromkeys(names)]
+
+
+def model(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "malt-jax"}

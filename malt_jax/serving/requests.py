@@ -1,0 +1,243 @@
+"""The body of `/v1/chat/completions`: parsed, checked, and made into draws of the chain.
+
+The models are the chain (`malt`: one draw; `malt@3`: the vote of three) and each role by its name.
+A role is asked with the question as the user's message, and the turns of the roles before it as
+the assistant's messages, in their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from malt_jax.answering.turns import Draw, Turn
+from malt_jax.checks import show, whole_number
+from malt_jax.sampling.request import SamplingParams
+from malt_jax.serving.errors import ApiError, wrong
+from malt_jax.tree.roles import Chain, Role
+
+CHAIN = "malt"
+MAX_DRAWS = 64
+"""The most draws of one request: its choices times its votes."""
+MAX_STOPS = 16
+MEANINGLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+"""Fields of the API that say nothing about the answer; they are accepted."""
+ONLY = {
+    "frequency_penalty": (0, None),
+    "presence_penalty": (0, None),
+    "logit_bias": ({}, None),
+    "logprobs": (False, None),
+    "top_logprobs": (0, None),
+    "tools": ([], None),
+    "tool_choice": ("none", "auto", None),
+    "functions": ([], None),
+    "parallel_tool_calls": (True, False, None),
+    "response_format": ({"type": "text"}, None),
+    "modalities": (["text"], None),
+}
+"""Fields of the API that are not supported, with the values that ask for nothing."""
+READ = {
+    "model", "messages", "n", "seed", "temperature", "top_p", "top_k", "max_tokens",
+    "max_completion_tokens", "stop", "stream", "stream_options",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A checked request: which roles take turns, on what, and how they sample."""
+
+    model: str
+    roles: tuple[Role, ...]
+    question: str
+    said: tuple[Turn, ...]
+    """Turns of earlier roles that the request brings along."""
+    votes: int
+    choices: int
+    seed: int
+    stream: bool
+    include_usage: bool
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    max_tokens: int | None
+    stop: tuple[str, ...]
+
+    def params(self, role: Role, own: SamplingParams) -> SamplingParams:
+        """How a role samples: its own parameters, with those of the request over them.
+
+        `max_tokens` only lowers a role's limit. Stop texts end the last turn, because those before
+        it are not the answer.
+        """
+        given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        if self.max_tokens is not None:
+            changed["max_new_tokens"] = min(self.max_tokens, own.max_new_tokens)
+        if role is self.roles[-1]:
+            changed["stop"] = tuple(dict.fromkeys((*own.stop, *self.stop)))
+        return replace(own, **changed)
+
+    def draws(self) -> list[Draw]:
+        """The draws of all choices, choice by choice; each has a number and so a key of its own."""
+        return [
+            Draw(self.question, number, self.seed, list(self.said))
+            for number in range(self.choices * self.votes)
+        ]
+
+
+def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
+    """The request in a body; raises ApiError that names the field that is wrong."""
+    body = _json(raw)
+    for name, value in body.items():
+        if name in ONLY:
+            if value not in ONLY[name]:
+                raise wrong(name, f"found {show(value)}, which is not supported here; leave it out")
+        elif name not in READ | MEANINGLESS:
+            raise wrong(name, "unknown field.", code="unknown_parameter")
+    model = body.get("model")
+    roles, votes = find_model(model, chain)
+    question, texts = _messages(body.get("messages"))
+    before = chain.roles[: chain.roles.index(roles[0])]
+    if len(texts) != len(before):
+        wanted = ", ".join(role.name for role in before) or "none"
+        raise wrong(
+            "messages",
+            f"found {len(texts)} assistant messages; {model!r} answers after these turns: "
+            f"{wanted}. Give each as one assistant message.",
+        )
+    said = [Turn(r.name, text, 0, "given", None) for r, text in zip(before, texts, strict=True)]
+    choices = _integer(body, "n", 1, 1, MAX_DRAWS) or 1
+    if choices * votes > MAX_DRAWS:
+        raise wrong("n", f"{choices} choices of {votes} votes, allowed: {MAX_DRAWS} draws together")
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise wrong("stream_options", f"found {show(options)}, expected an object.")
+    lengths = [_integer(body, n, None, 1, 1 << 20) for n in ("max_tokens", "max_completion_tokens")]
+    return ChatRequest(
+        model=str(model),
+        roles=roles,
+        question=question,
+        said=tuple(said),
+        votes=votes,
+        choices=choices,
+        seed=_integer(body, "seed", seed, -(1 << 63), (1 << 64) - 1) or 0,
+        stream=_boolean(body, "stream"),
+        include_usage=_boolean(options, "include_usage"),
+        temperature=_number(body, "temperature", 0, 10),
+        top_p=_number(body, "top_p", 0, 1, above=True),
+        top_k=_integer(body, "top_k", None, 0, (1 << 31) - 1),
+        max_tokens=min((n for n in lengths if n is not None), default=None),
+        stop=_stops(body.get("stop")),
+    )
+
+
+def find_model(name: Any, chain: Chain) -> tuple[tuple[Role, ...], int]:
+    """The roles that answer for a model's name, and the votes; raises ApiError with status 404."""
+    if isinstance(name, str):
+        base, separator, count = name.partition("@")
+        votes = (whole_number(count) or 0) if separator else 1
+        if base == CHAIN and 1 <= votes <= MAX_DRAWS:
+            return chain.roles, votes
+        for role in chain.roles:
+            if role.name == name:
+                return (role,), 1
+    known = [CHAIN, f"{CHAIN}@3", *(role.name for role in chain.roles)]
+    raise ApiError(
+        404, f"model: {show(name)} does not exist here; there are {', '.join(known)}.",
+        code="model_not_found", param="model",
+    )  # fmt: skip
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON in UTF-8: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body is {show(body)}, expected an object.")
+    return body
+
+
+def _messages(messages: Any) -> tuple[str, list[str]]:
+    """The question, and the assistant's messages after it.
+
+    System and user messages are joined with an empty line between them: a chain answers a question
+    and holds no conversation.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise wrong("messages", "expected a list of messages, at least one.")
+    asked: list[str] = []
+    said: list[str] = []
+    for index, message in enumerate(messages):
+        where = f"messages.{index}"
+        if not isinstance(message, dict):
+            raise wrong(where, f"found {show(message)}, expected an object.")
+        role, text = message.get("role"), _text(message.get("content"), where)
+        if role in ("system", "developer", "user"):
+            asked.append(text)
+        elif role == "assistant":
+            said.append(text)
+        else:
+            raise wrong(where, f"role {show(role)}, allowed: system, developer, user, assistant.")
+    question = "\n\n".join(asked)
+    if not question.strip():
+        raise wrong("messages", "no question: a user's message is missing or empty.")
+    return question, said
+
+
+def _text(content: Any, where: str) -> str:
+    """A message's content: a text, or parts of type `text`."""
+    if isinstance(content, list):
+        parts: list[Any] = [p.get("text") if isinstance(p, dict) else None for p in content]
+        kinds = {p.get("type") for p in content if isinstance(p, dict)}
+        if kinds - {"text"} or not all(isinstance(part, str) for part in parts):
+            raise wrong(where, "content: only parts of type text are supported.")
+        content = "".join(parts)
+    if not isinstance(content, str):
+        raise wrong(where, f"content: found {show(content)}, expected a text.")
+    if any("\ud800" <= character <= "\udfff" for character in content):
+        raise wrong(where, "content: holds half a character (a lone surrogate).")
+    return content
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stops: Sequence[Any] = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    whole = isinstance(stops, list) and len(stops) <= MAX_STOPS
+    if not whole or not all(isinstance(text, str) and text for text in stops):
+        raise wrong("stop", f"found {show(stop)}, expected at most {MAX_STOPS} texts.")
+    return tuple(stops)
+
+
+def _number(
+    body: Mapping[str, Any], name: str, least: float, most: float, above: bool = False
+) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most or (above and value == least):
+        allowed = f"above {least}" if above else f"{least}"
+        raise wrong(name, f"found {show(value)}, allowed: {allowed} to {most}.")
+    return float(value)
+
+
+def _integer(
+    body: Mapping[str, Any], name: str, default: int | None, least: int, most: int
+) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise wrong(name, f"found {show(value)}, allowed: a whole number from {least} to {most}.")
+    return value
+
+
+def _boolean(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value not in (True, False, None) or (isinstance(value, int) and not isinstance(value, bool)):
+        raise wrong(name, f"found {show(value)}, expected true or false.")
+    return bool(value)

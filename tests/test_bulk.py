@@ -1,0 +1,190 @@
+"""Answers in bulk: the same answers as one by one, whole after any interruption, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import cli_run
+from malt_jax import cli
+from malt_jax.answering import bulk
+from malt_jax.answering.turns import Answerer
+from malt_jax.errors import UserError
+from malt_jax.pipeline import Pipeline
+from malt_jax.sampling.sampler import Sampler
+
+TRUST = "--trust-task-code"
+
+
+@pytest.fixture(scope="module")
+def run() -> Path:
+    return cli_run.trained()
+
+
+@pytest.fixture(scope="module")
+def pipeline(run) -> Pipeline:
+    return Pipeline.load(run, trust_task_code=True)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bulk") / "questions.jsonl"
+    rows = [{"question": f"e{n}+{n}=?", "id": f"q{n}", "level": n} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def ask(run: Path, source: Path, output: Path, *words: str) -> int:
+    files = ["--input", str(source), "--output", str(output)]
+    return cli.main(["ask", "--run", str(run), TRUST, "--quiet", *files, *words])
+
+
+def test_many_are_answered_as_each_alone_whatever_the_block(pipeline, monkeypatch):
+    texts = [f"e{n}+{n}=?" for n in range(5)]
+    alone = [pipeline.ask(text, votes=2) for text in texts]
+    assert list(pipeline.ask_many(texts, votes=2)) == alone
+    assert list(pipeline.ask_many(iter(texts), votes=2, block=2)) == alone
+
+
+def test_the_draws_of_a_question_are_sampled_in_one_call_per_role(pipeline, monkeypatch):
+    calls: list[int] = []
+    sample = Sampler.sample
+
+    def counted(self, requests, *rest, **more):
+        calls.append(sum(len(request.keys) for request in requests))
+        return sample(self, requests, *rest, **more)
+
+    monkeypatch.setattr(Sampler, "sample", counted)
+    pipeline.ask("e1+1=?", votes=3)
+    assert calls == [3, 3, 3]
+    calls.clear()
+    list(pipeline.ask_many([f"e{n}+{n}=?" for n in range(4)], votes=3))
+    assert calls[0] == 6  # the run's block is two questions
+
+
+def test_a_file_of_questions_becomes_one_of_answers_line_for_line(run, questions, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    assert ask(run, questions, output) == 0
+    assert capsys.readouterr().out == f"{output}\n"
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["id"] for record in records] == [f"q{n}" for n in range(5)]
+    pipeline = Pipeline.load(run, trust_task_code=True)
+    for record in records:
+        answer = pipeline.ask(record["question"], votes=3)
+        assert record["answer"] == answer.prediction and record["votes"] == list(answer.votes)
+        assert record["text"] == answer.text and record["calls"] == 9
+        told = [[turn["text"] for turn in draw] for draw in record["draws"]]
+        assert told == [[turn.text for turn in draw] for draw in answer.draws]
+    # Asked again, nothing is left to do and not a byte changes.
+    whole = output.read_bytes()
+    assert ask(run, questions, output) == 0 and output.read_bytes() == whole
+
+
+def test_an_output_cut_anywhere_is_continued_to_the_same_bytes(run, questions, tmp_path):
+    whole = tmp_path / "whole.jsonl"
+    assert ask(run, questions, whole, "--votes", "1") == 0
+    expected = whole.read_bytes()
+    first = expected.index(b"\n") + 1
+    for cut in (0, 1, first - 1, first, first + 10, len(expected) - 1):
+        output = tmp_path / f"{cut}.jsonl"
+        output.write_bytes(expected[:cut])
+        assert ask(run, questions, output, "--votes", "1") == 0
+        assert output.read_bytes() == expected, cut
+
+
+def test_killed_and_told_to_stop_it_goes_on_without_repeating_a_line(run, tmp_path):
+    source, output = tmp_path / "many.jsonl", tmp_path / "answers.jsonl"
+    rows = [{"question": f"e{n % 10}+{n}=?"} for n in range(60)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [sys.executable, "-m", "malt_jax.cli", "ask", "--run", str(run), TRUST, "--votes", "1"]
+    words += ["--input", str(source), "--output", str(output), "--quiet"]
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.getcwd()])}
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = output.stat().st_size if output.exists() else 0
+        process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
+        while process.poll() is None and (not output.exists() or output.stat().st_size == before):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode in (status, 0), err
+    assert ask(run, source, output, "--votes", "1") == 0
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["question"] for r in records] == [row["question"] for row in rows]
+    assert [r["id"] for r in records] == [str(n + 1) for n in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "no JSON"),
+        (b"", "no JSON"),
+        (b'"1+1"', "expected an object"),
+        (b'{"questoin": "1+1"}', "Did you mean 'questoin'?"),
+        (b'{"question": ""}', "expected a text"),
+        (b'{"question": 3}', "expected a text"),
+        (b'{"question": "a", "id": [1]}', "`id`"),
+        (b'{"question": "a", "id": "q1"}', "already on line 1"),
+        (b'{"question": "\\ud83d"}', "half a character"),
+        (b'{"question": "\xff"}', "UTF-8"),
+        (b'{"question": "' + b"a" * 5000 + b'"}', "tokens"),
+        (b'{"question": "' + b"a" * (1 << 20) + b'"}', "longer than"),
+        (b"[" * 100_000, "no JSON"),
+    ],
+)
+def test_a_malformed_line_is_named_before_any_work(run, line, message, tmp_path, capsys):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(b'{"question": "1+1", "id": "q1"}\n' + line + b"\n")
+    assert ask(run, source, output) == 2
+    err = capsys.readouterr().err
+    assert f"{source}:2: " in err and message in err and err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    assert ask(run, questions, output, "--votes", "1") == 0
+    before = output.read_bytes()
+    for words in (["--votes", "2"], ["--votes", "1", "--seed", "7"]):
+        assert ask(run, questions, output, *words) == 2
+        assert "another run, or with another --votes" in capsys.readouterr().err
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "e9+9=?"}\n')
+    assert ask(run, other, output, "--votes", "1") == 2
+    assert "answers another question than line 1" in capsys.readouterr().err
+    with bulk.only_writer(output):
+        assert ask(run, questions, output, "--votes", "1") == 2
+    assert "another process is writing it" in capsys.readouterr().err
+    assert ask(run, questions, questions) == 2 and "is the input" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_a_question_whose_later_prompt_leaves_no_room_is_the_only_one_without_an_answer(
+    run, tmp_path, capsys, monkeypatch
+):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    questions = ["e1+1=?", "e2+2=?", "e3+3=?"]
+    source.write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))
+    prompt = Answerer._prompt
+
+    def crowded(self, role, params, question, said):
+        if question == questions[1] and len(said) == 2:
+            raise UserError("the prompt has too many tokens")
+        return prompt(self, role, params, question, said)
+
+    monkeypatch.setattr(Answerer, "_prompt", crowded)
+    assert ask(run, source, output, "--votes", "2") == 2
+    assert "1 question could not be answered; their `error` says why" in capsys.readouterr().err
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["question"] for record in records] == questions
+    assert ["error" in record for record in records] == [False, True, False]
+    assert records[1]["answer"] is None and len(records[1]["draws"][0]) == 2
+    with pytest.raises(UserError, match="too many tokens"):
+        Pipeline.load(run, trust_task_code=True).ask(questions[1], votes=1)
