@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 
 from malt_jax.config.pipeline import PHASES
 from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, PhaseConfig, SftConfig
+from malt_jax.credit.rules import get_rule
+from malt_jax.credit.signals import Signals
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
 from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
@@ -87,16 +89,26 @@ def search(
 
 
 def label(
-    forest: Forest, selection: DataConfig | None = None, *, seed: int = 0
+    forest: Forest,
+    selection: DataConfig | None = None,
+    *,
+    rule: str | None = None,
+    seed: int = 0,
+    signals: Signals | None = None,
 ) -> dict[str, RoleData]:
-    """Each role's SFT examples and DPO pairs.
+    """What each role learns from: SFT examples, DPO pairs, KTO and policy-gradient examples.
 
     Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so.
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
-    refiner. `selection` says which examples and which pairs; `seed` draws among the pairs.
+    refiner. `selection` says which examples and which pairs; `rule` names one of
+    `malt_jax.credit.rules` in its place. `seed` draws among the pairs. `signals`: those of the
+    forest, if they are known already.
     """
-    return role_data(forest.trees, forest.roles, selection or DataConfig(), seed)
+    if rule is not None and selection is not None:
+        raise ValueError("give a selection or the name of a rule, not both")
+    chosen = get_rule(rule).selection() if rule is not None else selection or DataConfig()
+    return role_data(forest.trees, forest.roles, chosen, seed, signals)
 
 
 def train(

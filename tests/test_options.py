@@ -45,7 +45,7 @@ from malt_jax.progress import Progress, open_progress
 from malt_jax.sampling import memory
 from malt_jax.sampling.device import use_cache_dir
 from malt_jax.sampling.sampler import Sampler
-from malt_jax.stages import evaluate, export, search
+from malt_jax.stages import evaluate, export, label, search
 from malt_jax.stages import run as whole_run
 from malt_jax.stages.session import Session, load_split, load_task
 from malt_jax.stages.variants import planned
@@ -128,7 +128,7 @@ def trees(made: Config, folder: Path) -> Any:
 def learned(made: Config, folder: Path) -> Any:
     """Every role's examples and pairs from the same trees."""
     data = malt.label(drawn_forest(), made.data, seed=made.seed)
-    return {role: (d.sft, d.dpo) for role, d in data.items()}
+    return {role: (d.sft, d.dpo, d.kto, d.policy) for role, d in data.items()}
 
 
 @cache
@@ -416,6 +416,15 @@ def searched(session: Session) -> None:
     search.search(session, 0)
 
 
+def labelled(session: Session) -> None:
+    label.label(session, 0)
+
+
+def approves(text: str) -> bool:
+    """A verdict parser of a user's, for `verdict: test_options:approves`."""
+    return True
+
+
 def systems(made: Config, folder: Path) -> Any:
     """The systems and variants that would be evaluated."""
     session = Session(made, None, Progress(quiet=True))
@@ -562,6 +571,8 @@ EFFECTS: dict[str, Effect] = {
     "task.eval_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),
     "task.num_train": Effect(questions, 1),
     "task.num_eval": Effect(questions, 1),
+    "task.num_validation": Effect(questions, 2),
+    "eval.split": Effect(questions, "validation", {"task.num_validation": 2}),
     "task.grader": Effect(questions, "exact", {"task.name": "custom"}),
     "task.allow_code": Effect(grading, True, {"task.name": "mbpp"}),
     **{ROLE + name: Effect(trees, value, path=FIRST + name) for name, value in TREES.items()},
@@ -569,6 +580,9 @@ EFFECTS: dict[str, Effect] = {
         trees, "writer", {"pipeline.roles.2.template": "W {question} "}, "pipeline.roles.2.name"
     ),
     ROLE + "train": Effect(jobs, "sft", path="pipeline.roles.1.train"),
+    ROLE + "verdict": Effect(
+        written(searched, labelled), "test_options:approves", path="pipeline.roles.1.verdict"
+    ),
     ROLE + "answers": Effect(systems, True, {"eval.systems": []}, "pipeline.roles.1.answers"),
     "pipeline.overflow": Effect(overflowing_prompt, "truncate"),
     "search.backup": Effect(trees, "max"),
@@ -579,6 +593,12 @@ EFFECTS: dict[str, Effect] = {
     "data.sft": Effect(learned, "pairs"),
     "data.pairs": Effect(learned, "best_worst"),
     "data.pairs_per_prefix": Effect(learned, 3),
+    "data.positives": Effect(learned, "both"),
+    "data.weights": Effect(learned, "advantage"),
+    "data.min_gap": Effect(learned, 0.9, {"data.pairs": "all"}),
+    "data.margins": Effect(learned, "gap"),
+    "data.advantage": Effect(learned, "global"),
+    "data.influence": Effect(written(searched, labelled), True),
     "train.full": Effect(start, True),
     "train.lora.rank": Effect(start, 2),
     "train.lora.alpha": Effect(start, 7.0),
@@ -643,6 +663,7 @@ EFFECTS: dict[str, Effect] = {
     "ablations.N.set": Effect(
         systems, {"search.backup": "soft"}, {"ablations": ABLATION}, "ablations.0.set"
     ),
+    "ablations.N.rule": Effect(systems, "both", {"ablations": ABLATION}, "ablations.0.rule"),
     "ablations.N.label": Effect(systems, "Max", {"ablations": ABLATION}, "ablations.0.label"),
     "seed": Effect(trees, 1),
     "rounds": Effect(rounds, 2),

@@ -110,8 +110,14 @@ def _search(session: Session) -> Iterator[str]:
             f"  {role.name}: {role.branch} per prefix, temperature {role.temperature:g}, "
             f"at most {role.max_new_tokens} tokens"
         )
+    above = f"above {config.search.threshold:g}"
+    positive = {
+        "value": above,
+        "advantage": "if better than its siblings",
+        "both": f"{above} and if better than its siblings",
+    }[config.data.positives]
     yield (
-        f"label: value by {config.search.backup}, positive above {config.search.threshold:g}; "
+        f"label: value by {config.search.backup}, positive {positive}; "
         f"SFT on {config.data.sft}, pairs {config.data.pairs}, "
         f"{config.data.pairs_per_prefix} per prefix"
     )

@@ -150,11 +150,13 @@ def check_tracker(config: Config) -> None:
 
 def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, Tokenizer]:
     """Checks what the run and its variants read: questions, model and, of a new run, prompts."""
+    from malt_jax.credit.verdict import verdict_parsers
     from malt_jax.stages.variants import planned
 
     config = session.config
     systems, variants = planned(session)
     check_questions(session)
+    verdict_parsers(config.pipeline.roles)  # imports a user's own
     found = check_model(config)
     if prompts:
         check_prompts(session, systems, *found)

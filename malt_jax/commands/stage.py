@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from malt_jax.commands.command import Command, Invocation, Option
-from malt_jax.commands.launch import open_session, print_table
+from malt_jax.commands.launch import look, open_session, print_table, read_config
 from malt_jax.errors import UserError
+from malt_jax.escape import one_line
 from malt_jax.storage.writers import writes
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ JOIN = Option(
     "DIR ...",
     several=True,
 )
+PREVIEW = Option(
+    "--preview",
+    "Print what every credit rule would select from the run's trees; write nothing.",
+)
 READ_INPUT = ("run", "search", "eval")
 """Commands that read questions and model, so that both are checked before anything is written."""
 
@@ -38,6 +43,9 @@ def run(invocation: Invocation) -> None:
         from malt_jax.commands.dry_run import describe
 
         print(describe(invocation))
+        return
+    if getattr(invocation.options, "preview", False):
+        _preview(invocation)
         return
     name = invocation.command.name
     with open_session(invocation, reads_input=name in READ_INPUT) as session:
@@ -50,6 +58,26 @@ def run(invocation: Invocation) -> None:
         from malt_jax.evaluation.tables import to_terminal
 
         print_table(to_terminal(results))
+
+
+def _preview(invocation: Invocation) -> None:
+    """Prints the preview of every round whose search is finished."""
+    from malt_jax.progress import Progress
+    from malt_jax.stages.names import search_stage
+    from malt_jax.stages.preview import preview
+    from malt_jax.storage.manifest import stage_done
+    from malt_jax.storage.rundir import RunDir
+
+    if invocation.options.join:
+        raise UserError("--preview: writes nothing, so it cannot join; join with `malt label`.")
+    config = read_config(invocation)
+    session = look(config, Progress(quiet=True))
+    session.run = RunDir.existing(config.output_dir)
+    _require(session, search_stage(0))
+    for round in range(config.rounds):
+        if stage_done(session.run, search_stage(round)):
+            for line in preview(session, round):
+                print(one_line(line))
 
 
 def _perform(session: Session, name: str) -> Results | None:
@@ -173,16 +201,25 @@ COMMANDS = (
     _command(
         "label",
         "valued trees become each role's SFT examples and DPO pairs",
-        "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read. "
+        "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read, "
+        "and says what the trees can teach each role. --preview shows what other rules would "
+        "select. "
         "With --join the trees come from slices that were searched apart, each by `malt search "
         "--search.shard i/k` into a run directory of its own.",
         (
             "search.threshold",
             "search.backup",
+            "data.positives",
             "data.sft",
+            "data.weights",
             "data.pairs",
             "data.pairs_per_prefix",
+            "data.min_gap",
+            "data.margins",
+            "data.advantage",
+            "data.influence",
         ),
+        PREVIEW,
         JOIN,
     ),
     _command(

@@ -10,14 +10,30 @@ from malt_jax.checks import check_range
 
 @dataclass(frozen=True)
 class DataConfig:
-    """From node values to the SFT examples and DPO pairs of each role."""
+    """From node values to what each role learns from; the defaults are MALT as published."""
 
+    positives: Literal["value", "advantage", "both"] = "value"
+    """Which nodes are positive: value above the threshold, better than their siblings, or both."""
     sft: Literal["positives", "pairs"] = "positives"
     """SFT on all positive nodes, or only on those that are chosen in a pair."""
+    weights: Literal["none", "advantage", "confidence"] = "none"
+    """Weight of an SFT or KTO example, with a mean of 1 for each role: the same for all, how much
+    it differs from its siblings, or how sure its label is. One of weight 0 is left out."""
     pairs: Literal["random", "best_worst", "all"] = "random"
     """Which positive x negative siblings: drawn by seed, the widest gap in value, or every one."""
     pairs_per_prefix: int = 1
     """At most this many pairs under one prefix (not for `all`)."""
+    min_gap: float = 0.0
+    """Leave out pairs whose values differ by less than this."""
+    margins: Literal["none", "gap"] = "none"
+    """The margin of a pair: none, or its gap in value, for a DPO with an offset
+    (`train.dpo.offset`)."""
+    advantage: Literal["sibling", "normalised", "global"] = "sibling"
+    """Advantage of the policy gradient: over the siblings, that by their standard deviation, or
+    over all other leaves of the tree."""
+    influence: bool = False
+    """Measure how much each turn listens to the one before it: a scoring pass over the trees."""
 
     def __post_init__(self):
         check_range(self, "pairs_per_prefix", least=1)
+        check_range(self, "min_gap", least=0, most=1)

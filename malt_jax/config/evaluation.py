@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from malt_jax.checks import check, check_name, check_range, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
@@ -64,6 +64,9 @@ class EvalConfig:
     """Which of the built-in systems to evaluate; default: all of them."""
     extra: tuple[SystemConfig, ...] = ()
     """Systems of your own."""
+    split: Literal["eval", "validation"] = "eval"
+    """The questions to measure on: those of evaluation, or those that `task.num_validation` has
+    set aside, by which settings are chosen without looking at the evaluation."""
     baseline: str = "sa@9"
     """The row of the table that every other row is tested against."""
     block: int = 1024
@@ -92,20 +95,23 @@ class Ablation:
 
     name: str
     """Its folder under RUN/ablations and its name in tables."""
-    set: dict[str, Any]
+    set: dict[str, Any] = field(default_factory=dict)
     """Dotted fields and their values, for example `search.backup: max`."""
+    rule: str = ""
+    """A credit rule by its name in `malt label --preview`, whose fields are set before these."""
     label: str = ""
     """What tables call it, after `MALT, `; default: its fields and values."""
 
     def __post_init__(self):
         check_name(self.name, also="-")
-        check(bool(self.set), "set: found nothing; a variant changes at least one field.")
+        some = bool(self.set) or bool(self.rule)
+        check(some, "set: found nothing; a variant changes at least one field, or names a rule.")
         for key in self.set:
-            field = key.replace("-", "_")
+            changed = key.replace("-", "_")
             # A field of this list counts with everything below it.
             beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
             check(
-                not any(field == name or field.startswith(f"{name}.") for name in beside),
+                not any(changed == name or changed.startswith(f"{name}.") for name in beside),
                 f"set: {show(key)} cannot differ between a run and its variant, which is "
                 "measured as the run is; leave it out.",
             )

@@ -57,6 +57,10 @@ class RoleConfig:
     the generator by `sft` and the others by `sft+dpo`."""
     answers: bool = True
     """Whether an answer is read from this turn; the last answer is the prediction."""
+    verdict: str = "auto"
+    """How a judgement of the answer before is read from this turn, to see whether it fits: `auto`
+    (phrases such as "every step is right", of a turn that does not answer itself), `none`, or
+    `module:attribute` of your function from a text to True, False or None."""
 
     def __post_init__(self):
         check_name(self.name)
@@ -66,6 +70,10 @@ class RoleConfig:
             self.train != "" and phases == tuple(p for p in PHASES if p in phases),
             f"train: found {self.train!r}, allowed: none, or phases of {', '.join(PHASES)} joined "
             "with + in this order, each once, such as sft+kto.",
+        )
+        check(
+            self.verdict in ("auto", "none") or ":" in self.verdict,
+            f"verdict: found {self.verdict!r}, allowed: auto, none or module:attribute.",
         )
         check(all(self.stop), "stop: found an empty text; give texts of one character or more.")
         check_range(self, "branch", least=1, most=64)

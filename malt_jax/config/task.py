@@ -21,6 +21,9 @@ class TaskConfig:
     """Train on the first so many questions of the file; default: all."""
     num_eval: int | None = None
     """Evaluate on the first so many questions of the file; default: all."""
+    num_validation: int = 0
+    """Set aside so many questions of the training split, the same ones under every seed, to choose
+    settings by (`eval.split: validation`). None of them is trained on."""
     grader: str | None = None
     """The grader of a `custom` task: number, choice, exact, set or latex."""
     allow_code: bool = False
@@ -28,3 +31,4 @@ class TaskConfig:
 
     def __post_init__(self):
         check_range(self, "num_train", "num_eval", least=1)
+        check_range(self, "num_validation", least=0, zero="none")

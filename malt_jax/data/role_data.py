@@ -9,9 +9,11 @@ from typing import Any
 
 from malt_jax.config.data import DataConfig
 from malt_jax.config.pipeline import split_phases
+from malt_jax.credit.selection import Selection
+from malt_jax.credit.signals import Signals, node_signals
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.tree.keys import draw_order
-from malt_jax.tree.node import Node, Tree
+from malt_jax.tree.node import VALUE_DIGITS, Forest, Node, Tree
 from malt_jax.tree.policies import STAR
 
 SHARED = "shared"
@@ -36,32 +38,43 @@ class RoleData:
 
 
 def role_data(
-    trees: Iterable[Tree], roles: Sequence[str], config: DataConfig, seed: int
+    trees: Sequence[Tree],
+    roles: Sequence[str],
+    config: DataConfig,
+    seed: int,
+    signals: Signals | None = None,
 ) -> dict[str, RoleData]:
-    """Every role's SFT examples and DPO pairs.
+    """What every role learns from: all four kinds of examples, of which its phases use some.
 
     SFT: all positive nodes, the same token ids under the same prompt once. DPO: a positive and a
-    negative sibling, that is, two completions of the same prompt; `config.pairs` says which. A
-    completion cut at its length limit is never an example to imitate, because it has no end token,
-    but it may be a rejected one. Siblings with the same tokens are no pair.
+    negative sibling, that is, two completions of the same prompt; `config.pairs` says which. KTO:
+    every positive and negative node. Policy gradient: every node that differs from its siblings.
+    A completion cut at its length limit is never an example to imitate, because it has no end
+    token, but it may be a rejected or undesirable one. Siblings with the same tokens are no pair.
+    `signals`: those of the trees, if they are known already.
     """
+    selection = Selection(config, node_signals(Forest(trees)) if signals is None else signals)
     data = {role: RoleData() for role in roles}
     for tree in trees:
         labels = {node.id: node.label for node in tree.nodes}
         for parent, siblings in tree.children.items():
             # Siblings are at one depth, so they are of one role.
             learned = data[siblings[0].role]
-            _add_siblings(learned, tree.question_id, siblings, config, seed)
+            _add_siblings(learned, tree.question_id, siblings, selection, seed)
             # Counts turns that repaired a bad prefix: positives that continue a negative node.
             after_negative = parent is not None and not labels[parent]
-            positives = sum(node.label for node in siblings)
+            positives = sum(selection.sign(node) > 0 for node in siblings)
             learned.counts["positives_behind_negative"] += after_negative * positives
     for learned in data.values():
         if config.sft == "pairs":
             chosen = {pair.chosen_node_id for pair in learned.dpo}
             learned.sft[:] = [example for example in learned.sft if example.node_id in chosen]
         # Last, so that an example dropped by `pairs` never stands for an equal one that is kept.
-        _drop_repeats(learned)
+        learned.counts["repeats"] += _drop_repeats(learned.sft)
+        _drop_repeats(learned.kto)
+        if config.weights != "none":
+            _set_mean_to_one(learned.sft)
+            _set_mean_to_one(learned.kto)
     return data
 
 
@@ -75,7 +88,7 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
         if node.role == role and node.correct and node.finish != "length"
     ]
     data = RoleData(sft=examples)
-    _drop_repeats(data)
+    data.counts["repeats"] += _drop_repeats(data.sft)
     return data
 
 
@@ -122,21 +135,35 @@ def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
 
 
 def _add_siblings(
-    data: RoleData, question_id: str, siblings: list[Node], config: DataConfig, seed: int
+    data: RoleData, question_id: str, siblings: list[Node], selection: Selection, seed: int
 ) -> None:
-    positives = [node for node in siblings if node.label]
-    negatives = [node for node in siblings if not node.label]
+    config = selection.config
+    signs = {node.id: selection.sign(node) for node in siblings}
+    positives = [node for node in siblings if signs[node.id] > 0]
+    negatives = [node for node in siblings if signs[node.id] < 0]
     whole = [node for node in positives if node.finish != "length"]
     data.counts["positives"] += len(positives)
     data.counts["negatives"] += len(negatives)
     data.counts["positives_cut_at_limit"] += len(positives) - len(whole)
-    data.sft.extend(_example(question_id, node) for node in whole)
+    data.sft.extend(
+        _example(question_id, node, weight)
+        for node in whole
+        if (weight := selection.weight(node, desirable=True))
+    )
     pairs = [(p, n) for p in whole for n in negatives]
     distinct = [(p, n) for p, n in pairs if p.token_ids != n.token_ids]
     data.counts["pairs_of_equal_text"] += len(pairs) - len(distinct)
-    data.counts["pairs_possible"] += len(distinct)
-    for chosen, rejected in _select_pairs(distinct, config, seed):
-        data.dpo.append(_pair(question_id, chosen, rejected))
+    wide = [(p, n) for p, n in distinct if p.value - n.value >= config.min_gap]
+    data.counts["pairs_possible"] += len(wide)
+    for chosen, rejected in _select_pairs(wide, config, seed):
+        data.dpo.append(_pair(question_id, chosen, rejected, config.margins == "gap"))
+    for node in siblings:
+        desirable = signs[node.id] > 0
+        unfit = signs[node.id] == 0 or (desirable and node.finish == "length")
+        if not unfit and (weight := selection.weight(node, desirable=desirable)):
+            data.kto.append(_unpaired(question_id, node, desirable, weight))
+        if advantage := selection.advantage(node):
+            data.policy.append(_sampled(question_id, node, advantage))
 
 
 def _select_pairs(
@@ -154,20 +181,33 @@ def _select_pairs(
     return [pairs[i] for i in order[: config.pairs_per_prefix]]
 
 
-def _example(question_id: str, node: Node) -> SftExample:
-    return SftExample(
-        prompt_ids=node.prompt_ids,
-        completion_ids=node.token_ids,
-        node_id=node.id,
-        role=node.role,
-        question_id=question_id,
-        prompt=node.prompt,
-        completion=node.completion,
-        value=node.value,
-    )
+def _example(question_id: str, node: Node, weight: float = 1.0) -> SftExample:
+    return SftExample(**_of_node(question_id, node), weight=weight)
 
 
-def _pair(question_id: str, chosen: Node, rejected: Node) -> DpoExample:
+def _unpaired(question_id: str, node: Node, desirable: bool, weight: float) -> UnpairedExample:
+    return UnpairedExample(**_of_node(question_id, node), label=desirable, weight=weight)
+
+
+def _sampled(question_id: str, node: Node, advantage: float) -> PolicyExample:
+    return PolicyExample(**_of_node(question_id, node), logprobs=node.logprobs, advantage=advantage)
+
+
+def _of_node(question_id: str, node: Node) -> dict[str, Any]:
+    """The fields of every example with one completion."""
+    return {
+        "prompt_ids": node.prompt_ids,
+        "completion_ids": node.token_ids,
+        "node_id": node.id,
+        "role": node.role,
+        "question_id": question_id,
+        "prompt": node.prompt,
+        "completion": node.completion,
+        "value": node.value,
+    }
+
+
+def _pair(question_id: str, chosen: Node, rejected: Node, with_margin: bool) -> DpoExample:
     return DpoExample(
         prompt_ids=chosen.prompt_ids,
         chosen_ids=chosen.token_ids,
@@ -182,17 +222,24 @@ def _pair(question_id: str, chosen: Node, rejected: Node) -> DpoExample:
         rejected=rejected.completion,
         chosen_value=chosen.value,
         rejected_value=rejected.value,
+        margin=round(chosen.value - rejected.value, VALUE_DIGITS) if with_margin else 0.0,
     )
 
 
-def _drop_repeats(data: RoleData) -> None:
-    """Keeps the first of the SFT examples with equal token ids."""
-    seen: set[tuple] = set()
-    kept = []
-    for example in data.sft:
-        key = (example.prompt_ids, example.completion_ids)
-        if key not in seen:
-            seen.add(key)
-            kept.append(example)
-    data.counts["repeats"] += len(data.sft) - len(kept)
-    data.sft[:] = kept
+def _drop_repeats(examples: list[Any]) -> int:
+    """Keeps the first of the examples with equal token ids and label; returns how many go."""
+    kept: dict[tuple, Any] = {}
+    for example in examples:
+        key = (example.prompt_ids, example.completion_ids, getattr(example, "label", True))
+        kept.setdefault(key, example)
+    dropped = len(examples) - len(kept)
+    examples[:] = kept.values()
+    return dropped
+
+
+def _set_mean_to_one(examples: list[Any]) -> None:
+    """Scales the weights of a role's examples, so that the step size stays what it was."""
+    mean = sum(example.weight for example in examples) / max(len(examples), 1)
+    examples[:] = [
+        replace(example, weight=round(example.weight / mean, VALUE_DIGITS)) for example in examples
+    ]

@@ -43,6 +43,18 @@ class Table:
         lines = [self._headings(escape.markdown), rule, *self._escaped(str, escape.markdown)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+    def plain(self) -> list[str]:
+        """One line of text per row, the headings first, with columns as wide as they need."""
+        lines = [self._headings(escape.one_line), *self._escaped(str, escape.one_line)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [str.rjust if column.is_number else str.ljust for column in self.columns]
+        return [
+            "  ".join(
+                align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+
     def latex(self) -> str:
         """A `tabular` for a paper; needs the package `booktabs`."""
 

@@ -86,6 +86,8 @@ def count_work(config: Config, assume: Assumptions) -> Work:
     if config.task.name in QUESTIONS:
         train = min(train, published)
     evaluate = config.task.num_eval or published_eval
+    if config.eval.split == "validation":
+        evaluate = config.task.num_validation
     roles = tuple(_roles(config, assume, train))
     # STaR trains a single agent, so only what the first role wrote can be an example.
     star = round(assume.positive_share * roles[0].nodes)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.config.pipeline import PHASES
+from malt_jax.credit.contrast import advice
 from malt_jax.escape import visible
 from malt_jax.evaluation import cells, sections, tables
+from malt_jax.evaluation.credit_table import NOTE, contrast_table
 from malt_jax.evaluation.schema import Results
 from malt_jax.report import figures
 from malt_jax.report.gallery import Gallery
@@ -49,14 +51,23 @@ def render(**parts: Any) -> str:
     return environment.get_template("page.html.j2").render(
         **parts,
         style=(HERE / "style.css").read_text(encoding="utf-8"),
-        scripts=[(HERE / name).read_text(encoding="utf-8") for name in scripts],
+        scripts=[_without_comments((HERE / name).read_text("utf-8")) for name in scripts],
     )
+
+
+def _without_comments(script: str) -> str:
+    """A script without the lines that only comment; they are a tenth of what a page would carry."""
+    return re.sub(r"(?m)^ *(?://.*|/\*\*.*\*/)\n", "", script)
 
 
 def trees(group: Group, threshold: float, gallery: Gallery) -> dict[str, Any]:
     """What all trees of a group show together: outcomes, and values by role and by depth."""
     totals, entries = group.totals, group.questions
+    contrast = totals.contrast.roles()
     return {
+        "credit": contrast_table(contrast, group.pairs),
+        "advice": advice(contrast) if group.pairs is not None else [],
+        "credit_note": NOTE,
         "name": group.name,
         "questions": len(entries),
         "kinds": Counter(_kind(entry["leaves"]) for entry in entries),

@@ -153,7 +153,7 @@ class TreeView {
 
   turn(index) {
     const node = this.tree.nodes[index];
-    const facts = [...this.outcome(index), ...turnFacts(node, this.tree.answer), ["training", this.training(index)]];
+    const facts = [...this.outcome(index), ...this.credit(index), ...turnFacts(node, this.tree.answer), ["training", this.training(index)]];
     const chip = el("span", { class: "chip", style: `background:${valueColour(node.value)}` },
       node.leaf ? `reward ${node.value ? 1 : 0}` : `value ${node.value.toFixed(2)}`);
     const card = turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node.text, facts, index === this.chosen);
@@ -176,6 +176,28 @@ class TreeView {
     const leaves = this.leavesBelow(index);
     const right = leaves.filter((i) => this.tree.nodes[i].correct).length;
     return [["leaves", `${right} of ${leaves.length} right`], ["label", `${sign} ${DATA.threshold}`]];
+  }
+
+  /** What the turn is credited with: beside its siblings, beside all other leaves, and what was measured. */
+  credit(index) {
+    const node = this.tree.nodes[index];
+    const siblings = node.parent < 0 ? this.roots : this.children[node.parent];
+    const others = siblings.filter((i) => i !== index).map((i) => this.tree.nodes[i].value);
+    const facts = [];
+    if (others.length) facts.push(["advantage", `${plus(node.value - mean(others))} over its siblings${this.elsewhere(index)}`]);
+    const { confidence, verdict, influence } = node.credit ?? {};
+    if (confidence !== undefined) facts.push(["confidence", `${Math.round(100 * confidence)}% that its true value is above ${DATA.threshold}`]);
+    if (verdict !== undefined) facts.push(["verdict", verdict ? "fits the answer before" : "contradicts the answer before"]);
+    if (influence !== undefined) facts.push(["influence", `${plus(influence)} per token by the turn before`]);
+    return facts;
+  }
+
+  /** The global advantage: mean reward below a node less that of all other leaves. */
+  elsewhere(index) {
+    const below = new Set(this.leavesBelow(index));
+    const rewards = (kept) => this.tree.nodes.flatMap((node, i) => (node.leaf && kept(i) ? [node.value] : []));
+    const others = rewards((i) => !below.has(i));
+    return others.length ? `, ${plus(mean(rewards((i) => below.has(i))) - mean(others))} over all other leaves` : "";
   }
 
   leavesBelow(index) {
@@ -220,6 +242,14 @@ function signed(value, decimals) {
   const text = value.toFixed(decimals);
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
+
+/** A number with its sign and two decimals. */
+function plus(value) {
+  const text = signed(value, 2);
+  return Number(text) > 0 ? `+${text}` : text;
+}
+
+function mean(numbers) { return numbers.reduce((sum, x) => sum + x, 0) / numbers.length; }
 
 /** The facts that turns of trees and of the evaluation share. */
 function turnFacts(turn, answer) {

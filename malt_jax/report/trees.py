@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from malt_jax.credit.contrast import Contrast
 from malt_jax.report.embed import Pages
 from malt_jax.report.figures import DepthValues
 from malt_jax.report.prompts import Templates
 from malt_jax.storage.jsonl import read_lines, read_records
 from malt_jax.tree.node import Node, Tree
 
+SIGNALS = ("confidence", "verdict", "influence")
+"""Signals that are embedded in the page, which computes advantages from the values itself."""
 SHORT = 300
 """Characters of a question that the list shows and the search looks through."""
 
@@ -28,8 +31,15 @@ class Uses:
     """Roles and phases with data, for example `verifier/dpo`."""
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Node id -> whose SFT example it is: its role's, or `star` for the STaR baseline's."""
-    pairs: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
-    """Question id -> (chosen, rejected) node ids."""
+    pairs: dict[str, list[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(list))
+    """Question id -> (chosen node id, rejected node id, role)."""
+    signals: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Node id -> the signals that cannot be told from the values of its tree alone."""
+
+    @property
+    def by_role(self) -> dict[str, int]:
+        """Pairs by role."""
+        return dict(Counter(role for pairs in self.pairs.values() for *_, role in pairs))
 
 
 @dataclass
@@ -45,6 +55,8 @@ class Totals:
     """Depth (0 is the root) -> the worst, mean and best value of each tree."""
     correct: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     """Role -> whether the answer that each turn itself states is right, if it states one."""
+    contrast: Contrast = field(default_factory=Contrast)
+    """What the trees can teach each role."""
 
     def add(self, tree: Tree) -> None:
         """Counts one tree."""
@@ -80,10 +92,12 @@ class Group:
     questions: list[dict[str, Any]]
     """One entry of the explorer's list per tree."""
     totals: Totals
+    pairs: dict[str, int] | None = None
+    """Preference pairs by role; None if nothing may learn from these trees."""
 
 
 def read_uses(folder: Path) -> Uses:
-    """The node ids that `ROLE/sft.jsonl` and `ROLE/dpo.jsonl` of a round's data name."""
+    """What a round's data and signals say of its nodes: `ROLE/sft.jsonl`, `ROLE/dpo.jsonl`, ..."""
     uses = Uses()
     for path in sorted(folder.glob("*/sft.jsonl")):
         for row in read_lines(path):
@@ -91,12 +105,16 @@ def read_uses(folder: Path) -> Uses:
             uses.phases.add(f"{row['role']}/sft")
     for path in sorted(folder.glob("*/dpo.jsonl")):
         for row in read_lines(path):
-            pair = (row["chosen_node_id"], row["rejected_node_id"])
+            pair = (row["chosen_node_id"], row["rejected_node_id"], row["role"])
             uses.pairs[row["question_id"]].append(pair)
             uses.phases.add(f"{row['role']}/dpo")
     for phase, file in (("kto", "kto.jsonl"), ("pg", "policy.jsonl")):
         for path in sorted(folder.glob(f"*/{file}")):
             uses.phases.update(f"{row['role']}/{phase}" for row in read_lines(path))
+    signals = folder.parent / "credit" / "signals.jsonl"
+    for row in read_lines(signals) if signals.exists() else ():
+        if shown := {name: row[name] for name in SIGNALS if name in row}:
+            uses.signals[row["node_id"]] = shown
     return uses
 
 
@@ -119,6 +137,8 @@ def add_trees(
             page, place = pages.add(key, compact(tree, uses, templates))
             group.questions.append(entry(tree) | {"page": page, "at": place})
             group.totals.add(tree)
+            group.totals.contrast.add(tree, uses.signals)
+    group.pairs = uses.by_role if data else None
     return group
 
 
@@ -128,7 +148,7 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
     paths = _paths(tree)
     pairs = [
         (index[chosen], index[rejected])
-        for chosen, rejected in uses.pairs.get(tree.question_id, ())
+        for chosen, rejected, _ in uses.pairs.get(tree.question_id, ())
         if chosen in index and rejected in index
     ]
     nodes = []
@@ -151,6 +171,7 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
                 "tokens": len(node.token_ids),
                 "finish": node.finish,
                 "sft": uses.examples.get(node.id, []),
+                **({"credit": found} if (found := uses.signals.get(node.id)) else {}),
             }
         )
     return {

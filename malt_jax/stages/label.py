@@ -1,4 +1,4 @@
-"""Label: valued trees become each role's SFT examples and DPO pairs (docs/method.md, section 4)."""
+"""Label: valued trees become what each role learns from (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections import Counter
 from typing import Any
 
 import malt_jax as malt
+from malt_jax.config.pipeline import split_phases
+from malt_jax.credit.contrast import advice, contrast
 from malt_jax.data.card import data_card
+from malt_jax.data.examples import EXAMPLES
 from malt_jax.data.role_data import STAR, RoleData, star_data, tree_counts
 from malt_jax.errors import UserError
+from malt_jax.evaluation.credit_table import contrast_table
+from malt_jax.stages.credit import measure, records, signals_file
 from malt_jax.stages.names import label_stage
 from malt_jax.stages.session import Session
 from malt_jax.tree.node import Forest
@@ -17,7 +22,11 @@ from malt_jax.tree.values import value_forest
 
 
 def label(session: Session, round: int) -> dict[str, Any]:
-    """Writes `data/ROLE/{sft,dpo}.jsonl` and returns the counts, which are also printed."""
+    """Writes `data/ROLE/{sft,dpo}.jsonl` and returns the counts, which are also printed.
+
+    Roles that learn by KTO or by policy gradient have `kto.jsonl` or `policy.jsonl` as well. The
+    signals of all nodes are written to `credit/signals.jsonl`.
+    """
     run, config = session.run, session.config
     summary = run.data(round, "counts").with_suffix(".json")
     with session.journal(label_stage(round)) as journal:
@@ -29,17 +38,24 @@ def label(session: Session, round: int) -> dict[str, Any]:
         # differ from the search's, as they do in ablations.
         search = config.search
         forest = value_forest(sealed, search.backup, search.softness, search.threshold)
-        data = malt.label(forest, config.data, seed=config.seed)
+        signals = measure(session, forest, round)
+        data = malt.label(forest, config.data, seed=config.seed, signals=signals)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)
+        counts["credit"] = contrast(forest.trees, signals)
+        trained = {role.name: split_phases(role.train) for role in config.pipeline.roles}
         for role, learned in data.items():
             folder = run.data(round, role)
-            journal.write_lines(folder / "sft.jsonl", (e.to_record() for e in learned.sft))
-            journal.write_lines(folder / "dpo.jsonl", (pair.to_record() for pair in learned.dpo))
+            for phase, kind in EXAMPLES.items():
+                # These two files are always there, as published.
+                if phase in ("sft", "dpo", *trained.get(role, ())):
+                    rows = (example.to_record() for example in learned.of(phase))
+                    journal.write_lines(folder / kind.FILE, rows)
             card = data_card(role, config.task.name, config.model.path, counts["roles"][role])
             journal.write_text(folder / "README.md", card)
         star_path = run.data(round, STAR) / "sft.jsonl"
         journal.write_lines(star_path, (example.to_record() for example in star.sft))
+        journal.write_lines(signals_file(run, round), records(forest, signals))
         journal.write_json(summary, counts)
         for line in lines(counts):
             session.progress.note(line)
@@ -49,7 +65,13 @@ def label(session: Session, round: int) -> dict[str, Any]:
 def count(forest: Forest, data: dict[str, RoleData], star: RoleData) -> dict[str, Any]:
     """The counts of a round as `counts.json` keeps them."""
     roles = {
-        role: {"sft": len(learned.sft), "dpo": len(learned.dpo), **dict(learned.counts)}
+        role: {
+            "sft": len(learned.sft),
+            "dpo": len(learned.dpo),
+            "kto": len(learned.kto),
+            "policy": len(learned.policy),
+            **dict(learned.counts),
+        }
         for role, learned in data.items()
     }
     return {"trees": tree_counts(forest.trees), "roles": roles, "star": {"sft": len(star.sft)}}
@@ -81,6 +103,9 @@ def lines(counts: dict[str, Any]) -> list[str]:
             "the run will end with the model it began with. Look at the trees in the report: are "
             "the questions within the model's reach, and does the grader read its answers?"
         )
+    if credit := counts.get("credit"):
+        pairs = {role: c["dpo"] for role, c in counts["roles"].items()}
+        text += [*contrast_table(credit, pairs).plain(), *advice(credit)]
     return text
 
 

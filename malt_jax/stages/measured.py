@@ -89,6 +89,7 @@ def summarise_run(session: Session) -> Results:
     found = measured(session)
     counts = session.run.data(session.config.rounds - 1, "counts").with_suffix(".json")
     labels = json.loads(counts.read_text()) if counts.exists() else {}
+    labels.pop("credit", None)  # shares and not counts; the report has them beside the trees
     return _summarise([session], [found], found.files, costs(session.run), labels)
 
 
@@ -120,6 +121,8 @@ def _summarise(
     facts = {
         "model": manifest.load(first.run).get("model"),
         "task": config.task.name,
+        # Named only where it is not what a table of results is expected to be of.
+        **({"split": config.eval.split} if config.eval.split != "eval" else {}),
         **({"seed": seeds[0]} if len(seeds) == 1 else {"seeds": ", ".join(map(str, seeds))}),
         "sharing": config.sharing,
         "rounds": config.rounds,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
@@ -68,12 +68,11 @@ class Session:
         """This shard's questions of the training split, checked against the evaluation's."""
         from malt_jax.tasks import check_overlap
 
-        config = self.config.task
-        questions = load_split(
-            self.task, config, "train", config.train_path, config.num_train, self.config.seed
-        )
-        # On the whole split, before this shard's part is taken from it.
-        check_overlap(questions, self.eval_questions)
+        questions, validation = self._training_split
+        # On the whole split, before this shard's part is taken from it. What settings are chosen by
+        # may be no question of the evaluation either.
+        aside = validation if self.config.eval.split == "eval" else []
+        check_overlap([*questions, *aside], self.eval_questions)
         # Integer bounds: together the shards hold every question once, whatever their number.
         index, count = map(int, self.config.search.shard.split("/"))
         size = len(questions)
@@ -81,9 +80,38 @@ class Session:
 
     @cached_property
     def eval_questions(self) -> list[Question]:
+        """The questions that systems are measured on."""
         config = self.config.task
+        if self.config.eval.split == "validation":
+            if not config.num_validation:
+                raise UserError(
+                    "eval.split: validation, but no question is set aside for it; set "
+                    "task.num_validation."
+                )
+            return self._training_split[1]
         # Every seed is measured on the same questions: seeds differ in what they learn from.
         return load_split(self.task, config, "eval", config.eval_path, config.num_eval, None)
+
+    @cached_property
+    def _training_split(self) -> tuple[list[Question], list[Question]]:
+        """The questions to train on, and those that are set aside for validation."""
+        from malt_jax.tasks import choose, set_aside, without
+
+        config, seed = self.config.task, self.config.seed
+        load = partial(load_split, self.task, config, "train", config.train_path)
+        if not config.num_validation:
+            return load(config.num_train, seed), []
+        try:
+            # Of the split as it is without a seed, so that every seed sets the same ones aside.
+            validation = set_aside(load(None, None), config.num_validation)
+            kept = without(load(None, seed), validation)
+            # A user's file is read in its order; a task's own split is sampled by seed.
+            seed_of = seed if config.train_path is None else None
+            return choose(kept, config.num_train, seed_of), validation
+        except UserError as error:
+            if str(error).startswith("task."):
+                raise
+            raise UserError(f"task.num_validation: {error}") from None
 
     @cached_property
     def model(self) -> Model:

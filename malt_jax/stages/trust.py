@@ -24,11 +24,11 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
         return
     # A name that the user has typed in a flag is the user's own, wherever else it stands.
     own = [value for _, value in leaves(said)]
-    for name in _task_names(config):
+    for what, name in _imported(config):
         if ":" in name and name not in own:
             raise UserError(
-                f"{place}: its config names the task {show(name)}, which is Python code of whoever "
-                "made the run; if you trust it, add --trust-task-code (in Python "
+                f"{place}: its config names the {what} {show(name)}, which is Python code of "
+                "whoever made the run; if you trust it, add --trust-task-code (in Python "
                 "trust_task_code=True), or continue your own run with its --config."
             )
     if config.task.allow_code and "allow_code" not in said.get("task", {}):
@@ -38,10 +38,16 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
         )
 
 
-def _task_names(config: Config) -> Iterator[str]:
-    yield config.task.name
+def _imported(config: Config) -> Iterator[tuple[str, str]]:
+    """What a config may import, and the name it gives for it."""
+    yield "task", config.task.name
+    for role in config.pipeline.roles:
+        yield "verdict parser", role.verdict
     # An ablation is a config of its own, so the names that it sets count as well.
     for ablation in config.ablations:
         for field, value in leaves(to_dict(ablation.set)):
-            if field.replace("-", "_") == "task.name":
-                yield str(value)
+            kind = {"task.name": "task"}.get(field.replace("-", "_"))
+            if field.rpartition(".")[2] == "verdict":
+                kind = "verdict parser"
+            if kind:
+                yield kind, str(value)

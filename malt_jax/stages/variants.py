@@ -11,6 +11,7 @@ from malt_jax.config import reading
 from malt_jax.config.evaluation import Ablation
 from malt_jax.config.pipeline import PHASES, split_phases
 from malt_jax.config.run import Config
+from malt_jax.credit.rules import get_rule
 from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import row_name
@@ -56,10 +57,11 @@ def _check_baseline(baseline: str, single: System, systems: Sequence[System]) ->
 
 
 def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> Variant:
-    changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
     try:
+        settings = _settings(config, ablation)
+        changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
         data = reading.to_dict(replace(config, ablations=()))
-        for field, value in ablation.set.items():
+        for field, value in settings.items():
             data = reading.assign(data, field, value)
         # A variant is one row of the run's table, whose baselines are not measured again.
         data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0}
@@ -73,14 +75,22 @@ def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> V
     except UserError as error:
         raise UserError(f"ablations.{ablation.name}: {error}") from None
     trained = next(system for system in systems if system.name == TRAINED)
-    label = f"{trained.label}, {ablation.label or changes}"
+    rule = f"rule {ablation.rule}" if ablation.rule else ""
+    label = f"{trained.label}, {ablation.label or ', '.join(filter(None, [rule, changes]))}"
     system = replace(trained, name=f"{TRAINED}-{ablation.name}", label=label)
     return Variant(ablation.name, other, system)
 
 
+def _settings(config: Config, ablation: Ablation) -> dict[str, Any]:
+    """The fields that an ablation sets: those of its rule, and its own over them."""
+    rule = get_rule(ablation.rule).settings(config.pipeline) if ablation.rule else {}
+    return {**rule, **ablation.set}
+
+
 def _measured_on(config: Config) -> tuple[Any, ...]:
     task = config.task
-    return task.name, task.eval_path, task.num_eval, task.grader
+    measured = (task.eval_path, task.num_eval, task.num_validation, config.eval.split)
+    return task.name, task.grader, *measured
 
 
 def shared_stages(one: Config, other: Config) -> Iterator[str]:
@@ -103,8 +113,8 @@ def shared_stages(one: Config, other: Config) -> Iterator[str]:
 
 
 def _search_fields(config: Config) -> list[Any]:
-    # By which phases a role learns does not change the trees of its round.
-    roles = [replace(role, train="none") for role in config.pipeline.roles]
+    # By which phases a role learns does not change the trees of its round, nor does how it is read.
+    roles = [replace(role, train="none", verdict="none") for role in config.pipeline.roles]
     shards = (config.search.block, config.search.shard)
     overflow = config.pipeline.overflow
     return [config.model, config.task, config.seed, roles, overflow, shards, config.sampler]
@@ -112,7 +122,10 @@ def _search_fields(config: Config) -> list[Any]:
 
 def _label_fields(config: Config) -> list[Any]:
     search = config.search
-    return [search.backup, search.softness, search.threshold, config.data]
+    # KTO and the policy gradient have files of their own, written where a role learns by them.
+    files = [set(split_phases(role.train)) & {"kto", "pg"} for role in config.pipeline.roles]
+    verdicts = [role.verdict for role in config.pipeline.roles]
+    return [search.backup, search.softness, search.threshold, config.data, files, verdicts]
 
 
 def _phase_fields(phase: str, config: Config) -> list[Any]:

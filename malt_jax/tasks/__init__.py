@@ -7,16 +7,19 @@ import importlib
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grade, Question, Task
-from malt_jax.tasks.loading import check_overlap, count_duplicates
+from malt_jax.tasks.loading import check_overlap, choose, count_duplicates, set_aside, without
 
 __all__ = [
     "Grade",
     "Question",
     "Task",
     "check_overlap",
+    "choose",
     "count_duplicates",
     "get_task",
+    "set_aside",
     "task_names",
+    "without",
 ]
 
 # name -> module, function that builds the task, its arguments

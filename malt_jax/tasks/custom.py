@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from malt_jax.errors import UserError
 from malt_jax.tasks.base import Grader, Loader, Question, Task
@@ -51,21 +52,7 @@ def from_function(
 
 def import_task(place: str) -> Task:
     """The `Task` at `module:attribute`, or what the function there returns."""
-    module, _, attribute = place.partition(":")
-    folder, top = os.getcwd(), module.partition(".")[0]
-    # A module of the user's may have the name of a standard one, and then the user's is meant.
-    own = Path(folder, f"{top}.py").is_file() or Path(folder, top).is_dir()
-    if top in sys.stdlib_module_names and not own:  # `sys:exit`, `os:abort`
-        raise UserError(f"task.name: {place!r} is Python's own; give a module of yours")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # the user's module is next to the user's config
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # the user's module: whatever it raises
-        raise UserError(
-            f"task.name: {place!r} can't be imported ({type(error).__name__}: {error}); "
-            "give module:attribute of a Python module in the current folder or installed"
-        ) from error
+    found = import_attribute(place, "task.name")
     try:
         task = found() if callable(found) else found
     except (Exception, SystemExit) as error:  # the user's function as well
@@ -73,6 +60,25 @@ def import_task(place: str) -> Task:
     if not isinstance(task, Task):
         raise UserError(f"task.name: {place!r} is a {type(found).__name__}; it must be a Task")
     return replace(task, load=_OwnLoader(place, task.load))
+
+
+def import_attribute(place: str, field: str) -> Any:
+    """What stands at `module:attribute`; an error names the config field that asked for it."""
+    module, _, attribute = place.partition(":")
+    folder, top = os.getcwd(), module.partition(".")[0]
+    # A module of the user's may have the name of a standard one, and then the user's is meant.
+    own = Path(folder, f"{top}.py").is_file() or Path(folder, top).is_dir()
+    if top in sys.stdlib_module_names and not own:  # `sys:exit`, `os:abort`
+        raise UserError(f"{field}: {place!r} is Python's own; give a module of yours")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # the user's module is next to the user's config
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # the user's module: whatever it raises
+        raise UserError(
+            f"{field}: {place!r} can't be imported ({type(error).__name__}: {error}); "
+            "give module:attribute of a Python module in the current folder or installed"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import unicodedata
@@ -136,6 +137,33 @@ def choose(questions: Sequence[Question], limit: int | None, seed: int | None) -
     if seed is not None:
         random.Random(seed).shuffle(order)
     return [questions[i] for i in sorted(order[:limit])]
+
+
+def set_aside(questions: Sequence[Question], count: int) -> list[Question]:
+    """A validation set: `count` of the questions, each text once, in their order.
+
+    A hash of its text decides, so neither a seed nor the order of the file moves a question.
+    """
+    first = {normalised(question.text): question for question in reversed(questions)}
+    if count >= len(first):
+        raise UserError(
+            f"{count} questions to set aside of {len(first)} different ones in the training split, "
+            "so none is left to train on; lower task.num_validation"
+        )
+    chosen = sorted(first, key=_text_hash)[:count]
+    ids = {first[text].id for text in chosen}
+    return [question for question in questions if question.id in ids]
+
+
+def without(questions: Sequence[Question], aside: Sequence[Question]) -> list[Question]:
+    """The questions whose text is that of none of `aside`."""
+    texts = {normalised(question.text) for question in aside}
+    return [question for question in questions if normalised(question.text) not in texts]
+
+
+def _text_hash(text: str) -> bytes:
+    # A lone surrogate has no UTF-8; it is written out instead.
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
 
 
 def normalised(text: str) -> str:

@@ -1,0 +1,70 @@
+"""Advantages: how much better a turn did than what else could have been said in its place.
+
+Siblings continue the same prefix, so they differ in one turn only: their other values are what
+would have happened without this turn, and subtracting them removes the credit of what came before.
+Values of level d are an array `[Q, b_1, ..., b_d]`, so siblings lie along the last axis.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from malt_jax.tree.node import VALUE_DIGITS
+
+EQUAL = 10.0**-VALUE_DIGITS
+"""Values that differ by less are equal: values of a record are rounded to as many digits."""
+
+
+def sibling_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*prefix n"]:
+    """A(x) = V(x) - mean of V over its siblings without x.
+
+    The leave-one-out baseline in a frozen context (C3, arXiv 2603.06859). The baseline does not
+    contain x, so A(x) is an unbiased estimate of V(x) - V(prefix). An only child has no
+    counterfactual and gets 0, and so do siblings whose values are all equal.
+    """
+    n = values.shape[-1]
+    if n == 1:
+        return jnp.zeros_like(values)
+    # V - (n mean - V) / (n - 1), with both terms over n - 1.
+    advantage = (values - values.mean(axis=-1, keepdims=True)) * (n / (n - 1))
+    return jnp.where(_all_equal(values), jnp.zeros_like(values), advantage)
+
+
+def normalised_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*prefix n"]:
+    """A(x) / std of V over x and its siblings; the group is the role and the prefix.
+
+    AT-GRPO (arXiv 2510.11062) and Dr. MAS (2602.08847) normalise by group, with the population's
+    standard deviation. A group whose values are all equal has a std of 0 and says nothing about its
+    turns: it gets 0. Unlike A(x), the quotient is a biased estimate, because a group with one
+    exception has a small std and its exception a large advantage.
+    """
+    equal = _all_equal(values)
+    # 1 in place of a std near 0, because `where` would still compute 0 / 0 in its other branch.
+    std = jnp.where(equal, jnp.ones_like(equal, values.dtype), values.std(axis=-1, keepdims=True))
+    return sibling_advantage(values) / std
+
+
+def global_advantage(rewards: Float[Array, "Q *branches"], level: int) -> Float[Array, "Q *_"]:
+    """Mean reward below x minus the mean reward of all other leaves, for the nodes of a level.
+
+    What the whole path down to x is worth, beside what x itself adds (the local advantage, which is
+    `sibling_advantage`); TreeRL and Tree-GRPO (arXiv 2509.21240) sum the two. `level` counts from
+    1. A node above all leaves has nothing to be compared with and gets 0.
+    """
+    leaves = math.prod(rewards.shape[1:])
+    below = math.prod(rewards.shape[level + 1 :])
+    means = rewards.mean(axis=tuple(range(level + 1, rewards.ndim)))
+    if below == leaves:
+        return jnp.zeros_like(means)
+    root = rewards.mean(axis=tuple(range(1, rewards.ndim))).reshape(-1, *[1] * level)
+    # With N leaves and n of them below x: V - (N root - n V) / (N - n).
+    return (means - root) * (leaves / (leaves - below))
+
+
+def _all_equal(values: Float[Array, "*prefix n"]) -> Array:
+    """Whether siblings have one value, up to rounding; `[*prefix, 1]`."""
+    spread = values.max(axis=-1, keepdims=True) - values.min(axis=-1, keepdims=True)
+    return spread < EQUAL

@@ -1,0 +1,168 @@
+"""Contrast: what the trees of a search can teach each role, known before anything is trained.
+
+A role learns from the differences between its turns. Where siblings have one value, the value says
+what came before them and nothing about them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from malt_jax.credit.advantage import EQUAL
+from malt_jax.credit.signals import Signals
+from malt_jax.credit.verdict import judged_answers
+from malt_jax.tree.node import Tree
+
+RARE = 0.05
+"""Contrast in a smaller share of prefixes is called out."""
+MOST = 0.75
+"""From this share of positives behind right answers on, they mostly say what came before."""
+
+
+class RoleContrast(TypedDict):
+    """One role's part of a forest. A share is None where there is nothing to take it of.
+
+    The answer before a turn is that of the latest earlier turn that states one: the draft of the
+    published chain.
+    """
+
+    prefixes: int
+    contrast: float | None
+    """Share of prefixes whose siblings have both labels."""
+    differing: float | None
+    """Share of prefixes whose siblings have different values, on whatever side of theta."""
+    right_after_wrong: float | None
+    """Mean value of turns behind a wrong answer: P(right | wrong draft)."""
+    wrong_after_right: float | None
+    """1 - mean value of turns behind a right answer: P(wrong | right draft)."""
+    behind_right: float | None
+    """Share of all turns that are behind a right answer."""
+    positives: int
+    positives_behind_right: float | None
+    """Share of the positives (V > theta) that are behind a right answer."""
+    verdict: float | None
+    """Share of the verdicts that fit the answer they judge."""
+    verdicts: float | None
+    """Share of the turns that hold a readable verdict."""
+    influence: float | None
+    """Mean influence of the turn before, in nats per token."""
+    tokens: float | None
+    """Mean length of a turn."""
+    cut: float | None
+    """Share of the turns that were cut at their length limit."""
+    unread: float | None
+    """Share of the answering turns whose answer cannot be read."""
+
+
+@dataclass
+class Contrast:
+    """Collects what a forest holds for every role, tree by tree."""
+
+    sums: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, tree: Tree, signals: Signals | None = None) -> None:
+        """Counts one valued tree; `signals` gives verdicts and influence, where they are known."""
+        judged = judged_answers(tree)
+        for role in tree.roles:
+            self.sums.setdefault(role, Counter())
+        for siblings in tree.children.values():
+            count = self.sums[siblings[0].role]
+            values = [node.value for node in siblings]
+            count["prefixes"] += 1
+            count["contrast"] += len({node.label for node in siblings}) > 1
+            count["differing"] += max(values) - min(values) > EQUAL
+            for node in siblings:
+                count["turns"] += 1
+                count["positives"] += node.label
+                count["tokens"] += len(node.token_ids)
+                count["cut"] += node.finish == "length"
+                if node.correct is not None:
+                    count["answering"] += 1
+                    count["unread"] += node.parsed is None
+                if before := judged[node.id]:
+                    kind = "right" if before.correct else "wrong"
+                    count[f"behind {kind}"] += 1
+                    count[f"value behind {kind}"] += node.value  # type: ignore[assignment]
+                    count[f"positives behind {kind}"] += node.label
+                for name, number in (signals or {}).get(node.id, {}).items():
+                    if name in ("verdict", "influence"):
+                        count[f"with {name}"] += 1
+                        count[name] += number  # type: ignore[assignment]
+
+    def roles(self) -> dict[str, RoleContrast]:
+        """The shares of every role, in the order of the chain."""
+        return {role: _shares(count) for role, count in self.sums.items()}
+
+
+def contrast(trees: Iterable[Tree], signals: Signals | None = None) -> dict[str, RoleContrast]:
+    """What the trees hold for every role."""
+    collected = Contrast()
+    for tree in trees:
+        collected.add(tree, signals)
+    return collected.roles()
+
+
+def _shares(count: Counter[str]) -> RoleContrast:
+    def share(part: str, whole: str) -> float | None:
+        return round(count[part] / count[whole], 6) if count[whole] else None
+
+    behind = "turns" if count["behind right"] + count["behind wrong"] else "none"
+    right = share("value behind right", "behind right")
+    return RoleContrast(
+        prefixes=count["prefixes"],
+        contrast=share("contrast", "prefixes"),
+        differing=share("differing", "prefixes"),
+        right_after_wrong=share("value behind wrong", "behind wrong"),
+        wrong_after_right=None if right is None else round(1 - right, 6),
+        behind_right=share("behind right", behind),
+        positives=count["positives"],
+        positives_behind_right=share(
+            "positives behind right", "positives" if behind == "turns" else "none"
+        ),
+        verdict=share("verdict", "with verdict"),
+        verdicts=share("with verdict", "turns") if count["with verdict"] else None,
+        influence=share("influence", "with influence"),
+        tokens=share("tokens", "turns"),
+        cut=share("cut", "turns"),
+        unread=share("unread", "answering"),
+    )
+
+
+def advice(found: Mapping[str, RoleContrast]) -> list[str]:
+    """One or two sentences per role: what training on these trees can teach it, and what not."""
+    return [f"{role}: {_sentence(one)}" for role, one in found.items()]
+
+
+def _sentence(one: RoleContrast) -> str:
+    contrast, differing = one["contrast"] or 0.0, one["differing"] or 0.0
+    parts: Sequence[str]
+    if not differing:
+        return (
+            "its siblings never differ in value, so nothing tells a good turn from a bad one. Draw "
+            "more branches, at a higher temperature, or questions that are right now and then."
+        )
+    parts = [
+        f"siblings disagree at {contrast:.0%} of its prefixes"
+        + (", so there is little to learn its own turns from" if contrast < RARE else "")
+        + "."
+    ]
+    before, after = one["right_after_wrong"], one["wrong_after_right"]
+    if before is not None and after is not None:
+        parts.append(
+            f"Behind a wrong answer {before:.0%} end right, behind a right one {after:.0%} end "
+            "wrong."
+        )
+    behind, all_behind = one["positives_behind_right"], one["behind_right"]
+    if behind is not None and all_behind is not None and behind >= max(MOST, all_behind):
+        parts.append(
+            f"{behind:.0%} of its positives stand behind a right answer, so V > theta teaches it "
+            "mainly to let that stand; `data.positives: both` keeps the turns that did better than "
+            "their siblings."
+        )
+    if (influence := one["influence"]) is not None:
+        listens = "reads" if influence > 0.01 else "hardly reads"
+        parts.append(f"It {listens} the turn before it ({influence:.3f} nats per token).")
+    return " ".join(parts)

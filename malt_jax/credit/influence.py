@@ -1,0 +1,70 @@
+"""Influence: does a turn listen to the one before it?
+
+For an answer r after a critique v, the mean over r's tokens of
+
+    log P(r | q, g, v) - log P(r | q, g),
+
+where the second prompt is the first one with the critique left blank. Near 0 the answer would have
+been written without the critique, so whatever the critique is credited with is luck; far above 0
+the turn depends on it. Adapted from arXiv 2511.02303, which compares predictions with and without
+another agent's message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from malt_jax.tree.node import Forest
+from malt_jax.tree.prompts import PromptTokenizer, render
+from malt_jax.tree.roles import Chain
+
+Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+"""Token ids of prompts and of the completions after them."""
+Score = Callable[[str, Sequences], np.ndarray]
+"""Log-probability of each completion of a role, summed over its tokens; NaN if not scored."""
+
+
+def influence(
+    forest: Forest, pipeline: Chain, tokenizer: PromptTokenizer, context: int, score: Score
+) -> dict[str, float]:
+    """The influence of the turn before on every node that has one, in nats per token, by node id.
+
+    log P(r | q, g, v) is stored with the node. `score` computes the other under the weights that
+    sampled it: one pass over the distinct completions, without sampling.
+    """
+    roles = {role.name: role for role in pipeline.roles}
+    alone: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(dict)
+    stored: dict[str, float] = {}
+    for tree in forest.trees:
+        turns: dict[str | None, dict[str, str]] = {None: {}}
+        for node in tree.nodes:
+            earlier = turns[node.parent]
+            turns[node.id] = {**earlier, node.role: node.completion}
+            if not earlier or not node.token_ids:
+                continue
+            role = roles[node.role]
+            prompt = render(
+                role.template,
+                tree.question,
+                # The last turn keeps its place, because `{previous}` stands for it.
+                {**earlier, next(reversed(earlier)): ""},
+                tokenizer,
+                room=context - role.config.max_new_tokens,
+                overflow="truncate",
+                where=node.id,
+            )
+            alone[node.role][node.id] = prompt.ids, node.token_ids
+            stored[node.id] = sum(node.logprobs)
+    found: dict[str, float] = {}
+    for name, sequences in alone.items():
+        # Completions such as "ok" repeat, so there are fewer distinct sequences than nodes.
+        distinct = list(dict.fromkeys(sequences.values()))
+        scored = dict(zip(distinct, score(name, distinct).tolist(), strict=True))
+        for node_id, ids in sequences.items():
+            if not math.isnan(scored[ids]):
+                found[node_id] = (stored[node_id] - scored[ids]) / len(ids[1])
+    return found

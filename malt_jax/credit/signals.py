@@ -1,0 +1,81 @@
+"""All signals of a forest by node id, so that sealed trees are read and never rewritten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
+from malt_jax.credit.confidence import Posterior, above, posterior
+from malt_jax.credit.verdict import Parser, verdict_agreement
+from malt_jax.tree.node import VALUE_DIGITS, Forest
+
+Signals = dict[str, dict[str, float]]
+"""Node id -> signal -> its number; a signal that a node does not have is left out."""
+
+
+def node_signals(
+    forest: Forest,
+    *,
+    threshold: float = 0.5,
+    parsers: Mapping[str, Parser] | None = None,
+    influence: Mapping[str, float] | None = None,
+) -> Signals:
+    """What each node of a valued forest is credited with.
+
+    `advantage`, `normalised` and `global`: see `credit.advantage`. `confidence`: probability that
+    the true value is above `threshold` (`credit.confidence`); nodes without children, whose value
+    is their reward, have none. `verdict`: 1 if the turn judges its draft rightly, else 0, for roles
+    with a parser (`credit.verdict`). `influence`: how much the turn listened to the one before it,
+    where that was measured (`credit.influence`). All are rounded as values are.
+    """
+    signals: Signals = {node.id: {} for tree in forest.trees for node in tree.nodes}
+    # Trees of one shape are one array.
+    shapes = dict.fromkeys(tree.branches for tree in forest.trees)
+    for shape in shapes:
+        alike = Forest([tree for tree in forest.trees if tree.branches == shape])
+        _add_arrays(signals, alike, threshold)
+    for tree in forest.trees:
+        for node, fits in verdict_agreement(tree, parsers or {}).items():
+            signals[node]["verdict"] = fits
+    for node, number in (influence or {}).items():
+        signals[node]["influence"] = round(number, VALUE_DIGITS) + 0.0
+    return signals
+
+
+def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
+    """Adds the signals that are functions of the values and rewards of whole levels."""
+    columns, posteriors = _arrays(forest.values, forest.rewards, threshold)
+    columns["confidence"] = [above(one, threshold) for one in posteriors]
+    for name, levels in columns.items():
+        for tree, row in zip(forest.trees, _by_tree(levels, len(forest.trees)), strict=True):
+            # Leaves come last in a tree, and it is they that a shorter row leaves out.
+            for node, number in zip(tree.nodes, row.tolist(), strict=False):
+                if not math.isnan(number):
+                    # Adding zero turns -0.0 into 0.0.
+                    signals[node.id][name] = round(number, VALUE_DIGITS) + 0.0
+
+
+@jax.jit
+def _arrays(
+    values: list[Float[Array, "Q *_"]], rewards: Float[Array, "Q *branches"], threshold: float
+) -> tuple[dict[str, list[Float[Array, "Q *_"]]], list[Posterior]]:
+    """All levels in one program, because each operation of its own would be compiled by itself."""
+    advantages = {
+        "advantage": [sibling_advantage(level) for level in values],
+        "normalised": [normalised_advantage(level) for level in values],
+        "global": [global_advantage(rewards, d) for d in range(1, len(values) + 1)],
+    }
+    # The children of a level's nodes are the next level.
+    return advantages, [posterior(level, threshold) for level in values[1:]]
+
+
+def _by_tree(levels: Sequence[Any], trees: int) -> np.ndarray:
+    """The numbers of each tree's nodes in their order, level after level: `[Q, nodes]`."""
+    flat = [np.asarray(level).reshape(trees, -1) for level in levels]
+    return np.concatenate([np.empty((trees, 0)), *flat], axis=1)

@@ -1,0 +1,108 @@
+"""Simulated forests with planted effects, to see which signal credits which turn.
+
+Every turn is good or bad by the toss of a fair coin, and how likely a leaf is right depends only on
+which turns of its path are good. So the true value of a node is known, and with it what a signal
+should say: how much the turn itself adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+BASE, EFFECT = 0.2, 0.6
+"""P(right) without what the effect needs, and how much it adds."""
+EFFECTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "draft": (0,),
+        "critique": (1,),
+        "refinement": (2,),
+        "draft and critique": (0, 1),
+        "critique and refinement": (1, 2),
+    }
+)
+"""The turns that must all be good, by depth, for a leaf to be right more often."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A simulated forest and what is true of its nodes. Level d has shape `[Q, b_1, ..., b_d]`."""
+
+    rewards: Float[Array, "Q *branches"]
+    good: list[Bool[Array, "Q *_"]]
+    """Whether each turn is a good one."""
+    values: list[Float[Array, "Q *_"]]
+    """P(right) of a leaf below each node."""
+    advantages: list[Float[Array, "Q *_"]]
+    """True value minus the mean over what could have been said in its place."""
+
+
+def plant(
+    key: Array, questions: int, branches: Sequence[int], needed: Sequence[int], *,
+    base: float = BASE, effect: float = EFFECT,
+) -> Planted:  # fmt: skip
+    """A forest in which P(right) = base + effect if all turns at the depths `needed` are good."""
+    shapes = [(questions, *branches[: d + 1]) for d in range(len(branches))]
+    *keys, last = jax.random.split(key, len(branches) + 1)
+    good = [jax.random.bernoulli(k, 0.5, shape) for k, shape in zip(keys, shapes, strict=True)]
+    values, advantages = [], []
+    # All needed turns so far are good; `[Q]` of them before the first turn.
+    so_far = jnp.ones((questions,), bool)
+    before = jnp.full((questions,), base + effect * 0.5 ** len(needed))
+    for depth, own in enumerate(good):
+        so_far = jnp.broadcast_to(so_far[..., None], own.shape)
+        so_far = so_far & own if depth in needed else so_far
+        # Each needed turn that is still to come is good with probability 1/2.
+        later = sum(d > depth for d in needed)
+        value = base + effect * so_far.astype(jnp.float32) * 0.5**later
+        values.append(value)
+        advantages.append(value - before[..., None])
+        before = value
+    rewards = jax.random.bernoulli(last, values[-1]).astype(jnp.float32)
+    return Planted(rewards, good, values, advantages)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How a signal estimates the true advantage of the nodes of a level."""
+
+    credit: float
+    """Mean signal of good turns minus that of bad ones, where the turn can matter."""
+    leak: float
+    """Mean signal behind a good turn minus that behind a bad one: credit for what came before."""
+    bias: float
+    """Mean error of the difference between a good and a bad turn."""
+    deviation: float
+    """Standard deviation of the signal around the true advantage."""
+
+
+def estimate(signal: Float[Array, "Q *_"], planted: Planted, depth: int) -> Estimate:
+    """Compares a signal of the nodes at a depth (0 is the drafts') with what was planted."""
+    good, true = planted.good[depth], planted.advantages[depth]
+    credit = _difference(signal, good)
+    leak = 0.0
+    if depth:
+        behind = jnp.broadcast_to(planted.good[depth - 1][..., None], signal.shape)
+        # Among good and bad turns in equal numbers, so that the turn's own credit cancels.
+        leak = (_difference(signal, behind, good) + _difference(signal, behind, ~good)) / 2
+    return Estimate(
+        credit=credit,
+        leak=leak,
+        bias=credit - _difference(true, good),
+        deviation=float((signal - true).std()),
+    )
+
+
+def _difference(
+    signal: Float[Array, "Q *_"],
+    good: Bool[Array, "Q *_"],
+    among: Bool[Array, "Q *_"] | None = None,
+) -> float:
+    among = jnp.ones_like(good) if among is None else among
+    means = [jnp.mean(signal, where=among & kind) for kind in (good, ~good)]
+    return float(means[0] - means[1])

@@ -1,0 +1,90 @@
+"""Verdicts: does a turn that judges an earlier answer judge it rightly?
+
+Unlike a value, a verdict is graded against the answer it is about, so it needs no sampling below
+the turn (MarsRL, arXiv 2511.11373; RL Tango, 2505.15034).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from malt_jax.config.pipeline import RoleConfig
+from malt_jax.errors import UserError
+from malt_jax.tasks.custom import import_attribute
+from malt_jax.tree.node import Node, Tree
+
+Parser = Callable[[str], bool | None]
+"""Reads a turn: True if it approves of the answer, False if it rejects it, None if neither."""
+
+_BAD = (
+    r"(?:wrong|incorrect(?:ly)?|errors?|mistakes?|flaw(?:s|ed)?|invalid|inaccurate|miscalculat\w*)"
+)
+_GOOD = r"(?:right|correct|valid|accurate|sound)"
+_NOT = r"(?:not|n't|n’t|never|cannot be|no longer)"
+_NONE = r"(?:no|not any|without(?: any)?|nothing|none|free of|neither)"
+_APPROVES_BY_NEGATION = re.compile(
+    rf"\b{_NONE}\b[^.;:!?\n]{{0,30}}?\b{_BAD}\b|{_NOT} {_BAD}\b",
+)
+_REJECTS = re.compile(
+    rf"\b{_BAD}\b|{_NOT} (?:quite |entirely |all |completely |fully )?{_GOOD}\b"
+    rf"|\b(?:too )?(?:high|low)\s*$"
+)
+_APPROVES = re.compile(rf"\b{_GOOD}\b|\bcorrectly\b|\bok(?:ay)?\b|\bi agree\b")
+
+
+def read_verdict(text: str) -> bool | None:
+    """The verdict in a critique as the built-in verifier prompts ask for it, in English.
+
+    They ask to name the first wrong step or to say that every step is right, so a critique that
+    calls anything wrong rejects, whatever else it approves of; one that calls something right and
+    nothing wrong approves. "No errors" approves, "not right" rejects. A critique that ends with
+    `ok`, `high` or `low`, as the embedded model's do, says so in a word. Other critiques, for
+    example bare computations, hold no verdict.
+    """
+    text = " ".join(text.casefold().split())
+    # Negated faults first, and out of the text, so that "no errors" is not read as "errors".
+    rest, negated = _APPROVES_BY_NEGATION.subn(" ", text)
+    if _REJECTS.search(rest):
+        return False
+    return True if negated or _APPROVES.search(rest) else None
+
+
+def verdict_parsers(roles: Iterable[RoleConfig]) -> dict[str, Parser]:
+    """The parser of every role that has one (`RoleConfig.verdict`); imports those of the user."""
+    parsers: dict[str, Parser] = {}
+    for index, role in enumerate(roles):
+        if role.verdict == "auto" and not role.answers:
+            parsers[role.name] = read_verdict
+        elif ":" in role.verdict:
+            field = f"pipeline.roles.{index}.verdict"
+            parser = import_attribute(role.verdict, field)
+            if not callable(parser):
+                raise UserError(f"{field}: {role.verdict!r} is no function from a text to a bool.")
+            parsers[role.name] = parser
+    return parsers
+
+
+def judged_answers(tree: Tree) -> dict[str, Node | None]:
+    """For every node id, the latest earlier turn of its path that states an answer, if any."""
+    latest: dict[str | None, Node | None] = {None: None}  # what a child of the node looks back at
+    judged: dict[str, Node | None] = {}
+    for node in tree.nodes:  # parents come before their children
+        judged[node.id] = latest[node.parent]
+        latest[node.id] = node if node.correct is not None else latest[node.parent]
+    return judged
+
+
+def verdict_agreement(tree: Tree, parsers: Mapping[str, Parser]) -> dict[str, float]:
+    """1 where a turn's verdict fits `correct` of the answer it judges, else 0, by node id.
+
+    Nodes without a verdict, without an earlier answer, or of a role without a parser have none.
+    """
+    judged = judged_answers(tree)
+    agreement = {}
+    for node in tree.nodes:
+        answer, parser = judged[node.id], parsers.get(node.role)
+        verdict = parser(node.completion) if parser and answer else None
+        if answer and verdict is not None:
+            agreement[node.id] = float(verdict == answer.correct)
+    return agreement

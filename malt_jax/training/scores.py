@@ -1,0 +1,52 @@
+"""Log-probabilities of given completions under given weights, in the packed rows of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from malt_jax.config.training import SftConfig
+from malt_jax.data.packing import Segment, share_prompts
+from malt_jax.models.lora import Adapter
+from malt_jax.training.phase import BaseModel
+from malt_jax.training.placement import micro_tokens, row_devices
+from malt_jax.training.plan import plan_steps
+from malt_jax.training.scoring import score_plan
+from malt_jax.training.step import Trainable, make_program, scoring
+
+BATCH = 64
+"""Completions that are packed together."""
+
+
+def completion_logprobs(
+    model: BaseModel,
+    weights: Trainable | None,
+    sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    *,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """log P(completion | prompt), summed over the completion's tokens, float32 `[N]`.
+
+    `sequences`: token ids of each prompt and its completion, neither of them empty. `weights`: an
+    adapter over the model or full weights; None for the model itself.
+    """
+    config = SftConfig()
+    devices = row_devices(mesh)
+    # Completions of one prompt stand together, so that it is computed once for all of them.
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    segments = [Segment(sequences[i][0], (sequences[i][1],), (i,)) for i in order]
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    batches = [
+        share_prompts(segments[i : i + BATCH], longest) for i in range(0, len(segments), BATCH)
+    ]
+    backend = jax.default_backend()
+    tokens = micro_tokens(config.loop, backend, devices)
+    plan = plan_steps(batches, model.spec, tokens, row_multiple=devices)
+    dtype = jax.tree.leaves(model.params)[0].dtype
+    program = scoring(make_program(model.graph, dtype, config, 0.0, backend))
+    # Full weights take the place of the base.
+    frozen = model.params if weights is None or isinstance(weights, Adapter) else None
+    return score_plan(program, weights, frozen, plan, len(sequences), mesh)[0]

@@ -1,0 +1,109 @@
+"""Which signal credits which turn, on simulated forests with planted effects: docs/credit.md.
+
+python scripts/credit_simulation.py
+
+takes about a minute on one core and prints the three tables of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
+from malt_jax.credit.simulation import EFFECTS, Planted, estimate, plant
+from malt_jax.evaluation.table import Table, numbers, texts
+from malt_jax.tree.values import back_up
+
+ROLES = ("draft", "critique", "refinement")
+BRANCHINGS = range(2, 10)
+
+
+def signals(planted: Planted, depth: int) -> dict[str, jax.Array]:
+    values = back_up(planted.rewards)[depth]
+    return {
+        "value": values,
+        "advantage": sibling_advantage(values),
+        "normalised": normalised_advantage(values),
+        "global": global_advantage(planted.rewards, depth + 1),
+    }
+
+
+def grown(needed: tuple[int, ...], n: int, questions: int, **effect: float) -> Planted:
+    return plant(jax.random.key(n), questions, (n, n, n), needed, **effect)
+
+
+def credit_table(questions: int, n: int) -> Table:
+    """Credit and leak of each signal at each turn, for every planted effect."""
+    rows = []
+    for name, needed in EFFECTS.items():
+        planted = grown(needed, n, questions)
+        for depth, role in enumerate(ROLES):
+            true = estimate(planted.advantages[depth], planted, depth)
+            found = [
+                estimate(signal, planted, depth) for signal in signals(planted, depth).values()
+            ]
+            cells = [f"{one.credit:.2f}, {one.leak:.2f}" for one in found]
+            rows.append([name, role, f"{true.credit:.2f}", *cells])
+            name = ""
+    columns = texts("what matters", "turn") + numbers(
+        "planted", "value", "advantage", "normalised", "global"
+    )
+    return Table(columns, rows)
+
+
+def bias_table(questions: int) -> Table:
+    """Bias and deviation of the signals at the critique, where only the critique matters."""
+    rows = []
+    for n in BRANCHINGS:
+        planted = grown(EFFECTS["critique"], n, questions)
+        found = [estimate(signal, planted, 1) for signal in signals(planted, 1).values()]
+        rows.append([str(n), *(f"{one.bias:+.2f}, {one.deviation:.2f}" for one in found)])
+    return Table(numbers("n", "value", "advantage", "normalised", "global"), rows)
+
+
+def trust_table(questions: int) -> Table:
+    """Share of the labels, and of the signs of the advantage, that are those of the true values."""
+    rows = []
+    for n in BRANCHINGS:
+        cells = []
+        for effect in (0.6, 0.3):
+            base = 0.5 - effect / 2
+            for depth, name in enumerate(("draft", "critique")):
+                planted = grown(EFFECTS[name], n, questions, base=base, effect=effect)
+                cells += list(trusted(planted, depth))
+        rows.append([str(n), *(f"{100 * share:.0f}" for share in cells)])
+    columns = [
+        f"{kind} of a {role}, {values}"
+        for values in ("0.2 or 0.8", "0.35 or 0.65")
+        for role in ("draft", "critique")
+        for kind in ("label", "sign")
+    ]
+    return Table(numbers("n", *columns), rows)
+
+
+def trusted(planted: Planted, depth: int) -> Iterator[float]:
+    found, true = back_up(planted.rewards)[depth], planted.values[depth]
+    yield float(jnp.mean((found > 0.5) == (true > 0.5)))
+    # Where siblings differ in truth; a sign of 0 counts as wrong.
+    advantage, real = sibling_advantage(found), sibling_advantage(true)
+    yield float(jnp.mean(jnp.sign(advantage) == jnp.sign(real), where=jnp.abs(real) > 1e-6))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--questions", type=int, default=2000)
+    questions = parser.parse_args().questions
+    print("Credit of a good turn over a bad one, and leak from the turn before (n = 3)\n")
+    print(credit_table(questions, 3).markdown())
+    print("\nBias and deviation at the critique, where only the critique matters\n")
+    print(bias_table(questions).markdown())
+    print("\nLabels and signs of the advantage that are right, in %\n")
+    print(trust_table(questions).markdown())
+
+
+if __name__ == "__main__":
+    main()

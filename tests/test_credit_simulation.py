@@ -1,0 +1,77 @@
+"""On forests with planted effects each signal credits the turn that mattered, and no other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
+from malt_jax.credit.confidence import confidence
+from malt_jax.credit.simulation import EFFECTS, estimate, plant
+from malt_jax.tree.values import back_up
+
+DEPTHS = range(3)
+
+
+def grown(needed, n, questions=500, seed=0):
+    return plant(jax.random.key(seed), questions, (n, n, n), needed)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_the_planted_values_are_what_rewards_average_to(effect):
+    planted = grown(EFFECTS[effect], 4)
+    for depth, found in enumerate(back_up(planted.rewards)):
+        assert float((found - planted.values[depth]).mean()) == pytest.approx(0, abs=0.02)
+        # Siblings of all kinds are equally likely, so advantages average to nothing.
+        assert float(planted.advantages[depth].mean()) == pytest.approx(0, abs=0.03)
+    assert float(jnp.abs(planted.values[-1] - planted.rewards).mean()) > 0.1  # and are not them
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_advantages_credit_the_turn_that_matters_and_nothing_that_came_before(effect):
+    planted = grown(EFFECTS[effect], 3)
+    values = back_up(planted.rewards)
+    for depth in DEPTHS:
+        true = estimate(planted.advantages[depth], planted, depth)
+        own = estimate(sibling_advantage(values[depth]), planted, depth)
+        assert own.credit == pytest.approx(true.credit, abs=0.06) and abs(own.leak) < 0.04
+        assert (true.credit > 0.1) == (depth in EFFECTS[effect])
+        scaled = estimate(normalised_advantage(values[depth]), planted, depth)
+        assert (scaled.credit > 0.4) == (depth in EFFECTS[effect]) and abs(scaled.leak) < 0.05
+        whole = estimate(global_advantage(planted.rewards, depth + 1), planted, depth)
+        assert whole.credit == pytest.approx(true.credit, abs=0.06)
+
+
+@pytest.mark.parametrize(("effect", "depth"), [("draft", 1), ("critique", 2)])
+def test_values_and_global_advantages_credit_a_turn_for_what_came_before(effect, depth):
+    planted = grown(EFFECTS[effect], 3)
+    value = estimate(back_up(planted.rewards)[depth], planted, depth)
+    assert abs(value.credit) < 0.05 and value.leak == pytest.approx(0.6, abs=0.05)
+    assert estimate(global_advantage(planted.rewards, depth + 1), planted, depth).leak > 0.3
+
+
+def test_more_siblings_make_signals_surer_and_normalising_keeps_its_bias():
+    found = {}
+    for n in (2, 4, 8):
+        planted = grown(EFFECTS["critique"], n, 200)
+        values = back_up(planted.rewards)[1]
+        signals = (values, sibling_advantage(values), normalised_advantage(values))
+        found[n] = [estimate(signal, planted, 1) for signal in signals]
+    for kind in range(3):
+        assert found[2][kind].deviation > found[4][kind].deviation > found[8][kind].deviation
+    # A value has less noise than an advantage, which is the price of taking out what came before.
+    assert found[4][0].deviation < found[4][1].deviation
+    assert abs(found[8][1].bias) < 0.05 and found[8][2].bias > 0.5
+
+
+def test_confidence_is_as_often_right_as_it_says():
+    """True values from a Beta distribution, and critiques of three revisions each."""
+    rng = np.random.default_rng(0)
+    true = rng.beta(1.5, 1.5, (4000, 1))
+    children = rng.binomial(3, np.repeat(true, 3, axis=1)) / 3
+    found = np.asarray(confidence(jnp.asarray(children, jnp.float32)))
+    for says in np.unique(found):
+        alike = found == says
+        if alike.sum() > 100:
+            assert (true[alike, 0] > 0.5).mean() == pytest.approx(says, abs=0.07)
+    assert len(np.unique(found)) >= 10 and found.min() < 0.1 and found.max() > 0.9
