@@ -21,7 +21,7 @@ from skips import pytest_addoption, pytest_sessionfinish  # noqa: F401 (hooks of
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-ARRAY_CODE = ("models", "sampling", "tree", "training", "data", "evaluation")
+ARRAY_CODE = ("models", "sampling", "tree", "credit", "training", "data", "evaluation")
 jaxtyping.install_import_hook([f"malt_jax.{name}" for name in ARRAY_CODE], "typechecking.checked")
 
 

@@ -14,7 +14,17 @@ PACKAGE = ROOT / "malt_jax"
 TEXT = (ROOT / "ARCHITECTURE.md").read_text()
 GENERAL = {"checks", "errors", "escape", "hashing", "memory", "regular_files"}
 TERMINAL = {"progress", "streams"}
-METHOD = ("tasks", "models", "sampling", "tree", "data", "training", "evaluation", "algorithm")
+METHOD = (
+    "tasks",
+    "models",
+    "sampling",
+    "tree",
+    "credit",
+    "data",
+    "training",
+    "evaluation",
+    "algorithm",
+)
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "assets" not in p.parts)
 
 

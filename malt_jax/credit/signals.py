@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
                     signals[node.id][name] = round(number, VALUE_DIGITS) + 0.0
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="threshold")
 def _arrays(
     values: list[Float[Array, "Q *_"]], rewards: Float[Array, "Q *branches"], threshold: float
 ) -> tuple[dict[str, list[Float[Array, "Q *_"]]], list[Posterior]]:
