@@ -92,13 +92,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             reference_s = time.perf_counter() - began - (compiling.seconds - compiled)
             return values
 
-    make, fields = {
+    kinds: dict[str, tuple[Callable[..., Sequence[Any]], Any]] = {
         "sft": (inputs.sft_examples, SftConfig),
         "dpo": (inputs.dpo_examples, DpoConfig),
         "kto": (inputs.kto_examples, KtoConfig),
         "pg": (inputs.policy_examples, PgConfig),
-    }[job["stage"]]
-    examples: list[Any] = make(count, vocab, 0)
+    }
+    make, fields = kinds[job["stage"]]
+    examples = make(count, vocab, 0)
     outcome = train_phase(
         model, adapter, examples, fields(**common), saver=Timed(), on_step=on_step
     )
