@@ -30,6 +30,7 @@ from malt_jax.progress import counted
 from malt_jax.sampling import cache, decode
 from malt_jax.sampling.attention import DECODE_ATTENTION, Chunks
 from malt_jax.sampling.filters import Filters
+from malt_jax.sampling.memory import stream_count
 from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
@@ -75,8 +76,9 @@ def run_programs(
 def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     shapes, calls, suffix = make.sizes.shapes, make.sizes.prefill, device_bytes(make.suffix())
     weights = make.weight_bytes()
-    # The evaluation holds one role's fully trained weights beside those of the base model.
-    base = weights if make.config.train.full else 0
+    # The evaluation holds one role's fully trained weights beside those of the base model, and on
+    # a CPU several streams have caches of their own.
+    base = (weights if make.config.train.full else 0) + make.other_caches()
     words = counted(make.copies, "shared prefix", "shared prefixes")
     # While prefixes are written, the suffix caches of decoding lie on the device as well.
     yield AbstractProgram("copy", "sampling", words, make.copy, (0,), suffix + weights + base)
@@ -164,6 +166,11 @@ class _Arguments:
     def suffix(self, spec: ModelSpec | None = None) -> list[cache.KV]:
         """Keys and values of new tokens."""
         return self._caches(spec or self.spec)[1]
+
+    def other_caches(self) -> int:
+        """Bytes of the caches of the streams beside the one that a program works for."""
+        streams = stream_count(self.config.sampler, self.platform, self.mesh.size > 1)
+        return (streams - 1) * device_bytes(self._caches(self.spec))
 
     def masters(self) -> nnx.State:
         """The float32 weights of full fine-tuning."""

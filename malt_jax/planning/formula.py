@@ -14,6 +14,7 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram
 from malt_jax.planning.sizes import Sizes, largest
 from malt_jax.sampling.memory import LOGIT_COPIES
+from malt_jax.training import remat
 from malt_jax.training.step import CHUNK_BYTES
 
 FLOAT32 = 4
@@ -61,15 +62,12 @@ def _training(
 ) -> int:
     phase, shape = config.train.phase(program.kind), largest(sizes.steps[program.kind])
     element = jnp.dtype(sizes.dtype).itemsize
-    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    # What the backward pass finds of each layer: with `full` only its input, with `dots` the
-    # results of its matrix products as well, with `none` what is computed from those too.
-    products = heads + 2 * kv + 2 * spec.d_model + 2 * spec.active_mlp
-    kept = {"full": spec.d_model, "none": 3 * products}.get(
-        phase.loop.remat, products + spec.d_model
-    )
-    layers = 1 if program.name.endswith("reference") else spec.num_layers
-    activations = element * shape.rows * shape.time * kept * layers
+    tokens = shape.rows * shape.time
+    # Formulas stand in for the compilers of accelerators; a CPU's is always at hand.
+    policy = remat.resolve(phase.loop.remat, "accelerator")
+    activations = remat.kept_bytes(spec, policy, tokens, element)
+    if program.name.endswith("reference"):
+        activations //= spec.num_layers
     # One layer's attention scores: forward, probabilities, and their gradient.
     scores = 3 * FLOAT32 * shape.rows * spec.heads * shape.time**2
     # Chunked logits: forward, gradient, and the product with the head.

@@ -25,7 +25,7 @@ from malt_jax.planning.abstract_programs import (
 from malt_jax.planning.chips import Target
 from malt_jax.planning.compiler import Figures, measure_all, seconds, total_bytes
 from malt_jax.planning.hours import stages
-from malt_jax.planning.sizes import Sizes, choose_sizes, model_dtype
+from malt_jax.planning.sizes import Sizes, choose_sizes, model_dtype, search_programs
 from malt_jax.planning.work import Assumptions, Work, count_work
 from malt_jax.progress import counted
 
@@ -116,6 +116,9 @@ def plan_run(
             "train_questions": work.train_questions,
             "eval_questions": work.eval_questions,
             "rounds": config.rounds,
+            "search_programs": search_programs(
+                config, spec, work, run.sizes, target.chip.platform, run.mesh
+            ),
             "tree_calls": work.calls,
             "tree_tokens": work.tokens,
             "eval_calls": work.eval_calls,

@@ -113,6 +113,27 @@ def _cache_shapes(
     return memory.first_shape(shapes, completions // streams)
 
 
+def search_programs(
+    config: Config, spec: ModelSpec, work: Work, sizes: Sizes, platform: str, mesh: AnyMesh
+) -> int:
+    """How many programs the sampler compiles in one search, at most."""
+    sampler, shapes = config.sampler, sizes.shapes
+    step = memory.ROW_STEP.get(platform, 2)
+    counts = len(memory.row_counts(shapes.rows, mesh_parts(mesh, "batch"), step))
+    # Of one group of prompts: its caches, copies of prefixes, every size of prefill call, decode
+    # for every number of rows, and the way from each number to the next.
+    programs = 2 + len(sizes.prefill.counts) + counts + (counts - 1)
+    capacities = sum(size < spec.context for size in sampler.prefix_buckets) + 1
+    block = min(config.search.block, max(work.train_questions, 1))
+    blocks = -(-work.train_questions // block)
+    total, completions = 0, block
+    for role in config.pipeline.roles:
+        completions *= role.branch
+        groups = completions // memory.least_group(platform) + 1
+        total += min(groups * blocks, capacities) * programs
+    return total
+
+
 def _typical_step(
     phase: PhaseConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
 ) -> Plan:

@@ -40,7 +40,8 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
     yield (
         f"search: {counted(work['train_questions'], 'question')} x "
         f"{counted(work['rounds'], 'round')}, {work['tree_calls']:,} completions of "
-        f"{work['tree_tokens']:,} tokens per round"
+        f"{work['tree_tokens']:,} tokens per round, at most {work['search_programs']} programs to "
+        "compile"
     )
     yield (
         f"evaluation: {counted(work['eval_questions'], 'question')}, "

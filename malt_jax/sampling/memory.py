@@ -35,6 +35,10 @@ On a CPU a program takes seconds to compile, more than the idle rows of a last b
 LOGIT_COPIES = 4
 """Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
 
+GROUP_BATCHES = 8
+"""A group of prompts of one length has programs of its own if it fills so many batches of the
+platform's best size: fewer would end sooner with the longer prompts' programs than compile."""
+
 MAX_SIBLINGS = 4
 """Rows that read one prefix cache entry at a time, at most, unless `sampler.width` says otherwise.
 
@@ -103,6 +107,16 @@ def entries_for(rows: int, siblings: int) -> int:
     return -(-2 * rows // (siblings + 1))
 
 
+def best_rows(platform: str) -> int:
+    """Rows per shard beyond which the platform gains little."""
+    return BEST_ROWS.get(platform, ACCELERATOR_ROWS)
+
+
+def least_group(platform: str) -> int:
+    """Completions that are worth programs of their own."""
+    return GROUP_BATCHES * best_rows(platform)
+
+
 def siblings_per_entry(completions: int, limit: int) -> int:
     """How many of a prompt's completions share an entry: all, or equal parts of at most `limit`."""
     return -(-completions // -(-completions // (limit or MAX_SIBLINGS)))
@@ -143,7 +157,7 @@ def plan_shapes(
     """
     plan = plan_memory(spec, one, dtype, config.memory_gb, devices)
     shards, streams = devices.shards, devices.streams
-    best = BEST_ROWS.get(devices.platform, ACCELERATOR_ROWS) * shards * streams
+    best = best_rows(devices.platform) * shards * streams
     wanted = config.rows or best
     if config.rows and plan.most_rows < wanted:
         raise UserError(

@@ -46,10 +46,6 @@ _Plan = tuple[list[CacheShape], memory.MemoryPlan]
 OnTokens = Callable[[int, int, list[int]], None]
 """Called with (request, completion, new token ids) as they come."""
 
-GROUP_BATCHES = 8
-"""A group of prompts of one length has programs of its own if it fills so many batches of the
-platform's best size: fewer would end sooner with the longer prompts' programs than compile."""
-
 
 class Sampler:
     """Draws completions from one model; other adapters and parameters compile nothing new."""
@@ -74,7 +70,7 @@ class Sampler:
         use_cache_dir(self.config.cache_dir)
         self._executables, self._timer = Executables(self.stats), Timer(self.stats)
         self._platform = jax.default_backend()
-        self._best_rows = memory.BEST_ROWS.get(self._platform, memory.ACCELERATOR_ROWS)
+        self._best_rows = memory.best_rows(self._platform)
         self.streams = memory.stream_count(self.config, self._platform, mesh is not None)
         """Batches that may decode side by side."""
         self._shards = _mesh_parts(mesh, "batch")
@@ -141,7 +137,7 @@ class Sampler:
             groups.setdefault(capacity, []).append(index)
         for capacity, larger in pairwise(sorted(groups)):
             completions = sum(len(requests[i].keys) for i in groups[capacity])
-            if completions < GROUP_BATCHES * self._best_rows:
+            if completions < memory.GROUP_BATCHES * self._best_rows:
                 groups[larger] += groups.pop(capacity)
         return [groups[capacity] for capacity in sorted(groups)]
 

@@ -8,7 +8,6 @@ holds what is compiled in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from jaxtyping import Array, Float
 from malt_jax.config.training import OptimConfig, PhaseConfig
 from malt_jax.data.packing import PackedRows
 from malt_jax.models.lora import Adapter, with_dropout
+from malt_jax.training import remat
 from malt_jax.training.logprobs import chunked_divergence, chunked_logprobs, gather_hidden
 from malt_jax.training.objectives import Batch, Imitation, Objective, by_sequence, objective_of
 from malt_jax.training.optim import Optimiser, transformation, update
@@ -77,7 +77,7 @@ def make_program(
         objective=objective,
         # Dropout would perturb the likelihoods that all other objectives compare.
         dropout=dropout if isinstance(objective, Imitation) else 0.0,
-        remat=loop.remat if loop.remat != "auto" else "none" if backend == "cpu" else "dots",
+        remat=remat.resolve(loop.remat, backend),
         chunk_bytes=CPU_CHUNK_BYTES if backend == "cpu" else CHUNK_BYTES,
         logit_chunk=loop.logit_chunk,
         explode=loop.explode,
@@ -232,8 +232,10 @@ def _hidden(
         params = jax.tree.map(lambda x: x.astype(program.dtype), trainable)
     decoder = nnx.merge(program.graph, params)
     # 2. The hidden state of every token; a shared prompt is computed once.
+    itemsize = jnp.dtype(program.dtype).itemsize
+    policy = remat.of_shape(program.remat, decoder.spec, rows.tokens.size, itemsize)
     hidden = decoder.hidden_packed(
-        rows.tokens, rows.positions, rows.segments, rows.branches, adapter, _remat(program.remat)
+        rows.tokens, rows.positions, rows.segments, rows.branches, adapter, remat.transform(policy)
     )
     return gather_hidden(hidden, rows.sources), decoder
 
@@ -246,13 +248,3 @@ def _chunk_length(program: Program, decoder: Any, rows: PackedRows) -> int:
     # `logit_chunk` counts targets of all rows together, the chunk those of one row.
     chunk = program.logit_chunk // count or max(16, fitting // 16 * 16)
     return min(max(chunk, 1), targets)
-
-
-def _remat(policy: str) -> Callable | None:
-    if policy == "none":
-        return None
-    policies = jax.checkpoint_policies
-    # `dots` keeps the projections' results; products with batch axes, as those of attention, are
-    # computed again. `full` (no policy) keeps nothing inside a layer.
-    saved = policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return partial(jax.checkpoint, policy=saved)

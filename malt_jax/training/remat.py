@@ -1,0 +1,53 @@
+"""Rematerialisation: which activations the backward pass finds, and which it computes again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from malt_jax.models.spec import ModelSpec
+
+CPU_KEPT = 4 << 30
+"""Bytes of activations kept on a CPU, at most, unless `remat` says otherwise."""
+
+BOUNDED = "bounded"
+"""The policy of `auto` on a CPU: `none` within CPU_KEPT, and `dots` for longer rows."""
+
+
+def resolve(policy: str, backend: str) -> str:
+    """The policy of a platform for what the config says."""
+    if policy != "auto":
+        return policy
+    return BOUNDED if backend == "cpu" else "dots"
+
+
+def of_shape(policy: str, spec: ModelSpec, tokens: int, itemsize: int) -> str:
+    """`none`, `dots` or `full` for a micro-batch of so many tokens."""
+    if policy != BOUNDED:
+        return policy
+    return "none" if kept_bytes(spec, "none", tokens, itemsize) <= CPU_KEPT else "dots"
+
+
+def kept_bytes(spec: ModelSpec, policy: str, tokens: int, itemsize: int) -> int:
+    """Bytes of what the backward pass finds of all layers, by formula.
+
+    With `full` only each layer's input, with `dots` the results of its matrix products as well,
+    with `none` what is computed from those too.
+    """
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    products = heads + 2 * kv + 2 * spec.d_model + 2 * spec.active_mlp
+    kept = {"full": spec.d_model, "dots": products + spec.d_model, "none": 3 * products}[policy]
+    return itemsize * tokens * kept * spec.num_layers
+
+
+def transform(policy: str) -> Callable | None:
+    """The `jax.checkpoint` to put around a layer; None for `none`."""
+    if policy == "none":
+        return None
+    policies = jax.checkpoint_policies
+    # `dots` keeps the projections' results; products with batch axes, as those of attention, are
+    # computed again. `full` (no policy) keeps nothing inside a layer.
+    saved = policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return partial(jax.checkpoint, policy=saved)
