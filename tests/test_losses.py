@@ -125,8 +125,9 @@ def test_weights_of_sft_make_a_weighted_mean_over_completion_tokens(weighted):
     expected = 0.0
     for r, sequences in enumerate(batch.rows.sequences):
         for slot, number in enumerate(sequences):
-            own = (batch.rows.slots[r] == slot) & (batch.rows.weights[r] > 0)
-            expected -= float(jnp.sum(logprobs[r] * own)) * (weight[number] if number >= 0 else 0)
+            own = np.asarray((batch.rows.slots[r] == slot) & (batch.rows.weights[r] > 0))
+            counts = weight[number] if number >= 0 else 0.0
+            expected -= counts * float(np.sum(np.asarray(logprobs[r]) * own))
     np.testing.assert_allclose(loss, expected / total, rtol=1e-5)
     assert float(metrics["tokens"]) == tokens.sum()
     if not weighted:

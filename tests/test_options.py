@@ -33,6 +33,7 @@ from malt_jax import config, distributed
 from malt_jax.commands.launch import check_tracker
 from malt_jax.config.reading import assign, leaves, to_dict
 from malt_jax.config.run import Config, all_fields
+from malt_jax.data.examples import PolicyExample
 from malt_jax.data.role_data import RoleData
 from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import make_systems
@@ -50,7 +51,7 @@ from malt_jax.stages import run as whole_run
 from malt_jax.stages.session import Session, load_split, load_task
 from malt_jax.stages.variants import planned
 from malt_jax.storage.rundir import RunDir
-from malt_jax.training import fit
+from malt_jax.training import fit, phase
 from malt_jax.training.loop import TrainOutcome, _batches
 from malt_jax.training.saver import MemorySaver
 from malt_jax.training.step import init_state, train_step
@@ -206,9 +207,21 @@ def jobs(made: Config, folder: Path) -> Any:
         return TrainOutcome(start, 0, [], 0.0, 0, 0.0, 0, False, None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "run", capture)
-        zeros = lambda self, *_: np.zeros((len(self.examples), 2), np.float32)  # noqa: E731
-        patch.setattr(fit._Phase, "reference_logprobs", zeros)
+        patch.setattr(phase, "run", capture)
+        patch.setattr(
+            phase.Phase,
+            "score",
+            lambda self, weights, plan, count=None, on_batch=None: (
+                (np.zeros(count or self.sequences, np.float32),) * 2
+            ),
+        )
+        patch.setattr(
+            phase.Phase,
+            "score_tokens",
+            lambda self, *_: np.zeros(
+                sum(len(example.completion_ids) for example in self.examples), np.float32
+            ),
+        )
         policies: list[str] = []
         malt.train(
             model,
@@ -218,6 +231,8 @@ def jobs(made: Config, folder: Path) -> Any:
             lora=made.train.lora,
             sft=made.train.sft,
             dpo=made.train.dpo,
+            kto=made.train.kto,
+            pg=made.train.pg,
             seed=made.seed,
             on_phase=lambda name, _: policies.append(name),
         )
@@ -233,7 +248,18 @@ def role_data() -> dict[str, RoleData]:
         for a, b in zip(first, second, strict=True)
         for example in (a, replace(b, prompt_ids=a.prompt_ids))
     ]
-    return {"verifier": RoleData(siblings, training_model.dpo_examples(24))}
+    dpo, kto = training_model.dpo_examples(24), training_model.kto_examples(24)
+    return {"verifier": RoleData(siblings, dpo, kto, policy_examples())}
+
+
+def policy_examples() -> list[PolicyExample]:
+    """Completions under a policy to which every token is certain."""
+    return [
+        PolicyExample(
+            e.prompt_ids, e.completion_ids, (0.0,) * len(e.completion_ids), (-1.0) ** i, e.id
+        )
+        for i, e in enumerate(training_model.sft_examples(48))
+    ]
 
 
 @cache
@@ -269,14 +295,16 @@ def trained(made: Config, folder: Path) -> Any:
     saver, out = RecordingSaver(), []
     model = tiny_trainee()
     policy = initial_weights(model, made.train.lora, name="a")
-    dpo = "dpo" in str(folder)
+    examples = {
+        "sft": training_model.sft_examples(12),
+        "dpo": training_model.dpo_examples(12),
+        "kto": training_model.kto_examples(12),
+        "pg": policy_examples()[:12],
+    }[folder.name]
     try:
-        if dpo:
-            pairs = training_model.dpo_examples(12)
-            outcome = fit.train_dpo(model, policy, policy, pairs, made.train.dpo, saver=saver)
-        else:
-            examples = training_model.sft_examples(12)
-            outcome = fit.train_sft(model, policy, examples, made.train.sft, saver=saver)
+        outcome = fit.train_phase(
+            model, policy, examples, made.train.phase(folder.name), saver=saver
+        )
     except UserError:
         return "stopped"
     measured = [i for i, step in enumerate(outcome.log) if "held_out_loss" in step]
@@ -560,7 +588,22 @@ PHASE = {
         "label_smoothing": 0.1,
         "length_normalised": True,
         "nll_weight": 0.5,
+        "offset": 0.5,
     },
+    "kto": {
+        "epochs": 2,
+        "batch_size": 3,
+        "beta": 0.5,
+        "desirable_weight": 2.0,
+        "undesirable_weight": 2.0,
+    },
+    "pg": {"epochs": 3, "batch_size": 3, "clip": 0.5, "kl_weight": 0.5},
+}
+LEARNS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "dpo": {},
+    "kto": {"pipeline.roles.1.train": "kto"},
+    "pg": {"pipeline.roles.1.train": "pg"},
 }
 EFFECTS: dict[str, Effect] = {
     "model.path": Effect(loaded_model, "quickstart"),
@@ -607,7 +650,7 @@ EFFECTS: dict[str, Effect] = {
     "train.lora.rslora": Effect(start, True),
     "train.lora.zero_side": Effect(start, "a"),
     **{
-        f"train.{phase}.{name}": Effect(jobs, value)
+        f"train.{phase}.{name}": Effect(jobs, value, LEARNS[phase])
         for phase, own in PHASE.items()
         for name, value in (
             *own.items(),

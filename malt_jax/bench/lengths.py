@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from malt_jax.data.examples import DpoExample, SftExample
+from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 
 # fmt: off
 GSM8K = (
@@ -53,6 +53,25 @@ def dpo_examples(count: int, vocab: int, seed: int) -> list[DpoExample]:
         ids = (prompt_ids, chosen, rejected)
         examples.append(DpoExample(*ids, chosen_node_id=f"Q{i}", question_id=f"Q{i}"))
     return examples
+
+
+def kto_examples(count: int, vocab: int, seed: int) -> list[UnpairedExample]:
+    """The completions of `sft_examples`, every other one undesirable."""
+    return [
+        UnpairedExample(e.prompt_ids, e.completion_ids, e.id, i % 2 == 0, question_id=e.id)
+        for i, e in enumerate(sft_examples(count, vocab, seed))
+    ]
+
+
+def policy_examples(count: int, vocab: int, seed: int) -> list[PolicyExample]:
+    """The completions of `sft_examples` with made-up log-probabilities and advantages."""
+    return [
+        PolicyExample(
+            e.prompt_ids, e.completion_ids, (-1.0,) * len(e.completion_ids), (-1.0) ** i, e.id,
+            question_id=e.id,
+        )
+        for i, e in enumerate(sft_examples(count, vocab, seed))
+    ]  # fmt: skip
 
 
 def _lengths(count: int) -> list[tuple[int, int]]:

@@ -16,20 +16,26 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.bench.worker import answer, start
+from malt_jax.config.pipeline import PHASES
 
 if TYPE_CHECKING:
     from malt_jax.data.examples import Example
     from malt_jax.models.spec import ModelSpec
 
 
+PASSES = {"sft": 0, "dpo": 1, "kto": 3, "pg": 1}
+"""Forward passes beside the step's. KTO's are two of the reference and one of the policy, because
+mismatched completions are scored as well."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="a local Hugging Face directory")
-    parser.add_argument("--stage", choices=("sft", "dpo"), default="sft")
+    parser.add_argument("--stage", choices=PHASES, default="sft")
     parser.add_argument("--batch", type=int, default=8, help="examples or pairs per step")
     parser.add_argument("--steps", type=int, default=4, help="steps; the first one is not timed")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank")
@@ -48,8 +54,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ours = start("malt_jax.bench.train", ["--worker", json.dumps(job)])
     result = {"bench": "train", **job, **ours}
     missing = [name for name in ("torch", "trl", "peft") if not importlib.util.find_spec(name)]
-    if args.no_peer or missing:
-        return {**result, "peer": f"not run: {', '.join(missing) or 'asked not to'}"}
+    other = [] if args.stage in ("sft", "dpo") else [f"no {args.stage} in the peer's script"]
+    if args.no_peer or missing or other:
+        return {**result, "peer": f"not run: {', '.join(missing + other) or 'asked not to'}"}
     job["device"] = result["platform"]
     # By default TRL recomputes activations; without that it is faster and needs more memory. The
     # ratio is to its faster setting, and the memory beside it is that of its leaner one.
@@ -72,13 +79,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Our side, in this process."""
     import jax
 
-    from malt_jax.bench.lengths import dpo_examples, sft_examples
+    from malt_jax.bench import lengths
     from malt_jax.config.lora import LoraConfig
-    from malt_jax.config.training import DpoConfig, LoopConfig, SftConfig
+    from malt_jax.config.training import DpoConfig, KtoConfig, LoopConfig, PgConfig, SftConfig
     from malt_jax.memory import peak_bytes
     from malt_jax.models.lora import init_adapter
     from malt_jax.models.model import load_model
-    from malt_jax.training.fit import reference_logprobs, train_dpo, train_sft
+    from malt_jax.training.fit import train_phase
+    from malt_jax.training.saver import MemorySaver
 
     model = load_model(job["model"], dtype=job["dtype"], stacked=True)
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
@@ -94,22 +102,32 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         finished.append((time.perf_counter(), time.process_time(), compiling.seconds))
 
     reference_s = 0.0
-    if job["stage"] == "sft":
-        examples: list[Any] = sft_examples(count, vocab, 0)
-        outcome = train_sft(model, adapter, examples, SftConfig(**common), on_step=on_step)
-    else:
-        examples, dpo = dpo_examples(count, vocab, 0), DpoConfig(**common)
-        began = time.perf_counter()
-        reference = reference_logprobs(model, adapter, examples, dpo)
-        reference_s = time.perf_counter() - began - compiling.seconds
-        outcome = train_dpo(model, adapter, reference, examples, dpo, on_step=on_step)
+
+    class Timed(MemorySaver):
+        def references(self, key: Any, compute: Callable[[], Any]) -> Any:
+            nonlocal reference_s
+            began, compiled = time.perf_counter(), compiling.seconds
+            values = compute()
+            reference_s = time.perf_counter() - began - (compiling.seconds - compiled)
+            return values
+
+    make, fields = {
+        "sft": (lengths.sft_examples, SftConfig),
+        "dpo": (lengths.dpo_examples, DpoConfig),
+        "kto": (lengths.kto_examples, KtoConfig),
+        "pg": (lengths.policy_examples, PgConfig),
+    }[job["stage"]]
+    examples: list[Any] = make(count, vocab, 0)
+    outcome = train_phase(
+        model, adapter, examples, fields(**common), saver=Timed(), on_step=on_step
+    )
     # From the end of the first step to that of the last, so that the first one is left out.
     elapsed, cpu, compiled = (b - a for a, b in zip(finished[0], finished[-1], strict=True))
     tokens = outcome.tokens - outcome.log[0]["useful_tokens"]
     # The reference pass covers every step; the timed ones carry their share of it.
     seconds = elapsed - compiled + reference_s * tokens / outcome.tokens
     rate = matmul_flops(job["dtype"])
-    flops = model_flops(model.spec, examples) * tokens / outcome.tokens
+    flops = model_flops(model.spec, examples, PASSES[job["stage"]]) * tokens / outcome.tokens
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
@@ -139,12 +157,12 @@ class CompileClock:
             self.seconds += duration_secs
 
 
-def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
+def model_flops(spec: ModelSpec, examples: Sequence[Example], passes: int) -> float:
     """Operations that LoRA training on these examples needs, with shared prompts computed once.
 
     Forward and backward to the activations (frozen weights have no gradient, so two passes and not
-    three), logits at completion tokens, scores and values of visible keys (three passes). A DPO
-    pair adds the forward pass of the reference.
+    three), logits at completion tokens, scores and values of visible keys (three passes), and
+    `passes` more forward passes, of a reference.
     """
     from malt_jax.planning.formula import layer_weights
 
@@ -159,8 +177,7 @@ def model_flops(spec: ModelSpec, examples: Sequence[Example]) -> float:
         linear = 2.0 * (weights * tokens + spec.d_model * spec.vocab * sum(branches))
         # Two products, scores and the mix of values, at two operations each.
         attention = 4.0 * spec.num_layers * heads * visible
-        reference = linear + attention if len(branches) == 2 else 0.0
-        total += 2 * linear + 3 * attention + reference
+        total += 2 * linear + 3 * attention + passes * (linear + attention)
     return total
 
 

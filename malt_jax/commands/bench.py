@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from malt_jax.checks import show, whole_number
 from malt_jax.commands.command import Argument, Command, Invocation, Option
 from malt_jax.commands.launch import read_config
+from malt_jax.config.pipeline import PHASES
 from malt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def arguments(
         for name in SAMPLER_FIELDS:
             values[name] = getattr(config.sampler, name)
     else:
-        phase = config.train.dpo if options.stage == "dpo" else config.train.sft
+        phase = config.train.phase(options.stage or "sft")
         values["batch"] = phase.batch_size
         values["rank"] = config.train.lora.rank
         for name in LOOP_FIELDS:
@@ -92,8 +93,8 @@ def _number(flag: str, least: int, most: int, help: str) -> Option:
 
 
 def _stage(text: str) -> str:
-    if text not in ("sft", "dpo"):
-        raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: sft, dpo")
+    if text not in PHASES:
+        raise argparse.ArgumentTypeError(f"found {show(text)}, allowed: {', '.join(PHASES)}")
     return text
 
 
@@ -109,7 +110,7 @@ COMMAND = Command(
         _number("--branch", 1, 64, "sampler: completions per prompt; default: 3."),
         _number("--max-new-tokens", 1, 1 << 17, "sampler: tokens per completion; default: 128."),
         Option("--no-roofline", "sampler: do not measure the machine's own rates."),
-        Option("--stage", "train: sft or dpo; default: sft.", "STAGE", read=_stage),
+        Option("--stage", "train: sft, dpo, kto or pg; default: sft.", "STAGE", read=_stage),
         _number("--steps", 2, 10_000, "train: steps; the first one is not timed; default: 4."),
         Option("--no-peer", "Do not run transformers or TRL."),
     ),

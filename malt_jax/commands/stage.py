@@ -224,7 +224,7 @@ COMMANDS = (
     ),
     _command(
         "train",
-        "fine-tunes each role on its own data, SFT and then DPO",
+        "trains each role on its own data, by SFT and then DPO or as `train` of the role says",
         "Trains one adapter per role over one shared base. Writes RUN/checkpoints/000/ROLE.",
         (
             "train.lora.rank",

@@ -52,6 +52,13 @@ CONFIGS = (
         "roles.0.template",
         "second",
     ),
+    case(
+        "config: phases in another order",
+        flag("--pipeline.roles.1.train", "kto+sft"),
+        "pipeline.roles.1.train",
+        "sft, dpo, kto, pg",
+    ),
+    case("config: KTO on one completion", flag("--train.kto.batch-size", "1"), "kto", "2 or more"),
     case("config: a gap of 2", flag("--data.min-gap", "2"), "data.min_gap", "0 to 1"),
     case(
         "config: an unknown credit rule",

@@ -1,0 +1,138 @@
+"""A run whose roles learn by KTO and by policy gradient, killed and resumed by the command line."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny
+from malt_jax import cli
+from malt_jax.config.lora import LoraConfig
+from malt_jax.models.model import load_model
+from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.storage.jsonl import read_lines
+from malt_jax.training import loop
+from malt_jax.training.references import weights_hash
+from malt_jax.training.saver import FINAL, load_weights
+from malt_jax.training.weights import initial_weights
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `--task.name tiny:LUCK`
+
+TRAIN = {"generator": "pg", "verifier": "sft+kto", "refiner": "sft+pg"}
+PHASES = ("generator/pg", "verifier/sft", "verifier/kto", "refiner/sft", "refiner/pg")
+
+
+class Killed(BaseException):
+    pass
+
+
+def killing_after(saves: int, original=loop._save):
+    """A save that kills the process's training once so many were made."""
+    made = []
+
+    def save(*arguments):
+        original(*arguments)
+        made.append(1)
+        if len(made) == saves:
+            raise Killed
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("phases")
+    phase = {"epochs": 1, "batch_size": 8, "loop": {"save_every": 1}}
+    data = {
+        **tiny.SMALL,
+        "model": {"path": str(tiny.write_model(folder / "model"))},
+        "train": {"lora": {"rank": 4}, "sft": {"epochs": 1}, "kto": phase, "pg": phase},
+        "eval": {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"},
+    }
+    roles = data["pipeline"]["roles"]
+    data["pipeline"] = {"roles": [{**role, "train": TRAIN[role["name"]]} for role in roles]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    return folder / "config.yaml"
+
+
+def malt(command: str, config: Path, run: Path, *flags: str) -> int:
+    line = ["--config", str(config), "--quiet", "--output-dir", str(run), *flags]
+    return cli.main([command, *line])
+
+
+@pytest.fixture(scope="module")
+def runs(config) -> tuple[Path, Path]:
+    """A run that was trained at one go, and one that was killed again and again."""
+    whole, cut = config.parent / "whole", config.parent / "cut"
+    for command in ("search", "label"):
+        assert malt(command, config, whole) == 0
+    shutil.copytree(whole, cut)
+    assert malt("train", config, whole) == 0
+    kills = 0
+    for attempt in range(20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "_save", killing_after(1 + 3 * attempt))
+            try:
+                assert malt("train", config, cut) == 0
+                break
+            except Killed:
+                kills += 1
+    assert kills >= 2
+    return whole, cut
+
+
+def test_a_run_that_is_killed_in_these_phases_ends_with_the_same_weights(config, runs):
+    model = load_model(config.parent / "model")
+    like = initial_weights(model, LoraConfig(rank=4), name="a")
+    for place in PHASES:
+        whole, cut = (
+            load_weights(CheckpointFolder(run / "checkpoints/000" / place), FINAL, like)
+            for run in runs
+        )
+        assert weights_hash(whole) == weights_hash(cut), place
+
+
+def test_the_policy_gradient_of_a_run_begins_at_a_ratio_of_1(runs):
+    """With the log-probabilities that the sampler stored, computed by another program."""
+    lines = [line for line in read_lines(runs[0] / "metrics.jsonl") if line["stage"] == "trained"]
+    measured = {f"{line['role']}/{line['phase']}": line for line in lines}
+    assert set(measured) >= set(PHASES)
+    assert measured["generator/pg"]["start_ratio_gap"] < 1e-3
+    # After SFT the policy is another one than that of the search.
+    assert measured["refiner/pg"]["start_ratio_gap"] > 1e-3
+    assert all(line["kl_from_start"] > 0 for line in lines)
+
+
+def test_a_search_in_another_precision_is_refused_in_a_sentence(config, tmp_path, capsys):
+    for command in ("search", "label"):
+        assert malt(command, config, tmp_path / "run", "--sampler.weights", "int8") == 0
+    capsys.readouterr()
+    assert malt("train", config, tmp_path / "run", "--sampler.weights", "int8") == 2
+    message = capsys.readouterr().err
+    assert "away from 1, allowed: 0.001" in message and "sampler.weights" in message
+
+
+def test_a_phase_can_be_made_again(config, runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    assert malt("train", config, run, "--redo", "train/000/refiner/pg") == 0
+    model = load_model(config.parent / "model")
+    like = initial_weights(model, LoraConfig(rank=4), name="a")
+    first, again = (
+        load_weights(CheckpointFolder(place / "checkpoints/000/refiner/pg"), FINAL, like)
+        for place in (runs[0], run)
+    )
+    assert weights_hash(first) == weights_hash(again)
+
+
+def test_the_run_can_be_evaluated_exported_and_planned(config, runs, capsys):
+    whole, _ = runs
+    for command in ("eval", "export"):
+        assert malt(command, config, whole) == 0
+    card = (whole / "export/verifier/README.md").read_text()
+    assert "000/verifier/kto" in (card + (whole / "results.json").read_text())
+    assert malt("plan", config, whole) == 0
+    assert "kto step" in capsys.readouterr().out
