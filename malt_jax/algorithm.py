@@ -17,8 +17,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from malt_jax.config.pipeline import PHASES
-from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, PhaseConfig, SftConfig
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
@@ -26,7 +24,14 @@ from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
-from malt_jax.training.fit import train_phase
+from malt_jax.training.fit import (
+    DpoConfig,
+    KtoConfig,
+    PgConfig,
+    PhaseConfig,
+    SftConfig,
+    train_phase,
+)
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
@@ -149,7 +154,7 @@ def train(
     configs: dict[str, PhaseConfig] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
-    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in PHASES) > 1:
+    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
         policy = (start or {}).get(name)
@@ -164,7 +169,7 @@ def train(
         # kto  argmin of 1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
         # pg   argmax of min(rho A, clip(rho) A), rho the probability ratio of a token of y to the
         #      policy that sampled it, A the advantage of y over its siblings.
-        for phase in PHASES:
+        for phase in configs:
             if examples := learned.of(phase):
                 outcome = train_phase(
                     model, policy, examples, configs[phase], saver=saver, seed=seed,
