@@ -16,6 +16,9 @@ from malt_jax.credit.rules import RULES, get_rule
 from malt_jax.credit.signals import node_signals
 from malt_jax.data.role_data import role_data
 from malt_jax.errors import UserError
+from malt_jax.progress import Progress
+from malt_jax.stages.session import Session
+from malt_jax.stages.variants import planned, shared_stages
 
 ROLES = CHAINS[3]
 GOLDEN = {
@@ -177,3 +180,24 @@ def test_a_rule_s_settings_make_its_config_whatever_the_config_was(name):
 def test_an_unknown_rule_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"found 'bothh', allowed: published.* Did you mean 'both'"):
         malt.label(drawn(1), rule="bothh")
+
+
+def test_a_rule_is_an_ablation_on_the_run_s_own_trees():
+    rules = [
+        {"name": "b", "rule": "both"},
+        {"name": "k", "rule": "kto", "set": {"search.threshold": 0.6}},
+    ]
+    made = config.from_dict({"task": {"num_train": 4, "num_eval": 4}, "ablations": rules})
+    _, variants = planned(Session(made, None, Progress(quiet=True)))
+    both, kto = (variant.config for variant in variants)
+    assert both.data.positives == "both" and both.pipeline == made.pipeline
+    assert [role.train for role in kto.pipeline.roles] == ["sft", "sft+kto", "sft+kto"]
+    assert kto.search.threshold == 0.6 and kto.data == made.data
+    assert [v.system.label for v in variants] == [
+        "MALT, rule both", "MALT, rule kto, search.threshold=0.6"
+    ]  # fmt: skip
+    for variant in variants:
+        assert list(shared_stages(made, variant.config)) == ["search/000"]
+    with pytest.raises(UserError, match=r"ablations\.x: rule: found 'none'"):
+        wrong = config.from_dict({"ablations": [{"name": "x", "rule": "none"}]})
+        planned(Session(wrong, None, Progress(quiet=True)))

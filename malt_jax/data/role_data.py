@@ -163,7 +163,11 @@ def _add_siblings(
         if not unfit and (weight := selection.weight(node, desirable=desirable)):
             data.kto.append(_unpaired(question_id, node, desirable, weight))
         if advantage := selection.advantage(node):
-            data.policy.append(_sampled(question_id, node, advantage))
+            # Trees from elsewhere may lack what the sampler stores; the ratio needs every token's.
+            if len(node.logprobs) == len(node.token_ids):
+                data.policy.append(_sampled(question_id, node, advantage))
+            else:
+                data.counts["without_logprobs"] += 1
 
 
 def _select_pairs(
