@@ -229,12 +229,18 @@ def check_adapters(config: Config, spec: ModelSpec) -> None:
     """Refuses adapters that roles start from where they fit neither the model nor the run's own."""
     from malt_jax.models.adapters import check_room, load_adapter
     from malt_jax.models.lora import targets_of
+    from malt_jax.models.peft_layout import has_layout
 
     if not config.train.full:
         try:
             targets_of(spec, config.train.lora)
         except UserError as error:
             raise UserError(f"train.lora.{error}") from None
+        if not (has_layout(spec, config.train.lora.targets) or config.export.merged):
+            raise UserError(
+                f"train.lora.targets: PEFT has no layout for adapters on the experts of "
+                f"{spec.family}; set export.merged to true, or leave the experts out."
+            )
     for index, role in enumerate(config.pipeline.roles):
         if role.adapter is not None:
             try:

@@ -29,15 +29,23 @@ def tasks(invocation: Invocation) -> None:
 
 
 def models(invocation: Invocation) -> None:
-    """Prints the supported architectures and what is refused."""
-    from malt_jax.models.hf_config import FAMILIES, REFUSED, SUPPORTED
+    """Prints the supported architectures, the sizes that are read, and what is refused."""
+    from malt_jax.models.hf_families import FAMILIES, LIMITS, REFUSED, TOWERS
 
-    rows = [(name, family.architecture) for name, family in FAMILIES.items()]
-    _print_rows(("model_type", "architecture"), rows)
+    rows = [
+        (name, family.architecture, family.sizes, LIMITS.get(name, ""))
+        for name, family in FAMILIES.items()
+    ]
+    rows += [
+        (name, architecture, f"the text tower, {text}", LIMITS[name])
+        for name, (architecture, text) in TOWERS.items()
+    ]
+    _print_rows(("model_type", "architecture", "read in the tests", "limits"), rows)
     print()
-    print(f"{SUPPORTED}:")
-    print("checkpoints in safetensors, from a local directory or the hub, and `quickstart`, the")
-    print("tiny model in the package. The context length is that of config.json. Refused by name:")
+    print("Any checkpoint of these architectures in safetensors works, whatever its size, from a")
+    print("local directory or the hub, and so does `quickstart`, the tiny model in the package.")
+    print("Each family is compared with transformers and PEFT: logits, greedy tokens, gradients of")
+    print("an adapter, and both exports. The context length is that of config.json. Refused:")
     for meaning in dict.fromkeys(REFUSED.values()):
         print(f"  a checkpoint that {meaning}")
 
@@ -65,7 +73,7 @@ COMMANDS = (
     ),
     Command(
         name="models",
-        summary="the supported model families, and what is refused",
+        summary="the supported model families and sizes, and what is refused",
         about="Any checkpoint of these architectures works, whatever its name. --model.path takes "
         "its folder or its name on the hub. Other architectures are refused before anything is "
         "written.",

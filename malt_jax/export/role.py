@@ -19,6 +19,7 @@ from malt_jax.export.safetensors_writer import write_config
 from malt_jax.models.hf_fields import read_json
 from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
+from malt_jax.models.peft_layout import has_layout
 
 SHARD_BYTES = 4 << 30
 GENERATION = "generation_config.json"
@@ -40,10 +41,10 @@ def export_role(
 
     If `merged`, config, tokenizer and weights in the model's dtype, in files of at most
     `shard_bytes`. `folder/adapter` holds the PEFT adapter, if an `adapter` and the `lora` config it
-    was made with are given. `params` are fully trained weights, of any dtype, in place of the
-    model's. `role` gives the sampling settings of generation_config.json; without it the base
-    model's file is kept. `card` is the text of README.md. Raises UserError if `folder` holds
-    something. Every process must call this; process 0 writes.
+    was made with are given and PEFT has a layout for it. `params` are fully trained weights, of any
+    dtype, in place of the model's. `role` gives the sampling settings of generation_config.json;
+    without it the base model's file is kept. `card` is the text of README.md. Raises UserError if
+    `folder` holds something. Every process must call this; process 0 writes.
     """
     if adapter is not None and lora is None:
         raise ValueError("an adapter is exported with the LoraConfig it was made with")
@@ -57,7 +58,7 @@ def export_role(
         # The base model's dtype decides, also for trained weights, which may be float32.
         dtype = jax.tree.leaves(model.params)[0].dtype
         write_merged(folder, model.folder, model.spec, weights, adapter, dtype, shard_bytes)
-    if adapter is not None and lora is not None:
+    if adapter is not None and lora is not None and has_layout(model.spec, lora.targets):
         # A hub name with its revision is valid everywhere; a folder only by its absolute path.
         base = model.path if model.revision else str(model.folder.resolve())
         write_peft(folder / "adapter", model.spec, adapter, lora, base, model.revision)

@@ -120,6 +120,15 @@ TOWERS = {
     "mistral3": ("Mistral3ForConditionalGeneration", "mistral"),
 }
 """Multimodal checkpoints whose text tower is read: architecture and family of the tower."""
+LIMITS = {
+    "gemma3": "text only; exported as a text model",
+    "mistral3": "text only; exported as a text model",
+    "phi3": "long-rope: up to the original context",
+    "qwen3_moe": "experts in every layer",
+    "olmoe": "no clip_qkv",
+    "gpt_oss": "MXFP4 is dequantised on load; adapters on experts export merged only",
+}
+"""What is refused within a family, or done in one way only."""
 SUPPORTED = (
     "Llama 2/3/3.1/3.2, SmolLM2, SmolLM3, Mistral, Qwen2/2.5, Qwen3, Gemma 2 and 3, OLMo 2 and 3, "
     "Phi-3 and 4, Granite 3, and of mixtures Qwen3-MoE, Mixtral, OLMoE and gpt-oss"

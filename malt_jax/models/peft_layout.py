@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from malt_jax.errors import UserError
 from malt_jax.models.hf_names import FUSED, MIXTURES, PROJECTIONS, output_width
 from malt_jax.models.lora import projections
 from malt_jax.models.spec import ModelSpec
@@ -27,16 +26,18 @@ SIDES = {"a": "lora_A", "b": "lora_B"}
 PREFIX, TOWER_PREFIX = "base_model.model.model.", "base_model.model.model.language_model."
 
 
+def has_layout(spec: ModelSpec, targets: tuple[str, ...]) -> bool:
+    """Whether PEFT has a place for adapters on these projections."""
+    return not (_interleaved(spec) and any(target.startswith("expert_") for target in targets))
+
+
 def module_names(spec: ModelSpec, target: str) -> tuple[str, ...]:
     """The modules of a layer that hold a projection; an expert's one has one per expert."""
     if not target.startswith("expert_"):
         return (_fused_name(spec, target) or PROJECTIONS[target],)
     assert spec.mixture is not None
-    if spec.mixture.layout == "interleaved":
-        raise UserError(
-            f"train.lora.targets: PEFT has no layout for adapters on the experts of {spec.family}; "
-            "export merged models, or leave the experts out."
-        )
+    if not has_layout(spec, (target,)):
+        raise ValueError(f"PEFT has no layout for {target} of {spec.family}")
     name = MIXTURES[spec.mixture.layout][target]
     return tuple(name.format(expert) for expert in range(spec.mixture.experts))
 

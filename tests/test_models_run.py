@@ -1,0 +1,77 @@
+"""The whole loop on a mixture of experts, and a second run that continues from its adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny
+from malt_jax import cli
+from tiny_models import hf_model
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `--task.name tiny:LUCK`
+pytest.importorskip("torch", reason="the checkpoint is made by transformers with torch")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    # Characters, so that the completions of a random model are right about half of the time.
+    plain = tiny.write_model(folder / "plain")
+    vocabulary = json.loads((plain / "config.json").read_text())
+    sizes = {key: vocabulary[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
+    model = hf_model("qwen3-moe", num_hidden_layers=1, pad_token_id=0, **sizes)
+    model.save_pretrained(folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(plain / name, folder / "model" / name)
+    data = {**tiny.SMALL, "model": {"path": str(folder / "model")}}
+    targets = ["q", "v", "expert_gate", "expert_up", "expert_down"]
+    data["train"] = {**data["train"], "lora": {"rank": 4, "targets": targets}}
+    data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(data))
+    return folder / "config.yaml"
+
+
+def launch(command: str, config: Path, out: Path, *flags: str) -> int:
+    return cli.main([command, "--config", str(config), "--quiet", "--output-dir", str(out), *flags])
+
+
+def trees(run: Path) -> str:
+    return "".join(path.read_text() for path in sorted((run / "rounds/000/trees").glob("*.jsonl")))
+
+
+@pytest.mark.timeout(900)
+def test_a_mixture_is_searched_trained_exported_and_continued(config, capsys):
+    from peft import PeftConfig
+    from transformers import AutoModelForCausalLM
+
+    first, second = config.parent / "first", config.parent / "second"
+    assert launch("run", config, first) == 0
+    exported = first / "export" / "refiner"
+    assert (first / "checkpoints/000/refiner/dpo").is_dir()
+    assert AutoModelForCausalLM.from_pretrained(exported).config.num_experts == 8
+    assert PeftConfig.from_pretrained(exported / "adapter").target_modules >= {"gate_proj"}
+
+    # Continued: the first search is already drawn with the adapters, and training goes on.
+    flags = [
+        word
+        for i, role in enumerate(("generator", "verifier", "refiner"))
+        for word in (f"--pipeline.roles.{i}.adapter", str(first / "export" / role))
+    ]
+    for stage in ("search", "label", "train"):
+        assert launch(stage, config, second, *flags) == 0
+    assert (second / "checkpoints/000/generator/sft").is_dir()
+    assert trees(second) != trees(first)
+    model = json.loads((second / "manifest.json").read_text())
+    assert set(model["model"]["adapters"]) == {"generator", "verifier", "refiner"}
+
+    # An adapter with no room in the run, and one that changed since, are refused in a sentence.
+    capsys.readouterr()
+    assert launch("run", config, config.parent / "third", *flags, "--train.lora.rank", "2") == 2
+    assert "pipeline.roles.0.adapter" in (said := capsys.readouterr().err) and "rank" in said
+    assert not (config.parent / "third").exists()
