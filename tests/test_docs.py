@@ -7,27 +7,31 @@ hub name stands for a random one of a few kilobytes, and a run that is asked for
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 
 import cli_run
 from malt_jax import cli
 from malt_jax.commands.command import parse
 from malt_jax.tasks.base import Question
+from test_serving import served
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LONG = ("run", "search", "label", "train", "eval", "export", "report")
-PARSED_ONLY = ("bench",)
-"""Commands that take minutes; `test_bench` runs them."""
+PARSED_ONLY = ("bench", "serve")
+"""Commands that take minutes, or do not end; `test_bench` and `test_serving` run them."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def test_commands_and_files_of_a_page_work_in_order(page, model, tmp_path, monke
             if name in PARSED_ONLY:
                 parse(commands[name], words)
                 continue
-            if name == "ask":  # a run that has been trained by then, with a task of the tests
+            if "--run" in words:  # one that has been trained by then, with a task of the tests
                 words[words.index("--run") + 1] = str(cli_run.trained())
                 words.append("--trust-task-code")
             dry = ["--dry-run"] if name in LONG and "--dry-run" not in words else []
@@ -121,8 +125,14 @@ def test_python_of_a_page_runs(page, model, tmp_path, monkeypatch):
         "tokens": np.ones((2, 5), np.int32),
         "questions": [Question("Q1", "1+1=?", "2")],
     }
-    for text in code:
-        exec(compile(text, page.name, "exec"), names)
+    with contextlib.ExitStack() as stack:
+        if any("import openai" in text for text in code):
+            port = stack.enter_context(served()).port
+            here = partial(openai.OpenAI, base_url=f"http://127.0.0.1:{port}/v1")
+            # In place of the address that the page gives to a server of its own.
+            monkeypatch.setattr("openai.OpenAI", lambda base_url, **more: here(**more))
+        for text in code:
+            exec(compile(text, page.name, "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

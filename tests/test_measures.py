@@ -127,6 +127,10 @@ def test_each_temperature_is_compared_with_the_single_agent_at_its_own():
     rows = {row["name"]: row for row in results["systems"]}
     assert set(rows["ma-t1"]["tests"]) == {"sa-t1", "sa-t1@3"}
     assert set(rows["sa-t0"]["tests"]) == {"sa-t0@3"}
+    # All single agents of at most three calls are candidates, and the first of the best is named.
+    best = rows["ma-t1@3"]["best_single_agent"]
+    assert best["row"] == "sa-t0" and best["accuracy"] == 1.0
+    assert "best_single_agent" not in rows["sa-t1"]
     found = {section.heading: section.table for section in sections(results)}
     assert [c.heading for c in found["By temperature"].columns] == ["system", "T=0", "T=1"]
     assert {"One of k right", "At equal tokens", "Accuracy against time"} <= set(found)

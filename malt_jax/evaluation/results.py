@@ -185,7 +185,13 @@ def summarise(
         for key, row in rows.items()
     ]
     for full in table:
-        name = single[full["system"]]
+        name, calls = single[full["system"]], full["calls"]
+        if full["system"] != name and len(set(single.values())) > 1:
+            agents = (key for key, row in rows.items() if row["system"] in single.values())
+            cheap = [key for key in agents if rows[key]["calls"] <= calls]
+            best = max(cheap, key=lambda key: rows[key]["accuracy"])
+            test = compare(correct[best], correct[full["name"]], units, confidence, bootstrap_seed)
+            full["best_single_agent"] = {**test, "row": best, "accuracy": rows[best]["accuracy"]}
         if full["system"] != name:
             full["equal_tokens"] = _equal_tokens(
                 full,

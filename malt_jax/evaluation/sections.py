@@ -29,6 +29,7 @@ def sections(results: Results) -> list[Section]:
         equal_tokens(results),
         by_time(results),
         by_temperature(results),
+        best_temperature(results),
         calibration(results),
         failures(results),
         records(results),
@@ -223,6 +224,32 @@ def by_temperature(results: Results) -> Section:
     columns = texts("system") + numbers(*(f"T={t:g}" for t in swept))
     note = "Accuracy in percent, with its interval."
     return Section("By temperature", Table(columns, rows), note)
+
+
+def best_temperature(results: Results) -> Section:
+    """Every row of a sweep against the single agent at the temperature that suits it best."""
+    rows = [
+        [
+            row["label"],
+            cells.percent(row["accuracy"]),
+            found["row"],
+            cells.percent(found["accuracy"]),
+            cells.points(found["delta"]),
+            cells.points_interval(found["delta_interval"]),
+            *_flips_and_p(found),
+        ]
+        for row in results["systems"]
+        if (found := row.get("best_single_agent"))
+    ]
+    columns = texts("system") + numbers("accuracy %") + texts("against")
+    columns += numbers("accuracy %", "difference", "interval", "wrong→right", "right→wrong", "p")
+    return Section(
+        "Against the single agent's best temperature",
+        Table(columns, rows),
+        "The single agent of at most as many calls that is most accurate here, whatever its "
+        "temperature. Being chosen on these questions favours it. These tests are not part of the "
+        "correction above.",
+    )
 
 
 def calibration(results: Results) -> Section:
