@@ -210,11 +210,9 @@ COMMANDS = (
     _command(
         "label",
         "valued trees become each role's SFT examples and DPO pairs",
-        "Writes RUN/rounds/000/data/ROLE/sft.jsonl and dpo.jsonl, which TRL and `datasets` read, "
-        "and says what the trees can teach each role. --preview shows what other rules would "
-        "select. "
-        "With --join the trees come from slices that were searched apart, each by `malt search "
-        "--search.shard i/k` into a run directory of its own.",
+        "Writes RUN/rounds/000/data/ROLE/*.jsonl, which TRL and `datasets` read, and says what the "
+        "trees can teach each role. With --join the trees come from slices that were searched "
+        "apart, each by `malt search --search.shard i/k` into a run directory of its own.",
         (
             "search.threshold",
             "search.backup",
@@ -222,11 +220,6 @@ COMMANDS = (
             "data.sft",
             "data.weights",
             "data.pairs",
-            "data.pairs_per_prefix",
-            "data.min_gap",
-            "data.margins",
-            "data.advantage",
-            "data.influence",
         ),
         PREVIEW,
         JOIN,
