@@ -449,7 +449,8 @@ def test_bash_completes_commands_flags_fields_and_choices(tmp_path):
 
     assert complete("malt", "se") == {"search", "serve"}
     assert complete("malt", "run", "--dry") == {"--dry-run"}
-    assert complete("malt", "run", "--task.num") == {"--task.num-train", "--task.num-eval"}
+    numbers = {"--task.num-train", "--task.num-eval", "--task.num-validation"}
+    assert complete("malt", "run", "--task.num") == numbers
     assert complete("malt", "bench", "s") == {"sampler"}
 
 

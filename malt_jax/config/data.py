@@ -13,14 +13,17 @@ class DataConfig:
     """From node values to what each role learns from; the defaults are MALT as published."""
 
     positives: Literal["value", "advantage", "both"] = "value"
-    """Which nodes are positive: value above the threshold, better than their siblings, or both."""
+    """Which nodes are positive. `value`: above the threshold; `advantage`: better than their
+    siblings; or both."""
     sft: Literal["positives", "pairs"] = "positives"
     """SFT on all positive nodes, or only on those that are chosen in a pair."""
     weights: Literal["none", "advantage", "confidence"] = "none"
-    """Weight of an SFT or KTO example, with a mean of 1 for each role: the same for all, how much
-    it differs from its siblings, or how sure its label is. One of weight 0 is left out."""
+    """Weight of an SFT or KTO example. `advantage`: how much it differs from its siblings;
+    `confidence`: how sure its label is. Weights have a mean of 1 for each role, and an example of
+    weight 0 is left out."""
     pairs: Literal["random", "best_worst", "all"] = "random"
-    """Which positive x negative siblings: drawn by seed, the widest gap in value, or every one."""
+    """Which positive x negative siblings. `random`: drawn by seed; `best_worst`: the widest gap in
+    value; or every one."""
     pairs_per_prefix: int = 1
     """At most this many pairs under one prefix (not for `all`)."""
     min_gap: float = 0.0
