@@ -111,13 +111,14 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             reference_s = time.perf_counter() - began - (compiling.seconds - compiled)
             return values
 
-    make, fields = {
+    kinds: dict[str, tuple[Callable[..., list[Any]], type[Any]]] = {
         "sft": (lengths.sft_examples, SftConfig),
         "dpo": (lengths.dpo_examples, DpoConfig),
         "kto": (lengths.kto_examples, KtoConfig),
         "pg": (lengths.policy_examples, PgConfig),
-    }[job["stage"]]
-    examples: list[Any] = make(count, vocab, 0)
+    }
+    make, fields = kinds[job["stage"]]
+    examples = make(count, vocab, 0)
     outcome = train_phase(
         model, adapter, examples, fields(**common), saver=Timed(), on_step=on_step
     )
