@@ -19,19 +19,13 @@ from jax.sharding import Mesh
 
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
+from malt_jax.data.examples import EXAMPLES
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
 from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
-from malt_jax.training.fit import (
-    DpoConfig,
-    KtoConfig,
-    PgConfig,
-    PhaseConfig,
-    SftConfig,
-    train_phase,
-)
+from malt_jax.training.fit import DpoConfig, KtoConfig, PgConfig, SftConfig, train_phase
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
@@ -139,28 +133,28 @@ def train(
     """Each role's trained weights, one policy after the other over the one resident base.
 
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
-    the generator by SFT and the others by SFT and then DPO, which is also what a role learns by
-    that it does not name. `sft` to `pg`: the fields of each phase. `sharing`: by default every role
-    has a LoRA adapter of its own; with `shared` one policy learns from all roles, told apart by
-    their prompts. `start`: weights to continue from, for example those of an earlier round; by
-    default an adapter that changes nothing yet. `saver` keeps the checkpoints of one phase, so it
-    is only for a call that trains one policy in one phase. `template` is hashed into the key of
-    stored reference log-probabilities. `on_policy`: the data were sampled with the weights of
-    `start`, so a policy gradient that begins there must find their log-probabilities again.
+    the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
+    `sft` to `pg` are the fields of each phase. `sharing`: by default every role has a LoRA adapter
+    of its own; with `shared` one policy learns from all roles. `start`: weights to continue from;
+    by default an adapter that changes nothing yet. `saver` keeps the checkpoints of one phase of
+    one policy. `template` is hashed into the key of stored reference log-probabilities.
+    `on_policy`: the data were sampled with the weights of `start`, so a policy gradient that begins
+    there must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
     lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
     kto, pg = kto or KtoConfig(), pg or PgConfig()
-    configs: dict[str, PhaseConfig] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
+    configs: dict[str, Any] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
-    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
+    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in EXAMPLES) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
         policy = (start or {}).get(name)
         if policy is None:
             policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None
+<<<<<<< HEAD
         # A role's phases in their order, each from the weights that the one before left:
         # sft  theta = argmin of -log p(y | x; theta), averaged over completion tokens.
         # dpo  argmin of -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio
@@ -170,6 +164,16 @@ def train(
         # pg   argmax of min(rho A, clip(rho) A), rho the probability ratio of a token of y to the
         #      policy that sampled it, A the advantage of y over its siblings.
         for phase, config in configs.items():
+=======
+        # Each phase starts from the weights that the one before left. Paper, as minima:
+        # sft  -log p(y | x; theta), averaged over completion tokens.
+        # dpo  -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio that of
+        #      the policy to the frozen policy it starts from; beta = 0.2.
+        # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
+        # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
+        #      sampled it, A the advantage of y over its siblings.
+        for phase in EXAMPLES:
+>>>>>>> credit
             if examples := learned.of(phase):
                 outcome = train_phase(
                     model, policy, examples, config, saver=saver, seed=seed,

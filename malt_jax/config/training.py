@@ -127,7 +127,7 @@ class DpoConfig:
         plain = self.label_smoothing == 0 and not self.length_normalised and self.offset == 0
         check(
             self.loss == "sigmoid" or plain,
-            f"loss: {self.loss} takes none of label_smoothing, length_normalised and offset; "
+            f"loss: {self.loss} takes neither label_smoothing nor length_normalised nor offset; "
             "remove them.",
         )
 

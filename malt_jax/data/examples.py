@@ -224,7 +224,7 @@ EXAMPLES: dict[str, type[Example]] = {
     "kto": UnpairedExample,
     "pg": PolicyExample,
 }
-"""What each phase of training learns from."""
+"""What each phase of training learns from, in the order of the phases."""
 
 
 def _single(example: SftExample | UnpairedExample | PolicyExample) -> dict[str, Any]:
