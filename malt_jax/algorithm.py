@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
-from malt_jax.data.examples import EXAMPLES
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
 from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
@@ -147,24 +146,13 @@ def train(
     configs: dict[str, Any] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
-    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in EXAMPLES) > 1:
+    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
         policy = (start or {}).get(name)
         if policy is None:
             policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None
-<<<<<<< HEAD
-        # A role's phases in their order, each from the weights that the one before left:
-        # sft  theta = argmin of -log p(y | x; theta), averaged over completion tokens.
-        # dpo  argmin of -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio
-        #      that of the policy to the frozen policy it starts from; beta = 0.2.
-        # Beside the publication, on the same trees:
-        # kto  argmin of 1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
-        # pg   argmax of min(rho A, clip(rho) A), rho the probability ratio of a token of y to the
-        #      policy that sampled it, A the advantage of y over its siblings.
-        for phase, config in configs.items():
-=======
         # Each phase starts from the weights that the one before left. Paper, as minima:
         # sft  -log p(y | x; theta), averaged over completion tokens.
         # dpo  -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio that of
@@ -172,8 +160,7 @@ def train(
         # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
         # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
         #      sampled it, A the advantage of y over its siblings.
-        for phase in EXAMPLES:
->>>>>>> credit
+        for phase, config in configs.items():
             if examples := learned.of(phase):
                 outcome = train_phase(
                     model, policy, examples, config, saver=saver, seed=seed,

@@ -92,19 +92,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             reference_s = time.perf_counter() - began - (compiling.seconds - compiled)
             return values
 
-<<<<<<< HEAD
     kinds: dict[str, tuple[Callable[..., Sequence[Any]], Any]] = {
         "sft": (inputs.sft_examples, SftConfig),
         "dpo": (inputs.dpo_examples, DpoConfig),
         "kto": (inputs.kto_examples, KtoConfig),
         "pg": (inputs.policy_examples, PgConfig),
-=======
-    kinds: dict[str, tuple[Callable[..., list[Any]], type[Any]]] = {
-        "sft": (lengths.sft_examples, SftConfig),
-        "dpo": (lengths.dpo_examples, DpoConfig),
-        "kto": (lengths.kto_examples, KtoConfig),
-        "pg": (lengths.policy_examples, PgConfig),
->>>>>>> credit
     }
     make, fields = kinds[job["stage"]]
     examples = make(count, vocab, 0)
