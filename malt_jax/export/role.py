@@ -39,7 +39,8 @@ def export_role(
 
     If `merged`, config, tokenizer and weights in the model's dtype, in files of at most
     `shard_bytes`. `folder/adapter` holds the PEFT adapter, if an `adapter` and the `lora` config it
-    was made with are given and PEFT has a layout for it. `params` are fully trained weights, of any dtype, in place of the
+    was made with are given and PEFT has a layout for it (none for the experts of gpt-oss). `params`
+    are fully trained weights, of any dtype, in place of the
     model's. `role` gives the sampling settings of generation_config.json; without it the base
     model's file is kept. `card` is the text of README.md. Raises UserError if `folder` holds
     something. Every process must call this; process 0 writes.
