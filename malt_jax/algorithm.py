@@ -99,9 +99,8 @@ def label(
     Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so.
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
-    refiner. `selection` says which examples and which pairs; `rule` names one of
-    `malt_jax.credit.rules` in its place. `seed` draws among the pairs. `signals`: those of the
-    forest, if they are known already.
+    refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
+    draws among the pairs. `signals`: those of the forest, if they are known already.
     """
     if rule is not None and selection is not None:
         raise ValueError("give a selection or the name of a rule, not both")
@@ -135,14 +134,12 @@ def train(
     the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
     `sft` to `pg` are the fields of each phase. `sharing`: by default every role has a LoRA adapter
     of its own; with `shared` one policy learns from all roles. `start`: weights to continue from;
-    by default an adapter that changes nothing yet. `saver` keeps the checkpoints of one phase of
-    one policy. `template` is hashed into the key of stored reference log-probabilities.
-    `on_policy`: the data were sampled with the weights of `start`, so a policy gradient that begins
-    there must find their log-probabilities again.
+    by default an adapter that changes nothing yet. `saver` keeps one phase of one policy.
+    `template` is hashed into the key of stored log-probabilities. `on_policy`: the data were
+    sampled with `start`, so a policy gradient there must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
-    lora, sft, dpo = lora or LoraConfig(), sft or SftConfig(), dpo or DpoConfig()
-    kto, pg = kto or KtoConfig(), pg or PgConfig()
+    lora = lora or LoraConfig()
     configs: dict[str, Any] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
@@ -158,12 +155,20 @@ def train(
         # dpo  -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio that of
         #      the policy to the frozen policy it starts from; beta = 0.2.
         # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
+<<<<<<< HEAD
         # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
         #      sampled it, A the advantage of y over its siblings.
         for phase, config in configs.items():
             if examples := learned.of(phase):
                 outcome = train_phase(
                     model, policy, examples, config, saver=saver, seed=seed,
+=======
+        # pg   -min(rho A, clip(rho) A), rho a token's probability ratio, A the advantage of y.
+        for phase in EXAMPLES:
+            if examples := learned.of(phase):
+                outcome = train_phase(
+                    phase, model, policy, examples, configs[phase], saver=saver, seed=seed,
+>>>>>>> losses
                     dropout=lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,
                 )  # fmt: skip

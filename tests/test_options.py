@@ -307,7 +307,7 @@ def trained(made: Config, folder: Path) -> Any:
     }[folder.name]
     try:
         outcome = fit.train_phase(
-            model, policy, examples, made.train.phase(folder.name), saver=saver
+            folder.name, model, policy, examples, made.train.phase(folder.name), saver=saver
         )
     except UserError:
         return "stopped"

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, PhaseConfig, SftConfig
+from malt_jax.config.training import (
+    DpoConfig,
+    KtoConfig,
+    PgConfig,
+    PhaseConfig,
+    SftConfig,
+    TrainConfig,
+)
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.data.packing import PackedRows, places
 from malt_jax.errors import UserError
@@ -37,10 +44,11 @@ RATIO_SLACK = 1e-3
 
 
 def train_phase(
+    name: str,
     model: BaseModel,
     policy: Trainable,
     examples: Sequence[Any],
-    config: PhaseConfig,
+    config: PhaseConfig | None = None,
     *,
     saver: Saver | None = None,
     seed: int = 0,
@@ -50,8 +58,11 @@ def train_phase(
     on_step: OnStep | None = None,
     mesh: Mesh | None = None,
 ) -> TrainOutcome:
-    """Trains by the phase that the config is of, against the policy that it starts from."""
-    saver = saver or MemorySaver()
+    """Trains by the phase `name`, with its default fields if no config is given.
+
+    A reference is the policy that the phase starts from.
+    """
+    config, saver = config or TrainConfig().phase(name), saver or MemorySaver()
     if isinstance(config, SftConfig):
         return train_sft(
             model, policy, examples, config, saver=saver, seed=seed, dropout=dropout,
