@@ -155,20 +155,12 @@ def train(
         # dpo  -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio that of
         #      the policy to the frozen policy it starts from; beta = 0.2.
         # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
-<<<<<<< HEAD
         # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
         #      sampled it, A the advantage of y over its siblings.
         for phase, config in configs.items():
             if examples := learned.of(phase):
                 outcome = train_phase(
-                    model, policy, examples, config, saver=saver, seed=seed,
-=======
-        # pg   -min(rho A, clip(rho) A), rho a token's probability ratio, A the advantage of y.
-        for phase in EXAMPLES:
-            if examples := learned.of(phase):
-                outcome = train_phase(
-                    phase, model, policy, examples, configs[phase], saver=saver, seed=seed,
->>>>>>> losses
+                    phase, model, policy, examples, config, saver=saver, seed=seed,
                     dropout=lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,
                 )  # fmt: skip
