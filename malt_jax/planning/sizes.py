@@ -118,7 +118,7 @@ def search_programs(
 ) -> int:
     """How many programs the sampler compiles in one search, at most."""
     sampler, shapes = config.sampler, sizes.shapes
-    step = memory.ROW_STEP.get(platform, 2)
+    step = memory.row_step(spec, platform)
     counts = len(memory.row_counts(shapes.rows, mesh_parts(mesh, "batch"), step))
     # Of one group of prompts: its caches, copies of prefixes, every size of prefill call, decode
     # for every number of rows, and the way from each number to the next.

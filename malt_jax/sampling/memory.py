@@ -27,13 +27,8 @@ CPU_CACHES = 2 << 30
 There a batch of twice as many rows is a few per cent faster, but its caches are as large as the
 weights several times over, and on a laptop the memory is wanted for other things."""
 
-ROW_STEP = {"cpu": 4}
-"""Ratio between one number of rows that programs are compiled for and the next; elsewhere 2.
-
-On a CPU a program takes seconds to compile, more than the idle rows of a last batch cost."""
-
-LOGIT_COPIES = 4
-"""Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
+SHALLOW = 8
+"""Layers up to which a CPU compiles a decode program in about a second."""
 
 GROUP_BATCHES = 8
 """A group of prompts of one length has programs of its own if it fills so many batches of the
@@ -117,6 +112,15 @@ def least_group(platform: str) -> int:
     return GROUP_BATCHES * best_rows(platform)
 
 
+def row_step(spec: ModelSpec, platform: str) -> int:
+    """Ratio between one number of rows that programs are compiled for and the next.
+
+    On a CPU a deep model's program takes seconds to compile, more than the idle rows of a last
+    batch cost.
+    """
+    return 4 if platform == "cpu" and spec.num_layers > SHALLOW else 2
+
+
 def siblings_per_entry(completions: int, limit: int) -> int:
     """How many of a prompt's completions share an entry: all, or equal parts of at most `limit`."""
     return -(-completions // -(-completions // (limit or MAX_SIBLINGS)))
@@ -166,7 +170,7 @@ def plan_shapes(
         )
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
     entries = entries_for(per_shard, one.siblings) * shards
-    counts = row_counts(per_shard * shards, shards, ROW_STEP.get(devices.platform, 2))
+    counts = row_counts(per_shard * shards, shards, row_step(spec, devices.platform))
     return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts], plan
 
 
