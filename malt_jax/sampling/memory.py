@@ -30,6 +30,9 @@ weights several times over, and on a laptop the memory is wanted for other thing
 SHALLOW = 8
 """Layers up to which a CPU compiles a decode program in about a second."""
 
+LOGIT_COPIES = 4
+"""Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
+
 GROUP_BATCHES = 8
 """A group of prompts of one length has programs of its own if it fills so many batches of the
 platform's best size: fewer would end sooner with the longer prompts' programs than compile."""
