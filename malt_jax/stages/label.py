@@ -42,7 +42,7 @@ def label(session: Session, round: int) -> dict[str, Any]:
         data = malt.label(forest, config.data, seed=config.seed, signals=signals)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)
-        counts["credit"] = contrast(forest.trees, signals)
+        counts["credit"] = contrast(forest.trees, signals, search.threshold)
         trained = {role.name: split_phases(role.train) for role in config.pipeline.roles}
         for role, learned in data.items():
             folder = run.data(round, role)

@@ -40,7 +40,7 @@ def preview(session: Session, round: int) -> list[str]:
         parsers=verdict_parsers(config.pipeline.roles),
         influence=known_influence(session, round),
     )
-    found = contrast(forest.trees, signals)
+    found = contrast(forest.trees, signals, search.threshold)
     rules = {name: rule.selection(config.data) for name, rule in RULES.items()}
     if config.data not in rules.values():
         rules = {"this config": config.data, **rules}
