@@ -93,6 +93,7 @@ def label(
     rule: str | None = None,
     seed: int = 0,
     signals: Signals | None = None,
+    threshold: float = 0.5,
 ) -> dict[str, RoleData]:
     """What each role learns from: SFT examples, DPO pairs, KTO and policy-gradient examples.
 
@@ -100,12 +101,13 @@ def label(
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
     refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
-    draws among the pairs. `signals`: those of the forest, if they are known already.
+    draws among the pairs. `signals`: those of the forest, if they are known already;
+    otherwise `threshold` is the one that it was searched with.
     """
     if rule is not None and selection is not None:
         raise ValueError("give a selection or the name of a rule, not both")
     chosen = get_rule(rule).selection() if rule is not None else selection or DataConfig()
-    return role_data(forest.trees, forest.roles, chosen, seed, signals)
+    return role_data(forest.trees, forest.roles, chosen, seed, signals, threshold)
 
 
 def train(

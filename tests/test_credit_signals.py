@@ -108,11 +108,15 @@ def test_confidence_equals_the_beta_posterior_of_its_formula(n):
     np.testing.assert_allclose(found, confidence_by_loops(children, 0.5), atol=2e-3)
 
 
-def test_confidence_is_exact_where_branches_never_differ_and_pooled_where_nodes_do_not():
-    certain = jnp.asarray([[1.0, 1.0], [0.0, 0.0]])
-    np.testing.assert_allclose(confidence(certain), [1, 0])
-    # Each node has one right and one wrong branch: a coin of 1/2 everywhere, not above 1/2.
-    np.testing.assert_allclose(confidence(jnp.asarray([[1.0, 0.0], [0.0, 1.0]])), [0, 0])
+def test_confidence_grows_with_the_trees_that_agree_and_is_never_certain():
+    never_differ = jnp.asarray([[1.0, 1.0], [0.0, 0.0]])
+    few, many = (confidence(jnp.tile(never_differ, (times, 1)))[:2] for times in (1, 500))
+    assert 0.8 < few[0] < 0.98 and 0.02 < few[1] < 0.2
+    assert 0.999 < many[0] < 1 and 0 < many[1] < 0.001
+    # Each node has one right and one wrong branch: a coin of 1/2 everywhere.
+    np.testing.assert_allclose(confidence(jnp.asarray([[1.0, 0.0], [0.0, 1.0]])), 0.5, atol=1e-6)
+    # All nodes have one value: pooled, the further from theta, the surer.
+    assert 0.9 < confidence(jnp.ones((3, 3)))[0] < 1
     assert np.isnan(confidence(jnp.ones((3, 1)))).all()
 
 

@@ -39,7 +39,9 @@ class Rule:
             for index, role in enumerate(pipeline.roles)
             if role.train not in ("none", "sft")
         }
-        return {f"data.{name}": getattr(chosen, name) for name in CREDIT} | phases | dict(self.loss)
+        fields = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
+        # Off unless the rule has margins, because one does nothing without the other.
+        return fields | {"train.dpo.offset": 0.0} | phases | dict(self.loss)
 
 
 CREDIT = ("positives", "weights", "margins", "advantage")

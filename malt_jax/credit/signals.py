@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -54,7 +53,7 @@ def node_signals(
 def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
     """Adds the signals that are functions of the values and rewards of whole levels."""
     pooled = Forest([pool_repeats(tree) for tree in forest.trees])
-    columns, posteriors = _arrays(forest.values, pooled.values, forest.rewards, threshold)
+    columns, posteriors = _arrays(forest.values, pooled.values, forest.rewards)
     columns["confidence"] = [above(one, threshold) for one in posteriors]
     for name, levels in columns.items():
         for tree, row in zip(forest.trees, _by_tree(levels, len(forest.trees)), strict=True):
@@ -65,12 +64,11 @@ def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
                     signals[node.id][name] = round(number, VALUE_DIGITS) + 0.0
 
 
-@partial(jax.jit, static_argnames="threshold")
+@jax.jit
 def _arrays(
     values: list[Float[Array, "Q *_"]],
     pooled: list[Float[Array, "Q *_"]],
     rewards: Float[Array, "Q *branches"],
-    threshold: float,
 ) -> tuple[dict[str, list[Float[Array, "Q *_"]]], list[Posterior]]:
     """All levels in one program, because each operation of its own would be compiled by itself."""
     advantages = {
@@ -79,7 +77,7 @@ def _arrays(
         "global": [global_advantage(rewards, d) for d in range(1, len(values) + 1)],
     }
     # The children of a level's nodes are the next level.
-    return advantages, [posterior(level, threshold) for level in values[1:]]
+    return advantages, [posterior(level) for level in values[1:]]
 
 
 def _by_tree(levels: Sequence[Any], trees: int) -> np.ndarray:

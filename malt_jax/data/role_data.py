@@ -46,6 +46,7 @@ def role_data(
     config: DataConfig,
     seed: int,
     signals: Signals | None = None,
+    threshold: float = 0.5,
 ) -> dict[str, RoleData]:
     """What every role learns from: all four kinds of examples, of which its phases use some.
 
@@ -55,9 +56,12 @@ def role_data(
     node that differs from its siblings.
     A completion cut at its length limit is never an example to imitate, because it has no end
     token, but it may be a rejected or undesirable one. Siblings with the same tokens are no pair.
-    `signals`: those of the trees, if they are known already.
+    `signals`: those of the trees, if they are known already; otherwise they are computed, with the
+    `threshold` that the trees are labelled by.
     """
-    selection = Selection(config, node_signals(Forest(trees)) if signals is None else signals)
+    if signals is None:
+        signals = node_signals(Forest(trees), threshold=threshold)
+    selection = Selection(config, signals)
     data = {role: RoleData() for role in roles}
     for tree in trees:
         if config.positives != "value":
