@@ -135,9 +135,9 @@ def train(
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
     the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
     `sft` to `pg` are the fields of each phase. `sharing`: by default every role has a LoRA adapter
-    of its own; with `shared` one policy learns from all roles. `start`: weights to continue from;
-    by default an adapter that changes nothing yet. `saver` keeps one phase of one policy.
-    `template` is hashed into the key of stored log-probabilities. `on_policy`: the data were
+    of its own; with `shared` one policy learns from all roles. `start`: weights to continue
+    from, by role or policy; by default an adapter that changes nothing yet. `saver` keeps one phase
+    of one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the data were
     sampled with `start`, so a policy gradient there must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
@@ -145,10 +145,15 @@ def train(
     configs: dict[str, Any] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
+    known = {**trained, **data, **phases}
+    # Weights by role are also those of the policy that the roles share.
+    begin = {policy_name(n, sharing): w for n, w in reversed((start or {}).items())} | (start or {})
+    if unknown := sorted(begin.keys() - known.keys()):
+        raise ValueError(f"start: found {', '.join(unknown)}, allowed: {', '.join(known)}")
     if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
-        policy = (start or {}).get(name)
+        policy = begin.get(name)
         if policy is None:
             policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None

@@ -66,10 +66,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "kto-both": Rule(
             "as both, with KTO on unpaired nodes in place of DPO", {"positives": "both"}, "sft+kto"
         ),
-        "pg": Rule("clipped policy gradient on sibling advantages", {}, "pg"),
-        "pg-normalised": Rule(
-            "clipped policy gradient on normalised advantages", {"advantage": "normalised"}, "pg"
+        "pg": Rule(
+            "clipped policy gradient on sibling advantages in place of SFT and DPO", {}, "pg"
         ),
+        "pg-normalised": Rule("as pg, on normalised advantages", {"advantage": "normalised"}, "pg"),
     }
 )
 """What `malt.label(forest, rule=NAME)`, `malt label --preview` and ablations know by name."""
