@@ -137,8 +137,8 @@ def train(
     `sft` to `pg` are the fields of each phase. `sharing`: by default every role has a LoRA adapter
     of its own; with `shared` one policy learns from all roles. `start`: weights to continue
     from, by role or policy; by default an adapter that changes nothing yet. `saver` keeps one phase
-    of one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the data were
-    sampled with `start`, so a policy gradient there must find their log-probabilities again.
+    of one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the
+    data were sampled with `start`, so a policy gradient must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
     lora = lora or LoraConfig()
@@ -147,7 +147,8 @@ def train(
     trained = by_policy(data, phases, sharing)
     known = {**trained, **data, **phases}
     # Weights by role are also those of the policy that the roles share.
-    begin = {policy_name(n, sharing): w for n, w in reversed((start or {}).items())} | (start or {})
+    given = dict(start or {})
+    begin = {policy_name(role, sharing): weights for role, weights in given.items()} | given
     if unknown := sorted(begin.keys() - known.keys()):
         raise ValueError(f"start: found {', '.join(unknown)}, allowed: {', '.join(known)}")
     if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
