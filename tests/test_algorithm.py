@@ -166,3 +166,11 @@ def test_a_saver_is_for_one_phase_of_one_policy(model, forest):
 
 def test_an_empty_pool_is_an_empty_forest(model):
     assert malt.search(model, [], PIPELINE, task=tiny.LUCK) == Forest([])
+
+
+def test_a_shared_policy_starts_from_the_weights_of_any_of_its_roles():
+    start: dict = {"refiner": object()}
+    data = {"verifier": RoleData()}
+    assert malt.train(None, data, sharing="shared", start=start) == {"verifier": start["refiner"]}
+    with pytest.raises(ValueError, match="start: found judge, allowed: verifier, generator"):
+        malt.train(None, data, start={"judge": object()})

@@ -166,6 +166,7 @@ def test_a_rule_s_settings_make_its_config_whatever_the_config_was(name):
     # As left by another rule; how many pairs there are is not the rule's business.
     data["data"] |= {"positives": "both", "margins": "gap", "weights": "confidence"}
     data["data"] |= {"pairs_per_prefix": 2, "advantage": "global"}
+    data["train"]["dpo"]["offset"] = 0.5
     data["pipeline"]["roles"][2]["train"] = "pg"
     before = config.from_dict(data)
     for field, value in rule.settings(before.pipeline).items():

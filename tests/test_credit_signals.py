@@ -108,11 +108,15 @@ def test_confidence_equals_the_beta_posterior_of_its_formula(n):
     np.testing.assert_allclose(found, confidence_by_loops(children, 0.5), atol=2e-3)
 
 
-def test_confidence_is_exact_where_branches_never_differ_and_pooled_where_nodes_do_not():
-    certain = jnp.asarray([[1.0, 1.0], [0.0, 0.0]])
-    np.testing.assert_allclose(confidence(certain), [1, 0])
-    # Each node has one right and one wrong branch: a coin of 1/2 everywhere, not above 1/2.
-    np.testing.assert_allclose(confidence(jnp.asarray([[1.0, 0.0], [0.0, 1.0]])), [0, 0])
+def test_confidence_grows_with_the_trees_that_agree_and_is_never_certain():
+    never_differ = jnp.asarray([[1.0, 1.0], [0.0, 0.0]])
+    few, many = (confidence(jnp.tile(never_differ, (times, 1)))[:2] for times in (1, 500))
+    assert 0.8 < few[0] < 0.98 and 0.02 < few[1] < 0.2
+    assert 0.999 < many[0] < 1 and 0 < many[1] < 0.001
+    # Each node has one right and one wrong branch: a coin of 1/2 everywhere.
+    np.testing.assert_allclose(confidence(jnp.asarray([[1.0, 0.0], [0.0, 1.0]])), 0.5, atol=1e-6)
+    # All nodes have one value: pooled, the further from theta, the surer.
+    assert 0.9 < confidence(jnp.ones((3, 3)))[0] < 1
     assert np.isnan(confidence(jnp.ones((3, 1)))).all()
 
 
@@ -152,6 +156,32 @@ def test_trees_of_several_shapes_are_one_forest():
         ("That isn't right.", False),
         ("18,27,29,33,40,46,55:56 high", False),
         ("18,27,29,33,40,46,55:54 LOW", False),
+        ("I could not find any errors.", True),
+        ("This is the correct answer.", True),
+        ("There is no doubt that this is right.", True),
+        ("Not only is step 2 right, step 3 is too.", True),
+        ("This is not the correct answer.", False),
+        ("This is not the right answer, which is 12.", False),
+        ("That does not look right.", False),
+        ("I don't think that is right.", False),
+        ("None of the steps are right.", False),
+        ("Neither step 1 nor step 2 is right.", False),
+        ("Nothing here is correct.", False),
+        ("No step is valid.", False),
+        ("No, step 2 is wrong.", False),
+        ("Step 1 is not a valid step.", False),
+        ("That cannot be right.", False),
+        ("The steps are far from correct.", False),
+        ("The solution is partially correct.", False),
+        ("Step 1 is right. Step 2 should have used 4.", False),
+        ("Step 1 is right. Step 2 should be 3 * 4 = 12.", None),
+        ("The correct answer is 12, not 15.", None),
+        ("The right result of step 2 is 12.", None),
+        ("Correct answer: 12", None),
+        ("Check whether the answer is correct.", None),
+        ("I will see if every step is right.", None),
+        ("Is step 2 right?", None),
+        ("It would be right with 4 in place of 3.", None),
         ("3 + 4 = 7 and 7 * 2 = 14", None),
         ("The answer is 97.", None),
         ("The high school has three rooms.", None),

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from credit_trees import CHAINS, forest_of
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
 from malt_jax.credit.confidence import confidence
+from malt_jax.credit.contrast import contrast
 from malt_jax.credit.simulation import EFFECTS, estimate, plant
 from malt_jax.tree.values import back_up
 
@@ -75,3 +77,19 @@ def test_confidence_is_as_often_right_as_it_says():
         if alike.sum() > 100:
             assert (true[alike, 0] > 0.5).mean() == pytest.approx(says, abs=0.07)
     assert len(np.unique(found)) >= 10 and found.min() < 0.1 and found.max() > 0.9
+
+
+@pytest.mark.parametrize("effect", ["draft", "critique", "refinement"])
+def test_contrast_beyond_chance_is_found_where_a_turn_matters_and_nowhere_else(effect):
+    """The turns after a draft that matters, and before a critique that does, have no effect."""
+    planted = plant(jax.random.key(5), 400, (3, 3, 3), EFFECTS[effect])
+    found = contrast(forest_of(np.asarray(planted.rewards), CHAINS[3]).trees)
+    for depth, role in enumerate(CHAINS[3][:2]):
+        one = found[role]
+        excess = [one[s] - one[f"{s}_by_chance"] for s in ("contrast", "differing")]
+        # Two standard errors of a share of 400 prefixes are 0.05.
+        if depth in EFFECTS[effect]:
+            assert excess[0] > 0.08 and excess[1] > 0, (role, excess)
+        else:
+            assert max(map(abs, excess)) < 0.05, (role, excess)
+    assert found["refiner"]["contrast_by_chance"] is None

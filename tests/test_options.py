@@ -76,6 +76,8 @@ class Effect:
     """Other fields, without which this one does nothing."""
     path: str = ""
     """The field that is set, where its path holds an index."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """Fields that the observation does not see, and that must be changed with this one."""
 
 
 # What a run would sample ------------------------------------------------------------------------
@@ -672,7 +674,7 @@ EFFECTS: dict[str, Effect] = {
     "data.positives": Effect(learned, "both"),
     "data.weights": Effect(learned, "advantage"),
     "data.min_gap": Effect(learned, 0.9, {"data.pairs": "all"}),
-    "data.margins": Effect(learned, "gap"),
+    "data.margins": Effect(learned, "gap", beside={"train.dpo.offset": 1.0}),
     "data.advantage": Effect(learned, "global"),
     "data.influence": Effect(written(searched, labelled), True),
     "train.full": Effect(start, True),
@@ -756,7 +758,8 @@ EFFECTS: dict[str, Effect] = {
     "wandb": Effect(tracker, True),
     "trackio": Effect(tracker, True),
 }
-GIVEN = {"mesh.coordinator": {"mesh.coordinator": "a:1"}, "mesh.processes": {"mesh.processes": 2},
+GIVEN = {"train.dpo.offset": {"data.margins": "gap", "train.dpo.offset": 1.0},
+         "mesh.coordinator": {"mesh.coordinator": "a:1"}, "mesh.processes": {"mesh.processes": 2},
          "mesh.process": {"mesh.process": 0}}  # fmt: skip
 """Values to change from, where the default together with the other fields would be refused."""
 
@@ -787,7 +790,7 @@ def test_an_option_changes_what_a_run_computes_or_writes(name, tmp_path, monkeyp
     if isinstance(value, str):
         value = value.replace("{here}", str(tmp_path / "1"))
     before = base(**given)
-    after = base(**{**given, effect.path or name: value})
+    after = base(**{**given, **effect.beside, effect.path or name: value})
     assert dict(leaves(to_dict(before))) != dict(leaves(to_dict(after)))
     observed = []
     for number, made in enumerate((before, after)):

@@ -122,6 +122,48 @@ def test_a_role_that_only_learns_to_let_things_stand_is_named():
     assert "verifier: ALL" not in told(MIXED)
 
 
+def test_messages_count_the_examples_of_a_role_s_own_phases():
+    data = role_data([MIXED], ROLES, DataConfig(), 0)
+    counts = count(Forest([MIXED]), data, RoleData())
+    role = counts["roles"]["refiner"]
+    told = lambda **c: "\n".join(  # noqa: E731
+        lines({**counts, "roles": {"refiner": role | c}}, {"refiner": phases})
+    )
+    none = {"sft": 0, "dpo": 0, "kto": 0, "policy": 0}
+    phases = ("kto",)
+    assert "nothing to learn" not in told(**none | {"kto": 7}).lower() and "7 unpaired" in told(
+        kto=7
+    )
+    assert "NOTHING TO TRAIN ON" in told(**none | {"policy": 9})
+    phases = ("pg",)
+    assert "NOTHING TO TRAIN ON" not in told(**none | {"policy": 9})
+    assert "refiner: nothing to learn from" in told(**none | {"sft": 5, "dpo": 3})
+    phases = ()
+    assert "nothing to" not in told(**none).lower()
+
+
+def test_a_text_with_both_labels_is_left_out_of_kto_and_counted():
+    record = tree([[[1, 0, 1]]])
+    equal = ("Q0/g0/v0/r0", "Q0/g0/v0/r1")
+    nodes = (replace(n, token_ids=(7, 2)) if n.id in equal else n for n in record.nodes)
+    data = role_data([replace(record, nodes=tuple(nodes))], ROLES, DataConfig(), 0)["refiner"]
+    assert [e.node_id for e in data.kto] == ["Q0/g0/v0/r2"] and data.both_labels == 1
+
+
+def test_by_advantage_equal_siblings_are_one_turn_with_the_mean_of_their_values():
+    record = tree([[[1, 0, 1]]])
+    equal = ("Q0/g0/v0/r0", "Q0/g0/v0/r1")
+    nodes = (replace(n, token_ids=(7, 2)) if n.id in equal else n for n in record.nodes)
+    record = replace(record, nodes=tuple(nodes))
+    config = DataConfig(positives="advantage", pairs="all", margins="gap")
+    data = role_data([record], ROLES, config, 0)["refiner"]
+    # r0 was right and r1 was not, by luck: as one turn they are worth 1/2, less than r2.
+    assert {e.node_id: e.label for e in data.kto} == {equal[0]: False, "Q0/g0/v0/r2": True}
+    assert {(p.rejected_node_id, p.margin) for p in data.dpo} == {(n, 0.5) for n in equal}
+    published = role_data([record], ROLES, DataConfig(), 0)["refiner"]
+    assert {e.node_id for e in published.sft} == {equal[0], "Q0/g0/v0/r2"}
+
+
 def test_equal_texts_under_one_prefix_are_one_example_and_no_pair():
     record = tree([[[1, 0], [1, 1]]])
     equal = ("Q0/g0/v0/r0", "Q0/g0/v0/r1")

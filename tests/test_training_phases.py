@@ -50,7 +50,7 @@ def kto(folder=None, examples=None, start=ADAPTER, on_step=None, model=MODEL, lo
 
 
 def pg(folder=None, examples=POLICY, start=ADAPTER, on_step=None, model=MODEL, loop=None, **fields):
-    on_policy = fields.pop("on_policy", True)
+    on_policy = fields.pop("on_policy", start is ADAPTER)
     config = PgConfig(
         **{"epochs": 2, "batch_size": 4, "optim": FAST, **fields},
         loop=LoopConfig(**{**LOOP, **(loop or {})}),
@@ -114,8 +114,9 @@ def test_weights_of_kinds_and_of_examples_act():
     )
     assert heavy.log[0]["loss"] > plain.log[0]["loss"]
     assert heavy.log[0]["preference_loss"] == pytest.approx(0.5, abs=1e-6)
-    # Divided by the sum of the weights, so it is another mean and not a larger loss.
-    assert weighed.log[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+    # What is logged beside the loss has no weights.
+    assert weighed.log[0]["preference_loss"] == pytest.approx(0.5, abs=1e-6)
+    assert weighed.log[0]["kl"] == 0
     assert weighed.log[0]["gradient_norm"] != plain.log[0]["gradient_norm"]
 
 
@@ -143,7 +144,7 @@ def test_log_probabilities_of_another_policy_are_refused_if_it_should_be_the_sam
     assert off.measured["start_ratio_gap"] == pytest.approx(0.01, rel=0.02)
 
 
-def test_in_bfloat16_the_distance_from_1_is_measured_and_not_refused():
+def test_in_bfloat16_the_mean_distance_from_1_decides():
     model = tiny_model(dtype=jnp.bfloat16)
     examples = [
         replace(e, logprobs=tuple(x - 0.01 for x in e.logprobs))
@@ -151,6 +152,9 @@ def test_in_bfloat16_the_distance_from_1_is_measured_and_not_refused():
     ]
     outcome = pg(model=model, examples=examples, epochs=1)
     assert outcome.measured["start_ratio_gap"] == pytest.approx(0.01, rel=0.1)
+    wrong = [replace(e, logprobs=tuple(x - 0.1 for x in e.logprobs)) for e in examples]
+    with pytest.raises(UserError, match=r"mean absolute log-ratio is 0.11, allowed: 0.05"):
+        pg(model=model, examples=wrong, epochs=1)
 
 
 def test_the_penalty_holds_the_policy_at_its_start():
@@ -184,14 +188,27 @@ def test_the_divergence_from_the_start_is_0_for_weights_that_did_not_move():
     assert moved.measured["kl_from_start"] > 1e-4
 
 
-def test_weights_of_sft_that_are_all_equal_change_nothing_and_others_do():
+def test_weights_of_sft_multiply_the_loss_of_their_examples():
     config = SftConfig(epochs=1, optim=FAST, loop=LoopConfig(**LOOP))
     plain = train_sft(MODEL, ADAPTER, sft_examples(8), config)
     twice = train_sft(MODEL, ADAPTER, [replace(e, weight=2.0) for e in sft_examples(8)], config)
     mixed = [replace(e, weight=1.0 + i) for i, e in enumerate(sft_examples(8))]
     other = train_sft(MODEL, ADAPTER, mixed, config)
-    assert twice.log[0]["loss"] == pytest.approx(plain.log[0]["loss"], rel=1e-6)
+    assert twice.log[0]["loss"] == pytest.approx(2 * plain.log[0]["loss"], rel=1e-6)
     assert other.log[0]["loss"] != pytest.approx(plain.log[0]["loss"], rel=1e-3)
+
+
+def test_weights_do_not_cancel_within_a_batch():
+    config = SftConfig(epochs=1, batch_size=1, optim=FAST, loop=LoopConfig(**LOOP))
+    examples = sft_examples(2)
+    plain = train_sft(MODEL, ADAPTER, examples, config).log[0]["gradient_norm"]
+    heavy = [replace(e, weight=1.75) for e in examples]
+    found = train_sft(MODEL, ADAPTER, heavy, config).log[0]["gradient_norm"]
+    assert found == pytest.approx(1.75 * plain, rel=1e-3)
+    one = [kto(epochs=1, batch_size=2, examples=[replace(e, weight=w) for e in kto_examples(2)])
+           for w in (1.0, 1.75)]  # fmt: skip
+    norms = [outcome.log[0]["gradient_norm"] for outcome in one]
+    assert norms[1] == pytest.approx(1.75 * norms[0], rel=1e-3)
 
 
 def test_an_offset_widens_the_gap_of_the_pairs_that_have_a_margin():

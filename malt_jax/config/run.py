@@ -67,6 +67,17 @@ class Config:
         check_range(self, "rounds", least=1, most=100)
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
         check_unique("ablations", [ablation.name for ablation in self.ablations])
+        check(
+            self.data.weights != "confidence" or self.search.backup == "mean",
+            f"data.weights: confidence, but search.backup: {self.search.backup}; confidence is "
+            "that of a mean of branches, so use search.backup: mean.",
+        )
+        check(
+            (self.data.margins == "gap") == (self.train.dpo.offset > 0),
+            "data.margins and train.dpo.offset: found "
+            f"{self.data.margins} and {self.train.dpo.offset:g}, of which one does nothing without "
+            "the other; set data.margins: gap and an offset above 0, or neither.",
+        )
         adapters = {role.adapter for role in self.pipeline.roles}
         check(
             adapters == {None} or not self.train.full,

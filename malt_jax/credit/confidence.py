@@ -16,30 +16,25 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import betaincc
 
-LEAST = 1e-6
-"""Variances below this count as 0: the nodes of the level do not differ, or not by chance."""
-
 
 class Posterior(NamedTuple):
     """The distribution of the true values of a level's nodes, arrays `[*nodes]`."""
 
     a: Float[Array, "*nodes"]
     b: Float[Array, "*nodes"]
-    certain: Float[Array, "*nodes"]
-    """0 or 1 where no distribution is needed to tell on which side of theta the value is."""
 
 
 def confidence(
     children: Float[Array, "*nodes n"], threshold: float = 0.5
 ) -> Float[np.ndarray, "*nodes"]:
     """P(the true value of a node > theta), given the values of its n child branches."""
-    return above(posterior(children, threshold), threshold)
+    return above(posterior(children), threshold)
 
 
-def posterior(children: Float[Array, "*nodes n"], threshold: float = 0.5) -> Posterior:
+def posterior(children: Float[Array, "*nodes n"]) -> Posterior:
     """What n child branches say of the true value of their node.
 
-    True values p are taken to be Beta distributed over the nodes of the level, and a child branch
+    True values p are taken to be Beta distributed over the N nodes of the level, and a child branch
     to be worth e independent leaves. Three moments say all that is needed:
 
         m = mean of V,   s2 = mean over nodes of V_j V_k (j != k) - m^2,
@@ -52,33 +47,32 @@ def posterior(children: Float[Array, "*nodes n"], threshold: float = 0.5) -> Pos
 
         Beta(a + n e V, b + n e (1 - V)).
 
-    If the true values do not differ (s2 <= 0), all nodes have p = m. If branches never differ
-    (w = 0), values are exact. NaN where n = 1, for nothing can be held out.
+    N nodes do not prove that a moment is at the end of its range: m counts half a right and half a
+    wrong node more, s2 is at least 1 / (N + 1) and at most N / (N + 1) of m (1 - m), and w at least
+    1 / (N + 1) of it. So no label is certain, and few trees make none nearly so. NaN where n = 1,
+    for nothing can be held out.
     """
     n = children.shape[-1]
     values = children.mean(axis=-1)
     if n == 1:
         unknown = jnp.full_like(values, jnp.nan)
-        return Posterior(unknown, unknown, unknown)
+        return Posterior(unknown, unknown)
+    nodes = values.size
     m = values.mean()
     # (sum^2 - sum of squares) / (n (n - 1)) is the mean product of two different branches.
     products = (n * values**2 - (children**2).mean(axis=-1)) / (n - 1)
     s2 = products.mean() - m**2
     w = children.var(axis=-1, ddof=1).mean()
 
-    total = jnp.maximum(m * (1 - m) / jnp.maximum(s2, LEAST) - 1, LEAST)
-    leaves = n * jnp.maximum((m * (1 - m) - s2) / jnp.maximum(w, LEAST), 1.0)
-    exact, pooled = values > threshold, jnp.broadcast_to(m > threshold, values.shape)
-    certain = jnp.where(w < LEAST, exact, pooled).astype(values.dtype)
-    return Posterior(
-        a=jnp.maximum(total * m + leaves * values, LEAST),
-        b=jnp.maximum(total * (1 - m) + leaves * (1 - values), LEAST),
-        certain=jnp.where((w < LEAST) | (s2 < LEAST), certain, jnp.nan),
-    )
+    m = (nodes * m + 0.5) / (nodes + 1)
+    most = m * (1 - m)
+    s2 = jnp.clip(s2, most / (nodes + 1), most * nodes / (nodes + 1))
+    total = most / s2 - 1
+    leaves = n * jnp.maximum((most - s2) / jnp.maximum(w, most / (nodes + 1)), 1.0)
+    return Posterior(total * m + leaves * values, total * (1 - m) + leaves * (1 - values))
 
 
 def above(found: Posterior, threshold: float) -> Float[np.ndarray, "*nodes"]:
     """P(true value > theta) under a posterior."""
     # By scipy, because compiling JAX's incomplete beta function takes seconds for every new shape.
-    a, b, certain = map(np.asarray, found)
-    return np.where(np.isnan(certain), betaincc(a, b, threshold), certain)
+    return betaincc(np.asarray(found.a), np.asarray(found.b), threshold)

@@ -1,7 +1,9 @@
 """Contrast: what the trees of a search can teach each role, known before anything is trained.
 
 A role learns from the differences between its turns. Where siblings have one value, the value says
-what came before them and nothing about them.
+what came before them and nothing about them. Where they differ it may be luck, for what follows a
+turn is sampled: so beside each share stands the one that is expected of turns that change nothing,
+found by dealing the child branches of a prefix to its siblings anew.
 """
 
 from __future__ import annotations
@@ -10,14 +12,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
+from zlib import crc32
+
+import numpy as np
 
 from malt_jax.credit.advantage import EQUAL
 from malt_jax.credit.signals import Signals
 from malt_jax.credit.verdict import judged_answers
-from malt_jax.tree.node import Tree
+from malt_jax.tree.node import Node, Tree
 
 RARE = 0.05
-"""Contrast in a smaller share of prefixes is called out."""
+"""Contrast in a smaller share of prefixes, beyond that by chance, is called out."""
+DEALS = 100
+"""How often the child branches of a prefix are dealt to its siblings."""
 MOST = 0.75
 """From this share of positives behind right answers on, they mostly say what came before."""
 
@@ -32,8 +39,13 @@ class RoleContrast(TypedDict):
     prefixes: int
     contrast: float | None
     """Share of prefixes whose siblings have both labels."""
+    contrast_by_chance: float | None
+    """The same share if the role's turns changed nothing; None for leaves, which have no branches
+    to exchange, and for values that are not the mean of those below."""
     differing: float | None
     """Share of prefixes whose siblings have different values, on whatever side of theta."""
+    differing_by_chance: float | None
+    """The same share if the role's turns changed nothing."""
     right_after_wrong: float | None
     """Mean value of turns behind a wrong answer: P(right | wrong draft)."""
     wrong_after_right: float | None
@@ -45,6 +57,8 @@ class RoleContrast(TypedDict):
     """Share of the positives (V > theta) that are behind a right answer."""
     verdict: float | None
     """Share of the verdicts that fit the answer they judge."""
+    verdict_if_approving: float | None
+    """Share of them that would fit if every verdict approved."""
     verdicts: float | None
     """Share of the turns that hold a readable verdict."""
     influence: float | None
@@ -61,6 +75,8 @@ class RoleContrast(TypedDict):
 class Contrast:
     """Collects what a forest holds for every role, tree by tree."""
 
+    threshold: float = 0.5
+    """Theta, by which the trees are labelled."""
     sums: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, tree: Tree, signals: Signals | None = None) -> None:
@@ -74,6 +90,10 @@ class Contrast:
             count["prefixes"] += 1
             count["contrast"] += len({node.label for node in siblings}) > 1
             count["differing"] += max(values) - min(values) > EQUAL
+            if (chance := _by_chance(tree, siblings, self.threshold)) is not None:
+                count["dealt"] += 1
+                count["contrast by chance"] += chance[0]  # type: ignore[assignment]
+                count["differing by chance"] += chance[1]  # type: ignore[assignment]
             for node in siblings:
                 count["turns"] += 1
                 count["positives"] += node.label
@@ -91,18 +111,44 @@ class Contrast:
                     if name in ("verdict", "influence"):
                         count[f"with {name}"] += 1
                         count[name] += number  # type: ignore[assignment]
+                        if name == "verdict" and before:
+                            count["verdicts on right"] += bool(before.correct)
 
     def roles(self) -> dict[str, RoleContrast]:
         """The shares of every role, in the order of the chain."""
         return {role: _shares(count) for role, count in self.sums.items()}
 
 
-def contrast(trees: Iterable[Tree], signals: Signals | None = None) -> dict[str, RoleContrast]:
+def contrast(
+    trees: Iterable[Tree], signals: Signals | None = None, threshold: float = 0.5
+) -> dict[str, RoleContrast]:
     """What the trees hold for every role."""
-    collected = Contrast()
+    collected = Contrast(threshold)
     for tree in trees:
         collected.add(tree, signals)
     return collected.roles()
+
+
+def _by_chance(tree: Tree, siblings: Sequence[Node], threshold: float) -> list[float] | None:
+    """How often siblings would have both labels, and different values, if they changed nothing.
+
+    Then any of the prefix's child branches could as well have followed any sibling. Whole branches
+    are dealt and not leaves, because the leaves of a branch are alike for what that branch said.
+    """
+    if siblings[0].reward is not None:
+        return None
+    below = np.array([[child.value for child in tree.children[node.id]] for node in siblings])
+    values = np.array([node.value for node in siblings])
+    if np.abs(below.mean(axis=1) - values).max() > 2 * EQUAL:
+        return None  # backed up by another rule than the mean
+    # The same numbers whenever these trees are read, in whatever order.
+    rng = np.random.default_rng(crc32(siblings[0].id.encode()))
+    dealt = rng.permuted(np.tile(below.ravel(), (DEALS, 1)), axis=1)
+    means = dealt.reshape(DEALS, *below.shape).mean(axis=2)
+    # Values are rounded, so a tie with theta may be off by a rounding.
+    positive = (means > threshold + 2 * EQUAL).sum(axis=1)
+    both = (positive > 0) & (positive < len(siblings))
+    return [float(both.mean()), float((np.ptp(means, axis=1) > 2 * EQUAL).mean())]
 
 
 def _shares(count: Counter[str]) -> RoleContrast:
@@ -114,7 +160,9 @@ def _shares(count: Counter[str]) -> RoleContrast:
     return RoleContrast(
         prefixes=count["prefixes"],
         contrast=share("contrast", "prefixes"),
+        contrast_by_chance=share("contrast by chance", "dealt"),
         differing=share("differing", "prefixes"),
+        differing_by_chance=share("differing by chance", "dealt"),
         right_after_wrong=share("value behind wrong", "behind wrong"),
         wrong_after_right=None if right is None else round(1 - right, 6),
         behind_right=share("behind right", behind),
@@ -123,6 +171,7 @@ def _shares(count: Counter[str]) -> RoleContrast:
             "positives behind right", "positives" if behind == "turns" else "none"
         ),
         verdict=share("verdict", "with verdict"),
+        verdict_if_approving=share("verdicts on right", "with verdict"),
         verdicts=share("with verdict", "turns") if count["with verdict"] else None,
         influence=share("influence", "with influence"),
         tokens=share("tokens", "turns"),
@@ -138,6 +187,8 @@ def advice(found: Mapping[str, RoleContrast]) -> list[str]:
 
 def _sentence(one: RoleContrast) -> str:
     contrast, differing = one["contrast"] or 0.0, one["differing"] or 0.0
+    chance = one["contrast_by_chance"]
+    excess = contrast - (chance or 0.0)
     parts: Sequence[str]
     if not differing:
         return (
@@ -146,7 +197,8 @@ def _sentence(one: RoleContrast) -> str:
         )
     parts = [
         f"siblings disagree at {contrast:.0%} of its prefixes"
-        + (", so there is little to learn its own turns from" if contrast < RARE else "")
+        + ("" if chance is None else f", where {chance:.0%} are expected of turns without effect")
+        + (", so there is little to learn its own turns from" if excess < RARE else "")
         + "."
     ]
     before, after = one["right_after_wrong"], one["wrong_after_right"]

@@ -34,7 +34,9 @@ def influence(
     """The influence of the turn before on every node that has one, in nats per token, by node id.
 
     log P(r | q, g, v) is stored with the node. `score` computes the other under the weights that
-    sampled it: one pass over the distinct completions, without sampling.
+    sampled it: one pass over the distinct completions, without sampling. Nodes without stored
+    log-probabilities have none. The two terms come from two programs, so where these round
+    differently, in bfloat16 or with `sampler.weights: int8`, the difference holds that as well.
     """
     roles = {role.name: role for role in pipeline.roles}
     alone: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(dict)
@@ -44,7 +46,8 @@ def influence(
         for node in tree.nodes:
             earlier = turns[node.parent]
             turns[node.id] = {**earlier, node.role: node.completion}
-            if not earlier or not node.token_ids:
+            # Trees from elsewhere may lack what the sampler stores.
+            if not earlier or not node.token_ids or len(node.logprobs) != len(node.token_ids):
                 continue
             role = roles[node.role]
             prompt = render(

@@ -39,7 +39,9 @@ class Rule:
             for index, role in enumerate(pipeline.roles)
             if role.train not in ("none", "sft")
         }
-        return {f"data.{name}": getattr(chosen, name) for name in CREDIT} | phases | dict(self.loss)
+        fields = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
+        # Off unless the rule has margins, because one does nothing without the other.
+        return fields | {"train.dpo.offset": 0.0} | phases | dict(self.loss)
 
 
 CREDIT = ("positives", "weights", "margins", "advantage")
@@ -64,10 +66,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "kto-both": Rule(
             "as both, with KTO on unpaired nodes in place of DPO", {"positives": "both"}, "sft+kto"
         ),
-        "pg": Rule("clipped policy gradient on sibling advantages", {}, "pg"),
-        "pg-normalised": Rule(
-            "clipped policy gradient on normalised advantages", {"advantage": "normalised"}, "pg"
+        "pg": Rule(
+            "clipped policy gradient on sibling advantages in place of SFT and DPO", {}, "pg"
         ),
+        "pg-normalised": Rule("as pg, on normalised advantages", {"advantage": "normalised"}, "pg"),
     }
 )
 """What `malt.label(forest, rule=NAME)`, `malt label --preview` and ablations know by name."""

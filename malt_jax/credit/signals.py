@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float
 
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
 from malt_jax.credit.confidence import Posterior, above, posterior
+from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.verdict import Parser, verdict_agreement
 from malt_jax.tree.node import VALUE_DIGITS, Forest
 
@@ -29,8 +29,9 @@ def node_signals(
 ) -> Signals:
     """What each node of a valued forest is credited with.
 
-    `advantage`, `normalised` and `global`: see `credit.advantage`. `confidence`: probability that
-    the true value is above `threshold` (`credit.confidence`); nodes without children, whose value
+    `advantage`, `normalised` and `global`: see `credit.advantage`; the first two
+    are of values pooled over equal siblings (`credit.repeats`). `confidence`: probability that the
+    true value is above `threshold` (`credit.confidence`); nodes without children, whose value
     is their reward, have none. `verdict`: 1 if the turn judges its draft rightly, else 0, for roles
     with a parser (`credit.verdict`). `influence`: how much the turn listened to the one before it,
     where that was measured (`credit.influence`). All are rounded as values are.
@@ -51,7 +52,8 @@ def node_signals(
 
 def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
     """Adds the signals that are functions of the values and rewards of whole levels."""
-    columns, posteriors = _arrays(forest.values, forest.rewards, threshold)
+    pooled = Forest([pool_repeats(tree) for tree in forest.trees])
+    columns, posteriors = _arrays(forest.values, pooled.values, forest.rewards)
     columns["confidence"] = [above(one, threshold) for one in posteriors]
     for name, levels in columns.items():
         for tree, row in zip(forest.trees, _by_tree(levels, len(forest.trees)), strict=True):
@@ -62,18 +64,20 @@ def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
                     signals[node.id][name] = round(number, VALUE_DIGITS) + 0.0
 
 
-@partial(jax.jit, static_argnames="threshold")
+@jax.jit
 def _arrays(
-    values: list[Float[Array, "Q *_"]], rewards: Float[Array, "Q *branches"], threshold: float
+    values: list[Float[Array, "Q *_"]],
+    pooled: list[Float[Array, "Q *_"]],
+    rewards: Float[Array, "Q *branches"],
 ) -> tuple[dict[str, list[Float[Array, "Q *_"]]], list[Posterior]]:
     """All levels in one program, because each operation of its own would be compiled by itself."""
     advantages = {
-        "advantage": [sibling_advantage(level) for level in values],
-        "normalised": [normalised_advantage(level) for level in values],
+        "advantage": [sibling_advantage(level) for level in pooled],
+        "normalised": [normalised_advantage(level) for level in pooled],
         "global": [global_advantage(rewards, d) for d in range(1, len(values) + 1)],
     }
     # The children of a level's nodes are the next level.
-    return advantages, [posterior(level, threshold) for level in values[1:]]
+    return advantages, [posterior(level) for level in values[1:]]
 
 
 def _by_tree(levels: Sequence[Any], trees: int) -> np.ndarray:

@@ -20,17 +20,28 @@ Parser = Callable[[str], bool | None]
 _BAD = (
     r"(?:wrong|incorrect(?:ly)?|errors?|mistakes?|flaw(?:s|ed)?|invalid|inaccurate|miscalculat\w*)"
 )
-_GOOD = r"(?:right|correct|valid|accurate|sound)"
-_NOT = r"(?:not|n't|n’t|never|cannot be|no longer)"
+_GOOD = r"(?:right|correct(?:ly)?|valid|accurate|sound)"
+_NOT = r"(?:\bnot(?! only)|n't|n’t|\b(?:never|cannot|no longer|hardly|far from))"
 _NONE = r"(?:no|not any|without(?: any)?|nothing|none|free of|neither)"
+_CLAUSE = r"[^.,;:!?]"
+_NO_VERDICT = re.compile(
+    # A question; what is asked for; what would hold; and the name of an answer that is not judged.
+    rf"[^.;:!?]*\?|\b(?:whether|if)\b{_CLAUSE}*?\b(?:{_GOOD}|{_BAD})\b"
+    rf"|\bwould (?:be|have been) {_GOOD}\b"
+    r"|\b(?:the )?(?:correct|right) (?:(?!and\b)[\w-]+ ?){0,5}?(?:\b(?:is|are|was|should be)\b|:|=)"
+)
 _APPROVES_BY_NEGATION = re.compile(
-    rf"\b{_NONE}\b[^.;:!?\n]{{0,30}}?\b{_BAD}\b|{_NOT} {_BAD}\b",
+    rf"\b{_NONE}\b{_CLAUSE}{{0,30}}?\b{_BAD}\b"
+    rf"|{_NOT}(?: (?:find|see|spot|contain|have|make))?(?: (?:any|an?|a single))? {_BAD}\b",
 )
 _REJECTS = re.compile(
-    rf"\b{_BAD}\b|{_NOT} (?:quite |entirely |all |completely |fully )?{_GOOD}\b"
-    rf"|\b(?:too )?(?:high|low)\s*$"
+    # A negation reaches over three words: "does not look right", "not a valid step".
+    rf"\b{_BAD}\b|{_NOT}(?: [\w'’-]+){{0,3}} {_GOOD}\b|\bshould have\b"
+    rf"|\b(?:no(?! doubt)|none|neither|nothing)\b{_CLAUSE}{{0,30}}?\b{_GOOD}\b"
+    rf"|\b(?:almost|nearly|partly|partially) {_GOOD}\b|\b(?:too )?(?:high|low)\s*$"
 )
-_APPROVES = re.compile(rf"\b{_GOOD}\b|\bcorrectly\b|\bok(?:ay)?\b|\bi agree\b")
+_APPROVES = re.compile(rf"\b{_GOOD}\b|\bok(?:ay)?\b|\bi agree\b")
+_CORRECTS = re.compile(r"(?<!as it )\bshould (?:be|equal|read)\b|\binstead of\b")
 
 
 def read_verdict(text: str) -> bool | None:
@@ -38,16 +49,18 @@ def read_verdict(text: str) -> bool | None:
 
     They ask to name the first wrong step or to say that every step is right, so a critique that
     calls anything wrong rejects, whatever else it approves of; one that calls something right and
-    nothing wrong approves. "No errors" approves, "not right" rejects. A critique that ends with
-    `ok`, `high` or `low`, as the embedded model's do, says so in a word. Other critiques, for
-    example bare computations, hold no verdict.
+    nothing wrong approves. "No errors" approves, "not the right answer" rejects. A critique that
+    ends with `ok`, `high` or `low`, as the embedded model's do, says so in a word. Others hold no
+    verdict: bare computations, questions, "the correct answer is 12", and approval beside a
+    correction ("step 1 is right. Step 2 should be 12.").
     """
     text = " ".join(text.casefold().split())
     # Negated faults first, and out of the text, so that "no errors" is not read as "errors".
     rest, negated = _APPROVES_BY_NEGATION.subn(" ", text)
-    if _REJECTS.search(rest):
+    unsaid = _NO_VERDICT.sub(" ", rest)
+    if _REJECTS.search(unsaid):
         return False
-    return True if negated or _APPROVES.search(rest) else None
+    return True if not _CORRECTS.search(rest) and (negated or _APPROVES.search(unsaid)) else None
 
 
 def verdict_parsers(roles: Iterable[RoleConfig]) -> dict[str, Parser]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from malt_jax.config.data import DataConfig
 from malt_jax.config.pipeline import split_phases
+from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.selection import Selection
 from malt_jax.credit.signals import Signals, node_signals
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
@@ -30,6 +31,8 @@ class RoleData:
     policy: list[PolicyExample] = field(default_factory=list)
     """Sampled completions with their advantages, for the policy gradient."""
     counts: Counter = field(default_factory=Counter)
+    both_labels: int = 0
+    """Texts that KTO leaves out, because they are desirable here and undesirable there."""
 
     def of(self, phase: str) -> list[Any]:
         """What a phase of training (`sft`, `dpo`, `kto`, `pg`) learns from."""
@@ -43,19 +46,27 @@ def role_data(
     config: DataConfig,
     seed: int,
     signals: Signals | None = None,
+    threshold: float = 0.5,
 ) -> dict[str, RoleData]:
     """What every role learns from: all four kinds of examples, of which its phases use some.
 
     SFT: all positive nodes, the same token ids under the same prompt once. DPO: a positive and a
     negative sibling, that is, two completions of the same prompt; `config.pairs` says which. KTO:
-    every positive and negative node. Policy gradient: every node that differs from its siblings.
+    every positive and negative node, unless repeats of it have both labels. Policy gradient: every
+    node that differs from its siblings.
     A completion cut at its length limit is never an example to imitate, because it has no end
     token, but it may be a rejected or undesirable one. Siblings with the same tokens are no pair.
-    `signals`: those of the trees, if they are known already.
+    `signals`: those of the trees, if they are known already; otherwise they are computed, with the
+    `threshold` that the trees are labelled by.
     """
-    selection = Selection(config, node_signals(Forest(trees)) if signals is None else signals)
+    if signals is None:
+        signals = node_signals(Forest(trees), threshold=threshold)
+    selection = Selection(config, signals)
     data = {role: RoleData() for role in roles}
     for tree in trees:
+        if config.positives != "value":
+            # Better than the siblings in more than luck; the published rule takes values as found.
+            tree = pool_repeats(tree)
         labels = {node.id: node.label for node in tree.nodes}
         for parent, siblings in tree.children.items():
             # Siblings are at one depth, so they are of one role.
@@ -65,13 +76,14 @@ def role_data(
             after_negative = parent is not None and not labels[parent]
             positives = sum(selection.sign(node) > 0 for node in siblings)
             learned.counts["positives_behind_negative"] += after_negative * positives
-    for learned in data.values():
+    for role, learned in data.items():
         if config.sft == "pairs":
             chosen = {pair.chosen_node_id for pair in learned.dpo}
             learned.sft[:] = [example for example in learned.sft if example.node_id in chosen]
         # Last, so that an example dropped by `pairs` never stands for an equal one that is kept.
         learned.counts["repeats"] += _drop_repeats(learned.sft)
         _drop_repeats(learned.kto)
+        data[role] = replace(learned, both_labels=_drop_both_labels(learned.kto))
         if config.weights != "none":
             _set_mean_to_one(learned.sft)
             _set_mean_to_one(learned.kto)
@@ -239,6 +251,15 @@ def _drop_repeats(examples: list[Any]) -> int:
     dropped = len(examples) - len(kept)
     examples[:] = kept.values()
     return dropped
+
+
+def _drop_both_labels(examples: list[UnpairedExample]) -> int:
+    """Drops the texts that are desirable here and undesirable there; returns how many go."""
+    times = Counter((example.prompt_ids, example.completion_ids) for example in examples)
+    kept = [e for e in examples if times[e.prompt_ids, e.completion_ids] == 1]
+    dropped = len(examples) - len(kept)
+    examples[:] = kept
+    return dropped // 2
 
 
 def _set_mean_to_one(examples: list[Any]) -> None:

@@ -10,10 +10,13 @@ from malt_jax.evaluation.table import Table, numbers, texts
 
 NOTE = (
     "Contrast: share of prefixes, in %, whose siblings have both labels; differing: whose siblings "
-    "have different values. Behind wrong, right: share of the turns behind a wrong answer that end "
-    "right, and of those behind a right answer that end wrong. Positives behind right: share of "
-    "the positive turns (V > theta) that are behind a right answer. Verdict: share of the readable "
-    "verdicts that fit the answer they judge. Influence: nats per token that the turn before adds."
+    "have different values; in brackets what is expected if the role's turns changed nothing, "
+    "which last turns cannot tell. Behind wrong, right: share of the turns behind a wrong answer "
+    "that end right, and of those behind a right answer that end wrong. Behind right: share of the "
+    "positive turns (V > theta) that are behind a right answer, in brackets of all turns. "
+    "Verdicts: share of the turns with a readable verdict; fit: share of these that fit the answer "
+    "they judge, in brackets if every one approved. Influence: nats per token that the turn "
+    "before adds."
 )
 """What the columns mean."""
 
@@ -26,6 +29,11 @@ def contrast_table(
     def share(value: float | None) -> str:
         return "" if value is None else cells.percent(value)
 
+    def beside(value: float | None, base: float | None) -> str:
+        return share(value) + (
+            f" ({share(base)})" if value is not None and base is not None else ""
+        )
+
     rows = []
     for role, one in found.items():
         influence, tokens = one["influence"], one["tokens"]
@@ -33,14 +41,15 @@ def contrast_table(
             [
                 role,
                 str(one["prefixes"]),
-                share(one["contrast"]),
-                share(one["differing"]),
+                beside(one["contrast"], one["contrast_by_chance"]),
+                beside(one["differing"], one["differing_by_chance"]),
                 share(one["right_after_wrong"]),
                 share(one["wrong_after_right"]),
                 str(one["positives"]),
-                share(one["positives_behind_right"]),
+                beside(one["positives_behind_right"], one["behind_right"]),
                 "" if pairs is None else str(pairs.get(role, 0)),
-                share(one["verdict"]),
+                share(one["verdicts"]),
+                beside(one["verdict"], one["verdict_if_approving"]),
                 "" if influence is None else f"{influence:.3f}",
                 "" if tokens is None else f"{tokens:.0f}",
                 share(one["cut"]),
@@ -49,14 +58,15 @@ def contrast_table(
         )
     columns = texts("role") + numbers(
         "prefixes",
-        "contrast",
-        "differing",
+        "contrast (by chance)",
+        "differing (by chance)",
         "wrong -> right",
         "right -> wrong",
         "positives",
-        "behind right",
+        "behind right (of all)",
         "pairs",
-        "verdict fits",
+        "verdicts",
+        "fit (if approving)",
         "influence",
         "tokens",
         "cut",

@@ -33,6 +33,7 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     run = Path(run)
     results = read_json(run / "results.json", "remove it and run `malt eval`")
     config = _read_yaml(run / "config.yaml")
+    threshold = float((config.get("search") or {}).get("threshold", 0.5))
     gallery = Gallery()
     curves = page.learning_curves(run / "metrics.jsonl", gallery)
     # The data is collected in a temporary folder, because only its whole size decides whether it
@@ -42,7 +43,9 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
         groups = [
             group
             for key, name, files, data in _tree_files(run)
-            if (group := trees.add_trees(key, name, files, data, pages, templates)).questions
+            if (
+                group := trees.add_trees(key, name, files, data, pages, templates, threshold)
+            ).questions
         ]
         order = [row["system"] for row in results["systems"]] if results else []
         systems, entries = answers.add_answers(run / "eval", order, questions or {}, pages)
@@ -52,7 +55,6 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
                 f"{run}: nothing to report: no trees, metrics or results; run `malt search` first."
             )
         inline = pages.bytes <= embed.INLINE_BYTES
-        threshold = float((config.get("search") or {}).get("threshold", 0.5))
         data = {
             "threshold": threshold,
             "last": next((group.totals.roles[-1] for group in groups), "last turn"),

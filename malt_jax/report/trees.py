@@ -125,6 +125,7 @@ def add_trees(
     data: Path | None,
     pages: Pages,
     templates: Templates,
+    threshold: float,
 ) -> Group:
     """Reads the trees in `files`, adds each of them to the page's data, and sums them up.
 
@@ -132,6 +133,7 @@ def add_trees(
     """
     uses = read_uses(data) if data else Uses()
     group = Group(key, name, sorted(uses.phases) if data else None, [], Totals())
+    group.totals.contrast.threshold = threshold
     for file in files:
         for tree in read_records(file, Tree.from_record):
             page, place = pages.add(key, compact(tree, uses, templates))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import malt_jax as malt
@@ -19,6 +20,9 @@ from malt_jax.stages.names import label_stage
 from malt_jax.stages.session import Session
 from malt_jax.tree.node import Forest
 from malt_jax.tree.values import value_forest
+
+OTHERS = {"kto": "unpaired examples", "pg": "examples for the policy gradient"}
+"""Examples that a role's line names if it learns from them."""
 
 
 def label(session: Session, round: int) -> dict[str, Any]:
@@ -42,22 +46,23 @@ def label(session: Session, round: int) -> dict[str, Any]:
         data = malt.label(forest, config.data, seed=config.seed, signals=signals)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)
-        counts["credit"] = contrast(forest.trees, signals)
+        counts["credit"] = contrast(forest.trees, signals, search.threshold)
         trained = {role.name: split_phases(role.train) for role in config.pipeline.roles}
         for role, learned in data.items():
-            folder = run.data(round, role)
+            folder, written = run.data(round, role), {}
             for phase, kind in EXAMPLES.items():
                 # These two files are always there, as published.
                 if phase in ("sft", "dpo", *trained.get(role, ())):
+                    written[kind.FILE.removesuffix(".jsonl")] = len(learned.of(phase))
                     rows = (example.to_record() for example in learned.of(phase))
                     journal.write_lines(folder / kind.FILE, rows)
-            card = data_card(role, config.task.name, config.model.path, counts["roles"][role])
+            card = data_card(role, config.task.name, config.model.path, written)
             journal.write_text(folder / "README.md", card)
         star_path = run.data(round, STAR) / "sft.jsonl"
         journal.write_lines(star_path, (example.to_record() for example in star.sft))
         journal.write_lines(signals_file(run, round), records(forest, signals))
         journal.write_json(summary, counts)
-        for line in lines(counts):
+        for line in lines(counts, trained):
             session.progress.note(line)
     return counts
 
@@ -70,6 +75,7 @@ def count(forest: Forest, data: dict[str, RoleData], star: RoleData) -> dict[str
             "dpo": len(learned.dpo),
             "kto": len(learned.kto),
             "policy": len(learned.policy),
+            "kto_both_labels": learned.both_labels,
             **dict(learned.counts),
         }
         for role, learned in data.items()
@@ -77,8 +83,8 @@ def count(forest: Forest, data: dict[str, RoleData], star: RoleData) -> dict[str
     return {"trees": tree_counts(forest.trees), "roles": roles, "star": {"sft": len(star.sft)}}
 
 
-def lines(counts: dict[str, Any]) -> list[str]:
-    """The counts as sentences for people."""
+def lines(counts: dict[str, Any], trained: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """The counts as sentences for people; `trained`: phases by role, by default SFT and DPO."""
     trees = counts["trees"]
     text = [
         f"trees: {trees['trees']}, of which {trees['all_right']} all right, "
@@ -86,18 +92,36 @@ def lines(counts: dict[str, Any]) -> list[str]:
         f"{trees['unparsed']} answers unparsed, {trees['length']} completions cut at their limit, "
         f"{trees['cut_prompts']} prompts shortened"
     ]
+    learned: dict[str, dict[str, int]] = {}
     for number, (role, c) in enumerate(counts["roles"].items()):
-        text.append(f"{role}: {c['sft']} SFT examples, {c['dpo']} pairs of {c['pairs_possible']}")
-        if not c["sft"] and not c["dpo"]:
+        phases = (trained or {}).get(role, ("sft", "dpo"))
+        found = {phase: c["policy" if phase == "pg" else phase] for phase in phases}
+        learned[role] = found
+        more = [f", {found[phase]} {what}" for phase, what in OTHERS.items() if phase in found]
+        text.append(
+            f"{role}: {c['sft']} SFT examples, {c['dpo']} pairs of {c['pairs_possible']}"
+            + "".join(more)
+        )
+        if c.get("kto_both_labels") and "kto" in found:
+            text.append(
+                f"{role}: {c['kto_both_labels']} texts are left out of KTO, because what followed "
+                "them was right more often than not in one place and not in another"
+            )
+        if found and not any(found.values()):
             text.append(f"{role}: nothing to learn from, so it keeps the weights it has")
-        elif number and not c["dpo"] and not c["positives_behind_negative"]:
+        elif (
+            number
+            and found.get("sft")
+            and sum(found.values()) == found["sft"]
+            and not c["positives_behind_negative"]
+        ):
             # Not the first role: there is no earlier turn that it could approve.
             text.append(
                 f"{role}: ALL ITS EXAMPLES FOLLOW WHAT WAS POSITIVE ALREADY, and it has no pair, "
                 "so it learns to approve every earlier turn. More questions or branches find "
                 "contrasts; `data.sft: pairs` trains on nothing else"
             )
-    if not any(c["sft"] or c["dpo"] for c in counts["roles"].values()):
+    if any(learned.values()) and not any(any(found.values()) for found in learned.values()):
         text.append(
             "NOTHING TO TRAIN ON: no answer of the search separates a good turn from a bad one, so "
             "the run will end with the model it began with. Look at the trees in the report: are "

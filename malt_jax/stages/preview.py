@@ -25,7 +25,8 @@ NOTE = (
     "Before right, wrong: positives behind a right and behind a wrong answer. SFT, pairs, KTO and "
     "PG: examples for fine-tuning, preference pairs with their mean gap in value, desirable and "
     "undesirable unpaired turns, turns with an advantage for the policy gradient. A role takes "
-    "those of its phases (`train` of the role)."
+    "those of its phases (`train` of the role). A rule changes the phases of roles that learn by "
+    "more than SFT; a role that learns by SFT alone, as the generator does, keeps that."
 )
 
 
@@ -40,7 +41,7 @@ def preview(session: Session, round: int) -> list[str]:
         parsers=verdict_parsers(config.pipeline.roles),
         influence=known_influence(session, round),
     )
-    found = contrast(forest.trees, signals)
+    found = contrast(forest.trees, signals, search.threshold)
     rules = {name: rule.selection(config.data) for name, rule in RULES.items()}
     if config.data not in rules.values():
         rules = {"this config": config.data, **rules}

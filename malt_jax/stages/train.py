@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import malt_jax as malt
-from malt_jax.config.pipeline import split_phases
+from malt_jax.config.pipeline import RoleConfig, split_phases
 from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.progress import counted
@@ -59,6 +59,10 @@ def _train_phase(
         searched_by = latest(session, round - 1, name)
         before = latest(session, round, name, PHASES[: PHASES.index(phase)])
         start = Weights(session)(before) or session.initial_weights(name)
+        if phase == "pg":
+            for role in config.pipeline.roles:
+                if role.name in data and (warning := _sampling_warning(role)):
+                    session.progress.note(f"{stage}: {warning}")
         folder = weights_folder(session, round, name, phase)
         series = session.metrics.series("train", round, name, phase)
         # A series of its own, because it is measured once and not in a step.
@@ -131,9 +135,19 @@ def _ratio_warning(outcome: TrainOutcome, on_policy: bool) -> str | None:
     gap = outcome.measured.get("start_ratio_gap", 0.0)
     if not on_policy or gap <= RATIO_SLACK:
         return None
-    # In float32 this is refused, so what is left is rounding.
     return (
         f"WARNING: probability ratios begin at up to {gap:.2g} from 1 (mean "
-        f"{outcome.measured['start_ratio']:.4f}), because search and training round differently in "
-        "this dtype; clipping acts on that as if the policy had moved"
+        f"{outcome.measured['start_ratio']:.4f}), and clipping acts on that as if the policy had "
+        "moved. The cause is unknown: search and training may round differently in this dtype or "
+        "on this device, or the samples may be of slightly other weights"
+    )
+
+
+def _sampling_warning(role: RoleConfig) -> str | None:
+    """A sentence if a role's completions are not drawn from the policy of the ratio."""
+    if (role.temperature, role.top_p, role.top_k) == (1.0, 1.0, 0):
+        return None
+    return (
+        f"WARNING: {role.name} samples at temperature {role.temperature:g}, top_p {role.top_p:g}, "
+        f"top_k {role.top_k}, so its policy gradient is biased; 1, 1 and 0 make it unbiased"
     )

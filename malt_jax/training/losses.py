@@ -18,8 +18,8 @@ def sft_loss(
 ) -> Float[Array, ""]:
     """Negative log-likelihood of completion tokens (end token included), a mean over `tokens`.
 
-    `weights`: 0 for padding, otherwise the example's weight, which is 1 as published. `tokens`: the
-    sum of the weights of the whole batch, of which this may be a part; parts add up to its loss.
+    `weights`: 0 for padding, otherwise the example's weight, which is 1 as published. `tokens`:
+    those of the whole batch, of which this may be a part; parts add up to its loss.
     """
     # Not by the part's own tokens: a mean of means gives the tokens of small parts more weight.
     return -jnp.sum(logprobs * weights) / tokens

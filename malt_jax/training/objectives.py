@@ -78,7 +78,7 @@ def objective_of(config: PhaseConfig) -> Objective:
 
 @dataclass(frozen=True)
 class Imitation:
-    """SFT: a mean over completion tokens, which count by the weight of their example."""
+    """SFT: a mean over completion tokens, each times the weight of its example."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "tokens")
     reads: ClassVar[dict[str, str]] = {}
@@ -135,7 +135,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class UnpairedPreferences:
-    """KTO: a mean over completions, which count by their weight.
+    """KTO: a mean over completions, each times its weight.
 
     `desirable` is 1 or 0. `share` is 1 / the number of completions of the sequence's kind in the
     step, for the means of the rewards. `kl` is the step's estimate of the divergence.
@@ -159,15 +159,16 @@ class UnpairedPreferences:
         desirable, weight = extra["desirable"], extra["weight"]
         result = unpaired_loss(policy, batch.reference, desirable, extra["kl"], self.config)
         # Empty slots have weight 0 and share 0.
-        mean = lambda x: jnp.sum(x * weight) / batch.total  # noqa: E731
+        valid = (batch.rows.sequences >= 0).astype(jnp.float32)
+        mean = lambda x: jnp.sum(x * valid) / batch.total  # noqa: E731
         good = jnp.sum(result.reward * extra["share"] * desirable)
         bad = jnp.sum(result.reward * extra["share"] * (1.0 - desirable))
-        loss, valid = mean(result.loss), (batch.rows.sequences >= 0).astype(jnp.float32)
+        loss = jnp.sum(result.loss * weight) / batch.total
         return loss, {
             "loss": loss,
             "preference_loss": mean(result.unweighted),
             # Every micro-batch knows the whole step's estimate, so each adds its share of it.
-            "kl": mean(jnp.full_like(weight, extra["kl"])),
+            "kl": mean(jnp.full_like(valid, extra["kl"])),
             "margin": good - bad,
             "desirable_reward": good,
             "undesirable_reward": bad,
