@@ -122,6 +122,34 @@ def test_killed_and_told_to_stop_it_goes_on_without_repeating_a_line(run, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"Notes of Monday\nand of Tuesday",
+        b"one line without an end",
+        b'{"id":"q1","question":"e1+1=?"}',
+        b'{"id":"q1","question":"e1+1=?"}\n{"id":"q2","question":"e2',
+        b"[1, 2]\n[3",
+        b"\n",
+        b"\xff\xfe",
+    ],
+)
+def test_an_output_that_holds_something_else_is_refused_and_kept(content, tmp_path, questions):
+    output = tmp_path / "notes.txt"
+    output.write_bytes(content)
+    with pytest.raises(UserError, match="something other than answers"):
+        bulk.answered(output, questions, "a run")
+    assert output.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b'{"i', b'{"id":"q0","question":"e0+0=?","ma'])
+def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, questions):
+    output = tmp_path / "answers.jsonl"
+    output.write_bytes(content)
+    assert bulk.answered(output, questions, "a run") == 0
+    assert output.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         (b"{", "no JSON"),

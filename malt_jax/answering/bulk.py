@@ -30,6 +30,10 @@ from malt_jax.storage.signals import raise_if_stopped
 
 MAX_LINE = 1 << 20
 """The longest line in bytes: no question is a megabyte of text."""
+NEEDED = ("id", "question", "made_with")
+"""Fields without which a line of the output is no answer."""
+FIRST_BYTES = b'{"id":"'
+"""How every line of the output begins."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,16 @@ def only_writer(path: Path) -> Iterator[None]:
 def answered(path: Path, questions: Path, made_with: str) -> int:
     """The number of answers that the output holds already; a torn last line is dropped.
 
-    Raises UserError unless they answer the first questions of the input, made the same way.
+    Raises UserError unless they answer the first questions of the input, made the same way. Only a
+    file that begins as an output of this command is changed.
     """
+    if not _begins_as_output(path):
+        raise UserError(
+            f"--output: {path} holds something other than answers; choose another file."
+        )
     recover(path)
     count = 0
-    records = read_lines(path, needs=("id", "question", "made_with"))
+    records = read_lines(path, needs=NEEDED)
     # The input may be longer than the output; a longer output answers another input.
     for record, line in itertools.zip_longest(records, read_questions(questions)):
         if record is None:
@@ -146,6 +155,18 @@ def answered(path: Path, questions: Path, made_with: str) -> int:
             )
         count += 1
     return count
+
+
+def _begins_as_output(path: Path) -> bool:
+    """Whether the file is empty, or its first line is an answer or the torn beginning of one."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        first = file.readline()
+    try:
+        record = json.loads(first)
+    except (ValueError, RecursionError):
+        start = FIRST_BYTES[: len(first)]
+        return not first.endswith(b"\n") and first[: len(start)] == start
+    return isinstance(record, dict) and all(field in record for field in NEEDED)
 
 
 def write_answers(
