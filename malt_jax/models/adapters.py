@@ -31,6 +31,8 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "alpha_pattern": (None, {}),
     "target_parameters": (None, []),
     "lora_bias": (None, False),
+    # Others, such as `pissa`, take a part out of the base, so that the factors fit no other base.
+    "init_lora_weights": (None, False, "gaussian", "eva", "orthogonal", True),
 }
 """Fields of adapter_config.json and what they may be: plain LoRA of one rank and nothing else."""
 
@@ -81,7 +83,8 @@ def fitted(
     check_room(own, lora, place)
 
     def pair(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
-        if old is None:
+        # With zeros on both sides no gradient would ever reach the pair.
+        if old is None or not (old["a"].any() or old["b"].any()):
             return new
         b = old["b"] * (adapter.scale / fresh.scale)
         # Further ranks add nothing yet, since one side of a new adapter is zero.
