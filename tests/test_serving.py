@@ -29,6 +29,7 @@ from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.request import SamplingParams
+from malt_jax.serving import server
 from malt_jax.serving.app import Limits, Service
 from malt_jax.serving.engine import Engine
 from malt_jax.serving.metrics import Metrics
@@ -328,17 +329,17 @@ class Stub:
 def served(limits: Limits = Limits(), **more) -> Iterator[SimpleNamespace]:
     engine = Engine(Stub, Metrics())
     service = Service(engine, 0, "fp", limits, **more)
-    server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    plain = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error"))
+    thread = threading.Thread(target=plain.run)
     thread.start()
     try:
-        while not server.started:
+        while not plain.started:
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield SimpleNamespace(port=port, engine=engine, stub=engine.answerer, server=server)
+        port = plain.servers[0].sockets[0].getsockname()[1]
+        yield SimpleNamespace(port=port, engine=engine, stub=engine.answerer)
     finally:
         engine.answerer.gate.set()
-        server.should_exit = True
+        plain.should_exit = True
         thread.join(30)
         engine.close(10)
     assert not thread.is_alive()
@@ -434,6 +435,81 @@ def test_a_closing_engine_refuses_and_reports_unhealthy():
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             asked(here.port, "malt")
         assert get(here.port, "/health")[0] == 503
+
+
+@contextmanager
+def process(monkeypatch, grace: float) -> Iterator[SimpleNamespace]:
+    """The server as the command runs it, in a thread; `told` stands for SIGTERM."""
+    told, ready = threading.Event(), threading.Event()
+    monkeypatch.setattr(server, "signal_received", told.is_set)
+    engine = Engine(Stub, Metrics())
+    service = Service(engine, 0, "fp", Limits())
+    listener = server.listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(
+        target=lambda: server.serve(
+            service, engine, listener, grace=grace, on_ready=ready.set
+        )
+    )  # fmt: skip
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield SimpleNamespace(port=port, engine=engine, stub=engine.answerer, told=told)
+    finally:
+        told.set()
+        engine.answerer.gate.set()
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_answers_that_outlast_the_grace_are_refused_with_503(monkeypatch):
+    with process(monkeypatch, grace=0) as here, ThreadPoolExecutor(3) as threads:
+        here.stub.between_chunks = lambda: None  # a device that cannot be interrupted
+        here.stub.gate.clear()
+        futures = [threads.submit(asked, here.port, "malt", f"{n}") for n in range(3)]
+        while json.loads(get(here.port, "/health")[1])["in_flight"] < 3:
+            time.sleep(0.01)
+        here.told.set()
+        for future in futures:
+            with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
+                future.result(30)
+            assert refused.value.status_code == 503
+
+
+def test_an_event_after_the_loop_has_ended_is_dropped(monkeypatch):
+    with process(monkeypatch, grace=0) as here:
+        here.stub.between_chunks = lambda: None
+        here.stub.gate.clear()
+        body = json.dumps({"model": "malt", "messages": USER}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection = socket.create_connection(("127.0.0.1", here.port))
+        connection.sendall(head + body)
+        assert here.stub.entered.wait(30)
+        [job] = here.engine._current
+    connection.close()
+    job.ticket.notify("the loop is closed")
+
+
+def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with process(monkeypatch, grace=1) as here:
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost: lo"):
+            with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+                connection.sendall(sent)
+                assert connection.recv(10) == b""
+        # One that is being answered is left alone, and so is what follows in time.
+        here.stub.gate.clear()
+        with ThreadPoolExecutor(1) as threads:
+            slow = threads.submit(asked, here.port, "malt", "slow")
+            time.sleep(0.8)
+            here.stub.gate.set()
+            assert slow.result().choices[0].message.content == "slow"
+        with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"GET /hea")
+            assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(

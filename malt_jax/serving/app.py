@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -66,7 +67,7 @@ class Service:
         """`local`: only this machine is served, by the names that it has for itself."""
         self._engine, self._chain = engine, engine.answerer.chain
         self._seed, self._fingerprint = seed, fingerprint
-        self._limits, self._api_key, self._local = limits, api_key, local
+        self.limits, self._api_key, self._local = limits, api_key, local
         self._in_flight, self._created = 0, int(time.time())
         gauges = engine.metrics.gauges
         gauges["malt_requests_in_flight"] = lambda: self._in_flight
@@ -145,7 +146,7 @@ class Service:
         """Answers a request, whole or as a stream."""
         began = time.perf_counter()
         # Counted before the body is read: unread bodies take memory as well.
-        if self._in_flight >= self._limits.requests:
+        if self._in_flight >= self.limits.requests:
             raise ApiError(
                 429, f"{self._in_flight} requests are being answered, the most at a time; ask "
                 "again in a moment.", kind=OVERLOADED, code="rate_limit_exceeded", retry_after=1,
@@ -185,9 +186,9 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"Content-Type: found {kind!r}, expected application/json.")
-        body, most = bytearray(), self._limits.bytes
+        body, most = bytearray(), self.limits.bytes
         try:
-            async with asyncio.timeout(min(60.0, self._limits.seconds)):
+            async with asyncio.timeout(min(60.0, self.limits.seconds)):
                 async for part in request.stream():
                     body += part
                     if len(body) > most:
@@ -202,12 +203,13 @@ class Exchange:
 
     def __init__(self, service: Service, request: Request, chat: ChatRequest, began: float):
         self._service, self._request, self._chat = service, request, chat
-        self._deadline = began + service._limits.seconds
+        self._deadline = began + service.limits.seconds
         own = service._engine.answerer.params
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def notify(found: Any) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, found)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody waits
+                loop.call_soon_threadsafe(self._events.put_nowait, found)
 
         self.ticket = Ticket(
             chat.draws(),
@@ -278,7 +280,7 @@ class Exchange:
             while True:
                 now = time.perf_counter()
                 if now > self._deadline:
-                    raise too_slow(self._service._limits.seconds)
+                    raise too_slow(self._service.limits.seconds)
                 try:
                     found = await asyncio.wait_for(self._events.get(), POLL)
                 except TimeoutError:

@@ -139,14 +139,18 @@ class Engine:
             self._changed.notify()
         if self._thread:
             self._thread.join(patience)
-        with self._changed:
-            tickets = {job.ticket for job in (*self._waiting, *self._current)}
-            self._waiting.clear()
-        for ticket in tickets:
-            ticket.cancelled = True
-            ticket.notify(Failed(closing()))
+        self.give_up()
         if self._thread:
             self._thread.join(patience)
+
+    def give_up(self) -> None:
+        """Refuses new tickets, and ends those that are not finished."""
+        with self._changed:
+            self._closing = True
+            jobs = [*self._waiting, *self._current]
+            self._waiting.clear()
+            self._changed.notify()
+        self._fail(jobs, closing())
 
     def _between_chunks(self) -> None:
         """Ends a call of the sampler that nobody waits for."""
@@ -155,7 +159,6 @@ class Engine:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            self._current = batch
             try:
                 self._take_turn(batch)
             except Abandoned:
@@ -183,6 +186,8 @@ class Engine:
             batch = [job for job in self._waiting if job.key == key][: self.max_batch]
             taken = set(map(id, batch))
             self._waiting = deque(job for job in self._waiting if id(job) not in taken)
+            # Within the lock, so that `give_up` finds every job in one place or the other.
+            self._current = batch
             return batch
 
     def _take_turn(self, batch: Sequence[Job]) -> None:
