@@ -33,6 +33,7 @@ from malt_jax.serving import server
 from malt_jax.serving.app import Limits, Service
 from malt_jax.serving.engine import Engine
 from malt_jax.serving.metrics import Metrics
+from malt_jax.serving.stops import StopFilter, before_stop
 from malt_jax.tree.roles import Chain, Role
 
 ROLES = ("generator", "verifier", "refiner")
@@ -143,8 +144,28 @@ def test_sampling_parameters_of_a_request_count(port):
               for s in range(3)}  # fmt: skip
     assert len(greedy) == 1
     text = asked(port, "generator").choices[0].message.content
-    stopped = asked(port, "generator", stop=text[0]).choices[0].message.content
-    assert stopped == text[0]
+    stopped = asked(port, "generator", stop=text[0]).choices[0]
+    assert stopped.message.content == "" and stopped.finish_reason == "stop"
+    assert stopped.malt["draws"][0][0]["text"] == text[0]  # what was sampled is told as a whole
+
+
+def test_what_may_begin_a_stop_text_is_held_back():
+    stream = StopFilter(("\n\n", "END", "ab"))
+    pieces = [stream.add(piece) for piece in ("x\n", "y", "E", "N", "d a", "EN", "D after", "ab")]
+    assert pieces == ["x", "\ny", "", "", "ENd ", "a", "", ""]
+    assert stream.finish("x\nyENd aEND after") == ""
+    ended = StopFilter(("END",))
+    assert ended.add("12E") == "12" and ended.finish("12E") == "E"
+    assert before_stop("one, two", ("two", ",")) == "one" and before_stop("one", ()) == "one"
+
+
+def test_a_stop_text_is_in_no_answer_whole_or_streamed():
+    with served() as here:
+        for model in ("malt", "malt@3"):
+            whole = asked(here.port, model, "12 END 34", stop=[" END", "34"])
+            assert whole.choices[0].message.content == "12"
+            chunks = asked(here.port, model, "12 END 34", stop=[" END", "34"], stream=True)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks) == "12"
 
 
 def test_a_stream_tells_every_turn_and_ends_with_the_answer(port, pipeline):

@@ -25,6 +25,7 @@ from malt_jax.serving.engine import Engine, Failed, Finished, Text, Ticket
 from malt_jax.serving.errors import AUTHENTICATION, OVERLOADED, ApiError, closing, too_slow
 from malt_jax.serving.replies import Reply
 from malt_jax.serving.requests import ChatRequest, find_model, parse_request
+from malt_jax.serving.stops import StopFilter
 
 POLL = 0.5
 """Seconds between two looks at whether the client is still there."""
@@ -234,6 +235,7 @@ class Exchange:
         """The events of the answer: turns as they are written, then the answer that won."""
         chat, last = self._chat, self._chat.roles[-1].name
         left = [chat.votes] * chat.choices
+        answers = [StopFilter(chat.stop) for _ in range(chat.choices)]
         for choice in range(chat.choices):
             yield self._reply.chunk(choice, {"role": "assistant", "content": ""})
         async for found in self._found():
@@ -242,15 +244,17 @@ class Exchange:
             elif isinstance(found, Text) and found.text:
                 # With several votes nobody knows yet which draw will be the answer.
                 is_answer = chat.votes == 1 and found.role == last
-                delta = {"content" if is_answer else "reasoning_content": found.text}
                 choice, draw = divmod(found.draw, chat.votes)
-                whose = {"draw": draw, "role": found.role}
-                yield self._reply.chunk(choice, delta, malt=whose)
+                text = answers[choice].add(found.text) if is_answer else found.text
+                if text:
+                    delta = {"content" if is_answer else "reasoning_content": text}
+                    whose = {"draw": draw, "role": found.role}
+                    yield self._reply.chunk(choice, delta, malt=whose)
             elif isinstance(found, Finished):
                 choice = found.draw // chat.votes
                 left[choice] -= 1
                 if not left[choice]:
-                    for part in self._ending(choice):
+                    for part in self._ending(choice, answers[choice]):
                         yield part
             if not any(left):
                 break
@@ -260,12 +264,13 @@ class Exchange:
             yield self._reply.usage_chunk()
         yield replies.DONE
 
-    def _ending(self, choice: int) -> list[bytes]:
-        """The last events of a choice: the text that won, if it is not sent yet, and its end."""
+    def _ending(self, choice: int, sent: StopFilter) -> list[bytes]:
+        """The last events of a choice: what is not sent yet of the text that won, and its end."""
         answer = self._reply.answer(choice)
         parts = []
-        if self._chat.votes > 1:
-            parts.append(self._reply.chunk(choice, {"content": answer.text}))
+        if text := sent.finish(answer.text):
+            whose = {"draw": answer.winner, "role": self._chat.roles[-1].name}
+            parts.append(self._reply.chunk(choice, {"content": text}, malt=whose))
         details = self._reply.details(answer)
         reason = replies.finish_reason(answer)
         return [*parts, self._reply.chunk(choice, {}, reason, malt=details)]
