@@ -450,6 +450,46 @@ def test_a_key_is_asked_for_everywhere_but_for_health():
         assert reply.choices[0].message.content == "e1+1=?"
 
 
+def test_a_key_is_compared_as_it_was_sent_and_its_scheme_in_any_case():
+    key = "schlüssel"
+    with served(api_key=key) as here:
+        for scheme, status in (("Bearer", 200), ("bearer", 200), ("Basic", 401), ("", 401)):
+            with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+                head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: "
+                connection.sendall(head + f"{scheme} {key}".strip().encode() + b"\r\n\r\n")
+                assert int(connection.recv(1 << 16).split()[1]) == status, scheme
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.1:80@evil.example", 403),
+        ("evil.example:127.0.0.1", 403),
+        ("localhost/evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_only_names_of_this_machine_are_served_on_it(host, status):
+    with served() as here:
+        connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
+        connection.putrequest("GET", "/v1/models", skip_host=True)
+        connection.putheader("Host", host)
+        connection.endheaders()
+        assert connection.getresponse().status == status
+
+
+def test_a_failure_of_the_server_itself_is_an_error_object():
+    with served() as here:
+        here.engine.metrics.text = lambda: 1 / 0
+        status, body = get(here.port, "/metrics")
+        assert status == 500 and json.loads(body)["error"]["code"] == "internal_error"
+
+
 def test_a_closing_engine_refuses_and_reports_unhealthy():
     with served() as here:
         here.engine.close(5)

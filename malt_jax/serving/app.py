@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,9 +21,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from malt_jax.checks import show
 from malt_jax.serving import replies
 from malt_jax.serving.engine import Engine, Failed, Finished, Text, Ticket
-from malt_jax.serving.errors import AUTHENTICATION, OVERLOADED, ApiError, closing, too_slow
+from malt_jax.serving.errors import AUTHENTICATION, OVERLOADED, SERVER, ApiError, closing, too_slow
 from malt_jax.serving.replies import Reply
 from malt_jax.serving.requests import ChatRequest, find_model, parse_request
 from malt_jax.serving.stops import StopFilter
@@ -30,6 +32,8 @@ from malt_jax.serving.stops import StopFilter
 POLL = 0.5
 """Seconds between two looks at whether the client is still there."""
 KEEP_ALIVE_EVERY = 15.0
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)
+"""The header `Host`: a name or an address, and perhaps a port."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Service:
             Route("/metrics", self._guarded(self.metrics)),
             Route("/health", self.health),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _http_error}
+        handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _failure}
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
     def _guarded(
@@ -109,13 +113,20 @@ class Service:
 
     def _authorise(self, request: Request) -> None:
         # A page in a browser could reach this machine by a name of its own (DNS rebinding).
-        if self._local and not is_loopback(request.url.hostname or ""):
-            raise ApiError(403, f"Host: {request.url.hostname!r} is not a name of this machine.")
+        host = request.headers.get("host", "")
+        named = HOST.fullmatch(host)
+        if self._local and not (named and is_loopback(named[1].lower())):
+            raise ApiError(403, f"Host: {show(host)} is not a name of this machine.")
         if self._api_key is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        # Compared in constant time, so that the time tells nothing about the key.
-        if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # As bytes, which a header's Latin-1 keeps as they were sent, and in constant time, so that
+        # the time tells nothing about the key.
+        sent, key = (
+            given.strip().encode("latin-1"),
+            self._api_key.encode("utf-8", "surrogateescape"),
+        )
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, key):
             raise ApiError(
                 401, "the API key is missing or wrong: Authorization: Bearer KEY.",
                 kind=AUTHENTICATION, code="invalid_api_key",
@@ -358,3 +369,9 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     message = f"{request.method} {json.dumps(request.url.path)}: {error.detail}"
     headers = dict(error.headers or {})
     return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, headers)
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    """What went wrong here as an error object; the log has it with its traceback."""
+    message = "the server has failed; its log says why."
+    return _refusal(ApiError(500, message, kind=SERVER, code="internal_error"))
