@@ -69,6 +69,19 @@ def test_the_draws_of_a_question_are_sampled_in_one_call_per_role(pipeline, monk
     assert calls[0] == 6  # the run's block is two questions
 
 
+def test_a_prompt_that_draws_share_is_rendered_once(pipeline, monkeypatch):
+    rendered: list[str] = []
+    prompt = Answerer._prompt
+
+    def counted(self, role, params, question, said):
+        rendered.append(role.name)
+        return prompt(self, role, params, question, said)
+
+    monkeypatch.setattr(Answerer, "_prompt", counted)
+    pipeline.ask("e1+1=?", votes=5)
+    assert rendered.count("generator") <= 2  # once to check the question, once to ask it
+
+
 def test_a_file_of_questions_becomes_one_of_answers_line_for_line(run, questions, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     assert ask(run, questions, output) == 0

@@ -152,12 +152,19 @@ class Answerer:
         """
         # 1. Prompts; draws with the same one are siblings of one request.
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        # Draws of one question often have said the same, at first nothing: rendered once for all.
+        rendered: dict[tuple[str, tuple[tuple[str, str], ...]], Prompt | UserError] = {}
         for index, draw in enumerate(draws):
-            try:
-                said = {turn.role: turn.text for turn in draw.turns}
-                prompt = self._prompt(role, params, draw.question, said)
-            except UserError as error:
-                draw.error = error
+            said = tuple((turn.role, turn.text) for turn in draw.turns)
+            known = draw.question, said
+            if known not in rendered:
+                try:
+                    rendered[known] = self._prompt(role, params, draw.question, dict(said))
+                except UserError as error:
+                    rendered[known] = error
+            prompt = rendered[known]
+            if isinstance(prompt, UserError):
+                draw.error = prompt
                 continue
             draw.prompt_tokens += len(prompt.ids)
             groups[prompt.ids].append(index)
