@@ -61,15 +61,18 @@ def load_adapter(
     return Adapter(filled, lora.scale), replace(lora, targets=targets)
 
 
-def adapter_base(folder: Path) -> str:
-    """The model that a PEFT adapter was made for, as its config names it."""
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+def adapter_base(folder: Path) -> tuple[str, str | None]:
+    """The model that a PEFT adapter was made for, as its config names it, and its revision."""
+    config = read_json(folder / CONFIG)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError(
             f"{folder / CONFIG}: base_model_name_or_path is {show(base)}, so the model that the "
             "adapter belongs to is unknown; write its name there."
         )
-    return base
+    if not (revision is None or isinstance(revision, str)):
+        raise UserError(f"{folder / CONFIG}: revision is {show(revision)}, expected a text.")
+    return base, revision
 
 
 def fitted(
