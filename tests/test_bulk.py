@@ -15,7 +15,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.answering import bulk
-from malt_jax.answering.turns import Answerer
+from malt_jax.answering.turns import Answerer, Draw, answer
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.sampler import Sampler
@@ -67,6 +67,18 @@ def test_the_draws_of_a_question_are_sampled_in_one_call_per_role(pipeline, monk
     calls.clear()
     list(pipeline.ask_many([f"e{n}+{n}=?" for n in range(4)], votes=3))
     assert calls[0] == 6  # the run's block is two questions
+
+
+def test_an_answer_with_an_error_has_no_text():
+    failed = Draw("a question", 0, 0, error=UserError("too long"))
+    found = answer([failed])
+    assert (found.text, found.prediction, found.error) == (None, None, "too long")
+
+
+def test_many_answer_a_question_that_is_too_long_with_an_error(pipeline):
+    first, second = pipeline.ask_many(["e1+1=?", "e" * 5000], votes=1)
+    assert first.text and not first.error
+    assert second.text is None and "tokens" in second.error
 
 
 def test_a_prompt_that_draws_share_is_rendered_once(pipeline, monkeypatch):

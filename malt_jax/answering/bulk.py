@@ -203,7 +203,7 @@ def to_record(line: Line, answer: Answer, made_with: str) -> dict[str, Any]:
         "question": line.question,
         "answer": answer.prediction,
         **({"error": answer.error} if answer.error else {}),
-        "text": answer.turns[-1].text if not answer.error else None,
+        "text": answer.text,
         "votes": list(answer.votes),
         "winner": answer.winner,
         "draws": [[dict(vars(turn)) for turn in draw] for draw in answer.draws],

@@ -53,7 +53,7 @@ class Answer:
     winner: int
     """The earliest draw whose prediction won."""
     error: str | None = None
-    """Why a later turn could not be asked, because its prompt left no room; then no draw counts."""
+    """Why a turn could not be asked, because its prompt left no room; then no draw counts."""
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -61,9 +61,9 @@ class Answer:
         return self.draws[self.winner]
 
     @property
-    def text(self) -> str:
-        """The winning draw's last turn."""
-        return self.turns[-1].text
+    def text(self) -> str | None:
+        """The winning draw's last turn; None where there is an `error`."""
+        return None if self.error else self.turns[-1].text
 
     @property
     def prediction(self) -> str | None:

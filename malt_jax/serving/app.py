@@ -279,7 +279,7 @@ class Exchange:
         """The last events of a choice: what is not sent yet of the text that won, and its end."""
         answer = self._reply.answer(choice)
         parts = []
-        if text := sent.finish(answer.text):
+        if text := sent.finish(answer.text or ""):
             whose = {"draw": answer.winner, "role": self._chat.roles[-1].name}
             parts.append(self._reply.chunk(choice, {"content": text}, malt=whose))
         details = self._reply.details(answer)

@@ -40,7 +40,7 @@ class Reply:
         choices = []
         for index in range(self._request.choices):
             found = self.answer(index)
-            content = before_stop(found.text, self._request.stop)
+            content = before_stop(found.text or "", self._request.stop)
             choices.append(
                 {
                     "index": index,
