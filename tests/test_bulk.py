@@ -178,7 +178,7 @@ def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, qu
     ("line", "message"),
     [
         (b"{", "no JSON"),
-        (b"", "no JSON"),
+        (b'\n{"question": "2+2"}', "no JSON"),
         (b'"1+1"', "expected an object"),
         (b'{"questoin": "1+1"}', "Did you mean 'questoin'?"),
         (b'{"question": ""}', "expected a text"),
@@ -199,6 +199,15 @@ def test_a_malformed_line_is_named_before_any_work(run, line, message, tmp_path,
     err = capsys.readouterr().err
     assert f"{source}:2: " in err and message in err and err.count("\n") == 1
     assert not output.exists()
+
+
+def test_empty_lines_at_the_end_are_no_questions(tmp_path):
+    source = tmp_path / "questions.jsonl"
+    source.write_bytes(b'{"question": "1+1"}\n{"question": "2+2"}\n\n  \n')
+    assert [line.question for line in bulk.read_questions(source)] == ["1+1", "2+2"]
+    source.write_bytes(b"\n\n")
+    with pytest.raises(UserError, match="found no question"):
+        bulk.check_questions(source, lambda question: None)
 
 
 def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys):

@@ -304,6 +304,7 @@ def test_told_to_stop_it_finishes_what_has_begun_and_then_ends_with_143():
         _, err = process.communicate(timeout=120)
         answered = [f for f in futures if not f.exception()]
     assert process.returncode == 143 and "Traceback" not in err
+    assert "the server has ended" in err and "same command" not in err
     assert answered, [f.exception() for f in futures]
     for future in futures:
         # What had not begun was refused in words, or never accepted.

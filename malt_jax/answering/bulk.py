@@ -46,12 +46,21 @@ class Line:
 
 
 def read_questions(path: Path) -> Iterator[Line]:
-    """Yields the questions of a file; a malformed line raises UserError that names it."""
+    """Yields the questions of a file; a malformed line raises UserError that names it.
+
+    Empty lines at the end are no questions.
+    """
+    empty: int | None = None
     with open(open_regular(path, os.O_RDONLY), "rb") as file:
         for number in itertools.count(1):
             raw = file.readline(MAX_LINE + 1)
             if not raw:
                 return
+            if not raw.strip():
+                empty = empty or number
+                continue
+            if empty:
+                raise UserError(f"{path}:{empty}: an empty line is no JSON; remove it.")
             try:
                 yield _parse(raw, number)
             except UserError as error:
