@@ -330,6 +330,11 @@ class Stub:
     def params(self, role):
         return SamplingParams()
 
+    def check(self, question, params, said):
+        assert list(params)[-1] == self.chain.roles[-1].name or len(params) == 1
+        if question == "far too long":
+            raise UserError("the prompt is far too long")
+
     def take_turn(self, role, draws, params, on_text=None):
         self.calls.append((role.name, len(draws)))
         self.entered.set()
@@ -421,6 +426,13 @@ def test_a_client_that_leaves_takes_no_further_turns():
         here.stub.gate.set()
         assert asked(here.port, "generator", "other").choices[0].message.content == "other"
         assert ("refiner", 1) not in here.stub.calls
+
+
+def test_a_question_that_is_too_long_never_reaches_the_engine():
+    with served() as here:
+        with pytest.raises(openai.BadRequestError, match="far too long") as refused:
+            asked(here.port, "malt", "far too long", stream=True)
+        assert refused.value.code == "context_length_exceeded" and not here.stub.calls
 
 
 def test_a_failure_ends_its_own_call_only():

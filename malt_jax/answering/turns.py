@@ -112,12 +112,24 @@ class Answerer:
         """How a role samples unless a request says otherwise."""
         return sampling_params(role, self.tokenizer.end_ids)
 
-    def check(self, question: str) -> None:
-        """Raises UserError for a question that leaves some role no room, even without turns."""
+    def check(
+        self,
+        question: str,
+        params: Mapping[str, SamplingParams] | None = None,
+        said: Sequence[Turn] = (),
+    ) -> None:
+        """Raises UserError for a question that leaves some role no room, whatever it will be told.
+
+        `params`: the roles that are asked, by name, and how they sample; default: all of them.
+        `said`: the turns that are known already. Any thread may call it.
+        """
         if not question.strip():
             raise UserError("the question is empty; write one.")
+        known = {turn.role: turn.text for turn in said}
         for role in self.chain.roles:
-            self._prompt(role, self.params(role), question, {})
+            if params is None or role.name in params:
+                own = self.params(role) if params is None else params[role.name]
+                self._prompt(role, own, question, known)
 
     def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
         """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""

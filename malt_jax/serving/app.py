@@ -22,9 +22,18 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from malt_jax.checks import show
+from malt_jax.errors import UserError
 from malt_jax.serving import replies
 from malt_jax.serving.engine import Engine, Failed, Finished, Text, Ticket
-from malt_jax.serving.errors import AUTHENTICATION, OVERLOADED, SERVER, ApiError, closing, too_slow
+from malt_jax.serving.errors import (
+    AUTHENTICATION,
+    OVERLOADED,
+    SERVER,
+    ApiError,
+    closing,
+    too_long,
+    too_slow,
+)
 from malt_jax.serving.replies import Reply
 from malt_jax.serving.requests import ChatRequest, find_model, parse_request
 from malt_jax.serving.stops import StopFilter
@@ -171,6 +180,7 @@ class Service:
             chat = parse_request(await self._body(request), self._chain, self._seed)
             # Only names that exist, so that clients cannot make metrics without end.
             model = "malt@k" if chat.votes > 1 else chat.model
+            await self._check(chat)
             exchange = Exchange(self, request, chat, began)
             if chat.stream:
                 handed_over = True
@@ -187,6 +197,15 @@ class Service:
         finally:
             if not handed_over:
                 self._done(model, status, began)
+
+    async def _check(self, chat: ChatRequest) -> None:
+        """Refuses a question that is too long, before it takes the time of the engine's thread."""
+        answerer = self._engine.answerer
+        params = {role.name: chat.params(role, answerer.params(role)) for role in chat.roles}
+        try:
+            await asyncio.to_thread(answerer.check, chat.question, params, chat.said)
+        except UserError as error:
+            raise too_long(error) from None
 
     def _done(self, model: str, status: int, began: float) -> None:
         self._in_flight -= 1

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from malt_jax.answering.turns import Answerer, Draw
-from malt_jax.errors import UserError
 from malt_jax.escape import visible
 from malt_jax.sampling.request import SamplingParams
-from malt_jax.serving.errors import SERVER, ApiError, closing
+from malt_jax.serving.errors import SERVER, ApiError, closing, too_long
 from malt_jax.serving.metrics import Metrics
 from malt_jax.tree.roles import Role
 
@@ -222,7 +221,7 @@ class Engine:
         if job.ticket.cancelled:
             return False
         if error := job.draw.error:
-            self._fail([job], _too_long(error))
+            self._fail([job], too_long(error))
             return False
         job.step += 1
         if job.step < len(job.ticket.roles):
@@ -235,7 +234,3 @@ class Engine:
             if not ticket.cancelled:
                 ticket.cancelled = True
                 ticket.notify(Failed(error))
-
-
-def _too_long(error: UserError) -> ApiError:
-    return ApiError(400, str(error), code="context_length_exceeded", param="messages")
