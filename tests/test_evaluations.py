@@ -13,6 +13,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.config.lora import LoraConfig
+from malt_jax.evaluation.transfer import Column, transfer_table
 from malt_jax.export.peft import write_peft
 from malt_jax.models.adapters import load_adapter
 from malt_jax.models.lora import merge_adapter, stack_adapter
@@ -185,6 +186,16 @@ def test_all_tasks_are_checked_before_the_first_is_measured(run, sums, tmp_path,
     assert evaluate(run, "--name", "w", "--tasks", *words) == 2
     assert "holds no questions" in capsys.readouterr().err
     assert not list((run / "evals").glob("w-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [("gsm", "gsm, 3"), ("to-gsm", "to-gsm, 3"), ("gsm8", "gsm8: gsm, 3"), ("a", "a: gsm, 3")],
+)
+def test_an_evaluation_is_called_by_its_name_and_by_its_task_where_that_differs(name, heading):
+    results = {"run": {}, "questions": 3, "systems": []}
+    table = transfer_table([Column(name, "gsm", "eval", results)])
+    assert table.columns[-1].heading == f"{heading} questions"
 
 
 def random_adapter(spec, config, seed=0):
