@@ -62,7 +62,7 @@ def _run(words: list[str]) -> int:
             return 0
         return _say(f"standard output could not be written: {lost}.", 2)
     except RunStopped as stop:
-        return _say("stopped; the same command continues from here", 128 + stop.signal_number)
+        return _say(str(stop), 128 + stop.signal_number)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

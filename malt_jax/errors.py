@@ -28,6 +28,8 @@ def first_line(error: Exception) -> str:
 class RunStopped(Exception):
     """The run was asked to stop (SIGTERM or Ctrl-C) and its state is saved: exit 143 or 130."""
 
-    def __init__(self, signal_number: int):
-        super().__init__(f"stopped by signal {signal_number}; the state is saved")
+    def __init__(
+        self, signal_number: int, message: str = "stopped; the same command continues from here"
+    ):
+        super().__init__(message)
         self.signal_number = signal_number

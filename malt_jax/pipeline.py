@@ -159,8 +159,9 @@ class Pipeline:
     ) -> Iterator[Answer]:
         """Yields the answer to each question in order, `block` questions at a time.
 
-        Memory does not grow with their number. A question whose later prompt leaves no room has an
-        `error` in its answer; one that is empty or too long from the start raises UserError.
+        Memory does not grow with their number. A question that leaves one of its prompts no room
+        has an `error` in its answer and no text; an empty one raises UserError before its block is
+        asked. `check` says beforehand whether a question can be asked.
         """
         questions = iter(questions)
         while some := list(itertools.islice(questions, block or self.block)):

@@ -15,7 +15,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.answering import bulk
-from malt_jax.answering.turns import Answerer
+from malt_jax.answering.turns import Answerer, Draw, answer
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.sampler import Sampler
@@ -67,6 +67,31 @@ def test_the_draws_of_a_question_are_sampled_in_one_call_per_role(pipeline, monk
     calls.clear()
     list(pipeline.ask_many([f"e{n}+{n}=?" for n in range(4)], votes=3))
     assert calls[0] == 6  # the run's block is two questions
+
+
+def test_an_answer_with_an_error_has_no_text():
+    failed = Draw("a question", 0, 0, error=UserError("too long"))
+    found = answer([failed])
+    assert (found.text, found.prediction, found.error) == (None, None, "too long")
+
+
+def test_many_answer_a_question_that_is_too_long_with_an_error(pipeline):
+    first, second = pipeline.ask_many(["e1+1=?", "e" * 5000], votes=1)
+    assert first.text and not first.error
+    assert second.text is None and "tokens" in second.error
+
+
+def test_a_prompt_that_draws_share_is_rendered_once(pipeline, monkeypatch):
+    rendered: list[str] = []
+    prompt = Answerer._prompt
+
+    def counted(self, role, params, question, said):
+        rendered.append(role.name)
+        return prompt(self, role, params, question, said)
+
+    monkeypatch.setattr(Answerer, "_prompt", counted)
+    pipeline.ask("e1+1=?", votes=5)
+    assert rendered.count("generator") <= 2  # once to check the question, once to ask it
 
 
 def test_a_file_of_questions_becomes_one_of_answers_line_for_line(run, questions, tmp_path, capsys):
@@ -122,10 +147,38 @@ def test_killed_and_told_to_stop_it_goes_on_without_repeating_a_line(run, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"Notes of Monday\nand of Tuesday",
+        b"one line without an end",
+        b'{"id":"q1","question":"e1+1=?"}',
+        b'{"id":"q1","question":"e1+1=?"}\n{"id":"q2","question":"e2',
+        b"[1, 2]\n[3",
+        b"\n",
+        b"\xff\xfe",
+    ],
+)
+def test_an_output_that_holds_something_else_is_refused_and_kept(content, tmp_path, questions):
+    output = tmp_path / "notes.txt"
+    output.write_bytes(content)
+    with pytest.raises(UserError, match="something other than answers"):
+        bulk.answered(output, questions, "a run")
+    assert output.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b'{"i', b'{"id":"q0","question":"e0+0=?","ma'])
+def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, questions):
+    output = tmp_path / "answers.jsonl"
+    output.write_bytes(content)
+    assert bulk.answered(output, questions, "a run") == 0
+    assert output.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         (b"{", "no JSON"),
-        (b"", "no JSON"),
+        (b'\n{"question": "2+2"}', "no JSON"),
         (b'"1+1"', "expected an object"),
         (b'{"questoin": "1+1"}', "Did you mean 'questoin'?"),
         (b'{"question": ""}', "expected a text"),
@@ -146,6 +199,15 @@ def test_a_malformed_line_is_named_before_any_work(run, line, message, tmp_path,
     err = capsys.readouterr().err
     assert f"{source}:2: " in err and message in err and err.count("\n") == 1
     assert not output.exists()
+
+
+def test_empty_lines_at_the_end_are_no_questions(tmp_path):
+    source = tmp_path / "questions.jsonl"
+    source.write_bytes(b'{"question": "1+1"}\n{"question": "2+2"}\n\n  \n')
+    assert [line.question for line in bulk.read_questions(source)] == ["1+1", "2+2"]
+    source.write_bytes(b"\n\n")
+    with pytest.raises(UserError, match="found no question"):
+        bulk.check_questions(source, lambda question: None)
 
 
 def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys):

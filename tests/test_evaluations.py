@@ -13,6 +13,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.config.lora import LoraConfig
+from malt_jax.evaluation.transfer import Column, transfer_table
 from malt_jax.export.peft import write_peft
 from malt_jax.models.adapters import load_adapter
 from malt_jax.models.lora import merge_adapter, stack_adapter
@@ -151,6 +152,50 @@ def test_other_models_and_adapters_are_systems_of_one_role(run, tmp_path, capsys
                LoraConfig(rank=2, alpha=4), str(cli_run.model()), None)  # fmt: skip
     assert evaluate(run, "--name", "models", *words, "--redo", "eval") == 2
     assert "choose another --name" in capsys.readouterr().err
+
+
+def test_an_exported_role_answers_over_the_runs_own_base(run, tmp_path, monkeypatch):
+    from malt_jax.models import model as models
+
+    base, lora = Path(cli_run.model()), LoraConfig(rank=2, alpha=4)
+    model = load_model(base)
+    # The same folder by another name, as an export writes an absolute path.
+    named = f"{base}/../{base.name}"
+    role = tmp_path / "export" / "refiner"
+    role.mkdir(parents=True)
+    write_peft(role / "adapter", model.spec, random_adapter(model.spec, lora), lora, named, None)
+    loads: list[str] = []
+    load = models.load_model
+
+    def counted(path, **more):
+        loads.append(str(path))
+        return load(path, **more)
+
+    monkeypatch.setattr(models, "load_model", counted)
+    words = ["--eval.models", str(role), "--eval.systems", "sa", "--eval.baseline", "sa"]
+    assert evaluate(run, "--name", "exported", *words) == 0
+    assert len(loads) == 1
+    names = [row["name"] for row in results(run, "exported")["systems"]]
+    assert any("refiner" in name for name in names)
+
+
+def test_all_tasks_are_checked_before_the_first_is_measured(run, sums, tmp_path, capsys):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    words = [f"custom={sums}", f"gsm8k={empty}"]
+    assert evaluate(run, "--name", "w", "--tasks", *words) == 2
+    assert "holds no questions" in capsys.readouterr().err
+    assert not list((run / "evals").glob("w-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [("gsm", "gsm, 3"), ("to-gsm", "to-gsm, 3"), ("gsm8", "gsm8: gsm, 3"), ("a", "a: gsm, 3")],
+)
+def test_an_evaluation_is_called_by_its_name_and_by_its_task_where_that_differs(name, heading):
+    results = {"run": {}, "questions": 3, "systems": []}
+    table = transfer_table([Column(name, "gsm", "eval", results)])
+    assert table.columns[-1].heading == f"{heading} questions"
 
 
 def random_adapter(spec, config, seed=0):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malt_jax.config.evaluation import EvalConfig
 from malt_jax.evaluation import measures
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
@@ -85,6 +86,40 @@ def test_the_last_verdict_counts_with_the_probability_of_its_own_tokens(text, su
     reader = VerdictReader(("ok", "correct", "no mistake"), ("wrong", "not correct", "mistake"))
     found = reader.support(text, completion(text), Characters())
     assert found == (support and pytest.approx(support, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("the answer isn't correct", False),
+        ("the answer isn\u2019t correct", False),
+        ("this cannot be right", False),
+        ("not quite right", False),
+        ("it was never really correct", False),
+        ("it is not wrong", True),
+        ("I do not see any error", True),
+        ("correct with high confidence", True),
+        ("probability low, but valid", True),
+        ("not 12. Correct", True),
+        ("it does not matter, correct", True),
+        ("not only correct but short", True),
+        ("the right-hand side", None),
+        ("an error-free critique", None),
+        ("the value is too high", None),
+    ],
+)
+def test_the_default_words_are_read_with_their_negation(text, right):
+    words = EvalConfig()
+    reader = VerdictReader(words.right_words, words.wrong_words)
+    found = reader.support(text, completion(text), Characters())
+    assert right == (None if found is None else found > 0.5)
+
+
+def test_the_tokens_of_a_negation_belong_to_its_verdict():
+    reader = VerdictReader(("right",), ())
+    text = "so it cannot be right"
+    found = reader.support(text, completion(text), Characters())
+    assert found == pytest.approx((1 - math.exp(-0.1 * len("cannot be right"))) / 2, abs=1e-6)
 
 
 def test_equal_tokens_takes_the_fewest_draws_with_as_many_and_says_when_there_are_too_few():

@@ -79,6 +79,19 @@ def test_a_larger_structure_changes_nothing_but_can_learn_more(model, folder, si
     assert np.abs(np.asarray(rest)).max() > 0
 
 
+def test_a_layer_that_the_adapter_skips_can_learn_as_a_new_one_can(model, folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    kept = {name: x for name, x in weights.items() if "layers.0.self_attn" not in name}
+    save_file(kept, folder / "adapter_model.safetensors")
+    adapter, own = load_adapter(folder, model.spec)
+    assert not adapter.layers[0]["q"]["a"].any()
+    lora = LoraConfig(rank=4, targets=("q", "down"))
+    fresh = init_adapter(model.spec, lora, jax.random.key(9))
+    grown = fitted(adapter, own, fresh, lora, "here")
+    jax.tree.map(np.testing.assert_array_equal, grown.layers[0]["q"], fresh.layers[0]["q"])
+    assert_near(logits(model, grown), logits(model, adapter))
+
+
 def test_what_the_run_has_no_room_for_is_refused_with_what_to_set():
     with pytest.raises(UserError, match=r"rank is 3 .* targets are q, down.*train\.lora\.rank"):
         check_room(LORA, LoraConfig(rank=2), "here")
@@ -92,6 +105,7 @@ WRONG = {
     "another method": ({"peft_type": "LOHA"}, {}, "peft_type"),
     "ranks by layer": ({"rank_pattern": {"q_proj": 4}}, {}, "rank_pattern"),
     "saved modules": ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
+    "a changed base": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
     "no rank": ({"r": None}, {}, "r is missing"),
     "another width": ({}, {NAME: np.ones((3, 7), np.float32)}, r"\[7, 3\].*made for 'base'"),
     "another layer": (

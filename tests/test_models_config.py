@@ -133,6 +133,17 @@ def test_what_the_families_are_told_apart_by(tmp_path):
     assert gemma.tied and gemma.embed_scale == 1152**0.5 and gemma.query_scale == 256**-0.5
 
 
+def test_fields_that_are_left_out_are_those_of_transformers(tmp_path):
+    mixtral = {k: v for k, v in CONFIGS["Mixtral-8x7B"].items() if k != "rms_norm_eps"}
+    assert spec_of(tmp_path, mixtral).norm_eps == 1e-5
+    phi = dict(CONFIGS["Phi-4-mini"])
+    assert phi.pop("original_max_position_embeddings") == 4096
+    assert spec_of(tmp_path, phi).rope.original_context == 4096
+    oss = CONFIGS["gpt-oss-20b"]
+    assert spec_of(tmp_path, oss).swiglu_gain == 1.702
+    assert spec_of(tmp_path, oss | {"swiglu_alpha": 1.5}).swiglu_gain == 1.5
+
+
 def test_what_the_newer_families_are_told_apart_by(tmp_path):
     specs = {name: spec_of(tmp_path, config) for name, config in CONFIGS.items()}
     smollm = specs["SmolLM3-3B"]

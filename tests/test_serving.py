@@ -29,9 +29,11 @@ from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.request import SamplingParams
+from malt_jax.serving import server
 from malt_jax.serving.app import Limits, Service
 from malt_jax.serving.engine import Engine
 from malt_jax.serving.metrics import Metrics
+from malt_jax.serving.stops import StopFilter, before_stop
 from malt_jax.tree.roles import Chain, Role
 
 ROLES = ("generator", "verifier", "refiner")
@@ -142,8 +144,28 @@ def test_sampling_parameters_of_a_request_count(port):
               for s in range(3)}  # fmt: skip
     assert len(greedy) == 1
     text = asked(port, "generator").choices[0].message.content
-    stopped = asked(port, "generator", stop=text[0]).choices[0].message.content
-    assert stopped == text[0]
+    stopped = asked(port, "generator", stop=text[0]).choices[0]
+    assert stopped.message.content == "" and stopped.finish_reason == "stop"
+    assert stopped.malt["draws"][0][0]["text"] == text[0]  # what was sampled is told as a whole
+
+
+def test_what_may_begin_a_stop_text_is_held_back():
+    stream = StopFilter(("\n\n", "END", "ab"))
+    pieces = [stream.add(piece) for piece in ("x\n", "y", "E", "N", "d a", "EN", "D after", "ab")]
+    assert pieces == ["x", "\ny", "", "", "ENd ", "a", "", ""]
+    assert stream.finish("x\nyENd aEND after") == ""
+    ended = StopFilter(("END",))
+    assert ended.add("12E") == "12" and ended.finish("12E") == "E"
+    assert before_stop("one, two", ("two", ",")) == "one" and before_stop("one", ()) == "one"
+
+
+def test_a_stop_text_is_in_no_answer_whole_or_streamed():
+    with served() as here:
+        for model in ("malt", "malt@3"):
+            whole = asked(here.port, model, "12 END 34", stop=[" END", "34"])
+            assert whole.choices[0].message.content == "12"
+            chunks = asked(here.port, model, "12 END 34", stop=[" END", "34"], stream=True)
+            assert "".join(c.choices[0].delta.content or "" for c in chunks) == "12"
 
 
 def test_a_stream_tells_every_turn_and_ends_with_the_answer(port, pipeline):
@@ -282,6 +304,7 @@ def test_told_to_stop_it_finishes_what_has_begun_and_then_ends_with_143():
         _, err = process.communicate(timeout=120)
         answered = [f for f in futures if not f.exception()]
     assert process.returncode == 143 and "Traceback" not in err
+    assert "the server has ended" in err and "same command" not in err
     assert answered, [f.exception() for f in futures]
     for future in futures:
         # What had not begun was refused in words, or never accepted.
@@ -307,6 +330,11 @@ class Stub:
     def params(self, role):
         return SamplingParams()
 
+    def check(self, question, params, said):
+        assert list(params)[-1] == self.chain.roles[-1].name or len(params) == 1
+        if question == "far too long":
+            raise UserError("the prompt is far too long")
+
     def take_turn(self, role, draws, params, on_text=None):
         self.calls.append((role.name, len(draws)))
         self.entered.set()
@@ -328,17 +356,17 @@ class Stub:
 def served(limits: Limits = Limits(), **more) -> Iterator[SimpleNamespace]:
     engine = Engine(Stub, Metrics())
     service = Service(engine, 0, "fp", limits, **more)
-    server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    plain = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error"))
+    thread = threading.Thread(target=plain.run)
     thread.start()
     try:
-        while not server.started:
+        while not plain.started:
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield SimpleNamespace(port=port, engine=engine, stub=engine.answerer, server=server)
+        port = plain.servers[0].sockets[0].getsockname()[1]
+        yield SimpleNamespace(port=port, engine=engine, stub=engine.answerer)
     finally:
         engine.answerer.gate.set()
-        server.should_exit = True
+        plain.should_exit = True
         thread.join(30)
         engine.close(10)
     assert not thread.is_alive()
@@ -400,6 +428,13 @@ def test_a_client_that_leaves_takes_no_further_turns():
         assert ("refiner", 1) not in here.stub.calls
 
 
+def test_a_question_that_is_too_long_never_reaches_the_engine():
+    with served() as here:
+        with pytest.raises(openai.BadRequestError, match="far too long") as refused:
+            asked(here.port, "malt", "far too long", stream=True)
+        assert refused.value.code == "context_length_exceeded" and not here.stub.calls
+
+
 def test_a_failure_ends_its_own_call_only():
     with served() as here:
         with pytest.raises(openai.InternalServerError, match="sampling has failed"):
@@ -428,12 +463,127 @@ def test_a_key_is_asked_for_everywhere_but_for_health():
         assert reply.choices[0].message.content == "e1+1=?"
 
 
+def test_a_key_is_compared_as_it_was_sent_and_its_scheme_in_any_case():
+    key = "schlüssel"
+    with served(api_key=key) as here:
+        for scheme, status in (("Bearer", 200), ("bearer", 200), ("Basic", 401), ("", 401)):
+            with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+                head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: "
+                connection.sendall(head + f"{scheme} {key}".strip().encode() + b"\r\n\r\n")
+                assert int(connection.recv(1 << 16).split()[1]) == status, scheme
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.1:80@evil.example", 403),
+        ("evil.example:127.0.0.1", 403),
+        ("localhost/evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_only_names_of_this_machine_are_served_on_it(host, status):
+    with served() as here:
+        connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
+        connection.putrequest("GET", "/v1/models", skip_host=True)
+        connection.putheader("Host", host)
+        connection.endheaders()
+        assert connection.getresponse().status == status
+
+
+def test_a_failure_of_the_server_itself_is_an_error_object():
+    with served() as here:
+        here.engine.metrics.text = lambda: 1 / 0
+        status, body = get(here.port, "/metrics")
+        assert status == 500 and json.loads(body)["error"]["code"] == "internal_error"
+
+
 def test_a_closing_engine_refuses_and_reports_unhealthy():
     with served() as here:
         here.engine.close(5)
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             asked(here.port, "malt")
         assert get(here.port, "/health")[0] == 503
+
+
+@contextmanager
+def process(monkeypatch, grace: float) -> Iterator[SimpleNamespace]:
+    """The server as the command runs it, in a thread; `told` stands for SIGTERM."""
+    told, ready = threading.Event(), threading.Event()
+    monkeypatch.setattr(server, "signal_received", told.is_set)
+    engine = Engine(Stub, Metrics())
+    service = Service(engine, 0, "fp", Limits())
+    listener = server.listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(
+        target=lambda: server.serve(
+            service, engine, listener, grace=grace, on_ready=ready.set
+        )
+    )  # fmt: skip
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield SimpleNamespace(port=port, engine=engine, stub=engine.answerer, told=told)
+    finally:
+        told.set()
+        engine.answerer.gate.set()
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_answers_that_outlast_the_grace_are_refused_with_503(monkeypatch):
+    with process(monkeypatch, grace=0) as here, ThreadPoolExecutor(3) as threads:
+        here.stub.between_chunks = lambda: None  # a device that cannot be interrupted
+        here.stub.gate.clear()
+        futures = [threads.submit(asked, here.port, "malt", f"{n}") for n in range(3)]
+        while json.loads(get(here.port, "/health")[1])["in_flight"] < 3:
+            time.sleep(0.01)
+        here.told.set()
+        for future in futures:
+            with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
+                future.result(30)
+            assert refused.value.status_code == 503
+
+
+def test_an_event_after_the_loop_has_ended_is_dropped(monkeypatch):
+    with process(monkeypatch, grace=0) as here:
+        here.stub.between_chunks = lambda: None
+        here.stub.gate.clear()
+        body = json.dumps({"model": "malt", "messages": USER}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection = socket.create_connection(("127.0.0.1", here.port))
+        connection.sendall(head + body)
+        assert here.stub.entered.wait(30)
+        [job] = here.engine._current
+    connection.close()
+    job.ticket.notify("the loop is closed")
+
+
+def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with process(monkeypatch, grace=1) as here:
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost: lo"):
+            with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+                connection.sendall(sent)
+                assert connection.recv(10) == b""
+        # One that is being answered is left alone, and so is what follows in time.
+        here.stub.gate.clear()
+        with ThreadPoolExecutor(1) as threads:
+            slow = threads.submit(asked, here.port, "malt", "slow")
+            time.sleep(0.8)
+            here.stub.gate.set()
+            assert slow.result().choices[0].message.content == "slow"
+        with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"GET /hea")
+            assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,10 @@ from malt_jax.storage.signals import raise_if_stopped
 
 MAX_LINE = 1 << 20
 """The longest line in bytes: no question is a megabyte of text."""
+NEEDED = ("id", "question", "made_with")
+"""Fields without which a line of the output is no answer."""
+FIRST_BYTES = b'{"id":"'
+"""How every line of the output begins."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,21 @@ class Line:
 
 
 def read_questions(path: Path) -> Iterator[Line]:
-    """Yields the questions of a file; a malformed line raises UserError that names it."""
+    """Yields the questions of a file; a malformed line raises UserError that names it.
+
+    Empty lines at the end are no questions.
+    """
+    empty: int | None = None
     with open(open_regular(path, os.O_RDONLY), "rb") as file:
         for number in itertools.count(1):
             raw = file.readline(MAX_LINE + 1)
             if not raw:
                 return
+            if not raw.strip():
+                empty = empty or number
+                continue
+            if empty:
+                raise UserError(f"{path}:{empty}: an empty line is no JSON; remove it.")
             try:
                 yield _parse(raw, number)
             except UserError as error:
@@ -124,11 +137,16 @@ def only_writer(path: Path) -> Iterator[None]:
 def answered(path: Path, questions: Path, made_with: str) -> int:
     """The number of answers that the output holds already; a torn last line is dropped.
 
-    Raises UserError unless they answer the first questions of the input, made the same way.
+    Raises UserError unless they answer the first questions of the input, made the same way. Only a
+    file that begins as an output of this command is changed.
     """
+    if not _begins_as_output(path):
+        raise UserError(
+            f"--output: {path} holds something other than answers; choose another file."
+        )
     recover(path)
     count = 0
-    records = read_lines(path, needs=("id", "question", "made_with"))
+    records = read_lines(path, needs=NEEDED)
     # The input may be longer than the output; a longer output answers another input.
     for record, line in itertools.zip_longest(records, read_questions(questions)):
         if record is None:
@@ -146,6 +164,18 @@ def answered(path: Path, questions: Path, made_with: str) -> int:
             )
         count += 1
     return count
+
+
+def _begins_as_output(path: Path) -> bool:
+    """Whether the file is empty, or its first line is an answer or the torn beginning of one."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        first = file.readline()
+    try:
+        record = json.loads(first)
+    except (ValueError, RecursionError):
+        start = FIRST_BYTES[: len(first)]
+        return not first.endswith(b"\n") and first[: len(start)] == start
+    return isinstance(record, dict) and all(field in record for field in NEEDED)
 
 
 def write_answers(
@@ -182,7 +212,7 @@ def to_record(line: Line, answer: Answer, made_with: str) -> dict[str, Any]:
         "question": line.question,
         "answer": answer.prediction,
         **({"error": answer.error} if answer.error else {}),
-        "text": answer.turns[-1].text if not answer.error else None,
+        "text": answer.text,
         "votes": list(answer.votes),
         "winner": answer.winner,
         "draws": [[dict(vars(turn)) for turn in draw] for draw in answer.draws],

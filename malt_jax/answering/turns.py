@@ -53,7 +53,7 @@ class Answer:
     winner: int
     """The earliest draw whose prediction won."""
     error: str | None = None
-    """Why a later turn could not be asked, because its prompt left no room; then no draw counts."""
+    """Why a turn could not be asked, because its prompt left no room; then no draw counts."""
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -61,9 +61,9 @@ class Answer:
         return self.draws[self.winner]
 
     @property
-    def text(self) -> str:
-        """The winning draw's last turn."""
-        return self.turns[-1].text
+    def text(self) -> str | None:
+        """The winning draw's last turn; None where there is an `error`."""
+        return None if self.error else self.turns[-1].text
 
     @property
     def prediction(self) -> str | None:
@@ -112,12 +112,24 @@ class Answerer:
         """How a role samples unless a request says otherwise."""
         return sampling_params(role, self.tokenizer.end_ids)
 
-    def check(self, question: str) -> None:
-        """Raises UserError for a question that leaves some role no room, even without turns."""
+    def check(
+        self,
+        question: str,
+        params: Mapping[str, SamplingParams] | None = None,
+        said: Sequence[Turn] = (),
+    ) -> None:
+        """Raises UserError for a question that leaves some role no room, whatever it will be told.
+
+        `params`: the roles that are asked, by name, and how they sample; default: all of them.
+        `said`: the turns that are known already. Any thread may call it.
+        """
         if not question.strip():
             raise UserError("the question is empty; write one.")
+        known = {turn.role: turn.text for turn in said}
         for role in self.chain.roles:
-            self._prompt(role, self.params(role), question, {})
+            if params is None or role.name in params:
+                own = self.params(role) if params is None else params[role.name]
+                self._prompt(role, own, question, known)
 
     def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
         """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""
@@ -152,12 +164,19 @@ class Answerer:
         """
         # 1. Prompts; draws with the same one are siblings of one request.
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        # Draws of one question often have said the same, at first nothing: rendered once for all.
+        rendered: dict[tuple[str, tuple[tuple[str, str], ...]], Prompt | UserError] = {}
         for index, draw in enumerate(draws):
-            try:
-                said = {turn.role: turn.text for turn in draw.turns}
-                prompt = self._prompt(role, params, draw.question, said)
-            except UserError as error:
-                draw.error = error
+            said = tuple((turn.role, turn.text) for turn in draw.turns)
+            known = draw.question, said
+            if known not in rendered:
+                try:
+                    rendered[known] = self._prompt(role, params, draw.question, dict(said))
+                except UserError as error:
+                    rendered[known] = error
+            prompt = rendered[known]
+            if isinstance(prompt, UserError):
+                draw.error = prompt
                 continue
             draw.prompt_tokens += len(prompt.ids)
             groups[prompt.ids].append(index)

@@ -67,8 +67,9 @@ def run(invocation: Invocation) -> None:
     quiet = options.dry_run or any(plan.quiet for _, plan in plans) or not is_writer()
     with graceful_stop(), progress.open_progress(quiet, "eval") as shown:
         trained = Session(config, directory, shown)
-        for _, plan in plans:
-            _evaluate(invocation, trained, plan, shown)
+        # All are checked before the first is measured.
+        for session in [_checked(invocation, trained, plan) for _, plan in plans]:
+            _evaluate(invocation, session, shown)
         if is_writer() and not options.dry_run:
             table = write_table(directory)
             # One evaluation has printed its own table.
@@ -94,16 +95,12 @@ def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[
         raise UserError("--name: missing; it names the evaluation's folder in the run.")
 
 
-def _evaluate(invocation: Invocation, trained: Session, config: Config, shown: Progress) -> None:
-    """Makes or continues one evaluation and prints its table; with --dry-run only says what."""
+def _checked(invocation: Invocation, trained: Session, config: Config) -> Evaluation:
+    """One evaluation, once nothing is found that it could not be made of."""
     from malt_jax.commands.launch import check_model
     from malt_jax.config.reading import apply_flags
-    from malt_jax.evaluation.tables import to_terminal
-    from malt_jax.stages.evaluate import evaluate
-    from malt_jax.stages.evaluations import Evaluation, check_evaluation, opened
+    from malt_jax.stages.evaluations import Evaluation, check_evaluation
     from malt_jax.stages.variants import planned
-    from malt_jax.storage import manifest
-    from malt_jax.storage.writers import is_writer
 
     options = invocation.options
     said = apply_flags({}, invocation.fields)
@@ -114,6 +111,18 @@ def _evaluate(invocation: Invocation, trained: Session, config: Config, shown: P
     check_evaluation(session)
     systems, _ = planned(session)
     check_prompts(session, systems, *check_model(config), questions=session.eval_questions)
+    return session
+
+
+def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> None:
+    """Makes or continues one evaluation and prints its table; with --dry-run only says what."""
+    from malt_jax.evaluation.tables import to_terminal
+    from malt_jax.stages.evaluate import evaluate
+    from malt_jax.stages.evaluations import opened
+    from malt_jax.storage import manifest
+    from malt_jax.storage.writers import is_writer
+
+    options = invocation.options
     if options.dry_run:
         print("\n".join(_described(session)))
         return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib.util import find_spec
 
 from malt_jax.commands.command import TRUST, Command, Invocation, Option
 from malt_jax.errors import RunStopped, UserError
 
 KEY = "MALT_API_KEY"
+ENDED = "the server has ended"
 
 
 def run(invocation: Invocation) -> None:
@@ -21,7 +23,7 @@ def run(invocation: Invocation) -> None:
     from malt_jax.serving.engine import Engine
     from malt_jax.serving.metrics import Metrics
     from malt_jax.serving.server import listen, serve
-    from malt_jax.storage.signals import graceful_stop, raise_if_stopped
+    from malt_jax.storage.signals import graceful_stop
 
     options = invocation.options
     api_key = options.api_key or os.environ.get(KEY) or None
@@ -36,7 +38,8 @@ def run(invocation: Invocation) -> None:
             f"--host: {options.host} can be reached by others; give --api-key KEY or the variable "
             f"{KEY}, or serve on 127.0.0.1."
         )
-    with graceful_stop(), open_progress(options.quiet, "serve") as shown:
+    notice = f"stopping; what has begun may take {grace:g} s more"
+    with graceful_stop(notice), open_progress(options.quiet, "serve") as shown:
         pipeline = Pipeline.load(
             options.run, trust_task_code=options.trust_task_code, progress=shown
         )
@@ -47,7 +50,7 @@ def run(invocation: Invocation) -> None:
             # Later it would keep everybody waiting, each time a batch has a new size.
             shown.note("serve: compiling for every size of batch")
             engine.answerer.warm_up(pipeline.prompt_tokens())
-        raise_if_stopped()
+        _raise_if_stopped()
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         fingerprint = pipeline.made_with(1, None)
@@ -60,8 +63,18 @@ def run(invocation: Invocation) -> None:
             grace=grace,
             on_ready=lambda: print(f"http://{host}:{port}/v1", flush=True),
         )
+        _raise_if_stopped()
+    raise RunStopped(signal.SIGTERM, ENDED)
+
+
+def _raise_if_stopped() -> None:
+    """A server has no state to continue from, so it says only that it has ended."""
+    from malt_jax.storage.signals import raise_if_stopped
+
+    try:
         raise_if_stopped()
-    raise RunStopped(15)
+    except RunStopped as stop:
+        raise RunStopped(stop.signal_number, ENDED) from None
 
 
 def _at_least(least: float, name: str, value: float) -> float:
@@ -85,7 +98,13 @@ COMMAND = Command(
         Option("--max-requests", "Answered at a time; more get 429.", "N", 256, int),
         Option("--max-bytes", "Of one request; more gets 413.", "N", 1 << 18, int),
         Option("--timeout", "Seconds until a request gets 503.", "S", 600.0, float),
-        Option("--grace", "Seconds that answers may take after SIGTERM.", "S", 30.0, float),
+        Option(
+            "--grace",
+            "Seconds that answers may take after SIGTERM; then they get 503.",
+            "S",
+            30.0,
+            float,
+        ),
         Option("--cold", "Answer at once and compile on the way."),
         Option("--quiet", "No progress on standard error."),
         TRUST,

@@ -18,7 +18,7 @@ RIGHT_WORDS = (
 )  # fmt: skip
 WRONG_WORDS = (
     "wrong", "incorrect", "invalid", "inaccurate", "error", "errors", "mistake", "mistakes",
-    "not right", "not correct", "not valid", "low", "high",
+    "not right", "not correct", "not valid",
 )  # fmt: skip
 CANNOT_CHANGE_RESULTS = frozenset(
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,8 @@ def transfer_table(columns: Sequence[Column]) -> Table:
 def _heading(column: Column) -> str:
     asked = column.task + (f" ({column.split})" if column.split != "eval" else "")
     # An evaluation that is named after its task needs no second name.
-    asked = column.name if asked in column.name else f"{column.name}: {asked}"
+    named = re.search(rf"(?<!\w){re.escape(asked)}(?!\w)", column.name)
+    asked = column.name if named else f"{column.name}: {asked}"
     seen = column.results["run"].get("train_questions_evaluated") or 0
     warning = f", {seen} TRAINED ON" if seen else ""
     return f"{asked}, {column.results['questions']} questions{warning}"

@@ -11,6 +11,14 @@ from typing import Any
 
 from malt_jax.sampling.request import Completion
 
+NEGATED = re.compile(
+    r"(?:\w*n['\u2019]t|\bnot(?! only)|\bnever|\bcannot)(?:[^\w.,;:!?\n]+\w+){0,2}[^\w.,;:!?\n]+\Z",
+    re.IGNORECASE,
+)
+"""A negation, and at most two words of the same clause between it and a verdict."""
+REACH = 60
+"""How many characters before a verdict are searched for a negation."""
+
 
 @dataclass(frozen=True)
 class VerdictReader:
@@ -25,7 +33,7 @@ class VerdictReader:
         With `p` the probability of the verdict's tokens: (1 + p) / 2 if it is that the answer is
         right, else (1 - p) / 2, so that a verdict the model was unsure of counts for little.
         """
-        # Longer phrases first: `not correct` is a verdict of its own, and not `correct`.
+        # Longer phrases first: `no mistake` is a verdict of its own, and not `mistake`.
         phrases = sorted({*self.right, *self.wrong}, key=len, reverse=True)
         if not phrases:
             return None
@@ -33,15 +41,20 @@ class VerdictReader:
         if not found:
             return None
         last = found[-1]
+        start, end = last.span()
         is_right = last[0].casefold() in {phrase.casefold() for phrase in self.right}
-        probability = math.exp(_logprob(last.span(), completion, tokenizer))
+        before = max(0, start - REACH)
+        if negation := NEGATED.search(text[before:start]):
+            is_right, start = not is_right, before + negation.start()
+        probability = math.exp(_logprob((start, end), completion, tokenizer))
         return round((1 + probability if is_right else 1 - probability) / 2, 6)
 
 
 def _pattern(phrase: str) -> str:
-    """Matches the phrase, but no part of a longer word."""
+    """Matches the phrase, but no part of a longer word, such as `right-hand`."""
     begins, ends = (re.match(r"\w", edge) for edge in (phrase[0], phrase[-1]))
-    return (r"(?<!\w)" if begins else "") + re.escape(phrase) + (r"(?!\w)" if ends else "")
+    before, after = r"(?<!\w)(?<!\w-)" if begins else "", r"(?!\w)(?!-\w)" if ends else ""
+    return before + re.escape(phrase) + after
 
 
 def _logprob(span: tuple[int, int], completion: Completion, tokenizer: Any) -> float:

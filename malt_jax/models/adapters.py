@@ -31,6 +31,8 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "alpha_pattern": (None, {}),
     "target_parameters": (None, []),
     "lora_bias": (None, False),
+    # Others, such as `pissa`, take a part out of the base, so that the factors fit no other base.
+    "init_lora_weights": (None, False, "gaussian", "eva", "orthogonal", True),
 }
 """Fields of adapter_config.json and what they may be: plain LoRA of one rank and nothing else."""
 
@@ -59,15 +61,18 @@ def load_adapter(
     return Adapter(filled, lora.scale), replace(lora, targets=targets)
 
 
-def adapter_base(folder: Path) -> str:
-    """The model that a PEFT adapter was made for, as its config names it."""
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+def adapter_base(folder: Path) -> tuple[str, str | None]:
+    """The model that a PEFT adapter was made for, as its config names it, and its revision."""
+    config = read_json(folder / CONFIG)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError(
             f"{folder / CONFIG}: base_model_name_or_path is {show(base)}, so the model that the "
             "adapter belongs to is unknown; write its name there."
         )
-    return base
+    if not (revision is None or isinstance(revision, str)):
+        raise UserError(f"{folder / CONFIG}: revision is {show(revision)}, expected a text.")
+    return base, revision
 
 
 def fitted(
@@ -81,7 +86,8 @@ def fitted(
     check_room(own, lora, place)
 
     def pair(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
-        if old is None:
+        # With zeros on both sides no gradient would ever reach the pair.
+        if old is None or not (old["a"].any() or old["b"].any()):
             return new
         b = old["b"] * (adapter.scale / fresh.scale)
         # Further ranks add nothing yet, since one side of a new adapter is zero.

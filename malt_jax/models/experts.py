@@ -27,9 +27,6 @@ AXES = {"gate": ("expert", None, "mlp"), "up": ("expert", None, "mlp"),
         "down": ("expert", "mlp", None)}  # fmt: skip
 """How each projection of the experts is split while it computes: never over `embed`."""
 
-SWIGLU_GAIN = 1.702
-"""Gain of the sigmoid in gpt-oss' activation."""
-
 
 class ExpertLinear(nnx.Module):
     """`x @ kernel[e] + bias[e]` for the expert e of each row."""
@@ -133,20 +130,27 @@ def _experts_here(
     """The part of the output that comes from this device's experts and channels."""
     count = held["gate"].kernel.shape[0]
     routing = _route(chosen.reshape(-1), count, EXPERT in split, chosen.shape[-1])
-    rows = x.reshape(-1, x.shape[-1])[routing.token]
+    mine = (routing.expert < count)[:, None]
+
+    def kept(y: Float[Array, "M c"]) -> Float[Array, "M c"]:
+        """What a ragged product gives for rows beyond its groups is undefined, backward as well."""
+        return jnp.where(mine, y, 0) if EXPERT in split else y
+
+    rows = kept(x.reshape(-1, x.shape[-1])[routing.token])
 
     def project(name: str, x: Float[Array, "M i"], biased: Any = True) -> Float[Array, "M o"]:
         kernel, bias, pair = held[name]
         y = jax.lax.ragged_dot(x, kernel, routing.sizes)
         if bias is not None:
             y = y + jnp.where(biased, bias[routing.expert.clip(0, count - 1)], 0)
-        return y if pair is None else y + _lora(x, pair, routing.sizes, scale).astype(y.dtype)
+        if pair is not None:
+            y = y + _lora(x, pair, routing.sizes, scale).astype(y.dtype)
+        return kept(y)
 
     y = _gated(spec, project("gate", rows), project("up", rows))
     # The output is a sum over the devices that split the channels, so that one adds the bias.
     y = project("down", y, jax.lax.axis_index(TENSOR) == 0 if TENSOR in split else True)
-    # What a ragged product gives for rows beyond its groups is not defined.
-    y = jnp.where((routing.expert < count)[:, None], y, 0)[routing.place].astype(jnp.float32)
+    y = y[routing.place].astype(jnp.float32)
     y = y.reshape(*chosen.shape, -1) * weights[..., None]
     return jnp.sum(y, axis=2).astype(x.dtype)
 
@@ -159,7 +163,7 @@ def _gated(
         return activation(spec)(gate) * up
     gate = jnp.minimum(gate, spec.swiglu_limit)
     up = jnp.clip(up, -spec.swiglu_limit, spec.swiglu_limit)
-    return gate * jax.nn.sigmoid(SWIGLU_GAIN * gate) * (up + 1)
+    return gate * jax.nn.sigmoid(spec.swiglu_gain * gate) * (up + 1)
 
 
 def _route(chosen: Int[Array, "M"], count: int, split: bool, per_token: int) -> Routing:

@@ -54,6 +54,7 @@ def read_spec(folder: Path) -> ModelSpec:
         windows=_windows(fields, name, layers),
         rope_layers=_rope_layers(fields, layers) if name == "smollm3" else (),
         mixture=mixture,
+        swiglu_gain=fields.number("swiglu_alpha", 1.702),
         swiglu_limit=fields.number("swiglu_limit", 7.0),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         qkv_bias=bias,

@@ -82,7 +82,7 @@ FAMILIES = {
     "phi3": Family(
         "Phi3ForCausalLM",
         "Phi-3 mini 4k and 128k, Phi-3 medium 4k, Phi-4 14B, Phi-4-mini",
-        {"rms_norm_eps": 1e-5},
+        {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         {"fused": True},
         ("longrope",),
         code=("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"),
@@ -94,7 +94,9 @@ FAMILIES = {
         {"sliding_window": 4096},
         {"qk_norm": True},
     ),
-    "mixtral": Family("MixtralForCausalLM", "8x7B and 8x22B", {"rope_theta": 1e6}),
+    "mixtral": Family(
+        "MixtralForCausalLM", "8x7B and 8x22B", {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
+    ),
     "olmoe": Family("OlmoeForCausalLM", "1B-7B (0924 and 0125)", _OLMO_DEFAULTS, _QK_ALL_HEADS),
     "gpt_oss": Family(
         "GptOssForCausalLM",

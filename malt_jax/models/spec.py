@@ -83,6 +83,8 @@ class ModelSpec:
     """Experts in place of the MLP, each of width `d_mlp`."""
     activation: str = "silu"
     """Gate activation: `silu`, `gelu_tanh` or `clamped_swiglu` (gpt-oss)."""
+    swiglu_gain: float = 1.702
+    """Gain of the sigmoid in `clamped_swiglu`."""
     swiglu_limit: float = 7.0
     """Largest gate and largest up-projection, by magnitude, of `clamped_swiglu`."""
     norm_eps: float = 1e-6

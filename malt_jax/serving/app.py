@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,15 +21,28 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from malt_jax.checks import show
+from malt_jax.errors import UserError
 from malt_jax.serving import replies
 from malt_jax.serving.engine import Engine, Failed, Finished, Text, Ticket
-from malt_jax.serving.errors import AUTHENTICATION, OVERLOADED, ApiError, closing, too_slow
+from malt_jax.serving.errors import (
+    AUTHENTICATION,
+    OVERLOADED,
+    SERVER,
+    ApiError,
+    closing,
+    too_long,
+    too_slow,
+)
 from malt_jax.serving.replies import Reply
 from malt_jax.serving.requests import ChatRequest, find_model, parse_request
+from malt_jax.serving.stops import StopFilter
 
 POLL = 0.5
 """Seconds between two looks at whether the client is still there."""
 KEEP_ALIVE_EVERY = 15.0
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)
+"""The header `Host`: a name or an address, and perhaps a port."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class Service:
         """`local`: only this machine is served, by the names that it has for itself."""
         self._engine, self._chain = engine, engine.answerer.chain
         self._seed, self._fingerprint = seed, fingerprint
-        self._limits, self._api_key, self._local = limits, api_key, local
+        self.limits, self._api_key, self._local = limits, api_key, local
         self._in_flight, self._created = 0, int(time.time())
         gauges = engine.metrics.gauges
         gauges["malt_requests_in_flight"] = lambda: self._in_flight
@@ -88,7 +103,7 @@ class Service:
             Route("/metrics", self._guarded(self.metrics)),
             Route("/health", self.health),
         ]
-        handlers: dict[Any, Any] = {HTTPException: _http_error}
+        handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _failure}
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
     def _guarded(
@@ -107,13 +122,20 @@ class Service:
 
     def _authorise(self, request: Request) -> None:
         # A page in a browser could reach this machine by a name of its own (DNS rebinding).
-        if self._local and not is_loopback(request.url.hostname or ""):
-            raise ApiError(403, f"Host: {request.url.hostname!r} is not a name of this machine.")
+        host = request.headers.get("host", "")
+        named = HOST.fullmatch(host)
+        if self._local and not (named and is_loopback(named[1].lower())):
+            raise ApiError(403, f"Host: {show(host)} is not a name of this machine.")
         if self._api_key is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        # Compared in constant time, so that the time tells nothing about the key.
-        if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # As bytes, which a header's Latin-1 keeps as they were sent, and in constant time, so that
+        # the time tells nothing about the key.
+        sent, key = (
+            given.strip().encode("latin-1"),
+            self._api_key.encode("utf-8", "surrogateescape"),
+        )
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, key):
             raise ApiError(
                 401, "the API key is missing or wrong: Authorization: Bearer KEY.",
                 kind=AUTHENTICATION, code="invalid_api_key",
@@ -145,7 +167,7 @@ class Service:
         """Answers a request, whole or as a stream."""
         began = time.perf_counter()
         # Counted before the body is read: unread bodies take memory as well.
-        if self._in_flight >= self._limits.requests:
+        if self._in_flight >= self.limits.requests:
             raise ApiError(
                 429, f"{self._in_flight} requests are being answered, the most at a time; ask "
                 "again in a moment.", kind=OVERLOADED, code="rate_limit_exceeded", retry_after=1,
@@ -158,6 +180,7 @@ class Service:
             chat = parse_request(await self._body(request), self._chain, self._seed)
             # Only names that exist, so that clients cannot make metrics without end.
             model = "malt@k" if chat.votes > 1 else chat.model
+            await self._check(chat)
             exchange = Exchange(self, request, chat, began)
             if chat.stream:
                 handed_over = True
@@ -175,6 +198,15 @@ class Service:
             if not handed_over:
                 self._done(model, status, began)
 
+    async def _check(self, chat: ChatRequest) -> None:
+        """Refuses a question that is too long, before it takes the time of the engine's thread."""
+        answerer = self._engine.answerer
+        params = {role.name: chat.params(role, answerer.params(role)) for role in chat.roles}
+        try:
+            await asyncio.to_thread(answerer.check, chat.question, params, chat.said)
+        except UserError as error:
+            raise too_long(error) from None
+
     def _done(self, model: str, status: int, began: float) -> None:
         self._in_flight -= 1
         self._engine.metrics.request(model, status, time.perf_counter() - began)
@@ -185,9 +217,9 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"Content-Type: found {kind!r}, expected application/json.")
-        body, most = bytearray(), self._limits.bytes
+        body, most = bytearray(), self.limits.bytes
         try:
-            async with asyncio.timeout(min(60.0, self._limits.seconds)):
+            async with asyncio.timeout(min(60.0, self.limits.seconds)):
                 async for part in request.stream():
                     body += part
                     if len(body) > most:
@@ -202,12 +234,13 @@ class Exchange:
 
     def __init__(self, service: Service, request: Request, chat: ChatRequest, began: float):
         self._service, self._request, self._chat = service, request, chat
-        self._deadline = began + service._limits.seconds
+        self._deadline = began + service.limits.seconds
         own = service._engine.answerer.params
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def notify(found: Any) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, found)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody waits
+                loop.call_soon_threadsafe(self._events.put_nowait, found)
 
         self.ticket = Ticket(
             chat.draws(),
@@ -232,6 +265,7 @@ class Exchange:
         """The events of the answer: turns as they are written, then the answer that won."""
         chat, last = self._chat, self._chat.roles[-1].name
         left = [chat.votes] * chat.choices
+        answers = [StopFilter(chat.stop) for _ in range(chat.choices)]
         for choice in range(chat.choices):
             yield self._reply.chunk(choice, {"role": "assistant", "content": ""})
         async for found in self._found():
@@ -240,15 +274,17 @@ class Exchange:
             elif isinstance(found, Text) and found.text:
                 # With several votes nobody knows yet which draw will be the answer.
                 is_answer = chat.votes == 1 and found.role == last
-                delta = {"content" if is_answer else "reasoning_content": found.text}
                 choice, draw = divmod(found.draw, chat.votes)
-                whose = {"draw": draw, "role": found.role}
-                yield self._reply.chunk(choice, delta, malt=whose)
+                text = answers[choice].add(found.text) if is_answer else found.text
+                if text:
+                    delta = {"content" if is_answer else "reasoning_content": text}
+                    whose = {"draw": draw, "role": found.role}
+                    yield self._reply.chunk(choice, delta, malt=whose)
             elif isinstance(found, Finished):
                 choice = found.draw // chat.votes
                 left[choice] -= 1
                 if not left[choice]:
-                    for part in self._ending(choice):
+                    for part in self._ending(choice, answers[choice]):
                         yield part
             if not any(left):
                 break
@@ -258,12 +294,13 @@ class Exchange:
             yield self._reply.usage_chunk()
         yield replies.DONE
 
-    def _ending(self, choice: int) -> list[bytes]:
-        """The last events of a choice: the text that won, if it is not sent yet, and its end."""
+    def _ending(self, choice: int, sent: StopFilter) -> list[bytes]:
+        """The last events of a choice: what is not sent yet of the text that won, and its end."""
         answer = self._reply.answer(choice)
         parts = []
-        if self._chat.votes > 1:
-            parts.append(self._reply.chunk(choice, {"content": answer.text}))
+        if text := sent.finish(answer.text or ""):
+            whose = {"draw": answer.winner, "role": self._chat.roles[-1].name}
+            parts.append(self._reply.chunk(choice, {"content": text}, malt=whose))
         details = self._reply.details(answer)
         reason = replies.finish_reason(answer)
         return [*parts, self._reply.chunk(choice, {}, reason, malt=details)]
@@ -278,7 +315,7 @@ class Exchange:
             while True:
                 now = time.perf_counter()
                 if now > self._deadline:
-                    raise too_slow(self._service._limits.seconds)
+                    raise too_slow(self._service.limits.seconds)
                 try:
                     found = await asyncio.wait_for(self._events.get(), POLL)
                 except TimeoutError:
@@ -351,3 +388,9 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     message = f"{request.method} {json.dumps(request.url.path)}: {error.detail}"
     headers = dict(error.headers or {})
     return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, headers)
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    """What went wrong here as an error object; the log has it with its traceback."""
+    message = "the server has failed; its log says why."
+    return _refusal(ApiError(500, message, kind=SERVER, code="internal_error"))

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from malt_jax.answering.turns import Answerer, Draw
-from malt_jax.errors import UserError
 from malt_jax.escape import visible
 from malt_jax.sampling.request import SamplingParams
-from malt_jax.serving.errors import SERVER, ApiError, closing
+from malt_jax.serving.errors import SERVER, ApiError, closing, too_long
 from malt_jax.serving.metrics import Metrics
 from malt_jax.tree.roles import Role
 
@@ -139,14 +138,18 @@ class Engine:
             self._changed.notify()
         if self._thread:
             self._thread.join(patience)
-        with self._changed:
-            tickets = {job.ticket for job in (*self._waiting, *self._current)}
-            self._waiting.clear()
-        for ticket in tickets:
-            ticket.cancelled = True
-            ticket.notify(Failed(closing()))
+        self.give_up()
         if self._thread:
             self._thread.join(patience)
+
+    def give_up(self) -> None:
+        """Refuses new tickets, and ends those that are not finished."""
+        with self._changed:
+            self._closing = True
+            jobs = [*self._waiting, *self._current]
+            self._waiting.clear()
+            self._changed.notify()
+        self._fail(jobs, closing())
 
     def _between_chunks(self) -> None:
         """Ends a call of the sampler that nobody waits for."""
@@ -155,7 +158,6 @@ class Engine:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            self._current = batch
             try:
                 self._take_turn(batch)
             except Abandoned:
@@ -183,6 +185,8 @@ class Engine:
             batch = [job for job in self._waiting if job.key == key][: self.max_batch]
             taken = set(map(id, batch))
             self._waiting = deque(job for job in self._waiting if id(job) not in taken)
+            # Within the lock, so that `give_up` finds every job in one place or the other.
+            self._current = batch
             return batch
 
     def _take_turn(self, batch: Sequence[Job]) -> None:
@@ -217,7 +221,7 @@ class Engine:
         if job.ticket.cancelled:
             return False
         if error := job.draw.error:
-            self._fail([job], _too_long(error))
+            self._fail([job], too_long(error))
             return False
         job.step += 1
         if job.step < len(job.ticket.roles):
@@ -230,7 +234,3 @@ class Engine:
             if not ticket.cancelled:
                 ticket.cancelled = True
                 ticket.notify(Failed(error))
-
-
-def _too_long(error: UserError) -> ApiError:
-    return ApiError(400, str(error), code="context_length_exceeded", param="messages")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from malt_jax.errors import UserError
+
 INVALID, AUTHENTICATION, OVERLOADED, SERVER = (
     "invalid_request_error",
     "authentication_error",
@@ -53,6 +55,10 @@ def closing() -> ApiError:
         503, "the server is shutting down; ask again elsewhere or later.",
         kind=OVERLOADED, code="shutting_down", retry_after=10,
     )  # fmt: skip
+
+
+def too_long(error: UserError) -> ApiError:
+    return ApiError(400, str(error), code="context_length_exceeded", param="messages")
 
 
 def too_slow(seconds: float) -> ApiError:

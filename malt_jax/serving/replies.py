@@ -14,6 +14,7 @@ from typing import Any
 
 from malt_jax.answering.turns import Answer, Draw, answer
 from malt_jax.serving.requests import CHAIN, ChatRequest
+from malt_jax.serving.stops import before_stop
 from malt_jax.tree.roles import Chain
 
 
@@ -39,10 +40,11 @@ class Reply:
         choices = []
         for index in range(self._request.choices):
             found = self.answer(index)
+            content = before_stop(found.text or "", self._request.stop)
             choices.append(
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": found.text, "refusal": None},
+                    "message": {"role": "assistant", "content": content, "refusal": None},
                     "logprobs": None,
                     "finish_reason": finish_reason(found),
                     "malt": self.details(found),

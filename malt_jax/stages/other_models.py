@@ -17,21 +17,28 @@ from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.storage.writers import on_writer, wait_for_all
 
 if TYPE_CHECKING:
+    from malt_jax.models.spec import ModelSpec
     from malt_jax.sampling.sampler import Sampler
 
 
+ADAPTER_PLACES = ("adapter_config.json", "adapter/adapter_config.json")
+"""Where a folder holds a PEFT adapter, the second if it is an exported role."""
+
+
 def check_other(path: str) -> None:
-    """Refuses what is neither a checkpoint nor an adapter; of weights only headers are read."""
-    from malt_jax.models.adapters import adapter_base
+    """Refuses what is neither a checkpoint nor an adapter; of a model only headers are read."""
+    from malt_jax.models.adapters import adapter_base, load_adapter
     from malt_jax.models.checkpoint import Checkpoint
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
 
     try:
-        base = adapter_base(Path(path)) if is_adapter(path) else path
-        folder, _ = local_folder(base)
-        read_spec(folder)
-        Checkpoint(folder)
+        place = _adapter_place(path)
+        folder, _ = local_folder(*(adapter_base(place) if place else (path, None)))
+        spec = read_spec(folder)
+        Checkpoint(folder, tower=spec.tower)
+        if place:
+            load_adapter(place, spec)
     except UserError as error:
         raise UserError(f"eval.models: {error}") from None
 
@@ -46,44 +53,60 @@ def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     from malt_jax.models.model import load_model
     from malt_jax.sampling.sampler import Sampler
 
-    config, adapter_of = session.config, None
-    if is_adapter(path):
-        adapter_of = Path(path)
-        base = adapter_base(adapter_of)
-    else:
-        base = path
-    if base == config.model.path:
+    config, place = session.config, _adapter_place(path)
+    base, revision = adapter_base(place) if place else (path, None)
+    if _is_base(session, base, revision):
         sampler = session.sampler
     else:
         with session.timed(f"load {base}"):
             dtype = None if config.model.dtype == "auto" else config.model.dtype
-            model = load_model(base, dtype=dtype, mesh=session.mesh)
+            model = load_model(base, dtype=dtype, mesh=session.mesh, revision=revision)
         sampler = Sampler(model, config.sampler, mesh=session.mesh, on_chunk=raise_if_stopped)
     adapter = None
     print_of_files = sampler.model.fingerprint
-    if adapter_of:
-        adapter = _placed(session, load_adapter(adapter_of, sampler.spec)[0])
-        print_of_files = fingerprint([adapter_of / WEIGHTS], data=print_of_files)
+    if place:
+        adapter = _placed(session, load_adapter(place, sampler.spec)[0], sampler.spec)
+        print_of_files = fingerprint([place / WEIGHTS], data=print_of_files)
     _refuse_changed(session, path, print_of_files)
     return sampler, adapter
 
 
-def is_adapter(path: str) -> bool:
-    """Whether a folder holds a PEFT adapter and no model of its own."""
-    return os.path.isfile(Path(path, "adapter_config.json")) and not os.path.isfile(
-        Path(path, "config.json")
-    )
+def _adapter_place(path: str) -> Path | None:
+    """The folder of a PEFT adapter, from the hub if it is there; None for a model of its own.
+
+    An exported role is a model if its weights were merged, else the adapter in it.
+    """
+    from malt_jax.models.hub import adapter_folder
+
+    if os.path.isdir(path):
+        held = [os.path.isfile(Path(path, name)) for name in ADAPTER_PLACES]
+        own = os.path.isfile(Path(path, "config.json"))
+        return adapter_folder(path) if any(held) and not own else None
+    try:
+        return adapter_folder(path)
+    except UserError:
+        return None  # what is no model of the hub either is refused as a model
 
 
-def _placed(session: Session, adapter: Any) -> Any:
-    """The adapter on the devices of the mesh."""
+def _is_base(session: Session, base: str, revision: str | None) -> bool:
+    """Whether a model is the one that the run began from, by whatever name."""
+    from malt_jax.models.hub import local_folder
+
+    ours = session.model
+    if base == ours.path and revision in (None, session.config.model.revision, ours.revision):
+        return True
+    return local_folder(base, revision)[0].resolve() == ours.folder.resolve()
+
+
+def _placed(session: Session, adapter: Any, spec: ModelSpec) -> Any:
+    """The adapter of a model on the devices of the mesh."""
     import jax
 
     from malt_jax.models.lora import adapter_shardings
 
     if session.mesh is None:
         return adapter
-    return jax.device_put(adapter, adapter_shardings(session.model.spec, adapter, session.mesh))
+    return jax.device_put(adapter, adapter_shardings(spec, adapter, session.mesh))
 
 
 def _refuse_changed(session: Session, path: str, found: str) -> None:

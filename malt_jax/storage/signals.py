@@ -18,6 +18,8 @@ from malt_jax.storage.writers import any_of
 
 _received: list[int] = []
 _ends_process: list[bool] = []
+_notices: list[str] = []
+CONTINUES = "stopping at the next safe point; the same command continues from there"
 
 
 def signal_received() -> bool:
@@ -48,9 +50,10 @@ def stop_ends_process() -> None:
 
 
 @contextmanager
-def graceful_stop() -> Iterator[None]:
+def graceful_stop(notice: str = CONTINUES) -> Iterator[None]:
     """Within the block, SIGTERM and SIGINT only record the request; further ones have no effect.
 
+    `notice` is said when the request comes; that of the outermost block counts.
     Python delivers signals to the main thread only; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -58,9 +61,11 @@ def graceful_stop() -> Iterator[None]:
         return
     # Ctrl-C sends SIGINT; a scheduler sends SIGTERM before it kills.
     previous = {number: signal.signal(number, _note) for number in (signal.SIGTERM, signal.SIGINT)}
+    _notices.append(notice)
     try:
         yield
     finally:
+        _notices.pop()
         # A program that is about to end ignores both signals; other callers get their handlers
         # back.
         ends = _ends_process and _received
@@ -75,9 +80,7 @@ def _note(number: int, _frame: object) -> None:
     _received.append(number)
     if first:  # os.write, because the signal may interrupt a print
         with contextlib.suppress(OSError):  # standard error may be closed
-            os.write(
-                2, b"\nstopping at the next safe point; the same command continues from there\n"
-            )
+            os.write(2, f"\n{_notices[0] if _notices else CONTINUES}\n".encode())
 
 
 def _in_children() -> None:
