@@ -85,7 +85,7 @@ def test_the_published_tree_is_counted():
     assert work.train_questions == 7473
     assert work.calls == 39 * 7473
     assert [role.prefixes for role in work.roles] == [7473, 3 * 7473, 9 * 7473]
-    assert work.roles[0].pairs == 0  # the generator learns by SFT alone
+    assert work.roles[0].examples.get("dpo", 0) == 0  # the generator learns by SFT alone
 
 
 @pytest.mark.parametrize(
