@@ -12,7 +12,9 @@ import yaml
 import tiny
 from malt_jax import cli
 from malt_jax.config.lora import LoraConfig
+from malt_jax.config.pipeline import RoleConfig
 from malt_jax.models.model import load_model
+from malt_jax.stages import train
 from malt_jax.storage.checkpoints import CheckpointFolder
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.training import loop
@@ -136,3 +138,9 @@ def test_the_run_can_be_evaluated_exported_and_planned(config, runs, capsys):
     assert "000/verifier/kto" in (card + (whole / "results.json").read_text())
     assert malt("plan", config, whole) == 0
     assert "kto step" in capsys.readouterr().out
+
+
+def test_a_policy_gradient_on_sharpened_samples_is_warned_of():
+    assert train._sampling_warning(RoleConfig(temperature=1.0)) is None
+    assert "temperature 0.3" in train._sampling_warning(RoleConfig())
+    assert "top_k 5" in train._sampling_warning(RoleConfig(temperature=1.0, top_k=5))

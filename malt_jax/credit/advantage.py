@@ -36,11 +36,11 @@ def sibling_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*prefi
 def normalised_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*prefix n"]:
     """A(x) / std of V over x and its siblings; the group is the role and the prefix.
 
-    With the population's standard deviation. As A(x) leaves x out of its baseline, this is n / (n - 1)
-    times the (V(x) - mean of V) / std of GRPO, a factor that is the same for all groups of n turns.
-    AT-GRPO (arXiv 2510.11062) groups by role and turn, as here. Dr. MAS (2602.08847) normalises
-    over all of an agent's turns and not within a prefix. A group whose values are all equal has a std of 0 and says nothing about its
-    turns: it gets 0. Unlike A(x), the quotient is a biased estimate, because a group with one
+    With the population's standard deviation. As A(x) leaves x out of its baseline, this is
+    n / (n - 1) times (V(x) - mean of V) / std, the advantage of GRPO. AT-GRPO (arXiv 2510.11062)
+    groups by role and turn, as here; Dr. MAS (2602.08847) normalises over all turns of an agent and
+    not within a prefix. A group whose values are all equal has a std of 0 and says nothing about
+    its turns: it gets 0. Unlike A(x), the quotient is a biased estimate, because a group with one
     exception has a small std and its exception a large advantage.
     """
     equal = _all_equal(values)
@@ -53,9 +53,9 @@ def global_advantage(rewards: Float[Array, "Q *branches"], level: int) -> Float[
     """Mean reward below x minus the mean reward of all other leaves, for the nodes of a level.
 
     What the whole path down to x is worth, beside what x itself adds (the local advantage, which is
-    `sibling_advantage`). TreeRL sums global and local advantages, Tree-GRPO (arXiv 2509.21240) those
-    within a tree and those between the trees of a question; neither is done here. `level` counts from
-    1. A node above all leaves has nothing to be compared with and gets 0.
+    `sibling_advantage`). TreeRL sums global and local advantages, Tree-GRPO (arXiv 2509.21240)
+    those within a tree and those between the trees of a question; neither is done here. `level`
+    counts from 1. A node above all leaves has nothing to be compared with and gets 0.
     """
     leaves = math.prod(rewards.shape[1:])
     below = math.prod(rewards.shape[level + 1 :])

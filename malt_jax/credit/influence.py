@@ -36,8 +36,7 @@ def influence(
     log P(r | q, g, v) is stored with the node. `score` computes the other under the weights that
     sampled it: one pass over the distinct completions, without sampling. Nodes without stored
     log-probabilities have none. The two terms come from two programs, so where these round
-    differently, in bfloat16 or with `sampler.weights: int8`, the difference holds that as well:
-    do not read meaning into less than about 0.05 nats per token there.
+    differently, in bfloat16 or with `sampler.weights: int8`, the difference holds that as well.
     """
     roles = {role.name: role for role in pipeline.roles}
     alone: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(dict)

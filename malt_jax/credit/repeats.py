@@ -26,5 +26,5 @@ def pool_repeats(tree: Tree) -> Tree:
                 values |= {node.id: mean for node in nodes}
     if not values:
         return tree
-    nodes = (replace(n, value=values[n.id]) if n.id in values else n for n in tree.nodes)
-    return replace(tree, nodes=tuple(nodes))
+    pooled = (replace(n, value=values[n.id]) if n.id in values else n for n in tree.nodes)
+    return replace(tree, nodes=tuple(pooled))

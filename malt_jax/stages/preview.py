@@ -25,8 +25,8 @@ NOTE = (
     "Before right, wrong: positives behind a right and behind a wrong answer. SFT, pairs, KTO and "
     "PG: examples for fine-tuning, preference pairs with their mean gap in value, desirable and "
     "undesirable unpaired turns, turns with an advantage for the policy gradient. A role takes "
-    "those of its phases (`train` of the role). A rule changes the phases of roles that learn by more "
-    "than SFT; a role that learns by SFT alone, as the generator does, keeps that under every rule."
+    "those of its phases (`train` of the role). A rule changes the phases of roles that learn by "
+    "more than SFT; a role that learns by SFT alone, as the generator does, keeps that."
 )
 
 
