@@ -28,7 +28,7 @@ from malt_jax.training.fit import DpoConfig, KtoConfig, PgConfig, SftConfig, tra
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
-from malt_jax.training.weights import LoraConfig, initial_weights
+from malt_jax.training.weights import LoraConfig, initial_weights, start_by_policy
 from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
@@ -101,8 +101,7 @@ def label(
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
     refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
-    draws among the pairs. `signals`: those of the forest, if they are known already;
-    otherwise `threshold` is the one that it was searched with.
+    draws among the pairs. `signals`: the forest's, if known; `threshold`: theta for them, if not.
     """
     if rule is not None and selection is not None:
         raise ValueError("give a selection or the name of a rule, not both")
@@ -135,28 +134,21 @@ def train(
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
     the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
     `sft` to `pg` are the fields of each phase. `sharing`: by default every role has a LoRA adapter
-    of its own; with `shared` one policy learns from all roles. `start`: weights to continue
-    from, by role or policy; by default an adapter that changes nothing yet. `saver` keeps one phase
-    of one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the
-    data were sampled with `start`, so a policy gradient must find their log-probabilities again.
+    of its own; with `shared` one policy learns from all roles. `start`: weights to continue from
+    (by role or policy); by default an adapter that changes nothing yet. `saver` keeps one phase of
+    one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the data
+    were sampled with `start`, so a policy gradient must find their log-probabilities again.
     """
     phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
     lora = lora or LoraConfig()
     configs: dict[str, Any] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
-    known = {**trained, **data, **phases}
-    # Weights by role are also those of the policy that the roles share.
-    given = dict(start or {})
-    begin = {policy_name(role, sharing): weights for role, weights in given.items()} | given
-    if unknown := sorted(begin.keys() - known.keys()):
-        raise ValueError(f"start: found {', '.join(unknown)}, allowed: {', '.join(known)}")
+    begin = start_by_policy(start or {}, [*trained, *data, *phases], sharing)
     if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
-        policy = begin.get(name)
-        if policy is None:
-            policy = initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
+        policy = begin.get(name) or initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None
         # Each phase starts from the weights that the one before left. Paper, as minima:
         # sft  -log p(y | x; theta), averaged over completion tokens.

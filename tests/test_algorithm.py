@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import malt_jax as malt
 import tiny
@@ -168,9 +169,9 @@ def test_an_empty_pool_is_an_empty_forest(model):
     assert malt.search(model, [], PIPELINE, task=tiny.LUCK) == Forest([])
 
 
-def test_a_shared_policy_starts_from_the_weights_of_any_of_its_roles():
-    start: dict = {"refiner": object()}
-    data = {"verifier": RoleData()}
-    assert malt.train(None, data, sharing="shared", start=start) == {"verifier": start["refiner"]}
+def test_a_shared_policy_starts_from_the_weights_of_any_of_its_roles(model):
+    weights, data = nnx.State({"w": np.ones(2)}), {"verifier": RoleData()}
+    found = malt.train(model, data, sharing="shared", start={"refiner": weights})
+    assert found["verifier"] is weights
     with pytest.raises(ValueError, match="start: found judge, allowed: verifier, generator"):
-        malt.train(None, data, start={"judge": object()})
+        malt.train(model, data, start={"judge": weights})

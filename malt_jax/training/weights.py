@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from malt_jax.config.lora import LoraConfig
+from malt_jax.data.role_data import policy_name
 from malt_jax.models.lora import adapter_shardings, init_adapter
 from malt_jax.training.fit import BaseModel
 from malt_jax.training.step import Trainable
@@ -35,3 +38,13 @@ def initial_weights(
     if mesh is None:
         return adapter
     return jax.device_put(adapter, adapter_shardings(model.spec, adapter, mesh))
+
+
+def start_by_policy(
+    start: Mapping[str, Trainable], known: Sequence[str], sharing: str
+) -> dict[str, Trainable]:
+    """The weights to continue from, also by the policy that the named roles share."""
+    if unknown := sorted(start.keys() - set(known)):
+        names = ", ".join(dict.fromkeys(known))
+        raise ValueError(f"start: found {', '.join(unknown)}, allowed: {names}")
+    return {policy_name(role, sharing): weights for role, weights in start.items()} | dict(start)
