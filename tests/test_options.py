@@ -304,7 +304,7 @@ def trained(made: Config, folder: Path) -> Any:
     examples = {
         "sft": training_model.sft_examples(12),
         "dpo": training_model.dpo_examples(12),
-        "kto": training_model.kto_examples(12),
+        "kto": training_model.kto_examples(40),
         "pg": policy_examples()[:12],
     }[folder.name]
     try:

@@ -246,5 +246,5 @@ def _chunk_length(program: Program, decoder: Any, rows: PackedRows) -> int:
     # As many targets as keep float32 logits [R, chunk, V] within chunk_bytes, in multiples of 16.
     fitting = program.chunk_bytes // (4 * decoder.spec.vocab * count)
     # `logit_chunk` counts targets of all rows together, the chunk those of one row.
-    chunk = program.logit_chunk // count or max(16, fitting // 16 * 16)
+    chunk = program.logit_chunk // count if program.logit_chunk else max(16, fitting // 16 * 16)
     return min(max(chunk, 1), targets)

@@ -100,8 +100,8 @@ MODELS = (
     case("model: an odd head", lambda w: w.with_json("config.json", head_dim=31), "head_dim"),
     case(
         "model: unknown rope",
-        lambda w: w.with_json("config.json", rope_parameters={"rope_type": "yarn"}),
-        "yarn",
+        lambda w: w.with_json("config.json", rope_parameters={"rope_type": "spiral"}),
+        "spiral",
     ),
     case(
         "model: a layer too many",
