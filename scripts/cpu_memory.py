@@ -5,15 +5,14 @@
 
 Plans, searches, labels and trains with these fields, each in a process of its own, and prints one
 JSON object per line: the stage, the peak of its resident memory, the memory that the plan states,
-their ratio, and what was compiled. The compilation cache is off. A finished stage is repeated.
-`--skip-search` keeps the trees of the folder.
+by how much the peak exceeds 1.25 times that, and what was compiled. The compilation cache is off.
+The folder must not exist yet.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -51,14 +50,12 @@ def planned(fields: list[str]) -> dict[str, Any]:
     return {"bytes": largest, "programs": plan["work"]["search_programs"]}
 
 
-def main(folder: Path, fields: list[str], skip_search: bool) -> None:
+def main(folder: Path, fields: list[str]) -> None:
+    if folder.exists():
+        raise SystemExit(f"{folder} exists; remove it, or name another folder")
     fields = [*fields, "--output-dir", str(folder), "--sampler.cache-dir", "null"]
     plan = planned(fields)
-    if not skip_search:
-        shutil.rmtree(folder, ignore_errors=True)
     for stage in ("search", "label", "train"):
-        if stage == "search" and skip_search:
-            continue
         _, seconds, peak = run(stage, *fields)
         record: dict[str, Any] = {"stage": stage, "seconds": seconds, "peak_bytes": peak}
         if stage in KINDS:
@@ -75,7 +72,6 @@ def main(folder: Path, fields: list[str], skip_search: bool) -> None:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--skip-search"]
-    if not words or words[0].startswith("-"):
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
-    main(Path(words[0]), words[1:], len(words) < len(sys.argv) - 1)
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -262,7 +262,7 @@ def policy_examples() -> list[PolicyExample]:
     """Completions under a policy to which every token is certain."""
     return [
         PolicyExample(
-            e.prompt_ids, e.completion_ids, (0.0,) * len(e.completion_ids), (-1.0) ** i, e.id
+            e.prompt_ids, e.completion_ids, e.id, (0.0,) * len(e.completion_ids), (-1.0) ** i
         )
         for i, e in enumerate(training_model.sft_examples(48))
     ]

@@ -57,7 +57,7 @@ def policy_examples(count: int, vocab: int, seed: int) -> list[PolicyExample]:
     """The completions of `sft_examples` with made-up log-probabilities and advantages."""
     return [
         PolicyExample(
-            e.prompt_ids, e.completion_ids, (-1.0,) * len(e.completion_ids), (-1.0) ** i, e.id,
+            e.prompt_ids, e.completion_ids, e.id, (-1.0,) * len(e.completion_ids), (-1.0) ** i,
             question_id=e.id,
         )
         for i, e in enumerate(sft_examples(count, vocab, seed))

@@ -9,16 +9,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 
 @dataclass(frozen=True)
-class SftExample:
-    """A prompt and a completion to imitate, its end token included."""
+class _OneCompletion:
+    """What examples with one completion have in common."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    """The tokens of the completion, its end token included."""
     node_id: str
+    """The node of the tree that holds the completion."""
+
+    @property
+    def id(self) -> str:
+        return self.node_id
+
+    @property
+    def completions(self) -> tuple[tuple[int, ...], ...]:
+        return (self.completion_ids,)
+
+    def cut(self, completions: Sequence[tuple[int, ...]]) -> Self:
+        return replace(self, completion_ids=completions[0])
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        return cls(**_with_tuples(record, "prompt_ids", "completion_ids"))
+
+
+@dataclass(frozen=True)
+class SftExample(_OneCompletion):
+    """A prompt and a completion to imitate, its end token included."""
+
     role: str = ""
     question_id: str = ""
     """All examples of a question are held out together or not at all."""
@@ -31,27 +54,12 @@ class SftExample:
     FILE: ClassVar[str] = "sft.jsonl"
 
     @property
-    def id(self) -> str:
-        return self.node_id
-
-    @property
-    def completions(self) -> tuple[tuple[int, ...], ...]:
-        return (self.completion_ids,)
-
-    @property
     def signals(self) -> tuple[Any, ...]:
         return () if self.weight == 1.0 else (self.weight,)
-
-    def cut(self, completions: Sequence[tuple[int, ...]]) -> SftExample:
-        return replace(self, completion_ids=completions[0])
 
     def to_record(self) -> dict[str, Any]:
         """One line of `sft.jsonl`."""
         return _single(self) | _unless(1.0, weight=self.weight)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> SftExample:
-        return cls(**_with_tuples(record, "prompt_ids", "completion_ids"))
 
 
 @dataclass(frozen=True)
@@ -120,12 +128,9 @@ class DpoExample:
 
 
 @dataclass(frozen=True)
-class UnpairedExample:
+class UnpairedExample(_OneCompletion):
     """A completion that is desirable or not, without another to compare it with (KTO)."""
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    node_id: str
     label: bool
     """Whether the completion is desirable."""
     role: str = ""
@@ -139,41 +144,23 @@ class UnpairedExample:
     FILE: ClassVar[str] = "kto.jsonl"
 
     @property
-    def id(self) -> str:
-        return self.node_id
-
-    @property
-    def completions(self) -> tuple[tuple[int, ...], ...]:
-        return (self.completion_ids,)
-
-    @property
     def signals(self) -> tuple[Any, ...]:
         return (self.label, self.weight)
-
-    def cut(self, completions: Sequence[tuple[int, ...]]) -> UnpairedExample:
-        return replace(self, completion_ids=completions[0])
 
     def to_record(self) -> dict[str, Any]:
         """One line of `kto.jsonl`."""
         return {**_single(self), "label": self.label, **_unless(1.0, weight=self.weight)}
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> UnpairedExample:
-        return cls(**_with_tuples(record, "prompt_ids", "completion_ids"))
-
 
 @dataclass(frozen=True)
-class PolicyExample:
+class PolicyExample(_OneCompletion):
     """A sampled completion with its advantage, for the policy gradient."""
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Log-probability of each completion token under the policy that sampled it, unfiltered and at
     temperature 1, as `Node.logprobs` has them."""
     advantage: float
     """How much better than its group the completion was; the group is the role and the prefix."""
-    node_id: str
     role: str = ""
     question_id: str = ""
     prompt: str = ""
@@ -188,14 +175,6 @@ class PolicyExample:
                 f"{self.node_id}: {len(self.logprobs)} log-probabilities for "
                 f"{len(self.completion_ids)} completion tokens; each token has one."
             )
-
-    @property
-    def id(self) -> str:
-        return self.node_id
-
-    @property
-    def completions(self) -> tuple[tuple[int, ...], ...]:
-        return (self.completion_ids,)
 
     @property
     def signals(self) -> tuple[Any, ...]:

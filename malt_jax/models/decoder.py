@@ -237,7 +237,7 @@ class Decoder(nnx.Module):
             packing = Packing(positions, segments, branches, layer.window)
             return packed_attention(q, k, v, packing, layer.softcap, layer.sinks), cache
 
-        return self.hidden_and_load(tokens, positions, attend, None, adapter, remat)
+        return self.hidden(tokens, positions, attend, None, adapter, remat)
 
     def expert_load(
         self, tokens: Int[Array, "B T"], adapter: Adapter | None = None
@@ -256,25 +256,14 @@ class Decoder(nnx.Module):
         state: Any = None,
         adapter: Adapter | None = None,
         remat: Callable | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Final normed hidden states and the layers' new caches.
+    ) -> tuple[Float[Array, "B T D"], Any, Float[Array, "L E"] | None]:
+        """Final normed hidden states, the layers' new caches, and the experts' load.
 
         `state`: a list with one cache per layer, or with stacked layers a pytree whose leaves have
         a leading layer axis; None when `attend` keeps none. `remat`: a `jax.checkpoint`-like
-        transform put around each layer.
+        transform put around each layer. The load is the share of each layer's tokens that chose
+        each expert; None in a model without experts.
         """
-        return self.hidden_and_load(tokens, positions, attend, state, adapter, remat)[:2]
-
-    def hidden_and_load(
-        self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        attend: Attend,
-        state: Any = None,
-        adapter: Adapter | None = None,
-        remat: Callable | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any, Float[Array, "L E"] | None]:
-        """`hidden`, and in a mixture the share of each layer's tokens that chose each expert."""
         spec = self.spec
         # The angles are the same in every layer, up to the two kinds that Gemma 3 has.
         wide = rotation(positions, spec.rope, spec.head_dim)

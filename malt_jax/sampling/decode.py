@@ -143,7 +143,7 @@ def decode_step(
     #    rows compute too, since shapes are fixed; nothing reads what they compute.
     entries = inputs.prefix[0].k.shape[0]
     extent = Extent(jnp.where(busy, rows.entry, entries), rows.prefix, rows.length, cursor)
-    hidden, suffix = decoder.hidden(
+    hidden, suffix, _ = decoder.hidden(
         rows.token[:, None],
         (rows.prefix + rows.length)[:, None],
         partial(_attend, program, extent),

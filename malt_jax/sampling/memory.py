@@ -28,14 +28,15 @@ There a batch of twice as many rows is a few per cent faster, but its caches are
 weights several times over, and on a laptop the memory is wanted for other things."""
 
 SHALLOW = 8
-"""Layers up to which a CPU compiles a decode program in about a second."""
+"""Layers up to which a model has as many batch sizes on a CPU as elsewhere."""
 
 LOGIT_COPIES = 4
 """Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
 
 GROUP_BATCHES = 8
 """A group of prompts of one length has programs of its own if it fills so many batches of the
-platform's best size: fewer would end sooner with the longer prompts' programs than compile."""
+platform's best size; a smaller group joins the next longer one, because compiling takes time too.
+The number is an estimate."""
 
 MAX_SIBLINGS = 4
 """Rows that read one prefix cache entry at a time, at most, unless `sampler.width` says otherwise.
@@ -118,8 +119,8 @@ def least_group(platform: str) -> int:
 def row_step(spec: ModelSpec, platform: str) -> int:
     """Ratio between one number of rows that programs are compiled for and the next.
 
-    On a CPU a deep model's program takes seconds to compile, more than the idle rows of a last
-    batch cost.
+    On a CPU every program of a deep model takes seconds to compile, so there are fewer of them, and
+    more rows are idle while the last completions end.
     """
     return 4 if platform == "cpu" and spec.num_layers > SHALLOW else 2
 

@@ -162,7 +162,7 @@ def prefill(graph: nnx.GraphDef, prefix: list[KV], weights: Weights, call: Prefi
     steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     positions = chunks.start[:, None] + steps[None, :]
     attend = partial(_attend, chunks)
-    _, prefix = decoder.hidden(tokens, positions, attend, prefix, weights.adapter)
+    _, prefix, _ = decoder.hidden(tokens, positions, attend, prefix, weights.adapter)
     return constrain_caches(prefix)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig
+from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, PhaseConfig
 
 
 def sft_loss(
@@ -26,7 +26,16 @@ def sft_loss(
 
 
 @dataclass(frozen=True)
-class PreferenceLoss:
+class LossFields:
+    """The fields of a phase's config that its loss depends on; equal ones share a compilation."""
+
+    @classmethod
+    def of(cls, config: PhaseConfig) -> Self:
+        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class PreferenceLoss(LossFields):
     """The fields of a `DpoConfig` that the loss depends on."""
 
     loss: str
@@ -35,10 +44,6 @@ class PreferenceLoss:
     length_normalised: bool
     nll_weight: float
     offset: float
-
-    @classmethod
-    def of(cls, config: DpoConfig) -> PreferenceLoss:
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
 class Preference(NamedTuple):
@@ -96,16 +101,12 @@ def preference_loss(
 
 
 @dataclass(frozen=True)
-class UnpairedLoss:
+class UnpairedLoss(LossFields):
     """The fields of a `KtoConfig` that the loss depends on."""
 
     beta: float
     desirable_weight: float
     undesirable_weight: float
-
-    @classmethod
-    def of(cls, config: KtoConfig) -> UnpairedLoss:
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
 class Unpaired(NamedTuple):
@@ -140,15 +141,11 @@ def unpaired_loss(
 
 
 @dataclass(frozen=True)
-class PolicyLoss:
+class PolicyLoss(LossFields):
     """The fields of a `PgConfig` that the loss depends on."""
 
     clip: float
     kl_weight: float
-
-    @classmethod
-    def of(cls, config: PgConfig) -> PolicyLoss:
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
 class PolicyTerms(NamedTuple):
