@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+_Single = TypeVar("_Single", bound="_OneCompletion")
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class _OneCompletion:
     def completions(self) -> tuple[tuple[int, ...], ...]:
         return (self.completion_ids,)
 
-    def cut(self, completions: Sequence[tuple[int, ...]]) -> Self:
+    def cut(self: _Single, completions: Sequence[tuple[int, ...]]) -> _Single:
         return replace(self, completion_ids=completions[0])
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
+    def from_record(cls: type[_Single], record: Mapping[str, Any]) -> _Single:
         return cls(**_with_tuples(record, "prompt_ids", "completion_ids"))
 
 

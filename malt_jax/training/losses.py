@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,15 @@ def sft_loss(
     return -jnp.sum(logprobs * weights) / tokens
 
 
+_Fields = TypeVar("_Fields", bound="LossFields")
+
+
 @dataclass(frozen=True)
 class LossFields:
     """The fields of a phase's config that its loss depends on; equal ones share a compilation."""
 
     @classmethod
-    def of(cls, config: PhaseConfig) -> Self:
+    def of(cls: type[_Fields], config: PhaseConfig) -> _Fields:
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
