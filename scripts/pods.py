@@ -115,6 +115,7 @@ def differences(one: Path, other: Path) -> list[str]:
         {
             (r["round"], r["role"], r["phase"], r["step"]): r["loss"]
             for r in lines(run / "metrics.jsonl")
+            if r["stage"] == "train"
         }
         for run in (one, other)
     ]
