@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ class Device:
         self, scheduler: Scheduler, lengths, chunk: int, idle_limit: int
     ) -> tuple[Rows, ChunkOutput]:
         """`lengths[request][sibling]` tokens per completion; what `decode.decode` does."""
-        rows, queue = Rows(*(x.copy() for x in scheduler.rows)), scheduler.queue()
+        rows, queue = jax.tree.map(np.copy, scheduler.rows), scheduler.queue()
         count, own = len(rows.completion), len(rows.completion) // self.shards
         depth = queue.completion.shape[1]
         dequeued = np.zeros(self.shards, int)

@@ -38,7 +38,7 @@ QUESTIONS = [Question(f"q{i}", f"<{i}>", str(i)) for i in range(3)]
 
 
 class Characters:
-    end_ids = (0,)
+    end_ids, thoughts = (0,), None
 
     def prompt_ids(self, text):
         return [ord(c) for c in text]

@@ -215,7 +215,7 @@ def to_record(line: Line, answer: Answer, made_with: str) -> dict[str, Any]:
         "text": answer.text,
         "votes": list(answer.votes),
         "winner": answer.winner,
-        "draws": [[dict(vars(turn)) for turn in draw] for draw in answer.draws],
+        "draws": [[turn.to_record() for turn in draw] for draw in answer.draws],
         "calls": len(turns),
         "tokens": sum(turn.tokens for turn in turns),
         "made_with": made_with,

@@ -16,8 +16,9 @@ import numpy as np
 
 from malt_jax.errors import UserError
 from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.models.thoughts import ThoughtFormat, read_completion
 from malt_jax.sampling.request import Request, SamplingParams
-from malt_jax.tree.expand import completion_text, sampling_params
+from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Overflow, Prompt, render
 from malt_jax.tree.roles import Chain, Role
@@ -41,6 +42,17 @@ class Turn:
     """`eos`, `stop` or `length`."""
     answer: str | None
     """The answer read from it; None where there is none or the role does not answer."""
+    thought: str | None = None
+    """What a thinking model wrote before the text, with the tokens around it."""
+    unclosed: bool = False
+    """The completion ended within its thought, so that its text is empty and no answer."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The turn as a JSON object; only thinkers have a `thought`."""
+        record = dict(vars(self))
+        if self.thought is None:
+            del record["thought"], record["unclosed"]
+        return record
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class Answerer:
 
     def params(self, role: Role) -> SamplingParams:
         """How a role samples unless a request says otherwise."""
-        return sampling_params(role, self.tokenizer.end_ids)
+        return sampling_params(role, role.tokenizer(self.tokenizer))
 
     def check(
         self,
@@ -125,7 +137,7 @@ class Answerer:
         """
         if not question.strip():
             raise UserError("the question is empty; write one.")
-        known = {turn.role: turn.text for turn in said}
+        known = self._passed_on(said)
         for role in self.chain.roles:
             if params is None or role.name in params:
                 own = self.params(role) if params is None else params[role.name]
@@ -137,6 +149,7 @@ class Answerer:
             self.sampler.warm_up(
                 prompt_tokens[role.name],
                 role.config.max_new_tokens,
+                thought=self.params(role).thought,
                 adapter=self.policies[role.name],
             )
 
@@ -167,7 +180,7 @@ class Answerer:
         # Draws of one question often have said the same, at first nothing: rendered once for all.
         rendered: dict[tuple[str, tuple[tuple[str, str], ...]], Prompt | UserError] = {}
         for index, draw in enumerate(draws):
-            said = tuple((turn.role, turn.text) for turn in draw.turns)
+            said = tuple(self._passed_on(draw.turns).items())
             known = draw.question, said
             if known not in rendered:
                 try:
@@ -197,10 +210,11 @@ class Answerer:
         if not requests:
             return
         # 3. One call of the sampler, with text passed on while it is written.
+        form = role.tokenizer(self.tokenizer).thoughts
         streams: dict[int, TextStream] = {}
         if on_text:
             for index in (i for group in members for i in group):
-                streams[index] = TextStream(self.tokenizer, index, on_text)
+                streams[index] = TextStream(self.tokenizer, form, index, on_text)
         drawn = self.sampler.sample(
             requests,
             params,
@@ -210,12 +224,20 @@ class Answerer:
         # 4. The turns.
         for group, completions in zip(members, drawn, strict=True):
             for index, completion in zip(group, completions, strict=True):
-                text = completion_text(completion, params.end_ids, self.tokenizer)
+                tokens, finish = completion.tokens, completion.finish
+                said = read_completion(tokens, finish, self.tokenizer, form)
                 if index in streams:
-                    streams[index].finish(text)
-                read = self.grader.extract(text) if role.config.answers else None
-                tokens, finish = len(completion.tokens), completion.finish
-                draws[index].turns.append(Turn(role.name, text, tokens, finish, read))
+                    streams[index].finish(said.text)
+                answers = role.config.answers and not said.unclosed
+                read = self.grader.extract(said.text) if answers else None
+                draws[index].turns.append(
+                    Turn(role.name, said.text, len(tokens), finish, read, *said[1:3])
+                )
+
+    def _passed_on(self, turns: Sequence[Turn]) -> dict[str, str]:
+        """What the next role reads of each turn, by role."""
+        roles = {role.name: role for role in self.chain.roles}
+        return {turn.role: roles[turn.role].passed_on(turn.text, turn.thought) for turn in turns}
 
     def _prompt(
         self, role: Role, params: SamplingParams, question: str, said: Mapping[str, str]
@@ -224,7 +246,7 @@ class Answerer:
             role.template,
             question,
             said,
-            self.tokenizer,
+            role.tokenizer(self.tokenizer),
             room=self.sampler.spec.context - params.max_new_tokens,
             overflow=self.overflow,
             where=f"the question, {role.name}",
@@ -232,10 +254,11 @@ class Answerer:
 
 
 class TextStream:
-    """Tokens in, text out as soon as it is certain: never half of a character."""
+    """Tokens in, text out as soon as it is certain: never half of a character, and no thought."""
 
-    def __init__(self, tokenizer: Any, index: int, on_text: OnDrawText):
-        self._tokenizer, self._index, self._on_text = tokenizer, index, on_text
+    def __init__(self, tokenizer: Any, form: ThoughtFormat | None, index: int, on_text: OnDrawText):
+        self._tokenizer, self._form = tokenizer, form
+        self._index, self._on_text = index, on_text
         self._ids: list[int] = []
         self._sent = ""
         on_text(index, "")
@@ -244,7 +267,8 @@ class TextStream:
         self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
         # All ids are decoded again, because a token may hold only a part of a character. U+FFFD at
         # the end stands for bytes whose rest has not come yet.
-        self._send(self._tokenizer.decode(self._ids).rstrip("\ufffd"))
+        said = read_completion(self._ids, "", self._tokenizer, self._form)
+        self._send(said.text.rstrip("\ufffd"))
 
     def finish(self, text: str) -> None:
         """The whole text is known."""

@@ -180,16 +180,17 @@ def _prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> Iterato
     question = session.train_questions[0]
     said: dict[str, str] = {}
     for role in session.pipeline.roles:
+        own = role.tokenizer(tokenizer)
         prompt = render(
             role.template,
             question.text,
             said,
-            tokenizer,
+            own,
             room=spec.context - role.config.max_new_tokens,
             overflow=session.config.pipeline.overflow,
             where=f"{question.id}, {role.name}",
         )
-        text = tokenizer.render(prompt.text) if tokenizer.has_chat_template else prompt.text
+        text = own.render(prompt.text) if own.has_chat_template else prompt.text
         tokens = f"{len(prompt.ids)} tokens" + (" without the turns before" if said else "")
         yield ""
         yield f"first prompt of the {role.name}, {tokens}:"

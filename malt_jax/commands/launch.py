@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
     from malt_jax.tasks.base import Question
+    from malt_jax.tree.roles import Chain
 
 MAX_WIDTH = 1000
 """Columns of a printed table, at most, whatever COLUMNS says."""
@@ -182,7 +183,13 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
 
 def _read_by(config: Config) -> tuple[Any, ...]:
     """The fields that decide whether questions, model and prompts fit each other."""
-    turns = [(role.name, role.template, role.max_new_tokens) for role in config.pipeline.roles]
+    turns = [
+        (
+            *(role.name, role.template, role.max_new_tokens),
+            *(role.system, role.chat_template_kwargs, role.thinking),
+        )
+        for role in config.pipeline.roles
+    ]
     return config.model, config.task, config.search.shard, turns
 
 
@@ -268,6 +275,7 @@ def check_prompts(
 
     check_lengths(session.config, spec)
     pipeline = session.pipeline
+    check_chat(pipeline, tokenizer)
     spoken = {role.name: role for role in pipeline.roles}
     for system in systems:
         spoken |= {turn.role.name: turn.role for turn in system.turns}
@@ -276,7 +284,8 @@ def check_prompts(
     tightest = max(
         spoken.values(),
         key=lambda role: (
-            role.config.max_new_tokens + len(tokenizer.prompt_ids(fill(role.template, silent)))
+            role.config.max_new_tokens
+            + len(role.tokenizer(tokenizer).prompt_ids(fill(role.template, silent)))
         ),
     )
     if questions is None:
@@ -286,10 +295,29 @@ def check_prompts(
             tightest.template,
             question.text,
             silent,
-            tokenizer,
+            tightest.tokenizer(tokenizer),
             room=spec.context - tightest.config.max_new_tokens,
             where=f"question {question.id}, {tightest.name}",
         )
+
+
+def check_chat(pipeline: Chain, tokenizer: Tokenizer) -> None:
+    """Refuses roles whose chat settings or budget of thoughts do not fit the model's template."""
+    from malt_jax.tree.expand import sampling_params
+
+    for index, role in enumerate(pipeline.roles):
+        where = f"pipeline.roles.{index}"
+        field = "chat_template_kwargs" if role.config.chat_template_kwargs else "system"
+        try:
+            own = role.tokenizer(tokenizer)
+            if own.has_chat_template:
+                own.render("")
+        except UserError as error:
+            raise UserError(f"{where}.{field}: {error}") from None
+        try:
+            sampling_params(role, own)
+        except UserError as error:
+            raise UserError(f"{where}.{error}") from None
 
 
 def check_lengths(config: Config, spec: ModelSpec) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from malt_jax.checks import check, check_name, check_range, check_unique, show
 from malt_jax.config.reading import ONE_TEXT
+from malt_jax.config.thinking import ThinkingConfig
 
 MAX_CALLS = 1_000_000
 """The most completions in the tree of one question; they are in memory together."""
@@ -38,6 +39,12 @@ class RoleConfig:
     """The role's name; the templates of later roles refer to its turn by this name."""
     template: str | None = None
     """The prompt with `{question}` and `{<earlier role>}` filled in; default: the task's own."""
+    system: str | None = None
+    """A system message before the prompt; default: whatever the model's chat template has."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model's chat template, such as `enable_thinking: false` (Qwen3, SmolLM3) or
+    `reasoning_effort: low` (gpt-oss)."""
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
     branch: int = 3
     """Completions per prefix of this role in the search."""
     temperature: float = 0.3
@@ -84,6 +91,11 @@ class RoleConfig:
         check_range(self, "top_p", above=0, most=1)
         check_range(self, "top_k", least=0, zero="off", most=(1 << 31) - 1)
         check_range(self, "max_new_tokens", least=1, most=1 << 17)
+        check(
+            self.thinking.budget < self.max_new_tokens,
+            f"thinking.budget: found {self.thinking.budget}, allowed: below max_new_tokens "
+            f"({self.max_new_tokens}), which holds the answer as well.",
+        )
 
 
 def _default_roles() -> tuple[RoleConfig, ...]:

@@ -45,17 +45,18 @@ def influence(
         turns: dict[str | None, dict[str, str]] = {None: {}}
         for node in tree.nodes:
             earlier = turns[node.parent]
-            turns[node.id] = {**earlier, node.role: node.completion}
+            role = roles[node.role]
+            said = role.passed_on(node.completion, node.thought)
+            turns[node.id] = {**earlier, node.role: said}
             # Trees from elsewhere may lack what the sampler stores.
             if not earlier or not node.token_ids or len(node.logprobs) != len(node.token_ids):
                 continue
-            role = roles[node.role]
             prompt = render(
                 role.template,
                 tree.question,
                 # The last turn keeps its place, because `{previous}` stands for it.
                 {**earlier, next(reversed(earlier)): ""},
-                tokenizer,
+                role.tokenizer(tokenizer),
                 room=context - role.config.max_new_tokens,
                 overflow="truncate",
                 where=node.id,

@@ -97,7 +97,7 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
         for tree in trees
         for node in tree.nodes
         # The draft's own grade and not its value: STaR knows of no later turn.
-        if node.role == role and node.correct and node.finish != "length"
+        if node.role == role and node.correct and node.ended
     ]
     data = RoleData(sft=examples)
     data.counts["repeats"] += _drop_repeats(data.sft)
@@ -128,7 +128,10 @@ def by_policy(
 
 
 def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
-    """Counts to log: trees by outcome, nodes, unparsed answers, cut completions and prompts."""
+    """Counts to log: trees by outcome, nodes, unparsed answers, cut completions and prompts.
+
+    Thinking models also have `unclosed`: completions that ended within their thought, if any did.
+    """
     counts: Counter = Counter(
         trees=0, all_right=0, all_wrong=0, mixed=0, nodes=0, unparsed=0, length=0, cut_prompts=0
     )
@@ -141,6 +144,8 @@ def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
         counts[kind] += 1
         counts["unparsed"] += sum(leaf.parsed is None for leaf in tree.leaves)
         counts["nodes"] += len(tree.nodes)
+        if unclosed := sum(node.unclosed for node in tree.nodes):
+            counts["unclosed"] += unclosed
         counts["length"] += sum(node.finish == "length" for node in tree.nodes)
         counts["cut_prompts"] += sum(node.cut > 0 for node in tree.nodes)
     return dict(counts)
@@ -153,7 +158,7 @@ def _add_siblings(
     signs = {node.id: selection.sign(node) for node in siblings}
     positives = [node for node in siblings if signs[node.id] > 0]
     negatives = [node for node in siblings if signs[node.id] < 0]
-    whole = [node for node in positives if node.finish != "length"]
+    whole = [node for node in positives if node.ended]
     data.counts["positives"] += len(positives)
     data.counts["negatives"] += len(negatives)
     data.counts["positives_cut_at_limit"] += len(positives) - len(whole)
@@ -171,7 +176,7 @@ def _add_siblings(
         data.dpo.append(_pair(question_id, chosen, rejected, config.margins == "gap"))
     for node in siblings:
         desirable = signs[node.id] > 0
-        unfit = signs[node.id] == 0 or (desirable and node.finish == "length")
+        unfit = signs[node.id] == 0 or (desirable and not node.ended)
         if not unfit and (weight := selection.weight(node, desirable=desirable)):
             data.kto.append(_unpaired(question_id, node, desirable, weight))
         if advantage := selection.advantage(node):
@@ -218,7 +223,7 @@ def _of_node(question_id: str, node: Node) -> dict[str, Any]:
         "role": node.role,
         "question_id": question_id,
         "prompt": node.prompt,
-        "completion": node.completion,
+        "completion": node.full_text,
         "value": node.value,
     }
 
@@ -234,8 +239,8 @@ def _pair(question_id: str, chosen: Node, rejected: Node, with_margin: bool) -> 
         question_id=question_id,
         node_id=chosen.parent or question_id,
         prompt=chosen.prompt,
-        chosen=chosen.completion,
-        rejected=rejected.completion,
+        chosen=chosen.full_text,
+        rejected=rejected.full_text,
         chosen_value=chosen.value,
         rejected_value=rejected.value,
         margin=round(chosen.value - rejected.value, VALUE_DIGITS) if with_margin else 0.0,

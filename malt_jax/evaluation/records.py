@@ -19,7 +19,7 @@ class TurnRecord:
     policy: str
     prompt: str
     text: str
-    """The completion decoded, without its end token."""
+    """The completion decoded, without its end token and without its thought."""
     tokens: int
     """Length of the completion, end token included."""
     logprob: float
@@ -33,12 +33,17 @@ class TurnRecord:
     support: float | None = None
     """Of a critique with a verdict: how far it supports the answer it read, from 0 to 1."""
 
+    thought: str | None = None
+    """What a thinking model wrote before the text, with the tokens around it."""
+    unclosed: bool = False
+    """The completion ended within its thought, so that its text is empty and no answer."""
+
     def to_record(self) -> dict[str, Any]:
-        """The turn as a JSON object; only critiques with a verdict have a `support`."""
-        return {name: value for name, value in vars(self).items() if (name, value) != _NO_SUPPORT}
+        """The turn as a JSON object; what only some turns have is left out where it is absent."""
+        return {name: value for name, value in vars(self).items() if (name, value) not in _ABSENT}
 
 
-_NO_SUPPORT = ("support", None)
+_ABSENT = (("support", None), ("thought", None), ("unclosed", False))
 
 
 @dataclass(frozen=True)

@@ -309,6 +309,8 @@ def _row(
         "draws": len(draws[units.pairs[0]]),
         "pass_at_k": measures.pass_at_k([draws[unit] for unit in units.pairs], votes),
     }
+    if any(turn.thought is not None for record in every for turn in record.turns):
+        row["unclosed"] = sum(any(turn.unclosed for turn in record.turns) for record in every)
     if info.temperature is not None:
         row["temperature"] = info.temperature
     if votes > 1 and (by_critique := measures.weighted(used, correct)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,9 +20,10 @@ from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System
 from malt_jax.evaluation.verdicts import VerdictReader
+from malt_jax.models.thoughts import Said, ThoughtFormat, read_completion
 from malt_jax.sampling.request import Completion, Request, SamplingParams
-from malt_jax.tasks.base import Grade, Grader, Question
-from malt_jax.tree.expand import completion_text, sampling_params
+from malt_jax.tasks.base import NO_ANSWER, Grade, Grader, Question
+from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, placeholders, render
 
@@ -60,14 +61,21 @@ class UniqueCall(NamedTuple):
     prompt: Prompt
     key: tuple[str, int, int, int]
     """Question id, draw, agent, turn."""
+    thoughts: ThoughtFormat | None
+    """How completions of this prompt write thoughts; it follows from the prompt."""
 
 
 class Sampled(NamedTuple):
     """The completion of a call, and its share of the batch's time."""
 
     completion: Completion
-    text: str
+    said: Said
     seconds: float
+
+    @property
+    def text(self) -> str:
+        """The completion without its thought."""
+        return self.said.text
 
 
 @dataclass
@@ -132,7 +140,7 @@ def _take_turn(
     answers = [
         (agent.question, sampled[call].text)
         for agent, call in zip(agents, calls, strict=True)
-        if agent.system.turns[number].role.config.answers
+        if agent.system.turns[number].role.config.answers and not sampled[call].said.unclosed
     ]
     grades = _grade(answers, context.grader)
     critiques = {
@@ -144,9 +152,12 @@ def _take_turn(
     for agent, call in zip(agents, calls, strict=True):
         turn, result = agent.system.turns[number], sampled[call]
         answers_here = turn.role.config.answers
-        grade = grades[agent.question.id, result.text] if answers_here else None
+        grade = None
+        if answers_here:
+            unclosed = result.said.unclosed
+            grade = NO_ANSWER if unclosed else grades[agent.question.id, result.text]
         agent.texts.pop(turn.role.name, None)  # a role that answers again becomes the latest
-        agent.texts[turn.role.name] = result.text
+        agent.texts[turn.role.name] = turn.role.passed_on(*result.said[:2])
         agent.turns.append(
             TurnRecord(
                 role=turn.role.name,
@@ -159,6 +170,8 @@ def _take_turn(
                 parsed=grade.parsed if grade else None,
                 correct=bool(grade.correct) if grade else None,
                 support=supports.get(call),
+                thought=result.said.thought,
+                unclosed=result.said.unclosed,
             )
         )
         seconds[agent.system.name] += result.seconds
@@ -173,11 +186,12 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     # A debate template names the others' texts: `{others}`, one per line, or `{other_1}`, ...
     debate = {"others": "\n".join(others)}
     debate |= {f"other_{i}": text for i, text in enumerate(others, start=1)}
+    tokenizer = role.tokenizer(context.tokenizer)
     prompt = render(
         role.template,
         agent.question.text,
         agent.texts,
-        context.tokenizer,
+        tokenizer,
         room=context.context - role.config.max_new_tokens,
         overflow=context.overflow,  # type: ignore[arg-type]
         where=f"{agent.question.id}, {role.name}",
@@ -187,7 +201,8 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     # At temperature 0 every draw is the same, so that it is sampled once.
     draw = agent.draw if role.config.temperature else 0
     key = (agent.question.id, draw, agent.number, number)
-    return UniqueCall(identity, sampling_params(role, context.tokenizer.end_ids), prompt, key)
+    params = sampling_params(role, tokenizer)
+    return UniqueCall(identity, params, prompt, key, tokenizer.thoughts)
 
 
 def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[UniqueCall, Sampled]:
@@ -232,16 +247,24 @@ def _sample_with(
         total = max(1, sum(len(c.tokens) for group in completions for c in group))
         for group, results in zip(groups.values(), completions, strict=True):
             for call, completion in zip(group, results, strict=True):
-                text = completion_text(completion, call.params.end_ids, context.tokenizer)
-                share = elapsed * len(completion.tokens) / total
-                sampled[call] = Sampled(completion, text, share)
+                ids, finish = completion.tokens, completion.finish
+                said = read_completion(ids, finish, context.tokenizer, call.thoughts)
+                sampled[call] = Sampled(completion, said, elapsed * len(ids) / total)
     return sampled
 
 
 def _support(result: Sampled, context: RolloutContext) -> float | None:
     """How far a critique supports the answer it read; None without a verdict."""
     reader = context.verdicts
-    return reader.support(result.text, result.completion, context.tokenizer) if reader else None
+    if reader is None:
+        return None
+    # The tokens of the text alone, whose characters are counted through them.
+    answer = replace(
+        result.completion,
+        tokens=result.completion.tokens[result.said.thought_tokens :],
+        logprobs=result.completion.logprobs[result.said.thought_tokens :],
+    )
+    return reader.support(result.text, answer, context.tokenizer)
 
 
 def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tuple[str, str], Grade]:

@@ -63,6 +63,7 @@ class VotedRow(TypedDict):
     seconds: float | None  # per question, if they were measured
     unparsed: int  # draws without an answer
     truncated: int  # draws with a turn that was cut at its token limit
+    unclosed: NotRequired[int]  # of a thinking model: draws with a turn that ended in its thought
     ties: int  # questions with a tied vote
     draws: int  # drawn per question, of which the first `votes` vote
     pass_at_k: float  # chance that one of `votes` draws is right, estimated from all of them

@@ -276,19 +276,25 @@ def calibration(results: Results) -> Section:
 
 
 def failures(results: Results) -> Section:
-    """Draws without an answer, draws cut at the limit, tied votes, and the time taken."""
+    """Draws without an answer, draws cut at the limit, tied votes, and the time taken.
+
+    Thinking models have a column more: draws with a thought that was never closed.
+    """
+    thinks = any("unclosed" in row for row in results["systems"])
     rows = [
         [
             row["label"],
             str(row["unparsed"]),
             str(row["truncated"]),
+            *([str(row.get("unclosed", 0))] if thinks else []),
             str(row["ties"]),
             "" if row["seconds"] is None else cells.seconds(row["seconds"]),
         ]
         for row in results["systems"]
     ]
     columns = texts("system")
-    columns += numbers("answers not parsed", "draws cut at the limit", "ties", "seconds")
+    columns += numbers("answers not parsed", "draws cut at the limit")
+    columns += numbers(*["thoughts not closed"] * thinks, "ties", "seconds")
     return Section("Failures and time", Table(columns, rows), "Seconds are per question.")
 
 

@@ -10,6 +10,7 @@ later prompt is plain concatenation, whatever is in it.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SECONDS = 20
 MEGABYTES = 1024
 WORKER = Path(__file__).with_name("chat_template_worker.py")
 
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+"""Arguments of every template that a user cannot give."""
 # Letters and digits only, which no escaping changes.
 MARK = "malt8f31probe"
 PROBES = (
@@ -41,6 +44,14 @@ class ChatTemplate:
     file: Path
     """The file that holds it, for messages: chat_template.jinja or tokenizer_config.json."""
 
+    def check_argument(self, name: str) -> None:
+        """Refuses an argument that the template does not read, or that this package gives."""
+        if name in GIVEN or not re.search(rf"\b{re.escape(name)}\b", self.text):
+            raise UserError(
+                f"{name!r} is not an argument of the chat template in {self.file}; the model's "
+                "card names those that it reads, such as enable_thinking."
+            )
+
 
 @dataclass(frozen=True)
 class ChatFrame:
@@ -59,19 +70,18 @@ class ChatFrame:
         return self.before + self.content(message) + self.after
 
 
-def chat_frame(
-    template: ChatTemplate, special_tokens: dict[str, str], system: str | None
-) -> ChatFrame:
+def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | None) -> ChatFrame:
     """The frame of one user message, after a system message if given, ready for the answer.
 
-    Raises UserError if the template fails, refuses the system role, or rewrites messages.
+    `variables`: the special tokens by name, and arguments such as `enable_thinking`. Raises
+    UserError if the template fails, refuses the system role, or rewrites messages.
     """
     # 1. Render the mark alone: what stands before and after it is the frame.
     # 2. Render the probes: the same frame must predict them, outer white space kept or dropped.
     # 3. If it does not, concatenation would give other prompts than the template.
     messages = [] if system is None else [{"role": "system", "content": system}]
     conversations = [[*messages, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
-    first, *others = _render(template, special_tokens, conversations)
+    first, *others = _render(template, variables, conversations)
     # The frame is part of every prompt, and a surrogate could not be encoded as UTF-8.
     if any("\ud800" <= character <= "\udfff" for character in first):
         raise UserError(
@@ -93,13 +103,13 @@ def chat_frame(
 
 def _render(
     template: ChatTemplate,
-    special_tokens: dict[str, str],
+    variables: dict[str, Any],
     conversations: list[list[dict[str, str]]],
 ) -> list[str]:
     """Each conversation as the template writes it."""
     job = {
         "template": template.text,
-        "variables": special_tokens,
+        "variables": variables,
         "conversations": conversations,
         "seconds": SECONDS,
         "megabytes": MEGABYTES,

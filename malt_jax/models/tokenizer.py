@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, ChatTemplate, chat_frame
 from malt_jax.models.checkpoint import TOKENIZER_FILES
 from malt_jax.models.hf_fields import read_json
+from malt_jax.models.thoughts import CHANNEL, ThoughtFormat, find_format
 from malt_jax.models.tokenizer_engines import Engine
 from malt_jax.models.tokenizer_files import open_tokenizer, read_chat_template, read_special_tokens
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "<|endoftext|>")
 """Tokens that chat templates close a turn with; used where vocabulary and template have them."""
+MAX_FRAMES = 64
+"""Chat frames kept, one per system message and template arguments: those of the most roles."""
 # Larger than any id: the limit of a tokenizer that is opened without its model.
 NO_LIMIT = 1 << 62
 
@@ -42,6 +47,8 @@ class Tokenizer:
         # `</s>` that this model never ends a turn with.
         written = "" if template is None else template.text
         self._turn_ends = {text for text in TURN_ENDS if text in written}
+        if CHANNEL in written:  # there it ends one message of several, and <|return|> the turn
+            self._turn_ends -= {"<|end|>"}
         self._special_texts = {*special_tokens.values(), *self._turn_ends}
         for token in engine.added.values():
             if token.content in self._special_texts and not token.special:
@@ -54,7 +61,10 @@ class Tokenizer:
         }
         # A frame costs a process. The cache belongs to the instance: as a decorator of the method
         # it would be one for all tokenizers and keep each of them alive.
-        self._frame = lru_cache(maxsize=8)(self._make_frame)
+        self._frame = lru_cache(maxsize=MAX_FRAMES)(self._make_frame)
+        self._system: str | None = None
+        self._arguments = "{}"
+        self._views: dict[tuple[str | None, str], Tokenizer] = {}
         self.end_ids = self._find_end_ids()
 
     @property
@@ -70,6 +80,30 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    def with_chat(self, system: str | None, arguments: Mapping[str, Any]) -> Tokenizer:
+        """The same tokenizer, whose prompts have a system message and template arguments.
+
+        Raises UserError without a chat template, and for an argument that it never reads.
+        """
+        if self._template is None:
+            raise UserError(f"{self.folder}: the model has no chat template; leave this out.")
+        settings = system, json.dumps(arguments, sort_keys=True)
+        if settings not in self._views:
+            for name in arguments:
+                self._template.check_argument(name)
+            other = copy.copy(self)
+            other.__dict__.pop("thoughts", None)
+            other._system, other._arguments = settings
+            self._views[settings] = other
+        return self._views[settings]
+
+    @cached_property
+    def thoughts(self) -> ThoughtFormat | None:
+        """How completions of these prompts write thoughts; None if the model has none."""
+        if self._template is None:
+            return None
+        return find_format(self._template.text, lambda: self._chat_frame(None).after, self._encode)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer puts around a text (a BOS)."""
@@ -93,7 +127,7 @@ class Tokenizer:
 
     def render(self, prompt: str, system: str | None = None) -> str:
         """One user message in the model's chat format, up to where its answer begins."""
-        return self._frame(system).render(prompt)
+        return self._chat_frame(system).render(prompt)
 
     def prompt_ids(self, text: str, system: str | None = None) -> list[int]:
         """Ids to complete: the chat-rendered message, or for a base model the plain text.
@@ -106,7 +140,7 @@ class Tokenizer:
                 raise UserError(f"{self.folder}: no chat template, so no system message.")
             plain = self._spells_special(text)
             return self._encode(text, special=not plain, plain=plain)
-        frame = self._frame(system)
+        frame = self._chat_frame(system)
         message = frame.content(text)
         # The whole prompt is encoded at once where that is safe: at the seams of separate parts,
         # characters that belong to one token would be cut apart.
@@ -148,10 +182,14 @@ class Tokenizer:
                 )
         return ids
 
-    def _make_frame(self, system: str | None) -> ChatFrame:
+    def _chat_frame(self, system: str | None) -> ChatFrame:
+        return self._frame(self._system if system is None else system, self._arguments)
+
+    def _make_frame(self, system: str | None, arguments: str) -> ChatFrame:
         if self._template is None:
             raise UserError(f"{self.folder}: the tokenizer has no chat template.")
-        return chat_frame(self._template, self.special_tokens, system)
+        variables = self.special_tokens | json.loads(arguments)
+        return chat_frame(self._template, variables, system)
 
     def _find_end_ids(self) -> tuple[int, ...]:
         """Every id that ends a turn: by tokenizer, generation config, config and chat template."""

@@ -72,6 +72,8 @@ def _compact(record: DrawRecord, keep_texts: bool) -> dict[str, Any]:
 
 def _compact_turn(turn: TurnRecord) -> dict[str, Any]:
     kept = {name: value for name, value in vars(turn).items() if name != "prompt"}
+    if turn.thought is None:
+        del kept["thought"], kept["unclosed"]
     return kept | {"logprob": round(turn.logprob, 3)}
 
 

@@ -184,7 +184,7 @@ function compare(host, record) {
         "aria-pressed": String(i === current), disabled: !one.turns, title: one.turns ? `draw ${i}` : "its turns are in eval/",
         click: () => { state.draws[which] = i; draw(); },
       }, `${visible(one.prediction ?? "no answer")} ${one.correct ? "✓" : "✗"}`))),
-      (draws[current]?.turns ?? []).map((turn) => turnCard(turn.role, turn.policy, null, turn.text, turnFacts(turn, record.answer), false)));
+      (draws[current]?.turns ?? []).map((turn) => turnCard(turn.role, turn.policy, null, turn, turnFacts(turn, record.answer), false)));
   };
   state.view = { move(name) {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[name];

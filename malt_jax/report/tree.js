@@ -156,7 +156,7 @@ class TreeView {
     const facts = [...this.outcome(index), ...this.credit(index), ...turnFacts(node, this.tree.answer), ["training", this.training(index)]];
     const chip = el("span", { class: "chip", style: `background:${valueColour(node.value)}` },
       node.leaf ? `reward ${node.value ? 1 : 0}` : `value ${node.value.toFixed(2)}`);
-    const card = turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node.text, facts, index === this.chosen);
+    const card = turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node, facts, index === this.chosen);
     card.append(el("details", {}, el("summary", {}, "prompt"), el("p", { class: "said" }, visible(this.prompt(index)))));
     return card;
   }
@@ -266,9 +266,12 @@ function turnFacts(turn, answer) {
   return facts;
 }
 
-function turnCard(role, id, chip, text, facts, chosen) {
+/** A turn's card; the thought before its text, if it has one, is folded. */
+function turnCard(role, id, chip, turn, facts, chosen) {
+  const { thought, text } = turn;
   return el("section", { class: `turn${chosen ? " chosen" : ""}` },
     el("header", {}, el("b", {}, visible(role)), el("span", { class: "id" }, visible(id)), chip),
+    ...(thought === undefined ? [] : [el("details", { class: "thought" }, el("summary", {}, "thought"), el("p", { class: "said" }, visible(thought)))]),
     el("p", { class: "said" }, visible(text)),
     el("dl", {}, facts.map(([name, ...value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
 }

@@ -173,6 +173,7 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
                 "tokens": len(node.token_ids),
                 "finish": node.finish,
                 "sft": uses.examples.get(node.id, []),
+                **({} if node.thought is None else {"thought": node.thought}),
                 **({"credit": found} if (found := uses.signals.get(node.id)) else {}),
             }
         )

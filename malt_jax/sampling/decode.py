@@ -29,6 +29,7 @@ from malt_jax.sampling.cache import (
 )
 from malt_jax.sampling.filters import Filters, draw
 from malt_jax.sampling.prefill import Weights
+from malt_jax.sampling.thoughts import Budget, Thoughts, advance, forced_token
 
 IDLE = -1
 """The completion of a row that decodes nothing."""
@@ -47,6 +48,7 @@ class Rows(NamedTuple):
     token: Int[Any, "R"]  # the next input: the prompt's last token, then what was drawn
     length: Int[Any, "R"]  # tokens drawn so far, which are also those in the suffix cache
     key: UInt32[Any, "R 2"]
+    thoughts: Thoughts | None = None  # of a call whose thoughts have a budget
 
 
 class ParamArrays(NamedTuple):
@@ -55,6 +57,7 @@ class ParamArrays(NamedTuple):
     filters: Filters  # scalars: the same for every row
     max_new_tokens: Int[Any, ""]
     end_ids: Int[Any, "E"]  # padded with -1
+    thought: Budget | None = None
 
 
 class DecodeInputs(NamedTuple):
@@ -153,7 +156,12 @@ def decode_step(
 
     # 2. Draw the next token of each row, with its own key and the number of tokens drawn so far.
     filters = jax.tree.map(lambda x: jnp.broadcast_to(x, rows.token.shape), params.filters)
-    drawn = draw(decoder.logits(hidden[:, 0]), rows.key, rows.length, filters)
+    forced, thoughts = None, rows.thoughts
+    if params.thought is not None and thoughts is not None:
+        forced = forced_token(params.thought, thoughts, rows.length)
+    drawn = draw(decoder.logits(hidden[:, 0]), rows.key, rows.length, filters, forced)
+    if params.thought is not None and thoughts is not None:
+        thoughts = advance(params.thought, thoughts, drawn.token, forced)
 
     # 3. A completion ends with an end token or at its longest. (The host looks for stop texts.)
     ended = jnp.any(drawn.token[:, None] == params.end_ids[None], axis=-1)
@@ -165,6 +173,7 @@ def decode_step(
         completion=jnp.where(finished, IDLE, rows.completion),
         token=drawn.token,
         length=jnp.where(finished, 0, rows.length + 1),
+        thoughts=thoughts,
     )
     moved, dequeued = _refill(moved, inputs.queue, output.dequeued)
 

@@ -95,8 +95,8 @@ class Device:
 
     def decode(self, scheduler: Scheduler, idle_limit: int) -> None:
         """Decodes a chunk of steps."""
-        key = ("decode", self.shape, self._like)
         queue, params = scheduler.queue(), scheduler.param_arrays
+        key = ("decode", self.shape, self._like, params.thought is None)
         with self._executables.turn:
             inputs = DecodeInputs(self._prefix, queue, params, np.int32(idle_limit))
             args = (self._weights, inputs, self._suffix, scheduler.rows, self._cursor)

@@ -38,10 +38,12 @@ def draw(
     keys: UInt32[Array, "R 2"],
     steps: Int[Array, "R"],
     filters: Filters,
+    forced: Int[Array, "R"] | None = None,
 ) -> Draw:
     """Draws each row's next token with one uniform number from `fold_in(key, step)`.
 
-    Filters apply in the usual order: temperature, top-k, then top-p on what top-k kept.
+    Filters apply in the usual order: temperature, top-k, then top-p on what top-k kept. `forced`:
+    tokens that rows take in place of what they draw; DRAWN (-1) for none.
     """
     top = jnp.max(logits, axis=-1)
     total = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
@@ -53,6 +55,8 @@ def draw(
         lambda: sampled,
         lambda: jnp.where(random, sampled, jnp.argmax(logits, axis=-1).astype(jnp.int32)),
     )
+    if forced is not None:
+        token = jnp.where(forced >= 0, forced, token)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     return Draw(token, chosen - top - jnp.log(total), ~jnp.isfinite(total))
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from malt_jax.models.lora import Adapter
-from malt_jax.sampling.request import Completion, Request, SamplingParams
+from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
 
 
 def sample(
@@ -47,6 +47,8 @@ def sample(
             # 2. One uniform number, from the completion's key and the token's position, picks it.
             uniform = float(jax.random.uniform(jax.random.fold_in(key, len(tokens))))
             token = pick(logits, uniform, params)
+            #    A thought that takes too long is closed in the model's place.
+            token = _closing(tokens, params.thought).get(len(tokens), token)
             tokens.append(token)
             logprobs.append(float(logits[token] - np.logaddexp.reduce(logits)))
             # 3. An end token, then a stop text, then the length ends the completion.
@@ -76,6 +78,20 @@ def pick(logits: Float[np.ndarray, "V"], uniform: float, params: SamplingParams)
         probs[probs < largest_first[np.argmax(mass >= params.top_p * mass[-1])]] = 0
     cumulative = np.cumsum(probs)
     return int(np.argmax(cumulative > uniform * cumulative[-1]))
+
+
+def _closing(tokens: Sequence[int], budget: ThoughtBudget | None) -> dict[int, int]:
+    """The tokens that close the thought, by their places, once these are the tokens so far."""
+    if budget is None:
+        return {}
+    size = len(budget.end)
+    for length in range(len(tokens) + 1):
+        # A thought that has begun and not ended after `length` tokens, its budget used up.
+        before = tokens[:length]
+        ended = any(tuple(before[i : i + size]) == budget.end for i in range(length))
+        if not ended and (budget.inside or budget.begin in before) and length >= budget.tokens:
+            return dict(enumerate(budget.closing, start=length))
+    return {}
 
 
 @partial(jax.jit, static_argnums=0)

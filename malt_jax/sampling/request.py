@@ -10,6 +10,10 @@ from jaxtyping import UInt32
 from malt_jax.checks import check
 
 MAX_END_IDS = 16
+MAX_ENDING = 8
+"""Tokens in a row that end a thought, at most."""
+MAX_CLOSING = 128
+"""Tokens that are written to close a thought, at most."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,41 @@ class Request:
     keys: UInt32[np.ndarray, "n 2"]
     """Threefry keys. Token t of completion i is drawn with `fold_in(keys[i], t)`, so a completion
     does not depend on what else is in the batch."""
+
+
+@dataclass(frozen=True)
+class ThoughtBudget:
+    """Ends a thought that takes too many tokens, by writing the tokens that close it."""
+
+    tokens: int
+    """From so many tokens of the completion on, an open thought is closed."""
+    begin: int
+    """The token that begins a thought."""
+    end: tuple[int, ...]
+    """The tokens, in a row, that end it."""
+    closing: tuple[int, ...]
+    """What is written to close it; `end` is part of it."""
+    inside: bool
+    """Completions begin within a thought."""
+
+    def __post_init__(self) -> None:
+        check(self.tokens >= 1, f"thought: found a budget of {self.tokens}, allowed: 1 or more.")
+        size, limit = len(self.end), MAX_CLOSING
+        check(
+            1 <= size <= MAX_ENDING and self.end[0] not in self.end[1:],
+            f"thought: found {size} tokens that end it, allowed: 1 to {MAX_ENDING}, the first of "
+            "which is not repeated.",
+        )
+        check(
+            len(self.closing) <= limit,
+            f"thought: closing it takes {len(self.closing)} tokens, allowed: at most {limit}; "
+            "shorten the conclusion.",
+        )
+        places = range(len(self.closing) - size + 1)
+        check(
+            any(self.closing[i : i + size] == self.end for i in places),
+            "thought: the tokens that close it do not end it.",
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,8 @@ class SamplingParams:
     """Longest completion in tokens, end token included."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a completion; they are kept in it."""
+    thought: ThoughtBudget | None = None
+    """Limits the thought at a completion's beginning; None: it is drawn like anything else."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, after the token that completes them."""
 

@@ -33,7 +33,7 @@ from malt_jax.sampling.device import Device, Executables, use_cache_dir
 from malt_jax.sampling.int8 import quantise_kernels
 from malt_jax.sampling.memory import CacheShape
 from malt_jax.sampling.prefill import PrefillCall, Weights, padding_calls, plan_calls, prefill_shape
-from malt_jax.sampling.request import Completion, Request, SamplingParams
+from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
 from malt_jax.sampling.scheduler import Growth, Scheduler
 from malt_jax.sampling.stats import Phase, Stats, Timer
 
@@ -228,19 +228,20 @@ class Sampler:
         new_tokens: int,
         siblings: int = 1,
         adapter: AdapterOrWeights = None,
+        thought: ThoughtBudget | None = None,
     ) -> int:
         """Compiles what calls with prompts and completions up to these lengths can need.
 
         Returns the number of executables there are then; such calls add none. It is
         `3 r - 1 + p (1 + c)` for r numbers of rows, p different numbers of prefix cache entries and
         c sizes of prefill calls; for each prompt capacity, for each number of siblings that share
-        an entry, and for calls with and without adapter.
+        an entry, and for calls with and without adapter or budget of thoughts.
         """
         shapes = self.shapes(prompt_tokens, new_tokens, siblings)
         for smaller, shape in zip([None, *shapes], shapes, strict=False):
             with self._context():
                 device = self.device(shape, adapter)
-                nothing = Scheduler([], SamplingParams(), shape, self._shards)
+                nothing = Scheduler([], SamplingParams(thought=thought), shape, self._shards)
                 for call in padding_calls(shape.entries, self._prefill_shape, self._shards):
                     device.prefill(call)
                 device.decode(nothing, idle_limit=0)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -26,7 +27,14 @@ from malt_jax.sampling.decode import IDLE, ChunkOutput, ParamArrays, Rows
 from malt_jax.sampling.filters import Filters
 from malt_jax.sampling.memory import CacheShape, siblings_per_entry
 from malt_jax.sampling.prefix_cache import Prefill, PrefixCache
-from malt_jax.sampling.request import MAX_END_IDS, Completion, Request, SamplingParams
+from malt_jax.sampling.request import (
+    MAX_END_IDS,
+    Completion,
+    Request,
+    SamplingParams,
+    ThoughtBudget,
+)
+from malt_jax.sampling.thoughts import budget_arrays, first_thoughts
 
 
 @dataclass
@@ -73,7 +81,7 @@ class Scheduler:
         """Per shard: completions whose prompt has no entry yet, those of one entry together."""
         self._queues: list[deque[int]] = [deque() for _ in range(shards)]
         """Per shard: completions whose prompt has an entry, and that no row has taken yet."""
-        self.rows = _idle_rows(shape.rows)
+        self.rows = _idle_rows(params.thought, shape.rows)
         self.prefix_cache = PrefixCache(shape, shards)
         ends = (*params.end_ids, *[-1] * (MAX_END_IDS - len(params.end_ids)))
         top_k = np.int32(min(params.top_k, 2**31 - 1))
@@ -81,6 +89,7 @@ class Scheduler:
             Filters(np.float32(params.temperature), top_k, np.float32(params.top_p)),
             max_new_tokens=np.int32(params.max_new_tokens),
             end_ids=np.array(ends, np.int32),
+            thought=params.thought and budget_arrays(params.thought),
         )
         self.useful_steps = 0
         """Row-steps so far that made a token of a completion."""
@@ -125,7 +134,7 @@ class Scheduler:
     def queue(self) -> Rows:
         """The queued completions `[shards, W]`, with the values of a row that takes them."""
         depth = self.shape.entries // self.shards * self.shape.siblings
-        queue = _idle_rows(self.shards, depth)
+        queue = _idle_rows(self.params.thought, self.shards, depth)
         for shard, numbers in enumerate(self._queues):
             for place, number in enumerate(numbers):
                 completion = self.completions[number]
@@ -169,7 +178,7 @@ class Scheduler:
         renumbered[entries] = np.arange(len(entries))
         for completion in self.completions:
             completion.entry = int(renumbered[completion.entry])
-        kept = Rows(*(x[rows] for x in self.rows))
+        kept = jax.tree.map(lambda x: x[rows], self.rows)
         self.rows = kept._replace(entry=renumbered[kept.entry])
         self.prefix_cache.keep(entries)
         self.shape = shape
@@ -177,7 +186,7 @@ class Scheduler:
 
     def process_output(self, rows: Rows, output: ChunkOutput) -> list[Growth]:
         """Takes over what a chunk drew; returns the completions that grew."""
-        self.rows = Rows(*(np.array(x) for x in rows))
+        self.rows = jax.tree.map(np.array, rows)
         for queue, count in zip(self._queues, output.dequeued.tolist(), strict=True):
             for _ in range(count):
                 queue.popleft()
@@ -236,10 +245,11 @@ def _sibling_groups(requests: Sequence[Request], limit: int) -> Iterator[range]:
             yield range(number + first, number + min(first + size, count))
 
 
-def _idle_rows(*shape: int) -> Rows:
+def _idle_rows(thought: ThoughtBudget | None, *shape: int) -> Rows:
     entry, prefix, token, length = np.zeros((4, *shape), np.int32)
     key = np.zeros((*shape, 2), np.uint32)
-    return Rows(np.full(shape, IDLE, np.int32), entry, prefix, token, length, key)
+    thoughts = thought and first_thoughts(thought, *shape)
+    return Rows(np.full(shape, IDLE, np.int32), entry, prefix, token, length, key, thoughts)
 
 
 def _kept(idle: np.ndarray, count: int, shards: int) -> Int[np.ndarray, "kept"]:

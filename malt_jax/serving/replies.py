@@ -41,10 +41,13 @@ class Reply:
         for index in range(self._request.choices):
             found = self.answer(index)
             content = before_stop(found.text or "", self._request.stop)
+            message = {"role": "assistant", "content": content, "refusal": None}
+            if not found.error and (thought := found.turns[-1].thought):
+                message["reasoning_content"] = thought
             choices.append(
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": content, "refusal": None},
+                    "message": message,
                     "logprobs": None,
                     "finish_reason": finish_reason(found),
                     "malt": self.details(found),
@@ -64,7 +67,7 @@ class Reply:
             "prediction": found.prediction,
             "votes": list(found.votes),
             "winner": found.winner,
-            "draws": [[dict(vars(turn)) for turn in draw[given:]] for draw in found.draws],
+            "draws": [[turn.to_record() for turn in draw[given:]] for draw in found.draws],
         }
 
     def usage(self) -> dict[str, int]:

@@ -91,6 +91,7 @@ def lines(counts: dict[str, Any], trained: Mapping[str, Sequence[str]] | None = 
         f"{trees['all_wrong']} all wrong, {trees['mixed']} mixed; "
         f"{trees['unparsed']} answers unparsed, {trees['length']} completions cut at their limit, "
         f"{trees['cut_prompts']} prompts shortened"
+        + (f", {trees['unclosed']} thoughts not closed" if "unclosed" in trees else "")
     ]
     learned: dict[str, dict[str, int]] = {}
     for number, (role, c) in enumerate(counts["roles"].items()):

@@ -47,6 +47,10 @@ class Grade:
             raise ValueError(f"a reward of {self.reward}; it must be from 0 to 1")
 
 
+NO_ANSWER = Grade(None, correct=False)
+"""The grade of a completion that has nothing to grade: it never came to its answer."""
+
+
 @runtime_checkable
 class Grader(Protocol):
     """Reads final answers out of model text: the extractor T and the reward 1[T(r) = a*]."""

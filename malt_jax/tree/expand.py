@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from malt_jax.sampling.request import Completion, Request, SamplingParams
+from malt_jax.errors import UserError
+from malt_jax.models.thoughts import read_completion
+from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
@@ -60,8 +62,9 @@ def expand(
         # The longest possible completion is kept free, so no context ends one early.
         room = model.spec.context - role.config.max_new_tokens
         # One request per prefix: its siblings share the prompt, and each has a key of its own.
+        tokenizer = role.tokenizer(model.tokenizer)
         prompts = [
-            _prompt(role, prefix, pipeline, model.tokenizer, room, overflow) for prefix in prefixes
+            _prompt(role, prefix, pipeline, tokenizer, room, overflow) for prefix in prefixes
         ]
         requests = [
             Request(prompt.ids, _sibling_keys(role, prefix, pipeline, seed, round))
@@ -70,7 +73,7 @@ def expand(
         on_level(role.name, len(requests) * role.config.branch)
         sampled = sampler.sample(
             requests,
-            sampling_params(role, model.tokenizer.end_ids),
+            sampling_params(role, tokenizer),
             adapter=adapters.get(role.name),
         )
         # Every completion is a node, and the prefix of the next level.
@@ -78,12 +81,11 @@ def expand(
         for prefix, prompt, completions in zip(prefixes, prompts, sampled, strict=True):
             for index, completion in enumerate(completions):
                 path = (*prefix.path, index)
-                node = _node(
-                    role, prefix.question, path, prompt, completion, pipeline, model.tokenizer
-                )
+                node = _node(role, prefix.question, path, prompt, completion, pipeline, tokenizer)
                 nodes[prefix.question.id].append(node)
                 # The order of the turns matters: `{previous}` stands for the last of them.
-                turns = {**prefix.turns, role.name: node.completion}
+                said = role.passed_on(node.completion, node.thought)
+                turns = {**prefix.turns, role.name: said}
                 deeper.append(Prefix(prefix.question, path, turns))
         prefixes = deeper
     names = tuple(role.name for role in pipeline.roles)
@@ -95,25 +97,39 @@ def expand(
     )
 
 
-def sampling_params(role: Role, end_ids: Sequence[int]) -> SamplingParams:
-    """How the sampler draws a role's completions."""
+def sampling_params(role: Role, tokenizer: Any) -> SamplingParams:
+    """How the sampler draws a role's completions; `tokenizer`: that of `Role.tokenizer`.
+
+    Raises UserError for a budget of thoughts with a model that has none, or too small for it.
+    """
     config = role.config
     return SamplingParams(
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
         max_new_tokens=config.max_new_tokens,
-        end_ids=tuple(end_ids),
+        end_ids=tuple(tokenizer.end_ids),
+        thought=_thought_budget(role, tokenizer) if config.thinking.budget else None,
         stop=config.stop,
     )
 
 
-def completion_text(completion: Completion, end_ids: Sequence[int], tokenizer: Any) -> str:
-    """The completion decoded, without its end token."""
-    ids = [int(token) for token in completion.tokens]
-    if ids and completion.finish == "eos" and ids[-1] in end_ids:
-        ids = ids[:-1]
-    return tokenizer.decode(ids)
+def _thought_budget(role: Role, tokenizer: Any) -> ThoughtBudget:
+    thinking, longest = role.config.thinking, role.config.max_new_tokens
+    if tokenizer.thoughts is None:
+        raise UserError(
+            f"thinking.budget: found {thinking.budget}, but the model's chat template writes no "
+            "thoughts; leave it out."
+        )
+    form = tokenizer.thoughts
+    closing = tuple(tokenizer.encode(thinking.conclusion + form.closing))
+    if thinking.budget + len(closing) >= longest:
+        raise UserError(
+            f"thinking.budget: found {thinking.budget}, but closing a thought takes "
+            f"{len(closing)} tokens and leaves none of max_new_tokens ({longest}) for the answer; "
+            "lower it."
+        )
+    return ThoughtBudget(thinking.budget, form.begin, form.end, closing, form.inside)
 
 
 def _prompt(
@@ -146,6 +162,7 @@ def _node(
     pipeline: Chain,
     tokenizer: Any,
 ) -> Node:
+    said = read_completion(completion.tokens, completion.finish, tokenizer, tokenizer.thoughts)
     return Node(
         id=pipeline.node_id(question.id, path),
         role=role.name,
@@ -153,10 +170,12 @@ def _node(
         prompt=prompt.text,
         prompt_ids=tuple(map(int, prompt.ids)),
         cut=prompt.cut,
-        completion=completion_text(completion, tokenizer.end_ids, tokenizer),
+        completion=said.text,
         token_ids=tuple(map(int, completion.tokens)),
         logprobs=tuple(round(float(p), LOGPROB_DIGITS) for p in completion.logprobs),
         finish=completion.finish,
         # Only a mark for `grade`: False says that the role answers, None that it does not.
         correct=False if role.config.answers else None,
+        thought=said.thought,
+        unclosed=said.unclosed,
     )

@@ -39,7 +39,7 @@ class Node:
     cut: int
     """Tokens that were cut from the prompt to fit the context."""
     completion: str
-    """The completion as text, without its end token."""
+    """The completion as text, without its end token and without its thought."""
     token_ids: tuple[int, ...]
     """The tokens as sampled, end token included; training uses these and never the text."""
     logprobs: tuple[float, ...]
@@ -56,15 +56,32 @@ class Node:
     """Whether the node is a positive example for its role."""
     reward: float | None = None
     """Outcome reward in [0, 1] of a leaf; None for every other node."""
+    thought: str | None = None
+    """What a thinking model wrote before the answer, with the tokens around it as text; `thought`
+    and `completion` are the whole text of `token_ids`."""
+    unclosed: bool = False
+    """The completion ended within its thought: it is empty, and no answer."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end, neither cut at its limit nor within its thought."""
+        return self.finish != "length" and not self.unclosed
+
+    @property
+    def full_text(self) -> str:
+        """Everything that was sampled, without the end token."""
+        return (self.thought or "") + self.completion
 
     def to_record(self) -> dict[str, Any]:
-        """The node as a JSON object; only leaves have a `reward`."""
+        """The node as a JSON object; only leaves have a `reward`, only thinkers a `thought`."""
         record = {name: getattr(self, name) for name in _NODE_FIELDS}
         for name in ("prompt_ids", "token_ids", "logprobs"):
             record[name] = list(record[name])
         if self.reward is not None:
             whole = int(self.reward) == self.reward
             record["reward"] = int(self.reward) if whole else self.reward
+        if self.thought is not None:
+            record |= {"thought": self.thought, "unclosed": self.unclosed}
         return record
 
     @classmethod
@@ -81,7 +98,15 @@ class Node:
             whole = name != "logprobs"
             if not all(_is_number(n) and (not whole or isinstance(n, int)) for n in numbers):
                 raise ValueError(f"{name} of node {record['id']!r} holds more than numbers")
-        return cls(**fields, reward=None if reward is None else float(reward))
+        thought, unclosed = record.get("thought"), record.get("unclosed", False)
+        if not isinstance(thought, str | None) or not isinstance(unclosed, bool):
+            raise ValueError(f"the thought of node {record['id']!r} is no text")
+        return cls(
+            **fields,
+            reward=None if reward is None else float(reward),
+            thought=thought,
+            unclosed=unclosed,
+        )
 
 
 @dataclass(frozen=True)

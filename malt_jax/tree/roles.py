@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
@@ -21,6 +22,17 @@ class Role:
     @property
     def name(self) -> str:
         return self.config.name
+
+    def tokenizer(self, model_tokenizer: Any) -> Any:
+        """The model's tokenizer with this role's system message and template arguments."""
+        system, arguments = self.config.system, self.config.chat_template_kwargs
+        if system is None and not arguments:
+            return model_tokenizer
+        return model_tokenizer.with_chat(system, arguments)
+
+    def passed_on(self, text: str, thought: str | None) -> str:
+        """What later roles read of a turn."""
+        return (thought or "") + text if self.config.thinking.pass_on else text
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Thoughts: what a model writes before its answer, and the tokens that begin and end them.
+
+Qwen3 and the R1-distilled models write `<think>...</think>` before the answer. gpt-oss writes
+messages in channels, of which the one called `final` is the answer. The chat template shows which
+of these a model was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+PAIRS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""Tokens that begin and end a thought: of Qwen3, R1, SmolLM3 and others, and of Magistral."""
+CHANNEL, FINAL = "<|channel|>", "<|channel|>final<|message|>"
+"""What begins a channel's name (gpt-oss), and what begins the answer there."""
+
+
+@dataclass(frozen=True)
+class ThoughtFormat:
+    """How a model writes thoughts, after the prompts of one role."""
+
+    begin: int
+    """The token that begins a thought."""
+    end: tuple[int, ...]
+    """The tokens, in a row, that end it."""
+    closing: str
+    """Text with which a thought can be ended in the model's place."""
+    inside: bool
+    """The prompts end within a thought, so that completions begin within it."""
+
+    def split(self, ids: Sequence[int]) -> tuple[int, bool]:
+        """How many tokens the thought at the beginning takes, and whether it was closed.
+
+        A completion that never ends its thought is one thought. One that neither begins nor ends
+        any has none: (0, True).
+        """
+        size = len(self.end)
+        for place in range(len(ids) - size + 1):
+            if tuple(ids[place : place + size]) == self.end:
+                return place + size, True
+        return (len(ids), False) if self.inside or self.begin in ids else (0, True)
+
+
+class Said(NamedTuple):
+    """A completion as it is read: the answer, and the thought before it."""
+
+    text: str
+    """What follows the thought, or all of it; empty for a thought that was never closed."""
+    thought: str | None = None
+    """The thought with the tokens around it as text; it and `text` make up the completion."""
+    unclosed: bool = False
+    """The completion ended within its thought, so it is no answer."""
+    thought_tokens: int = 0
+
+
+def read_completion(
+    ids: Iterable[int], finish: str, tokenizer: Any, form: ThoughtFormat | None
+) -> Said:
+    """Splits a completion into thought and answer, without its end token."""
+    ids = [int(token) for token in ids]
+    if ids and finish == "eos" and ids[-1] in tokenizer.end_ids:
+        ids = ids[:-1]
+    count, closed = (0, True) if form is None else form.split(ids)
+    if not count:
+        return Said(tokenizer.decode(ids))
+    # Blanks between thought and answer belong to neither; no prompt should begin a turn with them.
+    while closed and count < len(ids) and tokenizer.decode(ids[count : count + 1]).isspace():
+        count += 1
+    thought = tokenizer.decode(ids[:count], skip_special=False)
+    return Said(tokenizer.decode(ids[count:]), thought, not closed, count)
+
+
+def find_format(
+    template: str, prompt_end: Callable[[], str], encode: Callable[[str], list[int]]
+) -> ThoughtFormat | None:
+    """The format that a chat template speaks of, if its markers are tokens of the vocabulary.
+
+    `prompt_end` gives what the template writes after the user's message.
+    """
+    if CHANNEL in template and len(begin := encode(CHANNEL)) == 1:
+        # Whatever comes before the channel `final` is a thought, calls of tools included.
+        closing = f"<|end|><|start|>assistant{FINAL}"
+        inside = FINAL not in prompt_end()
+        return ThoughtFormat(begin[0], tuple(encode(FINAL)), closing, inside)
+    for first, last in PAIRS:
+        begin, end = encode(first), encode(last)
+        if last in template and len(begin) == len(end) == 1:
+            written = prompt_end()
+            inside = written.rfind(first) > written.rfind(last)
+            return ThoughtFormat(begin[0], tuple(end), f"\n{last}\n\n", inside)
+    return None

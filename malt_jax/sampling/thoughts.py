@@ -1,0 +1,82 @@
+"""Budgets of thoughts on the device: an open thought that takes too long is closed.
+
+From its budget on, the tokens of the closing text are written in place of what is drawn, one per
+step, so that the model continues after them with its answer. Their log-probabilities are recorded
+as the model's own. Calls without a budget have none of this in their programs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from malt_jax.sampling.request import MAX_CLOSING, MAX_ENDING, ThoughtBudget
+
+DRAWN = -1
+"""In place of a forced token: the step draws its own."""
+OUTSIDE = -1
+"""`matched` of a completion in which no thought has begun."""
+
+
+class Budget(NamedTuple):
+    """A `ThoughtBudget` on the device; both token lists are padded with -1."""
+
+    tokens: Int[Any, ""]
+    begin: Int[Any, ""]
+    end: Int[Any, "e"]
+    closing: Int[Any, "c"]
+
+
+class Thoughts(NamedTuple):
+    """How far the thought of each row's completion is."""
+
+    matched: Int[Any, "R"]  # of the tokens that end it, those just seen; all: it has ended
+    forced: Int[Any, "R"]  # tokens of the closing text written so far
+
+
+def budget_arrays(budget: ThoughtBudget) -> Budget:
+    """The budget as arrays of fixed sizes, so that another one compiles nothing."""
+
+    def padded(tokens: tuple[int, ...], size: int) -> np.ndarray:
+        return np.array((*tokens, *[-1] * (size - len(tokens))), np.int32)
+
+    return Budget(
+        np.int32(budget.tokens),
+        np.int32(budget.begin),
+        padded(budget.end, MAX_ENDING),
+        padded(budget.closing, MAX_CLOSING),
+    )
+
+
+def first_thoughts(budget: ThoughtBudget, *shape: int) -> Thoughts:
+    """The thoughts of completions that have no token yet."""
+    matched = np.full(shape, 0 if budget.inside else OUTSIDE, np.int32)
+    return Thoughts(matched, np.zeros(shape, np.int32))
+
+
+def forced_token(budget: Budget, thoughts: Thoughts, length: Int[Array, "R"]) -> Int[Array, "R"]:
+    """The token that closes an overlong thought, or DRAWN; `length` tokens are there already."""
+    ended = thoughts.matched == jnp.sum(budget.end >= 0, dtype=jnp.int32)
+    open_too_long = ~ended & (thoughts.matched != OUTSIDE) & (length >= budget.tokens)
+    # Once begun, the closing text is written whole: what ends the thought may stand before its end.
+    begun = (thoughts.forced > 0) & (thoughts.forced < jnp.sum(budget.closing >= 0))
+    place = jnp.minimum(thoughts.forced, budget.closing.shape[0] - 1)
+    return jnp.where(open_too_long | begun, budget.closing[place], DRAWN)
+
+
+def advance(
+    budget: Budget, thoughts: Thoughts, token: Int[Array, "R"], forced: Int[Array, "R"]
+) -> Thoughts:
+    """The thoughts after one more token of each row."""
+    matched = thoughts.matched
+    size = jnp.sum(budget.end >= 0, dtype=jnp.int32)
+    expected = budget.end[jnp.clip(matched, 0, budget.end.shape[0] - 1)]
+    # The first of the ending tokens is not repeated among them, so that a match which fails can
+    # begin again with this token only.
+    further = jnp.where(token == expected, matched + 1, jnp.where(token == budget.end[0], 1, 0))
+    begun = jnp.where(token == budget.begin, 0, OUTSIDE)
+    matched = jnp.where(matched == size, size, jnp.where(matched == OUTSIDE, begun, further))
+    return Thoughts(matched, thoughts.forced + (forced != DRAWN))
