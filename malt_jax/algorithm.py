@@ -19,12 +19,20 @@ from jax.sharding import Mesh
 
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
+from malt_jax.data.examples import EXAMPLES
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
 from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
-from malt_jax.training.fit import DpoConfig, KtoConfig, PgConfig, SftConfig, train_phase
+from malt_jax.training.fit import (
+    DpoConfig,
+    KtoConfig,
+    PgConfig,
+    SftConfig,
+    TrainConfig,
+    train_phase,
+)
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
@@ -133,22 +141,27 @@ def train(
 
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
     the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
-    `sft` to `pg` are the fields of each phase. `sharing`: by default every role has a LoRA adapter
+    `sft` to `pg` are the fields of each phase, over which a role may have its own
+    (`RoleConfig.training`). `sharing`: by default every role has a LoRA adapter
     of its own; with `shared` one policy learns from all roles. `start`: weights to continue from
     (by role or policy); by default an adapter that changes nothing yet. `saver` keeps one phase of
     one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the data
     were sampled with `start`, so a policy gradient must find their log-probabilities again.
     """
-    phases = {role.name: role.train for role in (pipeline or PipelineConfig()).roles}
-    lora = lora or LoraConfig()
-    configs: dict[str, Any] = {"sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
+    roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
+    phases = {name: role.train for name, role in roles.items()}
+    given = {"lora": lora, "sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
+    settings = TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
     begin = start_by_policy(start or {}, [*trained, *data, *phases], sharing)
-    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in configs) > 1:
+    if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in EXAMPLES) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
-        policy = begin.get(name) or initial_weights(model, lora, seed=seed, name=name, mesh=mesh)
+        own = settings.with_fields(roles[name].training) if name in roles else settings
+        policy = begin.get(name) or initial_weights(
+            model, own.lora, seed=seed, name=name, mesh=mesh
+        )
         sampled_by = policy if on_policy else None
         # Each phase starts from the weights that the one before left. Paper, as minima:
         # sft  -log p(y | x; theta), averaged over completion tokens.
@@ -157,11 +170,11 @@ def train(
         # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
         # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
         #      sampled it, A the advantage of y over its siblings.
-        for phase, config in configs.items():
+        for phase in EXAMPLES:
             if examples := learned.of(phase):
                 outcome = train_phase(
-                    phase, model, policy, examples, config, saver=saver, seed=seed,
-                    dropout=lora.dropout, template=template, on_policy=policy is sampled_by,
+                    phase, model, policy, examples, own.phase(phase), saver=saver, seed=seed,
+                    dropout=own.lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,
                 )  # fmt: skip
                 policy = outcome.trainable

@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "plans"
 GIB = 2**30
+AXES = ("data", "fsdp", "expert", "tensor")
+"""Mesh axes in the order of the header; only a mixture of experts has `expert`."""
 TOPOLOGY = re.compile(r"malt plan --config \S+ --topology (\S+)")
 WRITTEN = re.compile(r"^# (?:The plan of|Not yet planned) .*?(?=^[^#])", re.MULTILINE | re.DOTALL)
 
@@ -75,13 +77,13 @@ def header(plan: dict[str, Any]) -> list[str]:
         f"{stage['name']} {stage['hours']:.2f} h ({stage['chip_hours']:.0f} chip-hours)"
         for stage in plan["stages"]
     )
+    axes = ", ".join(f"{axis} {mesh[axis]}" for axis in AXES if axis in mesh)
     fits = "All fit." if plan["fits"] else "Not all fit."
     text = (
         f"The plan of {made['date']} (jax {made['jax']}, libtpu {made['libtpu']}), programs "
-        f"compiled with {depths} of {plan['model']['layers']} layers, extended to all. Mesh: data "
-        f"{mesh['data']}, fsdp {mesh['fsdp']}, tensor {mesh['tensor']}. GiB per chip, of "
-        f"{target['chip_bytes'] / GIB:.2f}: weights {plan['model']['bytes_per_chip'] / GIB:.1f}; "
-        f"{sizes}. {fits} At least: {hours}."
+        f"compiled with {depths} of {plan['model']['layers']} layers, extended to all. Mesh: "
+        f"{axes}. GiB per chip, of {target['chip_bytes'] / GIB:.2f}: weights "
+        f"{plan['model']['bytes_per_chip'] / GIB:.1f}; {sizes}. {fits} At least: {hours}."
     )
     return wrap(text, 98)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from flax import nnx
 
 from closeness import assert_near
 from malt_jax.config.lora import LoraConfig
+from malt_jax.data.examples import SftExample
 from malt_jax.errors import UserError
 from malt_jax.export.role import export_role
 from malt_jax.models import mxfp4
@@ -26,6 +28,7 @@ from malt_jax.models.experts import choose
 from malt_jax.models.lora import LayerAdapter, init_adapter
 from malt_jax.models.model import load_model
 from malt_jax.models.spec import Mixture
+from malt_jax.training.balance import expert_balance
 from tiny_models import hf_model, save_checkpoint, save_tokenizer
 from training_model import SPEC
 
@@ -105,6 +108,20 @@ def test_the_load_counts_each_experts_share_of_the_tokens():
     np.testing.assert_array_equal(decoder.expert_load(tokens)[0], [1, 1, 0, 0, 0, 0])
     stacked = Decoder(MIXED, rngs=nnx.Rngs(0), stacked=True)
     assert stacked.expert_load(tokens).shape == (MIXED.num_layers, 6)
+
+
+def test_training_reports_how_unevenly_the_experts_are_loaded():
+    decoder = Decoder(MIXED, rngs=nnx.Rngs(0))
+    for layer in decoder.layers:  # all tokens go to the same two of six experts
+        layer.router.kernel[...] = jnp.zeros((MIXED.d_model, 6))
+    graph, params = nnx.split(decoder)
+    model = SimpleNamespace(spec=MIXED, graph=graph, params=params)
+    examples = [SftExample((1, 2, 3), tuple(range(4, 4 + n)), f"Q{n}") for n in (2, 5)]
+    found = expert_balance(model, params, examples)
+    np.testing.assert_allclose(found["expert_load_max"], 3.0, rtol=1e-6)
+    np.testing.assert_allclose(found["experts_unused"], 4 / 6, rtol=1e-6)
+    dense = SimpleNamespace(spec=replace(MIXED, mixture=None))
+    assert expert_balance(dense, params, examples) == {}
 
 
 def test_a_mesh_with_an_axis_of_experts_gives_what_one_device_gives(tmp_path):

@@ -42,6 +42,7 @@ from malt_jax.models.hub import local_folder
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
 from malt_jax.models.spec import Mixture, ModelSpec
+from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.planning.chips import CHIPS, Target
 from malt_jax.planning.plan import lay_out
 from malt_jax.planning.work import Assumptions
@@ -60,8 +61,10 @@ from malt_jax.training.loop import TrainOutcome, _batches
 from malt_jax.training.saver import MemorySaver
 from malt_jax.training.step import init_state, train_step
 from malt_jax.training.weights import initial_weights
+from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.prompts import render
 from malt_jax.tree.roles import make_chain
+from tiny_models import save_thinking_tokenizer
 
 NO_EFFECT_YET = {"sampler.attention": "there is one attention path until another kernel is added"}
 
@@ -168,6 +171,21 @@ def overflowing_prompt(made: Config, folder: Path) -> str:
         ).text
     except UserError:
         return "refused"
+
+
+THINKS = (
+    "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
+    "[assistant]{% if quiet is defined %}<think></think>{% endif %}"
+)
+
+
+def speaking(made: Config, folder: Path) -> Any:
+    """With a thinking model: a role's prompt, the budget of its thoughts, what is passed on."""
+    save_thinking_tokenizer(folder, THINKS)
+    role = make_chain(made.pipeline, load_task(made).templates).roles[0]
+    tokenizer = role.tokenizer(load_tokenizer(folder))
+    budget = sampling_params(role, tokenizer).thought
+    return tokenizer.render("1+1?"), budget, role.passed_on("2", "<think>one</think>")
 
 
 def questions(made: Config, folder: Path) -> Any:
@@ -656,6 +674,21 @@ EFFECTS: dict[str, Effect] = {
     **{ROLE + name: Effect(trees, value, path=FIRST + name) for name, value in TREES.items()},
     ROLE + "name": Effect(
         trees, "writer", {"pipeline.roles.2.template": "W {question} "}, "pipeline.roles.2.name"
+    ),
+    ROLE + "system": Effect(speaking, "Be brief.", path=FIRST + "system"),
+    ROLE + "chat_template_kwargs": Effect(
+        speaking, {"quiet": True}, path=FIRST + "chat_template_kwargs"
+    ),
+    ROLE + "thinking.budget": Effect(speaking, 2, path=FIRST + "thinking.budget"),
+    ROLE + "thinking.conclusion": Effect(
+        speaking,
+        "So ",
+        {FIRST + "max_new_tokens": 64, FIRST + "thinking.budget": 2},
+        FIRST + "thinking.conclusion",
+    ),
+    ROLE + "thinking.pass_on": Effect(speaking, True, path=FIRST + "thinking.pass_on"),
+    ROLE + "training": Effect(
+        jobs, {"sft": {"epochs": 2}, "lora": {"rank": 2}}, path="pipeline.roles.1.training"
     ),
     ROLE + "train": Effect(jobs, "sft", path="pipeline.roles.1.train"),
     ROLE + "verdict": Effect(

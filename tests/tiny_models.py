@@ -224,6 +224,24 @@ def save_tokenizer(folder: Path, template: str | None = CHATML, tokens: int = 0)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+MARKERS = {
+    "<think>": False, "</think>": False, "<|channel|>": True, "<|message|>": True,
+    "<|start|>": True, "<|end|>": True, "<|return|>": True,
+}  # fmt: skip
+"""Tokens that these models add to their vocabulary, and whether they are special tokens there."""
+
+
+def save_thinking_tokenizer(folder: Path, template: str | None) -> None:
+    """The byte-level tokenizer with the tokens around thoughts."""
+    from tokenizers import AddedToken, Tokenizer
+
+    save_tokenizer(folder, template)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text, special in MARKERS.items():
+        tokenizer.add_tokens([AddedToken(text, normalized=False, special=special)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def hf_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A transformers model whose every parameter is random, norms and biases too."""
     import torch

@@ -16,14 +16,15 @@ import numpy as np
 
 from malt_jax.errors import UserError
 from malt_jax.evaluation.statistics import majority_vote
-from malt_jax.models.thoughts import ThoughtFormat, read_completion
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Overflow, Prompt, render
 from malt_jax.tree.roles import Chain, Role
+from malt_jax.tree.thoughts import read_completion
 
 if TYPE_CHECKING:
+    from malt_jax.models.thoughts import ThoughtFormat
     from malt_jax.sampling.sampler import Sampler
     from malt_jax.tasks.base import Grader
 

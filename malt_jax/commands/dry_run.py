@@ -13,7 +13,7 @@ from malt_jax.commands.launch import check_input, check_tracker, look, read_conf
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.pipeline import split_phases
-from malt_jax.config.reading import to_dict
+from malt_jax.config.reading import leaves, to_dict
 from malt_jax.config.run import with_defaults
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
@@ -130,7 +130,10 @@ def _training(config: Config) -> Iterator[str]:
     yield f"train: {weights}, {whose}"
     for role in config.pipeline.roles:
         names = [_title(phase) for phase in split_phases(role.train)]
-        yield f"  {role.name}: {', then '.join(names) or 'nothing'}"
+        own = ", ".join(f"{field} {value}" for field, value in leaves(role.training) if field)
+        yield f"  {role.name}: {', then '.join(names) or 'nothing'}" + f"; its own {own}" * bool(
+            own
+        )
     from malt_jax.planning.work import phases
 
     strength = {"dpo": f", beta {train.dpo.beta:g}", "kto": f", beta {train.kto.beta:g}"}

@@ -241,21 +241,26 @@ def check_adapters(config: Config, spec: ModelSpec) -> None:
     from malt_jax.models.lora import targets_of
     from malt_jax.models.peft_layout import has_layout
 
-    if not config.train.full:
+    policies = {"train": config.train} | {
+        f"pipeline.roles.{index}.training": config.training_of(role.name)
+        for index, role in enumerate(config.pipeline.roles)
+        if role.training
+    }
+    for where, train in policies.items() if not config.train.full else ():
         try:
-            targets_of(spec, config.train.lora)
+            targets_of(spec, train.lora)
         except UserError as error:
-            raise UserError(f"train.lora.{error}") from None
-        if not (has_layout(spec, config.train.lora.targets) or config.export.merged):
+            raise UserError(f"{where}.lora.{error}") from None
+        if not (has_layout(spec, train.lora.targets) or config.export.merged):
             raise UserError(
-                f"train.lora.targets: PEFT has no layout for adapters on the experts of "
+                f"{where}.lora.targets: PEFT has no layout for adapters on the experts of "
                 f"{spec.family}; set export.merged to true, or leave the experts out."
             )
     for index, role in enumerate(config.pipeline.roles):
         if role.adapter is not None:
             try:
                 _, own = load_adapter(role.adapter, spec)
-                check_room(own, config.train.lora, role.adapter)
+                check_room(own, config.training_of(role.name).lora, role.adapter)
             except UserError as error:
                 raise UserError(f"pipeline.roles.{index}.adapter: {error}") from None
 

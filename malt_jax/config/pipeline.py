@@ -62,6 +62,9 @@ class RoleConfig:
     """How this role is trained: `none`, or phases joined with `+` in the order `sft` (fine-tuning),
     `dpo` (pairs), `kto` (unpaired completions), `pg` (clipped policy gradient). The paper trains
     the generator by `sft` and the others by `sft+dpo`."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Fields of `train` that this role has of its own, such as `lora.rank`, `sft.epochs` or
+    `dpo.optim.learning_rate`; those of the run where it has none."""
     adapter: str | None = None
     """A PEFT adapter that this role starts from, a folder or a hub name; default: none. The role is
     sampled and measured with it from the first round on, and trained further from there."""

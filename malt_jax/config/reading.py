@@ -72,6 +72,14 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def over(base: Any, data: Any) -> Any:
+    """Nested mappings laid over others; anything else, a list too, takes its place as a whole."""
+    # A list merged entry by entry would mix two pipelines.
+    if not isinstance(base, dict) or not isinstance(data, dict):
+        return data
+    return {**base, **{key: over(base.get(key), value) for key, value in data.items()}}
+
+
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """Every (dotted path, value) of nested mappings and lists, in order."""
     if isinstance(value, dict) and value:

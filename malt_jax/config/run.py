@@ -20,6 +20,7 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.config.search import SearchConfig
 from malt_jax.config.task import TaskConfig
 from malt_jax.config.training import TrainConfig
+from malt_jax.errors import UserError
 
 QUICKSTART = Path(__file__).parents[1] / "assets" / "quickstart.yaml"
 """The config of the embedded model and task, `--config quickstart`."""
@@ -78,6 +79,16 @@ class Config:
             f"{self.data.margins} and {self.train.dpo.offset:g}, of which one does nothing without "
             "the other; set data.margins: gap and an offset above 0, or neither.",
         )
+        for index, role in enumerate(self.pipeline.roles):
+            where = f"pipeline.roles.{index}.training"
+            check(
+                not role.training or self.sharing == "adapters",
+                f"{where}: sharing: shared trains one set of weights; set the fields of train.",
+            )
+            try:
+                self.training_of(role.name)
+            except UserError as error:
+                raise UserError(f"{where}.{error}") from None
         adapters = {role.adapter for role in self.pipeline.roles}
         check(
             adapters == {None} or not self.train.full,
@@ -87,6 +98,11 @@ class Config:
             len(adapters) == 1 or self.sharing == "adapters",
             "sharing: shared, but the roles start from different adapters; name one for all.",
         )
+
+    def training_of(self, policy: str) -> TrainConfig:
+        """How a policy is trained: by the run's fields, under a role's own."""
+        own = {role.name: role.training for role in self.pipeline.roles}
+        return self.train.with_fields(own.get(policy, {}))
 
 
 @functools.cache
@@ -110,17 +126,10 @@ def from_dict(data: dict[str, Any], flags: list[str] | tuple[str, ...] = ()) -> 
     """Nested mappings laid over the defaults (a list replaces the default list), then flags."""
     # The defaults come first, because a flag may change one entry of a default list:
     # `pipeline.roles.0.branch`.
-    merged = _over(reading.to_dict(Config()), data)
+    merged = reading.over(reading.to_dict(Config()), data)
     return reading.build(Config, reading.apply_flags(merged, flags))
 
 
 def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """A config as it was saved by an earlier version, with the default of every field it lacks."""
     return reading.to_dict(from_dict(saved))
-
-
-def _over(base: Any, data: Any) -> Any:
-    # A list is replaced as a whole: merged entry by entry it would mix two pipelines.
-    if not isinstance(base, dict) or not isinstance(data, dict):
-        return data
-    return {**base, **{key: _over(base.get(key), value) for key, value in data.items()}}

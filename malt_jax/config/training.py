@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from malt_jax.checks import check, check_range
+from malt_jax.config import reading
 from malt_jax.config.lora import LoraConfig
 
 
@@ -194,6 +196,19 @@ class TrainConfig:
     dpo: DpoConfig = field(default_factory=DpoConfig)
     kto: KtoConfig = field(default_factory=KtoConfig)
     pg: PgConfig = field(default_factory=PgConfig)
+
+    def with_fields(self, fields: Mapping[str, Any]) -> TrainConfig:
+        """The same with nested fields of a role laid over it (`RoleConfig.training`).
+
+        Raises UserError for one that does not exist, and for `full`, which is the whole run's.
+        """
+        if not fields:
+            return self
+        check(
+            "full" not in fields,
+            "full: all roles train adapters or all of them whole weights; set train.full.",
+        )
+        return reading.build(TrainConfig, reading.over(reading.to_dict(self), dict(fields)))
 
     def phase(self, name: str) -> PhaseConfig:
         """The fields of one of the phases that `RoleConfig.train` joins."""

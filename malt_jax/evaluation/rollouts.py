@@ -20,14 +20,15 @@ from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.evaluation.systems import System
 from malt_jax.evaluation.verdicts import VerdictReader
-from malt_jax.models.thoughts import Said, ThoughtFormat, read_completion
 from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import NO_ANSWER, Grade, Grader, Question
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, placeholders, render
+from malt_jax.tree.thoughts import Said, read_completion
 
 if TYPE_CHECKING:
+    from malt_jax.models.thoughts import ThoughtFormat
     from malt_jax.sampling.sampler import Sampler
 
 

@@ -7,9 +7,8 @@ of these a model was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 PAIRS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 """Tokens that begin and end a thought: of Qwen3, R1, SmolLM3 and others, and of Magistral."""
@@ -41,35 +40,6 @@ class ThoughtFormat:
             if tuple(ids[place : place + size]) == self.end:
                 return place + size, True
         return (len(ids), False) if self.inside or self.begin in ids else (0, True)
-
-
-class Said(NamedTuple):
-    """A completion as it is read: the answer, and the thought before it."""
-
-    text: str
-    """What follows the thought, or all of it; empty for a thought that was never closed."""
-    thought: str | None = None
-    """The thought with the tokens around it as text; it and `text` make up the completion."""
-    unclosed: bool = False
-    """The completion ended within its thought, so it is no answer."""
-    thought_tokens: int = 0
-
-
-def read_completion(
-    ids: Iterable[int], finish: str, tokenizer: Any, form: ThoughtFormat | None
-) -> Said:
-    """Splits a completion into thought and answer, without its end token."""
-    ids = [int(token) for token in ids]
-    if ids and finish == "eos" and ids[-1] in tokenizer.end_ids:
-        ids = ids[:-1]
-    count, closed = (0, True) if form is None else form.split(ids)
-    if not count:
-        return Said(tokenizer.decode(ids))
-    # Blanks between thought and answer belong to neither; no prompt should begin a turn with them.
-    while closed and count < len(ids) and tokenizer.decode(ids[count : count + 1]).isspace():
-        count += 1
-    thought = tokenizer.decode(ids[:count], skip_special=False)
-    return Said(tokenizer.decode(ids[count:]), thought, not closed, count)
 
 
 def find_format(

@@ -80,16 +80,19 @@ def _sampling(
 def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
     counts: Executions = {}
     for phase, plan in sizes.steps.items():
-        fields, micros = config.train.phase(phase), _largest_micro_batches(plan)
-        examples = [role.examples.get(phase, 0) for role in work.roles]
-        examples += [work.star] if phase == "sft" else []
-        taken = sum(steps(count, fields) for count in examples)
+        micros = _largest_micro_batches(plan)
+        examples = [
+            (role.examples.get(phase, 0), config.training_of(role.name).phase(phase))
+            for role in work.roles
+        ]
+        examples += [(work.star, config.train.sft)] if phase == "sft" else []
+        taken = sum(steps(count, fields) for count, fields in examples)
         counts[f"{phase} step"] = taken * micros
         if phase == "sft":
             continue
         # The reference's log-probabilities are computed once per example, whatever the number of
         # epochs. KTO scores mismatched completions as well: by the reference and in every step.
-        scored = sum(math.ceil(count / fields.batch_size) for count in examples)
+        scored = sum(math.ceil(count / fields.batch_size) for count, fields in examples)
         passes = scored + 2 * taken if phase == "kto" else scored
         counts[reference_name(phase)] = passes * micros
     return counts

@@ -49,7 +49,7 @@ def export(session: Session) -> None:
                     session.model,
                     trained if isinstance(trained, Adapter) else None,
                     building,
-                    lora=config.train.lora,
+                    lora=config.training_of(name).lora,
                     params=trained if isinstance(trained, nnx.State) else None,
                     role=roles[name],
                     merged=config.export.merged,
@@ -66,9 +66,9 @@ def _lacks_merged(session: Session) -> bool:
     return session.config.export.merged and any(not (f / "config.json").is_file() for f in folders)
 
 
-def _exported_rank(session: Session) -> int | None:
-    """The rank of the exported adapters; None after full fine-tuning."""
-    train, spec = session.config.train, session.model.spec
+def _exported_rank(session: Session, role: str) -> int | None:
+    """The rank of a role's exported adapter; None after full fine-tuning."""
+    train, spec = session.config.training_of(role), session.model.spec
     if train.full:
         return None
     return exported_rank(spec, targets_of(spec, train.lora), train.lora.rank)
@@ -87,7 +87,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         seed=config.seed,
         policies=identities,
         sampling={r.name: r.config for r in session.pipeline.roles},
-        rank=_exported_rank(session),
+        rank=_exported_rank(session, role),
         merged=config.export.merged,
         results=json.loads(results.read_text()) if results.exists() else None,
     )

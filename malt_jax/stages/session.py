@@ -283,7 +283,7 @@ class Session:
         from malt_jax.models.lora import Adapter, adapter_shardings
         from malt_jax.training.weights import initial_weights
 
-        train, path = self.config.train, self.start_adapter(name)
+        train, path = self.config.training_of(name), self.start_adapter(name)
         weights = initial_weights(
             self.model, train.lora, full=train.full, seed=self.config.seed, name=name,
             mesh=self.mesh,

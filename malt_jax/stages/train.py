@@ -95,6 +95,7 @@ def _train_phase(
             data,
             pipeline=config.pipeline,
             sharing=config.sharing,
+            # A role's own fields are in the pipeline, and are laid over these.
             lora=config.train.lora,
             sft=config.train.sft,
             dpo=config.train.dpo,
@@ -127,6 +128,9 @@ def _sentence(outcome: TrainOutcome) -> str:
     stopped = [f"stopped early, best step {outcome.best_step}"] if outcome.stopped_early else []
     steps = f"{counted(outcome.steps, 'step')} in {outcome.seconds:.1f} s"
     moved = [f"KL from its start {outcome.measured['kl_from_start']:.2g} per token"]
+    if fullest := outcome.measured.get("expert_load_max"):
+        unused = outcome.measured["experts_unused"]
+        moved.append(f"fullest expert {fullest:.1f} times an even share, {unused:.0%} unused")
     return ", ".join([steps, *shown, *counts, *stopped, *moved])
 
 

@@ -123,7 +123,9 @@ def shared_stages(one: Config, other: Config) -> Iterator[str]:
 
 def _search_fields(config: Config) -> list[Any]:
     # By which phases a role learns does not change the trees of its round, nor does how it is read.
-    roles = [replace(role, train="none", verdict="none") for role in config.pipeline.roles]
+    roles = [
+        replace(role, train="none", verdict="none", training={}) for role in config.pipeline.roles
+    ]
     shards = (config.search.block, config.search.shard)
     overflow = config.pipeline.overflow
     return [config.model, config.task, config.seed, roles, overflow, shards, config.sampler]
@@ -139,8 +141,9 @@ def _label_fields(config: Config) -> list[Any]:
 
 def _phase_fields(phase: str, config: Config) -> list[Any]:
     learns = [phase in split_phases(role.train) for role in config.pipeline.roles]
-    train = config.train
-    return [train.full, train.lora, train.phase(phase), config.sharing, learns]
+    policies = [config.train, *(config.training_of(role.name) for role in config.pipeline.roles)]
+    fields = [(train.full, train.lora, train.phase(phase)) for train in policies]
+    return [fields, config.sharing, learns]
 
 
 def _phase_stages(config: Config, phase: str, round: int) -> list[str]:

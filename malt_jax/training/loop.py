@@ -91,7 +91,8 @@ class TrainOutcome:
     counts: dict[str, int] = field(default_factory=dict)
     """Examples dropped (`no_room`, `empty`, `equal`), `truncated`, `trained`, `held_out`."""
     measured: dict[str, float] = field(default_factory=dict)
-    """Measured once: `kl_from_start` of the trained weights, and what the phase adds."""
+    """Measured once: `kl_from_start` of the trained weights, the load of a mixture's experts
+    (`balance`), and what the phase adds."""
 
 
 @dataclass

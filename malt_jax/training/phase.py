@@ -20,6 +20,7 @@ from malt_jax.data.packing import PackedRows, Segment, share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.spec import ModelSpec
+from malt_jax.training.balance import expert_balance
 from malt_jax.training.dataset import admit, digest, epoch_order, segment, split
 from malt_jax.training.loop import Extra, Job, OnStep, TrainOutcome, run
 from malt_jax.training.optim import learning_rates
@@ -111,7 +112,8 @@ class Phase(Generic[E]):
         identity = hashlib.sha256((described + weights_hash(start)).encode()).hexdigest()
 
         def at_end(trained: Trainable) -> dict[str, float]:
-            return {**(measured or {}), "kl_from_start": self.divergence(trained, start)}
+            moved = {**(measured or {}), "kl_from_start": self.divergence(trained, start)}
+            return moved | expert_balance(self.model, trained, self.examples, self.mesh)
 
         if references is None:
             # Every batch has a place for the reference's log-probability of each sequence.

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from malt_jax.errors import UserError
-from malt_jax.models.thoughts import read_completion
 from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, Prompt, render
 from malt_jax.tree.roles import Chain, Role
+from malt_jax.tree.thoughts import read_completion
 
 if TYPE_CHECKING:
     from malt_jax.models.model import Model

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from malt_jax.models.hf_families import FAMILIES
 from wrong_inputs.questions import POINTER
 from wrong_inputs.world import BASE, LONG, World, case, flag, index, json_changes, made
 
@@ -46,6 +47,12 @@ def _with_normaliser(world: World, steps: list[dict[str, Any]]) -> list[str]:
     data["normalizer"] = {"type": "Sequence", "normalizers": steps}
     path.write_text(json.dumps(data))
     return world.command()
+
+
+def _of_family(world: World, name: str, **changes: Any) -> list[str]:
+    """The embedded model's config.json as one of another family."""
+    architecture = FAMILIES[name].architecture
+    return world.with_json("config.json", model_type=name, architectures=[architecture], **changes)
 
 
 def _with_fifo(world: World, name: str) -> list[str]:
@@ -86,6 +93,51 @@ MODELS = (
         "model: mixture of experts",
         lambda w: w.with_json("config.json", num_local_experts=8),
         "experts",
+    ),
+    case(
+        "model: more experts per token than there are",
+        lambda w: _of_family(
+            w, "qwen3_moe", num_experts=4, num_experts_per_tok=8, moe_intermediate_size=16
+        ),
+        "num_experts_per_tok",
+        "at most 4",
+    ),
+    case(
+        "model: experts in some layers only",
+        lambda w: _of_family(
+            w, "qwen3_moe", num_experts=4, num_experts_per_tok=2, mlp_only_layers=[0]
+        ),
+        "mlp_only_layers",
+    ),
+    case(
+        "model: experts without their number",
+        lambda w: _of_family(w, "mixtral", num_experts_per_tok=2),
+        "num_experts",
+    ),
+    case(
+        "model: gpt-oss in another quantisation",
+        lambda w: _of_family(w, "gpt_oss", quantization_config={"quant_method": "awq"}),
+        "quantization_config",
+    ),
+    case(
+        "model: OLMoE that clips its projections",
+        lambda w: _of_family(w, "olmoe", clip_qkv=8.0),
+        "clip_qkv",
+    ),
+    case(
+        "model: rope for more layers than there are",
+        lambda w: _of_family(w, "smollm3", no_rope_layers=[1]),
+        "no_rope_layers",
+    ),
+    case(
+        "model: Phi with code of its own",
+        lambda w: _of_family(w, "phi3", auto_map={"AutoModel": "other.Code"}),
+        "auto_map",
+    ),
+    case(
+        "model: weights of another family",
+        lambda w: _of_family(w, "olmo2"),
+        "model.path",
     ),
     case(
         "model: a vocabulary of 10^18",
