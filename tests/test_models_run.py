@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,23 +12,17 @@ import yaml
 
 import tiny
 from malt_jax import cli
-from tiny_models import hf_model
+from tiny_models import save_with_characters
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `--task.name tiny:LUCK`
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for `--task.name tiny:LUCK`
 pytest.importorskip("torch", reason="the checkpoint is made by transformers with torch")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
-    # Characters, so that the completions of a random model are right about half of the time.
-    plain = tiny.write_model(folder / "plain")
-    vocabulary = json.loads((plain / "config.json").read_text())
-    sizes = {key: vocabulary[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
-    model = hf_model("qwen3-moe", num_hidden_layers=1, pad_token_id=0, **sizes)
-    model.save_pretrained(folder / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copyfile(plain / name, folder / "model" / name)
+    save_with_characters("qwen3-moe", folder / "model", num_hidden_layers=1)
     data = {**tiny.SMALL, "model": {"path": str(folder / "model")}}
     targets = ["q", "v", "expert_gate", "expert_up", "expert_down"]
     data["train"] = {**data["train"], "lora": {"rank": 4, "targets": targets}}
@@ -43,6 +37,11 @@ def launch(command: str, config: Path, out: Path, *flags: str) -> int:
 
 def trees(run: Path) -> str:
     return "".join(path.read_text() for path in sorted((run / "rounds/000/trees").glob("*.jsonl")))
+
+
+def test_a_family_with_fused_projections_is_searched_trained_and_exported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE.parent / "scripts"))
+    import_module("family_loops").run("phi3", tmp_path, num_hidden_layers=1)
 
 
 @pytest.mark.timeout(900)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+import tiny
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
@@ -240,6 +243,18 @@ def save_thinking_tokenizer(folder: Path, template: str | None) -> None:
     for text, special in MARKERS.items():
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=special)])
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def save_with_characters(family: str, folder: Path, **changes: Any) -> Path:
+    """A random model over the characters of `tiny`, by whose task half of its answers are right."""
+    plain = tiny.write_model(folder.parent / "plain")
+    vocabulary = json.loads((plain / "config.json").read_text())
+    sizes = {key: vocabulary[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")}
+    model = hf_model(family, pad_token_id=0, **sizes, **changes)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(plain / name, folder / name)
+    return folder
 
 
 def hf_model(family: str, seed: int = 0, **changes: Any) -> Any:

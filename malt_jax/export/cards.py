@@ -47,10 +47,14 @@ class CardFacts:
     sampling: Mapping[str, RoleConfig]
     """How every role samples its turns."""
     rank: int | None
-    """Rank of the adapters; None after full fine-tuning, which has none."""
+    """Rank of its adapter; None after full fine-tuning, which has none."""
     merged: bool
     """Whether whole models are exported beside the adapters."""
     results: Mapping[str, Any] | None
+    largest_rank: int | None = None
+    """The largest rank of any role's adapter, where they differ."""
+    thinks: bool = False
+    """The base model writes thoughts before its answers."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -74,6 +78,7 @@ def model_card(facts: CardFacts) -> str:
             "sampling": _in_words(facts.sampling[facts.role]),
         },
         header=_header(facts),
+        **_chat(facts),
         policy=facts.policies[facts.role],
         trained=facts.policies[facts.role] != "base",
         questions=facts.results["questions"] if facts.results else 0,
@@ -82,7 +87,7 @@ def model_card(facts: CardFacts) -> str:
         adapters=adapters,
         untrained=[role for role in facts.roles if role not in adapters],
         embedded=facts.base == EMBEDDED,
-        vllm_rank=vllm_rank(facts.rank or 0),
+        vllm_rank=vllm_rank(facts.largest_rank or facts.rank or 0),
         requests=[json.dumps(_request(facts, role, role in adapters)) for role in facts.roles],
         **_base_as_code(facts),
     )
@@ -155,9 +160,26 @@ def _request(facts: CardFacts, role: str, has_adapter: bool) -> dict[str, Any]:
         "top_k": config.top_k,
         "max_tokens": config.max_new_tokens,
     }
+    if config.chat_template_kwargs:
+        request["chat_template_kwargs"] = config.chat_template_kwargs
     if config.stop:
         request |= {"stop": list(config.stop), "include_stop_str_in_output": True}
     return request
+
+
+def _chat(facts: CardFacts) -> dict[str, Any]:
+    """System messages and template arguments: of all roles, where one has any, and of this one."""
+    settings = {
+        name: (role.system, dict(role.chat_template_kwargs))
+        for name, role in facts.sampling.items()
+    }
+    system, arguments = settings[facts.role]
+    return {
+        "chats": settings if any(s is not None or a for s, a in settings.values()) else {},
+        "system": system,
+        "arguments": arguments,
+        "thoughts": facts.thinks and not facts.sampling[facts.role].thinking.pass_on,
+    }
 
 
 def _in_words(role: RoleConfig) -> str:

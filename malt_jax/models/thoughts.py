@@ -7,7 +7,7 @@ of these a model was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 PAIRS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
@@ -43,21 +43,24 @@ class ThoughtFormat:
 
 
 def find_format(
-    template: str, prompt_end: Callable[[], str], encode: Callable[[str], list[int]]
+    template: str,
+    vocabulary: Mapping[str, int],
+    prompt_end: Callable[[], str],
+    encode: Callable[[str], list[int]],
 ) -> ThoughtFormat | None:
     """The format that a chat template speaks of, if its markers are tokens of the vocabulary.
 
     `prompt_end` gives what the template writes after the user's message.
     """
-    if CHANNEL in template and len(begin := encode(CHANNEL)) == 1:
+    if CHANNEL in template and CHANNEL in vocabulary:
         # Whatever comes before the channel `final` is a thought, calls of tools included.
         closing = f"<|end|><|start|>assistant{FINAL}"
         inside = FINAL not in prompt_end()
-        return ThoughtFormat(begin[0], tuple(encode(FINAL)), closing, inside)
+        return ThoughtFormat(vocabulary[CHANNEL], tuple(encode(FINAL)), closing, inside)
     for first, last in PAIRS:
-        begin, end = encode(first), encode(last)
-        if last in template and len(begin) == len(end) == 1:
+        if last in template and {first, last} <= vocabulary.keys():
             written = prompt_end()
             inside = written.rfind(first) > written.rfind(last)
-            return ThoughtFormat(begin[0], tuple(end), f"\n{last}\n\n", inside)
+            begin, end = vocabulary[first], vocabulary[last]
+            return ThoughtFormat(begin, (end,), f"\n{last}\n\n", inside)
     return None

@@ -103,7 +103,8 @@ class Tokenizer:
         """How completions of these prompts write thoughts; None if the model has none."""
         if self._template is None:
             return None
-        return find_format(self._template.text, lambda: self._chat_frame(None).after, self._encode)
+        after = lambda: self._chat_frame(None).after  # noqa: E731
+        return find_format(self._template.text, self._vocabulary, after, self._encode)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer puts around a text (a BOS)."""

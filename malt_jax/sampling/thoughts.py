@@ -59,10 +59,10 @@ def first_thoughts(budget: ThoughtBudget, *shape: int) -> Thoughts:
 
 def forced_token(budget: Budget, thoughts: Thoughts, length: Int[Array, "R"]) -> Int[Array, "R"]:
     """The token that closes an overlong thought, or DRAWN; `length` tokens are there already."""
-    ended = thoughts.matched == jnp.sum(budget.end >= 0, dtype=jnp.int32)
+    ended = thoughts.matched == _count(budget.end)
     open_too_long = ~ended & (thoughts.matched != OUTSIDE) & (length >= budget.tokens)
     # Once begun, the closing text is written whole: what ends the thought may stand before its end.
-    begun = (thoughts.forced > 0) & (thoughts.forced < jnp.sum(budget.closing >= 0))
+    begun = (thoughts.forced > 0) & (thoughts.forced < _count(budget.closing))
     place = jnp.minimum(thoughts.forced, budget.closing.shape[0] - 1)
     return jnp.where(open_too_long | begun, budget.closing[place], DRAWN)
 
@@ -72,11 +72,16 @@ def advance(
 ) -> Thoughts:
     """The thoughts after one more token of each row."""
     matched = thoughts.matched
-    size = jnp.sum(budget.end >= 0, dtype=jnp.int32)
+    size = _count(budget.end)
     expected = budget.end[jnp.clip(matched, 0, budget.end.shape[0] - 1)]
     # The first of the ending tokens is not repeated among them, so that a match which fails can
     # begin again with this token only.
     further = jnp.where(token == expected, matched + 1, jnp.where(token == budget.end[0], 1, 0))
     begun = jnp.where(token == budget.begin, 0, OUTSIDE)
     matched = jnp.where(matched == size, size, jnp.where(matched == OUTSIDE, begun, further))
-    return Thoughts(matched, thoughts.forced + (forced != DRAWN))
+    return Thoughts(matched, thoughts.forced + (forced != DRAWN).astype(jnp.int32))
+
+
+def _count(tokens: Int[Array, "n"]) -> Int[Array, ""]:
+    """How many tokens there are before the padding."""
+    return jnp.sum(tokens >= 0, dtype=jnp.int32)
