@@ -89,7 +89,7 @@ class Scheduler:
             Filters(np.float32(params.temperature), top_k, np.float32(params.top_p)),
             max_new_tokens=np.int32(params.max_new_tokens),
             end_ids=np.array(ends, np.int32),
-            thought=params.thought and budget_arrays(params.thought),
+            thought=None if params.thought is None else budget_arrays(params.thought),
         )
         self.useful_steps = 0
         """Row-steps so far that made a token of a completion."""
@@ -248,7 +248,7 @@ def _sibling_groups(requests: Sequence[Request], limit: int) -> Iterator[range]:
 def _idle_rows(thought: ThoughtBudget | None, *shape: int) -> Rows:
     entry, prefix, token, length = np.zeros((4, *shape), np.int32)
     key = np.zeros((*shape, 2), np.uint32)
-    thoughts = thought and first_thoughts(thought, *shape)
+    thoughts = None if thought is None else first_thoughts(thought, *shape)
     return Rows(np.full(shape, IDLE, np.int32), entry, prefix, token, length, key, thoughts)
 
 
