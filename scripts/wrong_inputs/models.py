@@ -137,7 +137,8 @@ MODELS = (
     case(
         "model: weights of another family",
         lambda w: _of_family(w, "olmo2"),
-        "model.path",
+        "olmo2",
+        "missing",
     ),
     case(
         "model: a vocabulary of 10^18",
