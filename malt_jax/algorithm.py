@@ -141,12 +141,12 @@ def train(
 
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
     the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
-    `sft` to `pg` are the fields of each phase, over which a role may have its own
-    (`RoleConfig.training`). `sharing`: by default every role has a LoRA adapter
-    of its own; with `shared` one policy learns from all roles. `start`: weights to continue from
-    (by role or policy); by default an adapter that changes nothing yet. `saver` keeps one phase of
-    one policy. `template` is hashed into the key of stored log-probabilities. `on_policy`: the data
-    were sampled with `start`, so a policy gradient must find their log-probabilities again.
+    `sft` to `pg` are the fields of each phase, unless a role has its own (`RoleConfig.training`).
+    `sharing`: by default every role has a LoRA adapter of its own; with `shared` one policy learns
+    from all roles. `start`: weights to continue from (by role or policy); by default an adapter
+    that changes nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the
+    key of stored log-probabilities. `on_policy`: the data were sampled with `start`, so a policy
+    gradient must find their log-probabilities again.
     """
     roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
     phases = {name: role.train for name, role in roles.items()}
