@@ -1,0 +1,114 @@
+"""A frozen base in int8: its arithmetic, its gradients, and a run over it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tiny
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.sampler import SamplerConfig
+from malt_jax.models.lora import Adapter, init_adapter
+from malt_jax.models.model import Model, load_model
+from malt_jax.models.quantized import QuantizedMatrix, dequantized, quantized
+from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
+from malt_jax.training.scores import completion_logprobs
+from malt_jax.tree.keys import node_key
+
+KERNEL = ("layers", 0, "q", "kernel")
+CHOICES = ("int8", "int8_weights")
+
+
+def rounded(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle: integers whose largest magnitude along `axis` is 127, and their scale."""
+    scale = np.abs(x).max(axis=axis, keepdims=True) / np.float32(127)
+    return np.rint(x / scale), scale
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_product_is_that_of_the_rounded_factors(choice):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 24)).astype(np.float32)
+    w = rng.normal(size=(24, 16)).astype(np.float32)
+    values, scale = rounded(w, 0)
+    matrix = quantized(KERNEL, jnp.asarray(w), choice)
+    np.testing.assert_array_equal(matrix.values, values)
+    np.testing.assert_allclose(matrix.scale, scale, rtol=1e-6)
+    integers, token_scale = rounded(x, -1) if choice == "int8" else (x, np.float32(1))
+    expected = (integers * token_scale) @ (values * scale)
+    np.testing.assert_allclose(jnp.asarray(x) @ matrix, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(expected - x @ w).max() > 1e-3
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_is_that_of_the_dequantised_matrix(choice, dtype):
+    x, dy = jax.random.normal(jax.random.key(0), (2, 3, 5, 24)).astype(dtype)
+    matrix = quantized(KERNEL, jax.random.normal(jax.random.key(1), (24, 24)), choice)
+    y, pull = jax.vjp(lambda x: x @ matrix, x)
+    assert y.dtype == dtype
+    expected = dy.astype(jnp.float32) @ matrix.dequantized(jnp.float32).T
+    (dx,) = pull(dy)
+    assert dx.dtype == dtype
+    slack = 1e-5 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(
+        dx.astype(jnp.float32), expected, atol=slack * jnp.abs(expected).max()
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write_model(tmp_path_factory.mktemp("quantized") / "model")
+
+
+def trained_like(model: Model) -> Adapter:
+    """An adapter that changes something."""
+    adapter = init_adapter(model.spec, LoraConfig(rank=4), jax.random.key(0))
+    move = partial(jnp.add, jnp.float32(0.02))
+    return replace(adapter, layers=jax.tree.map(move, adapter.layers))
+
+
+def test_the_decoder_computes_with_the_dequantised_weights(folder):
+    """Compared with a float model of the same numbers, so that every matrix is in its place."""
+    model, exact = load_model(folder, quantize="int8_weights"), load_model(folder)
+    matrices = [isinstance(x.get_value(), QuantizedMatrix) for _, x in flat_params(model)]
+    assert sum(matrices) == 1 + 7 * model.spec.num_layers  # the head is the embedding
+    floats = {
+        path: variable.replace(dequantized(variable.get_value(), jnp.float32))
+        for path, variable in flat_params(model)
+    }
+    tokens = np.arange(4, 44)[None].astype(np.int32)
+    logits = model(tokens)
+    expected = replace(exact, params=nnx.from_flat_state(floats))(tokens)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(logits - exact(tokens)).max() > 1e-3
+    stacked = load_model(folder, quantize="int8_weights", stacked=True)
+    np.testing.assert_allclose(stacked(tokens), logits, rtol=1e-4, atol=1e-4)
+
+
+def flat_params(model: Model):
+    return list(nnx.to_flat_state(model.params))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_sampling_and_training_agree_on_log_probabilities(folder, choice):
+    model = load_model(folder, quantize=choice)
+    adapter = trained_like(model)
+    requests = [
+        Request(tuple(range(4, 20 + i)), node_key(0, "quantized", str(i))[None]) for i in range(4)
+    ]
+    params = SamplingParams(temperature=1.0, max_new_tokens=16)
+    drawn = [d[0] for d in Sampler(model, SamplerConfig(rows=4)).sample(requests, params, adapter)]
+    pairs = [(r.prompt, d.tokens) for r, d in zip(requests, drawn, strict=True)]
+    scored = completion_logprobs(model, adapter, pairs)
+    said = [sum(d.logprobs) for d in drawn]
+    np.testing.assert_allclose(said, scored, atol=1e-3 if choice == "int8_weights" else 0.1)
+    exact = completion_logprobs(load_model(folder), adapter, pairs)
+    assert np.abs(scored - exact).max() > 1e-2
