@@ -23,7 +23,6 @@ from malt_jax.training.scores import completion_logprobs
 from malt_jax.tree.keys import node_key
 
 KERNEL = ("layers", 0, "q", "kernel")
-CHOICES = ("int8", "int8_weights")
 
 
 def rounded(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,26 +31,31 @@ def rounded(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / scale), scale
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_the_product_is_that_of_the_rounded_factors(choice):
+def test_the_product_is_that_of_the_rounded_matrix():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 24)).astype(np.float32)
     w = rng.normal(size=(24, 16)).astype(np.float32)
     values, scale = rounded(w, 0)
-    matrix = quantized(KERNEL, jnp.asarray(w), choice)
+    matrix = quantized(KERNEL, jnp.asarray(w))
     np.testing.assert_array_equal(matrix.values, values)
     np.testing.assert_allclose(matrix.scale, scale, rtol=1e-6)
-    integers, token_scale = rounded(x, -1) if choice == "int8" else (x, np.float32(1))
-    expected = (integers * token_scale) @ (values * scale)
-    np.testing.assert_allclose(jnp.asarray(x) @ matrix, expected, rtol=1e-4, atol=1e-4)
-    assert np.abs(expected - x @ w).max() > 1e-3
+    expected = x @ (values * scale)
+    found = jnp.asarray(x) @ matrix
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(expected - x @ w).max() > 1e-2
+    # The activations themselves have 15 bits: not more, and not the 8 of one digit.
+    high, token_scale = rounded(x, -1)
+    low = np.rint((x / token_scale - high) * 254)
+    digits = (high + low / 254) * token_scale
+    np.testing.assert_allclose(found, digits @ (values * scale), rtol=1e-5, atol=1e-5)
+    in_bfloat16 = jnp.asarray(x, jnp.bfloat16) @ matrix
+    np.testing.assert_allclose(in_bfloat16.astype(jnp.float32), expected, atol=0.1)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_is_that_of_the_dequantised_matrix(choice, dtype):
+def test_the_gradient_is_that_of_the_dequantised_matrix(dtype):
     x, dy = jax.random.normal(jax.random.key(0), (2, 3, 5, 24)).astype(dtype)
-    matrix = quantized(KERNEL, jax.random.normal(jax.random.key(1), (24, 24)), choice)
+    matrix = quantized(KERNEL, jax.random.normal(jax.random.key(1), (24, 24)))
     y, pull = jax.vjp(lambda x: x @ matrix, x)
     assert y.dtype == dtype
     expected = dy.astype(jnp.float32) @ matrix.dequantized(jnp.float32).T
@@ -77,7 +81,7 @@ def trained_like(model: Model) -> Adapter:
 
 def test_the_decoder_computes_with_the_dequantised_weights(folder):
     """Compared with a float model of the same numbers, so that every matrix is in its place."""
-    model, exact = load_model(folder, quantize="int8_weights"), load_model(folder)
+    model, exact = load_model(folder, quantize="int8"), load_model(folder)
     matrices = [isinstance(x.get_value(), QuantizedMatrix) for _, x in flat_params(model)]
     assert sum(matrices) == 1 + 7 * model.spec.num_layers  # the head is the embedding
     floats = {
@@ -87,19 +91,18 @@ def test_the_decoder_computes_with_the_dequantised_weights(folder):
     tokens = np.arange(4, 44)[None].astype(np.int32)
     logits = model(tokens)
     expected = replace(exact, params=nnx.from_flat_state(floats))(tokens)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    assert np.abs(logits - exact(tokens)).max() > 1e-3
-    stacked = load_model(folder, quantize="int8_weights", stacked=True)
-    np.testing.assert_allclose(stacked(tokens), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, expected, atol=2e-3)
+    assert np.abs(logits - exact(tokens)).max() > 1e-2
+    stacked = load_model(folder, quantize="int8", stacked=True)
+    np.testing.assert_allclose(stacked(tokens), logits, atol=2e-3)
 
 
 def flat_params(model: Model):
     return list(nnx.to_flat_state(model.params))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_sampling_and_training_agree_on_log_probabilities(folder, choice):
-    model = load_model(folder, quantize=choice)
+def test_sampling_and_training_agree_on_log_probabilities(folder):
+    model = load_model(folder, quantize="int8")
     adapter = trained_like(model)
     requests = [
         Request(tuple(range(4, 20 + i)), node_key(0, "quantized", str(i))[None]) for i in range(4)
@@ -109,6 +112,6 @@ def test_sampling_and_training_agree_on_log_probabilities(folder, choice):
     pairs = [(r.prompt, d.tokens) for r, d in zip(requests, drawn, strict=True)]
     scored = completion_logprobs(model, adapter, pairs)
     said = [sum(d.logprobs) for d in drawn]
-    np.testing.assert_allclose(said, scored, atol=1e-3 if choice == "int8_weights" else 0.1)
+    np.testing.assert_allclose(said, scored, atol=2e-3)
     exact = completion_logprobs(load_model(folder), adapter, pairs)
     assert np.abs(scored - exact).max() > 1e-2

@@ -1,23 +1,28 @@
 """A frozen base in int8: matrices of integers with a scale per output channel, and their product.
 
-With `int8` the activations of each token are rounded as well, with one scale per token, so that the
-product is one of integers, which is what is fast on a CPU or TPU. With `int8_weights` activations
-stay as they are, and the product is one of floats.
+Integers of 8 bits are exact in bfloat16, so bfloat16 activations are multiplied with them as they
+are. In float32 that product would be slower than one of floats, for a CPU has fast instructions for
+integers only. There each activation is rounded to 15 bits, as two digits of 8, and both digits are
+multiplied in one product of integers. The error of the activations is then a small part of that of
+the matrices; with one digit it would be the larger one.
 
 The gradient with respect to the activations is that of the product with the dequantised matrix, as
-if nothing had been rounded on the way (the straight-through estimator, arXiv 1308.3432).
+if they had not been rounded (the straight-through estimator, arXiv 1308.3432).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+LOW = 254.0
+"""The low digit of an activation in units of the high one: what rounding leaves is at most a half,
+which becomes 127."""
 TABLE = ("embed",)
 """The path of the matrix that is looked up by row, so that each of its rows has a scale."""
 
@@ -32,8 +37,6 @@ class QuantizedMatrix:
     """int8 [*b i o]"""
     scale: Any
     """float32 [*b 1 o], or [V 1] for an embedding table"""
-    integer_product: bool = field(metadata={"static": True})
-    """Whether activations are rounded too, for a product of integers."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,11 +74,9 @@ def is_quantized(path: tuple[Any, ...]) -> bool:
     return path in (TABLE, ("head",)) or (path[-1] == "kernel" and path[-2] != "router")
 
 
-def quantized(path: tuple[Any, ...], value: Float[Array, "..."], choice: str) -> QuantizedMatrix:
-    """The matrix at `path` in int8, for a `model.quantize` other than `none`."""
-    summed = -1 if path == TABLE else -2
-    values, scale = round_to_int8(value, summed)
-    return QuantizedMatrix(values, scale, integer_product=choice == "int8")
+def quantized(path: tuple[Any, ...], value: Float[Array, "..."]) -> QuantizedMatrix:
+    """The matrix at `path` in int8."""
+    return QuantizedMatrix(*round_to_int8(value, -1 if path == TABLE else -2))
 
 
 def round_to_int8(
@@ -85,9 +86,14 @@ def round_to_int8(
 
     The largest magnitude becomes 127.
     """
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axis, keepdims=True), 1e-30) / 127.0
-    return jnp.round(x / scale).astype(jnp.int8), scale
+    scale = scale_of(x, axis)
+    return jnp.round(x.astype(jnp.float32) / scale).astype(jnp.int8), scale
+
+
+def scale_of(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """What the largest magnitude along `axis` is divided by to become 127."""
+    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True)
+    return jnp.maximum(largest, 1e-30) / 127.0
 
 
 def weights_dtype(params: Any) -> Any:
@@ -100,12 +106,15 @@ def product(x: Float[Array, "*b i"], matrix: QuantizedMatrix) -> Float[Array, "*
     """`x @ matrix` in float32."""
     # Scaled afterwards, so that what is read from memory, and multiplied, are integers.
     scale = matrix.scale.reshape((1,) * (x.ndim - 1) + (-1,))
-    if not matrix.integer_product:
+    if x.dtype != jnp.float32:
         values = matrix.values.astype(x.dtype)
         return jnp.matmul(x, values, preferred_element_type=jnp.float32) * scale
-    rounded, token_scale = round_to_int8(x, -1)
-    y = jnp.matmul(rounded, matrix.values, preferred_element_type=jnp.int32)
-    return y.astype(jnp.float32) * token_scale * scale
+    token_scale = scale_of(x, -1)
+    high = jnp.round(x / token_scale)
+    low = jnp.round((x / token_scale - high) * LOW)
+    digits = jnp.stack([high, low]).astype(jnp.int8)
+    y = jnp.matmul(digits, matrix.values, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return (y[0] + y[1] / LOW) * token_scale * scale
 
 
 def _forward(x: Array, matrix: QuantizedMatrix) -> tuple[Array, Any]:

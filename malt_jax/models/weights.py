@@ -43,8 +43,8 @@ def abstract_params(
     flat: dict[Any, Any] = dict(nnx.to_flat_state(params))
     for path, variable in flat.items():
         if is_quantized(path):
-            rounded = partial(quantized, path, choice=quantize)
-            flat[path] = variable.replace(jax.eval_shape(rounded, variable.get_value()))
+            matrix = jax.eval_shape(partial(quantized, path), variable.get_value())
+            flat[path] = variable.replace(matrix)
     return graph, nnx.from_flat_state(flat)
 
 
@@ -112,7 +112,7 @@ def load_params(
         finite.update(flags)
         loaded[path] = variable.replace(array)
         if quantize != "none" and is_quantized(path):
-            loaded[path] = _quantized(path, loaded[path], quantize, source, mesh, rules)
+            loaded[path] = _quantized(path, loaded[path], source, mesh, rules)
     # 3. The flags are read only now, since each read waits for the device.
     for name, flag in finite.items():
         if not np.asarray(flag):
@@ -124,11 +124,10 @@ def load_params(
 
 
 def _quantized(
-    path: Any, variable: nnx.Variable, choice: str, source: Source, mesh: Mesh | None, rules: Rules
+    path: Any, variable: nnx.Variable, source: Source, mesh: Mesh | None, rules: Rules
 ) -> nnx.Variable:
     """A matrix rounded where it lies, its scales split like its output channels."""
-    function = partial(quantized, path, choice=choice)
-    array = variable.get_value()
+    function, array = partial(quantized, path), variable.get_value()
     where = layout(variable.replace(jax.eval_shape(function, array)), source, mesh, rules)
     return variable.replace(jax.jit(function, out_shardings=where)(array))
 
