@@ -9,14 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax import nnx
 
 import tiny
+import training_model
+from malt_jax import cli
 from malt_jax.config.lora import LoraConfig
+from malt_jax.config.run import from_dict
 from malt_jax.config.sampler import SamplerConfig
+from malt_jax.errors import UserError
+from malt_jax.models.adapters import load_adapter
 from malt_jax.models.lora import Adapter, init_adapter
 from malt_jax.models.model import Model, load_model
 from malt_jax.models.quantized import QuantizedMatrix, dequantized, quantized
+from malt_jax.models.weights import weight_bytes
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.training.scores import completion_logprobs
@@ -115,3 +122,34 @@ def test_sampling_and_training_agree_on_log_probabilities(folder):
     np.testing.assert_allclose(said, scored, atol=2e-3)
     exact = completion_logprobs(load_model(folder), adapter, pairs)
     assert np.abs(scored - exact).max() > 1e-2
+
+
+def test_a_run_over_an_int8_base_ends_in_an_export_of_what_it_trained(folder, tmp_path):
+    data = {
+        **tiny.SMALL,
+        "model": {"path": str(folder), "quantize": "int8"},
+        "pipeline": {"roles": [{"name": "generator", "train": "sft", **tiny.ROLE}]},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    line = ["--config", str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")]
+    for command in ("search", "label", "train", "export"):
+        assert cli.main([command, *line, "--quiet"]) == 0
+    base, merged = load_model(folder, quantize="int8"), tmp_path / "run" / "export" / "generator"
+    adapter, _ = load_adapter(merged / "adapter", base.spec)
+    tokens = np.arange(4, 44)[None].astype(np.int32)
+    expected = nnx.merge(base.graph, base.params)(jnp.asarray(tokens), adapter=adapter)
+    # Merged into what the integers stand for, and not into the weights they were rounded from.
+    np.testing.assert_allclose(load_model(merged)(tokens), expected, atol=5e-3)
+    assert np.abs(load_model(folder)(tokens) - expected).max() > 2e-2
+
+
+@pytest.mark.parametrize("flags", [{"train": {"full": True}}, {"sampler": {"weights": "int8"}}])
+def test_what_an_int8_base_excludes_is_refused(flags):
+    with pytest.raises(UserError, match="model.quantize"):
+        from_dict({"model": {"quantize": "int8"}, **flags})
+
+
+def test_a_plan_counts_a_byte_per_weight():
+    spec = training_model.SPEC
+    floats, integers = (weight_bytes(spec, jnp.bfloat16, q) for q in ("none", "int8"))
+    assert 0.5 * floats < integers < 0.75 * floats  # tiny matrices, so their scales count

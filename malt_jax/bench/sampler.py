@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 128,
     "temperature": 0.3,
     "dtype": None,
+    "quantize": "none",
     "no_roofline": False,
     "peer_batches": "4,8,16",
     "no_peer": False,
@@ -60,7 +61,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.tasks import get_task
     from malt_jax.tree.expand import expand
 
-    model = load_model(job["model"], dtype=job["dtype"])
+    model = load_model(job["model"], dtype=job["dtype"], quantize=job["quantize"])
     names = ("rows", "width", "cache", "weights")
     sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
     count = job["questions"]

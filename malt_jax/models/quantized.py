@@ -101,6 +101,11 @@ def weights_dtype(params: Any) -> Any:
     return params["norm"]["weight"][...].dtype
 
 
+def is_rounded(params: Any) -> bool:
+    """Whether a model's matrices are in int8."""
+    return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
+
+
 @jax.custom_vjp
 def product(x: Float[Array, "*b i"], matrix: QuantizedMatrix) -> Float[Array, "*b o"]:
     """`x @ matrix` in float32."""
