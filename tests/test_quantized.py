@@ -145,7 +145,7 @@ def test_a_run_over_an_int8_base_ends_in_an_export_of_what_it_trained(folder, tm
 
 @pytest.mark.parametrize("flags", [{"train": {"full": True}}, {"sampler": {"weights": "int8"}}])
 def test_what_an_int8_base_excludes_is_refused(flags):
-    with pytest.raises(UserError, match="model.quantize"):
+    with pytest.raises(UserError, match=r"model\.quantize"):
         from_dict({"model": {"quantize": "int8"}, **flags})
 
 
