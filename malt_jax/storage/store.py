@@ -8,6 +8,7 @@ needs s3fs and `gs://` needs gcsfs.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import shutil
@@ -48,6 +49,8 @@ class Store:
         # fsspec makes the missing folders of a local path; an object store has no folders to make.
         if "://" not in self.url or self.url.startswith("file://"):
             options["auto_mkdir"] = True
+        # gcsfs logs a traceback for every request that fails, also for one that is tried again.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         self._fs, base = url_to_fs(self.url, **options)
         self.base = base.rstrip("/")
 

@@ -66,8 +66,7 @@ class Unfinished:
         if any(path.startswith("checkpoints/") for path in changed):
             return False
         self._known = {path: self._known[path] for path in files}
-        content = {"manifest": data[selfsealed.KEY], "files": {k: v for k, v in files.items() if v}}
-        encoded = selfsealed.encode(content)
+        encoded = selfsealed.encode({"manifest": data[selfsealed.KEY], "files": files})
         if encoded == self._last:
             return True
         self._store.put_bytes(encoded, LIST)
