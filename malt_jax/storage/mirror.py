@@ -109,6 +109,12 @@ def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None
     return True
 
 
+def look(url: str) -> dict[str, Any] | None:
+    """The manifest of the run that is mirrored there; None if there is none yet."""
+    with explained(url, "read"):
+        return _manifest(Store(url))[0]
+
+
 def refuse_overlap(url: str, run: Path) -> None:
     """Refuses a mirror that overlaps the run directory, or whose URL cannot be opened."""
     with explained(url, "opened"):
