@@ -86,7 +86,7 @@ def chat_template(folder: Path) -> tuple[Feed, list[bytes]]:
     from malt_jax.models.chat_template import ChatTemplate, chat_frame
 
     plain = b"{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-    loop = b"{% set x = namespace(n=0) %}{% for i in range(9) %}{{ messages[0]['content'] }}{% endfor %}"
+    loop = b"{% for i in range(9) %}{{ messages[0]['content'] }}{% endfor %}"
     file = folder / "chat_template.jinja"
     return lambda data: chat_frame(ChatTemplate(data.decode("utf-8", "replace"), file), {}, None), [
         plain,
@@ -116,7 +116,7 @@ def unfinished(folder: Path) -> tuple[Feed, list[bytes]]:
 
 
 def resealed(parse: Feed) -> Feed:
-    """Feeds bytes as they are and, if they are an object, with the seal that anybody can compute."""
+    """Feeds bytes as they are and, if they are an object, with a seal that fits them."""
     from malt_jax.storage import selfsealed
 
     def feed(data: bytes) -> None:
@@ -220,9 +220,9 @@ def gguf_file(folder: Path) -> tuple[Feed, list[bytes]]:
 def adapters(name: str) -> Callable:
     def opened(folder: Path) -> tuple[Feed, list[bytes]]:
         import numpy as np
-        import tiny
         from safetensors.numpy import save_file
 
+        import tiny
         from malt_jax.models.adapters import load_adapter
         from malt_jax.models.hf_config import read_spec
 
@@ -315,7 +315,7 @@ TARGETS = {
 
 
 def attempt(target: Target, feed: Feed, data: bytes) -> str | None:
-    """Feeds one input; the class of the finding if it is one: exception, and where it was raised."""
+    """Feeds one input; the class of the finding, if it is one: the exception and its place."""
     from malt_jax.errors import UserError
 
     def alarm(*_: object) -> None:
@@ -361,7 +361,7 @@ def mutations(seeds: list[bytes]) -> object:
 
 
 def work(name: str, seconds: float, findings: Path) -> None:
-    """Fuzzes one target in this process; writes findings, and the number of executions, as files."""
+    """Fuzzes one target in this process; findings and the number of executions become files."""
     try:
         import atheris
     except ImportError:

@@ -1,14 +1,14 @@
-"""Disturbs a supervised run of several processes at random, and compares it with an undisturbed one.
+"""Disturbs a supervised run of several processes, and compares it with an undisturbed one.
 
     python tests/tiny.py tiny
-    PYTHONPATH=tests python scripts/reliability_faults.py --faults 30 -- run --config tiny/config.yaml
+    PYTHONPATH=tests python scripts/reliability_faults.py -- run --config tiny/config.yaml
 
 After `--` come the words of `malt` without `--output-dir`. The run is made by
 scripts/launch/supervise.py with `--processes` [4] processes, which restarts it without help. At
-random moments a random process meets one of four faults: SIGKILL, SIGTERM, SIGSTOP (it hangs and
-still holds its connections) or `cut`: every process has a network namespace of its own (needs root)
-and the interface of one goes down. When `--faults` faults were met, or the run is done, the files
-are compared byte for byte; `--minutes` limits the whole.
+random moments, `--faults` [30] times, a random process meets one of four faults: SIGKILL, SIGTERM,
+SIGSTOP (it hangs and still holds its connections) or `cut`: every process has a network namespace
+of its own (needs root) and the interface of one goes down. When the run is done, its files are
+compared byte for byte; `--minutes` limits the whole.
 
 Prints a row per fault: what the run was doing, the seconds until all processes had ended, and the
 seconds until the run had finished something new, which is the time lost. Exits 1 if a file differs,
@@ -30,9 +30,9 @@ import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "launch")]
-import supervise
-from pods import unequal_bytes
-from reliability_kills import at_work_on, stages
+import supervise  # noqa: E402
+from pods import unequal_bytes  # noqa: E402
+from reliability_kills import at_work_on, stages  # noqa: E402
 
 FAULTS = ("KILL", "TERM", "STOP", "cut")
 
@@ -143,6 +143,8 @@ def main() -> int:
     parser.add_argument("words", nargs="+")
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    for number in (signal.SIGTERM, signal.SIGINT):  # the processes are not left behind
+        signal.signal(number, lambda number, _: supervise.stopping.append(number))
     work = Path(tempfile.mkdtemp(prefix="malt-faults-"))
     command = [sys.executable, "-m", "malt_jax.cli", *options.words, "--quiet"]
     command += ["--mesh.heartbeat", "20", "--output-dir"]
@@ -180,11 +182,9 @@ def main() -> int:
     differ = unequal_bytes(work / "undisturbed", work / "disturbed") if status == 0 else []
     print(f"\n{len(rows)} faults; ended with {status} after {seconds:.0f} s")
     if rows:
-        print(f"time lost per fault: {(seconds - undisturbed) / len(rows):.1f} s on average, "
-              f"median until new work {statistics.median(row[4] for row in rows):.1f} s")  # fmt: skip
-    print(
-        "\n".join(differ) or "trees, data, draws and exports have the bytes of the undisturbed run"
-    )
+        lost, median = (seconds - undisturbed) / len(rows), statistics.median(r[4] for r in rows)
+        print(f"time lost per fault: {lost:.1f} s; median until new work: {median:.1f} s")
+    print("\n".join(differ) or "the same bytes as the undisturbed run")
     return 1 if status or differ else 0
 
 
