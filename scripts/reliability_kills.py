@@ -4,8 +4,8 @@
     PYTHONPATH=tests python scripts/reliability_kills.py --kills 100 -- \
         malt run --config tiny/config.yaml --quiet --output-dir {run}
 
-`{run}` is replaced by a new folder. With `--bare` every interruption takes the run directory with it,
-as a machine does that vanishes, and the command has to continue from its mirror, `{store}`:
+`{run}` is replaced by a new folder. With `--bare` every interruption takes the run directory with
+it, as a machine does that vanishes, and the command has to continue from its mirror, `{store}`:
 
     python scripts/reliability_kills.py --bare --anywhere -- \
         malt run --config tiny/config.yaml --quiet --output-dir {run} --mirror {store}
