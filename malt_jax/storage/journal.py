@@ -251,7 +251,7 @@ class Journal:
     def _seal(self, units: Sequence[Path], done: bool = False) -> None:
         """Registers what is finished in the manifest, and has it copied to the mirror."""
         manifest.seal(self.run, self.stage, units, done=done)
-        on_writer(lambda: self.run.uploader.sealed() if self.run.uploader else None)
+        on_writer(self.run.copy_sealed)
         release_freed()
 
 

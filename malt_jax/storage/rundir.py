@@ -165,6 +165,11 @@ class RunDir:
             if self._lock:
                 self._lock.release()
 
+    def copy_sealed(self) -> None:
+        """Has what was sealed copied to the mirror, if there is one; raises its last UserError."""
+        if self.uploader:
+            self.uploader.sealed()
+
     def withdraw(self) -> None:
         """Removes a run that holds nothing yet, so that refused input leaves nothing behind.
 
