@@ -34,7 +34,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from malt_jax.errors import UserError
+from malt_jax.errors import UserError, first_line
 from malt_jax.export.safetensors_writer import Stored, write_checkpoint, write_config
 from malt_jax.storage.atomic import atomic_directory
 
@@ -167,7 +167,21 @@ def save_tokenizer(field: Callable[..., Any], folder: Path) -> None:
 
 
 def convert(source: Path, folder: Path, dtype: str) -> str:
-    """Writes the directory and returns a line that says what is in it."""
+    """Writes the directory and returns a line that says what is in it.
+
+    Raises UserError for a file that is damaged: the reader trusts every offset, type and size that
+    is written in it, so nearly any exception can be the file's fault.
+    """
+    try:
+        return _convert(source, folder, dtype)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{source}: is damaged or not as GGUF has it ({found}).") from error
+
+
+def _convert(source: Path, folder: Path, dtype: str) -> str:
     try:
         import gguf
     except ImportError:

@@ -4,11 +4,17 @@
     PYTHONPATH=tests python scripts/reliability_kills.py --kills 100 -- \
         malt run --config tiny/config.yaml --quiet --output-dir {run}
 
-`{run}` is replaced by a new folder. The command is first run undisturbed, and its stages are timed.
-Then every run is interrupted once in each kind of stage, even if it is short: search, label, sft,
-dpo, saving (of a checkpoint), eval, export, report. The signal is sent at a random moment within
-the measured length of the stage, counted from its start. New runs follow until `--kills` signals
-were sent or `--minutes` have passed. With `--anywhere`, the moments are random over the whole run.
+`{run}` is replaced by a new folder. With `--bare` every interruption takes the run directory with
+it, as a machine does that vanishes, and the command has to continue from its mirror, `{store}`:
+
+    python scripts/reliability_kills.py --bare --anywhere -- \
+        malt run --config tiny/config.yaml --quiet --output-dir {run} --mirror {store}
+
+The command is first run undisturbed, and its stages are timed. Then every run is interrupted once
+in each kind of stage, even if it is short: search, label, sft, dpo, saving (of a checkpoint), eval,
+export, report. The signal is sent at a random moment within the measured length of the stage,
+counted from its start. New runs follow until `--kills` signals were sent or `--minutes` have
+passed. With `--anywhere`, the moments are random over the whole run.
 
 TERM and INT are sent twice; the second must have no effect. Expected: every run ends with the same
 trees, data, reference log-probabilities, draws, results and exports, byte for byte, and (for TERM
@@ -87,7 +93,8 @@ def at_work_on(run: Path, order: list[str], since: float) -> Moment:
 
 
 def start(command: list[str], run: Path) -> subprocess.Popen:
-    command = [part.replace("{run}", str(run)) for part in command]
+    store = str(run.with_name(f"{run.name}-store"))
+    command = [part.replace("{run}", str(run)).replace("{store}", store) for part in command]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -200,6 +207,7 @@ def main() -> int:
     parser.add_argument(
         "--longest", type=float, help="with --anywhere: at most so many seconds after opening"
     )
+    parser.add_argument("--bare", action="store_true", help="remove the run directory as well")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -226,8 +234,10 @@ def main() -> int:
     answers, wrong = collections.defaultdict(list), []
     kills = attempt = finished = 0
     run, aims, at_most = work / "disturbed", [], dict(lengths)
+    store, begins, ages = work / "disturbed-store", True, []
     while True:
-        if not run.exists():
+        if begins:
+            begins = False
             aims = one_of_each_kind(lengths, generator)
         attempt += 1
         child, since = start(options.command, run), time.time()
@@ -254,6 +264,8 @@ def main() -> int:
             wrong += [f"run {finished}: {name} differs" for name in sorted(differs)]
             print(f"run {finished} has ended, {len(differs)} files differ", flush=True)
             shutil.rmtree(run)
+            shutil.rmtree(store, ignore_errors=True)
+            begins = True
             if enough or child.returncode != 0:
                 break
             continue
@@ -270,8 +282,14 @@ def main() -> int:
         if child.returncode not in allowed:
             wrong.append(f"attempt {attempt}: exit {child.returncode}: {errors[-300:]}")
         print(f"{kills:4} {' '.join(hit)}: exit {child.returncode}, {took:.1f} s", flush=True)
+        if options.bare:
+            copies = [path.stat().st_mtime for path in store.rglob("*") if path.is_file()]
+            ages += [time.time() - max(copies)] if copies else []
+            shutil.rmtree(run)
 
     print("", *table(options.signal, lengths, answers), sep="\n")
+    if ages:
+        print(f"\nseconds since the last copy to the store: at most {max(ages):.1f}")
     print(f"\n{finished} runs finished")
     print("\n".join(wrong) or "every run ended with the same bytes as the undisturbed one")
     shutil.rmtree(work)

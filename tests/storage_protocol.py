@@ -1,6 +1,6 @@
 """A tiny resumable run without a model: it uses the storage as the stages do.
 
-    python tests/storage_protocol.py RUN [--redo STAGE]
+    python tests/storage_protocol.py RUN [--redo STAGE | --mirror URL]
 
 The exit status is that of the `malt` command: 0 done, 2 refused, 130 and 143 stopped.
 """
@@ -64,8 +64,9 @@ def export(run: RunDir) -> None:
     manifest.seal(run, "export", [run.export("generator")])
 
 
-def main(path: str, redo: str | None = None) -> None:
-    with graceful_stop(), RunDir.open(path, {"seed": 1}, "toy") as run:
+def main(path: str, redo: str | None = None, mirror: str | None = None) -> None:
+    opened = RunDir.open(path, {"seed": 1}, "toy", mirror=mirror, mirror_seconds=0.1)
+    with graceful_stop(), opened as run:
         if redo:
             manifest.redo(run, redo)
         for name, stage in [
@@ -81,7 +82,7 @@ def main(path: str, redo: str | None = None) -> None:
 if __name__ == "__main__":
     stop_ends_process()
     try:
-        main(sys.argv[1], *sys.argv[3:])
+        main(sys.argv[1], **({sys.argv[2][2:]: sys.argv[3]} if sys.argv[3:] else {}))
     except UserError as error:
         sys.exit(print(error, file=sys.stderr) or 2)
     except RunStopped as stop:

@@ -13,9 +13,10 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.errors import UserError
+from malt_jax.stages import join as join_stage
 from malt_jax.stages.join import in_order
 from malt_jax.stages.session import Session
-from malt_jax.stages.slices import Slice, check_files, check_trees
+from malt_jax.stages.slices import Slice, check_files, check_trees, lacking
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
@@ -267,3 +268,27 @@ def test_slices_of_two_divisions_are_refused():
     ]
     with pytest.raises(UserError, match="slice of 4"):
         in_order(slices)
+
+
+def test_joining_waits_for_slices_that_are_not_finished_and_names_them(
+    slices, tmp_path, capsys, monkeypatch
+):
+    late, mirror = tmp_path / "late", f"file://{tmp_path / 'mirror'}"
+    # 1. What is not finished in time is named, whether it is a folder or a mirror.
+    places = [slices[0], str(late), mirror]
+    assert join(tmp_path / "run", places, "--wait", "0.001") == 2
+    said = capsys.readouterr().err
+    assert f"{late} (not begun), {mirror} (not begun)" in said and slices[0] not in said
+    # 2. A slice that is finished meanwhile is taken.
+    monkeypatch.setattr(join_stage, "LOOK_SECONDS", 0.0)
+    looks = []
+
+    def look(place: str) -> str:
+        looks.append(place)
+        if len(looks) == 3:
+            shutil.copytree(slices[1], late)
+        return lacking(place)
+
+    monkeypatch.setattr(join_stage, "lacking", look)
+    assert join(tmp_path / "run", [slices[0], str(late)], "--wait", "5") == 0
+    assert looks.count(slices[0]) == 1

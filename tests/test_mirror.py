@@ -215,7 +215,7 @@ def make_special(path: Path, kind: str) -> None:
 @pytest.mark.parametrize("name", [manifest.NAME, "config.yaml", "metrics.jsonl", "trees/a.jsonl"])
 def test_only_plain_files_of_a_mirror_are_read_or_written(tmp_path, name, kind):
     url = tmp_path / "mirror"
-    with opened(tmp_path / "one", str(url)) as run:
+    with opened(tmp_path / "one") as run:
         sealed(run, "trees/a.jsonl", b"{}\n")
         write_bytes(run.metrics, b"")
         mirror.push(run, str(url))
@@ -232,7 +232,7 @@ def test_only_plain_files_of_a_mirror_are_read_or_written(tmp_path, name, kind):
 @pytest.mark.parametrize("kind", ["pipe", "link", "loop"])
 def test_only_plain_folders_of_a_mirror_are_read_or_written(tmp_path, kind):
     url = tmp_path / "mirror"
-    with opened(tmp_path / "one", str(url)) as run:
+    with opened(tmp_path / "one") as run:
         sealed(run, "trees/a.jsonl", b"{}\n")
         mirror.push(run, str(url))
         make_special(url / "trees", kind)
@@ -254,19 +254,21 @@ def test_a_pipe_in_the_run_is_not_mirrored(tmp_path):
 def test_a_kill_while_a_file_is_mirrored_leaves_the_old_mirror(tmp_path, monkeypatch):
     """Every file is replaced as a whole, so a mirror in a folder can always be read."""
     url = str(tmp_path / "mirror")
-    with opened(tmp_path / "one", url) as run:
+    with opened(tmp_path / "one") as run:
         sealed(run, "a.jsonl", b"{}\n")
         mirror.push(run, url)
         sealed(run, "b.jsonl", b"{}\n" * 1000)
 
-        def killed(source: Path, target: Path) -> None:
-            whole = source.read_bytes()
-            target.write_bytes(whole[:10] if source.name == manifest.NAME else whole)
-            if source.name == manifest.NAME:
+        replace = os.replace
+
+        def killed(partial: Path, place: Path) -> None:
+            if Path(place) == Path(url, manifest.NAME):
+                os.truncate(partial, 10)
                 raise KeyboardInterrupt
+            replace(partial, place)
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(mirror.shutil, "copyfile", killed)
+            patched.setattr(os, "replace", killed)
             mirror.push(run, url)
         with opened(tmp_path / "two", url) as again:
             assert [p.name for p in manifest.sealed_units(again, "search/000")] == ["a.jsonl"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,7 @@ from malt_jax.sampling.device import use_cache_dir
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages import evaluate, export, label, search
 from malt_jax.stages import run as whole_run
+from malt_jax.stages import train as train_stage
 from malt_jax.stages.policies import start as start_identity
 from malt_jax.stages.session import Session, load_split, load_task
 from malt_jax.stages.variants import planned
@@ -456,7 +458,9 @@ def loaded_model(made: Config, folder: Path) -> Any:
 def opened(made: Config, folder: Path) -> Iterator[Session]:
     """A session on a new run directory that shares the model and the sampler."""
     out = folder / made.output_dir
-    with RunDir.open(out, to_dict(made), "test", mirror=made.mirror) as run:
+    with RunDir.open(
+        out, to_dict(made), "test", mirror=made.mirror, mirror_seconds=made.mirror_seconds
+    ) as run:
         session = Session(made, run, Progress(quiet=True), shared=shared_session())
         yield session
         session.close()
@@ -472,6 +476,31 @@ def written(*stages: Callable) -> Callable[[Config, Path], Any]:
         return contents(folder)
 
     return observe
+
+
+def copies(made: Config, folder: Path) -> Any:
+    """How often unfinished work is copied to the mirror."""
+    with opened(made, folder) as session:
+        assert session.run.uploader is not None
+        return session.run.uploader._seconds
+
+
+def checkpoints_by_time(made: Config, folder: Path) -> Any:
+    """Whether a checkpoint is due a moment after a phase of training has begun."""
+    seen = []
+
+    def train(*_: Any, saver: Any, **__: Any) -> None:
+        time.sleep(0.01)
+        seen.append(saver.save_due())
+        raise InterruptedError
+
+    with opened(made, folder) as session, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(malt, "train", train)
+        search.search(session, 0)
+        label.label(session, 0)
+        with contextlib.suppress(InterruptedError):
+            train_stage.train(session, 0)
+    return seen
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -788,6 +817,8 @@ EFFECTS: dict[str, Effect] = {
     "sharing": Effect(jobs, "shared"),
     "output_dir": Effect(written(searched), "elsewhere"),
     "mirror": Effect(written(searched), "{here}/mirror/copy"),
+    "mirror_seconds": Effect(copies, 7.0, {"mirror": "{here}/mirror/copy"}),
+    "save_minutes": Effect(checkpoints_by_time, 1e-6),
     "quiet": Effect(progress, True),
     "wandb": Effect(tracker, True),
     "trackio": Effect(tracker, True),

@@ -148,7 +148,11 @@ while words[0].startswith("--"):
 os.execvp(words[0], words)
 """,
     "scontrol": "Path('requeued').write_text(' '.join(sys.argv[1:]))",
-    "malt": "Path('called').write_text(repr(sys.argv[1:])); time.sleep(float(os.environ['WAIT']))",
+    "malt": """
+Path('called').write_text(repr(sys.argv[1:]))
+time.sleep(float(os.environ['WAIT']))
+sys.exit(int(os.environ.get('STATUS', 0)))
+""",
 }
 
 
@@ -169,8 +173,12 @@ def launched(tmp_path, monkeypatch):
     (tmp_path / "my config.yaml").write_text("seed: 3\n")
     env = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path)}
 
-    def launch(script: str, *words: str, wait: str = "0", after=None) -> tuple[int, list[str]]:
-        env.update(WAIT=wait, SLURM_JOB_ID="17")
+    def launch(
+        script: str, *words: str, wait: str = "0", after=None, **variables: str
+    ) -> tuple[int, list[str]]:
+        env.update(WAIT=wait, SLURM_JOB_ID="17", SLURM_ARRAY_JOB_ID="17")
+        env.update(SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="16")
+        env.update({"STATUS": "0", "SLURM_RESTART_COUNT": "0", **variables})
         process = subprocess.Popen(["bash", LAUNCH / script, *words], cwd=tmp_path, env=env)
         called = tmp_path / "called"
         while process.poll() is None and not called.exists():
@@ -205,11 +213,38 @@ def test_the_slurm_script_runs_and_queues_itself_again_when_it_is_told_to_stop(l
     assert status == 143 and (tmp_path / "requeued").read_text() == "requeue 17"
 
 
-def test_the_slurm_script_asks_for_what_sbatch_has():
+@pytest.mark.parametrize(("status", "again"), [(0, False), (2, False), (1, True), (137, True)])
+def test_the_slurm_scripts_queue_again_what_a_restart_can_mend(
+    launched, tmp_path, monkeypatch, status, again
+):
+    for script in ("slurm.sbatch", "slurm_slices.sbatch"):
+        for name in ("called", "requeued"):
+            (tmp_path / name).unlink(missing_ok=True)
+        assert launched(script, "my config.yaml", "r", STATUS=str(status))[0] == status
+        assert (tmp_path / "requeued").exists() == again
+        (tmp_path / "requeued").unlink(missing_ok=True)
+        launched(script, "c", "r", STATUS=str(status), SLURM_RESTART_COUNT="50")
+        assert not (tmp_path / "requeued").exists()
+
+
+def test_the_slurm_array_searches_a_slice_per_task_and_queues_itself_again(launched, tmp_path):
+    status, words = launched("slurm_slices.sbatch", "my config.yaml", "r", "s3://b/slices")
+    assert status == 0
+    parse({command.name: command for command in all_commands()}[words[0]], words[1:])
+    assert words == ["search", "--config", "my config.yaml", "--search.shard", "3/16",
+                     "--output-dir", "r/3", "--mirror", "s3://b/slices/3"]  # fmt: skip
+    (tmp_path / "called").unlink()
+    status, words = launched("slurm_slices.sbatch", "c", "r", wait="30", after=signal.SIGTERM)
+    assert "--mirror" not in words
+    assert status == 143 and (tmp_path / "requeued").read_text() == "requeue 17_3"
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm_slices.sbatch"])
+def test_the_slurm_script_asks_for_what_sbatch_has(script):
     """Names of options as https://slurm.schedmd.com/sbatch.html has them."""
-    text = (LAUNCH / "slurm.sbatch").read_text()
+    text = (LAUNCH / script).read_text()
     known = {"job-name", "ntasks-per-node", "cpus-per-task", "time", "signal", "requeue",
-             "open-mode", "nodes", "gpus-per-node"}  # fmt: skip
+             "open-mode", "nodes", "gpus-per-node", "array"}  # fmt: skip
     assert set(re.findall(r"^#SBATCH --([a-z-]+)", text, re.MULTILINE)) <= known
     [usage] = re.findall(r"^#   sbatch (.*)$", text, re.MULTILINE)
     assert set(re.findall(r"--([a-z-]+)", usage)) <= known
@@ -229,3 +264,46 @@ def test_the_jobset_has_a_pod_for_every_host_of_its_slice():
     check_run(words, "/config/run.yaml", "/runs/malt")
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def kubernetes_job(spec: dict) -> None:
+    """Checks the template of a Job with the schema that the API server has."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": spec}
+    validate(job, "1.32", strict=True)
+
+
+def test_the_jobset_is_what_kubernetes_accepts():
+    """JobSet's own fields by the model of its API, the jobs in it by that of Kubernetes."""
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    found = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    read = models.JobsetV1alpha2JobSet.from_dict(found).to_dict()
+    # What the model does not know it drops, so that a misspelt field would be missing.
+    policy = found["spec"]["failurePolicy"]
+    rules = [
+        {k: v for k, v in rule.items() if v} for rule in read["spec"]["failurePolicy"]["rules"]
+    ]
+    assert read["spec"]["failurePolicy"]["maxRestarts"] == policy["maxRestarts"]
+    assert [{**rule, "name": ""} for rule in rules] == [{**r, "name": ""} for r in policy["rules"]]
+    [jobs] = found["spec"]["replicatedJobs"]
+    assert jobs.keys() <= {"name", "replicas", "template"}
+    kubernetes_job(jobs["template"]["spec"])
+    with pytest.raises(Exception, match="backofLimit"):
+        kubernetes_job({**jobs["template"]["spec"], "backofLimit": 3})
+
+
+def test_the_indexed_job_is_what_kubernetes_accepts_and_searches_a_slice_per_index(tmp_path):
+    found = yaml.safe_load((LAUNCH / "gke_slices.yaml").read_text())
+    kubernetes_job(found["spec"])
+    [container] = found["spec"]["template"]["spec"]["containers"]
+    shell, flag, script = container["command"]
+    (tmp_path / "malt").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "malt").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": "2"}
+    said = subprocess.run(
+        [shell, flag, script], env=env, capture_output=True, text=True, check=True
+    )
+    words = said.stdout.splitlines()
+    parse({command.name: command for command in all_commands()}[words[0]], words[1:])
+    assert words[words.index("--search.shard") + 1] == f"3/{found['spec']['completions']}"
+    assert words[words.index("--mirror") + 1].endswith("/slices/3")

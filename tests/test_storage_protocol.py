@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 TOY = [sys.executable, str(ROOT / "tests/storage_protocol.py"), "{run}"]
 
 
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / name, *arguments, "--", *TOY]
+def script(name: str, *arguments: object, more=()) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "scripts" / name, *arguments, "--", *TOY, *more]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 
@@ -19,6 +19,13 @@ def test_killed_runs_end_with_the_same_bytes_as_an_undisturbed_run():
     answer = script("reliability_kills.py", "--kills", 8, "--anywhere")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "| all | | 8 |" in answer.stdout
+
+
+def test_runs_whose_machine_vanishes_continue_from_the_store_with_the_same_bytes():
+    mirror = ("--mirror", "{store}")
+    answer = script("reliability_kills.py", "--kills", 6, "--anywhere", "--bare", more=mirror)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "seconds since the last copy" in answer.stdout
 
 
 def test_every_kind_of_stage_is_killed_even_if_it_is_short():

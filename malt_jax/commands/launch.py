@@ -109,6 +109,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             complete=with_defaults,
             facts=facts,
             mirror=config.mirror,
+            mirror_seconds=config.mirror_seconds,
         ) as run:
             session.run = run
             try:

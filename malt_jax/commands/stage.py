@@ -30,6 +30,13 @@ JOIN = Option(
     "DIR ...",
     several=True,
 )
+WAIT = Option(
+    "--wait",
+    "With --join: wait so long for slices that are not finished, and say which.",
+    "MINUTES",
+    default=0.0,
+    read=float,
+)
 PREVIEW = Option(
     "--preview",
     "Print what every credit rule would select from the run's trees; write nothing.",
@@ -56,7 +63,7 @@ def run(invocation: Invocation) -> None:
         if slices := getattr(invocation.options, "join", None):
             from malt_jax.stages.join import join
 
-            join(session, slices)
+            join(session, slices, invocation.options.wait)
         results = _perform(session, name)
     if results and is_writer():
         from malt_jax.evaluation.tables import to_terminal
@@ -237,6 +244,7 @@ COMMANDS = (
         ),
         PREVIEW,
         JOIN,
+        WAIT,
     ),
     _command(
         "train",

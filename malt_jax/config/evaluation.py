@@ -24,6 +24,8 @@ CANNOT_CHANGE_RESULTS = frozenset(
     {
         "output_dir",
         "mirror",
+        "mirror_seconds",
+        "save_minutes",
         "quiet",
         "wandb",
         "trackio",

@@ -51,7 +51,12 @@ class Config:
     output_dir: str = "runs/malt"
     """The run directory; an existing one with the same config is continued."""
     mirror: str | None = None
-    """Folder or URL (`s3://`, `gs://`) that finished files are copied to and restored from."""
+    """Folder or URL (`s3://`, `gs://`) that the run is copied to as it goes, and restored from."""
+    mirror_seconds: float = 60.0
+    """Seconds between two copies of unfinished work to the mirror; finished files go at once."""
+    save_minutes: float = 10.0
+    """Minutes after which a phase of training saves a checkpoint again, beside the steps of its
+    `save_every`; 0: by steps only."""
     quiet: bool = False
     """No progress on standard error."""
     wandb: bool = False
@@ -66,6 +71,8 @@ class Config:
             "copies the run to an object store.",
         )
         check_range(self, "rounds", least=1, most=100)
+        check_range(self, "mirror_seconds", above=0, most=86400)
+        check_range(self, "save_minutes", least=0)
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
         check_unique("ablations", [ablation.name for ablation in self.ablations])
         check(

@@ -41,6 +41,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         # manifest is told of it here.
         facts=_model_facts(session, config),
         mirror=config.mirror,
+        mirror_seconds=config.mirror_seconds,
         inside=session.run,
     ) as run:
         sub = Session(config, run, session.progress, shared=session)

@@ -7,6 +7,8 @@ machine that grew it, and the joined search equals that of one run.
 from __future__ import annotations
 
 import shutil
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -14,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from malt_jax.errors import UserError
+from malt_jax.errors import RunStopped, UserError
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.session import Session
 from malt_jax.stages.slices import (
@@ -23,24 +25,29 @@ from malt_jax.stages.slices import (
     Slice,
     check_files,
     check_trees,
+    lacking,
     open_slice,
     read_cost,
 )
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import temporary
 from malt_jax.storage.journal import Journal
+from malt_jax.storage.signals import signal_received
 from malt_jax.storage.writers import on_writer
 
+LOOK_SECONDS = 20.0
+"""Between two looks at slices that are waited for."""
 MOST_NAMED = 10
 """Missing slices that a message lists; a stranger's slice may be one of any number."""
 
 
-def join(session: Session, places: Sequence[str]) -> None:
+def join(session: Session, places: Sequence[str], minutes: float = 0.0) -> None:
     """Copies the trees of all slices into this run, in the order of their ranges, and seals them.
 
-    Raises UserError for a slice that is unfinished, damaged, malformed or given twice, or that has
-    another config, other inputs or other weights; for a slice that is missing; and for trees that
-    do not belong to this run's questions.
+    Waits for slices that are not finished for at most so many `minutes`. Raises UserError for a
+    slice that is unfinished, damaged, malformed or given twice, or that has another config, other
+    inputs or other weights; for a slice that is missing; and for trees that do not belong to this
+    run's questions.
     """
     if session.config.search.shard != "1/1":
         raise UserError(
@@ -52,10 +59,38 @@ def join(session: Session, places: Sequence[str]) -> None:
             return
         fetched = temporary(session.run.path / "slices")
         try:
+            if minutes:
+                on_writer(lambda: wait_for(session, places, minutes))
             on_writer(lambda: _take(session, journal, places, fetched))
         finally:
             shutil.rmtree(fetched, ignore_errors=True)
     session.progress.note(f"{STAGE}: joined {len(places)} slices")
+
+
+def wait_for(session: Session, places: Sequence[str], minutes: float) -> None:
+    """Returns once all slices are finished; raises UserError that names those that are not."""
+    until, said, wanted = time.monotonic() + 60 * minutes, "", list(places)
+    while True:
+        # A slice that is finished stays so, and is not looked at again.
+        states = {place: state for place in wanted if (state := lacking(place))}
+        wanted = list(states)
+        if not wanted:
+            return
+        named = ", ".join(
+            f"{place} ({state})" for place, state in islice(states.items(), MOST_NAMED)
+        )
+        more = f" and {len(wanted) - MOST_NAMED} more" if len(wanted) > MOST_NAMED else ""
+        if time.monotonic() > until:
+            raise UserError(
+                f"--join: not finished within {minutes:g} minutes: {named}{more}; search them, or "
+                "give the same command again to wait longer."
+            )
+        if named != said:
+            session.progress.note(f"{STAGE}: waiting for {len(wanted)} slices: {named}{more}")
+            said = named
+        time.sleep(min(LOOK_SECONDS, max(0.0, until - time.monotonic()) + 0.01))
+        if signal_received():
+            raise RunStopped(signal.SIGTERM, "stopped while waiting for slices; nothing is lost")
 
 
 def _take(session: Session, journal: Journal, places: Sequence[str], fetched: Path) -> None:

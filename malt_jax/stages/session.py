@@ -243,7 +243,6 @@ class Session:
             self.run,
             stage,
             self.progress,
-            mirror=self.config.mirror,
             meter=self.meter,
             finishes=finishes,
         )

@@ -102,6 +102,18 @@ def open_slice(session: Session, place: str, fetched: Path) -> Slice:
     return Slice(place, run, index, count)
 
 
+def lacking(place: str) -> str:
+    """What keeps a slice from being joined yet, for a line of progress; empty if it is finished."""
+    if "://" in place:
+        data = mirror.look(place)
+    else:
+        data = manifest.load(place) if Path(place, manifest.NAME).exists() else None
+    if data is None:
+        return "not begun"
+    stage = data["stages"].get(STAGE, {"done": False, "units": []})
+    return "" if stage["done"] else f"{len(stage['units'])} blocks so far"
+
+
 @contextmanager
 def named(place: str) -> Iterator[None]:
     """Names the slice in an error about its content, whose own path may be a temporary copy's."""

@@ -103,7 +103,7 @@ def _train_phase(
             pg=config.train.pg,
             start={name: start},
             on_policy=before == searched_by,
-            saver=CheckpointFolder(folder),
+            saver=CheckpointFolder(folder, config.save_minutes),
             template="\n".join(role.template for role in session.pipeline.roles),
             seed=config.seed,
             mesh=session.mesh,

@@ -11,6 +11,7 @@ silence. Arrays are saved from and restored to whatever devices hold them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from malt_jax.hashing import files_beneath, sha256_all
 from malt_jax.storage import selfsealed, signals
 from malt_jax.storage.atomic import discard, explained, make_folder, write_bytes, write_json
 from malt_jax.storage.references import load_or_compute
-from malt_jax.storage.writers import is_writer, wait_for_all
+from malt_jax.storage.writers import any_of, is_writer, wait_for_all
 
 SEAL, STATE = "seal.json", "state"
 
@@ -31,8 +32,10 @@ SEAL, STATE = "seal.json", "state"
 class CheckpointFolder:
     """The `training.saver.Saver` of a run directory: one folder per phase."""
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, save_minutes: float = 0.0):
+        """`save_minutes`: time from one checkpoint to the next that is due; 0: none is."""
+        self.folder, self._save_seconds = Path(folder), 60 * save_minutes
+        self._saved_at = time.monotonic()
 
     def place(self, name: str) -> str:
         return str(self.folder / name)
@@ -59,6 +62,7 @@ class CheckpointFolder:
                 seal = {"facts": facts, "leaves": kinds, "files": _hashes(path)}
                 write_bytes(path / SEAL, selfsealed.encode(seal))
         wait_for_all(f"checkpoint {name} sealed")
+        self._saved_at = time.monotonic()
 
     def facts(self, name: str) -> dict[str, Any]:
         return _read(self.folder / name)["facts"]
@@ -101,6 +105,12 @@ class CheckpointFolder:
         path = self.folder / "stopped-batch.json"
         write_json(path, record)
         return str(path)
+
+    def save_due(self) -> bool:
+        if not self._save_seconds:
+            return False
+        # All processes save or none does, so their clocks are not asked one by one.
+        return any_of(time.monotonic() - self._saved_at > self._save_seconds)
 
     def stop_requested(self) -> bool:
         return signals.stop_requested()

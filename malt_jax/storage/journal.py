@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from malt_jax.memory import release_freed
-from malt_jax.storage import manifest, mirror
+from malt_jax.storage import manifest
 from malt_jax.storage.atomic import write_bytes, write_json, write_text
 from malt_jax.storage.jsonl import append_lines, encode, read_json, read_lines, recover
 from malt_jax.storage.rundir import RunDir
@@ -71,13 +71,12 @@ class Journal:
         stage: str,
         progress: Progress,
         *,
-        mirror: str | None = None,
         meter: Meter | None = None,
         finishes: bool = True,
     ):
         """`finishes`: whether the end of the `with` block is the end of the stage."""
         self.run, self.stage = run, stage
-        self._progress, self._mirror = progress, mirror
+        self._progress = progress
         self._meter, self._finishes = meter, finishes
         self._units: list[Path] = []
         self._cost: dict[str, Any] | None = None
@@ -250,10 +249,9 @@ class Journal:
         return self._cost_path
 
     def _seal(self, units: Sequence[Path], done: bool = False) -> None:
-        """Registers what is finished in the manifest and copies it to the mirror."""
+        """Registers what is finished in the manifest, and has it copied to the mirror."""
         manifest.seal(self.run, self.stage, units, done=done)
-        if url := self._mirror:
-            on_writer(lambda: mirror.push(self.run, url))
+        on_writer(self.run.copy_sealed)
         release_freed()
 
 

@@ -1,30 +1,24 @@
-"""A copy of a run's sealed files that outlives its machine: in a folder, `s3://` or `gs://`.
+"""A copy of a run that outlives its machine: in a folder, `s3://` or `gs://`.
 
 The mirror has the layout of the run directory. A file is copied once it is sealed, and the manifest
-after the files it names, so a mirror always holds a run that can be continued. Any URL that fsspec
-reads and writes will do; `s3://` needs s3fs and `gs://` needs gcsfs.
+after the files it names, so a mirror always holds a run that can be continued. Work that is not
+sealed yet lies beside it (`unfinished`). `uploader` copies both while the run goes on.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from malt_jax.errors import UserError, first_line
-from malt_jax.storage import config_file, manifest
-from malt_jax.storage.atomic import (
-    make_folder,
-    open_regular,
-    remove,
-    sync,
-    sync_tree,
-    write_bytes,
-)
+from malt_jax.regular_files import read_bytes
+from malt_jax.storage import config_file, manifest, unfinished
+from malt_jax.storage.atomic import make_folder, remove, sync_tree, write_bytes
+from malt_jax.storage.store import Store
 
 LOGS = ("metrics.jsonl",)
 """Files that are not sealed and are copied as they are."""
@@ -32,108 +26,56 @@ BEGUN = ".from-mirror"
 """Marks a run directory that is being fetched, so that a killed fetch is recognised later."""
 
 
-class Store:
-    """Files by name under a URL."""
-
-    def __init__(self, url: str):
-        from fsspec.core import url_to_fs
-
-        # fsspec makes the missing folders of a local path; an object store has no folders to make.
-        local = "://" not in url or url.startswith("file://")
-        self.url = url
-        self._fs, base = url_to_fs(url, **({"auto_mkdir": True} if local else {}))
-        self.base = base.rstrip("/")
-
-    @cached_property
-    def is_local(self) -> bool:
-        """Whether the store is a folder of this machine."""
-        protocol = self._fs.protocol
-        return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-    def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none."""
-        try:
-            return self._fs.cat_file(self._place(name))
-        except FileNotFoundError:
-            return None
-
-    def get(self, name: str, target: Path) -> None:
-        self._fs.get_file(self._place(name), str(target))
-
-    def has(self, name: str) -> bool:
-        return self._fs.exists(self._place(name))
-
-    def put(self, source: Path, name: str) -> None:
-        """Copies a file into the store, where it replaces an older one as a whole."""
-        os.close(open_regular(source, os.O_RDONLY))  # a pipe would never end
-        place = self._place(name)
-        if not self.is_local:  # object stores show an upload only once it is complete
-            return self._fs.put_file(str(source), place)
-        # A folder shows a file while it is being written. So the copy is made under another name,
-        # flushed, and renamed over the old file in one step.
-        make_folder(Path(place).parent)
-        partial = Path(place).with_name(".partial-malt")
-        remove(partial)
-        shutil.copyfile(source, partial)
-        sync(partial)
-        os.replace(partial, place)
-
-    def _place(self, name: str) -> str:
-        """The path of a file in the store; in a folder, only plain files and folders are used.
-
-        A folder may be a stranger's: reading a pipe would block, and a link leads out of it.
-        """
-        if self.is_local:
-            path = Path(self.base)
-            for part in PurePosixPath(name).parts:
-                path /= part
-                last = path == Path(self.base, name)
-                plain = path.is_file() if last else path.is_dir()
-                if path.is_symlink() or (os.path.lexists(path) and not plain):
-                    raise UserError(
-                        f"mirror: {path} is a link, or not a {'file' if last else 'folder'}; "
-                        "remove it or choose another mirror."
-                    )
-        return f"{self.base}/{name}"
-
-
 def push(run: str | os.PathLike, url: str) -> None:
     """Copies the sealed files that the mirror lacks, then the manifest.
 
     Raises UserError if the mirror holds another run or cannot be written; the run itself is intact.
     """
-    root, here = Path(run), manifest.load(run)
-    with _explained(url, "written"):
+    root, raw = Path(run), b""
+    with explained(url, "written"):
         store = Store(url)
         there, _ = _manifest(store)
-        if there and there["config_sha256"] != here["config_sha256"]:
-            raise UserError(
-                f"mirror: {url} holds another run (made with another config); choose another."
-            )
         # The hashes in the mirror's manifest say what it has; the mirrored files themselves are not
         # read.
-        mirrored = there["artefacts"] if there else {}
-        new = [
-            file
-            for file, entry in here["artefacts"].items()
-            if mirrored.get(file, {}).get("sha256") != entry["sha256"]
-        ]
-        logs = [file for file in LOGS if (root / file).exists()]
-        # The manifest goes last: also after a kill it names only files that are already there.
-        for file in [*new, *logs, config_file.NAME, manifest.NAME]:
-            store.put(root / file, file)
+        mirrored = dict(there["artefacts"]) if there else {}
+        # The run may go on while its files are copied, so this is repeated until all that the
+        # newest manifest names is there.
+        while raw != (now := read_bytes(root / manifest.NAME)):
+            raw, here = now, manifest.load(root)
+            if there and there["config_sha256"] != here["config_sha256"]:
+                raise UserError(
+                    f"mirror: {url} holds another run (made with another config); choose another."
+                )
+            for file, entry in here["artefacts"].items():
+                if mirrored.get(file, {}).get("sha256") == entry["sha256"]:
+                    continue
+                try:
+                    store.put(root / file, file)
+                except FileNotFoundError:
+                    if (root / file).exists():
+                        raise
+                    break  # moved by a stage that is done again, so the manifest has changed
+                mirrored[file] = entry
+            for file in LOGS:
+                if (root / file).exists():
+                    store.put_bytes(read_bytes(root / file), file)
+            store.put(root / config_file.NAME, config_file.NAME)
+        # The manifest goes last: also after a kill it names only files that are already there. The
+        # bytes are those whose files were copied, because the file may have changed by now.
+        store.put_bytes(raw, manifest.NAME)
 
 
 def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None) -> bool:
     """Copies the mirrored run into a run directory; returns False if no run is mirrored there.
 
     First, `accept` is given its config.yaml and the SHA-256 that this must have, and may raise.
-    Other contents are checked where a stage uses them, as in any run. A killed copy is repeated
-    from the start by the next call; if the copy fails, its files are removed.
+    Work that was not sealed yet is copied if all of it is there and intact. Other contents are
+    checked where a stage uses them, as in any run. A killed copy is repeated from the start by the
+    next call; if the copy fails, its files are removed.
     """
     begun: list[str] = []
     try:
-        with _explained(url, "read"):
+        with explained(url, "read"):
             store = Store(url)
             data, raw = _manifest(store)
             if data is None:
@@ -151,7 +93,9 @@ def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None
             begun += files
             for file in files:
                 make_folder((run / file).parent)
-                store.get(file, run / file)
+                store.get(file, run / file, data["artefacts"].get(file, {}).get("bytes"))
+            begun += (*unfinished.WORK, unfinished.METRICS)
+            _pull_unfinished(store, run, data)
             # The files reach the disk before the manifest that makes the folder a run. The bytes
             # written are those checked above, because a second read could give a newer manifest.
             sync_tree(run)
@@ -165,9 +109,15 @@ def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None
     return True
 
 
+def look(url: str) -> dict[str, Any] | None:
+    """The manifest of the run that is mirrored there; None if there is none yet."""
+    with explained(url, "read"):
+        return _manifest(Store(url))[0]
+
+
 def refuse_overlap(url: str, run: Path) -> None:
     """Refuses a mirror that overlaps the run directory, or whose URL cannot be opened."""
-    with _explained(url, "opened"):
+    with explained(url, "opened"):
         store = Store(url)
         if not store.is_local:
             return
@@ -177,6 +127,21 @@ def refuse_overlap(url: str, run: Path) -> None:
         raise UserError(
             f"mirror: {url} and the run directory {run} share files; choose a mirror that is "
             "neither in the run directory nor around it."
+        )
+
+
+def _pull_unfinished(store: Store, run: Path, data: dict[str, Any]) -> None:
+    """Copies the work that was not sealed yet.
+
+    Work that is damaged or not complete is not used, and the run continues from what is sealed.
+    """
+    try:
+        unfinished.pull(store, run, data)
+    except ValueError as error:
+        print(
+            f"mirror: the unfinished work in {store.url} is not used ({first_line(error)}); the "
+            "run continues from its last finished block or phase",
+            file=sys.stderr,
         )
 
 
@@ -195,7 +160,7 @@ def _manifest(store: Store) -> tuple[dict[str, Any] | None, bytes]:
 
 
 @contextmanager
-def _explained(url: str, what: str) -> Iterator[None]:
+def explained(url: str, what: str) -> Iterator[None]:
     """Turns any error of a store into a `UserError`: each store's client raises its own kinds."""
     try:
         yield

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from malt_jax.storage.atomic import (
 )
 from malt_jax.storage.config_file import Request, differences
 from malt_jax.storage.provenance import git_commit, versions
+from malt_jax.storage.uploader import Uploader
 from malt_jax.storage.writers import is_writer, on_writer
 
 __all__ = ["RunDir", "differences", "run_around"]
@@ -38,6 +40,8 @@ class RunDir:
     def __init__(self, path: Path, held: lock.RunLock | None, created: Sequence[Path] = ()):
         """`created`: config.yaml and the folders, innermost first, that did not exist before."""
         self.path, self._lock, self._created = path, held, created
+        self.uploader: Uploader | None = None
+        """Copies the run to its mirror, in the process that writes a run that has one."""
         self.results = path / "results.json"
         self.results_table = path / "results.md"
         self.report = path / "report.html"
@@ -55,6 +59,7 @@ class RunDir:
         complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         facts: dict[str, Any] | None = None,
         mirror: str | None = None,
+        mirror_seconds: float = 60.0,
         inside: RunDir | None = None,
     ) -> RunDir:
         """Creates the run, or opens it to continue it, as its only writer.
@@ -63,7 +68,8 @@ class RunDir:
         for the dotted fields in `free` (and everything below them), which cannot change a result
         and keep their first value in config.yaml. `complete` adds defaults to a saved config
         (see `config_file`). `facts` (devices, model, revision) go into the first manifest. A run
-        that exists only in the `mirror` is fetched. A folder in another run is refused, because
+        that exists only in the `mirror` is fetched; unfinished work is copied there every
+        `mirror_seconds`. A folder in another run is refused, because
         that run would take it for damage, unless it is `inside` that run on purpose.
 
         Raises `UserError` for a folder that is not a run, a run that another process writes, and a
@@ -74,7 +80,11 @@ class RunDir:
         opened: list[RunDir] = []
         # Process 0 creates or opens the run; the others read what it made and hold no lock.
         on_writer(lambda: opened.append(cls._open(path, request, command, facts, mirror, inside)))
-        return opened[0] if opened else cls.existing(path)
+        if not opened:
+            return cls.existing(path)
+        if mirror:
+            opened[0].uploader = Uploader(path, mirror, mirror_seconds)
+        return opened[0]
 
     @classmethod
     def _open(
@@ -147,8 +157,18 @@ class RunDir:
         return cls(path, None)
 
     def close(self) -> None:
-        if self._lock:
-            self._lock.release()
+        """Waits until the mirror has everything, then lets other processes write the run."""
+        try:
+            if self.uploader:
+                self.uploader.close()
+        finally:
+            if self._lock:
+                self._lock.release()
+
+    def copy_sealed(self) -> None:
+        """Has what was sealed copied to the mirror, if there is one; raises its last UserError."""
+        if self.uploader:
+            self.uploader.sealed()
 
     def withdraw(self) -> None:
         """Removes a run that holds nothing yet, so that refused input leaves nothing behind.
@@ -170,8 +190,13 @@ class RunDir:
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if kind is None:
+                raise
+            print(error, file=sys.stderr)  # beside the error that ends the command
 
     def __fspath__(self) -> str:
         return str(self.path)

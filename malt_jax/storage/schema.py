@@ -48,7 +48,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     units = [unit for stage in data["stages"].values() for unit in stage["units"]]
     for path in (*units, *data["artefacts"]):
         _require(isinstance(path, str), "stages")
-        if not _is_artefact(path):
+        if not is_artefact(path):
             raise ValueError(f"its path {path!r} leaves the run directory or is not a stage's")
     return data
 
@@ -63,7 +63,7 @@ def _has(entry: object, **kinds: type) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in kinds.items())
 
 
-def _is_artefact(path: str) -> bool:
+def is_artefact(path: str) -> bool:
     """Whether it is a plain relative path of something that a stage may have written."""
     parts = path.split("/")  # an absolute path begins with an empty part
     return parts[0] not in _NO_ARTEFACTS and not {"", ".", ".."} & {*parts} and "\0" not in path

@@ -186,8 +186,8 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         if on_step is not None:
             on_step(progress.step, total, record)
         # 5. A checkpoint between two steps holds weights and moments only: gradients are zero.
-        saves = progress.step % save_every == 0 and progress.step < total
-        if saves or job.saver.stop_requested():
+        saves = progress.step % save_every == 0 or job.saver.save_due()
+        if (saves and progress.step < total) or job.saver.stop_requested():
             _save(job, state, progress)
             job.saver.raise_if_stopped()
     return state

@@ -46,6 +46,9 @@ class Saver(Protocol):
     def stopped_batch(self, record: dict[str, Any]) -> str:
         """Keeps what is known of a batch that stopped the training; returns where."""
 
+    def save_due(self) -> bool:
+        """Whether so much time has passed since the last checkpoint that another one is due."""
+
     def stop_requested(self) -> bool: ...
 
     def raise_if_stopped(self) -> None: ...
@@ -84,6 +87,9 @@ class MemorySaver:
 
     def stopped_batch(self, record: dict[str, Any]) -> str:
         return f"examples {', '.join(record['ids'])}"
+
+    def save_due(self) -> bool:
+        return False
 
     def stop_requested(self) -> bool:
         return False

@@ -1,0 +1,190 @@
+"""Restarts a run until it is done: for machines without a scheduler that would.
+
+    python scripts/launch/supervise.py -- malt run --config C --output-dir RUN
+    python scripts/launch/supervise.py --processes 4 -- malt run --config C --output-dir RUN
+
+After `--` comes the command, which must name its `--output-dir`. With `--processes` it is started
+as so many processes of one run on this machine. When one of them ends with an error, the others are
+stopped, and after a pause all are started again; the same command continues where it stopped.
+
+It ends with 0 when the run is done; with 2 when the command refuses its input, which another try
+would not change; with 1 after `--stalled` restarts in a row that finished nothing new; and with 143
+when it is itself asked to stop, after the processes have saved their state. A run whose files do
+not change for `--hang` seconds is killed and started again; 0: never.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a restart: twice as long after each one that finished nothing new."""
+GRACE = 150.0
+"""Seconds in which processes end after one of them did, or after they were asked to."""
+POLL = 0.2
+NO_PROGRESS = ("metrics.jsonl", ".lock", "tensorboard", "config.yaml")
+"""Files that change in every process, whether it comes further or not."""
+WRONG_INPUT = 2
+
+stopping: list[int] = []
+"""Signals that asked this script to stop."""
+
+
+def start(command: list[str], processes: int) -> list[subprocess.Popen]:
+    """Starts the command as one process, or as several that find each other."""
+    if processes == 1:
+        return [subprocess.Popen(command)]
+    with socket.socket() as probe:  # a new port each time: the old one may still be taken
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    shared = {"MALT_COORDINATOR": place, "MALT_PROCESSES": str(processes)}
+    return [
+        subprocess.Popen(command, env={**os.environ, **shared, "MALT_PROCESS": str(index)})
+        for index in range(processes)
+    ]
+
+
+def done_so_far(run: Path) -> set[tuple[str, int]]:
+    """Name and size of every file of the run that holds finished work."""
+    found = set()
+    for parent, folders, names in os.walk(run):
+        # Hidden names are files that are being written.
+        folders[:] = [name for name in folders if name not in NO_PROGRESS and name[0] != "."]
+        for name in names:
+            if name not in NO_PROGRESS and name[0] != ".":
+                with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                    found.add((os.path.join(parent, name), os.path.getsize(Path(parent, name))))
+    return found
+
+
+def last_change(run: Path) -> float:
+    """When a file of the run was last written, as `time.time`; 0.0 if there is none."""
+    newest = 0.0
+    for parent, _, names in os.walk(run):
+        for path in (parent, *(os.path.join(parent, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):
+                newest = max(newest, os.path.getmtime(path))
+    return newest
+
+
+def stop(pod: list[subprocess.Popen], asked: bool) -> None:
+    """Waits until all processes have ended; after `GRACE` seconds they are killed.
+
+    Processes that lost another one end by themselves, and say which; they are only `asked` to end
+    if this script was.
+    """
+    if asked:
+        signal_all(pod, signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    while any(process.poll() is None for process in pod) and time.monotonic() < until:
+        if stopping and not asked:
+            return stop(pod, True)
+        time.sleep(POLL)
+    signal_all(pod, signal.SIGKILL)
+    for process in pod:
+        process.wait()
+
+
+def signal_all(pod: list[subprocess.Popen], number: int) -> None:
+    for process in pod:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
+    """Waits until the run is done, or has to be started again; says which: `done` or why."""
+    began = looked = time.time()
+    while True:
+        statuses = [process.poll() for process in pod]
+        if stopping:
+            stop(pod, True)
+            return "asked to stop"
+        if all(status == 0 for status in statuses):
+            return "done"
+        failed = {i: status for i, status in enumerate(statuses) if status not in (0, None)}
+        if failed:
+            stop(pod, False)
+            return f"process {min(failed)} ended with {failed[min(failed)]}"
+        if hang and time.time() - looked > min(hang / 4, 30):
+            looked = time.time()
+            if looked - max(began, last_change(run)) > hang:
+                signal_all(pod, signal.SIGKILL)
+                stop(pod, False)
+                return f"nothing was written for {hang:g} s"
+        time.sleep(POLL)
+
+
+def supervise(
+    command: list[str], run: Path, processes: int = 1, stalled: int = 5, hang: float = 3600.0
+) -> int:
+    """Runs the command until it is done; returns the exit status that says how it ended."""
+    pause, idle, restarts = FIRST_PAUSE, 0, 0
+    while True:
+        before = done_so_far(run)
+        pod = start(command, processes)
+        reason = attend(pod, run, hang)
+        if reason == "done":
+            say(f"done after {restarts} restarts")
+            return 0
+        if stopping:
+            return 143
+        if any(process.returncode == WRONG_INPUT for process in pod):
+            say("the command refuses its input; correct that and start again")
+            return WRONG_INPUT
+        if done_so_far(run) - before:
+            pause, idle = FIRST_PAUSE, 0
+        else:
+            idle += 1
+        if idle >= stalled:
+            say(f"{reason}; {idle} restarts in a row have finished nothing new, so this ends")
+            return 1
+        restarts += 1
+        say(f"{reason}; restart {restarts} in {pause:g} s")
+        until = time.monotonic() + pause
+        while time.monotonic() < until and not stopping:
+            time.sleep(POLL)
+        if stopping:
+            return 143
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def say(text: str) -> None:
+    print(f"supervise: {text}", file=sys.stderr, flush=True)
+
+
+def output_dir(command: list[str]) -> Path:
+    """The run directory that a command names."""
+    for flag in ("--output-dir", "--output_dir"):
+        for index, word in enumerate(command):
+            if word == flag and index + 1 < len(command):
+                return Path(command[index + 1])
+            if word.startswith(f"{flag}="):
+                return Path(word.partition("=")[2])
+    sys.exit("supervise: the command names no --output-dir, by which its progress is seen; add it")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--processes", type=int, default=1, help="processes of the run [1]")
+    parser.add_argument(
+        "--stalled", type=int, default=5, help="restarts without progress that end it [5]"
+    )
+    parser.add_argument(
+        "--hang", type=float, default=3600.0, help="seconds without a written file [3600]"
+    )
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stopping.append(number))
+    run = output_dir(options.command)
+    return supervise(options.command, run, options.processes, options.stalled, options.hang)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The mirror also holds work that is not sealed yet, and only where all of it is intact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from faulty_server import KINDS, Faults, store
+from malt_jax.errors import UserError
+from malt_jax.storage import manifest, mirror, selfsealed, unfinished
+from malt_jax.storage import store as stores
+from malt_jax.storage.atomic import write_bytes
+from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.storage.rundir import RunDir
+
+CONFIG = {"seed": 3}
+TREE = {"w": jnp.arange(600.0)}
+STEP = Path("checkpoints/000/generator/sft")
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Files of a few pieces, and pauses of a moment."""
+    monkeypatch.setattr(unfinished, "PIECE", 1000)
+    monkeypatch.setattr(stores, "FIRST_PAUSE", 0.01)
+
+
+def begun(path: Path, url: str, seconds: float = 3600.0) -> RunDir:
+    """A run whose search is sealed and which has not trained yet."""
+    run = RunDir.open(path, CONFIG, "malt test", mirror=url, mirror_seconds=seconds)
+    if not manifest.stage_done(run, "search/000"):
+        write_bytes(run.path / "rounds/000/trees/a.jsonl", b"{}\n")
+        manifest.seal(run, "search/000", [run.path / "rounds/000/trees/a.jsonl"])
+    return run
+
+
+def in_training(path: Path, url: str, *, checkpoint: bool = True) -> None:
+    """A run that was cut in a training, with a growing file of an evaluation."""
+    with begun(path, url) as run:
+        if checkpoint:
+            CheckpointFolder(run.path / STEP).save("step-00000002", TREE, {"step": 2})
+        write_bytes(run.path / "eval/malt.jsonl", b'{"question_id": "a"}\n' * 100 + b'{"torn')
+        write_bytes(run.metrics, b'{"loss": 1}\n')
+
+
+def test_a_bare_machine_continues_from_checkpoints_and_growing_files(tmp_path):
+    url = str(tmp_path / "mirror")
+    in_training(tmp_path / "one", url)
+    shutil.rmtree(tmp_path / "one")
+    with begun(tmp_path / "two", url) as run:
+        saver = CheckpointFolder(run.path / STEP)
+        assert saver.names() == ["step-00000002"] and saver.facts("step-00000002") == {"step": 2}
+        np.testing.assert_array_equal(saver.restore("step-00000002", TREE)["w"], TREE["w"])
+        # The line that was being written is not taken.
+        assert (run.path / "eval/malt.jsonl").read_bytes() == b'{"question_id": "a"}\n' * 100
+        assert run.metrics.read_bytes() == b'{"loss": 1}\n'
+
+
+def test_only_what_has_grown_is_copied_and_old_pieces_are_removed(tmp_path, monkeypatch):
+    url = str(tmp_path / "mirror")
+    with begun(tmp_path / "one", url) as run:
+        write_bytes(run.path / "eval/malt.jsonl", b'{"question_id": "a"}\n' * 100)
+    pieces = {path.name for path in Path(url, "unfinished").iterdir()}
+    with begun(tmp_path / "one", url) as run:
+        grown = b'{"question_id": "a"}\n' * 100 + b"{}\n" * 10
+        write_bytes(run.path / "eval/malt.jsonl", grown)
+    now = {path.name for path in Path(url, "unfinished").iterdir()}
+    assert len(now) == len(pieces) == 3
+    assert len(now & pieces) == 2  # the two full ones
+    # Sealed work is in its own place, and its pieces are gone.
+    with begun(tmp_path / "one", url) as run:
+        manifest.seal(run, "eval", [run.path / "eval/malt.jsonl"])
+        run.uploader.sealed()
+    assert not list(Path(url, "unfinished").iterdir())
+    assert Path(url, "eval/malt.jsonl").read_bytes() == grown
+
+
+def test_checkpoints_that_are_not_sealed_or_vanish_are_not_listed(tmp_path, monkeypatch):
+    url = tmp_path / "mirror"
+    with begun(tmp_path / "one", str(url)) as run:
+        saver = CheckpointFolder(run.path / STEP)
+        saver.save("step-00000002", TREE, {})
+        (run.path / STEP / "step-00000002/seal.json").unlink()
+    assert not json.loads((url / unfinished.LIST).read_bytes())["files"]
+    saver.save("step-00000004", TREE, {})
+    work = unfinished.Unfinished(run.path, stores.Store(str(url)))
+    listed = unfinished.work_of
+
+    def removed_meanwhile(*arguments):
+        yield from listed(*arguments)
+        saver.remove("step-")
+
+    monkeypatch.setattr(unfinished, "work_of", removed_meanwhile)
+    assert not work.push(manifest.load(run))
+    assert not json.loads((url / unfinished.LIST).read_bytes())["files"]
+
+
+def test_a_list_of_another_manifest_is_passed_over(tmp_path):
+    url = str(tmp_path / "mirror")
+    in_training(tmp_path / "one", url)
+    manifest.amend(tmp_path / "one", note="changed")
+    mirror.push(tmp_path / "one", url)
+    with begun(tmp_path / "two", url) as run:
+        assert not (run.path / "checkpoints").exists()
+
+
+def listed(url: Path, change) -> None:
+    data = selfsealed.decode((url / unfinished.LIST).read_bytes())
+    change(data["files"])
+    (url / unfinished.LIST).write_bytes(selfsealed.encode(data))
+
+
+PIECE = ["0" * 64, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files.update({"../escaped": [PIECE]}),
+        lambda files: files.update({"/escaped": [PIECE]}),
+        lambda files: files.update({"config.yaml": [PIECE]}),
+        lambda files: files.update({"eval/b": [PIECE]}),
+        lambda files: files.update({"eval/b": [["../../x", 1]]}),
+        lambda files: files.update({"eval/b": [["0" * 64, 1 << 60]]}),
+        lambda files: files.update({"eval/b": [["0" * 64]]}),
+        lambda files: files.update({"eval/b": 5}),
+    ],
+)
+def test_a_malformed_list_is_not_used(tmp_path, capsys, change):
+    url = tmp_path / "mirror"
+    in_training(tmp_path / "one", str(url))
+    listed(url, change)
+    with begun(tmp_path / "two", str(url)) as run:
+        assert not (run.path / "eval").exists() or not list((run.path / "eval").iterdir())
+        assert not list((run.path / "checkpoints").rglob("*.json"))
+    assert "is not used" in capsys.readouterr().err
+    assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda piece: piece.write_bytes(b"x"), Path.unlink])
+def test_a_partial_piece_is_never_accepted(tmp_path, capsys, damage):
+    url = tmp_path / "mirror"
+    in_training(tmp_path / "one", str(url))
+    damage(next(iter(sorted((url / "unfinished").iterdir()))))
+    with begun(tmp_path / "two", str(url)) as run:
+        manifest.verify(run)
+        assert not [path for path in run.path.glob("checkpoints/**/*") if path.is_file()]
+    assert "missing or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_faulty_network_changes_nothing(tmp_path, monkeypatch, kind, capsys):
+    """Every kind of fault, against a real server: tried again, and what arrives is whole."""
+    import fsspec
+
+    faults = Faults(KINDS, share=0.25)
+    with store(kind, faults) as (url, conf):
+        monkeypatch.setitem(fsspec.config.conf, kind, conf[kind])
+        # The clients try again as well; here it is to be ours.
+        monkeypatch.setattr(fsspec.get_filesystem_class(kind), "retries", 1)
+        in_training(tmp_path / "one", url, checkpoint=False)
+        with begun(tmp_path / "two", url) as run:
+            manifest.verify(run)
+            assert (run.path / "eval/malt.jsonl").read_bytes() == b'{"question_id": "a"}\n' * 100
+        assert len(faults.injected) >= 3, faults.injected
+        # 2. A fault that does not pass ends the command with one sentence; the run is intact.
+        faults.kinds, faults.share = ("error",), 1.0
+        monkeypatch.setattr(stores, "PATIENCE", 0.1)
+        with pytest.raises(UserError, match=f"mirror: {kind}://bucket/run could not be written"):  # noqa: SIM117
+            with begun(tmp_path / "two", url) as run:
+                manifest.amend(run, note="changed")
+        manifest.verify(tmp_path / "two")
+        faults.share = 0.0
+        with begun(tmp_path / "two", url):
+            pass
+        with begun(tmp_path / "three", url) as run:
+            assert manifest.load(run)["note"] == "changed"
