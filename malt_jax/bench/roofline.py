@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from malt_jax.config.run import Config
 from malt_jax.errors import UserError
@@ -95,9 +96,13 @@ class _Case:
 
     def traffic(self, depth: int) -> dict[str, Traffic]:
         function, args = self.program.build(depth)
-        with jax.set_mesh(self.planned.mesh):
+        mesh = self.planned.mesh
+        assert isinstance(mesh, Mesh), "the target has devices"
+        with jax.set_mesh(mesh):
             lowered = jax.jit(function, donate_argnums=self.program.donate).lower(*args)
-            return step_traffic(lowered.compile().as_text())
+            text = lowered.compile().as_text()
+        assert text is not None
+        return step_traffic(text)
 
     def floor(self) -> dict[str, int]:
         """The fewest bytes of each kind."""
@@ -118,7 +123,7 @@ class _Case:
         layers = self.spec.num_layers
         found = by_depth[0]
         if len(by_depth) > 1:
-            found = extended(*by_depth, self.depths, layers)
+            found = extended(by_depth[0], by_depth[1], self.depths, layers)
         if self.attention == "pallas":
             assert self.program.kernel_bytes is not None
             found = found | {"kernel": Traffic(self.program.kernel_bytes(layers))}

@@ -123,6 +123,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
             total = round(float(used[1]) * 2 ** _UNITS[used[2]])
             return figures | {"temporaries": max(0, total - figures["arguments"])}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = _text(compiled)
     figures |= {
         "arguments": memory.argument_size_in_bytes,
         # Outputs in the buffers of donated arguments take no memory of their own.
@@ -131,19 +132,21 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         "code": memory.generated_code_size_in_bytes,
         "bytes_moved": cost.get("bytes accessed"),
         "optimal_seconds": cost.get("optimal_seconds"),
-        "collectives": _collectives(compiled),
+        "collectives": None if text is None else collectives(text),
     }
     if program.kernel_bytes:
         # The compiler knows neither what a kernel reads nor how long it takes.
-        step = sum(part.bytes for part in step_traffic(compiled.as_text()).values())
-        figures |= {"bytes_moved": step + program.kernel_bytes(depth), "optimal_seconds": None}
+        figures |= {"bytes_moved": None, "optimal_seconds": None}
+        if text is not None:
+            step = sum(part.bytes for part in step_traffic(text).values())
+            figures["bytes_moved"] = step + program.kernel_bytes(depth)
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _collectives(compiled: Any) -> dict[str, dict[str, int]] | None:
-    """The program's communication; None where libtpu cannot print a program that it compiled."""
+def _text(compiled: Any) -> str | None:
+    """The compiled program as text; None where libtpu cannot print a program that it compiled."""
     try:
-        return collectives(compiled.as_text())
+        return compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return None
 

@@ -101,7 +101,7 @@ def _read(text: str) -> tuple[_Program, str]:
             operands, rest = _operands(found[4])
             if found[3] == "parameter":
                 operands = [found[4].partition(")")[0]]  # its number
-            program[name].append(_Instruction(*found.groups()[:3], operands, rest))
+            program[name].append(_Instruction(found[1], found[2], found[3], operands, rest))
     return program, entry
 
 
@@ -209,7 +209,7 @@ def _fused(body: Sequence[_Instruction], operands: Sequence[int], out: int) -> i
 
 
 def _uses(name: str, users: Mapping[str, Any]) -> list[tuple[_Instruction, int]]:
-    found = []
+    found: list[tuple[_Instruction, int]] = []
     for one, index in users.get(name, ()):
         found += _uses(one.name, users) if one.op == "bitcast" else [(one, index)]
     return found

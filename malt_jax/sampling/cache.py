@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,6 @@ class JoinedKV(NamedTuple):
 
 
 Cache = KV | JoinedKV
-_Cache = TypeVar("_Cache", KV, JoinedKV)
 
 
 def empty_caches(
@@ -119,7 +118,7 @@ def _zeros(spec: ModelSpec, dtype: Any, layout: type[Cache], count: int, length:
     return layout.of(kv, kv, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: _Cache) -> _Cache:
+def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: Cache) -> Cache:
     """New keys and values in the layout and dtype of the cache `like`."""
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if like.k_scale is None:
@@ -129,8 +128,8 @@ def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: _Cach
 
 
 def append(
-    suffix: _Cache, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], cursor: Int[Array, ""]
-) -> _Cache:
+    suffix: Cache, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], cursor: Int[Array, ""]
+) -> Cache:
     """Writes one token per row at the ring's position `cursor`."""
 
     def put(cache: Array, new: Array, axis: int) -> Array:
@@ -139,19 +138,19 @@ def append(
     return _update(put, suffix, to_cache(k, v, suffix))
 
 
-def _update(put: Callable[[Array, Array, int], Array], cache: _Cache, new: _Cache) -> _Cache:
+def _update(put: Callable[[Array, Array, int], Array], cache: Cache, new: Cache) -> Cache:
     """A cache with each of its arrays updated by `put(array, new values, token axis)`."""
     arrays, structure = jax.tree.flatten(cache)
     return jax.tree.unflatten(structure, map(put, arrays, jax.tree.leaves(new), cache.token_axes))
 
 
 def write_chunk(
-    prefix: _Cache,
-    new: _Cache,
+    prefix: Cache,
+    new: Cache,
     target: Int[Array, ""],
     start: Int[Array, ""],
     length: Int[Array, ""],
-) -> _Cache:
+) -> Cache:
     """Writes `length` tokens at `start` of entry `target`, in place; none if that is no entry.
 
     `new`: keys and values from `to_cache`, without its axis `B`. Given one scatter of many chunks,

@@ -57,6 +57,8 @@ def pallas_decode_attention(
     interpret: bool = False,
 ) -> Float[Array, "R 1 H h"]:
     """A `DecodeAttention`; capacities are multiples of BLOCK. `interpret`: without a TPU."""
+    window = layer.window
+    assert window is None or isinstance(window, int), "the sampler's layers are not stacked"
     rows, _, heads, head_dim = q.shape
     kv_heads, capacity, ring = prefix.kv.shape[1], prefix.capacity, suffix.capacity
     assert capacity % BLOCK == ring % BLOCK == 0 and capacity // BLOCK < MOST_BLOCKS
@@ -67,11 +69,11 @@ def pallas_decode_attention(
     assert entries * (1 + siblings) <= MOST_SOURCES
     case = Case(
         rows, entries // CORES, siblings, heads // kv_heads, head_dim, ring,
-        layer.window, layer.softcap,
+        window, layer.softcap,
     )  # fmt: skip
 
     of_places = lambda x: jnp.take(x, groups.row, mode="clip")  # noqa: E731
-    work = work_list(groups, extent, capacity, ring, layer.window)
+    work = work_list(groups, extent, capacity, ring, window)
     prompt = jnp.max(jnp.where(groups.row < rows, of_places(extent.prefix), 0), axis=1)
     drawn, position = of_places(extent.suffix), of_places(extent.prefix + extent.suffix)
     scalars = Scalars(
