@@ -102,7 +102,7 @@ def test_the_kernel_agrees_with_xla(name):
 
 
 @pytest.mark.parametrize("window", [None, 7, 40, 300])
-def test_the_work_list_holds_every_token_that_is_visible_and_few_others(window):
+def test_the_work_list_holds_the_parts_with_a_visible_token_and_no_others(window):
     rng = np.random.default_rng(1)
     rows, entries, siblings, capacity, ring = 40, 16, 3, 512, 256
     for cursor in (0, 31, 32, 100, 128, 255):
@@ -128,11 +128,7 @@ def test_the_work_list_holds_every_token_that_is_visible_and_few_others(window):
             visible[row] = {(cursor - age) % ring // PART for age in ages}
         for source, parts in read.items():
             assert len(set(parts)) == len(parts), "a part is read twice"
-            assert visible[source] <= set(parts)
-            # What lies between the first and the last visible token of an entry is read as well.
-            assert set(parts) - visible[source] <= set(range(capacity // PART)) and (
-                source < 0 or set(parts) == visible[source]
-            )
+            assert set(parts) == visible[source]
         assert {source for source, parts in visible.items() if parts} == set(read)
         assert int(tokens_read(work)) == PART * sum(map(len, read.values()))
 

@@ -55,6 +55,8 @@ def work_list(
     if window is not None:
         first = jnp.where(full, prompt + drawn - window + 1, jnp.iinfo(jnp.int32).max)
         oldest, own = jnp.clip(jnp.min(first, axis=1), 0), jnp.minimum(drawn, window - 1)
+        # No token of the prompt is near enough: the range is empty.
+        oldest = jnp.where(oldest < longest, oldest, capacity)
     ring_low = (extent.cursor - own) // PART
     low = jnp.concatenate([(oldest // PART)[:, None], ring_low], axis=1)
     ring_high = jnp.broadcast_to(extent.cursor // PART, drawn.shape)
@@ -94,5 +96,5 @@ def work_list(
 def tokens_read(work: WorkList) -> Int[Array, ""]:
     """Tokens whose keys and values are read in one layer."""
     listed = jnp.arange(len(work.items)) < work.starts[-1]
-    parts = (work.items[:, None] >> BLOCK_BITS + jnp.arange(PARTS)) & 1
+    parts = (work.items[:, None] >> BLOCK_BITS + jnp.arange(PARTS)[None]) & 1
     return PART * jnp.sum(jnp.where(listed[:, None], parts, 0))
