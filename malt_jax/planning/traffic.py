@@ -171,10 +171,10 @@ def _bytes_moved(program: _Program, one: _Instruction, types: Mapping[str, str])
     if one.op == "dynamic-update-slice":
         return 2 * of(one.operands[1])
     if one.op in ("copy-start", "async-start", "slice-start"):
-        # The type is a tuple: the copy, the source, and a context.
-        result = _ARRAY.search(one.type)
-        copied = array_bytes(result[0]) if result else 0
-        return copied + min(of(one.operands[0]), _full_bytes(one.type))
+        # The type is (copy, source, context) of a copy, and ((source), result, context) of others.
+        arrays = list(_ARRAY.finditer(one.type))
+        moved = arrays[0 if one.op == "copy-start" else min(1, len(arrays) - 1)][0]
+        return array_bytes(moved) + min(of(one.operands[0]), _full_bytes(moved))
     if one.op == "fusion":
         return _fused(program[_called(one)[0]], [of(name) for name in one.operands], out)
     return out + sum(map(of, one.operands))
