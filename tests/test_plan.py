@@ -94,6 +94,7 @@ def test_the_published_tree_is_counted():
         ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
         ("meta-llama/Llama-3.1-70B-Instruct", 70_553_706_496),
         ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
     ],
 )
 def test_shipped_structures_have_the_published_number_of_parameters(name, parameters):

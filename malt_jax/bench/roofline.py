@@ -1,156 +1,185 @@
-"""Roofline of the decode step: bytes and operations that it needs, against the machine's rates."""
+"""`malt bench roofline`: what a decode step moves on a TPU, against the least that it could move.
+
+Nothing runs: the decode program is compiled for the topology, with XLA's attention and with the
+kernel, and its bytes are read from the compiled program, those of the kernel from its work lists.
+The floor is what a step cannot do without: the weights and the adapter once, the keys and values
+that some row may see once, and the logits written and read once.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 
+from malt_jax.config.run import Config
+from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec
-from malt_jax.planning.formula import active_weights, layer_weights
+from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes, run_programs
+from malt_jax.planning.chips import Target
+from malt_jax.planning.compiler import depths
+from malt_jax.planning.formula import active_weights
+from malt_jax.planning.plan import PlannedRun, lay_out
+from malt_jax.planning.sizes import mesh_parts
+from malt_jax.planning.traffic import Traffic, extended, step_traffic
+from malt_jax.planning.typical_rows import valid_tokens
+from malt_jax.planning.work import Assumptions
+from malt_jax.sampling import memory
 from malt_jax.sampling.memory import CacheShape
-from malt_jax.sampling.request import Request, SamplingParams
-from malt_jax.sampling.sampler import Sampler
-from malt_jax.sampling.scheduler import Scheduler
 
-ROUNDS = 5
-"""Repetitions of each measurement, in turns. The best counts: others may share the machine."""
+ROWS, PREFIX_TOKENS, NEW_TOKENS = 504, 1024, 512
+"""Rows per chip, unless `sampler.rows` says otherwise, and the capacities of the caches."""
+
+CLOCK = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
+"""Cycles per second: the published rate over the multiply-adds that the matrix units do in one."""
 
 
-def step_cost(
-    spec: ModelSpec, shapes: CacheShape, streams: int, itemsize: int, kv_itemsize: int
-) -> dict[str, float]:
-    """Floating-point operations and bytes of one decode step of all streams, with all rows busy.
-
-    Each stream reads the weights once. Every token of the caches counts, filled or not, because
-    programs of static shapes read all of them.
-    """
-    rows = shapes.rows
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    # All of the head, but no embedding table: of that one, a step reads a row per token.
-    weights = spec.num_layers * layer_weights(spec) + spec.d_model * spec.vocab
-    met = weights - spec.num_layers * (layer_weights(spec) - active_weights(spec))
-    places = shapes.prefix_tokens + shapes.new_tokens
-    # Scores and the mix of values, at two operations per multiply-add.
-    attention = 2 * 2 * spec.num_layers * q * places * rows
-    # A prefix counts once for all rows that read it, a suffix once for its row.
-    cached = shapes.entries * shapes.prefix_tokens + rows * shapes.new_tokens
+def run(config: Config, spec: ModelSpec, target: Target) -> dict[str, Any]:
+    """The decode step with each attention; bytes and seconds are those of one chip."""
+    if target.devices is None or target.chip.platform != "tpu":
+        raise UserError(
+            f"bench roofline: --topology: found {target.name!r}, allowed: a TPU slice such as "
+            "v5p:2x2x1, for which the program can be compiled here."
+        )
+    programs = [_Case(config, spec, target, attention) for attention in ("xla", "pallas")]
+    compiled = [(case, depth) for case in programs for depth in case.depths]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda one: one[0].traffic(one[1]), compiled))
+    results = []
+    for case in programs:
+        by_depth = [x for (of, _), x in zip(compiled, found, strict=True) if of is case]
+        results.append(case.result(by_depth))
+    first = programs[0]
     return {
-        "flops": streams * (2 * met * rows + attention),
-        "bytes": streams
-        * (
-            weights * itemsize
-            + 2 * spec.num_layers * kv * cached * kv_itemsize
-            + 4 * rows * spec.vocab
-        ),
+        "bench": "roofline",
+        "topology": target.name,
+        "model": config.model.path,
+        "mesh": {name: size for name, size in first.planned.mesh.shape.items() if size > 1},
+        "rows": first.shape.rows,
+        "prompts": first.shape.entries,
+        "capacities": [first.shape.prefix_tokens, first.shape.new_tokens],
+        "valid_tokens": sum(valid_tokens(spec, first.shape)) // spec.num_layers,
+        "floor": first.floor(),
+        "programs": results,
     }
 
 
-def measure(
-    sampler: Sampler, prompt_tokens: int, new_tokens: int, siblings: int
-) -> dict[str, float]:
-    """The fraction of this machine's measured rates that decoding reaches with all rows busy.
+class _Case:
+    """The decode program with one implementation of attention."""
 
-    The rate of matrix products is measured on the products of the model's own MLP at this number of
-    rows, each with its own weights, and nothing else.
-    """
-    shapes = sampler.shapes(prompt_tokens, new_tokens, siblings)[-1]
-    streams = sampler.streams
-    decode = _side_by_side([_saturated(sampler, shapes, prompt_tokens) for _ in range(streams)])
-    spec, rows = sampler.spec, shapes.rows * streams
-    dtype = sampler.dtype
-    products, flops = _mlp_products(spec, rows, dtype)
-    # Meant to be larger than any processor cache, so that reading it measures the memory.
-    stream = jnp.ones(1 << 26, dtype)
-    read = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
-    copy = jax.jit(lambda x: x + 1)
-    best = dict.fromkeys(("product", "read", "copy", "step"), float("inf"))
-    for _ in range(ROUNDS + 1):  # the first round compiles
-        timed = {
-            "product": _seconds(products),
-            "read": _seconds(lambda: read(stream)),
-            "copy": _seconds(lambda: copy(stream)),
+    def __init__(self, config: Config, spec: ModelSpec, target: Target, attention: Any):
+        config = replace(config, sampler=replace(config.sampler, attention=attention))
+        self.spec, self.chip, self.attention = spec, target.chip, attention
+        self.planned: PlannedRun = lay_out(config, spec, target, Assumptions())
+        mesh, sizes = self.planned.mesh, self.planned.sizes
+        shards = mesh_parts(mesh, "batch")
+        rows = -(-config.sampler.rows // shards) or ROWS
+        siblings = sizes.shapes.siblings
+        entries = memory.entries_for(rows, siblings)
+        self.shape = CacheShape(rows, entries, siblings, PREFIX_TOKENS, NEW_TOKENS)
+        """Of one shard."""
+        whole = replace(self.shape, rows=rows * shards, entries=entries * shards)
+        programs = run_programs(
+            config, spec, replace(sizes, shapes=whole), target.chip.platform, mesh
+        )
+        self.program: AbstractProgram = next(p for p in programs if p.name == "decode")
+        self.depths = depths(spec)
+        self.cache_dtype = jnp.dtype(jnp.int8 if config.sampler.cache == "int8" else sizes.dtype)
+        heads = mesh_parts(mesh, "kv_heads")
+        self.kv_parts = heads if spec.kv_heads % heads == 0 else 1
+
+    def traffic(self, depth: int) -> dict[str, Traffic]:
+        function, args = self.program.build(depth)
+        mesh = self.planned.mesh
+        assert isinstance(mesh, Mesh), "the target has devices"
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(function, donate_argnums=self.program.donate).lower(*args)
+            text = lowered.compile().as_text()
+        assert text is not None
+        return step_traffic(text)
+
+    def floor(self) -> dict[str, int]:
+        """The fewest bytes of each kind."""
+        weights = self.program.build(self.spec.num_layers)[1][0]
+        # Of an embedding table that is not the head as well, a step reads one row per token.
+        table = 0 if self.spec.tied else device_bytes(weights.params["embed"])
+        token = memory.token_bytes(self.spec, self.cache_dtype)
+        valid = sum(valid_tokens(self.spec, self.shape))
+        vocab = self.spec.vocab // mesh_parts(self.planned.mesh, "vocab")
+        return {
+            "weights": device_bytes(weights.params) - table,
+            "LoRA": device_bytes(weights.adapter),
+            "keys and values": valid * token // self.spec.num_layers // self.kv_parts,
+            "logits": 2 * 4 * self.shape.rows * vocab,
         }
-        began = time.perf_counter()
-        steps = decode()
-        timed["step"] = (time.perf_counter() - began) / steps
-        best = {name: min(best[name], timed[name]) for name in best}
-    cost = step_cost(spec, shapes, streams, jnp.dtype(dtype).itemsize, sampler.cache_dtype.itemsize)
-    rates = {
-        "matmul_flops_per_s": flops / best["product"],
-        "read_bytes_per_s": stream.nbytes / best["read"],
-        "copy_bytes_per_s": 2 * stream.nbytes / best["copy"],
-    }
-    by_matmul = cost["flops"] / rates["matmul_flops_per_s"]
-    # At the rate of reading: a step writes little beside what it reads.
-    by_memory = cost["bytes"] / rates["read_bytes_per_s"]
-    return {
-        "rows": rows,
-        **{f"step_{name}": value for name, value in cost.items()},
-        **rates,
-        "step_seconds": best["step"],
-        "tokens_per_s": rows / best["step"],
-        "step_seconds_by_matmul": by_matmul,
-        "step_seconds_by_memory": by_memory,
-        "matmul_fraction": by_matmul / best["step"],
-        "memory_fraction": by_memory / best["step"],
-    }
+
+    def result(self, by_depth: list[dict[str, Traffic]]) -> dict[str, Any]:
+        layers = self.spec.num_layers
+        found = by_depth[0]
+        if len(by_depth) > 1:
+            found = extended(by_depth[0], by_depth[1], self.depths, layers)
+        if self.attention == "pallas":
+            assert self.program.kernel_bytes is not None
+            found = found | {"kernel": Traffic(self.program.kernel_bytes(layers))}
+        parts = {part: self._part(part, traffic) for part, traffic in found.items()}
+        total = {name: sum(p[name] for p in parts.values()) for name in next(iter(parts.values()))}
+        floor = sum(self.floor().values())
+        return {
+            "name": "decode",
+            "attention": self.attention,
+            **total,
+            "floor_bytes": floor,
+            "ratio": total["bytes"] / floor,
+            "parts": parts,
+        }
+
+    def _part(self, part: str, traffic: Traffic) -> dict[str, float]:
+        """Bytes; seconds at the published rates; and by the compiler's schedule, if that is more.
+
+        The compiler has no estimate for the kernel, whose time is that of its bytes.
+        """
+        bandwidth, flops = self.chip.bandwidth or float("inf"), self.chip.flops or float("inf")
+        seconds = max(traffic.bytes / bandwidth, self._flops(part) / flops)
+        scheduled = traffic.cycles / CLOCK[self.chip.name]
+        return {
+            "bytes": traffic.bytes,
+            "seconds": seconds,
+            "scheduled_seconds": scheduled or seconds,
+        }
+
+    def _flops(self, part: str) -> float:
+        """Operations of a part's products, where they may take longer than its bytes."""
+        split = mesh_parts(self.planned.mesh, "mlp")
+        if part == "weights":
+            return 2 * self.shape.rows * self.spec.num_layers * active_weights(self.spec) / split
+        if part == "head and draw":
+            return 2 * self.shape.rows * self.spec.d_model * self.spec.vocab / split
+        return 0
 
 
-def _saturated(sampler: Sampler, shapes: CacheShape, prompt_tokens: int) -> Callable[[], int]:
-    """A function that decodes one chunk, all rows busy to its end, and returns its steps."""
-    # No prompt is prefilled and the caches begin as zeros, since with static shapes the time of
-    # a step does not depend on the values.
-    keys = np.zeros((shapes.siblings, 2), np.uint32)
-    requests = [Request((0,) * prompt_tokens, keys)] * shapes.entries
-    # No row may fall idle within the chunk: no end tokens, and a limit that lies beyond its steps.
-    params = SamplingParams(max_new_tokens=max(shapes.new_tokens, sampler.config.chunk_steps + 1))
-    scheduler = Scheduler(requests, params, shapes)
-    scheduler.admit()
-    device = sampler.device(shapes)
-
-    def decode() -> int:
-        # The scheduler is told nothing of the result, so each call repeats the same chunk.
-        device.decode(scheduler, idle_limit=shapes.rows)
-        return int(device.result()[1].steps)
-
-    return decode
-
-
-def _side_by_side(decodes: Sequence[Callable[[], int]]) -> Callable[[], int]:
-    """A function that runs all of them at once, each in its own thread, and returns the steps."""
-
-    def decode() -> int:
-        with ThreadPoolExecutor(len(decodes)) as threads:
-            return max(future.result() for future in [threads.submit(d) for d in decodes])
-
-    return decode
-
-
-def _mlp_products(spec: ModelSpec, rows: int, dtype: Any) -> tuple[Callable[[], Any], float]:
-    keys = jax.random.split(jax.random.key(0), spec.num_layers)
-    shape = (spec.d_model, spec.d_mlp)
-    # Scaled so that the numbers keep their size through all layers and stay finite.
-    up = [jax.random.normal(key, shape, dtype) * spec.d_model**-0.5 for key in keys]
-    down = [jax.random.normal(key, shape[::-1], dtype) * spec.d_mlp**-0.5 for key in keys]
-
-    @jax.jit
-    def run(x: jax.Array, up: list[jax.Array], down: list[jax.Array]) -> jax.Array:
-        for first, second in zip(up, down, strict=True):
-            x = (x @ first) @ second
-        return x
-
-    x = jnp.ones((rows, spec.d_model), dtype)
-    flops = 2.0 * 2 * rows * spec.d_model * spec.d_mlp * spec.num_layers
-    return lambda: run(x, up, down), flops
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - began
+def tables(result: dict[str, Any]) -> Iterator[str]:
+    """The result in lines of text."""
+    floor = sum(result["floor"].values())
+    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["floor"].items())
+    yield (
+        f"{result['model']} on one chip of {result['topology']}: {result['rows']} rows over "
+        f"{result['prompts']} prompts; nothing ran"
+    )
+    yield f"floor of a decode step: {floor / 1e9:.2f} GB ({parts})"
+    for program in result["programs"]:
+        yield (
+            f"{program['attention']}: {program['bytes'] / 1e9:.2f} GB, "
+            f"{program['ratio']:.2f} times the floor; {1e3 * program['seconds']:.1f} ms at the "
+            f"published rates, {1e3 * program['scheduled_seconds']:.1f} ms by its schedule"
+        )
+        for name, part in sorted(program["parts"].items(), key=lambda x: -x[1]["bytes"]):
+            yield (
+                f"  {name:<14} {part['bytes'] / 1e9:7.2f} GB {1e3 * part['seconds']:7.2f} ms "
+                f"{1e3 * part['scheduled_seconds']:7.2f} ms"
+            )

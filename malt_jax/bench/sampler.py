@@ -105,7 +105,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
     }
     if not job["no_roofline"]:
-        from malt_jax.bench.roofline import measure as roofline
+        from malt_jax.bench.machine import measure as roofline
 
         longest = max(map(len, levels[-1]))
         result["roofline"] = roofline(sampler, longest, job["max_new_tokens"], job["branch"])

@@ -1,9 +1,10 @@
-"""`malt bench`: the project's own benchmarks of sampling and of training."""
+"""`malt bench`: the project's own benchmarks of sampling, of training and of compiled programs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 OWN = {
     "sampler": ("questions", "branch", "max_new_tokens", "no_roofline", "peer_batches"),
     "train": ("stage", "steps"),
+    "roofline": ("topology",),
 }
-"""Flags that only one of the two benchmarks has."""
+"""Flags that only one of the benchmarks has."""
 SAMPLER_FIELDS = ("rows", "width", "cache", "weights")
 LOOP_FIELDS = ("micro_tokens", "row_length", "remat")
 
@@ -30,13 +32,33 @@ def run(invocation: Invocation) -> None:
     """Prints the measurements as one JSON object on the last line."""
     options = invocation.options
     what = options.what
-    # None and False mean that an option of the other benchmark was not given.
+    # None and False mean that an option of another benchmark was not given.
     for name in (name for half, names in OWN.items() if half != what for name in names):
         if getattr(options, name) not in (None, False):
             raise UserError(f"bench: --{name.replace('_', '-')} is not a flag of `bench {what}`.")
     config = read_config(invocation)
+    if what == "roofline":
+        _roofline(config, options.topology)
+        return
     bench = import_module(f"malt_jax.bench.{what}")
     print(json.dumps(bench.run(arguments(what, bench, config, options))))
+
+
+def _roofline(config: Config, topology: str | None) -> None:
+    # The programs are compiled for a slice that is not here, so this machine's devices stay free.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # These are imported only now, because JAX reads the variable when it is imported.
+    from malt_jax.bench import roofline
+    from malt_jax.planning.chips import find_target
+    from malt_jax.planning.specs import find_spec
+
+    if topology is None:
+        raise UserError("bench roofline: --topology is missing; name a TPU slice, as v5p:2x2x1.")
+    spec, _ = find_spec(config.model.path, config.model.revision)
+    result = roofline.run(config, spec, find_target(topology))
+    for line in roofline.tables(result):
+        print(line)
+    print(json.dumps(result))
 
 
 def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace) -> dict[str, Any]:
@@ -104,9 +126,10 @@ COMMAND = Command(
     name="bench",
     summary="benchmarks of sampling and training; one JSON object on the last line",
     about="`sampler` expands trees and `train` takes training steps. If torch is installed, the "
-    "same work is measured in transformers or TRL in the same run.",
+    "same work is measured in transformers or TRL in the same run. `roofline` runs nothing: it "
+    "compiles the decode program for a TPU and compares the bytes of a step with their floor.",
     run=run,
-    arguments=(Argument("what", "What to measure.", ("sampler", "train")),),
+    arguments=(Argument("what", "What to measure.", ("sampler", "train", "roofline")),),
     options=(
         _number("--questions", 1, 10_000, "sampler: questions to expand; default: 8."),
         _number("--branch", 1, 64, "sampler: completions per prompt; default: 3."),
@@ -117,9 +140,14 @@ COMMAND = Command(
         Option(
             "--peer-batches", "sampler: batch sizes to try; default: 4,8,16.", "N,N", read=_sizes
         ),
-        Option("--no-peer", "Do not run transformers or TRL."),
+        Option("--no-peer", "sampler, train: do not run transformers or TRL."),
+        Option("--topology", "roofline: a TPU slice, as v5p:2x2x1 (needs libtpu).", "NAME"),
     ),
     fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),
     computes=True,
-    examples=("malt bench sampler --model.path DIR", "malt bench train --model.path DIR"),
+    examples=(
+        "malt bench sampler --model.path DIR",
+        "malt bench train --model.path DIR",
+        "malt bench roofline --topology v5p:2x2x1 --model.path meta-llama/Llama-3.1-8B-Instruct",
+    ),
 )

@@ -16,7 +16,8 @@ class SamplerConfig:
     """Completions that decode at a time, over all devices; 0: the platform's best number, or as
     many as fit."""
     width: int = 0
-    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4."""
+    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4, or with
+    `attention: pallas` all that the kernel has room for, which is 16 or more."""
     streams: int = 0
     """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
     CPU with several cores, 1 elsewhere."""
@@ -42,8 +43,9 @@ class SamplerConfig:
     """`auto`: the weights as loaded; `int8`: rounded, with one scale per output channel."""
     cache: Literal["auto", "int8"] = "auto"
     """Keys and values. `auto`: the weights' dtype; `int8`: rounded, a scale per token and head."""
-    attention: Literal["auto", "xla"] = "auto"
-    """Implementation of attention; `auto`: the best one that was checked on the platform."""
+    attention: Literal["auto", "xla", "pallas"] = "auto"
+    """Implementation of decode attention. `xla`: matrix products over whole caches; `pallas`: a TPU
+    kernel that reads the valid part only; `auto`: xla, until the kernel was measured on a TPU."""
     cache_dir: str | None = "auto"
     """Folder that keeps compiled programs between runs; `auto`: the user's cache, null: none."""
 

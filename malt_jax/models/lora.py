@@ -194,8 +194,9 @@ def lora_delta(
     x: Float[Array, "B T i"], pair: dict[str, Array], scale: float
 ) -> Float[Array, "B T o"]:
     """The adapter's contribution to one projection, through the rank: never forms `a @ b`."""
-    y = _project(_project(dropped(x, pair), pair["a"]), pair["b"])
-    return y * jnp.asarray(scale, x.dtype)
+    with jax.named_scope("lora"):
+        y = _project(_project(dropped(x, pair), pair["a"]), pair["b"])
+        return y * jnp.asarray(scale, x.dtype)
 
 
 def dropped(x: Float[Array, "*b i"], pair: dict[str, Array]) -> Float[Array, "*b i"]:

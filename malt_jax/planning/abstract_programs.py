@@ -26,9 +26,11 @@ from malt_jax.models.sharding import AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
 from malt_jax.planning.sizes import Sizes, largest, mesh_parts
+from malt_jax.planning.typical_rows import kernel_bytes
 from malt_jax.progress import counted
 from malt_jax.sampling import cache, decode
-from malt_jax.sampling.attention import DECODE_ATTENTION, Chunks
+from malt_jax.sampling.attention import Chunks
+from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.filters import Filters
 from malt_jax.sampling.memory import stream_count
 from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
@@ -60,6 +62,8 @@ class AbstractProgram:
     donate: tuple[int, ...]
     resident: int = 0
     """Bytes that a device holds meanwhile and that are no argument."""
+    kernel_bytes: Callable[[int], int] | None = None
+    """Bytes that its kernels move at a depth, which no compiler counts; None: it has none."""
 
 
 def run_programs(
@@ -88,7 +92,8 @@ def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
         yield AbstractProgram(prefill_name(count), "sampling", words, build, (0,), suffix + base)
     words = f"{shapes.rows} rows, {shapes.entries} prompts of {shapes.prefix_tokens}"
     words = f"{words}, {shapes.new_tokens} new"
-    yield AbstractProgram("decode", "sampling", words, make.decode, (2,), base)
+    kernel = make.kernel_bytes if make.attention.layout is cache.JoinedKV else None
+    yield AbstractProgram("decode", "sampling", words, make.decode, (2,), base, kernel)
 
 
 def prefill_name(prompts: int) -> str:
@@ -157,6 +162,7 @@ class _Arguments:
     def __init__(self, config: Config, spec: ModelSpec, sizes: Sizes, platform: str, mesh: AnyMesh):
         self.config, self.spec, self.sizes, self.mesh = config, spec, sizes, mesh
         self.platform, self.parts = platform, mesh_parts(mesh, "batch")
+        self.attention = choose_attention(config.sampler.attention, platform, spec, sizes.dtype)
 
     @property
     def copies(self) -> int:
@@ -166,7 +172,7 @@ class _Arguments:
     def weight_bytes(self) -> int:
         return device_bytes(self._params(self.spec)[1])
 
-    def suffix(self, spec: ModelSpec | None = None) -> list[cache.KV]:
+    def suffix(self, spec: ModelSpec | None = None) -> list[cache.Cache]:
         """Keys and values of new tokens."""
         return self._caches(spec or self.spec)[1]
 
@@ -204,12 +210,24 @@ class _Arguments:
             self._prefix(spec), self._rows(*queues), params_of_draw, number
         )
         weights = Weights(params, self._adapter(spec))
-        sampler = self.config.sampler
-        attention = DECODE_ATTENTION[sampler.attention]
-        program = decode.DecodeProgram(graph, sampler.chunk_steps, shapes.siblings, attention)
+        steps = self.config.sampler.chunk_steps
+        program = decode.DecodeProgram(graph, steps, shapes.siblings, self.attention)
         return partial(decode.decode, program), (
             weights, inputs, self.suffix(spec), self._rows(shapes.rows), number
         )  # fmt: skip
+
+    def kernel_bytes(self, depth: int) -> int:
+        shapes, heads = self.sizes.shapes, mesh_parts(self.mesh, "kv_heads")
+        shard = replace(
+            shapes, rows=shapes.rows // self.parts, entries=shapes.entries // self.parts
+        )
+        kv_heads = self.spec.kv_heads
+        kv_heads = kv_heads // heads if kv_heads % heads == 0 else kv_heads
+        return kernel_bytes(self.spec.first_layers(depth), shard, self._cache_dtype, kv_heads)
+
+    @property
+    def _cache_dtype(self) -> Any:
+        return jnp.dtype(jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype)
 
     def train_step(self, phase: PhaseConfig, plan: Plan, depth: int) -> Call:
         spec = self.spec.first_layers(depth)
@@ -268,13 +286,13 @@ class _Arguments:
         key = self._array((*shape, 2), jnp.uint32)
         return decode.Rows(number, number, number, number, number, key)
 
-    def _prefix(self, spec: ModelSpec) -> list[cache.KV]:
+    def _prefix(self, spec: ModelSpec) -> list[cache.Cache]:
         return self._caches(spec)[0]
 
     def _caches(self, spec: ModelSpec) -> Any:
         """The prefix caches and the suffix caches of all layers."""
-        dtype = jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype
-        empty = jax.eval_shape(lambda: cache.empty_caches(spec, self.sizes.shapes, dtype))
+        make = partial(cache.empty_caches, spec, self.sizes.shapes)
+        empty = jax.eval_shape(lambda: make(self._cache_dtype, self.attention.layout))
         return jax.tree.map(lambda x: self._array(x.shape, x.dtype, "batch", "kv_heads"), empty)
 
     def _packed(self, plan: Plan) -> Any:

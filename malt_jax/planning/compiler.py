@@ -26,6 +26,7 @@ from malt_jax.models.sharding import EXPERT
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
+from malt_jax.planning.traffic import step_traffic
 
 DEPTHS = (2, 3)
 """Layers compiled. Not one: a layer that is both first and last is unlike those of a deep model."""
@@ -70,25 +71,30 @@ def measure(
 
     `flops` are two per multiply-add of the matrix products; loops count as often as they run, the
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
-    loop once. On an abstract mesh nothing is compiled: only arguments and operations are known.
+    loop once; for a program with a kernel, bytes are read from its text and its work lists. On an
+    abstract mesh nothing is compiled: only arguments and operations are known.
     """
-    # Whole periods of the window pattern, so that each depth has the model's mix of layers.
-    depth, depths = spec.num_layers, [d * _period(spec) for d in DEPTHS]
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-    if whole or on_cpu or depth <= depths[-1]:
-        depths = [depth]
+    compiled = [spec.num_layers] if whole or on_cpu else depths(spec)
     started = time.perf_counter()
-    found = [_at(program, d, mesh, chips) for d in depths]
+    found = [_at(program, depth, mesh, chips) for depth in compiled]
     # A program that did not fit reports fewer figures: only what all depths have can be extended.
     known = [name for name in found[0] if all(name in one for one in found)]
     found = [{name: one[name] for name in known} for one in found]
-    figures = _extended(found, depths, depth) if len(found) > 1 else found[0]
+    figures = _extended(found, compiled, spec.num_layers) if len(found) > 1 else found[0]
     return {
         **figures,
         "resident": program.resident,
-        "compiled_at_layers": depths if isinstance(mesh, Mesh) else [],
+        "compiled_at_layers": compiled if isinstance(mesh, Mesh) else [],
         "compile_seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def depths(spec: ModelSpec) -> list[int]:
+    """The depths that stand for all layers: two, or the model's own if it is not deeper."""
+    # Whole periods of the window pattern, so that each depth has the model's mix of layers.
+    small = [depth * _period(spec) for depth in DEPTHS]
+    return small if spec.num_layers > small[-1] else [spec.num_layers]
 
 
 def _period(spec: ModelSpec) -> int:
@@ -117,6 +123,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
             total = round(float(used[1]) * 2 ** _UNITS[used[2]])
             return figures | {"temporaries": max(0, total - figures["arguments"])}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = _text(compiled)
     figures |= {
         "arguments": memory.argument_size_in_bytes,
         # Outputs in the buffers of donated arguments take no memory of their own.
@@ -125,15 +132,21 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         "code": memory.generated_code_size_in_bytes,
         "bytes_moved": cost.get("bytes accessed"),
         "optimal_seconds": cost.get("optimal_seconds"),
-        "collectives": _collectives(compiled),
+        "collectives": None if text is None else collectives(text),
     }
+    if program.kernel_bytes:
+        # The compiler knows neither what a kernel reads nor how long it takes.
+        figures |= {"bytes_moved": None, "optimal_seconds": None}
+        if text is not None:
+            step = sum(part.bytes for part in step_traffic(text).values())
+            figures["bytes_moved"] = step + program.kernel_bytes(depth)
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _collectives(compiled: Any) -> dict[str, dict[str, int]] | None:
-    """The program's communication; None where libtpu cannot print a program that it compiled."""
+def _text(compiled: Any) -> str | None:
+    """The compiled program as text; None where libtpu cannot print a program that it compiled."""
     try:
-        return collectives(compiled.as_text())
+        return compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return None
 

@@ -18,6 +18,7 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
 from malt_jax.planning.work import RoleWork, Work, phases
 from malt_jax.sampling import memory
+from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.memory import CacheShape, Devices
 from malt_jax.sampling.prefill import PrefillShape, prefill_shape
 from malt_jax.training.placement import micro_tokens, row_devices
@@ -78,16 +79,18 @@ def _cache_shapes(
     They are those of one of the sampler's streams; by default only a CPU has several.
     """
     sampler, last, platform = config.sampler, work.roles[-1], target.chip.platform
+    attention = choose_attention(sampler.attention, platform, spec, dtype)
+    limit = sampler.width or attention.siblings
     one = CacheShape(
         rows=1,
         entries=1,
-        siblings=memory.siblings_per_entry(config.pipeline.roles[-1].branch, sampler.width),
+        siblings=memory.siblings_per_entry(config.pipeline.roles[-1].branch, limit),
         # The longest prompt of a block needs about a quarter more than the mean.
         prefix_tokens=memory.bucket(
-            sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context)
+            sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context), attention.block
         ),
         new_tokens=memory.bucket(
-            sampler.new_token_buckets, max(role.longest for role in work.roles)
+            sampler.new_token_buckets, max(role.longest for role in work.roles), attention.block
         ),
     )
     shards, heads = mesh_parts(mesh, "batch"), mesh_parts(mesh, "kv_heads")

@@ -8,7 +8,7 @@ per step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from malt_jax.models.attention import MASKED, LayerAttention
-from malt_jax.sampling.cache import KV, local_entries, to_cache, write_chunk
+from malt_jax.sampling.cache import Cache, local_entries, to_cache, write_chunk
 
 
 class GroupIndex(NamedTuple):
@@ -43,12 +43,12 @@ class Extent(NamedTuple):
     """Which part of the caches each row reads in one decode step."""
 
     entry: Int[Any, "R"]  # its prefix cache entry, or P for an idle row
-    prefix: Int[Any, "R"]  # it reads this many tokens of the entry, from its start
+    prefix: Int[Any, "R"]  # it reads this many tokens of the entry, as all of its rows do
     suffix: Int[Any, "R"]  # it reads the ring's position `cursor` and this many before it
     cursor: Int[Any, ""]
 
 
-DecodeAttention = Callable[[Array, KV, KV, GroupIndex, Extent, LayerAttention], Array]
+DecodeAttention = Callable[[Array, Cache, Cache, GroupIndex, Extent, LayerAttention], Array]
 """Attention of one decode step on one shard: one query per row.
 
 (q [R 1 H h], prefix, suffix, groups, extent, layer) -> out [R 1 H h]. Queries come scaled, and the
@@ -58,15 +58,16 @@ suffix holds this step's token. What comes out for idle rows means nothing.
 
 def xla_decode_attention(
     q: Float[Array, "R 1 H h"],
-    prefix: KV,
-    suffix: KV,
+    prefix: Cache,
+    suffix: Cache,
     groups: GroupIndex,
     extent: Extent,
     layer: LayerAttention,
 ) -> Float[Array, "R 1 H h"]:
     """Plain matrix products over whole caches, filled or not; their masks leave out the rest."""
+    prefix, suffix = prefix.apart(), suffix.apart()
     rows, _, heads, head_dim = q.shape
-    kv_heads, capacity, ring = prefix.k.shape[1], prefix.k.shape[3], suffix.k.shape[3]
+    kv_heads, capacity, ring = prefix.k.shape[1], prefix.capacity, suffix.capacity
     q = q.reshape(rows, kv_heads, heads // kv_heads, head_dim)
 
     # 1. Masks: what a row may read of its entry [P, s, L], and of its ring [R, L], where a
@@ -104,13 +105,6 @@ def xla_decode_attention(
     own_mixed = _mix(own, suffix.v, suffix.v_scale, q.dtype)
     out = mixed * of_shared[..., None] + own_mixed * of_own[..., None]
     return (out / total[..., None]).astype(q.dtype).reshape(rows, 1, heads, head_dim)
-
-
-DECODE_ATTENTION: Mapping[str, DecodeAttention] = {
-    "auto": xla_decode_attention,
-    "xla": xla_decode_attention,
-}
-"""By `sampler.attention`. A kernel is one more function of this signature."""
 
 
 def _sinks(layer: LayerAttention, kv_heads: int) -> Float[Array, "1 K g"] | None:
@@ -170,10 +164,10 @@ def prefill_attention(
     q: Float[Array, "B T H h"],
     k: Float[Array, "B T K h"],
     v: Float[Array, "B T K h"],
-    prefix: KV,
+    prefix: Cache,
     chunks: Chunks,
     layer: LayerAttention,
-) -> tuple[Float[Array, "B T H h"], KV]:
+) -> tuple[Float[Array, "B T H h"], Cache]:
     """Writes chunks of prompts on one shard and lets their queries see all that comes before.
 
     Chunk after chunk is written and then attends to its whole entry. So chunks of one prompt may
@@ -181,7 +175,7 @@ def prefill_attention(
     What an entry holds beyond a chunk's own tokens is not read.
     """
     batch, time, heads, head_dim = q.shape
-    entries, kv_heads, capacity = prefix.v.shape[:3]
+    entries, kv_heads, capacity = prefix.size, k.shape[2], prefix.capacity
     # [B, T, H, h] -> [B, K, T * g, h]: the query heads of a key head share a product.
     q = q.reshape(batch, time, kv_heads, -1, head_dim).swapaxes(1, 2)
     q = q.reshape(batch, kv_heads, -1, head_dim)
@@ -191,10 +185,10 @@ def prefill_attention(
         sinks = jnp.tile(sinks, (1, 1, time))[..., None]
     chunks = chunks._replace(target=local_entries(chunks.target, entries))
 
-    def attend(prefix: KV, chunk: tuple[Array, KV, Chunks]) -> tuple[KV, Array]:
+    def attend(prefix: Cache, chunk: tuple[Array, Cache, Chunks]) -> tuple[Cache, Array]:
         q, new, (target, start, length) = chunk
         prefix = write_chunk(prefix, new, target, start, length)
-        entry = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, target, 0), prefix)
+        entry = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, target, 0), prefix).apart()
         position = start + jnp.arange(time, dtype=jnp.int32)
         distance = position[:, None] - jnp.arange(capacity, dtype=jnp.int32)[None, :]
         mask = distance >= 0

@@ -8,8 +8,9 @@ write at the same position, so that a step is one in-place slice update, and a r
 the last `length + 1` positions. So rows may begin and end at any step. Keys are stored rotated to
 their absolute position, which makes their order in the ring irrelevant.
 
-The layouts are those that the matrix products read directly. With keys stored `[L, h]`, or rows as
-`[P, s]`, XLA was seen to copy every suffix cache once or more per step.
+There are two layouts. `KV` is what XLA's matrix products read directly: with keys stored `[L, h]`,
+or rows as `[P, s]`, XLA was seen to copy every suffix cache once or more per step. `JoinedKV` is
+what the TPU kernel reads: a token is one row of memory, so that appending one writes one.
 """
 
 from __future__ import annotations
@@ -29,50 +30,106 @@ from malt_jax.sampling.memory import CacheShape
 
 
 class KV(NamedTuple):
-    """One layer's keys and values of `B` prefix cache entries or rows.
-
-    Only this file and `attention` know the order of the axes, so that a kernel can have another.
-    """
+    """One layer's keys and values of `B` prefix cache entries or rows, as XLA multiplies them."""
 
     k: Float[Array, "B K h L"] | Int[Array, "B K h L"]
     v: Float[Array, "B K L h"] | Int[Array, "B K L h"]
     k_scale: Float[Array, "B K L"] | None = None  # the scales of an int8 cache
     v_scale: Float[Array, "B K L"] | None = None
 
+    @staticmethod
+    def of(k: Array, v: Array, k_scale: Array | None = None, v_scale: Array | None = None) -> KV:
+        """From keys and values `[B K L h]`."""
+        return KV(jnp.swapaxes(k, 2, 3), v, k_scale, v_scale)
 
-TOKEN_AXES = (3, 2, 2, 2)
-"""Where `L` is in each array."""
+    def apart(self) -> KV:
+        return self
+
+    @property
+    def size(self) -> int:
+        """`B`."""
+        return self.v.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """`L`."""
+        return self.v.shape[-2]
+
+    @property
+    def token_axes(self) -> tuple[int, ...]:
+        """Where `L` is in each array."""
+        return 3, 2, 2, 2
 
 
-def empty_caches(spec: ModelSpec, shape: CacheShape, dtype: Any) -> tuple[list[KV], list[KV]]:
+class JoinedKV(NamedTuple):
+    """The same, as the TPU kernel reads them: a token's key and its value in one row.
+
+    A row of `2 h` numbers fills whole vectors of 128 lanes also where a head has 64.
+    """
+
+    kv: Float[Array, "B K L 2h"] | Int[Array, "B K L 2h"]
+    k_scale: Float[Array, "B K L"] | None = None
+    v_scale: Float[Array, "B K L"] | None = None
+
+    @staticmethod
+    def of(
+        k: Array, v: Array, k_scale: Array | None = None, v_scale: Array | None = None
+    ) -> JoinedKV:
+        """From keys and values `[B K L h]`."""
+        return JoinedKV(jnp.concatenate([k, v], axis=-1), k_scale, v_scale)
+
+    def apart(self) -> KV:
+        """For a matrix product of XLA; a copy, unless the compiler takes slices of operands."""
+        k, v = jnp.split(self.kv, 2, axis=-1)
+        return KV.of(k, v, self.k_scale, self.v_scale)
+
+    @property
+    def size(self) -> int:
+        return self.kv.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        return self.kv.shape[-2]
+
+    @property
+    def token_axes(self) -> tuple[int, ...]:
+        return 2, 2, 2
+
+
+Cache = KV | JoinedKV
+
+
+def empty_caches(
+    spec: ModelSpec, shape: CacheShape, dtype: Any, layout: type[Cache] = KV
+) -> tuple[list[Cache], list[Cache]]:
     """Prefix and suffix caches of zeros, with one element per layer."""
-    prefix = [
-        _zeros(spec, shape.entries, shape.prefix_tokens, dtype) for _ in range(spec.num_layers)
-    ]
-    suffix = [_zeros(spec, shape.rows, shape.new_tokens, dtype) for _ in range(spec.num_layers)]
+    make = partial(_zeros, spec, dtype, layout)
+    layers = range(spec.num_layers)
+    prefix = [make(shape.entries, shape.prefix_tokens) for _ in layers]
+    suffix = [make(shape.rows, shape.new_tokens) for _ in layers]
     return constrain_caches(prefix), constrain_caches(suffix)
 
 
-def _zeros(spec: ModelSpec, count: int, length: int, dtype: Any) -> KV:
-    shape, h = (count, spec.kv_heads, length), spec.head_dim
-    k, v = jnp.zeros((*shape[:2], h, length), dtype), jnp.zeros((*shape, h), dtype)
+def _zeros(spec: ModelSpec, dtype: Any, layout: type[Cache], count: int, length: int) -> Cache:
+    shape = (count, spec.kv_heads, length)
+    kv = jnp.zeros((*shape, spec.head_dim), dtype)
     if dtype != jnp.int8:
-        return KV(k, v)
-    return KV(k, v, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+        return layout.of(kv, kv)
+    return layout.of(kv, kv, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: KV) -> KV:
+def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: Cache) -> Cache:
     """New keys and values in the layout and dtype of the cache `like`."""
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if like.k_scale is None:
-        return KV(jnp.swapaxes(k.astype(like.k.dtype), 2, 3), v.astype(like.v.dtype))
+        return like.of(k.astype(like[0].dtype), v.astype(like[0].dtype))
     (k, k_scale), (v, v_scale) = to_int8(k, -1), to_int8(v, -1)
-    return KV(jnp.swapaxes(k, 2, 3), v, k_scale, v_scale)
+    return like.of(k, v, k_scale, v_scale)
 
 
 def append(
-    suffix: KV, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], cursor: Int[Array, ""]
-) -> KV:
+    suffix: Cache, k: Float[Array, "R 1 K h"], v: Float[Array, "R 1 K h"], cursor: Int[Array, ""]
+) -> Cache:
     """Writes one token per row at the ring's position `cursor`."""
 
     def put(cache: Array, new: Array, axis: int) -> Array:
@@ -81,22 +138,25 @@ def append(
     return _update(put, suffix, to_cache(k, v, suffix))
 
 
-def _update(put: Callable[[Array, Array, int], Array], cache: KV, new: KV) -> KV:
+def _update(put: Callable[[Array, Array, int], Array], cache: Cache, new: Cache) -> Cache:
     """A cache with each of its arrays updated by `put(array, new values, token axis)`."""
     arrays, structure = jax.tree.flatten(cache)
-    return jax.tree.unflatten(structure, map(put, arrays, jax.tree.leaves(new), TOKEN_AXES))
+    return jax.tree.unflatten(structure, map(put, arrays, jax.tree.leaves(new), cache.token_axes))
 
 
 def write_chunk(
-    prefix: KV, new: KV, target: Int[Array, ""], start: Int[Array, ""], length: Int[Array, ""]
-) -> KV:
+    prefix: Cache,
+    new: Cache,
+    target: Int[Array, ""],
+    start: Int[Array, ""],
+    length: Int[Array, ""],
+) -> Cache:
     """Writes `length` tokens at `start` of entry `target`, in place; none if that is no entry.
 
     `new`: keys and values from `to_cache`, without its axis `B`. Given one scatter of many chunks,
     the TPU compiler copies the whole cache, so a chunk is a slice update.
     """
-    entries, _, capacity, _ = prefix.v.shape
-    time = new.v.shape[1]
+    entries, capacity, time = prefix.size, prefix.capacity, new.capacity
     # dynamic_slice clamps a start that would run past the end, so the window begins `shift`
     # positions early; the new tokens are rolled by `shift`, and the mask keeps the rest.
     at = jnp.minimum(start, capacity - time)
@@ -116,7 +176,9 @@ def write_chunk(
     return _update(put, prefix, new)
 
 
-def copy_entries(prefix: list[KV], source: Int[Array, "N"], target: Int[Array, "N"]) -> list[KV]:
+def copy_entries(
+    prefix: list[Cache], source: Int[Array, "N"], target: Int[Array, "N"]
+) -> list[Cache]:
     """Copies entry `source` over entry `target`, pair by pair and in place.
 
     Targets of `P`, which come last, are padding. On a mesh the pairs are split as the entries are,
@@ -127,14 +189,14 @@ def copy_entries(prefix: list[KV], source: Int[Array, "N"], target: Int[Array, "
     return constrain_caches(run(prefix, source, target))
 
 
-def _copy_on_shard(prefix: list[KV], source: Array, target: Array) -> list[KV]:
-    entries = prefix[0].v.shape[0]
+def _copy_on_shard(prefix: list[Cache], source: Array, target: Array) -> list[Cache]:
+    entries = prefix[0].size
     source, target = local_entries(source, entries), local_entries(target, entries)
     count = jnp.sum(target < entries, dtype=jnp.int32)
     return jax.lax.fori_loop(0, count, partial(_copy_pair, source, target), prefix)
 
 
-def _copy_pair(source: Array, target: Array, pair: Array, prefix: list[KV]) -> list[KV]:
+def _copy_pair(source: Array, target: Array, pair: Array, prefix: list[Cache]) -> list[Cache]:
     def copy(cache: Array) -> Array:
         new = jax.lax.dynamic_index_in_dim(cache, source[pair], 0)
         return jax.lax.dynamic_update_slice_in_dim(cache, new, target[pair], 0)
@@ -143,8 +205,8 @@ def _copy_pair(source: Array, target: Array, pair: Array, prefix: list[KV]) -> l
 
 
 def shrink(
-    prefix: list[KV] | None, suffix: list[KV], entries: Int[Array, "P"], rows: Int[Array, "R"]
-) -> tuple[list[KV] | None, list[KV]]:
+    prefix: list[Cache] | None, suffix: list[Cache], entries: Int[Array, "P"], rows: Int[Array, "R"]
+) -> tuple[list[Cache] | None, list[Cache]]:
     """The caches of some entries, or None if all are kept, and of some rows."""
     prefix = jax.tree.map(lambda x: jnp.take(x, entries, axis=0, mode="clip"), prefix)
     suffix = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), suffix)
@@ -174,7 +236,7 @@ def per_shard(function: Callable, inputs: Any, outputs: Any) -> Callable:
 
     `inputs`, `outputs`: partitions of its arguments and results.
     """
-    if not _shard_axes():
+    if jax.sharding.get_abstract_mesh().size <= 1:  # 0: no mesh
         return function
     return jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)
 

@@ -18,9 +18,10 @@ from malt_jax.models.attention import LayerAttention
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import constrain
-from malt_jax.sampling.attention import DecodeAttention, Extent, group_rows
+from malt_jax.sampling.attention import Extent, group_rows
+from malt_jax.sampling.attention_choice import AttentionChoice
 from malt_jax.sampling.cache import (
-    KV,
+    Cache,
     append,
     constrain_caches,
     local_entries,
@@ -63,7 +64,7 @@ class ParamArrays(NamedTuple):
 class DecodeInputs(NamedTuple):
     """What a chunk of steps only reads."""
 
-    prefix: list[KV]
+    prefix: list[Cache]
     queue: Rows
     params: ParamArrays
     idle_limit: Int[Any, ""]  # the chunk ends early when so many rows are idle
@@ -83,7 +84,7 @@ class ChunkOutput(NamedTuple):
 class DecodeState(NamedTuple):
     """What a decode step changes: the carry of the loop."""
 
-    suffix: list[KV]
+    suffix: list[Cache]
     rows: Rows
     output: ChunkOutput
     cursor: Int[Any, ""]  # the position of the suffix caches' ring that this step writes
@@ -95,17 +96,17 @@ class DecodeProgram(NamedTuple):
     graph: nnx.GraphDef
     chunk_steps: int  # steps of a chunk, at most
     siblings: int  # rows that may read one prefix cache entry at a time, with queued ones
-    attention: DecodeAttention
+    attention: AttentionChoice
 
 
 def decode(
     program: DecodeProgram,
     weights: Weights,
     inputs: DecodeInputs,
-    suffix: list[KV],
+    suffix: list[Cache],
     rows: Rows,
     cursor: Int[Array, ""],
-) -> tuple[list[KV], Rows, ChunkOutput, Int[Array, ""]]:
+) -> tuple[list[Cache], Rows, ChunkOutput, Int[Array, ""]]:
     """Decodes a chunk of steps; returns the new suffix caches, rows, output and cursor."""
     decoder = nnx.merge(program.graph, weights.params)
     rows, dequeued = _refill(rows, inputs.queue, jnp.zeros(len(inputs.queue.token), jnp.int32))
@@ -144,7 +145,7 @@ def decode_step(
 
     # 1. Forward pass: every row's input token, whose keys and values join its suffix cache. Idle
     #    rows compute too, since shapes are fixed; nothing reads what they compute.
-    entries = inputs.prefix[0].k.shape[0]
+    entries = inputs.prefix[0].size
     extent = Extent(jnp.where(busy, rows.entry, entries), rows.prefix, rows.length, cursor)
     hidden, suffix, _ = decoder.hidden(
         rows.token[:, None],
@@ -159,7 +160,8 @@ def decode_step(
     forced, thoughts = None, rows.thoughts
     if params.thought is not None and thoughts is not None:
         forced = forced_token(params.thought, thoughts, rows.length)
-    drawn = draw(decoder.logits(hidden[:, 0]), rows.key, rows.length, filters, forced)
+    with jax.named_scope("draw"):
+        drawn = draw(decoder.logits(hidden[:, 0]), rows.key, rows.length, filters, forced)
     if params.thought is not None and thoughts is not None:
         thoughts = advance(params.thought, thoughts, drawn.token, forced)
 
@@ -187,7 +189,7 @@ def decode_step(
         dequeued=dequeued,
         not_finite=output.not_finite | jnp.any(drawn.not_finite & busy),
     )
-    return DecodeState(suffix, moved, output, (cursor + 1) % suffix[0].k.shape[3])
+    return DecodeState(suffix, moved, output, (cursor + 1) % suffix[0].capacity)
 
 
 def _attend(program: DecodeProgram, extent: Extent, q, k, v, caches, layer: LayerAttention):
@@ -200,17 +202,19 @@ def _attend(program: DecodeProgram, extent: Extent, q, k, v, caches, layer: Laye
     inputs = (partitions(extent, "batch"), qkv_axes, qkv_axes, qkv_axes, layer_axes, *cache_axes)
     attend = partial(_attend_on_shard, program, layer)
     run = per_shard(attend, inputs, (qkv_axes, cache_axes[1]))
-    return run(extent, q, k, v, layer.sinks, *caches)
+    with jax.named_scope("attention"):  # names that `planning.traffic` reads
+        return run(extent, q, k, v, layer.sinks, *caches)
 
 
-def _attend_on_shard(program, layer, extent: Extent, q, k, v, sinks, prefix: KV, suffix: KV):
+def _attend_on_shard(program, layer, extent: Extent, q, k, v, sinks, prefix: Cache, suffix: Cache):
     """One layer's decode attention on one shard, after appending the new keys and values."""
     layer = layer._replace(sinks=sinks)
-    entries = prefix.k.shape[0]
-    suffix = append(suffix, k, v, extent.cursor)
+    entries = prefix.size
+    with jax.named_scope("append"):
+        suffix = append(suffix, k, v, extent.cursor)
     extent = extent._replace(entry=local_entries(extent.entry, entries))
     groups = group_rows(extent.entry, entries, program.siblings)
-    return program.attention(q, prefix, suffix, groups, extent, layer), suffix
+    return program.attention.decode(q, prefix, suffix, groups, extent, layer), suffix
 
 
 def _refill(

@@ -69,7 +69,8 @@ class Device:
     ):
         self.shape = shape
         self._executables, self._program, self._weights = executables, program, weights
-        make = partial(cache.empty_caches, spec, shape, cache_dtype)
+        layout = program.attention.layout
+        make = partial(cache.empty_caches, spec, shape, cache_dtype, layout)
         with executables.turn:
             self._prefix, self._suffix = executables.get(("caches", shape), make, ())()
             executables.users.add(self)
@@ -120,7 +121,7 @@ class Device:
 
     def idle(self) -> bool:
         """Whether the device has done all that it was given."""
-        return self._prefix[0].k.is_ready() and self._suffix[0].k.is_ready()
+        return self._prefix[0][0].is_ready() and self._suffix[0][0].is_ready()
 
     def result(self) -> tuple[Rows, ChunkOutput]:
         """Waits for the last chunk."""

@@ -39,7 +39,8 @@ platform's best size; a smaller group joins the next longer one, because compili
 The number is an estimate."""
 
 MAX_SIBLINGS = 4
-"""Rows that read one prefix cache entry at a time, at most, unless `sampler.width` says otherwise.
+"""Rows that read one prefix cache entry at a time, at most, where XLA computes attention and
+`sampler.width` does not say otherwise.
 
 XLA multiplies an entry's keys with queries for all its places, of rows or not. With four, a common
 branching factor wastes none; with more, places stay empty while the last siblings of a prompt
@@ -130,15 +131,16 @@ def siblings_per_entry(completions: int, limit: int) -> int:
     return -(-completions // -(-completions // (limit or MAX_SIBLINGS)))
 
 
-def bucket(sizes: Sequence[int], need: int) -> int:
+def bucket(sizes: Sequence[int], need: int, block: int = 1) -> int:
     """The smallest capacity for `need` tokens: one of `sizes`, or the last one's doubles.
 
-    Prompts grow with what models write, so a list that is too short must not end a run.
+    Prompts grow with what models write, so a list that is too short must not end a run. A capacity
+    is rounded up to whole blocks.
     """
     largest = sizes[-1]
     while largest < need:
         largest *= 2
-    return next((size for size in sizes if need <= size), largest)
+    return block * -(-next((size for size in sizes if need <= size), largest) // block)
 
 
 def row_counts(most: int, shards: int = 1, step: int = 2) -> list[int]:

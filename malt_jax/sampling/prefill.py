@@ -24,7 +24,7 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.models.attention import LayerAttention
 from malt_jax.models.lora import Adapter
 from malt_jax.sampling.attention import Chunks, prefill_attention
-from malt_jax.sampling.cache import KV, constrain_caches, partitions, per_shard
+from malt_jax.sampling.cache import Cache, constrain_caches, partitions, per_shard
 from malt_jax.sampling.prefix_cache import Prefill
 
 _T = TypeVar("_T")
@@ -155,7 +155,9 @@ def _prefill_call(
     return PrefillCall(tokens, Chunks(target, start, length))
 
 
-def prefill(graph: nnx.GraphDef, prefix: list[KV], weights: Weights, call: PrefillCall) -> list[KV]:
+def prefill(
+    graph: nnx.GraphDef, prefix: list[Cache], weights: Weights, call: PrefillCall
+) -> list[Cache]:
     """The device program: extends entries by chunks; returns the prefix cache with them."""
     decoder = nnx.merge(graph, weights.params)
     tokens, chunks = call
@@ -166,7 +168,7 @@ def prefill(graph: nnx.GraphDef, prefix: list[KV], weights: Weights, call: Prefi
     return constrain_caches(prefix)
 
 
-def _attend(chunks: Chunks, q, k, v, prefix: KV, layer: LayerAttention):
+def _attend(chunks: Chunks, q, k, v, prefix: Cache, layer: LayerAttention):
     """One layer's attention, an `Attend` of the decoder: each shard with its own chunks."""
     # Queries are split as their key heads are.
     qkv_axes = partitions(k, "batch", None, "kv_heads")

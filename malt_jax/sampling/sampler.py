@@ -28,7 +28,7 @@ from malt_jax.models.lora import Adapter
 from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.sharding import RULES
 from malt_jax.sampling import memory
-from malt_jax.sampling.attention import DECODE_ATTENTION
+from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.decode import DecodeProgram
 from malt_jax.sampling.device import Device, Executables, use_cache_dir
 from malt_jax.sampling.int8 import quantise_kernels
@@ -80,6 +80,9 @@ class Sampler:
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self.dtype = weights_dtype(model.params)
         """Dtype of weights and activations."""
+        self._attention = choose_attention(
+            self.config.attention, self._platform, self.spec, self.dtype
+        )
         self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
 
     def sample(
@@ -134,7 +137,7 @@ class Sampler:
         """Requests by prompt capacity; a group too small to keep the rows busy joins the next."""
         groups: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
-            capacity = memory.bucket(self.config.prefix_buckets, max(1, len(request.prompt) - 1))
+            capacity = self._prefix_tokens(len(request.prompt))
             groups.setdefault(capacity, []).append(index)
         for capacity, larger in pairwise(sorted(groups)):
             completions = sum(len(requests[i].keys) for i in groups[capacity])
@@ -184,13 +187,20 @@ class Sampler:
         """
         return self._plan(prompt_tokens, new_tokens, siblings)[0]
 
+    def _prefix_tokens(self, prompt_tokens: int) -> int:
+        """Tokens that an entry for such a prompt holds; it needs all but the last."""
+        need = max(1, prompt_tokens - 1)
+        return memory.bucket(self.config.prefix_buckets, need, self._attention.block)
+
     def _plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> _Plan:
+        attention = self._attention
+        limit = self.config.width or attention.siblings
         one = CacheShape(
             rows=1,
             entries=1,
-            siblings=memory.siblings_per_entry(siblings, self.config.width),
-            prefix_tokens=memory.bucket(self.config.prefix_buckets, max(1, prompt_tokens - 1)),
-            new_tokens=memory.bucket(self.config.new_token_buckets, new_tokens),
+            siblings=memory.siblings_per_entry(siblings, limit),
+            prefix_tokens=self._prefix_tokens(prompt_tokens),
+            new_tokens=memory.bucket(self.config.new_token_buckets, new_tokens, attention.block),
         )
         kv_shards = _mesh_parts(self.mesh, "kv_heads")
         devices = memory.Devices(
@@ -207,9 +217,8 @@ class Sampler:
             weights = Weights(self._rounded(adapter), None)
         else:
             weights = Weights(self._params, adapter)
-        attention = DECODE_ATTENTION[self.config.attention]
         program = DecodeProgram(
-            self.model.graph, self.config.chunk_steps, shape.siblings, attention
+            self.model.graph, self.config.chunk_steps, shape.siblings, self._attention
         )
         return Device(self._executables, program, weights, self.spec, self.cache_dtype, shape)
 

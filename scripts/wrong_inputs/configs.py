@@ -176,6 +176,7 @@ CONFIGS = (
         "sharing",
     ),
     case("config: shard 3/2", flag("--search.shard", "3/2"), "shard", "i/k"),
+    case("config: an unknown kernel", flag("--sampler.attention", "cuda"), "attention", "pallas"),
     case("config: falling buckets", flag("--sampler.prefix-buckets", "64,32"), "prefix_buckets"),
     case("config: an unknown system", flag("--eval.systems", "sa,magic"), "magic"),
     case("config: an unknown baseline", flag("--eval.baseline", "best"), "eval.baseline"),

@@ -123,6 +123,13 @@ RUNS = (
     ),
     case("later: branches below none", words("bench", "sampler", "--branch", "-1"), "--branch"),
     case("later: a stage of no bench", words("bench", "train", "--stage", "nope"), "sft, dpo"),
+    case("later: a roofline of nothing", words("bench", "roofline"), "--topology", "v5p:2x2x1"),
+    case(
+        "later: a roofline without a compiler",
+        words("bench", "roofline", "--topology", "h100:1", "--model.path", "quickstart"),
+        "h100:1",
+        "TPU slice",
+    ),
     case("later: one step to time", words("bench", "train", "--steps", "1"), "--steps"),
     case(
         "later: more new tokens than the bench's model reads",
