@@ -88,7 +88,8 @@ def _blank(match: re.Match[str]) -> str:
 
 def _fold(text: str) -> tuple[str, list[int]]:
     """The text in one case and with single blanks, and the place in `text` of each character."""
-    characters, places = [], []
+    characters: list[str] = []
+    places: list[int] = []
     for place, character in enumerate(text):
         if not character.isspace():
             # Case folding may make two characters of one.
