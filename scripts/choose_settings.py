@@ -8,7 +8,8 @@ interrupted run is continued. Prints the settings by the accuracy of their vote 
 the table to runs/settings/settings.md. `--grid train.dpo.epochs=2,3` replaces the grid, each
 further word is a flag of `malt run`.
 
-COST
+What it costs was estimated and not measured: 18 trainings of about 100 s and as many evaluations of
+500 questions make 35 minutes per seed on two cores, and 70 for both.
 """
 
 from __future__ import annotations
