@@ -17,7 +17,7 @@ the highest memory of training.
 
 What it costs was estimated and not measured: the quickstart's stages take 0.24 s per optimiser step
 and 10 s per measured pipeline on two cores, so a seed of the embedded task should take 20 minutes
-(3,600 steps, 14 systems) and three seeds an hour. The other tasks' models have a fifth of its
+(some 4,200 steps, 13 systems) and three seeds an hour. The other tasks' models have a fifth of its
 weights.
 """
 
