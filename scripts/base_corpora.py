@@ -59,10 +59,10 @@ class Corpus:
     check: Callable[[str, str], str | None]
     """A careful critique of a draft; None if the draft is no answer."""
     stages: tuple[Stage, ...]
-    width: int = 64
+    width: int = 128
     """Width of the model, a multiple of 32."""
-    layers: int = 3
-    rows: int = 12
+    layers: int = 4
+    rows: int = 24
     """Rows of 96 tokens per step of training."""
 
     def question(self, rng: random.Random) -> tuple[str, str]:
@@ -202,13 +202,6 @@ STAGES = (
 )
 """Arithmetic falls into place while the learning rate goes to zero: three times; the last one is
 for checking, which must be learnt well enough to be worth hearing."""
-SHORT = (
-    Stage("primer", 300, (0.30, 0.42, 0.24, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
-    Stage("lifelike", 350, (0.20, 0.54, 0.22, 0.02, 0.02), 0.5, 0.4, (0.02, 4e-4), carry=True),
-    Stage("revision", 350, (0.24, 0.50, 0.22, 0.02, 0.02), 0.65, 0.4, (0.015, 2e-4), carry=True),
-)
-"""Enough for the smaller models of the other tasks."""
-
 CORPORA = {
     "arithmetic": Corpus(
         arithmetic.GENERATED,
@@ -216,22 +209,19 @@ CORPORA = {
         _wrong_sum,
         _check_sum,
         STAGES,
-        width=128,
-        layers=4,
-        rows=24,
     ),
     "pairs": Corpus(
         pairs.GENERATED,
         f"it looks for two of {pairs.COUNT} numbers that sum to a target",
         _wrong_pair,
         _check_pair,
-        SHORT,
+        STAGES,
     ),
     "knights": Corpus(
         knights.GENERATED,
         "it solves puzzles about four knights and knaves",
         _wrong_knights,
         _check_knights,
-        SHORT,
+        STAGES,
     ),
 }

@@ -17,8 +17,7 @@ the highest memory of training.
 
 What it costs was estimated and not measured: the quickstart's stages take 0.24 s per optimiser step
 and 10 s per measured pipeline on two cores, so a seed of the embedded task should take 20 minutes
-(some 4,200 steps, 13 systems) and three seeds an hour. The other tasks' models have a fifth of its
-weights.
+(some 4,200 steps, 13 systems) and three seeds an hour; the other tasks' models have the same size.
 """
 
 from __future__ import annotations
