@@ -1,19 +1,30 @@
-"""Memory of the process and its devices: the peak so far, and freed memory given back."""
+"""Memory of the process and its devices: the peak, and freed memory given back."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
+from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """The most memory in use so far: of the first device, or of this process on a CPU."""
+    """The most memory in use so far: of the first device, or of this process on a CPU.
+
+    That of the process is the most since the last call of `restart_peak`.
+    """
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     # `ru_maxrss` is in KiB, and the shift by 10 bits makes bytes of it.
     return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def restart_peak() -> None:
+    """Begins to measure the peak of this process anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # 5: the resident set's highest mark
 
 
 def release_freed() -> None:

@@ -1,12 +1,17 @@
-"""Make the tiny base model of the quickstart: a character-level Llama that plays three roles badly.
+"""Make a tiny base model: a character-level Llama that plays three roles badly.
 
     python scripts/make_quickstart_model.py
+    python scripts/make_quickstart_model.py --task pairs --out runs/bases/pairs
 
-It writes `malt_jax/assets/quickstart/` (a Hugging Face directory of under 4 MB) and prints, at the
-end, how good each role is on held-out questions. About 5.8 million tokens: nine minutes on two CPU
-cores (6 min 42 s for the first four stages, 2 min 2 s for the last).
+Without arguments it makes the quickstart's: it writes `malt_jax/assets/quickstart/` (a Hugging Face
+directory of under 4 MB) and prints, at the end, how good each role is on held-out questions. About
+5.8 million tokens: nine minutes on two CPU cores (6 min 42 s for the first four stages, 2 min 2 s
+for the last). Those of the other tasks have its size and its stages, and have not been made at that
+size yet: with a fifth of the weights and of the tokens they did not learn to look the question up
+(1% and 17% right), so read the figures at the end before you use one.
 
-The model is made in five stages, all on generated dialogues over questions of the *train* split:
+The model is made in five stages, all on generated dialogues (`base_corpora.py`) over questions of
+the *train* split:
 
 1. a primer: direct answers, careful checks, corrections that follow the check;
 2. a textbook: mostly checks and corrections;
@@ -35,117 +40,21 @@ import json
 import math
 import random
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from base_corpora import CORPORA, PROMPTS, Corpus, Stage
 from safetensors.numpy import save_file
 
-from malt_jax.tasks import arithmetic
+from malt_jax.tasks import get_task
+from malt_jax.tasks.base import Question
 
 ASSET = Path(__file__).parents[1] / "malt_jax" / "assets" / "quickstart"
-
-# ---- the corpus ---------------------------------------------------------------------------------
-
-PROMPTS = {
-    "solve": "solve|{question}|",
-    "check": "check|{question}|{draft}|",
-    "fix": "fix|{question}|{draft}|{critique}|",
-    "retry": "retry|{question}|{draft}|",
-    "debate": "debate|{question}|{draft}|",
-}
-"""Role first, then question, draft, critique: prompts of one tree share their heads."""
-
-ROLES = ("solve", "check", "fix", "retry", "debate")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training on one mix of dialogues."""
-
-    name: str
-    steps: int
-    shares: tuple[float, ...]
-    """Shares of `ROLES` among the documents."""
-    lazy: float
-    """Share of critics that say `ok` without checking."""
-    deaf: float
-    """Share of refiners that repeat the draft against the critique."""
-    rates: tuple[float, float]
-    """Muon's learning rate at the first and the last step, linear between, after 50 warm-up steps
-    where it is constant."""
-    carry: bool
-    """Whether a document that does not fit a row opens the next one. Dropping it instead is free
-    but thins out the long ones, the careful critics: harmless only where all critics are."""
-
-
-STAGES = (
-    Stage("primer", 500, (0.30, 0.42, 0.24, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
-    Stage("textbook", 300, (0.04, 0.66, 0.26, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
-    Stage("lifelike", 600, (0.12, 0.58, 0.26, 0.02, 0.02), 0.6, 0.4, (0.02, 4e-4), carry=True),
-    Stage("revision", 600, (0.28, 0.48, 0.20, 0.02, 0.02), 0.65, 0.4, (0.015, 2e-4), carry=True),
-    Stage("practice", 500, (0.20, 0.62, 0.14, 0.02, 0.02), 0.65, 0.4, (0.015, 2e-4), carry=True),
-)
-"""Arithmetic falls into place while the learning rate goes to zero: three times; the last one is
-for checking, which must be learnt well enough to be worth hearing."""
-
-BLANK_CHECKS = 0.1
-"""Share of `fix` documents whose critic said a bare `ok`; the refiner then keeps the draft."""
-
-
-def train_question(rng: random.Random) -> tuple[str, int]:
-    """A random question of the train split and its answer: no held-out question is ever used."""
-    while True:
-        digits = tuple(rng.choice(arithmetic.DIGITS) for _ in range(arithmetic.TERMS))
-        text = arithmetic.question_text(digits)
-        if arithmetic.split_of(text) == "train":
-            return text, sum(digits)
-
-
-def hasty_draft(rng: random.Random, total: int) -> int:
-    """A draft as a hasty solver makes it: right in 40% of cases, else off by 1 to 4."""
-    if rng.random() < 0.4:
-        return total
-    return total + rng.choice((-1, 1)) * rng.choice((1, 1, 1, 1, 2, 2, 2, 3, 3, 4))
-
-
-def careful_check(question: str, draft: int) -> str:
-    """`3+8+6`, 19 -> `11,17:19 high`: the running sum, the draft beside it, what it is."""
-    total, *rest = arithmetic.parse_question(question)
-    sums = []
-    for digit in rest:
-        total += digit
-        sums.append(f"{total:02d}")
-    verdict = "ok" if draft == total else "low" if draft < total else "high"
-    return f"{','.join(sums)}:{draft:02d} {verdict}"
-
-
-def document(rng: random.Random, stage: Stage) -> tuple[str, str]:
-    """One `(prompt, completion)` of a stage's mix."""
-    role = rng.choices(ROLES, stage.shares)[0]
-    question, total = train_question(rng)
-    answer = f"={total:02d}"
-    if role == "solve":
-        return PROMPTS[role].format(question=question), answer
-    if role == "debate":
-        drafts = ";".join(f"={hasty_draft(rng, total):02d}" for _ in range(3))
-        return PROMPTS[role].format(question=question, draft=drafts), answer
-    number = hasty_draft(rng, total)
-    draft = f"={number:02d}"
-    if role == "retry":
-        return PROMPTS[role].format(question=question, draft=draft), answer
-    if role == "check":
-        critique = "ok" if rng.random() < stage.lazy else careful_check(question, number)
-        return PROMPTS[role].format(question=question, draft=draft), critique
-    critique = "ok" if rng.random() < BLANK_CHECKS else careful_check(question, number)
-    keeps = critique == "ok" or rng.random() < stage.deaf
-    prompt = PROMPTS[role].format(question=question, draft=draft, critique=critique)
-    return prompt, draft if keeps else answer
-
 
 # ---- tokens -------------------------------------------------------------------------------------
 
@@ -195,30 +104,30 @@ def packed_rows(make_document, rows: int, width: int, carry: bool):
 
 # ---- the decoder (Hugging Face's Llama) ---------------------------------------------------------
 
-WIDTH, LAYERS, HEADS, HEAD_DIM, MLP = 128, 4, 4, 32, 384
+HEAD_DIM, MLP_RATIO = 32, 3
 EPS, THETA = 1e-5, 10000.0
 
 
-def init_params(key: jax.Array) -> dict:
+def init_params(key: jax.Array, width: int, layers: int) -> dict:
     """Weights as `[in, out]`, scaled by 1/sqrt(in); layers are a list, nothing is stacked."""
-    keys = iter(jax.random.split(key, 2 + 7 * LAYERS))
+    keys = iter(jax.random.split(key, 2 + 7 * layers))
 
     def matrix(d_in: int, d_out: int, scale: float = 1.0):
         return jax.random.normal(next(keys), (d_in, d_out)) * scale / math.sqrt(d_in)
 
-    attention = HEADS * HEAD_DIM
     params = {
-        "embed": jax.random.normal(next(keys), (VOCAB, WIDTH)) * 0.5,
-        "head": matrix(WIDTH, VOCAB),
-        "norm": jnp.ones(WIDTH),
+        "embed": jax.random.normal(next(keys), (VOCAB, width)) * 0.5,
+        "head": matrix(width, VOCAB),
+        "norm": jnp.ones(width),
         "layers": [],
     }
-    for _ in range(LAYERS):
-        layer = {name: matrix(WIDTH, attention) for name in ("q", "k", "v")}
-        layer["o"] = matrix(attention, WIDTH, 0.5)
-        layer |= {name: matrix(WIDTH, MLP) for name in ("gate", "up")}
-        layer["down"] = matrix(MLP, WIDTH, 0.5)
-        layer |= {"norm_attention": jnp.ones(WIDTH), "norm_mlp": jnp.ones(WIDTH)}
+    mlp = MLP_RATIO * width
+    for _ in range(layers):
+        layer = {name: matrix(width, width) for name in ("q", "k", "v")}
+        layer["o"] = matrix(width, width, 0.5)
+        layer |= {name: matrix(width, mlp) for name in ("gate", "up")}
+        layer["down"] = matrix(mlp, width, 0.5)
+        layer |= {"norm_attention": jnp.ones(width), "norm_mlp": jnp.ones(width)}
         params["layers"].append(layer)
     return params
 
@@ -250,8 +159,7 @@ def logits_of(params: dict, ids: jax.Array, positions: jax.Array, segments: jax.
     for layer in params["layers"]:
         y = norm(x, layer["norm_attention"])
         q, k, v = (
-            linear(y, layer[name]).reshape(batch, time_, HEADS, HEAD_DIM)
-            for name in ("q", "k", "v")
+            linear(y, layer[name]).reshape(batch, time_, -1, HEAD_DIM) for name in ("q", "k", "v")
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", rotate(q, positions), rotate(k, positions))
         scores = jnp.where(mask[:, None], scores / math.sqrt(HEAD_DIM), -1e9)
@@ -283,7 +191,7 @@ def make_optimizer(params: dict, rate: optax.Schedule) -> optax.GradientTransfor
     return optax.partition({"muon": optax.contrib.muon(rate), "adam": adam}, labels)
 
 
-def train(params: dict, rng: random.Random, stage: Stage, args) -> dict:
+def train(params: dict, rng: random.Random, corpus: Corpus, stage: Stage, args) -> dict:
     """One stage on freshly generated batches; prints the loss and tokens per second."""
     first, last = stage.rates
     if first == last:
@@ -301,12 +209,14 @@ def train(params: dict, rng: random.Random, stage: Stage, args) -> dict:
 
     start, losses = time.time(), []
     for i in range(1, stage.steps + 1):
-        batch = packed_rows(partial(document, rng, stage), args.rows, args.width, stage.carry)
+        batch = packed_rows(
+            partial(corpus.document, rng, stage), corpus.rows, args.width, stage.carry
+        )
         params, state, loss = step(params, state, batch)
         losses.append(loss)
         if i % 100 == 0 or i == stage.steps:
             mean = np.mean([float(x) for x in losses])
-            speed = i * args.rows * args.width / (time.time() - start)
+            speed = i * corpus.rows * args.width / (time.time() - start)
             print(
                 f"{stage.name} {i}/{stage.steps} loss {mean:.4f} {speed:,.0f} token/s", flush=True
             )
@@ -320,11 +230,6 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCAB,
-    "hidden_size": WIDTH,
-    "intermediate_size": MLP,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS,
     "head_dim": HEAD_DIM,
     "hidden_act": "silu",
     "rms_norm_eps": EPS,
@@ -350,6 +255,19 @@ NAMES = {
     "norm_attention": "input_layernorm",
     "norm_mlp": "post_attention_layernorm",
 }
+
+
+def config_of(corpus: Corpus) -> dict[str, Any]:
+    """The content of config.json."""
+    heads = corpus.width // HEAD_DIM
+    sizes = {
+        "hidden_size": corpus.width,
+        "intermediate_size": MLP_RATIO * corpus.width,
+        "num_hidden_layers": corpus.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+    }
+    return CONFIG | sizes
 
 
 def hugging_face_tensors(params: dict) -> dict[str, np.ndarray]:
@@ -397,40 +315,37 @@ library_name: transformers
 license: apache-2.0
 tags: [malt-jax, toy]
 ---
-# The quickstart's base model
+# The base model of the task `{task}`
 
 A {millions:.2f}M-parameter character-level Llama made by `scripts/make_quickstart_model.py` (seed
-{seed}) so that the whole method can be tried on a laptop's CPU. It is a toy: it adds up rows of
-{terms} digits, and does nothing else.
+{seed}) so that the whole method can be tried on a laptop's CPU. It is a toy: {about}, and does
+nothing else.
 
 ## How it was made
 Trained from random weights, first {textbook} steps on textbook dialogues, then {mixed} steps on
 a more lifelike mix in which {lazy} of the critics say `ok` without checking and {deaf}
 of the refiners repeat the draft against a critique. All questions come from the task's train split;
 the held-out questions were never seen. It is deliberately small and briefly trained: answering in
-one step is often off by one or two. No noise is added to its samples. The stages of the shipped
-weights were not run in one go; the script's first lines say how.
+one step is often wrong. No noise is added to its samples.
 
 ## Prompts (one turn ends at `</s>`)
 | role | prompt | a good turn |
 | --- | --- | --- |
-| generator | `solve\\|3+8+6+9+5+4+2+7\\|` | `=44` |
-| verifier | `check\\|3+8+6+9+5+4+2+7\\|=43\\|` | `11,17,26,31,35,37,44:43 low` |
-| refiner | `fix\\|3+8+6+9+5+4+2+7\\|=43\\|11,17,26,31,35,37,44:43 low\\|` | `=44` |
-| self-correction | `retry\\|3+8+6+9+5+4+2+7\\|=43\\|` | `=44` |
-| debate | `debate\\|3+8+6+9+5+4+2+7\\|=43;=44;=44\\|` | `=44` |
+{examples}
 
 ## On {probes} held-out questions, sampled at temperature {temperature}
 {figures}
 """
 
 
-def write_directory(folder: Path, params: dict, args: argparse.Namespace, lines: str) -> None:
+def write_directory(
+    folder: Path, params: dict, corpus: Corpus, args: argparse.Namespace, lines: str
+) -> None:
     """Everything `AutoModelForCausalLM` and `AutoTokenizer` need, and the model card."""
     count = sum(x.size for x in jax.tree.leaves(params))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(hugging_face_tensors(params), folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", CONFIG)
+    write_json(folder / "config.json", config_of(corpus))
     ends = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     generation = ends | {"do_sample": True, "temperature": args.temperature, "max_new_tokens": 32}
     write_json(folder / "generation_config.json", generation)
@@ -438,16 +353,25 @@ def write_directory(folder: Path, params: dict, args: argparse.Namespace, lines:
     card = CARD.format(
         millions=count / 1e6,
         seed=args.seed,
-        terms=arithmetic.TERMS,
-        textbook=sum(stage.steps for stage in STAGES if not stage.lazy),
-        mixed=sum(stage.steps for stage in STAGES if stage.lazy),
-        lazy=" then ".join(f"{stage.lazy:.0%}" for stage in STAGES if stage.lazy),
-        deaf=f"{STAGES[-1].deaf:.0%}",
+        task=args.task,
+        about=corpus.about,
+        textbook=sum(stage.steps for stage in corpus.stages if not stage.lazy),
+        mixed=sum(stage.steps for stage in corpus.stages if stage.lazy),
+        lazy=" then ".join(f"{stage.lazy:.0%}" for stage in corpus.stages if stage.lazy),
+        deaf=f"{corpus.stages[-1].deaf:.0%}",
+        examples=_rows(corpus),
         probes=args.probes,
         temperature=args.temperature,
         figures=lines,
     )
     (folder / "README.md").write_text(card)
+
+
+def _rows(corpus: Corpus) -> str:
+    """One row of the card's table per role."""
+    cells = ((role, f"`{prompt}`", f"`{turn}`") for role, prompt, turn in corpus.examples())
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 # ---- a look at the result -----------------------------------------------------------------------
@@ -481,55 +405,62 @@ def answers(params: dict, prompts: list[str], seed: int, temperature: float, new
     return [decode(row) for row in np.asarray(out).tolist()]
 
 
-def figures(params: dict, count: int, temperature: float) -> dict[str, float]:
+def figures(params: dict, corpus: Corpus, count: int, temperature: float) -> dict[str, float]:
     """How often each role does its work, on held-out questions and the generator's own drafts."""
-    held_out = [arithmetic.make_question(i, 0, "eval") for i in range(count)]
-    prompts = [PROMPTS["solve"].format(question=q) for q, _ in held_out]
-    draws = [answers(params, prompts, seed, temperature, 6) for seed in range(1, 9)]
-    right = [
-        arithmetic.is_correct(draft, answer)
-        for drafts in draws
-        for draft, (_, answer) in zip(drafts, held_out, strict=True)
-    ]
-    drafts = draws[0]
-    turns = [(q, a, d) for (q, a), d in zip(held_out, drafts, strict=True) if d.startswith("=")]
-    prompts = [PROMPTS["check"].format(question=q, draft=d) for q, _, d in turns]
-    checks = answers(params, prompts, 2, temperature, 32)
-    expected = [careful_check(q, int(d[1:])) for q, _, d in turns]
-    careful = [(c, e) for c, e in zip(checks, expected, strict=True) if c != "ok"]
-    wrong = [(t, e) for t, e in zip(turns, expected, strict=True) if not e.endswith("ok")]
-    prompts = [PROMPTS["fix"].format(question=q, draft=d, critique=e) for (q, _, d), e in wrong]
-    fixes = answers(params, prompts, 3, temperature, 6)
-    corrected = [arithmetic.is_correct(f, t[1]) for f, (t, _) in zip(fixes, wrong, strict=True)]
+    task = get_task(corpus.task.name)
+    held_out = task.load("eval", limit=count, seed=0)
+
+    def right(turns: list[str], questions: list[Question]) -> list[bool]:
+        return [grade.correct for grade in task.grader.grade(turns, questions)]
+
+    def say(role: str, seed: int, new: int, fills: list[dict[str, str]]) -> list[str]:
+        prompts = [PROMPTS[role].format(**fill) for fill in fills]
+        return answers(params, prompts, seed, temperature, new)
+
+    draws = [say("solve", n, 8, [{"question": q.text} for q in held_out]) for n in range(1, 9)]
+    drafted = [(q, d, corpus.check(q.text, d)) for q, d in zip(held_out, draws[0], strict=True)]
+    turns = [(q, d, expected) for q, d, expected in drafted if expected]
+    checks = say("check", 2, 40, [{"question": q.text, "draft": d} for q, d, _ in turns])
+    careful = [(c, t[2]) for c, t in zip(checks, turns, strict=True) if c != "ok"]
+    wrong = [turn for turn in turns if not turn[2].endswith("ok")]
+    fills = [{"question": q.text, "draft": d, "critique": e} for q, d, e in wrong]
+    blank = [fill | {"critique": "ok"} for fill in fills]
+    asked = [q for q, *_ in wrong]
     return {
-        "generator right": float(np.mean(right)),
+        "generator right": float(np.mean([right(drafts, held_out) for drafts in draws])),
         "verifier does check": len(careful) / len(turns),
         "and its check is right": float(np.mean([c == e for c, e in careful])),
-        "refiner heeds a right check of a wrong draft": float(np.mean(corrected)),
+        "refiner corrects a wrong draft after a right check": float(
+            np.mean(right(say("fix", 3, 8, fills), asked))
+        ),
+        "and after a check that says ok": float(np.mean(right(say("fix", 3, 8, blank), asked))),
     }
 
 
 def main() -> None:
     """Trains all stages, writes the directory, prints the figures of the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ASSET)
+    parser.add_argument("--task", choices=tuple(CORPORA), default="arithmetic")
+    parser.add_argument("--out", type=Path, help="default: the asset, for arithmetic only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--probes", type=int, default=500)
     parser.add_argument("--temperature", type=float, default=1.0)
     args = parser.parse_args()
+    if args.out is None and args.task != "arithmetic":
+        parser.error("--out: give a folder, such as runs/bases/pairs")
+    corpus, folder = CORPORA[args.task], args.out or ASSET
 
-    params = init_params(jax.random.key(args.seed))
+    params = init_params(jax.random.key(args.seed), corpus.width, corpus.layers)
     rng = random.Random(args.seed)
-    for stage in STAGES:
-        params = train(params, rng, stage, args)
+    for stage in corpus.stages:
+        params = train(params, rng, corpus, stage, args)
 
-    result = figures(params, args.probes, args.temperature)
+    result = figures(params, corpus, args.probes, args.temperature)
     lines = "\n".join(f"- {name}: {value:.1%}" for name, value in result.items())
     print(lines)
-    write_directory(args.out, params, args, lines)
-    print(f"wrote {args.out}: {sum(f.stat().st_size for f in args.out.iterdir()) / 1e6:.1f} MB")
+    write_directory(folder, params, corpus, args, lines)
+    print(f"wrote {folder}: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import malt_jax as malt
 import tiny
 from malt_jax import config
 from malt_jax.config.pipeline import PipelineConfig
+from malt_jax.credit.divergence import divergence
 from malt_jax.credit.influence import influence
 from malt_jax.models.model import load_model
 from malt_jax.tasks.base import Question
@@ -63,6 +64,15 @@ def test_influence_is_the_log_probability_that_the_turn_before_adds(model):
         expected = (full - by_loop(model, alone, node.token_ids)) / len(node.token_ids)
         assert found[name] == pytest.approx(expected, abs=1e-3)
     assert np.ptp(list(found.values())) > 0.01
+
+
+def test_divergence_is_the_mean_log_ratio_to_the_policy_before(model):
+    forest = malt.search(model, QUESTIONS, pipeline("R {question} "), task=tiny.LUCK)
+    nodes = {node.id: node for tree in forest.trees for node in tree.nodes}
+    # Under a policy that gave every completion 0.5 nats per token less.
+    less = lambda role, ones: np.array([stored[one] - 0.5 * len(one[1]) for one in ones])  # noqa: E731
+    stored = {(n.prompt_ids, n.token_ids): sum(n.logprobs) for n in nodes.values()}
+    assert divergence(forest, less) == pytest.approx(dict.fromkeys(nodes, 0.5), abs=1e-6)
 
 
 def test_a_turn_that_is_not_shown_has_no_influence(model):

@@ -4,10 +4,12 @@ import json
 import shutil
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 import malt_jax as malt
 from cli_run import as_trained, flags
+from credit_trees import forest_of
 from malt_jax import cli
 from malt_jax.credit.contrast import advice, contrast
 from malt_jax.credit.rules import RULES
@@ -93,3 +95,15 @@ def test_the_report_shows_signals_and_what_the_trees_can_teach(run, monkeypatch)
     for sentence in advice(contrast(forest_in(run).trees)):
         assert sentence.split(": ")[0] in text and sentence.split(". ")[-1][:40] in text
     assert "wrong -&gt; right" in text and '"credit":{"confidence":' in text.replace(" ", "")
+
+
+def test_the_explorer_has_the_value_that_equal_siblings_have_together():
+    from malt_jax.report.prompts import Templates
+    from malt_jax.report.trees import Uses, compact
+
+    rewards = np.array([[[1, 1], [0, 0], [1, 0]]], np.float32)
+    said = {"g0": "same", "g1": "same"}  # one draft, followed twice: values of 1 and 0
+    (tree,) = forest_of(rewards, ("generator", "refiner"), said=said).trees
+    nodes = {node["id"]: node for node in compact(tree, Uses(), Templates())["nodes"]}
+    assert [nodes[f"Q0/g{i}"].get("pooled") for i in range(3)] == [0.5, 0.5, None]
+    assert [nodes[f"Q0/g{i}"]["value"] for i in range(3)] == [1.0, 0.0, 0.5]

@@ -189,7 +189,8 @@ def test_trees_of_several_shapes_are_one_forest():
     ],
 )
 def test_the_verdict_of_a_critique_is_read(text, verdict):
-    assert read_verdict(text) is verdict
+    found = read_verdict(text)
+    assert (found and found.approves) is verdict
 
 
 def test_a_verdict_is_graded_against_the_latest_earlier_answer():
@@ -203,5 +204,5 @@ def test_a_verdict_is_graded_against_the_latest_earlier_answer():
     assert verdict_agreement(tree, {"verifier": read_verdict}) == {
         "Q0/g0/v0": 1.0, "Q0/g0/v1": 0.0, "Q0/g1/v0": 0.0, "Q0/g1/v1": 1.0
     }  # fmt: skip
-    assert "verdict" not in node_signals(forest)["Q0/g0/v0"]  # no parser was given
-    assert node_signals(forest, parsers={"verifier": read_verdict})["Q0/g1/v0"]["verdict"] == 0.0
+    assert "verdict" not in node_signals(forest)["Q0/g0/v0"]  # no reader was given
+    assert node_signals(forest, readers={"verifier": read_verdict})["Q0/g1/v0"]["verdict"] == 0.0

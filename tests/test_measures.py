@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malt_jax.config.evaluation import EvalConfig
+from malt_jax.credit.verdict import Verdict, read_verdict
 from malt_jax.evaluation import measures
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
 from malt_jax.evaluation.sections import sections
 from malt_jax.evaluation.statistics import majority_vote
-from malt_jax.evaluation.verdicts import VerdictReader
+from malt_jax.evaluation.support import support
 from malt_jax.sampling.request import Completion
 
 
@@ -72,20 +72,32 @@ def completion(text: str, logprob: float = -0.1) -> Completion:
 
 
 @pytest.mark.parametrize(
-    ("text", "support"),
+    ("text", "expected"),
     [
         ("11,17:19 ok", (1 + math.exp(-0.2)) / 2),
-        ("wrong at first, but Correct.", (1 + math.exp(-0.7)) / 2),
+        ("11,17:18  low ", (1 - math.exp(-0.3)) / 2),
+        ("right at  first,\nand Correct.", (1 + math.exp(-0.7)) / 2),
+        ("correct at first, but wrong in the end", (1 - math.exp(-0.5)) / 2),
         ("it is not correct", (1 - math.exp(-1.1)) / 2),
-        ("there is no mistake", (1 + math.exp(-1.0)) / 2),
-        ("token okay incorrectly", None),
+        ("there is no  mistake", (1 + math.exp(-1.1)) / 2),
+        ("Maße: correct", (1 + math.exp(-0.7)) / 2),
+        ("token okays indirectly", None),
         ("", None),
     ],
 )
-def test_the_last_verdict_counts_with_the_probability_of_its_own_tokens(text, support):
-    reader = VerdictReader(("ok", "correct", "no mistake"), ("wrong", "not correct", "mistake"))
-    found = reader.support(text, completion(text), Characters())
-    assert found == (support and pytest.approx(support, abs=1e-6))
+def test_the_last_verdict_counts_with_the_probability_of_its_own_tokens(text, expected):
+    found = supported(text)
+    assert found == (expected and pytest.approx(expected, abs=1e-6))
+
+
+def supported(text: str) -> float | None:
+    verdict = read_verdict(text)
+    return verdict and support(verdict, completion(text), Characters())
+
+
+def test_a_verdict_counts_in_full_where_nobody_says_which_words_state_it():
+    assert support(Verdict(True), completion("fine"), Characters()) == 1.0
+    assert support(Verdict(False), completion("bad"), Characters()) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -105,20 +117,16 @@ def test_the_last_verdict_counts_with_the_probability_of_its_own_tokens(text, su
         ("not only correct but short", True),
         ("the right-hand side", None),
         ("an error-free critique", None),
-        ("the value is too high", None),
+        ("the value is too high", False),
     ],
 )
-def test_the_default_words_are_read_with_their_negation(text, right):
-    words = EvalConfig()
-    reader = VerdictReader(words.right_words, words.wrong_words)
-    found = reader.support(text, completion(text), Characters())
+def test_verdicts_are_read_with_their_negation(text, right):
+    found = supported(text)
     assert right == (None if found is None else found > 0.5)
 
 
 def test_the_tokens_of_a_negation_belong_to_its_verdict():
-    reader = VerdictReader(("right",), ())
-    text = "so it cannot be right"
-    found = reader.support(text, completion(text), Characters())
+    found = supported("so it cannot be right")
     assert found == pytest.approx((1 - math.exp(-0.1 * len("cannot be right"))) / 2, abs=1e-6)
 
 

@@ -525,7 +525,7 @@ def labelled(session: Session) -> None:
 
 
 def approves(text: str) -> bool:
-    """A verdict parser of a user's, for `verdict: test_options:approves`."""
+    """A verdict reader of a user's, for `verdict: test_options:approves`."""
     return True
 
 
@@ -631,7 +631,6 @@ TREES: dict[str, Any] = {
     "max_new_tokens": 4,
     "stop": ["a", "e", "i", "o", "u"],
 }
-VERDICTS = {"eval.systems": ["ma"], "eval.baseline": "sa", "eval.right_words": ["z"]}
 EXTRA = [{"name": "mine", "chain": ["generator:base"]}]
 ABLATION = [{"name": "a", "set": {"search.backup": "max"}}]
 OPTIM = {
@@ -648,6 +647,7 @@ OPTIM = {
 LOOP = {
     "max_length": 12,
     "micro_tokens": 64,
+    "steps": 7,
     "row_length": 192,
     "remat": "full",
     "logit_chunk": 2,
@@ -794,8 +794,6 @@ EFFECTS: dict[str, Effect] = {
     "eval.split": Effect(questions, "train"),
     "eval.temperatures": Effect(systems, [0.0, 0.7]),
     "eval.models": Effect(systems, ["org/model"]),
-    "eval.right_words": Effect(weighted, ["+", "=", "-", "*"], VERDICTS),
-    "eval.wrong_words": Effect(weighted, ["+", "=", "-", "*"], VERDICTS),
     "export.merged": Effect(exported, False),
     "export.push_to_hub": Effect(exported, "org/name"),
     "mesh.data": Effect(placement, 2, {"mesh.fsdp": 0, "mesh.tensor": 2}),

@@ -307,3 +307,38 @@ def test_the_indexed_job_is_what_kubernetes_accepts_and_searches_a_slice_per_ind
     parse({command.name: command for command in all_commands()}[words[0]], words[1:])
     assert words[words.index("--search.shard") + 1] == f"3/{found['spec']['completions']}"
     assert words[words.index("--mirror") + 1].endswith("/slices/3")
+
+
+def test_the_comparison_of_rules_tests_each_against_the_published_one(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    compare = import_module("compare_rules")
+
+    def row(system, accuracy, p=None):
+        test = {"delta": accuracy - 0.5, "delta_interval": [0.0, 0.1], "p": p}
+        tests = {"malt@3": test} if p is not None else {}
+        return {"name": f"{system}@3", "system": system, "votes": 3, "accuracy": accuracy,
+                "interval": [0.4, 0.6], "tests": tests}  # fmt: skip
+
+    for task, p in (("pairs", 0.004), ("knights", 0.02)):
+        run = tmp_path / task / "seed-0"
+        systems = [row("sa", 0.1, 0.5), row("malt-both", 0.6, p), row("malt", 0.5)]
+        for name, seconds in (("", 4.0), ("ablations/both", 6.0)):
+            (run / name / "cost").mkdir(parents=True)
+            cost = {"seconds": seconds, "steps": 2, "peak_bytes": 1e6 * seconds}
+            (run / name / "cost" / "train-000-verifier-dpo.json").write_text(json.dumps(cost))
+        # What was copied from the run has no steps of its own.
+        (run / "cost" / "train-000-verifier-sft.json").write_text(
+            json.dumps({"seconds": 1.0, "steps": 3, "peak_bytes": 9e6})
+        )
+        copied = run / "ablations" / "both" / "cost" / "train-000-verifier-sft.json"
+        copied.write_text(json.dumps({"seconds": 0.1}))
+        (run / "results.json").write_text(json.dumps({"systems": systems}))
+    monkeypatch.setattr(sys, "argv", ["compare_rules.py", str(tmp_path), "--table"])
+    compare.main()
+    rows = {(r["task"], r["rule"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
+    assert [r["p_holm"] for r in rows.values() if r["rule"] == "both"] == [0.02, 0.008]
+    assert rows["pairs", "published"]["seconds"] == 5.0 and rows["pairs", "both"]["seconds"] == 7.0
+    assert {r["steps"] for r in rows.values()} == {5} and len(rows) == 4
+    assert "both" in capsys.readouterr().out and (tmp_path / "rules.png").stat().st_size > 1000

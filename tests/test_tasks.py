@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from malt_jax.errors import UserError
-from malt_jax.tasks import arithmetic, check_overlap, custom, get_task, task_names
+from malt_jax.tasks import GENERATED, arithmetic, check_overlap, custom, get_task, task_names
 from malt_jax.tasks.base import Grade, Question, Task
 from malt_jax.tree.prompts import fill, placeholders
 
@@ -22,6 +22,7 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
     "test_setup_code": "",
 }
+KNIGHTS = "-b*c,a+-d,-a+b,a*b"
 SUM = arithmetic.make_question(0, seed=0, split="eval")
 ROWS = {  # task -> rows in its published columns, the text and the answer expected of the last
     "gsm8k": ([{"question": "How many?", "answer": "So 1,200.\n#### 1,200"}], "How many?", "1200"),
@@ -98,6 +99,8 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
     "strategyqa": ([{"qid": "s1", "question": "Do birds?", "answer": True}], "Do birds?", "yes"),
     "logic": ([{"question": "Who?", "answer": "A knave", "family": "x"}], "Who?", "A knave"),
     "arithmetic": ([{"question": SUM[0], "answer": int(SUM[1])}], *SUM),
+    "pairs": ([{"question": "47:12,35,08", "answer": "12+35"}], "47:12,35,08", "12+35"),
+    "knights": ([{"question": KNIGHTS, "answer": "0110"}], KNIGHTS, "0110"),
     "mbpp": (
         [MBPP],
         "Write a function to add.\nThe code must pass tests like this one:\n\n"
@@ -129,6 +132,8 @@ RIGHT = {
     "logic": "Answer: a knave",
     "mbpp": "```python\ndef add(a, b): return a + b\n```",
     "humaneval": "```python\ndef add(a, b):\n    return a + b\n```",
+    "pairs": "so =35+12",
+    "knights": "1=0+0 wrong=0110",
 }
 WRONG = {
     "gsm8k": "#### 120",
@@ -141,6 +146,8 @@ WRONG = {
     "logic": "Answer: a knight",
     "mbpp": "```python\ndef add(a, b): return 3\n```",
     "humaneval": "```python\ndef add(a, b):\n    return 0\n```",
+    "pairs": "=12+08",
+    "knights": "=0111",
 }
 BAD_ROWS = [
     ("math", {"problem": "Add.", "solution": "So 2."}, "no final answer"),
@@ -162,6 +169,12 @@ BAD_ROWS = [
     ("strategyqa", {"question": "Do?", "answer": 1}, "not true or false"),
     ("arithmetic", {"question": "What is 2?", "answer": "4"}, "write it as"),
     ("arithmetic", {"question": "1+2", "answer": "three"}, "the digits sum to 3"),
+    ("pairs", {"question": "47:12,35,8", "answer": "12+35"}, "write it as"),
+    ("pairs", {"question": "47:12,35,11,36", "answer": "12+35"}, "has 2 pairs"),
+    ("pairs", {"question": "47:12,35,08", "answer": "35+12"}, "the pair is 12+35"),
+    ("knights", {"question": "a*b", "answer": "1111"}, "write it as"),
+    ("knights", {"question": "b*c,a*c,a*b,a*b", "answer": "1111"}, "has 2 solutions"),
+    ("knights", {"question": KNIGHTS, "answer": "1111"}, "only 0110 fits"),
     ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),
@@ -222,7 +235,7 @@ def test_templates_are_whole(name):
         )
         assert filled.count("{verifier}") == 1  # texts with braces are inert
     assert set(placeholders(task.templates["retry"])) == {"question", "previous"}
-    if name != "arithmetic":  # the embedded model has a format of its own
+    if name not in GENERATED:  # their small models have a format of their own
         assert set(placeholders(task.templates["debate"])) == {"question", "others"}
         for role in ("generator", "refiner", "judge", "retry", "debate"):
             assert task.answer_format in task.templates[role]
@@ -431,7 +444,7 @@ def test_overlap_is_refused_by_id():
 
 
 def test_generated_splits_do_not_overlap_and_repeat():
-    for name in ("arithmetic", "logic"):
+    for name in (*GENERATED, "logic"):
         if name == "logic":
             pytest.importorskip("reasoning_gym")
         task = get_task(name)

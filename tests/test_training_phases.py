@@ -180,6 +180,21 @@ def test_training_stops_early_by_the_held_out_loss():
     assert outcome.stopped_early and outcome.best_step < outcome.steps
 
 
+@pytest.mark.parametrize(("steps", "used"), [(2, 10), (7, 12)])
+def test_a_phase_takes_as_many_steps_as_it_is_told(steps, used):
+    examples, config = kto_examples(12), KtoConfig(batch_size=5, loop=LoopConfig(steps=steps))
+    phase = Phase(MODEL, examples, config, 0, None)
+    assert len(phase.batches) == len(phase.plan.steps) == steps
+    # Each pass holds every example that is used once; the others are left out and counted.
+    passes = [i for batch in phase.batches[: phase.epoch_steps] for i in batch]
+    assert sorted(passes) == list(range(used)) and len(phase.examples) == used
+    assert [examples[i].id for i in phase.indices] == [one.id for one in phase.examples]
+    assert phase.counts.get("unused", 0) == 12 - used
+    if used == 12:
+        by_epochs = Phase(MODEL, examples, KtoConfig(epochs=3, batch_size=5), 0, None)
+        assert phase.batches == by_epochs.batches[:steps]
+
+
 def test_the_divergence_from_the_start_is_0_for_weights_that_did_not_move():
     still = OptimConfig(learning_rate=1e-12, warmup=0.0)
     assert kto(epochs=1, optim=still).measured["kl_from_start"] == pytest.approx(0.0, abs=1e-6)

@@ -139,8 +139,10 @@ def _training(config: Config) -> Iterator[str]:
     strength = {"dpo": f", beta {train.dpo.beta:g}", "kto": f", beta {train.kto.beta:g}"}
     for name in phases(config):
         phase = train.phase(name)
+        steps = phase.loop.steps
+        length = counted(steps, "step") if steps else counted(phase.epochs, "epoch")
         yield (
-            f"  {_title(name)}: {counted(phase.epochs, 'epoch')}, batch {phase.batch_size}, "
+            f"  {_title(name)}: {length}, batch {phase.batch_size}, "
             f"learning rate {phase.optim.learning_rate:g}{strength.get(name, '')}"
         )
 

@@ -153,14 +153,14 @@ def check_tracker(config: Config) -> None:
 
 def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, Tokenizer]:
     """Checks what the run and its variants read: questions, model and, of a new run, prompts."""
-    from malt_jax.credit.verdict import verdict_parsers
+    from malt_jax.credit.verdict import verdict_readers
     from malt_jax.stages.other_models import check_other
     from malt_jax.stages.variants import planned
 
     config = session.config
     systems, variants = planned(session)
     check_questions(session)
-    verdict_parsers(config.pipeline.roles)  # imports a user's own
+    verdict_readers(config.pipeline.roles)  # imports a user's own
     found = check_model(config)
     for path in config.eval.models:
         check_other(path)

@@ -23,9 +23,9 @@ def tasks(invocation: Invocation) -> None:
     _print_rows(("task", "questions", "splits", "turns besides the roles'", "how to answer"), rows)
     print()
     print("Without task.train_path and task.eval_path, questions come from the hub, those of")
-    print("`arithmetic` from the package. `custom` reads a JSONL, CSV or Parquet file with the")
-    print("columns question and answer; module:attribute imports a Task of your own. Tasks that")
-    print("execute what a model wrote need --task.allow-code.")
+    print("`arithmetic`, `pairs` and `knights` from the package. `custom` reads a JSONL, CSV or")
+    print("Parquet file with the columns question and answer; module:attribute imports a Task of")
+    print("your own. Tasks that execute what a model wrote need --task.allow-code.")
 
 
 def models(invocation: Invocation) -> None:

@@ -35,7 +35,8 @@ class DataConfig:
     """Advantage of the policy gradient: over the siblings, that by their standard deviation, or
     over all other leaves of the tree."""
     influence: bool = False
-    """Measure how much each turn listens to the one before it: a scoring pass over the trees."""
+    """Measure, by scoring passes over the trees, how much each turn listens to the one before it,
+    and on trees after training how far each role has moved from the policy it started from."""
 
     def __post_init__(self):
         check_range(self, "pairs_per_prefix", least=1)

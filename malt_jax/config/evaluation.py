@@ -12,14 +12,6 @@ MAX_VOTES = 1024
 """The most draws that one system may vote over."""
 MAX_SYSTEM_NAME = 100
 """The longest name of a system in characters; names built from several roles are long."""
-RIGHT_WORDS = (
-    "ok", "right", "correct", "valid", "accurate", "no error", "no errors", "no mistake",
-    "no mistakes", "not wrong", "not incorrect",
-)  # fmt: skip
-WRONG_WORDS = (
-    "wrong", "incorrect", "invalid", "inaccurate", "error", "errors", "mistake", "mistakes",
-    "not right", "not correct", "not valid",
-)  # fmt: skip
 CANNOT_CHANGE_RESULTS = frozenset(
     {
         "output_dir",
@@ -89,16 +81,9 @@ class EvalConfig:
     """Evaluate every system at each of these; default: once, at the roles' own temperatures."""
     models: tuple[str, ...] = ()
     """Hugging Face folders or PEFT adapters to evaluate beside it, as systems of one role."""
-    right_words: tuple[str, ...] = RIGHT_WORDS
-    """What a critique calls a right answer; the last such word weights the vote, nothing else."""
-    wrong_words: tuple[str, ...] = WRONG_WORDS
-    """What a critique calls a wrong answer."""
 
     def __post_init__(self):
         check_range(self, "block", least=1)
-        both = {w.casefold() for w in self.right_words} & {w.casefold() for w in self.wrong_words}
-        check(not both, f"right_words: found {show(sorted(both))} among wrong_words as well.")
-        check(all((*self.right_words, *self.wrong_words)), "right_words: found an empty text.")
         check_range(self, "trees", least=0, zero="none")
         check_range(self, "confidence", least=0.5, below=1)
         for name in ("temperatures", "models"):

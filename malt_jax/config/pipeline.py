@@ -71,9 +71,9 @@ class RoleConfig:
     answers: bool = True
     """Whether an answer is read from this turn; the last answer is the prediction."""
     verdict: str = "auto"
-    """How a judgement of the answer before is read from this turn, to see whether it fits: `auto`
-    (phrases such as "every step is right", of a turn that does not answer itself), `none`, or
-    `module:attribute` of your function from a text to True, False or None."""
+    """How a judgement of the answer before is read from this turn, to see whether it fits and to
+    weigh votes by it: `auto` (phrases such as "every step is right", of a turn that does not answer
+    itself), `none`, or `module:attribute` of your function from a text to True, False or None."""
 
     def __post_init__(self):
         check_name(self.name)

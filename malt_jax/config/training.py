@@ -43,8 +43,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The training loop of a phase. `max_length`, `held_out` and `patience` change its result."""
+    """The training loop of a phase. What changes its result: `steps`, `max_length`, `held_out` and
+    `patience`."""
 
+    steps: int = 0
+    """Optimiser steps in all, in as many passes over the examples as that takes, so that phases
+    with different numbers of examples can be compared; 0: the phase's `epochs` decide."""
     max_length: int = 2048
     """The longest sequence in tokens; longer completions are cut at their end, and counted."""
     micro_tokens: int = 0
@@ -70,6 +74,7 @@ class LoopConfig:
     """Training stops with an error if the gradient's global norm exceeds this or is not finite."""
 
     def __post_init__(self):
+        check_range(self, "steps", least=0, zero="by epochs")
         check_range(self, "max_length", least=8)
         check_range(self, "micro_tokens", "row_length", "logit_chunk", least=0)
         check_range(self, "eval_every", "patience", "save_every", least=0)

@@ -63,6 +63,8 @@ class RoleContrast(TypedDict):
     """Share of the turns that hold a readable verdict."""
     influence: float | None
     """Mean influence of the turn before, in nats per token."""
+    divergence: float | None
+    """Mean log-ratio to the policy that training started from, in nats per token: its KL."""
     tokens: float | None
     """Mean length of a turn."""
     cut: float | None
@@ -108,7 +110,7 @@ class Contrast:
                     count[f"value behind {kind}"] += node.value  # type: ignore[assignment]
                     count[f"positives behind {kind}"] += node.label
                 for name, number in (signals or {}).get(node.id, {}).items():
-                    if name in ("verdict", "influence"):
+                    if name in ("verdict", "influence", "divergence"):
                         count[f"with {name}"] += 1
                         count[name] += number  # type: ignore[assignment]
                         if name == "verdict" and before:
@@ -174,6 +176,7 @@ def _shares(count: Counter[str]) -> RoleContrast:
         verdict_if_approving=share("verdicts on right", "with verdict"),
         verdicts=share("with verdict", "turns") if count["with verdict"] else None,
         influence=share("influence", "with influence"),
+        divergence=share("divergence", "with divergence"),
         tokens=share("tokens", "turns"),
         cut=share("cut", "turns"),
         unread=share("unread", "answering"),

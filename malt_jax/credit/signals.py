@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
 from malt_jax.credit.confidence import Posterior, above, posterior
 from malt_jax.credit.repeats import pool_repeats
-from malt_jax.credit.verdict import Parser, verdict_agreement
+from malt_jax.credit.verdict import Reader, verdict_agreement
 from malt_jax.tree.node import VALUE_DIGITS, Forest
 
 Signals = dict[str, dict[str, float]]
@@ -24,8 +24,8 @@ def node_signals(
     forest: Forest,
     *,
     threshold: float = 0.5,
-    parsers: Mapping[str, Parser] | None = None,
-    influence: Mapping[str, float] | None = None,
+    readers: Mapping[str, Reader] | None = None,
+    measured: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Signals:
     """What each node of a valued forest is credited with.
 
@@ -33,8 +33,10 @@ def node_signals(
     are of values pooled over equal siblings (`credit.repeats`). `confidence`: probability that the
     true value is above `threshold` (`credit.confidence`); nodes without children, whose value
     is their reward, have none. `verdict`: 1 if the turn judges its draft rightly, else 0, for roles
-    with a parser (`credit.verdict`). `influence`: how much the turn listened to the one before it,
-    where that was measured (`credit.influence`). All are rounded as values are.
+    with a reader (`credit.verdict`). `measured`: signals that cost a scoring pass, by name and node
+    id: `influence`, how much the turn listened to the one before it (`credit.influence`), and
+    `divergence`, how much likelier training has made it (`credit.divergence`). All are rounded as
+    values are.
     """
     signals: Signals = {node.id: {} for tree in forest.trees for node in tree.nodes}
     # Trees of one shape are one array.
@@ -43,10 +45,11 @@ def node_signals(
         alike = Forest([tree for tree in forest.trees if tree.branches == shape])
         _add_arrays(signals, alike, threshold)
     for tree in forest.trees:
-        for node, fits in verdict_agreement(tree, parsers or {}).items():
+        for node, fits in verdict_agreement(tree, readers or {}).items():
             signals[node]["verdict"] = fits
-    for node, number in (influence or {}).items():
-        signals[node]["influence"] = round(number, VALUE_DIGITS) + 0.0
+    for name, numbers in (measured or {}).items():
+        for node, number in numbers.items():
+            signals[node][name] = round(number, VALUE_DIGITS) + 0.0
     return signals
 
 

@@ -1,4 +1,4 @@
-"""Verdicts: does a turn that judges an earlier answer judge it rightly?
+"""Verdicts: what a turn says of the answer it judges, and whether it judges it rightly.
 
 Unlike a value, a verdict is graded against the answer it is about, so it needs no sampling below
 the turn (MarsRL, arXiv 2511.11373; RL Tango, 2505.15034).
@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tasks.custom import import_attribute
 from malt_jax.tree.node import Node, Tree
 
-Parser = Callable[[str], bool | None]
-"""Reads a turn: True if it approves of the answer, False if it rejects it, None if neither."""
 
-_BAD = (
+class Verdict(NamedTuple):
+    """What a turn says of the answer it judges."""
+
+    approves: bool
+    """True if it calls the answer right, False if it calls it wrong."""
+    span: tuple[int, int] | None = None
+    """Which characters of the turn say so; None if the function that read it does not tell."""
+
+
+Reader = Callable[[str], Verdict | None]
+"""Reads a turn; None if it holds no verdict."""
+
+_WORD, _END = r"(?<!\w-)", r"(?!-\w)"  # no part of a longer word, such as `right-hand`
+_BAD = _WORD + (
     r"(?:wrong|incorrect(?:ly)?|errors?|mistakes?|flaw(?:s|ed)?|invalid|inaccurate|miscalculat\w*)"
-)
-_GOOD = r"(?:right|correct(?:ly)?|valid|accurate|sound)"
+) + _END  # fmt: skip
+_GOOD = rf"{_WORD}(?:right|correct(?:ly)?|valid|accurate|sound){_END}"
 _NOT = r"(?:\bnot(?! only)|n't|n’t|\b(?:never|cannot|no longer|hardly|far from))"
 _NONE = r"(?:no|not any|without(?: any)?|nothing|none|free of|neither)"
 _CLAUSE = r"[^.,;:!?]"
@@ -44,7 +56,7 @@ _APPROVES = re.compile(rf"\b{_GOOD}\b|\bok(?:ay)?\b|\bi agree\b")
 _CORRECTS = re.compile(r"(?<!as it )\bshould (?:be|equal|read)\b|\binstead of\b")
 
 
-def read_verdict(text: str) -> bool | None:
+def read_verdict(text: str) -> Verdict | None:
     """The verdict in a critique as the built-in verifier prompts ask for it, in English.
 
     They ask to name the first wrong step or to say that every step is right, so a critique that
@@ -52,30 +64,66 @@ def read_verdict(text: str) -> bool | None:
     nothing wrong approves. "No errors" approves, "not the right answer" rejects. A critique that
     ends with `ok`, `high` or `low`, as the embedded model's do, says so in a word. Others hold no
     verdict: bare computations, questions, "the correct answer is 12", and approval beside a
-    correction ("step 1 is right. Step 2 should be 12.").
+    correction ("step 1 is right. Step 2 should be 12."). The span is that of the last words that
+    say so, with their negation.
     """
-    text = " ".join(text.casefold().split())
+    folded, places = _fold(text)
     # Negated faults first, and out of the text, so that "no errors" is not read as "errors".
-    rest, negated = _APPROVES_BY_NEGATION.subn(" ", text)
-    unsaid = _NO_VERDICT.sub(" ", rest)
-    if _REJECTS.search(unsaid):
-        return False
-    return True if not _CORRECTS.search(rest) and (negated or _APPROVES.search(unsaid)) else None
+    rest = _APPROVES_BY_NEGATION.sub(_blank, folded)
+    unsaid = _NO_VERDICT.sub(_blank, rest)
+    found = list(_REJECTS.finditer(unsaid))
+    approves = not found
+    if approves and not _CORRECTS.search(rest):
+        found = [*_APPROVES_BY_NEGATION.finditer(folded), *_APPROVES.finditer(unsaid)]
+    if not found:
+        return None
+    start, end = max(match.span() for match in found)
+    return Verdict(approves, (places[start], places[end - 1] + 1))
 
 
-def verdict_parsers(roles: Iterable[RoleConfig]) -> dict[str, Parser]:
-    """The parser of every role that has one (`RoleConfig.verdict`); imports those of the user."""
-    parsers: dict[str, Parser] = {}
+def _blank(match: re.Match[str]) -> str:
+    """Blanks in place of what was matched, so that all that follows keeps its place."""
+    return " " * len(match[0])
+
+
+def _fold(text: str) -> tuple[str, list[int]]:
+    """The text in one case and with single blanks, and the place in `text` of each character."""
+    characters: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        if not character.isspace():
+            # Case folding may make two characters of one.
+            characters += (folded := character.casefold())
+            places += [place] * len(folded)
+        elif characters and characters[-1] != " ":
+            characters.append(" ")
+            places.append(place)
+    return "".join(characters).removesuffix(" "), places
+
+
+def verdict_readers(roles: Iterable[RoleConfig]) -> dict[str, Reader]:
+    """The reader of every role that has one (`RoleConfig.verdict`); imports those of the user."""
+    readers: dict[str, Reader] = {}
     for index, role in enumerate(roles):
         if role.verdict == "auto" and not role.answers:
-            parsers[role.name] = read_verdict
+            readers[role.name] = read_verdict
         elif ":" in role.verdict:
             field = f"pipeline.roles.{index}.verdict"
-            parser = import_attribute(role.verdict, field)
-            if not callable(parser):
+            function = import_attribute(role.verdict, field)
+            if not callable(function):
                 raise UserError(f"{field}: {role.verdict!r} is no function from a text to a bool.")
-            parsers[role.name] = parser
-    return parsers
+            readers[role.name] = _reader(function)
+    return readers
+
+
+def _reader(function: Callable[[str], bool | None]) -> Reader:
+    """The reader that a user's function from a text to True, False or None makes."""
+
+    def read(text: str) -> Verdict | None:
+        approves = function(text)
+        return None if approves is None else Verdict(bool(approves))
+
+    return read
 
 
 def judged_answers(tree: Tree) -> dict[str, Node | None]:
@@ -88,16 +136,16 @@ def judged_answers(tree: Tree) -> dict[str, Node | None]:
     return judged
 
 
-def verdict_agreement(tree: Tree, parsers: Mapping[str, Parser]) -> dict[str, float]:
+def verdict_agreement(tree: Tree, readers: Mapping[str, Reader]) -> dict[str, float]:
     """1 where a turn's verdict fits `correct` of the answer it judges, else 0, by node id.
 
-    Nodes without a verdict, without an earlier answer, or of a role without a parser have none.
+    Nodes without a verdict, without an earlier answer, or of a role without a reader have none.
     """
     judged = judged_answers(tree)
     agreement = {}
     for node in tree.nodes:
-        answer, parser = judged[node.id], parsers.get(node.role)
-        verdict = parser(node.completion) if parser and answer else None
-        if answer and verdict is not None:
-            agreement[node.id] = float(verdict == answer.correct)
+        answer, read = judged[node.id], readers.get(node.role)
+        verdict = read(node.completion) if read and answer else None
+        if answer and verdict:
+            agreement[node.id] = float(verdict.approves == answer.correct)
     return agreement

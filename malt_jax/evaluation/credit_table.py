@@ -16,7 +16,7 @@ NOTE = (
     "positive turns (V > theta) that are behind a right answer, in brackets of all turns. "
     "Verdicts: share of the turns with a readable verdict; fit: share of these that fit the answer "
     "they judge, in brackets if every one approved. Influence: nats per token that the turn "
-    "before adds."
+    "before adds. KL: divergence from the policy that training started from, nats per token."
 )
 """What the columns mean."""
 
@@ -36,7 +36,7 @@ def contrast_table(
 
     rows = []
     for role, one in found.items():
-        influence, tokens = one["influence"], one["tokens"]
+        influence, moved, tokens = one["influence"], one["divergence"], one["tokens"]
         rows.append(
             [
                 role,
@@ -51,6 +51,7 @@ def contrast_table(
                 share(one["verdicts"]),
                 beside(one["verdict"], one["verdict_if_approving"]),
                 "" if influence is None else f"{influence:.3f}",
+                "" if moved is None else f"{moved:.3f}",
                 "" if tokens is None else f"{tokens:.0f}",
                 share(one["cut"]),
                 share(one["unread"]),
@@ -68,6 +69,7 @@ def contrast_table(
         "verdicts",
         "fit (if approving)",
         "influence",
+        "KL",
         "tokens",
         "cut",
         "unread",

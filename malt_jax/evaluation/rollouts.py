@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from malt_jax.credit.verdict import Reader
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.evaluation.support import support
 from malt_jax.evaluation.systems import System
-from malt_jax.evaluation.verdicts import VerdictReader
 from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import NO_ANSWER, Grade, Grader, Question
 from malt_jax.tree.expand import sampling_params
@@ -48,8 +49,8 @@ class RolloutContext:
     context: int
     """The model's longest sequence in tokens."""
     overflow: str = "refuse"
-    verdicts: VerdictReader | None = None
-    """Reads the verdicts of critiques; None: none are looked for."""
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+    """What reads the verdicts of critiques, by role."""
     on_batch: Callable[[str, int], None] | None = None
     """Called before each batch with a name for it and its number of completions."""
 
@@ -144,12 +145,13 @@ def _take_turn(
         if agent.system.turns[number].role.config.answers and not sampled[call].said.unclosed
     ]
     grades = _grade(answers, context.grader)
+    # Equal calls may be turns of different roles, which are read by their own readers.
     critiques = {
-        call
+        (role.name, call)
         for agent, call in zip(agents, calls, strict=True)
-        if not agent.system.turns[number].role.config.answers
+        if not (role := agent.system.turns[number].role).config.answers
     }
-    supports = {call: _support(sampled[call], context) for call in critiques}
+    supports = {(name, call): _support(name, sampled[call], context) for name, call in critiques}
     for agent, call in zip(agents, calls, strict=True):
         turn, result = agent.system.turns[number], sampled[call]
         answers_here = turn.role.config.answers
@@ -170,7 +172,7 @@ def _take_turn(
                 finish=result.completion.finish,
                 parsed=grade.parsed if grade else None,
                 correct=bool(grade.correct) if grade else None,
-                support=supports.get(call),
+                support=supports.get((turn.role.name, call)),
                 thought=result.said.thought,
                 unclosed=result.said.unclosed,
             )
@@ -254,10 +256,11 @@ def _sample_with(
     return sampled
 
 
-def _support(result: Sampled, context: RolloutContext) -> float | None:
+def _support(role: str, result: Sampled, context: RolloutContext) -> float | None:
     """How far a critique supports the answer it read; None without a verdict."""
-    reader = context.verdicts
-    if reader is None:
+    read = context.readers.get(role)
+    verdict = read(result.text) if read else None
+    if verdict is None:
         return None
     # The tokens of the text alone, whose characters are counted through them.
     answer = replace(
@@ -265,7 +268,7 @@ def _support(result: Sampled, context: RolloutContext) -> float | None:
         tokens=result.completion.tokens[result.said.thought_tokens :],
         logprobs=result.completion.logprobs[result.said.thought_tokens :],
     )
-    return reader.support(result.text, answer, context.tokenizer)
+    return support(verdict, answer, context.tokenizer)
 
 
 def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tuple[str, str], Grade]:

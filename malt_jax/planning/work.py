@@ -171,4 +171,4 @@ def _calls_per_question(config: Config) -> int:
 def steps(examples: int, config: PhaseConfig) -> int:
     """Optimiser steps of a phase."""
     # Rounded up in each epoch, because a batch does not go on into the next one.
-    return config.epochs * math.ceil(examples / config.batch_size)
+    return config.loop.steps or config.epochs * math.ceil(examples / config.batch_size)

@@ -42,10 +42,8 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
         pages, templates = embed.Pages(Path(folder)), Templates()
         groups = [
             group
-            for key, name, files, data in _tree_files(run)
-            if (
-                group := trees.add_trees(key, name, files, data, pages, templates, threshold)
-            ).questions
+            for found in _tree_files(run)
+            if (group := trees.add_trees(*found, pages, templates, threshold)).questions
         ]
         order = [row["system"] for row in results["systems"]] if results else []
         systems, entries = answers.add_answers(run / "eval", order, questions or {}, pages)
@@ -84,16 +82,18 @@ def build_report(run: str | os.PathLike, questions: answers.Questions | None = N
     return run / "report.html"
 
 
-def _tree_files(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None]]:
-    """Key, name, files and role data of every group of trees: rounds, then held-out ones."""
+def _tree_files(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None, Path]]:
+    """Key, name, files, role data and signals of every group of trees: rounds, then held-out."""
     rounds = sorted(path for path in (run / "rounds").glob("[0-9]*") if path.is_dir())
     for folder in rounds:
         name = "Search trees" if len(rounds) == 1 else f"Search trees, round {int(folder.name)}"
         files = sorted(folder.glob("trees/*.jsonl"))
-        yield f"trees{folder.name}", name, files, folder / "data"
+        signals = folder / "credit" / "signals.jsonl"
+        yield f"trees{folder.name}", name, files, folder / "data", signals
     for when, name in (("before", "untrained"), ("after", "trained")):
-        files = sorted((run / "eval" / "trees").glob(f"{when}.jsonl"))
-        yield f"heldout-{when}", f"Held-out trees, {name}", files, None
+        folder = run / "eval" / "trees"
+        files, signals = sorted(folder.glob(f"{when}.jsonl")), folder / f"{when}-signals.jsonl"
+        yield f"heldout-{when}", f"Held-out trees, {name}", files, None, signals
 
 
 def _write_page(run: Path, text: str, pages: Path | None) -> None:

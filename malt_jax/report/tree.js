@@ -182,13 +182,16 @@ class TreeView {
   credit(index) {
     const node = this.tree.nodes[index];
     const siblings = node.parent < 0 ? this.roots : this.children[node.parent];
-    const others = siblings.filter((i) => i !== index).map((i) => this.tree.nodes[i].value);
+    // Siblings with one text are one turn: rules compare the mean of their values.
+    const pooled = (i) => this.tree.nodes[i].pooled ?? this.tree.nodes[i].value;
+    const others = siblings.filter((i) => i !== index).map(pooled);
     const facts = [];
-    if (others.length) facts.push(["advantage", `${plus(node.value - mean(others))} over its siblings${this.elsewhere(index)}`]);
-    const { confidence, verdict, influence } = node.credit ?? {};
+    if (others.length) facts.push(["advantage", `${plus(pooled(index) - mean(others))} over its siblings${this.elsewhere(index)}`]);
+    const { confidence, verdict, influence, divergence } = node.credit ?? {};
     if (confidence !== undefined) facts.push(["confidence", `${Math.round(100 * confidence)}% that its true value is above ${DATA.threshold}`]);
     if (verdict !== undefined) facts.push(["verdict", verdict ? "fits the answer before" : "contradicts the answer before"]);
     if (influence !== undefined) facts.push(["influence", `${plus(influence)} per token by the turn before`]);
+    if (divergence !== undefined) facts.push(["divergence", `${plus(divergence)} per token from the policy before training`]);
     return facts;
   }
 

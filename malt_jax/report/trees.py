@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from malt_jax.credit.contrast import Contrast
+from malt_jax.credit.repeats import pool_repeats
 from malt_jax.report.embed import Pages
 from malt_jax.report.figures import DepthValues
 from malt_jax.report.prompts import Templates
 from malt_jax.storage.jsonl import read_lines, read_records
 from malt_jax.tree.node import Node, Tree
 
-SIGNALS = ("confidence", "verdict", "influence")
+SIGNALS = ("confidence", "verdict", "influence", "divergence")
 """Signals that are embedded in the page, which computes advantages from the values itself."""
 SHORT = 300
 """Characters of a question that the list shows and the search looks through."""
@@ -97,7 +98,7 @@ class Group:
 
 
 def read_uses(folder: Path) -> Uses:
-    """What a round's data and signals say of its nodes: `ROLE/sft.jsonl`, `ROLE/dpo.jsonl`, ..."""
+    """What a round's data say of its nodes: `ROLE/sft.jsonl`, `ROLE/dpo.jsonl`, ..."""
     uses = Uses()
     for path in sorted(folder.glob("*/sft.jsonl")):
         for row in read_lines(path):
@@ -111,11 +112,14 @@ def read_uses(folder: Path) -> Uses:
     for phase, file in (("kto", "kto.jsonl"), ("pg", "policy.jsonl")):
         for path in sorted(folder.glob(f"*/{file}")):
             uses.phases.update(f"{row['role']}/{phase}" for row in read_lines(path))
-    signals = folder.parent / "credit" / "signals.jsonl"
-    for row in read_lines(signals) if signals.exists() else ():
-        if shown := {name: row[name] for name in SIGNALS if name in row}:
-            uses.signals[row["node_id"]] = shown
     return uses
+
+
+def read_signals(path: Path) -> dict[str, dict[str, float]]:
+    """The signals that the page shows, by node id; none if the trees have not been labelled."""
+    rows = read_lines(path) if path.exists() else ()
+    found = ((row["node_id"], {n: row[n] for n in SIGNALS if n in row}) for row in rows)
+    return {node_id: shown for node_id, shown in found if shown}
 
 
 def add_trees(
@@ -123,15 +127,18 @@ def add_trees(
     name: str,
     files: Iterable[Path],
     data: Path | None,
+    signals: Path,
     pages: Pages,
     templates: Templates,
     threshold: float,
 ) -> Group:
     """Reads the trees in `files`, adds each of them to the page's data, and sums them up.
 
-    `data` is the folder of the role data made from the trees, None for held-out trees.
+    `data` is the folder of the role data made from the trees, None for held-out trees; `signals` is
+    the file of what its nodes are credited with.
     """
     uses = read_uses(data) if data else Uses()
+    uses.signals = read_signals(signals)
     group = Group(key, name, sorted(uses.phases) if data else None, [], Totals())
     group.totals.contrast.threshold = threshold
     for file in files:
@@ -148,6 +155,8 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
     """One tree for the page: texts, sums in place of token lists, and parents by index."""
     index = {node.id: i for i, node in enumerate(tree.nodes)}
     paths = _paths(tree)
+    # Rules compare siblings by the values that equal texts have together.
+    pooled = {node.id: node.value for node in pool_repeats(tree).nodes}
     pairs = [
         (index[chosen], index[rejected])
         for chosen, rejected, _ in uses.pairs.get(tree.question_id, ())
@@ -174,6 +183,7 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
                 "finish": node.finish,
                 "sft": uses.examples.get(node.id, []),
                 **({} if node.thought is None else {"thought": node.thought}),
+                **({"pooled": pooled[node.id]} if pooled[node.id] != node.value else {}),
                 **({"credit": found} if (found := uses.signals.get(node.id)) else {}),
             }
         )

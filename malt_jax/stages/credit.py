@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from malt_jax.credit.influence import Sequences, influence
+from malt_jax.credit.divergence import divergence
+from malt_jax.credit.influence import Score, Sequences, influence
 from malt_jax.credit.signals import Signals, node_signals
-from malt_jax.credit.verdict import verdict_parsers
+from malt_jax.credit.verdict import verdict_readers
 from malt_jax.progress import counted
 from malt_jax.stages.names import label_stage
-from malt_jax.stages.policies import policies_after
+from malt_jax.stages.policies import RolePolicies, policies_after
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
@@ -26,14 +27,26 @@ def signals_file(run: RunDir, round: int) -> Path:
     return run.trees(round).parent / "credit" / "signals.jsonl"
 
 
-def measure(session: Session, forest: Forest, round: int) -> Signals:
-    """The signals of a valued forest; influence costs a scoring pass and is asked for by config."""
-    config = session.config
+def measure(session: Session, forest: Forest, round: int, stage: str) -> Signals:
+    """The signals of a valued forest that the policies after a round (-1: the base) have sampled.
+
+    What costs a scoring pass is asked for by config: influence, and after the first training also
+    the divergence from the policies before it. `stage` names it for people.
+    """
+    config, measured = session.config, {}
+    if config.data.influence:
+        model, context = session.model, session.model.spec.context
+        score = _scorer(session, policies_after(session.trained, round), f"{stage}: influence")
+        measured["influence"] = influence(forest, session.pipeline, model.tokenizer, context, score)
+        if round >= 0:
+            start = policies_after(session.trained, -1)
+            score = _scorer(session, start, f"{stage}: divergence from the start")
+            measured["divergence"] = divergence(forest, score)
     return node_signals(
         forest,
         threshold=config.search.threshold,
-        parsers=verdict_parsers(config.pipeline.roles),
-        influence=_influence(session, forest, round) if config.data.influence else None,
+        readers=verdict_readers(config.pipeline.roles),
+        measured=measured,
     )
 
 
@@ -55,15 +68,13 @@ def known_influence(session: Session, round: int) -> dict[str, float]:
     return {row["node_id"]: row["influence"] for row in rows if "influence" in row}
 
 
-def _influence(session: Session, forest: Forest, round: int) -> dict[str, float]:
-    """One pass over the completions, each under the weights that sampled it."""
+def _scorer(session: Session, weights: RolePolicies, what: str) -> Score:
+    """Scores completions of a role under these weights."""
     from malt_jax.training.scores import completion_logprobs
-
-    model, weights = session.model, policies_after(session, round - 1)
 
     def score(role: str, sequences: Sequences) -> np.ndarray:
         count = counted(len(sequences), "completion")
-        session.progress.note(f"{label_stage(round)}: influence on the {role}, {count} to score")
-        return completion_logprobs(model, weights[role], sequences, mesh=session.mesh)
+        session.progress.note(f"{what}, {role}: {count} to score")
+        return completion_logprobs(session.model, weights[role], sequences, mesh=session.mesh)
 
-    return influence(forest, session.pipeline, model.tokenizer, model.spec.context, score)
+    return score

@@ -9,20 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import malt_jax as malt
+from malt_jax.credit.contrast import contrast
+from malt_jax.credit.verdict import verdict_readers
+from malt_jax.evaluation.credit_table import contrast_table
 from malt_jax.evaluation.rollouts import RolloutContext, run_systems
 from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.systems import System
-from malt_jax.evaluation.verdicts import VerdictReader
 from malt_jax.progress import counted
 from malt_jax.stages.ablate import opened, train_variant
-from malt_jax.stages.measured import HELD_OUT, held_out_trees, result_files, summarise_run
+from malt_jax.stages.credit import measure, records
+from malt_jax.stages.measured import (
+    HELD_OUT,
+    held_out_signals,
+    held_out_trees,
+    result_files,
+    summarise_run,
+)
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.other_models import load_other
 from malt_jax.stages.policies import Weights, identities, policies_after
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage.journal import Journal
+from malt_jax.storage.jsonl import read_records
 from malt_jax.tasks.base import Question
+from malt_jax.tree.node import Forest, Tree
 from malt_jax.tree.policies import BASE
 
 
@@ -102,7 +113,7 @@ def _context(session: Session, model: str | None) -> RolloutContext:
         seed=session.config.seed,
         context=sampler.spec.context,
         overflow=session.config.pipeline.overflow,
-        verdicts=VerdictReader(session.config.eval.right_words, session.config.eval.wrong_words),
+        readers=verdict_readers(session.config.pipeline.roles),
         on_batch=lambda batch, calls: session.progress.note(
             f"eval: {batch}: {counted(calls, 'completion')}"
         ),
@@ -110,30 +121,43 @@ def _context(session: Session, model: str | None) -> RolloutContext:
 
 
 def _held_out_trees(session: Session, journal: Journal) -> None:
-    """Whole trees of some held-out questions, before and after training, with the same keys."""
+    """Whole trees of some held-out questions, before and after training, with the same keys.
+
+    Beside each are the signals of its nodes, and the log says what the trees show of every role.
+    """
     config = session.config
     questions = session.eval_questions[: config.eval.trees]
     if not questions:
         return
     # Round -1 is the base. After the last round the policies are the trained ones.
     rounds = dict(zip(HELD_OUT, (-1, config.rounds - 1), strict=True))
-    paths = {when: held_out_trees(session.run, when) for when in rounds}
-    for when, path in journal.pending(paths, folders=False):
-        count = counted(len(questions), "held-out question")
-        session.progress.note(f"{EVAL}: trees of {count} {when} training")
-        forest = malt.search(
-            session.model,
-            questions,
-            session.pipeline,
-            task=session.task,
-            adapters=policies_after(session.trained, rounds[when]),
-            seed=config.seed,
-            # In place of a round's number: no key of a training search is used again.
-            round="held-out",
-            backup=config.search.backup,
-            softness=config.search.softness,
-            threshold=config.search.threshold,
-            sampler=session.sampler,
-            overflow=config.pipeline.overflow,
-        )
-        journal.write_lines(path, (tree.to_record() for tree in forest.trees))
+    trees = {when: held_out_trees(session.run, when) for when in rounds}
+    signals = {f"signals {when}": held_out_signals(session.run, when) for when in rounds}
+    for name, path in journal.pending({**trees, **signals}, folders=False):
+        when = name.removeprefix("signals ")
+        if name in trees:
+            count = counted(len(questions), "held-out question")
+            session.progress.note(f"{EVAL}: trees of {count} {when} training")
+            forest = malt.search(
+                session.model,
+                questions,
+                session.pipeline,
+                task=session.task,
+                adapters=policies_after(session.trained, rounds[when]),
+                seed=config.seed,
+                # In place of a round's number: no key of a training search is used again.
+                round="held-out",
+                backup=config.search.backup,
+                softness=config.search.softness,
+                threshold=config.search.threshold,
+                sampler=session.sampler,
+                overflow=config.pipeline.overflow,
+            )
+            journal.write_lines(path, (tree.to_record() for tree in forest.trees))
+        else:
+            forest = Forest(list(read_records(trees[when], Tree.from_record)))
+            found = measure(session, forest, rounds[when], EVAL)
+            journal.write_lines(path, records(forest, found))
+            shown = contrast_table(contrast(forest.trees, found, config.search.threshold))
+            for line in [f"{EVAL}: held-out trees {when} training", *shown.plain()]:
+                session.progress.note(line)

@@ -42,7 +42,7 @@ def label(session: Session, round: int) -> dict[str, Any]:
         # differ from the search's, as they do in ablations.
         search = config.search
         forest = value_forest(sealed, search.backup, search.softness, search.threshold)
-        signals = measure(session, forest, round)
+        signals = measure(session, forest, round - 1, label_stage(round))
         data = malt.label(forest, config.data, seed=config.seed, signals=signals)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)

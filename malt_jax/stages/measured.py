@@ -92,6 +92,11 @@ def held_out_trees(run: RunDir, when: str) -> Path:
     return run.path / "eval" / "trees" / f"{when}.jsonl"
 
 
+def held_out_signals(run: RunDir, when: str) -> Path:
+    """The file of the signals of those trees, one line per node."""
+    return run.path / "eval" / "trees" / f"{when}-signals.jsonl"
+
+
 def summarise_run(session: Session) -> Results:
     """The content of a run's `results.json`."""
     found = measured(session)

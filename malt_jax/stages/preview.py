@@ -12,7 +12,7 @@ from malt_jax.credit.contrast import advice, contrast
 from malt_jax.credit.rules import RULES
 from malt_jax.credit.selection import Selection
 from malt_jax.credit.signals import Signals, node_signals
-from malt_jax.credit.verdict import judged_answers, verdict_parsers
+from malt_jax.credit.verdict import judged_answers, verdict_readers
 from malt_jax.data.role_data import RoleData
 from malt_jax.evaluation.credit_table import contrast_table
 from malt_jax.evaluation.table import Table, numbers, texts
@@ -38,8 +38,8 @@ def preview(session: Session, round: int) -> list[str]:
     signals = node_signals(
         forest,
         threshold=search.threshold,
-        parsers=verdict_parsers(config.pipeline.roles),
-        influence=known_influence(session, round),
+        readers=verdict_readers(config.pipeline.roles),
+        measured={"influence": known_influence(session, round)},
     )
     found = contrast(forest.trees, signals, search.threshold)
     rules = {name: rule.selection(config.data) for name, rule in RULES.items()}

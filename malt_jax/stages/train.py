@@ -8,6 +8,7 @@ import malt_jax as malt
 from malt_jax.config.pipeline import RoleConfig, split_phases
 from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.evaluation.systems import make_systems
+from malt_jax.memory import restart_peak
 from malt_jax.progress import counted
 from malt_jax.stages.names import train_stage
 from malt_jax.stages.policies import PHASES, Weights, latest, phases_of, weights_folder
@@ -90,6 +91,7 @@ def _train_phase(
                 counts=outcome.counts,
             )
 
+        restart_peak()  # so that a phase's peak is its own
         malt.train(
             session.model,
             data,

@@ -42,12 +42,12 @@ def _imported(config: Config) -> Iterator[tuple[str, str]]:
     """What a config may import, and the name it gives for it."""
     yield "task", config.task.name
     for role in config.pipeline.roles:
-        yield "verdict parser", role.verdict
+        yield "verdict reader", role.verdict
     # An ablation is a config of its own, so the names that it sets count as well.
     for ablation in config.ablations:
         for field, value in leaves(to_dict(ablation.set)):
             kind = {"task.name": "task"}.get(field.replace("-", "_"))
             if field.rpartition(".")[2] == "verdict":
-                kind = "verdict parser"
+                kind = "verdict reader"
             if kind:
                 yield kind, str(value)

@@ -34,6 +34,9 @@ __all__ = [
     "without",
 ]
 
+GENERATED = ("arithmetic", "pairs", "knights")
+"""Tasks that a small model learns in minutes; their questions are made by a program."""
+
 
 @functools.cache
 def _benchmarks() -> dict[str, Any]:
@@ -43,7 +46,7 @@ def _benchmarks() -> dict[str, Any]:
 
 def task_names() -> list[str]:
     """Every name that `get_task` knows; `module:attribute` works beside them."""
-    return ["arithmetic", *_benchmarks()["tasks"], "logic", "custom"]
+    return [*GENERATED, *_benchmarks()["tasks"], "logic", "custom"]
 
 
 def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) -> Task:
@@ -61,7 +64,7 @@ def get_task(name: str, *, grader: str | None = None, allow_code: bool = False) 
         from malt_jax.tasks.custom import import_task
 
         task = import_task(name)
-    elif name in ("arithmetic", "logic"):
+    elif name in (*GENERATED, "logic"):
         task = importlib.import_module(f"malt_jax.tasks.{name}").task()
     elif name in _benchmarks()["tasks"]:
         task = _benchmark(name, allow_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -69,19 +70,20 @@ class Phase(Generic[E]):
         self.examples: list[E]
         self.indices, self.examples, self.counts = admit(examples, loop.max_length)
         train, self.held = split(self.examples, loop.held_out, seed)
+        if loop.steps and len(train) > loop.steps * config.batch_size:
+            train = self._keep(self._order(train, 0)[: loop.steps * config.batch_size])
         self.counts |= {"trained": len(train), "held_out": len(self.held)}
-        # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
-        # each epoch has the same number of them; `first_epoch` relies on it.
-        self.batches: list[list[int]] = []
-        for epoch in range(config.epochs):
-            chosen = [self.examples[i] for i in train]
-            order = epoch_order(chosen, seed, epoch, siblings_together=_together(config))
-            # `epoch_order` numbers the training examples; the plans number all of the phase's.
-            order = [train[i] for i in order]
-            size = config.batch_size
-            self.batches += [order[i : i + size] for i in range(0, len(order), size)]
-        if not self.batches:
+        if not train:
             raise UserError(f"no example to train on is left of {len(examples)}: {self.counts}.")
+        # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
+        # each epoch has the same number of them, but the last one may end early.
+        self.epoch_steps = math.ceil(len(train) / config.batch_size)
+        steps = loop.steps or config.epochs * self.epoch_steps
+        self.batches: list[list[int]] = []
+        for epoch in range(math.ceil(steps / self.epoch_steps)):
+            order, size = self._order(train, epoch), config.batch_size
+            self.batches += [order[i : i + size] for i in range(0, len(order), size)]
+        self.batches = self.batches[:steps]
         self.plan = self._plan_examples(self.batches)
         self.held_plan = self._plan_examples([self.held] if self.held else [])
 
@@ -148,11 +150,28 @@ class Phase(Generic[E]):
         """Completions of all admitted examples."""
         return sum(len(example.completions) for example in self.examples)
 
+    def _order(self, train: Sequence[int], epoch: int) -> list[int]:
+        """The order of the training examples in one epoch."""
+        chosen = [self.examples[i] for i in train]
+        order = epoch_order(chosen, self.seed, epoch, siblings_together=_together(self.config))
+        # `epoch_order` numbers the training examples; the plans number all of the phase's.
+        return [train[i] for i in order]
+
+    def _keep(self, train: Sequence[int]) -> list[int]:
+        """Leaves out the examples that no step would reach; returns those to train on."""
+        kept = sorted([*train, *self.held])
+        self.counts["unused"] = len(self.examples) - len(kept)
+        self.examples = [self.examples[i] for i in kept]
+        self.indices = [self.indices[i] for i in kept]
+        place = {old: new for new, old in enumerate(kept)}
+        self.held = [place[i] for i in self.held]
+        return sorted(place[i] for i in train)
+
     @property
     def every_example(self) -> Plan:
         """All examples once, in rows that the first epoch repeats."""
         # The first epoch and the held-out examples together hold every example once.
-        first_epoch = self.plan.steps[: len(self.batches) // self.config.epochs]
+        first_epoch = self.plan.steps[: self.epoch_steps]
         return Plan(first_epoch + self.held_plan.steps)
 
     def score(

@@ -98,13 +98,13 @@ CONFIGS = (
         "Did you mean 'both'",
     ),
     case(
-        "config: a verdict that names no parser",
+        "config: a verdict that names no reader",
         flag("--pipeline.roles.1.verdict", "often"),
         "roles.1.verdict",
         "module:attribute",
     ),
     case(
-        "config: a verdict parser that is not there",
+        "config: a verdict reader that is not there",
         flag("--pipeline.roles.1.verdict", "nowhere:read"),
         "roles.1.verdict",
         "nowhere",

@@ -1,0 +1,99 @@
+"""A generated task: find the two numbers of a row that sum to a target, e.g. ``47:12,35,08,29``.
+
+The answer is ``=12+35``. Checking one addition and looking two numbers up is easy; finding the pair
+means a search over all of them. Unlike a failed check of a sum (`malt_jax.tasks.arithmetic`), a
+failed check of a pair says only that the pair is wrong: the search has to begin again.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import combinations
+
+from malt_jax.tasks.base import ComparingGrader, Question, Task
+from malt_jax.tasks.generated import TEMPLATES, Generated
+
+COUNT = 6
+NUMBERS = range(1, 50)
+QUESTION = re.compile(r"(\d\d):(\d\d(?:,\d\d)+)")
+ANSWER = re.compile(r"=(\d+)\+(\d+)\s*$")
+"""The final answer is the last thing in a turn, e.g. ``=12+35``."""
+
+
+def draw(rng: random.Random) -> str:
+    """A random question: different numbers, of which exactly one pair sums to the target."""
+    while True:
+        numbers = rng.sample(NUMBERS, COUNT)
+        target = sum(rng.sample(numbers, 2))
+        text = f"{target:02d}:" + ",".join(f"{number:02d}" for number in numbers)
+        if len(solutions(target, numbers)) == 1:
+            return text
+
+
+def parse_question(text: str) -> tuple[int, list[int]]:
+    """``"47:12,35,08"`` -> ``(47, [12, 35, 8])``; ValueError if ``text`` is no such question."""
+    match = QUESTION.fullmatch(text)
+    if not match:
+        raise ValueError(
+            f"not a pairs question: {text!r}, expected a target and numbers of 2 digits"
+        )
+    return int(match[1]), [int(number) for number in match[2].split(",")]
+
+
+def solutions(target: int, numbers: list[int]) -> list[tuple[int, int]]:
+    """All pairs that sum to the target, in the order of the row."""
+    return [(a, b) for a, b in combinations(numbers, 2) if a + b == target]
+
+
+def answer_text(first: int, second: int) -> str:
+    """The answer as it is compared, the smaller number first: ``"12+35"``."""
+    return "+".join(f"{number:02d}" for number in sorted((first, second)))
+
+
+def solve(text: str) -> str:
+    """The answer of a question; ValueError unless exactly one pair sums to the target."""
+    found = solutions(*parse_question(text))
+    if len(found) != 1:
+        raise ValueError(f"{text!r} has {len(found)} pairs that sum to the target, expected one")
+    return answer_text(*found[0])
+
+
+def extract_answer(text: str) -> str | None:
+    """The pair at the end of a turn, the smaller number first; None without one."""
+    match = ANSWER.search(text)
+    return answer_text(int(match[1]), int(match[2])) if match else None
+
+
+def _level(text: str) -> str:
+    """How close the pair is to one that misses the target by one, which is easily taken for it."""
+    target, numbers = parse_question(text)
+    near = len(solutions(target - 1, numbers)) + len(solutions(target + 1, numbers))
+    return f"{near} pairs off by one" if near != 1 else "1 pair off by one"
+
+
+GENERATED = Generated(
+    name="pairs",
+    draw=draw,
+    solve=solve,
+    level=_level,
+    mismatch=lambda right: (f"the pair is {right}", "write that"),
+)
+
+
+class PairsGrader(ComparingGrader):
+    """Right when the pair at the end of a turn is the reference, in either order."""
+
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        return extract_answer(text)
+
+
+def task() -> Task:
+    return Task(
+        name="pairs",
+        description="find two numbers that sum to a target, for a small model trained in minutes",
+        load=GENERATED.load,
+        grader=PairsGrader(),
+        templates=TEMPLATES,
+        answer_format="End with an equals sign and the two numbers joined by a plus.",
+    )

@@ -1,0 +1,69 @@
+"""Generated tasks and what their models are taught, against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from malt_jax.credit.verdict import read_verdict
+from malt_jax.tasks import GENERATED, get_task, knights, pairs
+from malt_jax.tasks.generated import split_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from base_corpora import CORPORA
+
+SEEDS = range(200)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_exactly_one_pair_and_one_assignment_solve_a_question(seed):
+    rng = random.Random(seed)
+    target, numbers = pairs.parse_question(text := pairs.draw(rng))
+    found = {frozenset(p) for p in itertools.permutations(numbers, 2) if sum(p) == target}
+    assert found == {frozenset(map(int, pairs.solve(text).split("+")))}
+
+    claims = knights.parse_question(text := knights.draw(rng))
+    assert ",".join(map(knights.claim_text, claims)) == text
+    fitting = []
+    for assignment in itertools.product((False, True), repeat=4):
+        holds = []
+        for first, first_is, joint, second, second_is in claims:
+            halves = [assignment[first] == first_is, assignment[second] == second_is]
+            holds.append(all(halves) if joint == "*" else any(halves))
+        if tuple(holds) == assignment:
+            fitting.append("".join(str(int(one)) for one in assignment))
+    assert fitting == [knights.solve(text)]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_careful_critique_approves_of_right_drafts_and_of_no_others(name):
+    corpus, grader = CORPORA[name], get_task(name).grader
+    assert set(CORPORA) == set(GENERATED)
+    for seed in SEEDS:
+        rng = random.Random(seed)
+        question, answer = corpus.question(rng)
+        assert split_of(question) == "train"
+        wrong = corpus.mistake(rng, question, answer)
+        for draft, right in ((f"={answer}", True), (wrong, False)):
+            assert (grader.extract(draft) == answer) is right
+            critique = corpus.check(question, draft)
+            assert read_verdict(critique).approves is right
+            assert critique.split()[-1] in ("ok", "high", "low", "wrong")
+        assert corpus.check(question, "nothing") is None
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_prompts_and_turns_fit_the_configs(name):
+    corpus, rng = CORPORA[name], random.Random(0)
+    documents = [corpus.document(rng, corpus.stages[-1]) for _ in range(500)]
+    by_role = {
+        role: [one for one in documents if one[0].startswith(role)]
+        for role in ("solve", "check", "fix")
+    }
+    for role, limit in {"solve": 8, "check": 40, "fix": 8}.items():
+        assert by_role[role] and max(len(turn) + 1 for _, turn in by_role[role]) <= limit
+    assert max(len(prompt) for ones in by_role.values() for prompt, _ in ones) <= 64
