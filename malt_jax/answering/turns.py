@@ -226,13 +226,21 @@ class Answerer:
         for group, completions in zip(members, drawn, strict=True):
             for index, completion in zip(group, completions, strict=True):
                 tokens, finish = completion.tokens, completion.finish
-                said = read_completion(tokens, finish, self.tokenizer, form)
+                spoken = read_completion(tokens, finish, self.tokenizer, form)
                 if index in streams:
-                    streams[index].finish(said.text)
-                answers = role.config.answers and not said.unclosed
-                read = self.grader.extract(said.text) if answers else None
+                    streams[index].finish(spoken.text)
+                answers = role.config.answers and not spoken.unclosed
+                read = self.grader.extract(spoken.text) if answers else None
                 draws[index].turns.append(
-                    Turn(role.name, said.text, len(tokens), finish, read, *said[1:3])
+                    Turn(
+                        role.name,
+                        spoken.text,
+                        len(tokens),
+                        finish,
+                        read,
+                        spoken.thought,
+                        spoken.unclosed,
+                    )
                 )
 
     def _passed_on(self, turns: Sequence[Turn]) -> dict[str, str]:

@@ -162,7 +162,7 @@ def decode_step(
         forced = forced_token(params.thought, thoughts, rows.length)
     with jax.named_scope("draw"):
         drawn = draw(decoder.logits(hidden[:, 0]), rows.key, rows.length, filters, forced)
-    if params.thought is not None and thoughts is not None:
+    if params.thought is not None and thoughts is not None and forced is not None:
         thoughts = advance(params.thought, thoughts, drawn.token, forced)
 
     # 3. A completion ends with an end token or at its longest. (The host looks for stop texts.)
