@@ -3,8 +3,8 @@
 A transformer's layers are alike, so the memory, operations and communication of a TPU program are a
 constant plus a part per layer. A deep model's programs are compiled at two small depths, and the
 line through both is followed to the model's depth, which takes minutes in place of hours. Models of
-few layers, and all programs with `whole`, are compiled as they are. So are XLA's CPU programs,
-whose temporaries do not grow linearly with the number of layers.
+few layers, and all programs with `whole`, are compiled as they are. So are XLA's programs for CPUs
+and GPUs, whose temporaries do not grow linearly with the number of layers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from jax.sharding import AbstractMesh, Mesh
 
 from malt_jax.models.sharding import EXPERT
 from malt_jax.models.spec import ModelSpec
+from malt_jax.planning import gpus
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
+from malt_jax.planning.hlo_bytes import bytes_moved
+from malt_jax.sampling import device
 
 DEPTHS = (2, 3)
 """Layers compiled. Not one: a layer that is both first and last is unlike those of a deep model."""
@@ -70,12 +73,12 @@ def measure(
 
     `flops` are two per multiply-add of the matrix products; loops count as often as they run, the
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
-    loop once. On an abstract mesh nothing is compiled: only arguments and operations are known.
+    loop once; of a GPU's programs `bytes_moved` is read from their text. On an abstract mesh
+    nothing is compiled: only arguments and operations are known.
     """
     # Whole periods of the window pattern, so that each depth has the model's mix of layers.
     depth, depths = spec.num_layers, [d * _period(spec) for d in DEPTHS]
-    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-    if whole or on_cpu or depth <= depths[-1]:
+    if whole or _platform(mesh) in ("cpu", "gpu") or depth <= depths[-1]:
         depths = [depth]
     started = time.perf_counter()
     found = [_at(program, d, mesh, chips) for d in depths]
@@ -89,6 +92,11 @@ def measure(
         "compiled_at_layers": depths if isinstance(mesh, Mesh) else [],
         "compile_seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _platform(mesh: Mesh | AbstractMesh) -> str | None:
+    """The platform that is compiled for; None on an abstract mesh."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else None
 
 
 def _period(spec: ModelSpec) -> int:
@@ -109,7 +117,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         if not isinstance(mesh, Mesh):
             return figures
         try:
-            compiled = traced.lower().compile()
+            compiled = traced.lower().compile(compiler_options=_options(program, mesh))
         except jax.errors.JaxRuntimeError as error:
             # More memory than a chip has: the compiler's message says how much it would take.
             if not (used := _USED.search(str(error))):
@@ -127,7 +135,16 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         "optimal_seconds": cost.get("optimal_seconds"),
         "collectives": _collectives(compiled),
     }
+    if _platform(mesh) == "gpu":
+        figures["bytes_moved"] = bytes_moved(compiled.as_text())
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _options(program: AbstractProgram, mesh: Mesh) -> dict[str, str] | None:
+    """The run's own compiler options, and those that compiling without a GPU needs."""
+    platform = mesh.devices.flat[0].platform
+    own = device.COMPILER_OPTIONS.get(platform, {}) if program.kind == "sampling" else {}
+    return {**own, **gpus.COMPILER_OPTIONS} if platform == "gpu" else own or None
 
 
 def _collectives(compiled: Any) -> dict[str, dict[str, int]] | None:

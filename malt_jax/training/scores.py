@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,25 +15,48 @@ from malt_jax.models.lora import Adapter
 from malt_jax.training.phase import BaseModel
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import plan_steps
-from malt_jax.training.scoring import score_plan
+from malt_jax.training.scoring import score_plan, score_tokens
 from malt_jax.training.step import Trainable, make_program, scoring
 
 BATCH = 64
 """Completions that are packed together."""
 
+Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+"""Token ids of each prompt and its completion, neither of them empty."""
+
 
 def completion_logprobs(
     model: BaseModel,
     weights: Trainable | None,
-    sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    sequences: Sequences,
     *,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """log P(completion | prompt), summed over the completion's tokens, float32 `[N]`.
 
-    `sequences`: token ids of each prompt and its completion, neither of them empty. `weights`: an
-    adapter over the model or full weights; None for the model itself.
+    `weights`: an adapter over the model or full weights; None for the model itself.
     """
+    packed = _packed(model, weights, sequences, mesh)
+    return score_plan(*packed, len(sequences), mesh)[0]
+
+
+def token_logprobs(
+    model: BaseModel,
+    weights: Trainable | None,
+    sequences: Sequences,
+    *,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Log-probability of every completion token, float32, one completion after the other."""
+    packed = _packed(model, weights, sequences, mesh)
+    lengths = [len(completion) for _, completion in sequences]
+    return score_tokens(*packed, lengths, mesh)
+
+
+def _packed(
+    model: BaseModel, weights: Trainable | None, sequences: Sequences, mesh: Mesh | None
+) -> tuple[Any, ...]:
+    """The scoring program with its weights, and a plan that holds every sequence."""
     config = SftConfig()
     devices = row_devices(mesh)
     # Completions of one prompt stand together, so that it is computed once for all of them.
@@ -49,4 +73,4 @@ def completion_logprobs(
     program = scoring(make_program(model.graph, dtype, config, 0.0, backend))
     # Full weights take the place of the base.
     frozen = model.params if weights is None or isinstance(weights, Adapter) else None
-    return score_plan(program, weights, frozen, plan, len(sequences), mesh)[0]
+    return program, weights, frozen, plan
