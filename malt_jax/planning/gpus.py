@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import show
 from malt_jax.errors import UserError, first_line
 
 GPUS = tomllib.loads(Path(__file__).with_name("gpus.toml").read_text())
@@ -18,7 +19,9 @@ INSTALL = "pip install '.[plan-gpu]' in a clone of malt-jax"
 """Brings the compiler (the plugin, ptxas and libdevice), but not the libraries that run programs.
 """
 PREALLOCATED = 0.75
-"""Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
+"""Share of a GPU's memory that JAX takes by default."""
+MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""What sets another share; the second is the older name."""
 COMPILER_OPTIONS = {"xla_gpu_autotune_level": "0"}
 """Options without which XLA would choose between kernels by running them on a GPU."""
 # What all these GPUs have in common; the versions of CUDA and cuDNN are those of the plugin.
@@ -42,13 +45,17 @@ device_description_str: "{name}"
 
 def usable_memory(chip: str) -> int:
     """Bytes of a GPU that a run's process may allocate."""
-    share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or PREALLOCATED
+    variable = next((name for name in MEMORY_VARIABLES if os.environ.get(name)), None)
+    if variable is None:
+        return int(PREALLOCATED * GPUS[chip]["memory"])
     try:
-        return int(float(share) * GPUS[chip]["memory"])
+        share = float(os.environ[variable])
     except ValueError:
-        raise UserError(
-            f"XLA_PYTHON_CLIENT_MEM_FRACTION: found {share!r}, allowed: a share such as 0.9."
-        ) from None
+        share = 0.0
+    if not 0 < share <= 1:
+        found = show(os.environ[variable])
+        raise UserError(f"{variable}: found {found}, allowed: a share of the memory, such as 0.9.")
+    return int(share * GPUS[chip]["memory"])
 
 
 def described_gpus(chip: str, count: int) -> Sequence[Any]:
