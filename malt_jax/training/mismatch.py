@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from malt_jax.models.quantized import is_rounded, weights_dtype
 from malt_jax.training.fit import LOG_RATIO_SLACK, RATIO_SLACK
 from malt_jax.training.phase import BaseModel
 from malt_jax.training.scores import token_logprobs
@@ -47,10 +48,13 @@ def measure_mismatch(
 
 
 def mismatch_warning(found: Mismatch, model: BaseModel) -> str | None:
-    """A sentence if the mismatch is above the bound: `RATIO_SLACK` for any token in float32 on a
-    CPU, and `LOG_RATIO_SLACK` for the mean in bfloat16 and on accelerators."""
-    dtype = jax.tree.leaves(model.params)[0].dtype
-    strict = dtype == "float32" and jax.default_backend() == "cpu"
+    """A sentence if the mismatch is above the bound of the policy gradient's own check.
+
+    That is `RATIO_SLACK` for any token in float32 on a CPU; with rounded weights, in bfloat16 and
+    on accelerators it is `LOG_RATIO_SLACK` for the mean.
+    """
+    exact = weights_dtype(model.params) == "float32" and jax.default_backend() == "cpu"
+    strict = exact and not is_rounded(model.params)
     value, bound = (found.largest, RATIO_SLACK) if strict else (found.mean, LOG_RATIO_SLACK)
     if value <= bound:
         return None
