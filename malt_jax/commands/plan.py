@@ -44,16 +44,11 @@ COMMAND = Command(
     name="plan",
     summary="what the run will cost, before it starts",
     about="Prints parameters, completions, tokens and bytes per device. With --topology it "
-    "compiles every program for that TPU slice or GPU, on this machine, and prints memory and time "
-    "per program.",
+    "compiles every program for a TPU slice or GPU, on this machine: memory and time of each.",
     run=run,
     options=(
-        Option(
-            "--topology",
-            "Devices, as v5p:2x2x4 (needs the extra `tpu`) or h100:1 (needs the extra `plan-gpu`).",
-            "NAME",
-        ),
-        Option("--estimate", "Compile nothing; estimate by formula what only a compiler knows."),
+        Option("--topology", "Devices: v5p:2x2x4 (needs libtpu), h100:1 (plan-gpu).", "NAME"),
+        Option("--estimate", "Compile nothing; estimate by formula."),
         Option("--whole", "Compile all layers, not two depths of them."),
         Option("--json", "Print one JSON object as the last line."),
     ),
