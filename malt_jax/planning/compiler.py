@@ -140,7 +140,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _options(program: AbstractProgram, mesh: Mesh) -> dict[str, str] | None:
+def _options(program: AbstractProgram, mesh: Mesh) -> dict[str, str | bool] | None:
     """The run's own compiler options, and those that compiling without a GPU needs."""
     platform = mesh.devices.flat[0].platform
     own = device.COMPILER_OPTIONS.get(platform, {}) if program.kind == "sampling" else {}

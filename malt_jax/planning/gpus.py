@@ -22,7 +22,7 @@ PREALLOCATED = 0.75
 """Share of a GPU's memory that JAX takes by default."""
 MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 """What sets another share; the second is the older name."""
-COMPILER_OPTIONS = {"xla_gpu_autotune_level": "0"}
+COMPILER_OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 """Options without which XLA would choose between kernels by running them on a GPU."""
 # What all these GPUs have in common; the versions of CUDA and cuDNN are those of the plugin.
 _CONFIG = """gpu_device_info {{

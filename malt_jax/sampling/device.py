@@ -22,7 +22,7 @@ from malt_jax.sampling.prefill import CopyCall, PrefillCall, Weights, prefill
 from malt_jax.sampling.scheduler import Scheduler
 from malt_jax.sampling.stats import Stats
 
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # By default XLA's GPU compiler joins products of one input into one, and for that writes the
     # weights of a projection and of its adapter side by side in every decode step: a fifth of an
     # 8B model's step.
