@@ -94,6 +94,8 @@ class Progress:
             seconds = watched["seconds"]
             shown["tokens/s"] = f"{tokens / seconds:,.0f}" if seconds else "-"
             shown["padding waste"] = f"{watched['padding_waste']:.1%}"
+        if utilisation := watched.get("utilisation"):
+            shown["MFU"] = f"{utilisation:.1%}"
         if task is not None:
             for name, value in task.numbers.items():
                 shown[name.replace("_per_", "/").replace("_", " ")] = _number(value)

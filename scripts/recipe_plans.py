@@ -1,7 +1,8 @@
-"""Plans the TPU recipes and writes the figures of each plan into the recipe's header.
+"""Plans the recipes for TPUs and GPUs and writes each plan's figures into the recipe's header.
 
     python scripts/recipe_plans.py                      # headers again, from docs/results/plans
     python scripts/recipe_plans.py llama31_8b_gsm8k     # plans it first: minutes, needs libtpu
+    python scripts/recipe_plans.py llama31_8b_h100      # an hour, needs the extra plan-gpu
 
 Plans are kept in docs/results/plans/NAME.json. This script writes the part of a header that begins
 with "# The plan of" or "# Not yet planned" and ends at the first line that is no comment.
@@ -18,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+
+from malt_jax.planning.chips import CHIPS
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "plans"
@@ -56,10 +59,15 @@ def plan_recipe(name: str) -> None:
     plan = json.loads(done.stdout.splitlines()[-1])
     plan["made"] = {
         "date": datetime.now(UTC).date().isoformat(),
-        **{package: version(package) for package in ("jax", "libtpu")},
+        **{package: version(package) for package in ("jax", compiler_of(found[1]))},
     }
     KEPT.mkdir(parents=True, exist_ok=True)
     (KEPT / f"{name}.json").write_text(json.dumps(plan, indent=1) + "\n")
+
+
+def compiler_of(topology: str) -> str:
+    """The package whose compiler makes the plan."""
+    return "libtpu" if CHIPS[topology.partition(":")[0]].platform == "tpu" else "jax-cuda13-plugin"
 
 
 def with_header(text: str, plan: dict[str, Any]) -> str:
@@ -71,21 +79,30 @@ def with_header(text: str, plan: dict[str, Any]) -> str:
 def header(plan: dict[str, Any]) -> list[str]:
     """The figures of a plan in a few lines of text."""
     made, target, mesh = plan["made"], plan["target"], plan["mesh"]
-    depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
+    depths, layers = plan["programs"][0]["compiled_at_layers"], plan["model"]["layers"]
+    compiled = f"compiled with {' and '.join(map(str, depths))} of {layers} layers, extended to all"
+    if depths == [layers]:
+        compiled = f"compiled with all {layers} layers"
+    compiler = compiler_of(target["name"])
     sizes = ", ".join(f"{p['name']} {p['total_bytes'] / GIB:.1f}" for p in plan["programs"])
-    hours = ", ".join(
-        f"{stage['name']} {stage['hours']:.2f} h ({stage['chip_hours']:.0f} chip-hours)"
-        for stage in plan["stages"]
-    )
     axes = ", ".join(f"{axis} {mesh[axis]}" for axis in AXES if axis in mesh)
+    hours = ", ".join(map(in_hours, plan["stages"]))
+    least = f" At least: {hours}." if hours else ""
     fits = "All fit." if plan["fits"] else "Not all fit."
     text = (
-        f"The plan of {made['date']} (jax {made['jax']}, libtpu {made['libtpu']}), programs "
-        f"compiled with {depths} of {plan['model']['layers']} layers, extended to all. Mesh: "
-        f"{axes}. GiB per chip, of {target['chip_bytes'] / GIB:.2f}: weights "
-        f"{plan['model']['bytes_per_chip'] / GIB:.1f}; {sizes}. {fits} At least: {hours}."
+        f"The plan of {made['date']} (jax {made['jax']}, {compiler} {made[compiler]}), programs "
+        f"{compiled}. Mesh: {axes}. GiB per chip, of "
+        f"{target['chip_bytes'] / GIB:.2f}: weights {plan['model']['bytes_per_chip'] / GIB:.1f}; "
+        f"{sizes}. {fits}{least}"
     )
     return wrap(text, 98)
+
+
+def in_hours(stage: dict[str, Any]) -> str:
+    """A stage's hours: the lower bound, and that at the plan's assumed efficiency if it has one."""
+    hours = f"{stage['name']} {stage['hours']:.2f} h ({stage['chip_hours']:.0f} chip-hours"
+    at = stage.get("hours_at_efficiency")
+    return hours + (f"; {at:.2f} h at the assumed efficiency)" if at else ")")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def test_commands_and_files_of_a_page_work_in_order(page, model, tmp_path, monke
     monkeypatch.setattr("malt_jax.tasks.loading.from_hub", _hub, raising=False)
     monkeypatch.setattr("malt_jax.stages.session.load_split", _split(tmp_path))
     monkeypatch.setattr("malt_jax.planning.chips._tpu_devices", lambda _: None)  # needs libtpu
+    # In place of XLA's compiler for GPUs.
+    monkeypatch.setattr("malt_jax.planning.chips.described_gpus", lambda *_: None)
     monkeypatch.setattr("malt_jax.planning.plan.measure_all", _figures)
     commands = {command.name: command for command in cli.all_commands()}
     for kind, text in blocks(page):

@@ -109,6 +109,20 @@ def test_the_policy_gradient_of_a_run_begins_at_a_ratio_of_1(runs):
     assert all(line["kl_from_start"] > 0 for line in lines)
 
 
+def test_sampler_and_trainer_are_compared_before_every_phase(runs):
+    lines = list(read_lines(runs[0] / "metrics.jsonl"))
+    at = {name: [i for i, line in enumerate(lines) if line["stage"] == name
+                 and line["role"] != "star"] for name in ("mismatch", "train")}  # fmt: skip
+    compared = [f"{lines[i]['role']}/{lines[i]['phase']}" for i in at["mismatch"]]
+    assert sorted(compared) == sorted(PHASES)
+    for i in at["mismatch"]:
+        line, later = lines[i], lines[i + 1 :]
+        assert 0 <= line["mean"] <= line["largest"] < 1e-3 and line["completions"] > 0
+        same = [x for x in lines if x["stage"] == "train" and x["role"] == line["role"]
+                and x["phase"] == line["phase"]]  # fmt: skip
+        assert same and all(x in later for x in same)
+
+
 def test_a_search_in_another_precision_is_refused_in_a_sentence(config, tmp_path, capsys):
     for command in ("search", "label"):
         assert malt(command, config, tmp_path / "run", "--sampler.weights", "int8") == 0

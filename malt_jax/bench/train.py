@@ -12,14 +12,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from malt_jax.bench.worker import measured_apart, no_peer
-
-if TYPE_CHECKING:
-    from malt_jax.data.examples import Example
-    from malt_jax.models.spec import ModelSpec
-
 
 DEFAULTS: dict[str, Any] = {
     "stage": "sft",
@@ -72,6 +67,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.memory import peak_bytes
     from malt_jax.models.lora import init_adapter
     from malt_jax.models.model import load_model
+    from malt_jax.planning.utilisation import training_flops
     from malt_jax.training.fit import train_phase
     from malt_jax.training.saver import MemorySaver
 
@@ -115,7 +111,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     # The reference pass covers every step; the timed ones carry their share of it.
     seconds = elapsed - compiled + reference_s * tokens / outcome.tokens
     rate = matmul_flops(job["dtype"])
-    flops = model_flops(model.spec, examples, PASSES[job["stage"]]) * tokens / outcome.tokens
+    groups = [(len(e.prompt_ids), [*map(len, e.completions)]) for e in examples]
+    flops = training_flops(model.spec, groups, PASSES[job["stage"]]) * tokens / outcome.tokens
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
@@ -143,30 +140,6 @@ class CompileClock:
     def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             self.seconds += duration_secs
-
-
-def model_flops(spec: ModelSpec, examples: Sequence[Example], passes: int) -> float:
-    """Operations that LoRA training on these examples needs, with shared prompts computed once.
-
-    Forward and backward to the activations (frozen weights have no gradient, so two passes and not
-    three), logits at completion tokens, scores and values of visible keys (three passes), and
-    `passes` more forward passes, of a reference.
-    """
-    from malt_jax.planning.formula import active_weights
-
-    heads, weights = spec.heads * spec.head_dim, spec.num_layers * active_weights(spec)
-    total = 0.0
-    for example in examples:
-        prompt, branches = len(example.prompt_ids), [len(c) for c in example.completions]
-        tokens = prompt + sum(branches)
-        # Pairs of a query and a key that it may see: half of the square within a part, and all of
-        # the prompt for each completion token.
-        visible = prompt**2 / 2 + sum(prompt * c + c**2 / 2 for c in branches)
-        linear = 2.0 * (weights * tokens + spec.d_model * spec.vocab * sum(branches))
-        # Two products, scores and the mix of values, at two operations each.
-        attention = 4.0 * spec.num_layers * heads * visible
-        total += 2 * linear + 3 * attention + passes * (linear + attention)
-    return total
 
 
 def matmul_flops(dtype: str) -> float:

@@ -89,7 +89,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     # 2. From here on a signal is a request to stop at a safe point.
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         # 3. Refuse what can be refused while nothing is written.
-        session = look(config, shown)
+        session = look(config, shown, profile=getattr(invocation.options, "profile", False))
         new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
             prompts = new and command != "eval"  # `eval` refuses a new run anyway
@@ -137,11 +137,11 @@ def _finished(config: Config, command: str) -> bool:
     return stage_done(config.output_dir, stages.get(command, EVAL))
 
 
-def look(config: Config, progress: Progress) -> Session:
+def look(config: Config, progress: Progress, *, profile: bool = False) -> Session:
     """A session without a run directory: questions, roles and systems, but no stage can run."""
     from malt_jax.stages.session import Session
 
-    return Session(config, None, progress)
+    return Session(config, None, progress, profile=profile)
 
 
 def check_tracker(config: Config) -> None:

@@ -7,16 +7,17 @@ from malt_jax.commands.command import Command, Invocation, Option
 
 def run(invocation: Invocation) -> None:
     import json
-    import os
     import sys
+
+    import jax
 
     from malt_jax.commands.launch import check_lengths, print_table, read_config
 
     options = invocation.options
-    if options.topology:
-        # Nothing that is compiled for the slice runs here, so this machine's devices stay free.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # These are imported only now, because JAX reads the variable when it is imported.
+    if options.topology and not jax.config.values["jax_platforms"]:
+        # Nothing that is compiled for the topology runs here, so this machine's devices stay free.
+        # JAX has read its variables already.
+        jax.config.update("jax_platforms", "cpu")
     from malt_jax.planning.chips import find_target
     from malt_jax.planning.plan import plan_run
     from malt_jax.planning.specs import find_spec
@@ -24,7 +25,7 @@ def run(invocation: Invocation) -> None:
 
     config = read_config(invocation)
     spec, source = find_spec(config.model.path, config.model.revision)
-    target = find_target(options.topology)
+    target = find_target(options.topology, compiles=not options.estimate)
     check_lengths(config, spec)
 
     def note(name: str) -> None:
@@ -43,11 +44,11 @@ COMMAND = Command(
     name="plan",
     summary="what the run will cost, before it starts",
     about="Prints parameters, completions, tokens and bytes per device. With --topology it "
-    "compiles every program for that TPU slice, on this machine, and prints memory and time per "
-    "program.",
+    "compiles every program for a TPU slice or GPU, on this machine: memory and time of each.",
     run=run,
     options=(
-        Option("--topology", "Devices, as v5p:2x2x4 (needs libtpu) or h100:1.", "NAME"),
+        Option("--topology", "Devices: v5p:2x2x4 (needs libtpu), h100:1 (plan-gpu).", "NAME"),
+        Option("--estimate", "Compile nothing; estimate by formula."),
         Option("--whole", "Compile all layers, not two depths of them."),
         Option("--json", "Print one JSON object as the last line."),
     ),

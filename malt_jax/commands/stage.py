@@ -24,6 +24,10 @@ REDO = Option(
     "Repeat a finished stage (for example search/000) and all that came after it.",
     "STAGE",
 )
+PROFILE = Option(
+    "--profile",
+    "Write a JAX trace of a few steps of search and of each training into RUN/profile.",
+)
 JOIN = Option(
     "--join",
     "First take over the trees of these run directories or mirrors, the slices of one search.",
@@ -211,6 +215,7 @@ COMMANDS = (
             "rounds",
             "sharing",
         ),
+        PROFILE,
     ),
     _command(
         "search",
@@ -227,6 +232,7 @@ COMMANDS = (
             "search.threshold",
             "search.shard",
         ),
+        PROFILE,
     ),
     _command(
         "label",
@@ -261,6 +267,7 @@ COMMANDS = (
             "train.dpo.optim.learning_rate",
             "sharing",
         ),
+        PROFILE,
     ),
     _command(
         "eval",

@@ -1,7 +1,8 @@
 """Accelerators that a run can be planned for, and the reading of a topology's name.
 
 Dense bfloat16 rate, memory and bandwidths are the vendors' published figures. TPUs: the pages of
-v5e, v5p and v6e at cloud.google.com/tpu/docs; H100: NVIDIA's data sheet of the SXM5 module.
+v5e, v5p and v6e at cloud.google.com/tpu/docs; GPUs: NVIDIA's data sheets, H100 and A100 as SXM
+modules of 80 GB.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from malt_jax.checks import whole_number
 from malt_jax.errors import UserError, first_line
 from malt_jax.models.mesh import slice_count
+from malt_jax.planning.gpus import described_gpus, usable_memory
 
 MAX_CHIPS = 100_000
 
@@ -43,10 +46,24 @@ CHIPS = {
         Chip("v5p", "tpu", 95 << 30, 459e12, 2765e9, 600e9),
         Chip("v6e", "tpu", 32 << 30, 918e12, 1640e9, 448e9),
         Chip("h100", "gpu", 80 << 30, 989e12, 3350e9),
+        Chip("h200", "gpu", 141 << 30, 989e12, 4800e9),
+        Chip("a100", "gpu", 80 << 30, 312e12, 2039e9),
         Chip("gpu16", "gpu", 16 << 30, None, None),
+        Chip("gpu24", "gpu", 24 << 30, None, None),
     )
 }
-"""By the first part of a topology's name; `gpu16` is any GPU of 16 GiB."""
+"""By the first part of a topology's name; `gpu16` and `gpu24` are any GPUs of so many GB."""
+_KINDS = (
+    ("v5 lite", "v5e"),
+    ("v5e", "v5e"),
+    ("v5", "v5p"),  # after those that it is a part of
+    ("v6 lite", "v6e"),
+    ("v6e", "v6e"),
+    ("h100 80gb hbm3", "h100"),  # the SXM module; the PCIe cards are slower
+    ("h200", "h200"),
+    ("a100", "a100"),
+)
+"""Parts of the names that JAX gives to devices, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,16 @@ class Target:
     """TPU slices among the devices."""
 
 
-def find_target(topology: str | None) -> Target:
+def find_target(topology: str | None, *, compiles: bool = True) -> Target:
     """The target of `v5p:4x4x4` (a TPU slice) or `h100:1` (GPUs); without a name, this machine's.
 
-    libtpu describes a TPU slice without a TPU. Raises UserError for a name that is no topology.
+    libtpu describes a TPU slice without a TPU, and JAX's CUDA plugin GPUs without a GPU. With
+    `compiles` false there are no devices to compile for. Raises UserError for a name that is no
+    topology.
     """
     if topology is None:
-        return _at_hand()
+        target = _at_hand()
+        return target if compiles else replace(target, devices=None)
     name, _, shape = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", shape):
         raise UserError(
@@ -80,8 +100,10 @@ def find_target(topology: str | None) -> Target:
     chip, count = CHIPS[name], math.prod(sizes)
     if count > MAX_CHIPS:
         raise UserError(f"--topology: {topology[:80]!r} has over {MAX_CHIPS:,} chips.")
-    devices = _tpu_devices(topology) if chip.platform == "tpu" else None
-    return Target(topology, chip, count, devices)
+    if chip.platform == "gpu":
+        chip = replace(chip, memory=usable_memory(name))
+    describe = {"tpu": partial(_tpu_devices, topology), "gpu": partial(described_gpus, name, count)}
+    return Target(topology, chip, count, describe[chip.platform]() if compiles else None)
 
 
 def _tpu_devices(topology: str) -> Sequence[Any]:
@@ -109,13 +131,25 @@ def _at_hand() -> Target:
 
     devices = jax.devices()
     kind = devices[0].device_kind.lower()
-    known = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
-    known["h100"] = "h100"
-    found = next((chip for word, chip in known.items() if word in kind), None)
+    known = chip_of(kind)
     # A process can ask only its own devices, and a CPU has no memory of its own.
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    chip = CHIPS[found] if found else Chip(kind, devices[0].platform, memory, None, None)
+    chip = known or Chip(kind, devices[0].platform, memory, None, None)
     if memory is not None:
         chip = replace(chip, memory=memory)  # what this process may allocate, not what is built in
     name = f"{len(devices)} x {kind}"
     return Target(name, chip, len(devices), devices, slice_count(devices))
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip that JAX calls `kind`; None for one whose rates are not in the table."""
+    found = next((chip for word, chip in _KINDS if word in kind.lower()), None)
+    return CHIPS[found] if found else None
+
+
+def peak_flops() -> float | None:
+    """bfloat16 operations per second of all devices together; None for unknown ones and CPUs."""
+    import jax
+
+    chip = chip_of(jax.devices()[0].device_kind)
+    return chip.flops * jax.device_count() if chip and chip.flops else None

@@ -3,8 +3,8 @@
 A transformer's layers are alike, so the memory, operations and communication of a TPU program are a
 constant plus a part per layer. A deep model's programs are compiled at two small depths, and the
 line through both is followed to the model's depth, which takes minutes in place of hours. Models of
-few layers, and all programs with `whole`, are compiled as they are. So are XLA's CPU programs,
-whose temporaries do not grow linearly with the number of layers.
+few layers, and all programs with `whole`, are compiled as they are. So are XLA's programs for CPUs
+and GPUs, whose temporaries do not grow linearly with the number of layers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from malt_jax.models.sharding import EXPERT
 from malt_jax.models.spec import ModelSpec
+from malt_jax.planning import gpus
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
+from malt_jax.planning.hlo_bytes import bytes_moved
 from malt_jax.planning.traffic import step_traffic
+from malt_jax.sampling import device
 
 DEPTHS = (2, 3)
 """Layers compiled. Not one: a layer that is both first and last is unlike those of a deep model."""
@@ -71,11 +74,11 @@ def measure(
 
     `flops` are two per multiply-add of the matrix products; loops count as often as they run, the
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
-    loop once; for a program with a kernel, bytes are read from its text and its work lists. On an
-    abstract mesh nothing is compiled: only arguments and operations are known.
+    loop once; of a program with a kernel and of a GPU's programs `bytes_moved` is read from the
+    text (and the kernel's work lists). On an abstract mesh nothing is compiled: only arguments and
+    operations are known.
     """
-    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-    compiled = [spec.num_layers] if whole or on_cpu else depths(spec)
+    compiled = [spec.num_layers] if whole or _platform(mesh) in ("cpu", "gpu") else depths(spec)
     started = time.perf_counter()
     found = [_at(program, depth, mesh, chips) for depth in compiled]
     # A program that did not fit reports fewer figures: only what all depths have can be extended.
@@ -97,6 +100,11 @@ def depths(spec: ModelSpec) -> list[int]:
     return small if spec.num_layers > small[-1] else [spec.num_layers]
 
 
+def _platform(mesh: Mesh | AbstractMesh) -> str | None:
+    """The platform that is compiled for; None on an abstract mesh."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else None
+
+
 def _period(spec: ModelSpec) -> int:
     """After how many layers the pattern of windows and of layers without rope repeats."""
     kinds = [(spec.window(layer), spec.rotated(layer)) for layer in range(spec.num_layers)]
@@ -115,7 +123,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         if not isinstance(mesh, Mesh):
             return figures
         try:
-            compiled = traced.lower().compile()
+            compiled = traced.lower().compile(compiler_options=_options(program, mesh))
         except jax.errors.JaxRuntimeError as error:
             # More memory than a chip has: the compiler's message says how much it would take.
             if not (used := _USED.search(str(error))):
@@ -134,6 +142,8 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         "optimal_seconds": cost.get("optimal_seconds"),
         "collectives": None if text is None else collectives(text),
     }
+    if _platform(mesh) == "gpu" and text is not None:
+        figures["bytes_moved"] = bytes_moved(text)
     if program.kernel_bytes:
         # The compiler knows neither what a kernel reads nor how long it takes.
         figures |= {"bytes_moved": None, "optimal_seconds": None}
@@ -141,6 +151,13 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
             step = sum(part.bytes for part in step_traffic(text).values())
             figures["bytes_moved"] = step + program.kernel_bytes(depth)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _options(program: AbstractProgram, mesh: Mesh) -> dict[str, str | bool] | None:
+    """The run's own compiler options, and those that compiling without a GPU needs."""
+    platform = mesh.devices.flat[0].platform
+    own = device.COMPILER_OPTIONS.get(platform, {}) if program.kind == "sampling" else {}
+    return {**own, **gpus.COMPILER_OPTIONS} if platform == "gpu" else own or None
 
 
 def _text(compiled: Any) -> str | None:

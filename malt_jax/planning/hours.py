@@ -10,7 +10,7 @@ from typing import Any
 from malt_jax.config.run import Config
 from malt_jax.planning.abstract_programs import prefill_name, reference_name
 from malt_jax.planning.sizes import Sizes, micro_batches
-from malt_jax.planning.work import Work, steps
+from malt_jax.planning.work import Assumptions, Work, steps
 from malt_jax.training.plan import Plan
 
 Executions = dict[str, float]
@@ -18,9 +18,17 @@ Executions = dict[str, float]
 
 
 def stages(
-    config: Config, work: Work, sizes: Sizes, programs: list[dict[str, Any]], chips: int
+    config: Config,
+    work: Work,
+    sizes: Sizes,
+    programs: list[dict[str, Any]],
+    chips: int,
+    efficiency: float = Assumptions.efficiency,
 ) -> list[dict[str, Any]]:
-    """Hours and chip-hours of search, training and evaluation; none where a rate is unknown."""
+    """Hours and chip-hours of search, training and evaluation; none where a rate is unknown.
+
+    `hours` is a lower bound, and `hours_at_efficiency` the same at a share of all rates.
+    """
     seconds = {program["name"]: program["seconds"] for program in programs}
     if any(value is None for value in seconds.values()):
         return []
@@ -28,7 +36,15 @@ def stages(
     for name, counts in executions(config, work, sizes).items():
         spent = {program: count * seconds[program] for program, count in counts.items()}
         hours = sum(spent.values()) / 3600
-        result.append({"name": name, "hours": hours, "chip_hours": hours * chips, "seconds": spent})
+        result.append(
+            {
+                "name": name,
+                "hours": hours,
+                "hours_at_efficiency": hours / efficiency,
+                "chip_hours": hours * chips,
+                "seconds": spent,
+            }
+        )
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 
@@ -35,7 +35,7 @@ class Needs:
 
 def count_needs(config: Config, spec: ModelSpec, kinds: Collection[str]) -> Needs:
     """The needs of a run's programs of these kinds (`sampling`, or a phase) on these devices."""
-    target = replace(find_target(None), devices=None)  # so that nothing is compiled
+    target = find_target(None, compiles=False)
     run = lay_out(config, spec, target, Assumptions())
     # Programs run one at a time, so the largest decides.
     largest = 0

@@ -127,7 +127,7 @@ def plan_run(
             "roles": [vars(role) | {"parts": list(map(list, role.parts))} for role in work.roles],
         },
         "programs": programs,
-        "stages": stages(config, work, run.sizes, programs, target.count),
+        "stages": stages(config, work, run.sizes, programs, target.count, assume.efficiency),
         "fits": all(program["fits"] is not False for program in programs),
     }
 

@@ -52,11 +52,12 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def _memory(plan: dict[str, Any]) -> Any:
-    how = "temporaries by formula, nothing compiled"
+    how = "an estimate: temporaries by formula, nothing compiled"
     if plan["compiled"]:
         # The same for all programs: the model, the target and `whole` decide it.
-        depths = " and ".join(map(str, plan["programs"][0]["compiled_at_layers"]))
-        how = f"compiled with {depths} of {plan['model']['layers']} layers"
+        depths, layers = plan["programs"][0]["compiled_at_layers"], plan["model"]["layers"]
+        how = f"compiled with {' and '.join(map(str, depths))} of {layers} layers"
+        how = f"compiled with all {layers} layers" if depths == [layers] else how
     fits = {True: "yes", False: "no", None: "unknown"}
     columns: Columns = {"program": lambda p: p["name"]}
     for part in ("resident", "arguments", "temporaries", "code", "total_bytes"):
@@ -93,11 +94,15 @@ def _collectives(found: dict[str, dict[str, float]]) -> str:
 def _stages(plan: dict[str, Any]) -> Any:
     columns: Columns = {
         "stage": lambda stage: stage["name"],
-        "hours": lambda stage: f"{stage['hours']:.2f}",
-        "chip-hours": lambda stage: f"{stage['chip_hours']:.1f}",
+        "hours": lambda stage: f"{stage['hours']:.2f} to {stage['hours_at_efficiency']:.2f}",
+        "chip-hours": lambda stage: " to ".join(
+            f"{hours * plan['target']['chips']:.1f}"
+            for hours in (stage["hours"], stage["hours_at_efficiency"])
+        ),
     }
-    bound = "lower bounds, at the compiler's or the published rates"
-    return _table(bound, columns, plan["stages"])
+    share = plan["assumptions"]["efficiency"]
+    title = f"from the compiler's or the published rates to {share:.0%} of them"
+    return _table(title, columns, plan["stages"])
 
 
 def _table(title: str, columns: Columns, items: list[dict[str, Any]]) -> Any:

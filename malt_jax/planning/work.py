@@ -29,6 +29,9 @@ class Assumptions:
     """Share of nodes that become SFT examples."""
     paired_share: float = 0.5
     """Share of prefixes whose children differ in value, which a pair needs."""
+    efficiency: float = 0.4
+    """Share of the compiler's or the published rates that a whole run reaches. Nothing of it was
+    measured on these devices; large trainings are published at 0.3 to 0.6 of their chips' rates."""
 
 
 @dataclass(frozen=True)

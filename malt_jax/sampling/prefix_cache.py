@@ -33,7 +33,7 @@ class PrefixCache:
     """The entries of one run. On a mesh, each shard has an equal range of them."""
 
     def __init__(self, shape: CacheShape, shards: int):
-        self.tokens = np.full((shape.entries, shape.prefix_tokens), EMPTY, np.int64)
+        self.tokens = np.full((shape.entries, shape.prefix_tokens), EMPTY, np.int32)
         """The tokens whose keys and values each entry holds, also after its last reader."""
         self.readers = np.zeros(shape.entries, np.int32)
         """Per entry, its completions that have not ended; 0: free."""
@@ -51,11 +51,15 @@ class PrefixCache:
         nothing that the same batch writes.
         """
         own = self._range(shard)
-        held, wanted = self.tokens[own, : len(prefix)], np.asarray(prefix, np.int64)
-        # Each entry's common prefix with the prompt: the position of the first difference.
-        differs = np.pad(held != wanted[None], ((0, 0), (0, 1)), constant_values=True)
+        held, wanted = self.tokens[own, : len(prefix)], np.asarray(prefix, np.int32)
+        # Each entry's common prefix with the prompt: the position of the first difference, of which
+        # there is one behind the end.
+        differs = np.ones((len(held), len(prefix) + 1), bool)
+        np.not_equal(held, wanted[None], out=differs[:, :-1])
         shared = np.argmax(differs, axis=1)
-        batch_of = np.array([batches.get(own.start + i, 0) for i in range(len(shared))])
+        batch_of = np.zeros(len(held), np.int64)
+        for entry in batches.keys() & range(own.start, own.stop):
+            batch_of[entry - own.start] = batches[entry]
         source = int(np.lexsort((batch_of, -shared))[0])  # the longest, then the earliest written
         start = int(shared[source])
         free = np.flatnonzero(self.readers[own] == 0)

@@ -35,7 +35,7 @@ from malt_jax.sampling.int8 import quantise_kernels
 from malt_jax.sampling.memory import CacheShape
 from malt_jax.sampling.prefill import PrefillCall, Weights, padding_calls, plan_calls, prefill_shape
 from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
-from malt_jax.sampling.scheduler import Growth, Scheduler
+from malt_jax.sampling.scheduler import Scheduler
 from malt_jax.sampling.stats import Phase, Stats, Timer
 
 AdapterOrWeights = Adapter | nnx.State | None
@@ -305,7 +305,6 @@ class Sampler:
         chunk late; what was drawn after them is cut off. `stop` ends the loop early.
         """
         enter = partial(self._timer.enter, scheduler)
-        grown: list[Growth] = []
         while not scheduler.finished and not stop.is_set():
             enter(Phase.HOST)
             self._on_chunk()
@@ -335,10 +334,11 @@ class Sampler:
             device.decode(scheduler, scheduler.idle_limit(smaller.rows if smaller else 0))
             enter(Phase.OVERLAPPED, was_idle)
 
-            # 4. Meanwhile, on the host: stop texts in the chunk before, and streaming.
-            self._publish(scheduler, grown, on_tokens)
+            # 4. Meanwhile, on the host: the tokens of the chunk before, stop texts in them, and
+            #    streaming.
+            self._publish(scheduler, on_tokens)
 
-            # 5. Wait for the chunk and take over what it drew.
+            # 5. Wait for the chunk, and take over what the next one depends on.
             enter(Phase.DEVICE, device_idle=device.idle())
             rows, output = device.result()
             enter(Phase.HOST)
@@ -348,14 +348,12 @@ class Sampler:
                     "broken; load them again or train with a lower learning rate."
                 )
             self.stats.add(row_steps=int(output.steps) * shape.rows)
-            grown = scheduler.process_output(rows, output)
-        self._publish(scheduler, grown, on_tokens)
+            scheduler.process_output(rows, output)
+        self._publish(scheduler, on_tokens)
 
-    def _publish(
-        self, scheduler: Scheduler, grown: Sequence[Growth], on_tokens: OnTokens | None
-    ) -> None:
-        """Ends completions at stop texts, then passes their new tokens on."""
-        for growth in grown:
+    def _publish(self, scheduler: Scheduler, on_tokens: OnTokens | None) -> None:
+        """Records the last chunk, ends completions at stop texts, and passes new tokens on."""
+        for growth in scheduler.record():
             scheduler.end_at_stop_text(growth, self.model.tokenizer)
             if on_tokens:
                 completion = growth.completion

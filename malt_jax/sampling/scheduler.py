@@ -13,7 +13,7 @@ shards need not communicate. A shard that has no prompts left takes pending ones
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -93,6 +93,8 @@ class Scheduler:
         )
         self.useful_steps = 0
         """Row-steps so far that made a token of a completion."""
+        self._unrecorded: tuple[Int[np.ndarray, "R steps+1"], ChunkOutput] | None = None
+        """The last chunk, and what each row held at each of its steps and after them."""
 
     @property
     def finished(self) -> bool:
@@ -100,6 +102,7 @@ class Scheduler:
 
     def results(self) -> list[list[Completion]]:
         """The completions of every request."""
+        self.record()
         done: list[list[Completion]] = [[] for _ in self.requests]
         for completion in self.completions:
             done[completion.request].append(completion.done())
@@ -184,24 +187,44 @@ class Scheduler:
         self.shape = shape
         return entries, rows
 
-    def process_output(self, rows: Rows, output: ChunkOutput) -> list[Growth]:
-        """Takes over what a chunk drew; returns the completions that grew."""
+    def process_output(self, rows: Rows, output: ChunkOutput) -> None:
+        """Takes over what the next chunk depends on: rows, queues, and entries that became free.
+
+        The device waits for this. `record` does the rest, while the device works again.
+        """
+        self.record()
         self.rows = jax.tree.map(np.array, rows)
         for queue, count in zip(self._queues, output.dequeued.tolist(), strict=True):
             for _ in range(count):
                 queue.popleft()
-        steps = int(output.steps)
-        numbers = output.completion[:steps].T
+        drawn = output.completion[: int(output.steps)].T
+        held = np.concatenate([drawn, self.rows.completion[:, None]], axis=1)
+        self._unrecorded = held, output
+        ended = held[:, :-1][held[:, :-1] != held[:, 1:]]
+        for number in ended[ended != IDLE].tolist():
+            self.prefix_cache.readers[self.completions[number].entry] -= 1
+        for row, now in enumerate(self.rows.completion.tolist() if self.params.stop else ()):
+            if now != IDLE and self.completions[now].finish is not None:
+                # A stop text was found while the device continued with it: the row is free.
+                self.rows.completion[row] = IDLE
+                self.prefix_cache.readers[self.completions[now].entry] -= 1
+
+    def record(self) -> list[Growth]:
+        """Adds the tokens of the last chunk to their completions; returns those that grew."""
+        if self._unrecorded is None:
+            return []
+        (held, output), self._unrecorded = self._unrecorded, None
         tokens, logprobs = output.token.T.tolist(), output.logprob.T.tolist()
-        changes = np.diff(numbers, axis=1) != 0
+        cuts: dict[int, list[int]] = defaultdict(list)
+        for row, step in np.argwhere(np.diff(held[:, :-1], axis=1)).tolist():
+            cuts[row].append(step + 1)
         grown: list[Growth] = []
-        for row, now in enumerate(self.rows.completion.tolist()):
+        for row, (*numbers, now) in enumerate(held.tolist()):
             # A row's steps fall into spans, one for each completion that it had in the chunk.
-            cuts = [0, *(np.flatnonzero(changes[row]) + 1).tolist(), steps]
-            for first, end in pairwise(cuts):
-                if first == end or (number := int(numbers[row, first])) == IDLE:
+            for first, end in pairwise((0, *cuts.get(row, ()), len(numbers))):
+                if first == end or numbers[first] == IDLE:
                     continue
-                completion, ended = self.completions[number], number != now
+                completion, ended = self.completions[numbers[first]], numbers[first] != now
                 if completion.finish is None:  # else it had a stop text: what follows is dropped
                     grown.append(Growth(completion, len(completion.tokens)))
                     completion.tokens += tokens[row][first:end]
@@ -210,11 +233,6 @@ class Scheduler:
                     if ended:
                         at_end = completion.tokens[-1] in self.params.end_ids
                         completion.finish = "eos" if at_end else "length"
-                self.prefix_cache.readers[completion.entry] -= ended
-            if now != IDLE and self.completions[now].finish is not None:
-                # A stop text was found while the device continued with it: the row is free.
-                self.rows.completion[row] = IDLE
-                self.prefix_cache.readers[self.completions[now].entry] -= 1
         return grown
 
     def end_at_stop_text(self, growth: Growth, tokenizer: Any) -> None:

@@ -26,7 +26,7 @@ def search(session: Session, round: int) -> None:
     def say(role: str, completions: int) -> None:
         session.progress.note(f"{stage}: {role}, {counted(completions, 'completion')}")
 
-    with session.journal(stage, inputs=True) as journal:
+    with session.journal(stage, inputs=True) as journal, session.profiler.stage(stage):
         if journal.done:  # neither questions nor weights are read again
             return
         if not session.train_questions:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from malt_jax.data.role_data import RoleData
     from malt_jax.models.model import Model
     from malt_jax.sampling.sampler import Sampler
+    from malt_jax.stages.profile import Profiler
     from malt_jax.storage.metrics import Metrics
     from malt_jax.tasks.base import Question, Task
     from malt_jax.training.step import Trainable
@@ -44,13 +45,16 @@ class Session:
         run: RunDir | None,
         progress: Progress,
         shared: Session | None = None,
+        profile: bool = False,
     ):
         """`run` may be None as long as only questions and prompts are looked at.
 
         `shared`: a session whose model and sampler are used, where the configs agree on them.
+        `profile`: trace a few steps of search and training into the run directory.
         """
         self.config: Config = config
         self.progress = progress
+        self._profiles = profile
         self._shared = shared if shared and shared.config.model == config.model else None
         self.run: RunDir = run  # type: ignore[assignment]
 
@@ -219,14 +223,26 @@ class Session:
             return self._shared.sampler
         from malt_jax.sampling.sampler import Sampler
 
-        # A stop request abandons the block in progress; finished blocks are saved already.
-        return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=raise_if_stopped)
+        def on_chunk() -> None:
+            # A stop request abandons the block in progress; finished blocks are saved already.
+            raise_if_stopped()
+            self.profiler.between_steps()
+
+        return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=on_chunk)
+
+    @cached_property
+    def profiler(self) -> Profiler:
+        from malt_jax.stages.profile import Profiler
+
+        return Profiler(self.run.profile if self._profiles else None, self.progress.note)
 
     def meter(self) -> Callable[[], dict[str, Any]]:
         """Starts a measurement and returns a function that gives the figures since that moment.
 
         The progress shows the same figures of the sampler.
         """
+        from malt_jax.planning.utilisation import sampling_utilisation
+
         stats = self.sampler.stats
         # A copy, because the sampler goes on adding to the original.
         before = replace(stats)
@@ -234,7 +250,11 @@ class Session:
         def figures() -> dict[str, Any]:
             return stats.since(before).as_dict()
 
-        self.progress.watch(figures)
+        def shown() -> dict[str, Any]:
+            now = figures()
+            return {**now, "utilisation": sampling_utilisation(self.model.spec, now)}
+
+        self.progress.watch(shown)
         return figures
 
     def journal(self, stage: str, *, inputs: bool = False, finishes: bool = True) -> Journal:

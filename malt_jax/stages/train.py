@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import malt_jax as malt
 from malt_jax.config.pipeline import RoleConfig, split_phases
 from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.memory import restart_peak
+from malt_jax.planning.utilisation import training_utilisation
 from malt_jax.progress import counted
+from malt_jax.stages.mismatch import check_mismatch
 from malt_jax.stages.names import train_stage
 from malt_jax.stages.policies import PHASES, Weights, latest, phases_of, weights_folder
 from malt_jax.stages.session import Session
@@ -50,7 +53,7 @@ def _train_phase(
             for role, phases in roles.items()
             if phase in phases and policy_name(role, config.sharing) == name
         }
-        examples = sum(len(d.of(phase)) for d in data.values())
+        examples = [example for d in data.values() for example in d.of(phase)]
         if not examples:
             if data:
                 session.progress.note(f"{stage}: no {phase} data, {name} keeps its weights")
@@ -59,7 +62,10 @@ def _train_phase(
         # The first phase begins with what the round before left, by which the trees were searched.
         searched_by = latest(session, round - 1, name)
         before = latest(session, round, name, PHASES[: PHASES.index(phase)])
-        start = Weights(session)(before) or session.initial_weights(name)
+        load = Weights(session)
+        # Measured before the phase's own weights are loaded, so that full ones are held only once.
+        check_mismatch(session, round, name, phase, [*data], load)
+        start = load(before) or session.initial_weights(name)
         if phase == "pg":
             for role in config.pipeline.roles:
                 if role.name in data and (warning := _sampling_warning(role)):
@@ -69,13 +75,19 @@ def _train_phase(
         # A series of its own, because it is measured once and not in a step.
         measured = session.metrics.series("trained", round, name, phase)
         session.progress.watch(dict)  # the sampler is at rest
-        count = counted(examples, "row")
+        count = counted(len(examples), "row")
         session.progress.note(f"{stage}: {count}, from {before}; the first step compiles")
+        per_token = training_utilisation(session.model.spec, examples, config.train.full)
 
         def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+            shown: dict[str, Any] = {metric: record[metric] for metric in ("loss", "tokens_per_s")}
+            if per_token is not None:
+                utilisation = record["tokens_per_s"] * per_token
+                record = {**record, "utilisation": utilisation}
+                shown["MFU"] = f"{utilisation:.1%}"
             series.log(step, record)
-            shown = {metric: record[metric] for metric in ("loss", "tokens_per_s")}
             session.progress.update(stage, step, steps, **shown)
+            session.profiler.between_steps(last=step == steps)
 
         def on_phase(policy: str, outcome: TrainOutcome) -> None:
             session.progress.note(f"{stage}: {_sentence(outcome)}")
@@ -92,26 +104,27 @@ def _train_phase(
             )
 
         restart_peak()  # so that a phase's peak is its own
-        malt.train(
-            session.model,
-            data,
-            pipeline=config.pipeline,
-            sharing=config.sharing,
-            # A role's own fields are in the pipeline, and are laid over these.
-            lora=config.train.lora,
-            sft=config.train.sft,
-            dpo=config.train.dpo,
-            kto=config.train.kto,
-            pg=config.train.pg,
-            start={name: start},
-            on_policy=before == searched_by,
-            saver=CheckpointFolder(folder, config.save_minutes),
-            template="\n".join(role.template for role in session.pipeline.roles),
-            seed=config.seed,
-            mesh=session.mesh,
-            on_step=on_step,
-            on_phase=on_phase,
-        )
+        with session.profiler.stage(stage):
+            malt.train(
+                session.model,
+                data,
+                pipeline=config.pipeline,
+                sharing=config.sharing,
+                # A role's own fields are in the pipeline, and are laid over these.
+                lora=config.train.lora,
+                sft=config.train.sft,
+                dpo=config.train.dpo,
+                kto=config.train.kto,
+                pg=config.train.pg,
+                start={name: start},
+                on_policy=before == searched_by,
+                saver=CheckpointFolder(folder, config.save_minutes),
+                template="\n".join(role.template for role in session.pipeline.roles),
+                seed=config.seed,
+                mesh=session.mesh,
+                on_step=on_step,
+                on_phase=on_phase,
+            )
         # The whole folder is one unit: final weights, and for DPO the reference's numbers.
         journal.add(folder)
 

@@ -47,6 +47,7 @@ class RunDir:
         self.report = path / "report.html"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "tensorboard"
+        self.profile = path / "profile"
 
     @classmethod
     def open(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.config.training import SftConfig
@@ -14,26 +15,49 @@ from malt_jax.models.lora import Adapter
 from malt_jax.models.quantized import weights_dtype
 from malt_jax.training.phase import BaseModel
 from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import plan_steps
-from malt_jax.training.scoring import score_plan
-from malt_jax.training.step import Trainable, make_program, scoring
+from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.scoring import score_plan, score_tokens
+from malt_jax.training.step import Program, Trainable, make_program, scoring
 
 BATCH = 64
 """Completions that are packed together."""
+
+Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+"""Token ids of each prompt and its completion, neither of them empty."""
 
 
 def completion_logprobs(
     model: BaseModel,
     weights: Trainable | None,
-    sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    sequences: Sequences,
     *,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """log P(completion | prompt), summed over the completion's tokens, float32 `[N]`.
 
-    `sequences`: token ids of each prompt and its completion, neither of them empty. `weights`: an
-    adapter over the model or full weights; None for the model itself.
+    `weights`: an adapter over the model or full weights; None for the model itself.
     """
+    program, frozen, plan = _packed(model, weights, sequences, mesh)
+    return score_plan(program, weights, frozen, plan, len(sequences), mesh)[0]
+
+
+def token_logprobs(
+    model: BaseModel,
+    weights: Trainable | None,
+    sequences: Sequences,
+    *,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Log-probability of every completion token, float32, one completion after the other."""
+    program, frozen, plan = _packed(model, weights, sequences, mesh)
+    lengths = [len(completion) for _, completion in sequences]
+    return score_tokens(program, weights, frozen, plan, lengths, mesh)
+
+
+def _packed(
+    model: BaseModel, weights: Trainable | None, sequences: Sequences, mesh: Mesh | None
+) -> tuple[Program, nnx.State | None, Plan]:
+    """The scoring program, the frozen weights beside, and a plan that holds every sequence."""
     config = SftConfig()
     devices = row_devices(mesh)
     # Completions of one prompt stand together, so that it is computed once for all of them.
@@ -50,4 +74,4 @@ def completion_logprobs(
     program = scoring(make_program(model.graph, dtype, config, 0.0, backend))
     # Full weights take the place of the base.
     frozen = model.params if weights is None or isinstance(weights, Adapter) else None
-    return score_plan(program, weights, frozen, plan, len(sequences), mesh)[0]
+    return program, frozen, plan
