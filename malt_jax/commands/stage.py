@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from malt_jax.commands import evaluations
+from malt_jax.commands import evaluations, report
 from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import look, open_session, print_table, read_config
 from malt_jax.errors import UserError
@@ -42,6 +42,9 @@ def run(invocation: Invocation) -> None:
     """Opens the run, performs the command's stages and prints the results they return."""
     if invocation.command.name == "eval" and evaluations.asks_for_evaluation(invocation):
         evaluations.run(invocation)
+        return
+    if invocation.command.name == "report" and report.asks_for_page(invocation):
+        report.run(invocation)
         return
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
@@ -268,7 +271,13 @@ COMMANDS = (
     _command(
         "report",
         "one self-contained page: results, cost, curves and every tree",
-        "Writes RUN/report.html from what the run has so far, and prints its path and the results.",
+        "Writes RUN/report.html from what the run has so far, and prints its path and the results. "
+        "With --compare, two runs on one page; with --watch, a live page of a run that goes on.",
         ("output_dir",),
+        *report.OPTIONS,
+        examples=(
+            "malt report --compare runs/a runs/b",
+            "malt report --watch --output-dir runs/quickstart",
+        ),
     ),
 )

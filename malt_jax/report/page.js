@@ -89,11 +89,11 @@ const boxes = new ResizeObserver((entries) => {
 });
 for (const box of document.querySelectorAll(".scroll, figure")) boxes.observe(box);
 
-for (const button of document.querySelectorAll(".choice button")) {
-  button.addEventListener("click", () => {
-    document.querySelector("table.results").dataset.against = button.dataset.against;
-    for (const other of document.querySelectorAll(".choice button")) {
-      other.setAttribute("aria-pressed", String(other === button));
-    }
-  });
-}
+// One listener for all, because a live page replaces its buttons.
+document.addEventListener("click", ({ target }) => {
+  if (!target.matches(".choice button")) return;
+  document.querySelector("table.results").dataset.against = target.dataset.against;
+  for (const other of document.querySelectorAll(".choice button")) {
+    other.setAttribute("aria-pressed", String(other === target));
+  }
+});
