@@ -62,7 +62,8 @@ def sweep(run: Path) -> dict:
         for row in rows
         for t in (0.0, 0.7)
     ]
-    return results
+    # These name systems and rows that are left out or have other names now.
+    return {**results, "turns": [], "levels": {}}
 
 
 def test_the_page_shows_every_evaluation_beside_the_runs_own_results(runs, tmp_path):
