@@ -46,11 +46,11 @@ def _results(run: Path) -> dict:
     return json.loads((run / "results.json").read_text())
 
 
-def side(run: Path, rename: str = "E") -> compare.Side:
+def side(run: Path, rename: str = "E", questions: int = QUESTIONS) -> compare.Side:
     """A run as the page of a comparison takes it; its ids may be other ones than its file's."""
-    problems = {f"{rename}{i}": _problem(i) for i in range(QUESTIONS)}
-    questions = {id: (text, str(answer)) for id, (text, answer, _) in problems.items()}
-    return compare.Side(run, questions, _results(run), 0.5, ("generator", "verifier", "refiner"))
+    problems = {f"{rename}{i}": _problem(i) for i in range(questions)}
+    texts = {id: (text, str(answer)) for id, (text, answer, _) in problems.items()}
+    return compare.Side(run, texts, _results(run), 0.5, ("generator", "verifier", "refiner"))
 
 
 def sweep(run: Path) -> dict:
