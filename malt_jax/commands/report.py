@@ -25,6 +25,8 @@ def asks_for_page(invocation: Invocation) -> bool:
         raise UserError("--output: belongs to --compare A B; a report is RUN/report.html.")
     if options.port and not options.watch:
         raise UserError("--port: belongs to --watch.")
+    if options.redo and (options.compare or options.watch):
+        raise UserError("--redo: repeats a stage of a run, and these pages are none.")
     return bool(options.compare or options.watch)
 
 
@@ -54,6 +56,9 @@ def _compare(invocation: Invocation) -> None:
     names = (re.sub(r"[^A-Za-z0-9.]+", "-", one.path.name) for one in runs)
     output = Path(options.output or f"compare-{'-'.join(names)}.html").absolute()
     check_output(output)
+    if options.dry_run:
+        print(f"malt report would compare {runs[0].path} with {runs[1].path} in {output}.")
+        return
     compare(runs[0], runs[1], output)
     print(output)
 
@@ -69,6 +74,9 @@ def _watch(invocation: Invocation) -> None:
     if not 0 <= port < 1 << 16:
         raise UserError(f"--port: found {port}, allowed: 0 (a free one) to 65535.")
     directory = RunDir.existing(read_config(invocation).output_dir)
+    if invocation.options.dry_run:
+        print(f"malt report would serve the page of {directory.path} and write nothing.")
+        return
     with graceful_stop("stopping; the run itself goes on"):
         serve(
             directory.path,

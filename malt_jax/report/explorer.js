@@ -159,7 +159,7 @@ function heading(record) {
   return el("div", {},
     el("div", { class: "nav" }, el("h3", {}, visible(record.id)),
       el("div", { class: "step" },
-        elsewhere.map(([one, entry]) => el("button", { click: () => { choose(one); open(entry); } }, `same question: ${one.name.toLowerCase()}`)),
+        elsewhere.map(([one, entry]) => el("button", { click: () => { choose(one); open(entry); } }, `same question: ${one.name.replace(/^[A-Z](?=[a-z])/, (c) => c.toLowerCase())}`)),
         el("button", { click: () => step(-1), "aria-label": "previous question" }, "‹"),
         el("button", { click: () => step(1), "aria-label": "next question" }, "›"))),
     el("div", { class: "meta" }, facts));
