@@ -75,10 +75,9 @@ def _server(target: Path):
 def _next(server, ids: list[int], vocab: int) -> dict[int, float]:
     """llama.cpp's log-probability of every next token."""
     reply = server.handle_completions(
-        {"prompt": ids, "n_predict": 1, "n_probs": vocab, "temperature": 1.0, "cache_prompt": False,
-         "samplers": [], "seed": 1}
-    )  # fmt: skip
-    [entry] = reply["completion_probabilities"]
+        {"prompt": ids, "max_tokens": 1, "logprobs": vocab, "temperature": 1.0, "seed": 1}
+    )
+    [entry] = reply["choices"][0]["logprobs"]["content"]
     return {one["id"]: one["logprob"] for one in entry["top_logprobs"]}
 
 

@@ -29,6 +29,7 @@
       const newer = section.id ? page.getElementById(section.id) : page.querySelector("section.head");
       if (newer) section.replaceWith(newer);
     }
+    watchBoxes();
     const again = document.createElement("button");
     again.id = "again";
     again.textContent = "The run has more by now: load it into the explorer";

@@ -6,6 +6,7 @@ in a temporary folder, at most for a fifth of the time, and asks every two secon
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import threading
@@ -75,7 +76,10 @@ class Live:
             "open": [name for name, stage in stages.items() if not stage["done"]],
             "last": last,
             "age": None if last is None else round(time.time() - last.get("time", 0.0)),
-            "trees": sum(_lines(path) for path in self._run.glob("rounds/*/trees/*.jsonl")),
+            "trees": sum(
+                _lines(path, path.stat().st_size)
+                for path in self._run.glob("rounds/*/trees/*.jsonl")
+            ),
         }
 
 
@@ -124,7 +128,12 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
             if self.path == "/":
                 self._send(live.text, "text/html; charset=utf-8")
             elif self.path == "/state":
-                self._send(json.dumps(live.state()).encode(), "application/json")
+                try:
+                    state = live.state()
+                except (UserError, OSError) as error:  # a file is being replaced
+                    self.send_error(503, type(error).__name__)
+                    return
+                self._send(json.dumps(state).encode(), "application/json")
             elif (name := self.path.removeprefix("/report_data/")) in live.data:
                 self._send(live.data[name], "text/javascript")
             else:
@@ -155,7 +164,9 @@ def _stat(path: Path) -> Any:
         return None
 
 
-def _lines(path: Path) -> int:
+@functools.lru_cache(maxsize=1 << 16)
+def _lines(path: Path, size: int) -> int:
+    """Lines of a file that only grows, which is read again only when its size has changed."""
     with open(path, "rb") as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 

@@ -87,7 +87,10 @@ document.getElementById("help-button").addEventListener("click", () => help.show
 const boxes = new ResizeObserver((entries) => {
   for (const { target } of entries) target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
 });
-for (const box of document.querySelectorAll(".scroll, figure")) boxes.observe(box);
+function watchBoxes() {
+  for (const box of document.querySelectorAll(".scroll, figure")) boxes.observe(box);
+}
+watchBoxes();
 
 // One listener for all, because a live page replaces its buttons.
 document.addEventListener("click", ({ target }) => {

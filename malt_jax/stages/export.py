@@ -91,7 +91,9 @@ def _lacks(session: Session) -> str:
     roles = [folder for folder in folders if folder.name != DATASET]
     if session.config.export.merged and any(not (f / "config.json").is_file() for f in roles):
         return "merged models"
-    return "a dataset" if _wants_dataset(session) and len(roles) == len(folders) else ""
+    # Of an export that was interrupted, the dataset is still to come.
+    complete = manifest.stage_done(session.run, EXPORT) and _wants_dataset(session)
+    return "a dataset" if complete and len(roles) == len(folders) else ""
 
 
 def _write_dataset(session: Session, folder: Path) -> None:

@@ -11,7 +11,7 @@ from malt_jax.stages.names import EVAL, REPORT
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.writers import is_writer, on_writer
+from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
 
 
 def report(session: Session) -> None:
@@ -24,7 +24,10 @@ def report(session: Session) -> None:
     manifest.verify(session.run, sealed_inputs(session.run))
     evaluations = evaluated(session.run)
     shown = sha256_all([session.run.path / FOLDER / e.name / "results.json" for e in evaluations])
-    if manifest.load(session.run).get("reported", []) != shown:
+    added = manifest.load(session.run).get("reported", []) != shown
+    # All processes have read the manifest before one of them changes it.
+    wait_for_all("evaluations looked up")
+    if added:
         # An evaluation was made after the page, which is written again to show it.
         on_writer(lambda: _reopen(session, shown))
     with session.journal(REPORT) as journal:

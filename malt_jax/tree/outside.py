@@ -42,8 +42,9 @@ def complete(
     given: dict[str, Mapping[str, Any]] = {}
     for node in record["nodes"]:
         name = node.get("id") if isinstance(node, Mapping) else None
-        if not isinstance(name, str) or not name.startswith(prefix):
+        if not isinstance(name, str):
             raise ValueError(f"a node's id is {show(name)} and not a path like {prefix}g0")
+        # Without its question an id is a path as well.
         if given.setdefault(name.removeprefix(prefix), node) is not node:
             raise ValueError(f"node {show(name)} comes twice")
     nodes: list[Node] = []
@@ -126,7 +127,7 @@ def _token_ids(id: str, given: Any, text: str, finish: str, tokenizer: Any) -> t
     if (
         not isinstance(given, list)
         or not given
-        or not all(type(i) is int and i >= 0 for i in given)
+        or not all(type(i) is int and 0 <= i < 1 << 31 for i in given)
     ):
         raise ValueError(f"token_ids of node {id} are not a list of token ids")
     said = given[:-1] if finish == "eos" and given[-1] in end else given
@@ -144,8 +145,8 @@ def _logprobs(id: str, given: Mapping[str, Any], tokens: int) -> tuple[float, ..
         return ()
     if "token_ids" not in given or not isinstance(found, list) or len(found) != tokens:
         raise ValueError(f"logprobs of node {id} are not one for each of its token_ids")
-    # A NaN fails the comparison as well.
-    if not all(type(p) in (int, float) and -1e9 < p <= 0 for p in found):
+    # A NaN fails the comparison as well; rounding may leave a certain token just above 0.
+    if not all(type(p) in (int, float) and -1e9 < p < 1e-3 for p in found):
         raise ValueError(f"logprobs of node {id} hold what is no log-probability")
     return tuple(round(float(p), LOGPROB_DIGITS) for p in found)
 
