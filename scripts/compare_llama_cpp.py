@@ -45,7 +45,7 @@ def main() -> None:
         target = Path(temporary, "model.gguf")
         export(folder, target)
         server = _server(target)
-        worst, compared, same = 0.0, 0, 0
+        worst, compared, same = (0.0, 0.0, 0.0), 0, 0
         for turn in chosen:
             prompt = [int(i) for i in model.tokenizer.prompt_ids(turn["prompt"])]
             ids = prompt + [int(i) for i in model.tokenizer.encode(turn["text"])]
@@ -54,11 +54,14 @@ def main() -> None:
                 theirs = _next(server, ids[:end], own.shape[-1])
                 ours = own[end - 1]
                 likely = [i for i, p in theirs.items() if p > LEAST]
-                worst = max(worst, *(abs(float(ours[i]) - theirs[i]) for i in likely))
+                worst = max(
+                    worst, *((abs(ours[i] - theirs[i]), ours[i], theirs[i]) for i in likely)
+                )
                 same += int(ours.argmax()) == max(theirs, key=theirs.__getitem__)
                 compared += 1
-    print(json.dumps({"role": words.role, "tokens": compared, "same_argmax": same,
-                      "largest_difference": worst}))  # fmt: skip
+    difference, ours, theirs = map(float, worst)
+    found = {"role": words.role, "tokens": compared, "same_argmax": same}
+    print(json.dumps({**found, "largest_difference": difference, "between": [ours, theirs]}))
 
 
 def _server(target: Path):
@@ -69,6 +72,9 @@ def _server(target: Path):
     params.n_ctx = 512
     params.n_parallel = 1
     params.warmup = False
+    # By default keys and values are cached and multiplied in half precision.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(params)
 
 
