@@ -171,7 +171,9 @@ def graded(
         for id, reward in rewards.items():
             if type(reward) not in (int, float) or not 0 <= reward <= 1 or id not in leaves:
                 raise ValueError(f"the reward of node {id} is {show(reward)}: no leaf's in [0, 1]")
-        nodes = (replace(n, reward=float(rewards.get(n.id, n.reward))) if n.id in leaves else n
-                 for n in tree.nodes)  # fmt: skip
-        kept.append(replace(tree, nodes=tuple(nodes)))
+        nodes = tuple(
+            replace(node, reward=float(rewards[node.id])) if node.id in rewards else node
+            for node in tree.nodes
+        )
+        kept.append(replace(tree, nodes=nodes))
     return Forest(kept)
