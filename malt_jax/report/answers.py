@@ -57,8 +57,8 @@ def add_answers(sources: Sequence[Source], pages: Pages) -> tuple[list[str], lis
                 drawn = answers[question].setdefault(system, [])
                 drawn.append(_compact(record, keep_texts=len(drawn) < TEXT_DRAWS))
                 # Without the text of the question, the first prompt shows it in its template.
-                text = source.questions.get(id, (record.turns[0].prompt, ""))
-                texts.setdefault(question, text)
+                asked = source.questions.get(id, (record.turns[0].prompt, ""))
+                texts.setdefault(question, asked)
     entries = []
     for question, by_system in answers.items():
         text, answer = texts[question]

@@ -161,7 +161,8 @@ def _cost(sides: tuple[Side, Side]) -> Table:
         a, b = (one.get(stage, {}) for one in cost)
         seconds = [one.get("seconds") for one in (a, b)]
         tokens = [one.get("tokens", one.get("tokens_generated")) for one in (a, b)]
-        ratio = f"{seconds[1] / seconds[0]:.2f}" if all(seconds) else ""
+        first, second = seconds
+        ratio = f"{second / first:.2f}" if first and second else ""
         times = ["" if value is None else f"{value:.1f}" for value in seconds]
         counts = ["" if value is None else f"{value:,.0f}" for value in tokens]
         rows.append([stage, *times, ratio, *counts])

@@ -65,8 +65,9 @@ def export(session: Session) -> None:
                     card=model_card(_facts(session, name, identities)),
                 )
         if _wants_dataset(session):
-            for _, folder in journal.pending({"dataset": run.path / DATASET}, folders=True):
-                on_writer(lambda folder=folder: _write_dataset(session, folder))
+            dataset = run.path / DATASET
+            for _ in journal.pending({"dataset": dataset}, folders=True):
+                on_writer(lambda: _write_dataset(session, dataset))
     if repository := config.export.push_to_hub:
         on_writer(lambda: _push_once(session, repository))
 
