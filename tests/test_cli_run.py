@@ -219,3 +219,13 @@ def test_a_run_that_is_not_trained_does_not_answer_as_if_it_were(configured, tmp
     assert cli.main(["search", *configured[:-1], folder, "--task.num-train", "1"]) == 0
     assert cli.main(["ask", "e1+1=?", "--run", folder, TRUST]) == 2
     assert "not trained yet" in capsys.readouterr().err
+
+
+def test_the_base_alone_is_measured_before_there_is_any_training(configured, tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    words = [*configured[:-1], folder]
+    assert cli.main(["eval", *words]) == 2, "MALT itself was never trained"
+    assert "run `malt train`" in capsys.readouterr().err
+    base = ["--eval.systems", "sa", "--task.num-eval", "2", "--eval.baseline", "sa@9"]
+    assert cli.main(["eval", *words, *base]) == 0
+    assert "single agent" in capsys.readouterr().out

@@ -654,6 +654,7 @@ EFFECTS: dict[str, Effect] = {
     "model.path": Effect(loaded_model, "quickstart"),
     "model.revision": Effect(loaded_model, "v1", {"model.path": "org/model"}),
     "model.dtype": Effect(placement, "float32"),
+    "model.quantize": Effect(placement, "int8"),
     ROLE + "adapter": Effect(starting_weights, "{here}/pipeline/start", path=FIRST + "adapter"),
     "task.name": Effect(questions, "arithmetic"),
     "task.train_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),

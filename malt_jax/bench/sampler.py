@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 128,
     "temperature": 0.3,
     "dtype": None,
+    "quantize": "none",
     "no_roofline": False,
     "peer_batches": "4,8,16",
     "no_peer": False,
@@ -55,11 +56,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.bench.inputs import word_problems
     from malt_jax.config.sampler import SamplerConfig
     from malt_jax.models.model import load_model
+    from malt_jax.models.quantized import weights_dtype
     from malt_jax.sampling.sampler import Sampler
     from malt_jax.tasks import get_task
     from malt_jax.tree.expand import expand
 
-    model = load_model(job["model"], dtype=job["dtype"])
+    model = load_model(job["model"], dtype=job["dtype"], quantize=job["quantize"])
     names = ("rows", "width", "cache", "weights")
     sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
     count = job["questions"]
@@ -99,7 +101,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "compile_s": stats.compile_seconds,
         "device": f"{device.device_kind}, {os.cpu_count()} cores",
         "platform": device.platform,
-        "dtype": jax.tree.leaves(model.params)[0].dtype.name,
+        "dtype": weights_dtype(model.params).name,
         "load_average": os.getloadavg()[0],
     }
     if not job["no_roofline"]:

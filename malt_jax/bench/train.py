@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from malt_jax.models.spec import ModelSpec
 
 
-DEFAULTS: dict[str, Any] = {"stage": "sft", "steps": 4, "dtype": "float32", "no_peer": False}
+DEFAULTS: dict[str, Any] = {
+    "stage": "sft",
+    "steps": 4,
+    "dtype": "float32",
+    "quantize": "none",
+    "no_peer": False,
+}
 """Settings beside the fields of the config; the first step is not timed."""
 
 PASSES = {"sft": 0, "dpo": 1, "kto": 3, "pg": 1}
@@ -69,7 +75,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.training.fit import train_phase
     from malt_jax.training.saver import MemorySaver
 
-    model = load_model(job["model"], dtype=job["dtype"], stacked=True)
+    model = load_model(job["model"], dtype=job["dtype"], stacked=True, quantize=job["quantize"])
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
     adapter = init_adapter(model.spec, lora, jax.random.key(0), stacked=True)
     count, vocab = job["batch"] * job["steps"], model.spec.vocab

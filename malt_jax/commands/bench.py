@@ -52,6 +52,7 @@ def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace
     values["model"] = str(Path(folder).absolute())
     if config.model.dtype != "auto":
         values["dtype"] = config.model.dtype
+    values["quantize"] = config.model.quantize
     if what == "sampler":
         values["train_path"] = config.task.train_path
         for name in SAMPLER_FIELDS:

@@ -122,7 +122,7 @@ def _perform(session: Session, name: str) -> Results | None:
     elif name == "train":
         _every_round(session, stage, names.trained_stage, names.label_stage)
     else:
-        if name in ("eval", "export"):
+        if name == "export" or (name == "eval" and _measures_training(session)):
             _require(session, names.trained_stage(session.config.rounds - 1))
         results = stage(session)
         made = {"export": session.run.path / "export", "report": session.run.report}
@@ -134,6 +134,20 @@ def _perform(session: Session, name: str) -> Results | None:
             results = json.loads(session.run.results.read_text())
         return cast("Results | None", results)
     return None
+
+
+def _measures_training(session: Session) -> bool:
+    """Whether the evaluation needs trained weights.
+
+    Baselines of the base model alone can be measured before there are any, to choose prompts,
+    temperatures and limits by.
+    """
+    from malt_jax.stages.variants import planned
+    from malt_jax.tree.policies import BASE
+
+    systems, variants = planned(session)
+    policies = {turn.policy for system in systems for turn in system.turns}
+    return bool(variants) or session.config.eval.trees > 0 or policies != {BASE}
 
 
 def _every_round(

@@ -84,6 +84,16 @@ class Config:
             "train.full: true, but a role names an adapter to start from; train adapters.",
         )
         check(
+            self.model.quantize == "none" or not self.train.full,
+            f"train.full: true, but model.quantize: {self.model.quantize}, and rounded weights "
+            "cannot be trained; train adapters, or set model.quantize: none.",
+        )
+        check(
+            self.model.quantize == "none" or self.sampler.weights == "auto",
+            f"sampler.weights: {self.sampler.weights}, but model.quantize: {self.model.quantize} "
+            "rounds the weights already; leave one of the two out.",
+        )
+        check(
             len(adapters) == 1 or self.sharing == "adapters",
             "sharing: shared, but the roles start from different adapters; name one for all.",
         )

@@ -19,6 +19,7 @@ from malt_jax.models.hf_families import FAMILIES
 from malt_jax.models.hf_fields import read_json
 from malt_jax.models.hf_names import Source, source_of
 from malt_jax.models.lora import Adapter
+from malt_jax.models.quantized import dequantized
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
 
@@ -70,6 +71,9 @@ def write_merged(
         pair = None if adapter is None else adapter_pair(adapter, piece.path, piece.layer)
         for index in (piece.layer, piece.expert):
             value = value if index is None else value[index]
+        # A quantised base is written as what its integers stand for, since that is what the adapter
+        # was trained over.
+        value = dequantized(value, jnp.float32)
         if adapter is not None and pair is not None:
             a, b = (
                 pair[side] if piece.expert is None else pair[side][piece.expert] for side in "ab"

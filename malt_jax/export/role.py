@@ -20,6 +20,7 @@ from malt_jax.models.hf_fields import read_json
 from malt_jax.models.lora import Adapter
 from malt_jax.models.model import Model
 from malt_jax.models.peft_layout import has_layout
+from malt_jax.models.quantized import weights_dtype
 
 SHARD_BYTES = 4 << 30
 GENERATION = "generation_config.json"
@@ -56,7 +57,7 @@ def export_role(
     if merged:
         weights = model.params if params is None else params
         # The base model's dtype decides, also for trained weights, which may be float32.
-        dtype = jax.tree.leaves(model.params)[0].dtype
+        dtype = weights_dtype(model.params)
         write_merged(folder, model.folder, model.spec, weights, adapter, dtype, shard_bytes)
     if adapter is not None and lora is not None and has_layout(model.spec, lora.targets):
         # A hub name with its revision is valid everywhere; a folder only by its absolute path.

@@ -20,6 +20,7 @@ from malt_jax.models.experts import ExpertLinear, mix_experts
 from malt_jax.models.linear import ONES, ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta
 from malt_jax.models.packed_attention import Packing, packed_attention
+from malt_jax.models.quantized import QuantizedMatrix, product
 from malt_jax.models.rope import Angles, rotate, rotation
 from malt_jax.models.sharding import constrain
 from malt_jax.models.spec import ModelSpec
@@ -324,7 +325,11 @@ class Decoder(nnx.Module):
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # All-gather the table over its width first, so that the looked-up rows are laid out like
         # the batch.
-        x = constrain(self.embed[...], "vocab", None)[tokens]
+        table = jax.tree.map(lambda x: constrain(x, "vocab", None), self.embed[...])
+        if isinstance(table, QuantizedMatrix):
+            x = table.rows(tokens, self.norm.weight[...].dtype)
+        else:
+            x = table[tokens]
         if self.spec.embed_scale != 1.0:
             # The factor is rounded to the model's dtype first: a bfloat16 model multiplies by the
             # nearest bfloat16 number.
@@ -336,7 +341,10 @@ class Decoder(nnx.Module):
         head = self.embed[...].T if self.head is None else self.head[...]
         # Float32 comes out of the product itself. Rounded to bfloat16 and cast back, logits that
         # are close would become equal.
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        if isinstance(head, QuantizedMatrix):
+            logits = product(hidden, head)
+        else:
+            logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
         if self.spec.logit_divisor != 1.0:
             logits = logits / self.spec.logit_divisor
         if self.spec.logit_softcap is not None:

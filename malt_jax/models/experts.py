@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from malt_jax.models.linear import ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import LayerAdapter, dropped
+from malt_jax.models.quantized import QuantizedMatrix, dequantized
 from malt_jax.models.sharding import EXPERT, TENSOR, partition
 from malt_jax.models.spec import Mixture, ModelSpec
 
@@ -42,7 +43,7 @@ class ExpertLinear(nnx.Module):
 class ExpertWeights(NamedTuple):
     """What one device holds of one projection of the experts: its experts, its channels."""
 
-    kernel: Float[Array, "E i o"]
+    kernel: Float[Array, "E i o"] | QuantizedMatrix
     bias: Float[Array, "E o"] | None
     pair: dict[str, Array] | None
     """The adapter's factors `a` [E, i, r] and `b` [E, r, o]."""
@@ -140,7 +141,7 @@ def _experts_here(
 
     def project(name: str, x: Float[Array, "M i"], biased: Any = True) -> Float[Array, "M o"]:
         kernel, bias, pair = held[name]
-        y = jax.lax.ragged_dot(x, kernel, routing.sizes)
+        y = jax.lax.ragged_dot(x, dequantized(kernel, x.dtype), routing.sizes)
         if bias is not None:
             y = y + jnp.where(biased, bias[routing.expert.clip(0, count - 1)], 0)
         if pair is not None:
@@ -197,12 +198,14 @@ def _partitions(weights: ExpertWeights, axes: tuple, mesh: Any) -> Any:
         side: of(x, *{"a": (expert, d_in, None), "b": (expert, None, d_out)}.get(side, ()))
         for side, x in weights.pair.items()
     }
-    return ExpertWeights(of(weights.kernel, *axes), of(weights.bias, expert, d_out), pair)
+    kernel = jax.tree.map(lambda x: of(x, *axes), weights.kernel)
+    return ExpertWeights(kernel, of(weights.bias, expert, d_out), pair)
 
 
 def _axes_of(parts: dict[str, Any]) -> tuple[str, ...]:
     """The mesh axes that experts and channels are split over."""
-    return tuple(sorted({name for part in parts.values() for name in _names(*part.kernel)}))
+    kernels = jax.tree.leaves([part.kernel for part in parts.values()])
+    return tuple(sorted({name for kernel in kernels for name in _names(*kernel)}))
 
 
 def _names(*entries: str | tuple[str, ...] | None) -> list[str]:

@@ -68,14 +68,15 @@ def load_model(
     *,
     revision: str | None = None,
     rules: Mapping[str, tuple[str, ...]] = sharding.RULES,
+    quantize: str = "none",
 ) -> Model:
     """Read a Hugging Face checkpoint: a local folder, or a name on the hub (`org/name`).
 
     `dtype`: "float32" or "bfloat16"; default float32 on a CPU and bfloat16 elsewhere. `mesh`: the
     weights are laid over it by `rules`; default one device. `stacked`: one array per parameter with
-    a leading layer axis, scanned, in place of one per layer (see `Decoder`). Anything about the
-    checkpoint that is wrong or not supported raises UserError, before a weight is read if
-    config.json shows it.
+    a leading layer axis, scanned, in place of one per layer (see `Decoder`). `quantize`: "int8" for
+    a base that stays frozen (see `ModelConfig`). Anything about the checkpoint that is wrong or not
+    supported raises UserError, before a weight is read if config.json shows it.
     """
     # From cheap to expensive: config.json refuses a model that is not supported, the files' headers
     # show what is missing, and only then are weights read.
@@ -84,7 +85,13 @@ def load_model(
     checkpoint = Checkpoint(folder, tower=spec.tower)
     tokenizer = load_tokenizer(folder, spec.vocab)
     graph, params = load_params(
-        checkpoint, spec, _dtype(dtype), mesh=mesh, rules=rules, stacked=bool(stacked)
+        checkpoint,
+        spec,
+        _dtype(dtype),
+        mesh=mesh,
+        rules=rules,
+        stacked=bool(stacked),
+        quantize=quantize,
     )
     # Over contents and not over names, so that a copy elsewhere, or a commit that changes other
     # files only, counts as the same model.

@@ -22,6 +22,7 @@ from malt_jax.models import sharding
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.hf_names import HEAD, Source, source_of
+from malt_jax.models.quantized import is_quantized, quantized
 from malt_jax.models.spec import ModelSpec
 
 IGNORED = (".rotary_emb.inv_freq",)
@@ -30,23 +31,48 @@ IGNORED = (".rotary_emb.inv_freq",)
 Rules = Mapping[str, tuple[str, ...]]
 
 
-def abstract_params(spec: ModelSpec, dtype: Any, stacked: bool) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_params(
+    spec: ModelSpec, dtype: Any, stacked: bool, quantize: str = "none"
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure with shapes in place of arrays."""
     # Traced and never computed, so that even the largest model's structure takes no memory.
     decoder = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0), dtype=dtype, stacked=stacked))
-    return nnx.split(decoder, nnx.Param)
+    graph, params = nnx.split(decoder, nnx.Param)
+    if quantize == "none":
+        return graph, params
+    flat: dict[Any, Any] = dict(nnx.to_flat_state(params))
+    for path, variable in flat.items():
+        if is_quantized(path):
+            matrix = jax.eval_shape(partial(quantized, path), variable.get_value())
+            flat[path] = variable.replace(matrix)
+    return graph, nnx.from_flat_state(flat)
+
+
+def weight_bytes(spec: ModelSpec, dtype: Any, quantize: str) -> int:
+    """Bytes of all parameters, wherever they lie."""
+    # Stacked, because one layer is traced in place of all; the number is the same.
+    _, params = abstract_params(spec, dtype, stacked=True, quantize=quantize)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def layout(
     variable: nnx.Variable, source: Source, mesh: sharding.AnyMesh | None, rules: Rules
-) -> Sharding:
-    """The sharding of a parameter: its declared axes laid over the mesh, or the default device."""
-    if mesh is None:
-        return SingleDeviceSharding(jax.local_devices()[0])
+) -> Any:
+    """The sharding of a parameter: its declared axes laid over the mesh, or the default device.
+
+    Of a quantised one, that of its integers and that of its scales.
+    """
     axes = variable.get_metadata()["axes"]
     # The layer axis is never split: a scan works on one layer at a time.
     axes = (None, *axes) if source.stacked else axes
-    return sharding.named(axes, variable.get_value().shape, mesh, rules)
+
+    def of(leaf: Any) -> Sharding:
+        if mesh is None:
+            return SingleDeviceSharding(jax.local_devices()[0])
+        # Scales have a size of 1 where a product sums, which stays whole.
+        return sharding.named(axes, leaf.shape, mesh, rules)
+
+    return jax.tree.map(of, variable.get_value())
 
 
 def load_params(
@@ -57,8 +83,13 @@ def load_params(
     mesh: Mesh | None = None,
     rules: Rules = sharding.RULES,
     stacked: bool = False,
+    quantize: str = "none",
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """The decoder's structure and parameters; names, shapes and finite values are checked."""
+    """The decoder's structure and parameters; names, shapes and finite values are checked.
+
+    With `quantize` (see `ModelConfig`) each matrix is rounded as soon as it is on the devices, so
+    that no more than one of them is there in full.
+    """
     # 1. From headers alone: the names and shapes that config.json promises. A wrong checkpoint is
     # refused before any weight is read.
     graph, abstract = abstract_params(spec, dtype, stacked)
@@ -80,6 +111,8 @@ def load_params(
         array, flags = fetch()
         finite.update(flags)
         loaded[path] = variable.replace(array)
+        if quantize != "none" and is_quantized(path):
+            loaded[path] = _quantized(path, loaded[path], source, mesh, rules)
     # 3. The flags are read only now, since each read waits for the device.
     for name, flag in finite.items():
         if not np.asarray(flag):
@@ -88,6 +121,15 @@ def load_params(
                 "or choose another."
             )
     return graph, nnx.from_flat_state(loaded)
+
+
+def _quantized(
+    path: Any, variable: nnx.Variable, source: Source, mesh: Mesh | None, rules: Rules
+) -> nnx.Variable:
+    """A matrix rounded where it lies, its scales split like its output channels."""
+    function, array = partial(quantized, path), variable.get_value()
+    where = layout(variable.replace(jax.eval_shape(function, array)), source, mesh, rules)
+    return variable.replace(jax.jit(function, out_shardings=where)(array))
 
 
 def _fetch(

@@ -126,14 +126,17 @@ def parameters_on_mesh(
     config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure, and its parameters as they lie on the mesh."""
-    graph, abstract = abstract_params(spec, dtype, stacked=False)
+    graph, abstract = abstract_params(spec, dtype, False, config.model.quantize)
     placed: dict[tuple[Any, ...], Any] = {}
     flat: dict[tuple[Any, ...], Any] = dict(nnx.to_flat_state(abstract))
     for path, variable in flat.items():
-        shape = variable.get_value().shape
         where = layout(variable, source_of(spec, path), mesh, rules(config.mesh))
-        placed[path] = variable.replace(jax.ShapeDtypeStruct(shape, dtype, sharding=where))
+        placed[path] = variable.replace(jax.tree.map(_on, variable.get_value(), where))
     return graph, nnx.from_flat_state(placed)
+
+
+def _on(shape: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
 def device_bytes(tree: Any) -> int:

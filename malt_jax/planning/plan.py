@@ -14,7 +14,7 @@ from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.models.mesh import Layout, choose_layout, make_mesh, slice_count
 from malt_jax.models.spec import ModelSpec
-from malt_jax.models.weights import abstract_params
+from malt_jax.models.weights import abstract_params, weight_bytes
 from malt_jax.planning import formula, nearest
 from malt_jax.planning.abstract_programs import (
     AbstractProgram,
@@ -55,7 +55,7 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
     dtype = model_dtype(config, platform)
     slices = slice_count(target.devices) if target.devices else target.slices
     # Before any split: the layout finds out over how many devices.
-    size = dtype.itemsize * count_parameters(spec)
+    size = weight_bytes(spec, dtype, config.model.quantize)
     layout = choose_layout(config.mesh, target.count, slices, spec, size, target.chip.memory)
     if target.devices is None:
         auto = (AxisType.Auto,) * len(layout.shape)

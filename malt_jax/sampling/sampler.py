@@ -25,6 +25,7 @@ from malt_jax.checks import check
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
+from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.sharding import RULES
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention import DECODE_ATTENTION
@@ -77,7 +78,7 @@ class Sampler:
         self._prefill_shape = prefill_shape(self.config, self._platform, self._shards)
         self._params = self._rounded(model.params)
         self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
-        self.dtype = model.params["embed"][...].dtype
+        self.dtype = weights_dtype(model.params)
         """Dtype of weights and activations."""
         self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
 

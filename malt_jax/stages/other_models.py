@@ -60,7 +60,13 @@ def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     else:
         with session.timed(f"load {base}"):
             dtype = None if config.model.dtype == "auto" else config.model.dtype
-            model = load_model(base, dtype=dtype, mesh=session.mesh, revision=revision)
+            model = load_model(
+                base,
+                dtype=dtype,
+                mesh=session.mesh,
+                revision=revision,
+                quantize=config.model.quantize,
+            )
         sampler = Sampler(model, config.sampler, mesh=session.mesh, on_chunk=raise_if_stopped)
     adapter = None
     print_of_files = sampler.model.fingerprint

@@ -144,6 +144,7 @@ class Session:
                 dtype=None if config.dtype == "auto" else config.dtype,
                 mesh=self.mesh,
                 rules=mesh_rules(self.config.mesh),
+                quantize=config.quantize,
             )
         known = manifest.load(self.run).get("model")
         facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
@@ -188,7 +189,7 @@ class Session:
             make_mesh,
             slice_count,
         )
-        from malt_jax.models.weights import abstract_params
+        from malt_jax.models.weights import weight_bytes
 
         devices = jax.devices()
         if len(devices) == 1:
@@ -196,11 +197,11 @@ class Session:
         folder, _ = local_folder(self.config.model.path, self.config.model.revision)
         spec = read_spec(folder)
         # `auto` is what `load_model` makes of it: float32 on a CPU, bfloat16 elsewhere.
-        wide = {"float32": True, "bfloat16": False, "auto": devices[0].platform == "cpu"}
-        itemsize = 4 if wide[self.config.model.dtype] else 2
+        dtype = self.config.model.dtype
+        if dtype == "auto":
+            dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
         # Shapes alone; no weight is read to choose the layout.
-        _, params = abstract_params(spec, "float32", stacked=True)
-        size = itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
+        size = weight_bytes(spec, dtype, self.config.model.quantize)
         layout = choose_layout(
             self.config.mesh,
             len(devices),

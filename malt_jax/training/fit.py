@@ -26,6 +26,7 @@ from malt_jax.config.training import (
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.data.packing import PackedRows, places
 from malt_jax.errors import UserError
+from malt_jax.models.quantized import is_rounded
 from malt_jax.training.dataset import digest, mismatched
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.losses import (
@@ -300,7 +301,9 @@ def train_pg(
     ratios = np.exp(start - behaviour)
     gap = float(np.max(np.abs(ratios - 1.0)))
     mean = float(np.mean(np.abs(start - behaviour)))
-    strict = phase.scoring.dtype == "float32" and jax.default_backend() == "cpu"
+    exact = phase.scoring.dtype == "float32" and jax.default_backend() == "cpu"
+    # Over an int8 base, a rounding error of float32 can move an activation by one in 15 bits.
+    strict = exact and not is_rounded(phase.model.params)
     if on_policy and not (gap <= RATIO_SLACK if strict else mean <= LOG_RATIO_SLACK):
         far = np.add.reduceat(np.abs(ratios - 1.0) > RATIO_SLACK, ends - lengths) > 0
         bound = (

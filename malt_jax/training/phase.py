@@ -19,6 +19,7 @@ from malt_jax.data.examples import DpoExample, E
 from malt_jax.data.packing import PackedRows, Segment, share_prompts
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
+from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.spec import ModelSpec
 from malt_jax.training.dataset import admit, digest, epoch_order, segment, split
 from malt_jax.training.loop import Extra, Job, OnStep, TrainOutcome, run
@@ -201,7 +202,7 @@ class Phase(Generic[E]):
 
     def _program(self, dropout: float) -> Program:
         # The dtype of the base decides what is computed in; the masters are float32 in any case.
-        dtype = jax.tree.leaves(self.model.params)[0].dtype
+        dtype = weights_dtype(self.model.params)
         return make_program(self.model.graph, dtype, self.config, dropout, jax.default_backend())
 
     def _frozen(self, weights: Trainable) -> nnx.State | None:

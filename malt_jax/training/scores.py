@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from malt_jax.config.training import SftConfig
 from malt_jax.data.packing import Segment, share_prompts
 from malt_jax.models.lora import Adapter
+from malt_jax.models.quantized import weights_dtype
 from malt_jax.training.phase import BaseModel
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import plan_steps
@@ -45,7 +46,7 @@ def completion_logprobs(
     backend = jax.default_backend()
     tokens = micro_tokens(config.loop, backend, devices)
     plan = plan_steps(batches, model.spec, tokens, row_multiple=devices)
-    dtype = jax.tree.leaves(model.params)[0].dtype
+    dtype = weights_dtype(model.params)
     program = scoring(make_program(model.graph, dtype, config, 0.0, backend))
     # Full weights take the place of the base.
     frozen = model.params if weights is None or isinstance(weights, Adapter) else None

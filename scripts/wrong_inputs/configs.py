@@ -48,6 +48,18 @@ CONFIGS = (
         "search.backup",
         "mean",
     ),
+    case(
+        "config: full training of a rounded base",
+        flag("--train.full", "true", "--model.quantize", "int8"),
+        "model.quantize",
+        "train adapters",
+    ),
+    case(
+        "config: weights rounded twice",
+        flag("--sampler.weights", "int8", "--model.quantize", "int8"),
+        "sampler.weights",
+        "model.quantize",
+    ),
     case("config: zero rounds", flag("--rounds", "0"), "rounds", "1 to 100"),
     case("config: 10^30", flag("--train.sft.batch-size", "1" + "0" * 30), "batch_size", "64-bit"),
     case("config: 10^5000", flag("--seed", "1" + "0" * 5000), "seed"),

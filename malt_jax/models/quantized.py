@@ -1,0 +1,137 @@
+"""A frozen base in int8: matrices of integers with a scale per output channel, and their product.
+
+Integers of 8 bits are exact in bfloat16, so bfloat16 activations are multiplied with them as they
+are. In float32 that product would be slower than one of floats, for a CPU has fast instructions for
+integers only. There each activation is rounded to 15 bits, as two digits of 8, and both digits are
+multiplied in one product of integers. The error of the activations is then a small part of that of
+the matrices; with one digit it would be the larger one.
+
+The gradient with respect to the activations is that of the product with the dequantised matrix, as
+if they had not been rounded (the straight-through estimator, arXiv 1308.3432).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LOW = 254.0
+"""The low digit of an activation in units of the high one: what rounding leaves is at most a half,
+which becomes 127."""
+TABLE = ("embed",)
+"""The path of the matrix that is looked up by row, so that each of its rows has a scale."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix:
+    """`values * scale` where the decoder expects a float matrix, or one per layer or expert."""
+
+    # Not checked, since JAX builds the class from placeholders and shardings too.
+    values: Any
+    """int8 [*b i o]"""
+    scale: Any
+    """float32 [*b 1 o], or [V 1] for an embedding table"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def T(self) -> QuantizedMatrix:
+        return self._each(lambda x: x.T)
+
+    def __getitem__(self, index: Any) -> QuantizedMatrix:
+        return self if index is Ellipsis else self._each(lambda x: x[index])
+
+    def __rmatmul__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        return product(x, self).astype(x.dtype)
+
+    def rows(self, index: Int[Array, "*b"], dtype: Any) -> Float[Array, "*b D"]:
+        """Rows of an embedding table."""
+        return self[index].dequantized(dtype)
+
+    def dequantized(self, dtype: Any) -> Float[Array, "..."]:
+        """The float matrix that this one stands for."""
+        return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
+
+    def _each(self, function: Callable[[Array], Array]) -> QuantizedMatrix:
+        return replace(self, values=function(self.values), scale=function(self.scale))
+
+
+def dequantized(matrix: Array | QuantizedMatrix, dtype: Any) -> Float[Array, "..."]:
+    """A parameter as a float array, which it is already where nothing is quantised."""
+    return matrix.dequantized(dtype) if isinstance(matrix, QuantizedMatrix) else matrix
+
+
+def is_quantized(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is rounded: norms, biases and routers of experts are not."""
+    return path in (TABLE, ("head",)) or (path[-1] == "kernel" and path[-2] != "router")
+
+
+def quantized(path: tuple[Any, ...], value: Float[Array, "..."]) -> QuantizedMatrix:
+    """The matrix at `path` in int8."""
+    return QuantizedMatrix(*round_to_int8(value, -1 if path == TABLE else -2))
+
+
+def round_to_int8(
+    x: Float[Array, "..."], axis: int
+) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    """Symmetric int8 values, and a scale per vector along `axis`, which is kept with size 1.
+
+    The largest magnitude becomes 127.
+    """
+    scale = scale_of(x, axis)
+    return jnp.round(x.astype(jnp.float32) / scale).astype(jnp.int8), scale
+
+
+def scale_of(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """What the largest magnitude along `axis` is divided by to become 127."""
+    largest = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True)
+    return jnp.maximum(largest, 1e-30) / 127.0
+
+
+def weights_dtype(params: Any) -> Any:
+    """The dtype that a model computes in, whatever its matrices are stored as."""
+    return params["norm"]["weight"][...].dtype
+
+
+def is_rounded(params: Any) -> bool:
+    """Whether a model's matrices are in int8."""
+    return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*b i"], matrix: QuantizedMatrix) -> Float[Array, "*b o"]:
+    """`x @ matrix` in float32."""
+    # Scaled afterwards, so that what is read from memory, and multiplied, are integers.
+    scale = matrix.scale.reshape((1,) * (x.ndim - 1) + (-1,))
+    if x.dtype != jnp.float32:
+        values = matrix.values.astype(x.dtype)
+        return jnp.matmul(x, values, preferred_element_type=jnp.float32) * scale
+    token_scale = scale_of(x, -1)
+    high = jnp.round(x / token_scale)
+    low = jnp.round((x / token_scale - high) * LOW)
+    digits = jnp.stack([high, low]).astype(jnp.int8)
+    y = jnp.matmul(digits, matrix.values, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return (y[0] + y[1] / LOW) * token_scale * scale
+
+
+def _forward(x: Array, matrix: QuantizedMatrix) -> tuple[Array, Any]:
+    # An empty array carries the dtype of x.
+    return product(x, matrix), (matrix, jnp.zeros((0,), x.dtype))
+
+
+def _backward(saved: Any, dy: Array) -> tuple[Array, None]:
+    matrix, like = saved
+    back = matrix.dequantized(like.dtype).T
+    dx = jnp.matmul(dy.astype(like.dtype), back, preferred_element_type=jnp.float32)
+    return dx.astype(like.dtype), None  # the matrix is frozen
+
+
+product.defvjp(_forward, _backward)
