@@ -70,8 +70,14 @@ def signal_table(values: Mapping[tuple[str, str], tuple[array, array]]) -> Table
     for (role, name), (own, value) in values.items():
         low, middle, high = np.quantile(own, (0.05, 0.5, 0.95))
         varies = np.ptp(own) > 0 and np.ptp(value) > 0
-        agreement = f"{stats.spearmanr(own, value).statistic:+.2f}" if varies else ""
-        shown = [f"{number:.3f}" for number in (np.mean(own), low, middle, high)]
+        rank = stats.spearmanr(own, value).statistic if varies else 0.0
+        agreement = f"{rank:+.2f}".replace("-", "−") if varies else ""
+        shown = [_digits(number) for number in (np.mean(own), low, middle, high)]
         rows.append([name, role, MEANINGS[name], str(len(own)), *shown, agreement])
     columns = texts("signal", "role", "what it is")
     return Table([*columns, *numbers("nodes", "mean", "5%", "median", "95%", "with value")], rows)
+
+
+def _digits(number: float) -> str:
+    """Three decimals with a minus sign and no hyphen; adding zero removes that of minus zero."""
+    return f"{round(float(number), 3) + 0.0:.3f}".replace("-", "−")
