@@ -48,6 +48,16 @@ def test_stage_by_stage_is_the_loop(trained, configured, capsys):
     assert capsys.readouterr().out.splitlines()[0] == str(trained / "report.html")
 
 
+def test_a_run_is_compared_with_another_one_on_a_page_of_its_own(trained, tmp_path, capsys):
+    copied, page = shutil.copytree(trained, tmp_path / "copied"), tmp_path / "page.html"
+    words = ("--compare", str(trained), str(copied), "--output", str(page), TRUST)
+    assert cli.main(["report", *words]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    text = page.read_text()
+    assert "On the 5 questions that both runs answered" in text and "same config" in text
+    assert cli.main(["report", *words]) == 0  # an earlier comparison may be replaced
+
+
 def test_another_config_is_exit_2_and_names_the_field(trained, configured, capsys):
     assert cli.main(["search", *configured, "--search.threshold", "0.25"]) == 2
     assert "search.threshold was 0.5 and is now 0.25" in capsys.readouterr().err

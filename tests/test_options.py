@@ -581,6 +581,16 @@ def exported(made: Config, folder: Path) -> Any:
     return uploaded, list(contents(folder))
 
 
+def labelled_and_exported(made: Config, folder: Path) -> list[str]:
+    """The files of the run's dataset after its trees were labelled; the roles are left out."""
+    with pytest.MonkeyPatch.context() as patch, opened(made, folder) as session:
+        patch.setattr(export, "export_role", lambda *_, **__: None)
+        search.search(session, 0)
+        label.label(session, 0)
+        export.export(session)
+    return [name for name in contents(folder) if "dataset" in name]
+
+
 def rounds(made: Config, folder: Path) -> list[str]:
     """The stages of the whole run, in order."""
     done: list[str] = []
@@ -794,6 +804,7 @@ EFFECTS: dict[str, Effect] = {
     "eval.split": Effect(questions, "train"),
     "eval.temperatures": Effect(systems, [0.0, 0.7]),
     "eval.models": Effect(systems, ["org/model"]),
+    "export.dataset": Effect(labelled_and_exported, True),
     "export.merged": Effect(exported, False),
     "export.push_to_hub": Effect(exported, "org/name"),
     "mesh.data": Effect(placement, 2, {"mesh.fsdp": 0, "mesh.tensor": 2}),

@@ -128,10 +128,10 @@ def _click_node(driver, name: str) -> None:
     _wait(driver, clicked)
 
 
-def _wait(driver, done) -> None:
+def _wait(driver, done, seconds: float = 20) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 20, 0.05).until(lambda _: done())
+    WebDriverWait(driver, seconds, 0.05).until(lambda _: done())
 
 
 def _shown(driver) -> str:
@@ -388,3 +388,74 @@ def test_a_question_chosen_on_a_phone_is_scrolled_into_view(page, run):
         "return document.getElementById('detail').getBoundingClientRect().top"
     )
     assert 0 <= top < 844 * 0.6
+
+
+def test_two_runs_are_read_side_by_side_question_by_question(chromium, run, tmp_path):
+    from malt_jax.report.compare import write_comparison
+    from test_report_pages import side
+
+    other = make_run(tmp_path / "other", QUESTIONS, seed=1)
+    page = tmp_path / "page.html"
+    write_comparison(page, (side(run, questions=QUESTIONS), side(other, questions=QUESTIONS)), [])
+    _size(chromium, 1280, 900)
+    _open(chromium, page)
+    assert chromium.title == "demo and other · malt comparison"
+    _click(chromium, "#sources button", "A and B")
+    question = _all(chromium, "#questions li")[-1].get_attribute("data-id")
+    _question(chromium, question)
+    chosen = _texts(chromium, ".side select option:checked")
+    assert chosen == ["A: MALT", "B: MALT"]
+    for folder, place in ((run, "first"), (other, "last")):
+        records = map(json.loads, (folder / "eval" / "malt.jsonl").read_text().splitlines())
+        drawn = next(record for record in records if record["question_id"] == question)
+        said = _texts(chromium, f".side:{place}-child .said")
+        assert said == [turn["text"] for turn in drawn["turns"]]
+    _click(chromium, "#sources button", "B: Search trees")
+    assert len(_all(chromium, ".tree .node")) == 39
+    _size(chromium, 390, 844)
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert [line["message"] for line in chromium.get_log("browser")] == []
+
+
+def test_a_live_page_follows_the_run_and_leaves_the_explorer_to_its_reader(
+    chromium, run, tmp_path, monkeypatch
+):
+    from malt_jax.report import live
+    from test_report_pages import served
+
+    stages: dict = {"search/000": {"done": True, "units": []}}
+    monkeypatch.setattr(live, "LEAST_PAUSE", 0.2)
+    monkeypatch.setattr(live.manifest, "load", lambda run: {"stages": stages})
+    folder = tmp_path / "demo"
+    shutil.copytree(run / "rounds", folder / "rounds")
+    with served(folder) as address:
+        _size(chromium, 1280, 900)
+        chromium.get(address)
+        _wait(chromium, lambda: "done: search/000" in "".join(_texts(chromium, "#live")))
+        _question(chromium, "Q9")
+        assert not _all_now(chromium, "#training figure")
+        stages["train/000/verifier/sft"] = {"done": False, "units": []}
+        shutil.copyfile(run / "metrics.jsonl", folder / "metrics.jsonl")
+        shutil.copyfile(run / "results.json", folder / "results.json")
+        # The page is built again beside whatever else this machine does.
+        _wait(chromium, lambda: _all_now(chromium, "#training figure"), seconds=150)
+        assert "in work: train/000/verifier/sft" in "".join(_texts(chromium, "#live"))
+        assert "loss" in "".join(_texts(chromium, "#live"))
+        assert _shown(chromium) == "Q9"  # what is being read stays
+        _click(chromium, ".choice button", "sa@9")  # buttons that came later work
+        against = "return document.querySelector('table.results').dataset.against"
+        assert chromium.execute_script(against) == "baseline"
+        _click(chromium, "#again")
+        _wait(chromium, lambda: not _all_now(chromium, "#again"))
+        # The same place after loading again.
+        _wait(chromium, lambda: _shown(chromium) == "Q9", seconds=60)
+    _wait(chromium, lambda: "has ended" in "".join(_texts(chromium, "#live")), seconds=60)
+    refused = [
+        m for line in chromium.get_log("browser") if "Content Security" in (m := line["message"])
+    ]
+    assert refused == []
+
+
+def _all_now(driver, selector: str) -> list:
+    """The elements that there are now; `_all` waits for the first one."""
+    return driver.execute_script("return [...document.querySelectorAll(arguments[0])]", selector)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from malt_jax.commands import evaluations
+from malt_jax.commands import evaluations, report
 from malt_jax.commands.command import Command, Invocation, Option
 from malt_jax.commands.launch import look, open_session, print_table, read_config
 from malt_jax.errors import UserError
@@ -41,6 +41,12 @@ WAIT = Option(
     default=0.0,
     read=float,
 )
+IMPORT = Option(
+    "--import",
+    "First take trees that were sampled elsewhere (JSONL) in place of this run's search.",
+    "FILE",
+    several=True,
+)
 PREVIEW = Option(
     "--preview",
     "Print what every credit rule would select from the run's trees; write nothing.",
@@ -54,6 +60,9 @@ def run(invocation: Invocation) -> None:
     if invocation.command.name == "eval" and evaluations.asks_for_evaluation(invocation):
         evaluations.run(invocation)
         return
+    if invocation.command.name == "report" and report.asks_for_page(invocation):
+        report.run(invocation)
+        return
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
 
@@ -64,15 +73,27 @@ def run(invocation: Invocation) -> None:
         return
     name = invocation.command.name
     with open_session(invocation, reads_input=name in READ_INPUT) as session:
-        if slices := getattr(invocation.options, "join", None):
-            from malt_jax.stages.join import join
-
-            join(session, slices, invocation.options.wait)
+        _take_trees(invocation, session)
         results = _perform(session, name)
     if results and is_writer():
         from malt_jax.evaluation.tables import to_terminal
 
         print_table(to_terminal(results))
+
+
+def _take_trees(invocation: Invocation, session: Session) -> None:
+    """Takes the trees that --join or --import names in place of this run's own search."""
+    slices, files = (getattr(invocation.options, name, None) for name in ("join", "import"))
+    if slices and files:
+        raise UserError("--import: the trees come from one place; leave --join out.")
+    if slices:
+        from malt_jax.stages.join import join
+
+        join(session, slices, invocation.options.wait)
+    if files:
+        from malt_jax.stages.outside import take_over
+
+        take_over(session, files)
 
 
 def _preview(invocation: Invocation) -> None:
@@ -83,8 +104,10 @@ def _preview(invocation: Invocation) -> None:
     from malt_jax.storage.manifest import stage_done
     from malt_jax.storage.rundir import RunDir
 
-    if invocation.options.join:
-        raise UserError("--preview: writes nothing, so it cannot join; join with `malt label`.")
+    if invocation.options.join or getattr(invocation.options, "import"):
+        raise UserError(
+            "--preview: writes nothing, so it cannot join or import; do so with `malt label`."
+        )
     config = read_config(invocation)
     session = look(config, Progress(quiet=True))
     session.run = RunDir.existing(config.output_dir)
@@ -239,7 +262,8 @@ COMMANDS = (
         "valued trees become each role's SFT examples and DPO pairs",
         "Writes RUN/rounds/000/data/ROLE/*.jsonl, which TRL and `datasets` read, and says what the "
         "trees can teach each role. With --join the trees come from slices that were searched "
-        "apart, each by `malt search --search.shard i/k` into a run directory of its own.",
+        "apart, each by `malt search --search.shard i/k` into a run directory of its own; with "
+        "--import they were sampled by something else.",
         (
             "search.threshold",
             "search.backup",
@@ -251,6 +275,7 @@ COMMANDS = (
         PREVIEW,
         JOIN,
         WAIT,
+        IMPORT,
     ),
     _command(
         "train",
@@ -292,12 +317,18 @@ COMMANDS = (
         "export",
         "a merged model and a PEFT adapter per role, in Hugging Face format",
         "Writes RUN/export/ROLE with tokenizer and model card, and prints the folder.",
-        ("export.merged", "export.push_to_hub"),
+        ("export.merged", "export.dataset", "export.push_to_hub"),
     ),
     _command(
         "report",
         "one self-contained page: results, cost, curves and every tree",
-        "Writes RUN/report.html from what the run has so far, and prints its path and the results.",
+        "Writes RUN/report.html from what the run has so far, and prints its path and the results. "
+        "With --compare, two runs on one page; with --watch, a live page of a run that goes on.",
         ("output_dir",),
+        *report.OPTIONS,
+        examples=(
+            "malt report --compare runs/a runs/b",
+            "malt report --watch --output-dir runs/quickstart",
+        ),
     ),
 )

@@ -21,6 +21,7 @@ CANNOT_CHANGE_RESULTS = frozenset(
         "quiet",
         "wandb",
         "trackio",
+        "export.dataset",
         "export.merged",
         "export.push_to_hub",
         "sampler.cache_dir",

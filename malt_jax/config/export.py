@@ -11,5 +11,7 @@ class ExportConfig:
 
     merged: bool = True
     """Export a merged model for each role, beside its PEFT adapter."""
+    dataset: bool = False
+    """Write trees, role data and results as a dataset as well; always done for an upload."""
     push_to_hub: str | None = None
-    """A hub name to upload the export to; nothing is uploaded without one."""
+    """A hub name to upload roles and dataset to; nothing is uploaded without one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.statistics import majority_vote
@@ -20,26 +20,45 @@ Questions = Mapping[str, tuple[str, str]]
 """Question id -> (text, reference answer)."""
 
 
-def add_answers(
-    folder: Path, order: Sequence[str], questions: Questions, pages: Pages
-) -> tuple[list[str], list[dict[str, Any]]]:
+class Source(NamedTuple):
+    """The evaluation of one run."""
+
+    folder: Path
+    """Its draws, one file per system."""
+    order: Sequence[str]
+    """Systems that come first, in this order; the others follow by name."""
+    questions: Questions
+    prefix: str = ""
+    """Begins the names of its systems, where several runs are on one page."""
+    ids: Mapping[str, str] | None = None
+    """The page's id of each question; others are left out. Without it each keeps its own."""
+
+
+def add_answers(sources: Sequence[Source], pages: Pages) -> tuple[list[str], list[dict[str, Any]]]:
     """Adds every evaluated question to the page's data.
 
-    Returns the systems, those of `order` first and the others by name, and one entry of the
-    explorer's list per question.
+    Returns the systems, source by source, and one entry of the explorer's list per question.
     """
-    files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-    # A name keeps its first place: the systems of `order` first, then the others by name.
-    systems = list(dict.fromkeys([*(name for name in order if name in files), *files]))
+    systems: list[str] = []
     answers: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
     texts: dict[str, tuple[str, str]] = {}
-    for system in systems:
-        for record in read_records(files[system], DrawRecord.from_record):
-            question = record.question_id
-            drawn = answers[question].setdefault(system, [])
-            drawn.append(_compact(record, keep_texts=len(drawn) < TEXT_DRAWS))
-            # Without the text of the question, the first prompt shows it inside its template.
-            texts.setdefault(question, questions.get(question, (record.turns[0].prompt, "")))
+    for source in sources:
+        files = {path.stem: path for path in sorted(source.folder.glob("*.jsonl"))}
+        # A name keeps its first place: the systems of `order` first, then the others by name.
+        names = dict.fromkeys([*(name for name in source.order if name in files), *files])
+        for name in names:
+            system = source.prefix + name
+            systems.append(system)
+            for record in read_records(files[name], DrawRecord.from_record):
+                id = record.question_id
+                if source.ids is not None and id not in source.ids:
+                    continue
+                question = id if source.ids is None else source.ids[id]
+                drawn = answers[question].setdefault(system, [])
+                drawn.append(_compact(record, keep_texts=len(drawn) < TEXT_DRAWS))
+                # Without the text of the question, the first prompt shows it in its template.
+                asked = source.questions.get(id, (record.turns[0].prompt, ""))
+                texts.setdefault(question, asked)
     entries = []
     for question, by_system in answers.items():
         text, answer = texts[question]

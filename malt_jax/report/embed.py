@@ -8,14 +8,23 @@ loaded when it is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from malt_jax.storage import atomic
+
+if TYPE_CHECKING:
+    from malt_jax.report.prompts import Templates
+    from malt_jax.report.trees import Group
 
 PAGE_BYTES = 400_000
 """A page of data is closed when it is this long: quick to load, and few files."""
 INLINE_BYTES = 3_000_000
 """Data up to this size is part of report.html itself."""
+BEFORE_AND_AFTER = {"name": "Before and after", "before": ("ma", "sa"), "after": ("malt",)}
+"""The two systems that the explorer first shows side by side: the first ones that there are."""
 
 
 def script_json(data: Any) -> str:
@@ -66,3 +75,54 @@ def scripts(folder: Path) -> Iterator[str]:
     """The text of every page, to be part of the report itself."""
     for path in sorted(folder.glob("*.js")):
         yield path.read_text(encoding="ascii")
+
+
+def explorer_data(
+    folder: Path,
+    pages: Pages,
+    groups: Sequence[Group],
+    templates: Templates,
+    systems: Sequence[str],
+    labels: Mapping[str, str],
+    entries: Sequence[Mapping[str, Any]],
+    beside: str = "report_data/",
+    pairing: Mapping[str, Any] = BEFORE_AND_AFTER,
+) -> tuple[str, list[str]]:
+    """What the explorer reads as JSON, and the pages of data as scripts, if they fit the page.
+
+    Otherwise there are no scripts, and the page loads them from the folder `beside` it.
+    """
+    inline = pages.bytes <= INLINE_BYTES
+    data = {
+        "last": next((group.totals.roles[-1] for group in groups), "last turn"),
+        "folder": None if inline else beside,
+        "groups": [
+            {
+                "key": group.key,
+                "name": group.name,
+                "trained": group.trained,
+                "threshold": group.totals.contrast.threshold,
+                "questions": group.questions,
+            }
+            for group in groups
+        ],
+        "prompts": templates.texts,
+        "systems": systems,
+        "labels": labels,
+        "evaluation": entries,
+        "pairing": pairing,
+    }
+    return script_json(data), list(scripts(folder)) if inline else []
+
+
+def write_page(path: Path, text: str, pages: Path | None) -> None:
+    """Writes a page, and before it the folder of its data, which it must never name in vain."""
+    beside = path.with_name(f"{path.stem}_data")
+    if pages:
+        with atomic.atomic_directory(beside, replace=True) as built:
+            for script in pages.glob("*.js"):
+                shutil.copyfile(script, built / script.name)
+    atomic.write_text(path, text)
+    if not pages and beside.exists():
+        # An earlier page had more data, and this one does not name the folder any more.
+        shutil.rmtree(beside)

@@ -34,17 +34,17 @@ const bits = (entry, side) => marks(entry, side).slice(3);
 
 function sources() {
   const groups = DATA.groups.map((group) => ({
-    key: group.key, name: group.name, entries: group.questions, filters: treeFilters, trained: group.trained, isTree: true,
+    key: group.key, name: group.name, entries: group.questions, filters: treeFilters, trained: group.trained, threshold: group.threshold, isTree: true,
   }));
   if (!DATA.evaluation.length) return groups;
-  return [...groups, { key: "eval", name: "Before and after", entries: DATA.evaluation, filters: answerFilters, isTree: false }];
+  return [...groups, { key: "eval", name: DATA.pairing.name, entries: DATA.evaluation, filters: answerFilters, isTree: false }];
 }
 
 const SOURCES = sources();
 
 function start() {
   const place = (...names) => names.map((name) => DATA.systems.indexOf(name)).find((i) => i >= 0);
-  state.sides = [place("ma", "sa") ?? 0, place("malt") ?? Math.max(DATA.systems.length - 1, 0)];
+  state.sides = [place(...DATA.pairing.before) ?? 0, place(...DATA.pairing.after) ?? Math.max(DATA.systems.length - 1, 0)];
   $("search").addEventListener("input", () => { state.search = $("search").value; list(); });
   $("search").addEventListener("keydown", listKey);
   $("questions").addEventListener("keydown", listKey);
@@ -139,7 +139,7 @@ function show(record, node) {
   const body = el("div");
   $("detail").replaceChildren(heading(record), el("p", { class: "question" }, visible(record.question)), body);
   if (state.source.isTree) {
-    state.view = new TreeView(body, record, node, state.source.trained);
+    state.view = new TreeView(body, record, node, state.source);
     state.view.onchoose = remember;
     remember(record.nodes[state.view.chosen].id);
   } else compare(body, record);
@@ -159,7 +159,7 @@ function heading(record) {
   return el("div", {},
     el("div", { class: "nav" }, el("h3", {}, visible(record.id)),
       el("div", { class: "step" },
-        elsewhere.map(([one, entry]) => el("button", { click: () => { choose(one); open(entry); } }, `same question: ${one.name.toLowerCase()}`)),
+        elsewhere.map(([one, entry]) => el("button", { click: () => { choose(one); open(entry); } }, `same question: ${one.name.replace(/^[A-Z](?=[a-z])/, (c) => c.toLowerCase())}`)),
         el("button", { click: () => step(-1), "aria-label": "previous question" }, "‹"),
         el("button", { click: () => step(1), "aria-label": "next question" }, "›"))),
     el("div", { class: "meta" }, facts));

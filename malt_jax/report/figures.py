@@ -5,6 +5,7 @@ Each function takes plain data and returns a matplotlib figure, or None if there
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "malt": {"color": BLUE, "ls": "-", "lw": 2.25, "zorder": 3},
 }
 """Lines of the systems that look the same in every report; the others use the style's cycle."""
+LINES = (BLUE, ORANGE, GREEN, COLOURS["purple"], COLOURS["gold"])
+"""Colours of lines whose order alone tells them apart."""
 STEPS = (1, 2, 5, 10)
 """Leading digits of the distance between two ticks."""
 
@@ -170,6 +173,80 @@ def learning_curve(title: str, points: Sequence[tuple[int, float]]) -> Figure | 
     plot.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
     # Ticks show full values, not differences from an offset in the corner.
     plot.ticklabel_format(useOffset=False)
+    _title(plot, title)
+    return figure
+
+
+@styled()
+def signal_spread(name: str, by_role: Mapping[str, Sequence[float]]) -> Figure | None:
+    """The share of each role's nodes by the size of a credit signal."""
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    everything = np.concatenate([np.asarray(values) for values in by_role.values()])
+    low, high = everything.min(), everything.max()
+    if low == high:
+        return None
+    figure, plot = axes(f"{name} of the nodes by role", 420, 190, right=120)
+    edges = np.linspace(low, high, 22)
+    for (role, values), colour in zip(by_role.items(), itertools.cycle(LINES), strict=False):
+        shares = np.histogram(values, edges)[0] / max(len(values), 1)
+        plot.stairs(shares, edges, color=colour, label=plain(role), lw=1.6)
+    plot.set(xlim=(low, high), xlabel=name)
+    plot.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    plot.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _title(plot, f"{name}, share of nodes")
+    _legend(plot)
+    return figure
+
+
+@styled()
+def accuracy_by_temperature(name: str, results: Results) -> Figure | None:
+    """Accuracy of each row of a sweep over its temperatures, with intervals."""
+    from matplotlib.ticker import PercentFormatter
+
+    swept: dict[str, list[Row]] = defaultdict(list)
+    for row in results["systems"]:
+        if (t := row.get("temperature")) is not None:
+            swept[row["label"].replace(f", T={t:g}", "")].append(row)
+    if not any(len(rows) > 1 for rows in swept.values()):
+        return None
+    right = 60 + 7 * max(map(len, swept))
+    title = f"{name}: accuracy by temperature"
+    figure, plot = axes(title, 420 + right, max(220, 70 + 20 * len(swept)), right=right)
+    for label, rows in swept.items():
+        look = LOOKS.get(rows[0]["system"].rpartition("-t")[0], {"lw": 1.25})
+        points = sorted((row["temperature"], row["accuracy"], row["interval"]) for row in rows)
+        at, accuracies, bounds = zip(*points, strict=True)
+        [line] = plot.plot(at, accuracies, label=plain(label), marker="o", ms=4, **look)
+        plot.vlines(at, *zip(*bounds, strict=True), color=str(line.get_color()), lw=1, alpha=0.45)
+    plot.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    plot.set(xlabel="temperature")
+    plot.set_xticks(
+        sorted({t for rows in swept.values() for t in (r["temperature"] for r in rows)})
+    )
+    _title(plot, "accuracy %", colour="muted")
+    _legend(plot)
+    return figure
+
+
+@styled()
+def two_curves(title: str, named: Mapping[str, Sequence[tuple[int, float]]]) -> Figure | None:
+    """One logged number over the steps of the same training in two runs, smoothed if noisy."""
+    from matplotlib.ticker import MaxNLocator
+
+    if not any(len(points) > 1 for points in named.values()):
+        return None
+    figure, plot = axes(title, 300, 170)
+    for (name, points), colour in zip(named.items(), LINES, strict=False):
+        steps, values = zip(*points, strict=True)
+        shown = smooth(values) if len(points) > 20 else values
+        plot.plot(steps, shown, color=colour, ls="-", label=plain(name))
+    plot.set(xlabel="step")
+    plot.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS, integer=True))
+    plot.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    plot.ticklabel_format(useOffset=False)
+    plot.legend(loc="best")
     _title(plot, title)
     return figure
 

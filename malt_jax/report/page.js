@@ -87,13 +87,16 @@ document.getElementById("help-button").addEventListener("click", () => help.show
 const boxes = new ResizeObserver((entries) => {
   for (const { target } of entries) target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
 });
-for (const box of document.querySelectorAll(".scroll, figure")) boxes.observe(box);
-
-for (const button of document.querySelectorAll(".choice button")) {
-  button.addEventListener("click", () => {
-    document.querySelector("table.results").dataset.against = button.dataset.against;
-    for (const other of document.querySelectorAll(".choice button")) {
-      other.setAttribute("aria-pressed", String(other === button));
-    }
-  });
+function watchBoxes() {
+  for (const box of document.querySelectorAll(".scroll, figure")) boxes.observe(box);
 }
+watchBoxes();
+
+// One listener for all, because a live page replaces its buttons.
+document.addEventListener("click", ({ target }) => {
+  if (!target.matches(".choice button")) return;
+  document.querySelector("table.results").dataset.against = target.dataset.against;
+  for (const other of document.querySelectorAll(".choice button")) {
+    other.setAttribute("aria-pressed", String(other === target));
+  }
+});

@@ -24,8 +24,8 @@ CURVES = ("loss", "accuracy", "margin")
 """Logged numbers that get a curve, where a training has them."""
 
 
-def render(**parts: Any) -> str:
-    """`report.html` from its template; all text in it is escaped except the figures, our own."""
+def render(template: str = "page.html.j2", live: bool = False, **parts: Any) -> str:
+    """A page from its template; all text in it is escaped except the figures, our own."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -48,16 +48,17 @@ def render(**parts: Any) -> str:
         "seconds": cells.seconds,
     }
     scripts = ("page.js", "tree.js", "explorer.js")
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         **parts,
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
+        style=_without_comments((HERE / "style.css").read_text(encoding="utf-8")),
         scripts=[_without_comments((HERE / name).read_text("utf-8")) for name in scripts],
+        live_script=_without_comments((HERE / "live.js").read_text("utf-8")) if live else "",
     )
 
 
-def _without_comments(script: str) -> str:
-    """A script without the lines that only comment; they are a tenth of what a page would carry."""
-    return re.sub(r"(?m)^ *(?://.*|/\*\*.*\*/)\n", "", script)
+def _without_comments(source: str) -> str:
+    """A script or style without indentation and lines that only comment, a tenth of its size."""
+    return re.sub(r"(?m)^ *(?:(?://.*|/\*.*\*/)\n)?", "", source)
 
 
 def trees(group: Group, threshold: float, gallery: Gallery) -> dict[str, Any]:
@@ -92,8 +93,8 @@ def _kind(leaves: str) -> str:
     return "right" if "1" in leaves else "wrong"
 
 
-def learning_curves(path: Path, gallery: Gallery) -> list[dict[str, Any]]:
-    """Learning curves by round, role and phase, from the training lines of `metrics.jsonl`."""
+def training_series(path: Path) -> dict[tuple, list[tuple[int, float]]]:
+    """(round, role, phase, number) -> (step, value), from the training lines of `metrics.jsonl`."""
     series: dict[tuple, list[tuple[int, float]]] = defaultdict(list)
     for line in read_lines(path) if path.exists() else ():
         if line.get("stage") == "train" and isinstance(line.get("step"), int):
@@ -101,9 +102,19 @@ def learning_curves(path: Path, gallery: Gallery) -> list[dict[str, Any]]:
             for name in CURVES:
                 if isinstance(line.get(name), int | float):
                     series[*key, name].append((line["step"], line[name]))
+    return series
+
+
+def curve_title(role: str, phase: str, name: str) -> str:
+    """What is written over a learning curve."""
+    return ", ".join(part for part in (role, phase.upper(), name) if part)
+
+
+def learning_curves(path: Path, gallery: Gallery) -> list[dict[str, Any]]:
+    """Learning curves by round, role and phase, from the training lines of `metrics.jsonl`."""
     rounds: dict[int, list[str]] = defaultdict(list)
-    for (round, role, phase, name), points in series.items():
-        title = ", ".join(part for part in (role, phase.upper(), name) if part)
+    for (round, *names), points in training_series(path).items():
+        title = curve_title(*names)
         figure = figures.learning_curve(title, points)
         if svg := gallery.add(f"training {round} {title}", figure):
             rounds[round].append(svg)

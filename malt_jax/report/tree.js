@@ -4,9 +4,10 @@
 
 /** Shows `tree` in `host`, beginning with the node named `start`; `onchoose(id)` is called on a change. */
 class TreeView {
-  constructor(host, tree, start, trained) {
+  constructor(host, tree, start, { trained, threshold }) {
     this.tree = tree;
     this.trained = trained;
+    this.threshold = threshold;
     this.children = tree.nodes.map(() => []);
     this.roots = [];
     tree.nodes.forEach((node, i) => (node.parent < 0 ? this.roots : this.children[node.parent]).push(i));
@@ -172,10 +173,10 @@ class TreeView {
   outcome(index) {
     const node = this.tree.nodes[index];
     const sign = node.label ? "positive: above" : "negative: not above";
-    if (node.leaf) return [["label", `${sign} ${DATA.threshold}`]];
+    if (node.leaf) return [["label", `${sign} ${this.threshold}`]];
     const leaves = this.leavesBelow(index);
     const right = leaves.filter((i) => this.tree.nodes[i].correct).length;
-    return [["leaves", `${right} of ${leaves.length} right`], ["label", `${sign} ${DATA.threshold}`]];
+    return [["leaves", `${right} of ${leaves.length} right`], ["label", `${sign} ${this.threshold}`]];
   }
 
   /** What the turn is credited with: beside its siblings, beside all other leaves, and what was measured. */
@@ -188,7 +189,7 @@ class TreeView {
     const facts = [];
     if (others.length) facts.push(["advantage", `${plus(pooled(index) - mean(others))} over its siblings${this.elsewhere(index)}`]);
     const { confidence, verdict, influence, divergence } = node.credit ?? {};
-    if (confidence !== undefined) facts.push(["confidence", `${Math.round(100 * confidence)}% that its true value is above ${DATA.threshold}`]);
+    if (confidence !== undefined) facts.push(["confidence", `${Math.round(100 * confidence)}% that its true value is above ${this.threshold}`]);
     if (verdict !== undefined) facts.push(["verdict", verdict ? "fits the answer before" : "contradicts the answer before"]);
     if (influence !== undefined) facts.push(["influence", `${plus(influence)} per token by the turn before`]);
     if (divergence !== undefined) facts.push(["divergence", `${plus(divergence)} per token from the policy before training`]);

@@ -178,7 +178,8 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
                 "parsed": node.parsed,
                 "leaf": node.reward is not None,
                 # Rounded, because further digits only make the page larger.
-                "logprob": round(sum(node.logprobs), 3),
+                # None for a tree that was sampled elsewhere and came without them.
+                "logprob": round(sum(node.logprobs), 3) if node.logprobs else None,
                 "tokens": len(node.token_ids),
                 "finish": node.finish,
                 "sft": uses.examples.get(node.id, []),

@@ -183,10 +183,16 @@ def trained_with(trained: Session) -> dict[str, Any]:
 
 def finished(run: RunDir) -> list[Column]:
     """The results of a run and of its finished evaluations, for one table."""
-    found = []
+    own = []
     if manifest.stage_done(run, EVAL):
         task = with_defaults(run.config)["task"]["name"]
-        found.append(Column("run", task, "eval", _results(run)))
+        own.append(Column("run", task, "eval", _results(run)))
+    return own + evaluated(run)
+
+
+def evaluated(run: RunDir) -> list[Column]:
+    """The results of a run's finished evaluations by name, checked against their seals."""
+    found = []
     folders = sorted((run.path / FOLDER).glob(f"*/{manifest.NAME}"), key=os.fspath)
     for folder in (path.parent for path in folders):
         one = RunDir.existing(folder)

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 from flax import nnx
 
 from malt_jax.data.role_data import policy_name
 from malt_jax.errors import UserError, first_line
 from malt_jax.export.cards import CardFacts, base_license, model_card
+from malt_jax.export.dataset import Round, write_dataset
 from malt_jax.export.role import export_role
 from malt_jax.models.lora import Adapter, targets_of
 from malt_jax.models.peft_layout import exported_rank
-from malt_jax.stages.names import EXPORT
+from malt_jax.stages.credit import signals_file
+from malt_jax.stages.names import EXPORT, label_stage
 from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
+from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.writers import is_writer, on_writer
+from malt_jax.tree.values import value_forest
+
+DATASET = "dataset"
+"""The folder of the run that holds trees, role data and results for `load_dataset`."""
 
 
 def export(session: Session) -> None:
     """Writes `export/ROLE` and `export/ROLE/adapter` for every role, from its last checkpoint.
 
-    A role that was not trained is exported as the base it is, without an adapter.
+    A role that was not trained is exported as the base it is, without an adapter. If it is asked
+    for or to be uploaded, `dataset` holds trees, role data and results.
     """
     run, config = session.run, session.config
     # Before the journal is opened, since that of a finished stage does nothing.
-    if _lacks_merged(session):
-        session.progress.note("export: again, because it was written without merged models")
+    if lacking := _lacks(session):
+        session.progress.note(f"export: again, because it was written without {lacking}")
         on_writer(lambda: _reopen(session))
     identities = {
         role.name: latest(session, config.rounds - 1, policy_name(role.name, config.sharing))
@@ -55,15 +64,60 @@ def export(session: Session) -> None:
                     merged=config.export.merged,
                     card=model_card(_facts(session, name, identities)),
                 )
+        if _wants_dataset(session):
+            dataset = run.path / DATASET
+            for _ in journal.pending({"dataset": dataset}, folders=True):
+                on_writer(lambda: _write_dataset(session, dataset))
     if repository := config.export.push_to_hub:
         on_writer(lambda: _push_once(session, repository))
 
 
-def _lacks_merged(session: Session) -> bool:
-    """Whether merged models are asked for and an earlier export wrote a role without one."""
+def _wants_dataset(session: Session) -> bool:
+    wanted = session.config.export.dataset or session.config.export.push_to_hub is not None
+    return wanted and bool(_labelled(session))
+
+
+def _labelled(session: Session) -> list[int]:
+    """The rounds whose trees are valued and whose signals are known."""
+    rounds = range(session.config.rounds)
+    return [n for n in rounds if manifest.stage_done(session.run, label_stage(n))]
+
+
+def _lacks(session: Session) -> str:
+    """What is asked for and an earlier export was written without, in words."""
     folders = manifest.sealed_units(session.run, EXPORT)
+    if not folders:
+        return ""
     # Only a merged model has a config.json; an adapter is in a folder of its own.
-    return session.config.export.merged and any(not (f / "config.json").is_file() for f in folders)
+    roles = [folder for folder in folders if folder.name != DATASET]
+    if session.config.export.merged and any(not (f / "config.json").is_file() for f in roles):
+        return "merged models"
+    # Of an export that was interrupted, the dataset is still to come.
+    complete = manifest.stage_done(session.run, EXPORT) and _wants_dataset(session)
+    return "a dataset" if complete and len(roles) == len(folders) else ""
+
+
+def _write_dataset(session: Session, folder: Path) -> None:
+    config, run, labelled = session.config, session.run, _labelled(session)
+
+    def rounds() -> Iterator[Round]:
+        for number in labelled:
+            path = signals_file(run, number)
+            # Earlier versions labelled without signals.
+            signals = {row["node_id"]: row for row in read_lines(path)} if path.exists() else {}
+            search = config.search
+            forest = value_forest(
+                session.forest(number), search.backup, search.softness, search.threshold
+            )
+            yield Round(number, forest.trees, signals)
+
+    results = [path for path in (run.results, run.results_table) if path.exists()]
+    facts = {"run": run.path.name, "task": config.task.name, "base": config.model.path}
+    data = run.data(labelled[-1], "any").parent
+    for number in labelled:
+        manifest.verify(run, manifest.sealed_units(run, label_stage(number)))
+    with atomic_directory(folder) as building:
+        write_dataset(building, rounds(), data, results, **facts)
 
 
 def _exported_rank(session: Session, role: str) -> int | None:
@@ -112,13 +166,18 @@ def _push(session: Session, name: str) -> None:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    for role in session.pipeline.roles:
-        target = f"{name}-{role.name}"
+    uploads = {
+        f"{name}-{role.name}": (session.run.export(role.name), "model")
+        for role in session.pipeline.roles
+    }
+    if (folder := session.run.path / DATASET).exists():
+        uploads[f"{name}-data"] = folder, "dataset"
+    for target, (folder, kind) in uploads.items():
         try:
-            api.create_repo(target, private=True, exist_ok=True)
-            api.upload_folder(repo_id=target, folder_path=session.run.export(role.name))
+            api.create_repo(target, repo_type=kind, private=True, exist_ok=True)
+            api.upload_folder(repo_id=target, repo_type=kind, folder_path=folder)
         except Exception as error:  # the hub's client lets many kinds of network errors through
             raise UserError(
                 f"export.push_to_hub: {target}: {first_line(error)}; the export itself is whole in "
-                f"{session.run.export(role.name)}."
+                f"{folder}."
             ) from error

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from malt_jax.hashing import sha256_all
 from malt_jax.report.build import PLOTS, build_report
+from malt_jax.stages.evaluations import FOLDER, evaluated
 from malt_jax.stages.names import EVAL, REPORT
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
-from malt_jax.storage.writers import is_writer
+from malt_jax.storage.rundir import RunDir
+from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
 
 
 def report(session: Session) -> None:
     """Writes `report.html`, its data and `plots/` from the files of the run.
 
     Before the evaluation is finished the page shows what exists and is not sealed, so that a later
-    call builds it again. Sealed inputs are verified first: no edited number reaches the page.
+    call builds it again, as it does after a further `malt eval --run`. Sealed inputs are verified
+    first: no edited number reaches the page.
     """
-    manifest.verify(session.run, _sealed_inputs(session))
+    manifest.verify(session.run, sealed_inputs(session.run))
+    evaluations = evaluated(session.run)
+    shown = sha256_all([session.run.path / FOLDER / e.name / "results.json" for e in evaluations])
+    added = manifest.load(session.run).get("reported", []) != shown
+    # All processes have read the manifest before one of them changes it.
+    wait_for_all("evaluations looked up")
+    if added:
+        # An evaluation was made after the page, which is written again to show it.
+        on_writer(lambda: _reopen(session, shown))
     with session.journal(REPORT) as journal:
         if journal.done:
             return
         questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
         with session.timed(REPORT):
-            page = build_report(session.run.path, questions) if is_writer() else session.run.report
+            page = session.run.report
+            if is_writer():
+                build_report(session.run.path, questions, evaluations)
         if not manifest.stage_done(session.run, EVAL):
             journal.leave_open()
             session.progress.note("report: the run is not evaluated yet; it shows what there is")
@@ -33,9 +47,13 @@ def report(session: Session) -> None:
         journal.add(page, *(path for path in beside if path.exists()))
 
 
-def _sealed_inputs(session: Session) -> list[Path]:
+def _reopen(session: Session, shown: list[str]) -> None:
+    manifest.reopen(session.run, REPORT)
+    manifest.amend(session.run, reported=shown)
+
+
+def sealed_inputs(run: RunDir) -> list[Path]:
     """The sealed files of rounds and evaluation that the page shows, and the results."""
-    run = session.run
     units = [
         unit
         for stage in manifest.load(run)["stages"]

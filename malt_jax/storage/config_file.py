@@ -54,9 +54,19 @@ class Request:
 
 def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
     """One phrase with both values for each dotted field that differs, except those in `free`."""
+    return [
+        f"{field} was {before} and is now {after}"
+        for field, before, after in changed_fields(old, new, free)
+    ]
+
+
+def changed_fields(
+    old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()
+) -> list[tuple[str, str, str]]:
+    """Each dotted field that differs with both of its values, except those in `free`."""
     before, after = _flatten(old), _flatten(new)
     return [
-        f"{field} was {_shown(before, field)} and is now {_shown(after, field)}"
+        (field, _shown(before, field), _shown(after, field))
         for field in {**before, **after}
         if before.get(field, _ABSENT) != after.get(field, _ABSENT)
         and not any(field == name or field.startswith(name + ".") for name in free)

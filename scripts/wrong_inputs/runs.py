@@ -104,6 +104,34 @@ RUNS = (
         "report of what is no run", lambda w: ["report", "--output-dir", str(w.folder)], "not a run"
     ),
     case(
+        "report that compares one run",
+        lambda w: ["report", "--compare", str(w.folder)],
+        "give two",
+    ),
+    case(
+        "report that compares what is no run",
+        lambda w: ["report", "--compare", str(w.folder), str(w.folder)],
+        "not a run",
+    ),
+    case(
+        "report over a file of somebody else",
+        lambda w: [
+            *("report", "--compare", _stranger(w), _stranger(w), "--trust-task-code"),
+            *("--output", str(w.folder / "train.jsonl")),
+        ],
+        "--output",
+    ),
+    case(
+        "report that watches and compares",
+        lambda w: ["report", "--watch", "--compare", str(w.folder), str(w.folder)],
+        "--watch",
+    ),
+    case(
+        "report on no port",
+        lambda w: ["report", "--watch", "--port", "70000", "--output-dir", str(w.folder)],
+        "--port",
+    ),
+    case(
         "init over a file",
         lambda w: ["init", "gsm8k", "org/model", "--output", str(w.folder / "train.jsonl")],
         "exists",

@@ -1,0 +1,179 @@
+"""Trees that were sampled elsewhere, for example with vLLM, completed to the record of a search.
+
+A line of such a file is a line of a search shard, of which only the texts are needed:
+`{"question_id", "question", "nodes": [{"id", "completion"}, ...]}`. Everything else is made here as
+the search makes it, or checked if it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from malt_jax.checks import show
+from malt_jax.tasks.base import Grader, Question
+from malt_jax.tree.grading import grade
+from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
+from malt_jax.tree.prompts import Overflow, render
+from malt_jax.tree.roles import Chain, Role
+
+FINISHES = ("eos", "stop", "length")
+
+
+def complete(
+    record: Mapping[str, Any],
+    question: Question,
+    pipeline: Chain,
+    tokenizer: Any,
+    context: int,
+    overflow: Overflow = "refuse",
+) -> Tree:
+    """The tree of one record, its answers not graded yet.
+
+    Nodes may come in any order and are told apart by the path in their ids (`Q17/g2/v0`). Prompts
+    are rendered from the templates of `pipeline`. Without `token_ids` the completion is encoded,
+    followed by an end token if its `finish` is `eos`, as it is by default. Without `logprobs` a
+    node has none, so that it takes part in everything except policy gradients and influence.
+    Raises ValueError for a node that is missing, unknown, or contradicts what it should be.
+    """
+    prefix = f"{record.get('question_id', question.id)}/"
+    given: dict[str, Mapping[str, Any]] = {}
+    for node in record["nodes"]:
+        name = node.get("id") if isinstance(node, Mapping) else None
+        if not isinstance(name, str):
+            raise ValueError(f"a node's id is {show(name)} and not a path like {prefix}g0")
+        # Without its question an id is a path as well.
+        if given.setdefault(name.removeprefix(prefix), node) is not node:
+            raise ValueError(f"node {show(name)} comes twice")
+    nodes: list[Node] = []
+    texts: dict[tuple[int, ...], str] = {}
+    for depth, role in enumerate(pipeline.roles):
+        for path in product(*map(range, pipeline.branches[: depth + 1])):
+            name = pipeline.node_id("", path)[1:]
+            if name not in given:
+                raise ValueError(f"node {prefix}{name} is missing")
+            before = zip(
+                pipeline.roles, (texts[path[:d]] for d in range(1, depth + 1)), strict=False
+            )
+            turns = {earlier.name: text for earlier, text in before}
+            node = _node(given.pop(name), role, path, turns, question, pipeline, tokenizer, context,
+                         overflow)  # fmt: skip
+            texts[path] = node.completion
+            nodes.append(node)
+    if given:
+        raise ValueError(f"node {prefix}{next(iter(given))} is none of this pipeline's")
+    names = tuple(role.name for role in pipeline.roles)
+    return Tree(
+        question.id, question.text, question.answer, question.meta, pipeline.branches, names,
+        tuple(nodes),
+    )  # fmt: skip
+
+
+def _node(
+    given: Mapping[str, Any],
+    role: Role,
+    path: Sequence[int],
+    turns: Mapping[str, str],
+    question: Question,
+    pipeline: Chain,
+    tokenizer: Any,
+    context: int,
+    overflow: Overflow,
+) -> Node:
+    id, parent = (pipeline.node_id(question.id, p) for p in (path, path[:-1]))
+    text, finish = given.get("completion"), given.get("finish", "eos")
+    if not isinstance(text, str):
+        raise ValueError(f"node {id} has no text as its completion")
+    if finish not in FINISHES:
+        raise ValueError(f"node {id} has the finish {show(finish)}, not {', '.join(FINISHES)}")
+    if given.get("role", role.name) != role.name:
+        raise ValueError(f"node {id} is by {show(given['role'])} and not by {role.name}")
+    ids = _token_ids(id, given.get("token_ids"), text, finish, tokenizer)
+    room = context - len(ids)
+    prompt = render(role.template, question.text, turns, tokenizer, room=room, overflow=overflow,
+                    where=id)  # fmt: skip
+    # Training on another prompt than the one that is evaluated would go unnoticed.
+    if given.get("prompt", prompt.text) != prompt.text:
+        raise ValueError(
+            f"node {id} was sampled from another prompt than the {role.name}'s template gives; set "
+            "the template it was sampled with, or leave `prompt` out"
+        )
+    return Node(
+        id=id,
+        role=role.name,
+        parent=parent if len(path) > 1 else None,
+        prompt=prompt.text,
+        prompt_ids=tuple(map(int, prompt.ids)),
+        cut=prompt.cut,
+        completion=text,
+        token_ids=ids,
+        logprobs=_logprobs(id, given, len(ids)),
+        finish=finish,
+        # A mark for `grade`: False says that the role answers, None that it does not.
+        correct=False if role.config.answers else None,
+    )
+
+
+def _token_ids(id: str, given: Any, text: str, finish: str, tokenizer: Any) -> tuple[int, ...]:
+    end = tokenizer.end_ids
+    if given is None:
+        ids = tokenizer.encode(text)
+        ids = [*ids, end[0]] if finish == "eos" and end else ids
+        if not ids:
+            raise ValueError(f"node {id} is empty, and was not ended by an end token either")
+        return tuple(map(int, ids))
+    if (
+        not isinstance(given, list)
+        or not given
+        or not all(type(i) is int and 0 <= i < 1 << 31 for i in given)
+    ):
+        raise ValueError(f"token_ids of node {id} are not a list of token ids")
+    said = given[:-1] if finish == "eos" and given[-1] in end else given
+    if tokenizer.decode(said) != text:
+        raise ValueError(
+            f"token_ids of node {id} are not its completion to this model's tokenizer; leave "
+            "`token_ids` and `logprobs` out to have the text encoded"
+        )
+    return tuple(given)
+
+
+def _logprobs(id: str, given: Mapping[str, Any], tokens: int) -> tuple[float, ...]:
+    found = given.get("logprobs")
+    if not found:
+        return ()
+    if "token_ids" not in given or not isinstance(found, list) or len(found) != tokens:
+        raise ValueError(f"logprobs of node {id} are not one for each of its token_ids")
+    # A NaN fails the comparison as well; rounding may leave a certain token just above 0.
+    if not all(type(p) in (int, float) and -1e9 < p < 1e-3 for p in found):
+        raise ValueError(f"logprobs of node {id} hold what is no log-probability")
+    return tuple(round(float(p), LOGPROB_DIGITS) for p in found)
+
+
+def graded(
+    trees: Sequence[Tree],
+    records: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
+    grader: Grader,
+) -> Forest:
+    """The trees with answers graded; the `reward` that a record gives to a leaf is kept instead."""
+    forest = grade(Forest(trees), questions, grader)
+    kept = []
+    for tree, record in zip(forest.trees, records, strict=True):
+        prefix = f"{record.get('question_id', tree.question_id)}/"
+        rewards = {
+            f"{tree.question_id}/{node['id'].removeprefix(prefix)}": node["reward"]
+            for node in record["nodes"]
+            if node.get("reward") is not None
+        }
+        leaves = {leaf.id for leaf in tree.leaves}
+        for id, reward in rewards.items():
+            if type(reward) not in (int, float) or not 0 <= reward <= 1 or id not in leaves:
+                raise ValueError(f"the reward of node {id} is {show(reward)}: no leaf's in [0, 1]")
+        nodes = tuple(
+            replace(node, reward=float(rewards[node.id])) if node.id in rewards else node
+            for node in tree.nodes
+        )
+        kept.append(replace(tree, nodes=nodes))
+    return Forest(kept)

@@ -1,0 +1,40 @@
+"""Hooks of `mkdocs build`: pages that exist on the site only, and links that leave the docs.
+
+pip install -e '.[docs]' && mkdocs build --strict
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mkdocs.structure.files import File
+
+MODULES = (
+    "algorithm",
+    "tree.node",
+    "tree.values",
+    "tree.outside",
+    "credit.signals",
+    "credit.rules",
+    "data.examples",
+    "training.losses",
+    "evaluation.statistics",
+    "tasks.base",
+    "tasks.custom",
+    "pipeline",
+)
+"""Modules whose docstrings are a page: the method, and what users call."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds `modules.md`, whose content mkdocstrings takes from the docstrings."""
+    sections = [f"## `malt_jax.{name}`\n\n::: malt_jax.{name}" for name in MODULES]
+    text = "\n\n".join(["# Modules", *sections]) + "\n"
+    files.append(File.generated(config, "modules.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to files outside of docs/ become their names; the site does not hold these files."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)[^)]*\)", r"\1 (`\2`)", markdown)

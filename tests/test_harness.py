@@ -1,0 +1,41 @@
+"""A trained run as a model of inspect_ai, found by its entry point's module."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cli_run
+from malt_jax.pipeline import Pipeline
+
+inspect_ai = pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    cli_run.trained()
+    return Path(shutil.copytree(cli_run.as_trained(), tmp_path_factory.mktemp("run") / "run"))
+
+
+def test_samples_are_answered_as_the_pipeline_answers_them(run):
+    from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
+
+    import malt_jax.harness  # noqa: F401  (what the entry point loads)
+
+    own = Pipeline.load(run, trust_task_code=True)
+    model = get_model(f"malt/{run}", answers="malt@3", trust_task_code=True)
+    questions = ["1+1=?", "2+2=?", "3+3=?"]
+
+    async def ask():
+        config = GenerateConfig(max_tokens=4)
+        asked = ([ChatMessageUser(content=q)] for q in questions)
+        return await asyncio.gather(*(model.generate(one, config=config) for one in asked))
+
+    outputs = asyncio.run(ask())
+    for question, output in zip(questions, outputs, strict=True):
+        expected = own.ask(question, votes=3)
+        assert output.metadata["prediction"] == expected.prediction
+        assert len(output.metadata["draws"]) == 3 and output.usage.output_tokens > 0
