@@ -56,7 +56,10 @@ def check_mismatch(
 
 
 def sealed_sample(session: Session, round: int, roles: Collection[str]) -> list[Node]:
-    """Up to COMPLETIONS nodes of each role, spread evenly over files and trees of the search."""
+    """Up to COMPLETIONS nodes of each role, spread evenly over files and trees of the search.
+
+    Only nodes whose tokens have log-probabilities, which imported ones may lack.
+    """
     units = manifest.sealed_units(session.run, search_stage(round))
     shards = _spread([path for path in units if path.suffix == ".jsonl"], SHARDS)
     manifest.verify(session.run, shards)
@@ -64,9 +67,13 @@ def sealed_sample(session: Session, round: int, roles: Collection[str]) -> list[
     nodes = [node for record in records for node in Tree.from_record(record).nodes]
     chosen: list[Node] = []
     for role in dict.fromkeys(roles):
-        own = [node for node in nodes if node.role == role and node.token_ids]
+        own = [node for node in nodes if node.role == role and _has_logprobs(node)]
         chosen += _spread(own, COMPLETIONS)
     return chosen
+
+
+def _has_logprobs(node: Node) -> bool:
+    return 0 < len(node.token_ids) == len(node.logprobs)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
