@@ -17,6 +17,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, SftConfig, TrainConfig
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
 from malt_jax.data.examples import EXAMPLES
@@ -25,14 +26,7 @@ from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
-from malt_jax.training.fit import (
-    DpoConfig,
-    KtoConfig,
-    PgConfig,
-    SftConfig,
-    TrainConfig,
-    train_phase,
-)
+from malt_jax.training.fit import train_phase
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
@@ -76,16 +70,9 @@ def search(
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
     forest = expand(
-        model,
-        sampler or Sampler(model),
-        questions,
-        pipeline,
-        adapters=adapters or {},
-        seed=seed,
-        round=round,
-        overflow=overflow,
-        on_level=on_level,
-    )
+        model, sampler or Sampler(model), questions, pipeline, adapters=adapters or {},
+        seed=seed, round=round, overflow=overflow, on_level=on_level,
+    )  # fmt: skip
     # Paper, section 3.2. Only outcomes are rewarded: the fixed extractor T reads the answer of each
     # leaf, and its reward is 1[T(r_ijk) = a*].
     forest = grade(forest, questions, task.grader)

@@ -99,6 +99,7 @@ def check_exports(session) -> None:
 
     from malt_jax.models.lora import Adapter, merge_adapter
     from malt_jax.models.model import _logits, load_model
+    from malt_jax.models.quantized import weights_dtype
     from malt_jax.stages.policies import policies_after
 
     tokens = jnp.asarray(np.arange(4, 36).reshape(2, 16), jnp.int32)
@@ -111,11 +112,10 @@ def check_exports(session) -> None:
         elif weights is not None:
             params = jax.tree.map(lambda x, like: x.astype(like.dtype), weights, params)
         expected = _logits(session.model.graph, params, tokens)
-        exported = load_model(
-            session.run.export(role.name), dtype=session.config.model.dtype, mesh=session.mesh
-        )
+        dtype = weights_dtype(session.model.params)
+        exported = load_model(session.run.export(role.name), dtype=dtype, mesh=session.mesh)
         gap = float(jnp.max(jnp.abs(exported(tokens) - expected)))
-        allowed = TOLERANCE[session.config.model.dtype]
+        allowed = TOLERANCE[jnp.dtype(dtype).name]
         assert gap <= allowed, f"{role.name}: logits of the export differ by {gap:.2g}"
 
 

@@ -33,7 +33,9 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             place = f"{asked.get('type', 'model')}s/{asked['organization']}/{asked['name']}"
-            self.private.setdefault(place, asked["private"])
+            # Newer clients say `visibility` in place of `private`.
+            private = asked.get("visibility") == "private" or asked.get("private", False)
+            self.private.setdefault(place, private)
             return 200, {"url": f"http://hub/{place}"}
         found = re.fullmatch(
             r"/api/((?:models|datasets)/[^/]+/[^/]+)/(preupload|commit)/main", path

@@ -263,7 +263,7 @@ def test_a_program_larger_than_the_chip_is_a_figure_and_not_a_failure(monkeypatc
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
     )
 
-    def refuse(self):
+    def refuse(self, compiler_options=None):
         raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)

@@ -143,7 +143,7 @@ COMMAND = Command(
         Option("--no-peer", "sampler, train: do not run transformers or TRL."),
         Option("--topology", "roofline: a TPU slice, as v5p:2x2x1 (needs libtpu).", "NAME"),
     ),
-    fields=("model.path", "model.dtype", "task.train_path", "sampler.rows", "train.sft.batch_size"),
+    fields=("model.path", "model.dtype", "task.train_path", "sampler.rows"),
     computes=True,
     examples=(
         "malt bench sampler --model.path DIR",

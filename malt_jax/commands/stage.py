@@ -269,7 +269,6 @@ COMMANDS = (
             "search.backup",
             "data.positives",
             "data.sft",
-            "data.weights",
             "data.pairs",
         ),
         PREVIEW,
