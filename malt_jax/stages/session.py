@@ -277,8 +277,8 @@ class Session:
         """
         if not taken and (units := manifest.sealed_units(self.run, stage)):
             raise UserError(
-                f"{flag}: the search of {self.run.path} has {counted(len(units), 'sealed file')}, not "
-                f"from what is given here; leave {flag} out to go on with it, or give "
+                f"{flag}: the search of {self.run.path} has {counted(len(units), 'sealed file')}, "
+                f"not from what is given here; leave {flag} out to go on with it, or give "
                 f"--redo {stage} or another --output-dir."
             )
 
