@@ -1,7 +1,8 @@
 """The `malt` command: finds the command, runs it, and turns the outcome into an exit status.
 
-0: done. 2: the user's input is wrong (one message, no traceback). 1: a fault of malt-jax. 130 and
-143: interrupted or asked to stop, after the state was saved. A reader that closes standard output
+0: done. 2: the user's input is wrong (one message, no traceback). 75: something outside, such as a
+store, does not answer, and the same command may succeed later. 1: a fault of malt-jax. 130 and 143:
+interrupted or asked to stop, after the state was saved. A reader that closes standard output
 early (`| head`) has seen enough, which is no error; one that closes standard error changes nothing.
 """
 
@@ -55,7 +56,7 @@ def _run(words: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
-        return _say(str(error), 2)
+        return _say(str(error), error.status)
     except OutputLost as lost:
         drop_output()
         if lost.abandoned:
@@ -68,8 +69,8 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         if gone := another_gone(error):
             return _say(one_line(gone), 1)
-        if sentence := unusable_backend(error):
-            return _say(sentence, 2)
+        if refusal := unusable_backend(error):
+            return _say(str(refusal), refusal.status)
         # Exceptions may quote a model or a file, so control characters are written out.
         print(visible(traceback.format_exc()), end="", file=sys.stderr)
         return _say("this is a fault of malt-jax, not of your input.", 1)

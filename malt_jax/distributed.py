@@ -15,7 +15,7 @@ from typing import Any
 
 from malt_jax.checks import show, whole_number
 from malt_jax.config.mesh import MeshConfig
-from malt_jax.errors import UserError, first_line
+from malt_jax.errors import Unavailable, UserError, first_line
 from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
@@ -87,8 +87,8 @@ def initialize(config: MeshConfig) -> None:
     """Connects this process to the others of the run; does nothing if it is the only one.
 
     Call it before JAX is first used. When a process dies, JAX's heartbeat ends the others after at
-    most `mesh.heartbeat` seconds, with a message that names the one that is gone. Raises UserError
-    if the others do not connect.
+    most `mesh.heartbeat` seconds, with a message that names the one that is gone. Raises
+    Unavailable if the others do not connect.
     """
     import jax
 
@@ -113,7 +113,8 @@ def initialize(config: MeshConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:
         where = place.coordinator if place else "found by JAX on this cluster"
-        raise UserError(
+        kind = UserError if isinstance(error, ValueError) else Unavailable
+        raise kind(
             f"mesh.coordinator: the processes of this run ({where}) could not connect: "
             f"{first_line(error)}. Start the same command on every host, with the same "
             "coordinator, and check that its port can be reached."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.checks import show
-from malt_jax.errors import UserError, first_line
+from malt_jax.errors import Unavailable, UserError, first_line
 from malt_jax.escape import one_line
 
 PINNED: dict[str, Any] = {
@@ -71,26 +71,30 @@ def devices() -> list[str]:
     try:
         found = jax.devices()
     except Exception as error:
-        if sentence := unusable_backend(error):
-            raise UserError(sentence) from None
+        if refusal := unusable_backend(error):
+            raise refusal from None
         raise
     return [f"{device.platform} {device.device_kind} {device.id}" for device in found]
 
 
-def unusable_backend(error: Exception) -> str | None:
-    """A sentence if an error means that JAX found no usable device; None for any other error."""
+def unusable_backend(error: Exception) -> UserError | None:
+    """What to raise if an error means that JAX found no usable device; None for any other one.
+
+    A platform that JAX_PLATFORMS names is the user's choice; a device that JAX found by itself and
+    cannot use may work again later.
+    """
     # The errors are of several kinds, so the function that raised them says what they mean.
     frames = traceback.extract_tb(error.__traceback__)
     if not any(f.name == "backends" and f.filename.endswith("xla_bridge.py") for f in frames):
         return None
     reason = first_line(error) if str(error).strip() else "JAX has no plugin for it"
     if wanted := os.environ.get("JAX_PLATFORMS"):
-        return one_line(
+        return UserError(
             f"JAX_PLATFORMS: found {show(wanted)}, which cannot be used here ({reason}); install "
             "its plugin and driver (for NVIDIA GPUs pip install 'jax[cuda13]'), or unset "
             "JAX_PLATFORMS to use the devices there are."
         )
-    return one_line(
+    return Unavailable(
         f"no device can be used ({reason}); check its driver, or set JAX_PLATFORMS=cpu."
     )
 

@@ -12,12 +12,55 @@ class UserError(Exception):
     change. Text that it quotes from a file or a model cannot add a second line to it.
     """
 
+    status = 2
+    """The exit status of a command that it ends."""
+
     def __init__(self, message: str):
         super().__init__(one_line(message))
 
+    def at(self, place: str) -> UserError:
+        """The same error, with the config field or flag whose value is wrong before its message."""
+        placed = UserError(f"{place}: {self}")
+        placed.status = self.status
+        return placed
+
+
+class Unavailable(UserError):
+    """Something outside this process does not answer, such as a store: exit status 75.
+
+    The input may be right, so the launchers start the command again. (75 is EX_TEMPFAIL of
+    sysexits.h, a failure that may pass.)
+    """
+
+    status = 75
+
 
 class HubError(UserError):
-    """A model or a data set could not be loaded from the hub."""
+    """A model or a data set could not be loaded from the hub.
+
+    Its exit status is 75 if the hub did not answer, and 2 if it refused what was asked for.
+    """
+
+    def __init__(self, message: str, cause: BaseException):
+        super().__init__(message)
+        if _unanswered(cause):
+            self.status = Unavailable.status
+
+
+def _unanswered(error: BaseException | None) -> bool:
+    """Whether an error of a hub's client, or one that it came from, means that a try may help."""
+    lost = False
+    while error is not None:
+        # The clients build on different HTTP libraries, so errors are recognised by their names.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "OfflineModeIsEnabled" in kinds:
+            return False
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        if code is not None:
+            return code >= 500 or code in (408, 429)
+        lost |= bool(kinds & {"ConnectionError", "TransportError", "Timeout", "TimeoutError"})
+        error = error.__cause__ or error.__context__
+    return lost
 
 
 def first_line(error: Exception) -> str:

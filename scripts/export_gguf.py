@@ -59,11 +59,18 @@ def export(folder: Path, target: Path) -> int:
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
-    scaling = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("rope_type")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rope.get("rope_type")
     if config["model_type"] != "llama" or scaling not in (None, "default"):
         raise UserError(
             f"{folder}: a {config['model_type']} with rope {scaling}; this script writes Llama "
             "without rope scaling, llama.cpp's convert_hf_to_gguf.py all others."
+        )
+    # transformers 5 writes the base into rope_parameters, older versions beside it.
+    if (theta := rope.get("rope_theta", config.get("rope_theta"))) is None:
+        raise UserError(
+            f"{folder}: config.json has no rope_theta, neither in rope_parameters nor by itself; "
+            "add the base of the rotary frequencies that the model was trained with."
         )
     writer = gguf.GGUFWriter(target, "llama")
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
@@ -78,7 +85,7 @@ def export(folder: Path, target: Path) -> int:
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
+    writer.add_rope_freq_base(theta)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     _add_tokenizer(writer, folder, config)

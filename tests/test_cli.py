@@ -20,7 +20,7 @@ from malt_jax import cli, config
 from malt_jax.commands import completion, init
 from malt_jax.commands.command import Command, parse
 from malt_jax.config.run import all_fields
-from malt_jax.errors import RunStopped, UserError
+from malt_jax.errors import HubError, RunStopped, Unavailable, UserError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [command.name for command in cli.all_commands()]
@@ -184,6 +184,10 @@ def _raising(error: BaseException) -> Command:
         (KeyboardInterrupt(), 130),
         (RunStopped(signal.SIGINT), 130),
         (RunStopped(signal.SIGTERM), 143),
+        (UserError("wrong"), 2),
+        (Unavailable("no answer").at("mirror"), 75),
+        (HubError("no answer", ConnectionError()), 75),
+        (HubError("no such model", FileNotFoundError()), 2),
         (ZeroDivisionError("\x1b[2J"), 1),
     ],
 )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from faulty_server import KINDS, Faults, store
-from malt_jax.errors import UserError
-from malt_jax.storage import manifest, mirror, selfsealed, unfinished
+from malt_jax.errors import Unavailable, UserError
+from malt_jax.storage import manifest, mirror, selfsealed, unfinished, uploader
 from malt_jax.storage import store as stores
 from malt_jax.storage.atomic import write_bytes
 from malt_jax.storage.checkpoints import CheckpointFolder
@@ -146,11 +149,69 @@ def test_a_malformed_list_is_not_used(tmp_path, capsys, change):
 def test_a_partial_piece_is_never_accepted(tmp_path, capsys, damage):
     url = tmp_path / "mirror"
     in_training(tmp_path / "one", str(url))
+    curves = (url / "metrics.jsonl").read_bytes()
+    assert curves == b'{"loss": 1}\n'
     damage(next(iter(sorted((url / "unfinished").iterdir()))))
     with begun(tmp_path / "two", str(url)) as run:
         manifest.verify(run)
         assert not [path for path in run.path.glob("checkpoints/**/*") if path.is_file()]
+        assert run.metrics.read_bytes() == curves  # the log that lies beside the pieces is kept
+        assert not list(run.path.rglob(".tmp-*"))
     assert "missing or damaged" in capsys.readouterr().err
+
+
+def test_the_run_goes_on_while_the_store_does_not_answer(tmp_path, monkeypatch, capsys):
+    url = str(tmp_path / "mirror")
+    with begun(tmp_path / "one", url, seconds=0.01) as run, monkeypatch.context() as outage:
+        push = Mock(side_effect=Unavailable("no answer"))
+        outage.setattr(mirror, "push", push)
+        manifest.amend(run, note="changed")
+        while push.call_count < 3:
+            run.uploader.sealed()
+            time.sleep(0.01)
+    assert capsys.readouterr().err.splitlines() == [
+        f"mirror: {url} could not be written: no answer; the run goes on, and the copy is tried "
+        "again every 0.01 s",
+        f"mirror: {url} is complete again",
+    ]
+    assert mirror.look(url)["note"] == "changed"
+    monkeypatch.setattr(mirror, "push", Mock(side_effect=Unavailable("no answer")))
+    manifest.amend(run, note="changed again")
+    with pytest.raises(Unavailable, match="no answer"), begun(tmp_path / "one", url):
+        pass
+
+
+def test_a_mirror_of_another_run_ends_this_one_when_it_next_seals(tmp_path, monkeypatch):
+    url = str(tmp_path / "mirror")
+    run = begun(tmp_path / "one", url)
+    monkeypatch.setattr(mirror, "push", Mock(side_effect=UserError("holds another run")))
+    with pytest.raises(UserError, match="holds another run"):
+        while True:
+            run.uploader.sealed()
+            time.sleep(0.01)
+    monkeypatch.undo()
+    run.close()
+
+
+def test_what_is_written_during_a_copy_is_copied_before_closing(tmp_path, monkeypatch):
+    """The last copy begins after `close` was called, also when another one was at work then."""
+    url, at_work, go_on = str(tmp_path / "mirror"), threading.Event(), threading.Event()
+    run = begun(tmp_path / "one", url)
+    push = mirror.push
+
+    def slow(*arguments):
+        push(*arguments)
+        at_work.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(mirror, "push", slow)
+    monkeypatch.setattr(uploader, "TRIES", 1)
+    run.uploader.sealed()
+    assert at_work.wait(10)
+    manifest.amend(run, note="changed")
+    threading.Timer(0.1, go_on.set).start()
+    run.close()
+    assert mirror.look(url)["note"] == "changed"
 
 
 @pytest.mark.timeout(120)

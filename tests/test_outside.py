@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
+from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.tasks.base import Question
 from malt_jax.tree.outside import complete
@@ -149,6 +151,25 @@ def test_texts_alone_are_graded_valued_and_trained_on(trees, tmp_path, capsys):
         assert [n["value"] for n in one["nodes"]] == [n["value"] for n in other["nodes"]]
     assert all(n["logprobs"] == [] and n["token_ids"] for tree in made for n in tree["nodes"])
     assert cli.main(["train", *FLAGS, str(run)]) == 0
+
+
+def test_a_search_that_has_begun_is_neither_mixed_nor_ignored(trees, tmp_path, capsys):
+    assert imported(trees, tmp_path / "taken", capsys) == ""
+    assert imported(trees, tmp_path / "taken", capsys) == ""  # again: nothing is left to do
+    file, own = tmp_path / "trees.jsonl", tmp_path / "own"
+    file.write_text("".join(json.dumps(tree) + "\n" for tree in trees))
+    words = ["label", *FLAGS, str(tmp_path / "taken"), "--import", str(file)]
+    assert cli.main(words) == 2 and "not from what is given here" in capsys.readouterr().err
+    shutil.copytree(cli_run.as_trained(), own)
+    stages = manifest.load(own)["stages"]
+    begun = {**stages["search/000"], "done": False}
+    remedy = "to go on with it, or give --redo search/000 or another --output-dir"
+    for state in (stages, {**stages, "search/000": begun}):
+        manifest.amend(own, stages=state)
+        for words in (["--import", str(file)], ["--join", "slice-1", "slice-2"]):
+            assert cli.main(["label", *FLAGS, str(own), *words]) == 2
+            said = capsys.readouterr().err
+            assert f"malt: {words[0]}: the search of" in said and remedy in said
 
 
 def test_trees_of_other_questions_are_refused(trees, tmp_path, capsys):

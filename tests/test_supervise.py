@@ -49,8 +49,10 @@ def test_restarts_without_progress_are_limited_and_wrong_input_is_not_repeated(t
     done = supervise(tmp_path, "sys.exit(1)", "--stalled", "2")
     assert done.returncode == 1 and tries(tmp_path) == 2
     assert "finished nothing new" in done.stderr
+    done = supervise(tmp_path, "sys.exit(75)", "--stalled", "1")  # a store that does not answer
+    assert done.returncode == 1 and tries(tmp_path) == 3
     done = supervise(tmp_path, "sys.exit(2)")
-    assert done.returncode == 2 and tries(tmp_path) == 3
+    assert done.returncode == 2 and tries(tmp_path) == 4
 
 
 def test_a_run_that_hangs_is_started_again(tmp_path):

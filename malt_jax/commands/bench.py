@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +44,12 @@ def run(invocation: Invocation) -> None:
 
 
 def _roofline(config: Config, topology: str | None) -> None:
-    # The programs are compiled for a slice that is not here, so this machine's devices stay free.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # These are imported only now, because JAX reads the variable when it is imported.
+    import jax
+
+    if not jax.config.values["jax_platforms"]:
+        # The programs are compiled for a slice that is not here, so this machine's devices stay
+        # free. JAX has read its variables already.
+        jax.config.update("jax_platforms", "cpu")
     from malt_jax.bench import roofline
     from malt_jax.planning.chips import find_target
     from malt_jax.planning.specs import find_spec
@@ -70,7 +72,7 @@ def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace
     try:
         folder, _ = local_folder(config.model.path, config.model.revision)
     except UserError as error:
-        raise UserError(f"model.path: {error}") from None
+        raise error.at("model.path") from None
     values["model"] = str(Path(folder).absolute())
     if config.model.dtype != "auto":
         values["dtype"] = config.model.dtype

@@ -18,7 +18,8 @@ EPILOG = """\
 `malt COMMAND --help` explains a command; `malt --version` prints versions and devices.
 Any field of the config is a flag: --task.num-train 200. Results go to standard
 output, progress to standard error. Exit status: 0 done, 2 your input is wrong,
-1 our fault, 130 or 143 stopped with the state saved.
+75 a store, hub or device does not answer, 1 our fault, 130 or 143 stopped with
+the state saved.
 
 Examples
   malt run --config quickstart

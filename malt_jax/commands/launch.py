@@ -178,7 +178,7 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
             if prompts:
                 check_prompts(inner, [variant.system], *model)
         except UserError as error:
-            raise UserError(f"ablations.{variant.folder}: {error}") from None
+            raise error.at(f"ablations.{variant.folder}") from None
     return found
 
 
@@ -231,7 +231,7 @@ def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
         if tokenizer.has_chat_template:
             tokenizer.render("")
     except UserError as error:
-        raise UserError(f"model.path: {error}") from None
+        raise error.at("model.path") from None
     check_adapters(config, spec)
     return spec, tokenizer
 
@@ -263,7 +263,7 @@ def check_adapters(config: Config, spec: ModelSpec) -> None:
                 _, own = load_adapter(role.adapter, spec)
                 check_room(own, config.training_of(role.name).lora, role.adapter)
             except UserError as error:
-                raise UserError(f"pipeline.roles.{index}.adapter: {error}") from None
+                raise error.at(f"pipeline.roles.{index}.adapter") from None
 
 
 def check_prompts(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from malt_jax.errors import UserError
+from malt_jax.errors import HubError, UserError, first_line
 from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
 
 LFS_POINTER = b"version https://git-lfs"
@@ -96,8 +96,8 @@ def _snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub's client lets many kinds of network errors through
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{name}: could not be downloaded from the hub ({first}). Check the name, the network "
-            "and HF_TOKEN, or download it elsewhere and give the folder's path."
+        raise HubError(
+            f"{name}: could not be downloaded from the hub ({first_line(error)}). Check the name, "
+            "the network and HF_TOKEN, or download it elsewhere and give the folder's path.",
+            error,
         ) from error

@@ -24,4 +24,4 @@ def find_spec(path: str, revision: str | None = None) -> tuple[ModelSpec, str]:
         folder, _ = local_folder(path, revision)
         return read_spec(folder), str(folder)
     except UserError as error:
-        raise UserError(f"model.path: {error}") from None
+        raise error.at("model.path") from None

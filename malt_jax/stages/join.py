@@ -20,6 +20,7 @@ from malt_jax.errors import RunStopped, UserError
 from malt_jax.sampling.stats import Stats
 from malt_jax.stages.session import Session
 from malt_jax.stages.slices import (
+    COST,
     ROUND,
     STAGE,
     Slice,
@@ -46,8 +47,8 @@ def join(session: Session, places: Sequence[str], minutes: float = 0.0) -> None:
 
     Waits for slices that are not finished for at most so many `minutes`. Raises UserError for a
     slice that is unfinished, damaged, malformed or given twice, or that has another config, other
-    inputs or other weights; for a slice that is missing; and for trees that do not belong to this
-    run's questions.
+    inputs or other weights; for a slice that is missing; for trees that do not belong to this
+    run's questions; and if a search has begun that was not joined.
     """
     if session.config.search.shard != "1/1":
         raise UserError(
@@ -55,6 +56,12 @@ def join(session: Session, places: Sequence[str], minutes: float = 0.0) -> None:
             "joined; leave it out."
         )
     with session.journal(STAGE, inputs=True) as journal:
+        # Shards of slices are named after their range. A single slice of 1/1 has the names of a
+        # search of one's own, whose trees it also has. Imported trees have no cost.
+        units = manifest.sealed_units(session.run, STAGE)
+        named = [unit.suffix == ".json" or "of" in unit.name for unit in units]
+        joined = session.run.path / COST in units and (len(places) == 1 or all(named))
+        session.refuse_own_search(STAGE, journal.done and joined, "--join")
         if journal.done:
             return
         fetched = temporary(session.run.path / "slices")

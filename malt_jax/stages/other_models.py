@@ -40,7 +40,7 @@ def check_other(path: str) -> None:
         if place:
             load_adapter(place, spec)
     except UserError as error:
-        raise UserError(f"eval.models: {error}") from None
+        raise error.at("eval.models") from None
 
 
 def load_other(session: Session, path: str) -> tuple[Sampler, Any]:

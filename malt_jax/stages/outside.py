@@ -12,6 +12,7 @@ from malt_jax.models.hub import local_folder
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.stages.names import search_stage
 from malt_jax.stages.session import Session
+from malt_jax.stages.slices import COST
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_records
 from malt_jax.tasks.base import Question
@@ -26,11 +27,15 @@ ROUND = 0
 def take_over(session: Session, files: Sequence[str]) -> None:
     """Writes the trees of `files` as this run's search, completed, graded and valued.
 
-    Raises UserError for a tree that does not fit this run's questions, pipeline or tokenizer, and
-    unless there is exactly one for each training question.
+    Raises UserError for a tree that does not fit this run's questions, pipeline or tokenizer,
+    unless there is exactly one for each training question, and if another search has begun here.
     """
     config, stage = session.config, search_stage(ROUND)
     with session.journal(stage, inputs=True) as journal:
+        # A search of this run's own, and one that was joined, have their cost sealed beside them.
+        own = session.run.path / COST in manifest.sealed_units(session.run, stage)
+        known = {str(Path(file)) for file in files} <= manifest.load(session.run)["inputs"].keys()
+        session.refuse_own_search(stage, journal.done and known and not own, "--import")
         if journal.done:
             return
         manifest.record_inputs(session.run, [Path(file) for file in files])

@@ -13,7 +13,7 @@ from malt_jax.config.run import Config
 from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, UserError
 from malt_jax.hashing import fingerprint
-from malt_jax.progress import Progress
+from malt_jax.progress import Progress, counted
 from malt_jax.stages.names import search_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.journal import Journal
@@ -269,6 +269,18 @@ class Session:
         if inputs and not journal.done:
             self.record_inputs()
         return journal
+
+    def refuse_own_search(self, stage: str, taken: bool, flag: str) -> None:
+        """Refuses `flag`, by which a search is taken from elsewhere, where one has begun here.
+
+        `taken`: the sealed search is the one that the flag names.
+        """
+        if not taken and (units := manifest.sealed_units(self.run, stage)):
+            raise UserError(
+                f"{flag}: the search of {self.run.path} has {counted(len(units), 'sealed file')}, "
+                f"not from what is given here; leave {flag} out to go on with it, or give "
+                f"--redo {stage} or another --output-dir."
+            )
 
     def forest(self, round: int) -> Forest:
         """The sealed trees of a round's finished search, in the order of the questions."""

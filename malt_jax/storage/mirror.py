@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from malt_jax.errors import UserError, first_line
+from malt_jax.errors import Unavailable, UserError, first_line
 from malt_jax.regular_files import read_bytes
 from malt_jax.storage import config_file, manifest, unfinished
 from malt_jax.storage.atomic import make_folder, remove, sync_tree, write_bytes
-from malt_jax.storage.store import Store
+from malt_jax.storage.store import FINAL, FOLDER_FINAL, Store, is_folder
 
 LOGS = ("metrics.jsonl",)
 """Files that are not sealed and are copied as they are."""
@@ -161,7 +161,10 @@ def _manifest(store: Store) -> tuple[dict[str, Any] | None, bytes]:
 
 @contextmanager
 def explained(url: str, what: str) -> Iterator[None]:
-    """Turns any error of a store into a `UserError`: each store's client raises its own kinds."""
+    """Turns any error of a store into a `UserError`: each store's client raises its own kinds.
+
+    It is `Unavailable` unless another try would only repeat it.
+    """
     try:
         yield
     except UserError:
@@ -170,7 +173,8 @@ def explained(url: str, what: str) -> Iterator[None]:
         advice = "Correct this, or choose another mirror,"
         if what == "written":
             advice = "The run directory itself is intact; correct this"
-        raise UserError(
+        final = isinstance(error, FOLDER_FINAL if is_folder(url) else FINAL)
+        raise (UserError if final else Unavailable)(
             f"mirror: {url} could not be {what}: {first_line(error)}. {advice} and run the command "
             "again."
         ) from error

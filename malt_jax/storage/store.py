@@ -34,6 +34,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries; each pause is twice as long as the one before."""
 FINAL = (UserError, FileNotFoundError, ImportError, NotImplementedError, ValueError, TypeError)
 """Errors that another try would only repeat: no such bucket, no such client, a malformed URL."""
+FOLDER_FINAL = (*FINAL, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+"""The same where the store is a folder, in which no credentials expire."""
 
 
 class Store:
@@ -47,7 +49,7 @@ class Store:
         from fsspec.core import url_to_fs
 
         # fsspec makes the missing folders of a local path; an object store has no folders to make.
-        if "://" not in self.url or self.url.startswith("file://"):
+        if is_folder(self.url):
             options["auto_mkdir"] = True
         # gcsfs logs a traceback for every request that fails, also for one that is tried again.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -156,6 +158,11 @@ class Store:
                         "remove it or choose another mirror."
                     )
         return f"{self.base}/{name}"
+
+
+def is_folder(url: str) -> bool:
+    """Whether a URL means a folder of this machine."""
+    return "://" not in url or url.startswith("file://")
 
 
 def _replace(place: Path, write: Callable[[Path], Any]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from malt_jax.hashing import files_beneath
 from malt_jax.regular_files import open_regular
 from malt_jax.storage import selfsealed
-from malt_jax.storage.atomic import leftover_of, make_folder
+from malt_jax.storage.atomic import leftover_of, make_folder, temporary
 from malt_jax.storage.schema import is_artefact
 from malt_jax.storage.store import Store
 
@@ -135,22 +135,23 @@ def pull(store: Store, run: Path, data: dict[str, Any]) -> list[str]:
         return []
     sealed = {unit for stage in data["stages"].values() for unit in stage["units"]}
     files = {path: pieces for path, pieces in listed["files"].items() if not _within(path, sealed)}
-    written = []
+    # The files keep temporary names until all are whole: a sealed log is in the place of one.
+    building = {path: temporary(run / path) for path in files}
     try:
         for path, pieces in files.items():
             make_folder((run / path).parent)
-            written.append(path)
-            with open(run / path, "wb") as file:
+            with open(building[path], "wb") as file:
                 for digest, size in pieces:
                     piece = store.read(f"{FOLDER}/{digest}") or b""
                     if len(piece) != size or hashlib.sha256(piece).hexdigest() != digest:
                         raise ValueError(f"a piece of {path} is missing or damaged")
                     file.write(piece)
-    except ValueError:
-        for path in written:
-            (run / path).unlink()
-        raise
-    return written
+        for path, partial in building.items():
+            os.replace(partial, run / path)
+    finally:
+        for partial in building.values():
+            partial.unlink(missing_ok=True)
+    return list(files)
 
 
 def parse(raw: bytes) -> dict[str, Any]:

@@ -7,9 +7,12 @@ the time that a copy takes.
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
+from malt_jax.errors import Unavailable, first_line
+from malt_jax.escape import one_line
 from malt_jax.regular_files import read_bytes
 from malt_jax.storage import manifest, mirror
 from malt_jax.storage.schema import parse
@@ -21,7 +24,11 @@ TRIES = 10
 
 
 class Uploader:
-    """The thread that copies; an error in it is raised by the next call of `sealed` or `close`."""
+    """The thread that copies.
+
+    While the store does not answer, the run goes on and the copy is tried again every `seconds`;
+    only `close` raises that error. Any other error is raised by the next call of `sealed` too.
+    """
 
     def __init__(self, run: Path, url: str, seconds: float):
         self._run, self._url, self._seconds = run, url, seconds
@@ -36,11 +43,12 @@ class Uploader:
 
     def sealed(self) -> None:
         """Asks for what has been sealed to be copied."""
-        self._raise()
+        if not isinstance(self._failure, Unavailable):
+            self._raise()
         self._wanted.set()
 
     def close(self) -> None:
-        """Returns once everything is copied. Raises UserError if it could not be."""
+        """Returns once everything is copied. Raises the error if it could not be."""
         self._ended.set()
         self._wanted.set()
         self._thread.join()
@@ -52,13 +60,31 @@ class Uploader:
             raise failure
 
     def _work(self) -> None:
-        try:
-            while not self._ended.is_set():
-                self._wanted.wait(self._seconds)
-                self._wanted.clear()
+        while True:
+            self._wanted.wait(self._seconds)
+            self._wanted.clear()
+            # Read before the copy: what is written before `close` is in the copy that follows it.
+            ended = self._ended.is_set()
+            try:
                 self._copy()
-        except Exception as error:
-            self._failure = error
+            except Exception as error:
+                if isinstance(error, Unavailable) and not (self._failure or ended):
+                    reason = one_line(first_line(error.__cause__ or error))
+                    self._say(
+                        f"mirror: {self._url} could not be written: {reason}; the run goes on, and "
+                        f"the copy is tried again every {self._seconds:g} s"
+                    )
+                self._failure = error
+            else:
+                if self._failure:
+                    self._say(f"mirror: {self._url} is complete again")
+                self._failure = None
+            if ended:
+                return
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def _copy(self) -> None:
         path = self._run / manifest.NAME

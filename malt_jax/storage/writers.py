@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from malt_jax.errors import UserError
+from malt_jax.errors import Unavailable, UserError
 
 # Empty for a single process, else one entry: whether this process writes, its barrier, and its
 # "any" over all processes.
@@ -57,4 +57,7 @@ def on_writer(work: Callable[[], None]) -> None:
     # Every process must make this call, whether it did the work or not: it is a collective
     # operation, and without one of them the others would wait forever.
     if any_of(refused is not None):
-        raise refused or UserError("process 0 of this run was refused; its message says why.")
+        # All end with one status, by which a launcher decides whether to start them again.
+        may_pass = any_of(refused is not None and refused.status == Unavailable.status)
+        kind = Unavailable if may_pass else UserError
+        raise refused or kind("process 0 of this run was refused; its message says why.")

@@ -191,7 +191,8 @@ def _hub_rows(hub: Rows, split: str) -> list[Row]:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise HubError(
                 f"{hub.repo} can't be loaded from the hub ({reason}); "
-                f"give a local file in task.{split}_path"
+                f"give a local file in task.{split}_path",
+                error,
             ) from None
         # Rows are numbered through all configurations, so that a message names exactly one.
         for values in data:
