@@ -143,6 +143,31 @@ def test_runs_without_a_question_in_common_are_shown_and_not_tested(runs, tmp_pa
         check_output(tmp_path / "mine.html")
 
 
+def test_a_folder_that_is_not_the_data_of_an_earlier_comparison_is_kept(tmp_path):
+    page, folder = tmp_path / "results.html", tmp_path / "results_data"
+    folder.mkdir()
+    (folder / "pages-0000.js").write_text('maltPage("pages-0000",[]);\n')
+    with pytest.raises(UserError, match="results_data is in the place"):
+        check_output(page)  # no page of a comparison is beside it
+    page.write_text(f"<html>{compare.MARK}")
+    check_output(page)
+    for name, text in (("raw.csv", "maltPage("), ("own.js", "alert(1)"), ("sub/a.js", "maltPage(")):
+        mine = folder / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text(text)
+        with pytest.raises(UserError, match="it is kept"):
+            check_output(page)
+        assert mine.read_text() == text
+        mine.unlink()
+        if mine.parent != folder:
+            mine.parent.rmdir()
+    check_output(page)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="it is kept"):
+        check_output(page)
+
+
 @contextmanager
 def served(run: Path) -> Iterator[str]:
     """The address of a live page of the run."""
