@@ -56,5 +56,5 @@ def check_output(path: Path) -> None:
     if os.path.lexists(data) and not (earlier and embed.is_page_data(data)):
         raise UserError(
             f"--output: {data} is in the place of the page's data, and not what an earlier "
-            f"`malt report --compare` wrote there with {path.name}; it is kept, choose another name."
+            f"`malt report --compare` wrote there with {path.name}; it is kept, choose another."
         )
