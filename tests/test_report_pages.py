@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -220,6 +221,34 @@ def test_a_live_page_waits_for_a_run_and_then_shows_it_without_writing_there(beg
             time.sleep(0.1)
         assert "connect-src 'self'" in get(address) and "demo" in get(address)
         assert {path.name for path in begun.iterdir()} == {"rounds", "metrics.jsonl"}
+
+
+def test_data_of_a_live_page_has_a_secret_address_that_ends_with_its_version(
+    begun, runs, monkeypatch
+):
+    monkeypatch.setattr("malt_jax.report.embed.INLINE_BYTES", 0)
+    shutil.copytree(runs[0] / "rounds", begun / "rounds")
+
+    def data_of(text: str) -> str:
+        return str(json.loads(re.findall(r'id="data">(.*?)</script>', text)[0])["folder"])
+
+    with served(begun) as address:
+        old, page = data_of(get(address)), "trees000-0000.js"
+        assert len(old) > len("data/") + 20
+        with urllib.request.urlopen(address + old + page, timeout=60) as reply:
+            assert reply.read().startswith(b"maltPage(")
+            assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        (begun / "changed.json").write_text("{}")
+        until = time.monotonic() + 120
+        while data_of(get(address)) == old:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert get(address + data_of(get(address)) + page).startswith("maltPage(")
+        for place in (old + page, f"data/{page}", f"report_data/{page}"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                get(address + place)
+            assert refused.value.code == 404
+            assert ("reload the page" in refused.value.reason) == place.startswith("data/")
 
 
 def test_a_live_page_is_for_this_machine_only(begun):

@@ -25,6 +25,8 @@ INLINE_BYTES = 3_000_000
 """Data up to this size is part of report.html itself."""
 _CALL = "maltPage("
 """How every page of data begins."""
+REPORT_DATA = "report_data/"
+"""Where `report.html` finds its data."""
 BEFORE_AND_AFTER = {"name": "Before and after", "before": ("ma", "sa"), "after": ("malt",)}
 """The two systems that the explorer first shows side by side: the first ones that there are."""
 
@@ -104,7 +106,7 @@ def explorer_data(
     systems: Sequence[str],
     labels: Mapping[str, str],
     entries: Sequence[Mapping[str, Any]],
-    address: str = "report_data/",
+    address: str = REPORT_DATA,
     pairing: Mapping[str, Any] = BEFORE_AND_AFTER,
 ) -> tuple[str, list[str]]:
     """What the explorer reads as JSON, and the pages of data as scripts, if they fit the page.
