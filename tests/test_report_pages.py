@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -143,6 +144,31 @@ def test_runs_without_a_question_in_common_are_shown_and_not_tested(runs, tmp_pa
         check_output(tmp_path / "mine.html")
 
 
+def test_a_folder_that_is_not_the_data_of_an_earlier_comparison_is_kept(tmp_path):
+    page, folder = tmp_path / "results.html", tmp_path / "results_data"
+    folder.mkdir()
+    (folder / "pages-0000.js").write_text('maltPage("pages-0000",[]);\n')
+    with pytest.raises(UserError, match="results_data is in the place"):
+        check_output(page)  # no page of a comparison is beside it
+    page.write_text(f"<html>{compare.MARK}")
+    check_output(page)
+    for name, text in (("raw.csv", "maltPage("), ("own.js", "alert(1)"), ("sub/a.js", "maltPage(")):
+        mine = folder / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text(text)
+        with pytest.raises(UserError, match="it is kept"):
+            check_output(page)
+        assert mine.read_text() == text
+        mine.unlink()
+        if mine.parent != folder:
+            mine.parent.rmdir()
+    check_output(page)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="it is kept"):
+        check_output(page)
+
+
 @contextmanager
 def served(run: Path) -> Iterator[str]:
     """The address of a live page of the run."""
@@ -195,6 +221,34 @@ def test_a_live_page_waits_for_a_run_and_then_shows_it_without_writing_there(beg
             time.sleep(0.1)
         assert "connect-src 'self'" in get(address) and "demo" in get(address)
         assert {path.name for path in begun.iterdir()} == {"rounds", "metrics.jsonl"}
+
+
+def test_data_of_a_live_page_has_a_secret_address_that_ends_with_its_version(
+    begun, runs, monkeypatch
+):
+    monkeypatch.setattr("malt_jax.report.embed.INLINE_BYTES", 0)
+    shutil.copytree(runs[0] / "rounds", begun / "rounds")
+
+    def data_of(text: str) -> str:
+        return str(json.loads(re.findall(r'id="data">(.*?)</script>', text)[0])["folder"])
+
+    with served(begun) as address:
+        old, page = data_of(get(address)), "trees000-0000.js"
+        assert len(old) > len("data/") + 20
+        with urllib.request.urlopen(address + old + page, timeout=60) as reply:
+            assert reply.read().startswith(b"maltPage(")
+            assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        (begun / "changed.json").write_text("{}")
+        until = time.monotonic() + 120
+        while data_of(get(address)) == old:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert get(address + data_of(get(address)) + page).startswith("maltPage(")
+        for place in (old + page, f"data/{page}", f"report_data/{page}"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                get(address + place)
+            assert refused.value.code == 404
+            assert ("reload the page" in refused.value.reason) == place.startswith("data/")
 
 
 def test_a_live_page_is_for_this_machine_only(begun):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,14 +74,21 @@ def _compare_with_the_run(run: Path, folder: Path, cache: Path) -> None:
 def test_any_text_of_a_model_can_be_stored(tmp_path):
     run = make_run(tmp_path / "run", len(HOSTILE))
     trees = list(read_records(run / "rounds/000/trees/00000.jsonl", Tree.from_record))
+    first = trees[0].nodes[0]
+    thinking = replace(first, thought="<think>hm", unclosed=True)
+    trees[0] = replace(trees[0], nodes=(thinking, *trees[0].nodes[1:]))
+    forest = Round(0, trees, {first.id: {"divergence": 0.25}})
     results = [run / "results.json"]
     facts = {"run": HOSTILE[5], "task": "gsm8k", "base": "x"}
-    write_dataset(tmp_path / "d", [Round(0, trees, {})], run / "rounds/000/data", results, **facts)
+    write_dataset(tmp_path / "d", [forest], run / "rounds/000/data", results, **facts)
     import pyarrow.parquet as pq
 
     rows = pq.read_table(tmp_path / "d" / "nodes").to_pylist()
     nodes = [node for tree in trees for node in tree.nodes]
     assert [row["node_id"] for row in rows] == [node.id for node in nodes]
+    known = ("thought", "unclosed", "divergence")
+    assert [rows[0][name] for name in known] == ["<think>hm", True, 0.25]
+    assert [rows[1][name] for name in known] == [None, False, None]
     plain = [(r, n) for r, n in zip(rows, nodes, strict=True) if n.completion.isascii()]
     assert plain and all(row["completion"] == node.completion for row, node in plain)
     assert json.loads((tmp_path / "d" / "results.json").read_text())["questions"] == len(HOSTILE)

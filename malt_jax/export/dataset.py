@@ -14,7 +14,9 @@ from malt_jax.tree.node import Tree
 
 BATCH = 4096
 """Nodes that are written at a time."""
-SIGNALS = ("advantage", "normalised", "global", "confidence", "verdict", "influence")
+SIGNALS = (
+    "advantage", "normalised", "global", "confidence", "verdict", "influence", "divergence",
+)  # fmt: skip
 """Credit signals, each a column that is empty where a node has none."""
 
 
@@ -63,6 +65,8 @@ def node_rows(one: Round) -> Iterator[dict[str, Any]]:
                 "round": one.number,
                 "node_id": record.pop("id"),
                 "depth": tree.roles.index(node.role),
+                "thought": None,
+                "unclosed": False,
                 **record,
                 "reward": node.reward,
                 "value": float(node.value),
@@ -83,6 +87,7 @@ def _write_nodes(folder: Path, one: Round) -> int:
         **dict.fromkeys(("question_id", "question", "answer"), text),
         **{"round": whole, "node_id": text, "depth": whole, "role": text, "parent": text},
         **{"prompt": text, "prompt_ids": pa.list_(whole), "cut": whole, "completion": text},
+        **{"thought": text, "unclosed": pa.bool_()},
         **{"token_ids": pa.list_(whole), "logprobs": pa.list_(pa.float32()), "finish": text},
         **{"parsed": text, "correct": pa.bool_(), "value": number, "label": pa.bool_()},
         **{"reward": number, **dict.fromkeys(SIGNALS, number)},
@@ -91,6 +96,8 @@ def _write_nodes(folder: Path, one: Round) -> int:
     with pq.ParquetWriter(folder / f"round-{one.number:03d}.parquet", schema) as writer:
         rows: list[dict[str, Any]] = []
         for row in node_rows(one):
+            # PyArrow would leave a column out that the schema lacks, without a word.
+            assert row.keys() <= set(schema.names), row.keys() - set(schema.names)
             rows.append(_storable(row))
             if len(rows) == BATCH:
                 writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -47,12 +47,13 @@ def compose(
     gallery: Gallery,
     questions: answers.Questions,
     evaluations: Sequence[Column] = (),
-    live: bool = False,
+    live: str = "",
 ) -> tuple[str, Path | None]:
     """The text of the page, and `folder` if its data is to be written beside it.
 
     `folder` is empty and gets the data, because only its whole size decides whether it becomes part
-    of the page. A `live` page asks the server that it came from for what is new.
+    of the page. A page with `live` asks the server that it came from for what is new, and loads its
+    data from this address there.
     """
     results = read_json(run / "results.json", "remove it and run `malt eval`")
     config = read_yaml(run / "config.yaml")
@@ -69,7 +70,10 @@ def compose(
             f"{run}: nothing to report: no trees, metrics or results; run `malt search` first."
         )
     labels = sections.titles(results) if results else {}
-    data, inline = embed.explorer_data(folder, pages, groups, templates, systems, labels, entries)
+    address = live or embed.REPORT_DATA
+    data, inline = embed.explorer_data(
+        folder, pages, groups, templates, systems, labels, entries, address
+    )
     roles = [role["name"] for role in (config.get("pipeline") or {}).get("roles", ())]
     text = page.render(
         name=run.resolve().name,
@@ -82,7 +86,7 @@ def compose(
         explorer=bool(groups or entries),
         data=data,
         pages=inline,
-        live=live,
+        live=bool(live),
     )
     return text, None if inline or not pages.bytes else folder
 

@@ -63,7 +63,7 @@ def write_comparison(
             systems,
             _labels(sides),
             entries,
-            beside=f"{path.stem}_data/",
+            address=f"{embed.beside(path).name}/",
             pairing={"name": "A and B", "before": ["A: malt", "A: sa"], "after": ["B: malt"]},
         )
         rows = _pairings(sides, both)

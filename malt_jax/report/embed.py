@@ -23,6 +23,10 @@ PAGE_BYTES = 400_000
 """A page of data is closed when it is this long: quick to load, and few files."""
 INLINE_BYTES = 3_000_000
 """Data up to this size is part of report.html itself."""
+_CALL = "maltPage("
+"""How every page of data begins."""
+REPORT_DATA = "report_data/"
+"""Where `report.html` finds its data."""
 BEFORE_AND_AFTER = {"name": "Before and after", "before": ("ma", "sa"), "after": ("malt",)}
 """The two systems that the explorer first shows side by side: the first ones that there are."""
 
@@ -35,6 +39,23 @@ def script_json(data: Any) -> str:
     """
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def beside(page: Path) -> Path:
+    """The folder of a page's data, whose name follows from that of the page."""
+    return page.with_name(f"{page.stem}_data")
+
+
+def is_page_data(folder: Path) -> bool:
+    """Whether a folder holds nothing but pages of data, so that it may be replaced."""
+    return not folder.is_symlink() and folder.is_dir() and all(map(_is_page, folder.iterdir()))
+
+
+def _is_page(path: Path) -> bool:
+    if path.suffix != ".js" or path.is_symlink() or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_CALL)) == _CALL.encode()
 
 
 class Pages:
@@ -65,7 +86,7 @@ class Pages:
     def close(self) -> None:
         """Writes the open page, if there is one."""
         if self._records:
-            text = f'maltPage("{self._name}",[{",".join(self._records)}]);\n'
+            text = f'{_CALL}"{self._name}",[{",".join(self._records)}]);\n'
             (self._folder / f"{self._name}.js").write_text(text, encoding="ascii")
             self.bytes += len(text)
         self._records, self._size = [], 0
@@ -85,17 +106,17 @@ def explorer_data(
     systems: Sequence[str],
     labels: Mapping[str, str],
     entries: Sequence[Mapping[str, Any]],
-    beside: str = "report_data/",
+    address: str = REPORT_DATA,
     pairing: Mapping[str, Any] = BEFORE_AND_AFTER,
 ) -> tuple[str, list[str]]:
     """What the explorer reads as JSON, and the pages of data as scripts, if they fit the page.
 
-    Otherwise there are no scripts, and the page loads them from the folder `beside` it.
+    Otherwise there are no scripts, and the page loads them from `address`, relative to its own.
     """
     inline = pages.bytes <= INLINE_BYTES
     data = {
         "last": next((group.totals.roles[-1] for group in groups), "last turn"),
-        "folder": None if inline else beside,
+        "folder": None if inline else address,
         "groups": [
             {
                 "key": group.key,
@@ -117,12 +138,12 @@ def explorer_data(
 
 def write_page(path: Path, text: str, pages: Path | None) -> None:
     """Writes a page, and before it the folder of its data, which it must never name in vain."""
-    beside = path.with_name(f"{path.stem}_data")
+    folder = beside(path)
     if pages:
-        with atomic.atomic_directory(beside, replace=True) as built:
+        with atomic.atomic_directory(folder, replace=True) as built:
             for script in pages.glob("*.js"):
                 shutil.copyfile(script, built / script.name)
     atomic.write_text(path, text)
-    if not pages and beside.exists():
+    if not pages and folder.exists():
         # An earlier page had more data, and this one does not name the folder any more.
-        shutil.rmtree(beside)
+        shutil.rmtree(folder)

@@ -2,12 +2,17 @@
 
 Nothing is written into the run, whose only writer is the command that makes it. The page is built
 in a temporary folder, at most for a fifth of the time, and asks every two seconds what is new.
+
+Data is written as scripts, and a browser lets any page run the scripts of another server. They are
+therefore at an address that only the page itself knows. Every version has a new one, so that a page
+that was loaded earlier is never shown the data of a later one.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import secrets
 import tempfile
 import threading
 import time
@@ -26,6 +31,8 @@ from malt_jax.storage import manifest
 HOST = "127.0.0.1"
 PAUSE = 4.0
 """Time without building after each page, in times that the page took."""
+DATA = "data/"
+"""What the addresses of all data begin with."""
 LEAST_PAUSE = 2.0
 """Seconds between two looks at the files."""
 WATCHED = ("*.json", "*.jsonl", "rounds/*/*/*.jsonl", "rounds/*/*/*/*.jsonl", "eval/*.jsonl",
@@ -39,7 +46,9 @@ class Live:
     def __init__(self, run: Path, evaluations: Callable[[], Sequence[Column]]):
         self._run, self._evaluations = run, evaluations
         self._seen: object = None
-        self.version, self.text, self.data = 0, b"", {}  # type: int, bytes, dict[str, bytes]
+        self.version, self.text = 0, b""
+        self.data: dict[str, bytes] = {}
+        """The newest page's data by address."""
         self.problem = ""
 
     def renew(self) -> None:
@@ -48,14 +57,15 @@ class Live:
                 if (s := _stat(path))]  # fmt: skip
         if seen == self._seen:
             return
+        address = f"{DATA}{secrets.token_urlsafe(16)}/"
         try:
             with tempfile.TemporaryDirectory() as folder:
                 place = Path(folder)
                 text, beside = compose(
-                    self._run, place, Gallery(), {}, self._evaluations(), live=True
+                    self._run, place, Gallery(), {}, self._evaluations(), live=address
                 )
                 scripts = place.glob("*.js") if beside else ()
-                data = {path.name: path.read_bytes() for path in scripts}
+                data = {f"/{address}{path.name}": path.read_bytes() for path in scripts}
             self.problem = ""
         except (UserError, OSError) as error:
             # A line that is just being written, or a run that has nothing to show yet.
@@ -134,8 +144,10 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
                     self.send_error(503, type(error).__name__)
                     return
                 self._send(json.dumps(state).encode(), "application/json")
-            elif (name := self.path.removeprefix("/report_data/")) in live.data:
-                self._send(live.data[name], "text/javascript")
+            elif script := live.data.get(self.path):
+                self._send(script, "text/javascript")
+            elif self.path.startswith(f"/{DATA}"):
+                self.send_error(404, "The run has more by now: reload the page")
             else:
                 self.send_error(404)
 
@@ -144,6 +156,7 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
+            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
             self.end_headers()
             self.wfile.write(body)
 

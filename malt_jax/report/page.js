@@ -59,7 +59,10 @@ function withRecord(entry, show, fail) {
   const source = `${DATA.folder}${entry.page}.js`;
   const failed = () => {
     waiting.delete(entry.page);
-    fail(`${source} could not be loaded: keep report_data/ beside report.html.`);
+    // A live page's server has only the data of its newest version.
+    const live = document.getElementById("live");
+    fail(live ? "The run has more by now: reload the page to see this."
+      : `${source} could not be loaded: keep ${DATA.folder} beside this page.`);
   };
   document.head.append(el("script", { src: source, error: failed }));
 }

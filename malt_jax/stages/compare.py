@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.run import from_dict, with_defaults
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
+from malt_jax.report import embed
 from malt_jax.report.compare import MARK, Side, write_comparison
 from malt_jax.stages.report import sealed_inputs
 from malt_jax.stages.session import Session
@@ -44,7 +46,15 @@ def check_output(path: Path) -> None:
         raise UserError(f"--output: {path} is in the run directory {around}; choose another place.")
     if path.is_dir():
         raise UserError(f"--output: {path} is a folder; give the name of a file in it.")
-    if path.exists() and MARK.encode() not in path.read_bytes()[:4096]:
+    earlier = path.exists() and MARK.encode() in path.read_bytes()[:4096]
+    if path.exists() and not earlier:
         raise UserError(
             f"--output: {path} is no page of `malt report --compare`; it is kept, choose another."
+        )
+    # The page replaces or removes this folder, so it must be the data of the page before it.
+    data = embed.beside(path)
+    if os.path.lexists(data) and not (earlier and embed.is_page_data(data)):
+        raise UserError(
+            f"--output: {data} is in the place of the page's data, and not what an earlier "
+            f"`malt report --compare` wrote there with {path.name}; it is kept, choose another."
         )
