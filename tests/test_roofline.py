@@ -93,8 +93,20 @@ def test_the_kernel_reads_little_beside_what_is_visible(dtype):
     valid = valid_tokens(wide, shape)
     assert valid[1] == valid[3] > valid[0] > valid[2] >= 504 * 60
     token = 8 * (2 * 128 * jnp.dtype(dtype).itemsize + (8 if dtype == "int8" else 0))
-    moved = kernel_bytes(wide, shape, jnp.dtype(dtype), kv_heads=8)
+    moved = kernel_bytes(wide, shape, jnp.bfloat16, jnp.dtype(dtype), kv_heads=8)
     assert sum(valid) * token < moved < 1.35 * sum(valid) * token
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_queries_and_results_are_counted_in_their_own_dtype_and_width(head_dim):
+    made = spec(head_dim=head_dim, heads=8, kv_heads=2, num_layers=3)
+    shape = CacheShape(rows=16, entries=8, siblings=3, prefix_tokens=256, new_tokens=128)
+    half, full = (
+        kernel_bytes(made, shape, x, jnp.int8, kv_heads=2) for x in ("bfloat16", "float32")
+    )
+    # Read and written, 8 heads of 16 rows in 3 layers. A head of 64 is followed by as many zeros,
+    # against the values that lie beside the keys.
+    assert full - half == 2 * 3 * 16 * 8 * 128 * (4 - 2)
 
 
 def test_a_topology_without_a_compiler_is_refused():

@@ -253,6 +253,10 @@ def test_the_report_keeps_a_thought_apart_from_the_text(qwen):
         ({"thinking": ThinkingConfig(budget=60)}, "closing a thought takes"),
         ({"chat_template_kwargs": {"enable_thinkin": False}}, "is not an argument of the chat"),
         ({"chat_template_kwargs": {"messages": []}}, "is not an argument of the chat"),
+        # The variable of a loop, a word of the text, and a special token.
+        ({"chat_template_kwargs": {"message": ""}}, "is not an argument of the chat"),
+        ({"chat_template_kwargs": {"assistant": ""}}, "is not an argument of the chat"),
+        ({"chat_template_kwargs": {"eos_token": ""}}, "is not an argument of the chat"),
     ],
 )
 def test_settings_that_do_not_fit_the_template_are_refused_by_name(role, words, qwen):

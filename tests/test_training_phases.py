@@ -21,7 +21,13 @@ from malt_jax.config.training import (
 from malt_jax.errors import UserError
 from malt_jax.models.lora import init_adapter
 from malt_jax.storage.checkpoints import CheckpointFolder
-from malt_jax.training.fit import train_dpo, train_kto, train_pg, train_sft
+from malt_jax.training.fit import (
+    reference_logprobs,
+    train_dpo,
+    train_kto,
+    train_pg,
+    train_sft,
+)
 from malt_jax.training.phase import Phase
 from training_model import (
     SPEC,
@@ -224,6 +230,19 @@ def test_weights_do_not_cancel_within_a_batch():
            for w in (1.0, 1.75)]  # fmt: skip
     norms = [outcome.log[0]["gradient_norm"] for outcome in one]
     assert norms[1] == pytest.approx(1.75 * norms[0], rel=1e-3)
+
+
+def test_given_log_probabilities_of_other_pairs_than_those_used_are_refused():
+    pairs = dpo_examples(12)
+    config = DpoConfig(batch_size=2, loop=LoopConfig(**LOOP, held_out=0.0, steps=1))
+    given = reference_logprobs(MODEL, ADAPTER, pairs, config, seed=0)
+    assert np.isfinite(given).all(axis=1).sum() == 2
+    assert train_dpo(MODEL, ADAPTER, given, pairs, config, seed=0).log[0]["loss"] == pytest.approx(
+        np.log(2), abs=1e-4
+    )
+    # Another seed would use other pairs, which are NaN there.
+    with pytest.raises(UserError, match=r"for [12] of the 2 pairs.*same"):
+        train_dpo(MODEL, ADAPTER, given, pairs, config, seed=1)
 
 
 def test_an_offset_widens_the_gap_of_the_pairs_that_have_a_margin():

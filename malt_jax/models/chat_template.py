@@ -10,7 +10,6 @@ later prompt is plain concatenation, whatever is in it.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -46,7 +45,9 @@ class ChatTemplate:
 
     def check_argument(self, name: str) -> None:
         """Refuses an argument that the template does not read, or that this package gives."""
-        if name in GIVEN or not re.search(rf"\b{re.escape(name)}\b", self.text):
+        # Special tokens are given by names that end in `_token`.
+        given = name in GIVEN or name.endswith("_token")
+        if given or name not in _run(self, {}, "arguments"):
             raise UserError(
                 f"{name!r} is not an argument of the chat template in {self.file}; the model's "
                 "card names those that it reads, such as enable_thinking."
@@ -81,7 +82,8 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
     # 3. If it does not, concatenation would give other prompts than the template.
     messages = [] if system is None else [{"role": "system", "content": system}]
     conversations = [[*messages, {"role": "user", "content": text}] for text in (MARK, *PROBES)]
-    first, *others = _render(template, variables, conversations)
+    job = {"variables": variables, "conversations": conversations}
+    first, *others = _run(template, job, "texts")
     # The frame is part of every prompt, and a surrogate could not be encoded as UTF-8.
     if any("\ud800" <= character <= "\udfff" for character in first):
         raise UserError(
@@ -101,19 +103,9 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
     )
 
 
-def _render(
-    template: ChatTemplate,
-    variables: dict[str, Any],
-    conversations: list[list[dict[str, str]]],
-) -> list[str]:
-    """Each conversation as the template writes it."""
-    job = {
-        "template": template.text,
-        "variables": variables,
-        "conversations": conversations,
-        "seconds": SECONDS,
-        "megabytes": MEGABYTES,
-    }
+def _run(template: ChatTemplate, task: dict[str, Any], wanted: str) -> list[str]:
+    """What the worker answers under the name `wanted`."""
+    job = {"template": template.text, **task, "seconds": SECONDS, "megabytes": MEGABYTES}
     try:
         # -I: nothing of the user's environment or folder is imported.
         done = subprocess.run(
@@ -132,8 +124,8 @@ def _render(
         answer: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
     except subprocess.TimeoutExpired:
         answer = {}
-    if "texts" in answer:
-        return answer["texts"]
+    if wanted in answer:
+        return answer[wanted]
     reason = answer.get("error", f"ran past {SECONDS} s or {MEGABYTES} MB")
     raise UserError(
         f"{template.file}: the chat template cannot be used: {reason}; edit the template there."

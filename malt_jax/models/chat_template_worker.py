@@ -11,7 +11,7 @@ import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -49,8 +49,7 @@ def refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def render(job: dict[str, Any]) -> list[str]:
-    """The prompt of each of the job's conversations."""
+def make_environment() -> ImmutableSandboxedEnvironment:
     # transformers' settings, for which templates are written: other rules for the white space
     # around blocks would give other tokens.
     environment = ImmutableSandboxedEnvironment(
@@ -59,7 +58,19 @@ def render(job: dict[str, Any]) -> list[str]:
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = DATE.strftime
-    template = environment.from_string(job["template"])
+    return environment
+
+
+def arguments(job: dict[str, Any]) -> list[str]:
+    """Names that the template reads, unless it has set them before in any case."""
+    # Under the limits too: a template may be written to overwhelm the parser.
+    environment = make_environment()
+    return sorted(meta.find_undeclared_variables(environment.parse(job["template"])))
+
+
+def render(job: dict[str, Any]) -> list[str]:
+    """The prompt of each of the job's conversations."""
+    template = make_environment().from_string(job["template"])
     texts = []
     for messages in job["conversations"]:
         text = ""
@@ -85,7 +96,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
     resource.setrlimit(resource.RLIMIT_AS, (job["megabytes"] << 20,) * 2)
     try:
-        answer: dict[str, Any] = {"texts": render(job)}
+        answer: dict[str, Any] = (
+            {"texts": render(job)} if "conversations" in job else {"arguments": arguments(job)}
+        )
     except MemoryError:
         answer = {"error": "it needs too much memory"}
     except Exception as error:  # whatever a stranger's template raises is its own fault

@@ -223,7 +223,8 @@ class _Arguments:
         )
         kv_heads = self.spec.kv_heads
         kv_heads = kv_heads // heads if kv_heads % heads == 0 else kv_heads
-        return kernel_bytes(self.spec.first_layers(depth), shard, self._cache_dtype, kv_heads)
+        spec, dtype = self.spec.first_layers(depth), self.sizes.dtype
+        return kernel_bytes(spec, shard, dtype, self._cache_dtype, kv_heads)
 
     @property
     def _cache_dtype(self) -> Any:

@@ -53,17 +53,19 @@ CHIPS = {
     )
 }
 """By the first part of a topology's name; `gpu16` and `gpu24` are any GPUs of so many GB."""
-_KINDS = (
-    ("v5 lite", "v5e"),
-    ("v5e", "v5e"),
-    ("v5", "v5p"),  # after those that it is a part of
-    ("v6 lite", "v6e"),
-    ("v6e", "v6e"),
-    ("h100 80gb hbm3", "h100"),  # the SXM module; the PCIe cards are slower
-    ("h200", "h200"),
-    ("a100", "a100"),
-)
-"""Parts of the names that JAX gives to devices, in lower case."""
+_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA A100-SXM4-80GB": "a100",
+}
+"""The names that JAX gives to devices, in full: a similar name may be a slower card (PCIe) or one
+with another memory (GH200, 40 GB)."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def _at_hand() -> Target:
     import jax
 
     devices = jax.devices()
-    kind = devices[0].device_kind.lower()
-    known = chip_of(kind)
+    kind = devices[0].device_kind
+    known, kind = chip_of(kind), kind.lower()
     # A process can ask only its own devices, and a CPU has no memory of its own.
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     chip = known or Chip(kind, devices[0].platform, memory, None, None)
@@ -143,8 +145,7 @@ def _at_hand() -> Target:
 
 def chip_of(kind: str) -> Chip | None:
     """The chip that JAX calls `kind`; None for one whose rates are not in the table."""
-    found = next((chip for word, chip in _KINDS if word in kind.lower()), None)
-    return CHIPS[found] if found else None
+    return CHIPS[_KINDS[kind]] if kind in _KINDS else None
 
 
 def peak_flops() -> float | None:

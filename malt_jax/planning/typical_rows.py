@@ -54,23 +54,29 @@ def valid_tokens(spec: ModelSpec, shape: CacheShape) -> list[int]:
     return counts
 
 
-def kernel_bytes(spec: ModelSpec, shape: CacheShape, dtype: Any, kv_heads: int) -> int:
+def kernel_bytes(
+    spec: ModelSpec, shape: CacheShape, dtype: Any, cache_dtype: Any, kv_heads: int
+) -> int:
     """Bytes that the kernel moves in one step on one device, by its work lists.
 
     `shape`: of one shard; `kv_heads`: of one device. Beside the caches, the queries are read and
-    the results written.
+    the results written, which are of the activations' `dtype`.
     """
+    # Pallas takes a second to import.
+    from malt_jax.sampling.tree_kernel import query_width
+
     extent = typical_extent(shape)
     groups = group_rows(extent.entry, shape.entries, shape.siblings)
-    token = 2 * spec.head_dim * jnp.dtype(dtype).itemsize
+    token = 2 * spec.head_dim * jnp.dtype(cache_dtype).itemsize
+    numbers = shape.rows * spec.heads // spec.kv_heads * query_width(spec.head_dim)
+    queries_and_results = 2 * numbers * jnp.dtype(dtype).itemsize
     lists: dict[int | None, int] = {}
     total = 0
     for layer in range(spec.num_layers):
         window = spec.window(layer)
         if window not in lists:
             work = work_list(groups, extent, shape.prefix_tokens, shape.new_tokens, window)
-            scales = 8 * BLOCK * int(work.starts[-1]) if dtype == jnp.int8 else 0
+            scales = 8 * BLOCK * int(work.starts[-1]) if cache_dtype == jnp.int8 else 0
             lists[window] = int(tokens_read(work)) * token + scales
-        rows = 2 * shape.rows * spec.heads // spec.kv_heads * spec.head_dim * 2
-        total += kv_heads * (lists[window] + rows)
+        total += kv_heads * (lists[window] + queries_and_results)
     return total

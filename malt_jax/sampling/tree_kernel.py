@@ -32,6 +32,14 @@ LANES, SUBLANES = 128, 8
 """A vector register: lines of as many numbers."""
 
 
+def query_width(head_dim: int) -> int:
+    """Numbers of a head's query: a key's, or a key's and a value's if they do not fill registers.
+
+    In the second case a key and its value are multiplied as one row.
+    """
+    return 2 * head_dim if head_dim % LANES else head_dim
+
+
 class Case(NamedTuple):
     """What the kernel is compiled for."""
 
@@ -51,8 +59,8 @@ class Case(NamedTuple):
 
     @property
     def joined(self) -> bool:
-        """Whether a key and its value are multiplied as one row: they do not fill registers."""
-        return self.head_dim % LANES != 0
+        """Whether a key and its value are multiplied as one row."""
+        return query_width(self.head_dim) != self.head_dim
 
 
 class Scalars(NamedTuple):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from malt_jax.data.examples import Example
 from malt_jax.models.lora import Adapter
+from malt_jax.models.sharding import to_host
 
 SEQUENCES, TOKENS = 16, 256
 """What the balance is measured on, at most: sequences, and tokens of each."""
@@ -37,7 +38,7 @@ def expert_balance(
     length = min(TOKENS, *map(len, few))
     tokens = np.array([ids[:length] for ids in few], np.int32)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-        load = np.asarray(_load(model.graph, model.params, weights, tokens))
+        load = to_host(_load(model.graph, model.params, weights, tokens))
     even = mixture.chosen / mixture.experts
     return {
         "expert_load_max": float(load.max() / even),

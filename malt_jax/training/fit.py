@@ -148,15 +148,18 @@ def train_dpo(
     """Trains `policy` to prefer the chosen completions, against the frozen `reference`.
 
     `reference`: the SFT policy, whose log-probabilities are computed once and kept by the saver, or
-    those log-probabilities themselves, `[pairs, 2]` (chosen, rejected). `policy` must start as the
-    reference. `template`: the role's prompt template, which is hashed into the key of stored
-    reference log-probabilities. Otherwise as `train_sft`.
+    those log-probabilities themselves, `[pairs, 2]` (chosen, rejected), as `reference_logprobs`
+    computes them with this config and seed. `policy` must start as the reference. `template`: the
+    role's prompt template, which is hashed into the key of stored reference log-probabilities.
+    Otherwise as `train_sft`; raises UserError too if a log-probability that is used is not finite.
     """
     saver = saver or MemorySaver()
     phase = Phase(model, pairs, config, seed, mesh)
     if isinstance(reference, np.ndarray):
-        # The caller's rows are all pairs; the phase keeps those that the length filter admitted.
-        logprobs = reference[phase.indices].reshape(-1)
+        # The caller's rows are all pairs; the phase uses those that its config and seed choose.
+        used = reference[phase.indices]
+        _check_given(used)
+        logprobs = used.reshape(-1)
     else:
         key = _key(phase, reference, template)
         compute = lambda: _finite(_pairs(phase, reference, saver), "pairs")  # noqa: E731
@@ -357,8 +360,9 @@ def reference_logprobs(
 ) -> np.ndarray:
     """The reference's log-probabilities of chosen and rejected completions, float32 `[pairs, 2]`.
 
-    NaN for pairs that `train_dpo` would drop. With its config and seed the numbers are computed in
-    the same packed rows that it trains on.
+    NaN for pairs that `train_dpo` does not use with this config and seed: those that the length
+    filter drops and those that `loop.steps` does not reach. The numbers are computed in the same
+    packed rows that it trains on.
     """
     phase = Phase(model, pairs, config, seed, mesh)
     logprobs = np.full((len(pairs), 2), np.nan, np.float32)
@@ -394,6 +398,17 @@ def _finite(logprobs: np.ndarray, what: str) -> np.ndarray:
             "the phase before it with a lower learning rate."
         )
     return logprobs
+
+
+def _check_given(logprobs: np.ndarray) -> None:
+    """Refuses a caller's log-probabilities that are not finite for pairs that are used."""
+    broken = int((~np.isfinite(logprobs)).any(axis=-1).sum())
+    if broken:
+        raise UserError(
+            f"reference: found NaN or infinity for {broken} of the {len(logprobs)} pairs that this "
+            "phase uses; which these are depends on the config and the seed, so compute the "
+            "log-probabilities by `reference_logprobs` with the same ones."
+        )
 
 
 def _array(values: Any) -> np.ndarray:
