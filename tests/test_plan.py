@@ -225,6 +225,22 @@ def test_hours_are_executions_times_seconds(small):
     assert stages(settings, run.work, run.sizes, unknown, 4) == []
 
 
+def test_a_role_without_examples_is_charged_no_training(small):
+    settings, spec = small
+    fixed = config.from_dict(to_dict(settings), ["--train.dpo.loop.steps", "3"])
+    run = lay_out(fixed, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+
+    def training(examples: int) -> dict[str, float]:
+        first, *others = (replace(role, examples={}) for role in run.work.roles)
+        roles = (replace(first, examples={"dpo": examples}), *others)
+        return executions(fixed, replace(run.work, roles=roles), run.sizes)["training"]
+
+    none, many = training(0), training(1000 * fixed.train.dpo.batch_size)
+    assert none["dpo step"] == none["reference"] == 0
+    # The run keeps only the examples that its three steps reach, and scores no others.
+    assert many["dpo step"] == many["reference"] > 0
+
+
 def test_needs_grow_with_full_fine_tuning_and_shrink_without_merged_models(small):
     settings, spec = small
     changed = [config.from_dict(to_dict(settings), f) for f in

@@ -10,7 +10,7 @@ from typing import Any
 from malt_jax.config.run import Config
 from malt_jax.planning.abstract_programs import prefill_name, reference_name
 from malt_jax.planning.sizes import Sizes, micro_batches
-from malt_jax.planning.work import Assumptions, Work, steps
+from malt_jax.planning.work import Assumptions, Work, first_epoch, steps
 from malt_jax.training.plan import Plan
 
 Executions = dict[str, float]
@@ -108,7 +108,7 @@ def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
             continue
         # The reference's log-probabilities are computed once per example, whatever the number of
         # epochs. KTO scores mismatched completions as well: by the reference and in every step.
-        scored = sum(math.ceil(count / fields.batch_size) for count, fields in examples)
+        scored = sum(first_epoch(count, fields) for count, fields in examples)
         passes = scored + 2 * taken if phase == "kto" else scored
         counts[reference_name(phase)] = passes * micros
     return counts

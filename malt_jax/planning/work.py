@@ -172,6 +172,14 @@ def _calls_per_question(config: Config) -> int:
 
 
 def steps(examples: int, config: PhaseConfig) -> int:
-    """Optimiser steps of a phase."""
+    """Optimiser steps of a phase; none without examples, because the phase is then left out."""
+    if not examples:
+        return 0
     # Rounded up in each epoch, because a batch does not go on into the next one.
     return config.loop.steps or config.epochs * math.ceil(examples / config.batch_size)
+
+
+def first_epoch(examples: int, config: PhaseConfig) -> int:
+    """Batches that hold each example of a phase once, without those that no step reaches."""
+    batches = math.ceil(examples / config.batch_size)
+    return min(batches, config.loop.steps) if config.loop.steps else batches
