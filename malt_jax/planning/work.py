@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from malt_jax.config.pipeline import PHASES, RoleConfig, split_phases
 from malt_jax.config.run import Config
@@ -141,22 +140,6 @@ def phases(config: Config) -> tuple[str, ...]:
     """The phases that a plan shows: all that a role learns by, SFT and DPO always."""
     used = {"sft", "dpo"}.union(*(split_phases(role.train) for role in config.pipeline.roles))
     return tuple(phase for phase in PHASES if phase in used)
-
-
-def for_largest(config: Config) -> Config:
-    """The config whose `train` is what the largest programs of any role are compiled for.
-
-    That is the adapter of the role with the largest rank, and in each phase the fields of the role
-    with the largest batch.
-    """
-    own = [config.training_of(role.name) for role in config.pipeline.roles if role.training]
-    if not own:
-        return config
-    every = [config.train, *own]
-    largest: dict[str, Any] = {"lora": max((train.lora for train in every), key=lambda x: x.rank)}
-    for phase in PHASES:
-        largest[phase] = max((t.phase(phase) for t in every), key=lambda x: x.batch_size)
-    return replace(config, train=replace(config.train, **largest))
 
 
 def _calls_per_question(config: Config) -> int:
