@@ -18,6 +18,7 @@ import tiny
 from malt_jax import config
 from malt_jax.commands.launch import print_table
 from malt_jax.config.reading import to_dict
+from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.lora import init_adapter
@@ -31,6 +32,7 @@ from malt_jax.planning.needs import count_needs
 from malt_jax.planning.plan import count_parameters, lay_out, measured, plan_run
 from malt_jax.planning.specs import find_spec
 from malt_jax.planning.table import tables
+from malt_jax.planning.training_steps import largest
 from malt_jax.planning.work import Assumptions, count_work
 from malt_jax.sampling.memory import first_shape
 from malt_jax.sampling.prefill import prefill_shape
@@ -223,6 +225,55 @@ def test_hours_are_executions_times_seconds(small):
         assert stage["chip_hours"] == 4 * stage["hours"]
     unknown = [*programs[1:], {"name": programs[0]["name"], "seconds": None}]
     assert stages(settings, run.work, run.sizes, unknown, 4) == []
+
+
+def test_a_role_without_examples_is_charged_no_training(small):
+    settings, spec = small
+    fixed = config.from_dict(to_dict(settings), ["--train.dpo.loop.steps", "3"])
+    run = lay_out(fixed, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+
+    def training(examples: int) -> dict[str, float]:
+        first, *others = (replace(role, examples={}) for role in run.work.roles)
+        roles = (replace(first, examples={"dpo": examples}), *others)
+        return executions(fixed, replace(run.work, roles=roles), run.sizes)["training"]
+
+    none, many = training(0), training(1000 * fixed.train.dpo.batch_size)
+    assert none["dpo step"] == none["reference"] == 0
+    # The run keeps only the examples that its three steps reach, and scores no others.
+    assert many["dpo step"] == many["reference"] > 0
+
+
+def test_roles_are_charged_their_own_steps_and_planned_for_the_largest(small):
+    settings, spec = small
+    one = Target("one", CHIPS["h100"], 1, None)
+
+    def with_verifier(dpo: dict) -> Config:
+        made = to_dict(settings)
+        made["pipeline"]["roles"][1]["training"] = {"dpo": dpo}
+        return config.from_dict(made)
+
+    def spent(settings: Config) -> float:
+        run = lay_out(settings, spec, one, Assumptions())
+        roles = tuple(
+            replace(role, examples={"dpo": 320} if role.name == "verifier" else {})
+            for role in run.work.roles
+        )
+        counts = executions(settings, replace(run.work, roles=roles), run.sizes)["training"]
+        shape = largest(run.sizes.steps["dpo"])
+        return counts["dpo step"] * shape.rows * shape.time
+
+    for size in (2, 64):  # the refiner's batch has 8 pairs
+        changed = with_verifier({"batch_size": size})
+        all_roles = config.from_dict(to_dict(changed), ["--train.dpo.batch_size", str(size)])
+        assert spent(changed) == spent(all_roles)
+    # A batch of the same size takes more memory with longer rows, and with more kept of them.
+    for loop in ({"remat": "none"}, {"row_length": 4096}):
+        run = lay_out(with_verifier({"loop": loop}), spec, one, Assumptions())
+        assert vars(run.config.train.dpo.loop).items() >= loop.items()
+    less = lay_out(
+        with_verifier({"batch_size": 9, "loop": {"remat": "full"}}), spec, one, Assumptions()
+    )
+    assert less.config.train.dpo == settings.train.dpo
 
 
 def test_needs_grow_with_full_fine_tuning_and_shrink_without_merged_models(small):

@@ -101,6 +101,17 @@ def test_a_plan_counts_the_memory_that_jax_takes(monkeypatch):
             find_target("h100:1", compiles=False)
 
 
+def test_jax_is_told_of_gpus_only_while_programs_are_compiled_for_them():
+    from jax._src import xla_bridge
+
+    before = xla_bridge.canonicalize_platform
+    with pytest.raises(ValueError, match="failed"), gpus.known_to_jax(), gpus.known_to_jax():
+        assert xla_bridge.canonicalize_platform("gpu") in ("cuda", "rocm", "oneapi")
+        assert xla_bridge.canonicalize_platform("cpu") == "cpu"
+        raise ValueError("failed")
+    assert xla_bridge.canonicalize_platform is before
+
+
 def test_without_the_compiler_one_sentence_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(gpus, "find_spec", lambda name: None)
     assert cli.main(["plan", "--config", "quickstart", "--topology", "h200:1"]) == 2
@@ -133,7 +144,7 @@ spec, _ = find_spec(made.model.path)
 run = lay_out(made, spec, find_target("h100:1"), Assumptions())
 program = next(p for p in run.programs if p.name == "decode")
 function, args = program.build(1)
-with jax.set_mesh(run.mesh):
+with jax.set_mesh(run.mesh), compiler.gpus.known_to_jax():
     lowered = jax.jit(function, donate_argnums=program.donate).lower(*args)
 texts = [lowered.compile(compiler_options=o).as_text()
          for o in (compiler._options(program, run.mesh), compiler.gpus.COMPILER_OPTIONS)]

@@ -25,7 +25,8 @@ from malt_jax.models.mesh import rules
 from malt_jax.models.sharding import AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
-from malt_jax.planning.sizes import Sizes, largest, mesh_parts
+from malt_jax.planning.sizes import Sizes, mesh_parts
+from malt_jax.planning.training_steps import largest
 from malt_jax.planning.typical_rows import kernel_bytes
 from malt_jax.progress import counted
 from malt_jax.sampling import cache, decode

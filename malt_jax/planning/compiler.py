@@ -58,7 +58,8 @@ def measure_all(
             on_program(program.name)
         return figures
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    lowering = gpus.known_to_jax() if _platform(mesh) == "gpu" else nullcontext()
+    with lowering, ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(one, programs))
 
 

@@ -12,12 +12,9 @@ import jax.numpy as jnp
 from malt_jax.config.run import Config
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram
-from malt_jax.planning.sizes import Sizes, largest
+from malt_jax.planning.sizes import Sizes
+from malt_jax.planning.training_steps import FLOAT32, largest, working_bytes
 from malt_jax.sampling.memory import LOGIT_COPIES
-from malt_jax.training import remat
-from malt_jax.training.step import CHUNK_BYTES
-
-FLOAT32 = 4
 
 
 def layer_weights(spec: ModelSpec) -> int:
@@ -62,20 +59,13 @@ def _training(
 ) -> int:
     phase, shape = config.train.phase(program.kind), largest(sizes.steps[program.kind])
     element = jnp.dtype(sizes.dtype).itemsize
-    tokens = shape.rows * shape.time
+    backward = not program.name.endswith("reference")
     # Formulas stand in for the compilers of accelerators; a CPU's is always at hand.
-    policy = remat.resolve(phase.loop.remat, "accelerator")
-    activations = remat.kept_bytes(spec, policy, tokens, element)
-    if program.name.endswith("reference"):
-        activations //= spec.num_layers
-    # One layer's attention scores: forward, probabilities, and their gradient.
-    scores = 3 * FLOAT32 * shape.rows * spec.heads * shape.time**2
-    # Chunked logits: forward, gradient, and the product with the head.
-    total = activations + scores + 3 * CHUNK_BYTES
+    total = working_bytes(phase, spec, shape, element, "accelerator", backward)
     if config.train.full:
         parameters = weights // element
         # The float32 weights are cast to compute, and this micro-batch's gradient is added to
         # the step's, which is an argument.
         total += weights if element != FLOAT32 else 0
-        total += 0 if program.name.endswith("reference") else FLOAT32 * parameters
+        total += FLOAT32 * parameters if backward else 0
     return total

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,8 @@ def described_gpus(chip: str, count: int) -> Sequence[Any]:
             f"installed; no GPU is needed: {INSTALL}. With --estimate nothing is compiled, and "
             "memory is estimated by formula."
         )
-    from jax._src import xla_bridge
     from jax.experimental import topologies
 
-    found = xla_bridge.canonicalize_platform
-
-    def canonical(platform: str) -> str:
-        # JAX asks for "gpu" while it lowers, although no such backend is here (its issue 23971).
-        return "cuda" if platform == "gpu" else found(platform)
-
-    xla_bridge.canonicalize_platform = canonical
     try:
         return topologies.get_topology_desc(
             platform="cuda",
@@ -86,3 +79,30 @@ def described_gpus(chip: str, count: int) -> Sequence[Any]:
         raise UserError(
             f"--topology: {chip}:{count} could not be described ({first_line(error)})."
         ) from error
+
+
+@contextmanager
+def known_to_jax() -> Iterator[None]:
+    """Lets JAX lower programs for GPUs in this block, on a machine without one as well.
+
+    The block must not be entered by two threads at once, because JAX has one table of platforms.
+    """
+    from jax._src import xla_bridge
+
+    found = xla_bridge.canonicalize_platform
+
+    def canonical(platform: str) -> str:
+        try:
+            return found(platform)
+        except RuntimeError:
+            # JAX asks for "gpu" while it lowers, although no such backend is here (its issue
+            # 23971).
+            if platform != "gpu":
+                raise
+            return "cuda"
+
+    xla_bridge.canonicalize_platform = canonical
+    try:
+        yield
+    finally:
+        xla_bridge.canonicalize_platform = found

@@ -9,9 +9,9 @@ from typing import Any
 
 from malt_jax.config.run import Config
 from malt_jax.planning.abstract_programs import prefill_name, reference_name
-from malt_jax.planning.sizes import Sizes, micro_batches
-from malt_jax.planning.work import Assumptions, Work, steps
-from malt_jax.training.plan import Plan
+from malt_jax.planning.sizes import Sizes
+from malt_jax.planning.training_steps import largest
+from malt_jax.planning.work import Assumptions, Work, first_epoch, steps
 
 Executions = dict[str, float]
 """How often each program is executed, by its name."""
@@ -96,28 +96,26 @@ def _sampling(
 def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
     counts: Executions = {}
     for phase, plan in sizes.steps.items():
-        micros = _largest_micro_batches(plan)
         examples = [
-            (role.examples.get(phase, 0), config.training_of(role.name).phase(phase))
+            (role.examples[phase], config.training_of(role.name).phase(phase))
             for role in work.roles
+            if phase in role.examples
         ]
         examples += [(work.star, config.train.sft)] if phase == "sft" else []
-        taken = sum(steps(count, fields) for count, fields in examples)
-        counts[f"{phase} step"] = taken * micros
+        # A step counts by its own tokens, in micro-batches of the shape that the plan compiles.
+        shape = largest(plan)
+        taken = scored = 0.0
+        for count, fields in examples:
+            micros = sizes.step_tokens[fields] / (shape.rows * shape.time)
+            taken += steps(count, fields) * micros
+            scored += first_epoch(count, fields) * micros
+        counts[f"{phase} step"] = taken
         if phase == "sft":
             continue
         # The reference's log-probabilities are computed once per example, whatever the number of
         # epochs. KTO scores mismatched completions as well: by the reference and in every step.
-        scored = sum(math.ceil(count / fields.batch_size) for count, fields in examples)
-        passes = scored + 2 * taken if phase == "kto" else scored
-        counts[reference_name(phase)] = passes * micros
+        counts[reference_name(phase)] = scored + 2 * taken if phase == "kto" else scored
     return counts
-
-
-def _largest_micro_batches(plan: Plan) -> float:
-    """Tokens of a typical step, in micro-batches of the largest shape, which the plan compiles."""
-    tokens = list(micro_batches(plan))
-    return sum(tokens) / max(tokens)
 
 
 def _times(rounds: int, counts: Executions) -> Executions:

@@ -8,7 +8,8 @@ from malt_jax.config.reading import to_dict
 from malt_jax.config.run import Config, from_dict
 from malt_jax.models.mesh import Layout
 from malt_jax.planning.abstract_programs import Kind
-from malt_jax.planning.sizes import Sizes, largest
+from malt_jax.planning.sizes import Sizes
+from malt_jax.planning.training_steps import largest
 
 TRIES = 3
 """How often a size is halved, and how often the parts of a weight are doubled."""

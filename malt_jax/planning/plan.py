@@ -26,7 +26,8 @@ from malt_jax.planning.chips import Target
 from malt_jax.planning.compiler import Figures, measure_all, seconds, total_bytes
 from malt_jax.planning.hours import stages
 from malt_jax.planning.sizes import Sizes, choose_sizes, model_dtype, search_programs
-from malt_jax.planning.work import Assumptions, Work, count_work, for_largest
+from malt_jax.planning.training_steps import for_largest
+from malt_jax.planning.work import Assumptions, Work, count_work
 from malt_jax.progress import counted
 
 
@@ -50,7 +51,6 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
     """Lays a run out on a target; raises UserError if its mesh is none of the target's."""
     # In a run's own order, since each step decides the next: the work, the mesh that the weights
     # need, the caches that fit beside the weights, and the programs of these shapes.
-    config = for_largest(config)
     work = count_work(config, assume)
     platform = target.chip.platform
     dtype = model_dtype(config, platform)
@@ -66,6 +66,7 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
         mesh = make_mesh(layout, target.devices)
     weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh)[1])
     sizes = choose_sizes(config, spec, work, target, mesh, weights)
+    config = for_largest(config, sizes.fields)
     programs = run_programs(config, spec, sizes, platform, mesh)
     return PlannedRun(config, spec, target, work, layout, mesh, weights, sizes, programs)
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 
 from malt_jax.config.run import Config
-from malt_jax.config.training import DpoConfig, PhaseConfig
-from malt_jax.data.packing import Segment, Shape
+from malt_jax.config.training import PhaseConfig
 from malt_jax.errors import UserError
 from malt_jax.models.sharding import RULES, AnyMesh
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
-from malt_jax.planning.work import RoleWork, Work, phases
+from malt_jax.planning.training_steps import fields_of, largest, typical_step, working_bytes
+from malt_jax.planning.work import Work, phases
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.memory import CacheShape, Devices
 from malt_jax.sampling.prefill import PrefillShape, prefill_shape
-from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,11 @@ class Sizes:
     prefill: PrefillShape
     """Shapes of prefill calls."""
     steps: dict[str, Plan]
-    """A typical step of each phase of training."""
+    """Of each phase of training, the typical step that needs most memory."""
+    fields: dict[str, PhaseConfig]
+    """The fields that this step has."""
+    step_tokens: dict[PhaseConfig, int]
+    """Tokens that a typical step computes, by the fields of each role."""
 
 
 def model_dtype(config: Config, platform: str) -> Any:
@@ -50,17 +52,30 @@ def model_dtype(config: Config, platform: str) -> Any:
 def choose_sizes(
     config: Config, spec: ModelSpec, work: Work, target: Target, mesh: AnyMesh, weights: int
 ) -> Sizes:
-    """Caches that fit beside `weights` bytes per device, and packed rows of a typical batch."""
+    """Caches that fit beside `weights` bytes per device, and packed rows of typical batches."""
     # Prompts grow from role to role, so the last role's need the largest shapes.
     platform, last = target.chip.platform, work.roles[-1]
     dtype = model_dtype(config, platform)
+    found = {
+        phase: {
+            fields: typical_step(fields, spec, last, mesh, platform)
+            for fields in fields_of(config, phase)
+        }
+        for phase in phases(config)
+    }
+
+    def memory_of(step: tuple[PhaseConfig, Plan]) -> int:
+        return working_bytes(step[0], spec, largest(step[1]), dtype.itemsize, platform)
+
+    most = {phase: max(steps.items(), key=memory_of) for phase, steps in found.items()}
     return Sizes(
         dtype=dtype,
         shapes=_cache_shapes(config, spec, work, target, mesh, weights, dtype),
         prefill=prefill_shape(config.sampler, platform, mesh_parts(mesh, "batch")),
-        steps={
-            phase: _typical_step(config.train.phase(phase), spec, last, mesh, platform)
-            for phase in phases(config)
+        steps={phase: plan for phase, (_, plan) in most.items()},
+        fields={phase: fields for phase, (fields, _) in most.items()},
+        step_tokens={
+            fields: plan.row_tokens for steps in found.values() for fields, plan in steps.items()
         },
     )
 
@@ -135,42 +150,6 @@ def search_programs(
         groups = completions // memory.least_group(platform) + 1
         total += min(groups * blocks, capacities) * programs
     return total
-
-
-def _typical_step(
-    phase: PhaseConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
-) -> Plan:
-    """The packing of one batch of a role's examples, with lengths spread around their mean."""
-    devices = row_devices(mesh)
-    branches = 2 if isinstance(phase, DpoConfig) else 1
-
-    def example(index: int) -> Segment:
-        # Multiples of the golden ratio spread evenly: 0.5 to 1.5 of the mean, the same every time.
-        share = 0.5 + (index * 0.618) % 1.0
-        completion = (0,) * max(1, min(round(share * role.completion), role.longest))
-        # Completions are kept whole, and the prompt gets what they leave of the longest sequence.
-        room = phase.loop.max_length - branches * len(completion)
-        prompt = (0,) * max(1, min(role.prompt, room))
-        numbers = tuple(range(branches * index, branches * (index + 1)))
-        return Segment(prompt, (completion,) * branches, numbers)
-
-    batch = list(map(example, range(phase.batch_size)))
-    tokens = micro_tokens(phase.loop, platform, devices)
-    return plan_steps([batch], spec, tokens, row_multiple=devices, row_length=phase.loop.row_length)
-
-
-def largest(plan: Plan) -> Shape:
-    """The shape with the most tokens."""
-    # Of two equal sizes the longer rows cost more, in attention.
-    shapes = [micro.shape for step in plan.steps for micro in step]
-    return max(shapes, key=lambda shape: (shape.rows * shape.time, shape.time))
-
-
-def micro_batches(plan: Plan) -> Iterator[int]:
-    """Tokens of each micro-batch."""
-    for step in plan.steps:
-        for micro in step:
-            yield micro.shape.rows * micro.shape.time
 
 
 def mesh_parts(mesh: AnyMesh, axis: str) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from malt_jax.config.pipeline import PHASES, RoleConfig, split_phases
 from malt_jax.config.run import Config
@@ -143,22 +142,6 @@ def phases(config: Config) -> tuple[str, ...]:
     return tuple(phase for phase in PHASES if phase in used)
 
 
-def for_largest(config: Config) -> Config:
-    """The config whose `train` is what the largest programs of any role are compiled for.
-
-    That is the adapter of the role with the largest rank, and in each phase the fields of the role
-    with the largest batch.
-    """
-    own = [config.training_of(role.name) for role in config.pipeline.roles if role.training]
-    if not own:
-        return config
-    every = [config.train, *own]
-    largest: dict[str, Any] = {"lora": max((train.lora for train in every), key=lambda x: x.rank)}
-    for phase in PHASES:
-        largest[phase] = max((t.phase(phase) for t in every), key=lambda x: x.batch_size)
-    return replace(config, train=replace(config.train, **largest))
-
-
 def _calls_per_question(config: Config) -> int:
     """Completions per question, over all systems to measure."""
     from malt_jax.evaluation.systems import make_systems
@@ -172,6 +155,14 @@ def _calls_per_question(config: Config) -> int:
 
 
 def steps(examples: int, config: PhaseConfig) -> int:
-    """Optimiser steps of a phase."""
+    """Optimiser steps of a phase; none without examples, because the phase is then left out."""
+    if not examples:
+        return 0
     # Rounded up in each epoch, because a batch does not go on into the next one.
     return config.loop.steps or config.epochs * math.ceil(examples / config.batch_size)
+
+
+def first_epoch(examples: int, config: PhaseConfig) -> int:
+    """Batches that hold each example of a phase once, without those that no step reaches."""
+    batches = math.ceil(examples / config.batch_size)
+    return min(batches, config.loop.steps) if config.loop.steps else batches

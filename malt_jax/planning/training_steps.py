@@ -1,0 +1,96 @@
+"""Typical steps of training: what roles' fields make of one batch, and which needs most memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from malt_jax.config.pipeline import split_phases
+from malt_jax.config.run import Config
+from malt_jax.config.training import DpoConfig, PhaseConfig
+from malt_jax.data.packing import Segment, Shape
+from malt_jax.models.sharding import AnyMesh
+from malt_jax.models.spec import ModelSpec
+from malt_jax.planning.work import RoleWork
+from malt_jax.training import remat
+from malt_jax.training.placement import micro_tokens, row_devices
+from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.step import CHUNK_BYTES, CPU_CHUNK_BYTES
+
+FLOAT32 = 4
+
+
+def fields_of(config: Config, phase: str) -> list[PhaseConfig]:
+    """The distinct fields that a run trains with in a phase; its own where no role does."""
+    found = [
+        config.training_of(role.name).phase(phase)
+        for role in config.pipeline.roles
+        if phase in split_phases(role.train)
+    ]
+    if phase == "sft" or not found:  # the STaR baseline learns by the run's own fields
+        found.append(config.train.phase(phase))
+    return list(dict.fromkeys(found))
+
+
+def typical_step(
+    phase: PhaseConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
+) -> Plan:
+    """The packing of one batch of a role's examples, with lengths spread around their mean."""
+    devices = row_devices(mesh)
+    branches = 2 if isinstance(phase, DpoConfig) else 1
+
+    def example(index: int) -> Segment:
+        # Multiples of the golden ratio spread evenly: 0.5 to 1.5 of the mean, the same every time.
+        share = 0.5 + (index * 0.618) % 1.0
+        completion = (0,) * max(1, min(round(share * role.completion), role.longest))
+        # Completions are kept whole, and the prompt gets what they leave of the longest sequence.
+        room = phase.loop.max_length - branches * len(completion)
+        prompt = (0,) * max(1, min(role.prompt, room))
+        numbers = tuple(range(branches * index, branches * (index + 1)))
+        return Segment(prompt, (completion,) * branches, numbers)
+
+    batch = list(map(example, range(phase.batch_size)))
+    tokens = micro_tokens(phase.loop, platform, devices)
+    return plan_steps([batch], spec, tokens, row_multiple=devices, row_length=phase.loop.row_length)
+
+
+def largest(plan: Plan) -> Shape:
+    """The shape with the most tokens."""
+    # Of two equal sizes the longer rows cost more, in attention.
+    shapes = [micro.shape for step in plan.steps for micro in step]
+    return max(shapes, key=lambda shape: (shape.rows * shape.time, shape.time))
+
+
+def working_bytes(
+    phase: PhaseConfig, spec: ModelSpec, shape: Shape, element: int, platform: str,
+    backward: bool = True,
+) -> int:  # fmt: skip
+    """What a micro-batch needs by formula: activations, attention scores and logits.
+
+    `element`: bytes of an activation. Without a backward pass only one layer is held.
+    """
+    tokens = shape.rows * shape.time
+    policy = remat.resolve(phase.loop.remat, platform)
+    policy = remat.of_shape(policy, spec, tokens, element)
+    activations = remat.kept_bytes(spec, policy, tokens, element)
+    if not backward:
+        activations //= spec.num_layers
+    # One layer's attention scores: forward, probabilities, and their gradient.
+    scores = 3 * FLOAT32 * shape.rows * spec.heads * shape.time**2
+    # Logits of a chunk of targets: forward, gradient, and the product with the head.
+    chunk = CPU_CHUNK_BYTES if platform == "cpu" else CHUNK_BYTES
+    if phase.loop.logit_chunk:
+        # A chunk has one target of each row at least, and no more than there are.
+        targets = min(max(phase.loop.logit_chunk, shape.rows), shape.rows * shape.targets)
+        chunk = FLOAT32 * spec.vocab * targets
+    return activations + scores + 3 * chunk
+
+
+def for_largest(config: Config, fields: dict[str, PhaseConfig]) -> Config:
+    """The config whose `train` is what the largest programs of any role are compiled for.
+
+    That is the adapter of the role with the largest rank, and `fields` in each phase.
+    """
+    every = [config.train, *(config.training_of(role.name) for role in config.pipeline.roles)]
+    parts: dict[str, Any] = {"lora": max((train.lora for train in every), key=lambda x: x.rank)}
+    return replace(config, train=replace(config.train, **parts, **fields))
