@@ -63,7 +63,7 @@ def _unanswered(error: BaseException | None) -> bool:
     return lost
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -10,7 +10,7 @@ import pytest
 ALLOWED = {
     "may not mount a file system": "needs the right to mount, which containers rarely have",
     "may not make a network namespace": "needs unprivileged user namespaces, or root",
-    "inspect_ai is not installed": "the extra harness brings its own web server and SDKs, for one file",
+    "inspect_ai is not installed": "the extra harness brings many packages, for one file",
     "the compiler for GPUs is not installed": "the extra plan-gpu is 400 MB, for one test",
     "no namespaces, no Landlock or no seccomp": "needs a kernel that can confine a process",
 }

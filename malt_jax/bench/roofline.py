@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from malt_jax.config.run import Config
-from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes, run_programs
 from malt_jax.planning.chips import Target
@@ -42,11 +41,6 @@ CLOCK = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
 
 def run(config: Config, spec: ModelSpec, target: Target) -> dict[str, Any]:
     """The decode step with each attention; bytes and seconds are those of one chip."""
-    if target.devices is None or target.chip.platform != "tpu":
-        raise UserError(
-            f"bench roofline: --topology: found {target.name!r}, allowed: a TPU slice such as "
-            "v5p:2x2x1, for which the program can be compiled here."
-        )
     programs = [_Case(config, spec, target, attention) for attention in ("xla", "pallas")]
     compiled = [(case, depth) for case in programs for depth in case.depths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

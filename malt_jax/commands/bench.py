@@ -35,6 +35,8 @@ def run(invocation: Invocation) -> None:
     for name in (name for half, names in OWN.items() if half != what for name in names):
         if getattr(options, name) not in (None, False):
             raise UserError(f"bench: --{name.replace('_', '-')} is not a flag of `bench {what}`.")
+    if what == "roofline":
+        _check_slice(options.topology)  # before the config is read
     config = read_config(invocation)
     if what == "roofline":
         _roofline(config, options.topology)
@@ -43,7 +45,19 @@ def run(invocation: Invocation) -> None:
     print(json.dumps(bench.run(arguments(what, bench, config, options))))
 
 
-def _roofline(config: Config, topology: str | None) -> None:
+def _check_slice(topology: str | None) -> None:
+    from malt_jax.planning.chips import find_target
+
+    if topology is None:
+        raise UserError("bench roofline: --topology is missing; name a TPU slice, as v5p:2x2x1.")
+    if find_target(topology, compiles=False).chip.platform != "tpu":
+        raise UserError(
+            f"bench roofline: --topology: found {topology!r}, allowed: a TPU slice such as "
+            "v5p:2x2x1, for which the program can be compiled here."
+        )
+
+
+def _roofline(config: Config, topology: str) -> None:
     import jax
 
     if not jax.config.values["jax_platforms"]:
@@ -54,8 +68,6 @@ def _roofline(config: Config, topology: str | None) -> None:
     from malt_jax.planning.chips import find_target
     from malt_jax.planning.specs import find_spec
 
-    if topology is None:
-        raise UserError("bench roofline: --topology is missing; name a TPU slice, as v5p:2x2x1.")
     spec, _ = find_spec(config.model.path, config.model.revision)
     result = roofline.run(config, spec, find_target(topology))
     for line in roofline.tables(result):
