@@ -17,7 +17,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, SftConfig, TrainConfig
 from malt_jax.credit.rules import get_rule
 from malt_jax.credit.signals import Signals
 from malt_jax.data.examples import EXAMPLES
@@ -26,7 +25,7 @@ from malt_jax.models.model import Model
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
-from malt_jax.training.fit import train_phase
+from malt_jax.training import fit
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
@@ -111,10 +110,10 @@ def train(
     pipeline: PipelineConfig | None = None,
     sharing: str = "adapters",
     lora: LoraConfig | None = None,
-    sft: SftConfig | None = None,
-    dpo: DpoConfig | None = None,
-    kto: KtoConfig | None = None,
-    pg: PgConfig | None = None,
+    sft: fit.SftConfig | None = None,
+    dpo: fit.DpoConfig | None = None,
+    kto: fit.KtoConfig | None = None,
+    pg: fit.PgConfig | None = None,
     start: Mapping[str, Trainable] | None = None,
     saver: Saver | None = None,
     template: str = "",
@@ -138,7 +137,7 @@ def train(
     roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
     phases = {name: role.train for name, role in roles.items()}
     given = {"lora": lora, "sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
-    settings = TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
+    settings = fit.TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
     begin = start_by_policy(start or {}, [*trained, *data, *phases], sharing)
@@ -159,7 +158,7 @@ def train(
         #      sampled it, A the advantage of y over its siblings.
         for phase in EXAMPLES:
             if examples := learned.of(phase):
-                outcome = train_phase(
+                outcome = fit.train_phase(
                     phase, model, policy, examples, own.phase(phase), saver=saver, seed=seed,
                     dropout=own.lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,

@@ -72,7 +72,8 @@ class Device:
                 if first[1] < depth and queue.completion[first] != IDLE:
                     dequeued[row // own] += 1
                     for values, queued in zip(rows, queue, strict=True):
-                        values[row] = queued[first]
+                        if values is not None:  # no role thinks here
+                            values[row] = queued[first]
             busy = np.flatnonzero(rows.completion != IDLE)
             assert np.all(rows.entry[busy] * self.shards // len(self.held) == busy // own)
             assert np.bincount(rows.entry[busy], minlength=1).max() <= self.siblings
