@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+from collections import Counter
 from typing import Any
 
 import anyio
@@ -24,6 +25,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from malt_jax.answering.turns import Draw
 from malt_jax.pipeline import Pipeline
 from malt_jax.serving.engine import Engine, Failed, Finished, Ticket
 from malt_jax.serving.errors import ApiError
@@ -56,6 +58,8 @@ class TrainedRun(ModelAPI):
         self._answers = answers
         self._engine = Engine(self._pipeline.answerer_with, Metrics())
         self._engine.start()
+        self._asked: Counter[tuple[Any, ...]] = Counter()
+        """Requests by question, turns given and seed."""
         # By default 40 threads may wait at a time, fewer than connections.
         self._threads = anyio.CapacityLimiter(CONNECTIONS)
 
@@ -77,7 +81,10 @@ class TrainedRun(ModelAPI):
                 raise ApiError(400, "tools: a chain of roles calls none.")
             chain, seed = self._engine.answerer.chain, self._pipeline.seed
             request = parse_request(json.dumps(body).encode(), chain, seed)
-            reply = await anyio.to_thread.run_sync(self._sample, request, limiter=self._threads)
+            draws = self._draws(request)
+            reply = await anyio.to_thread.run_sync(
+                self._sample, request, draws, limiter=self._threads
+            )
         except ApiError as error:
             if error.code == "context_length_exceeded":
                 return ModelOutput.from_content(
@@ -86,12 +93,24 @@ class TrainedRun(ModelAPI):
             raise RuntimeError(error.message) from error
         return self._output(reply.completion())
 
-    def _sample(self, request: ChatRequest) -> Reply:
+    def _draws(self, request: ChatRequest) -> list[Draw]:
+        """The draws of a request, other ones than those of the same request before it.
+
+        Epochs of inspect_ai repeat a request, seed included, to get independent answers.
+        """
+        draws = request.draws()
+        asked = (request.question, *(turn.text for turn in request.said)), request.seed
+        for draw in draws:
+            draw.number += self._asked[asked] * len(draws)
+        self._asked[asked] += 1
+        return draws
+
+    def _sample(self, request: ChatRequest, draws: list[Draw]) -> Reply:
         """Waits for all draws of a request; the engine samples them beside those of others."""
         events: queue.Queue[Any] = queue.Queue()
         own = self._engine.answerer.params
         params = tuple(request.params(role, own(role)) for role in request.roles)
-        ticket = Ticket(request.draws(), request.roles, params, events.put)
+        ticket = Ticket(draws, request.roles, params, events.put)
         self._engine.submit(ticket)
         left = len(ticket.draws)
         while left:

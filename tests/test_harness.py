@@ -31,11 +31,16 @@ def test_samples_are_answered_as_the_pipeline_answers_them(run):
 
     async def ask():
         config = GenerateConfig(max_tokens=4)
-        asked = ([ChatMessageUser(content=q)] for q in questions)
+        asked = ([ChatMessageUser(content=q)] for q in [*questions, questions[0]])
         return await asyncio.gather(*(model.generate(one, config=config) for one in asked))
 
-    outputs = asyncio.run(ask())
+    *outputs, repeated = asyncio.run(ask())
     for question, output in zip(questions, outputs, strict=True):
         expected = own.ask(question, votes=3)
         assert output.metadata["prediction"] == expected.prediction
         assert len(output.metadata["draws"]) == 3 and output.usage.output_tokens > 0
+    # A question that is asked again, as an epoch does, continues its draws.
+    six = own.ask(questions[0], votes=6).draws
+    for output, draws in ((outputs[0], six[:3]), (repeated, six[3:])):
+        told = [[turn["text"] for turn in draw] for draw in output.metadata["draws"]]
+        assert told == [[turn.text for turn in draw] for draw in draws]

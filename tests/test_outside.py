@@ -30,6 +30,7 @@ class Letters:
     """A tokenizer with a token for each character, and 0 as its end token."""
 
     end_ids = (0,)
+    thoughts = None
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]

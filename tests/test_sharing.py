@@ -51,6 +51,19 @@ def test_a_refused_upload_is_one_sentence_and_the_same_command_completes_it(run,
     _compare_with_the_run(run, tmp_path / "datasets" / "org" / "malt-data", tmp_path / "cache")
 
 
+def test_a_dataset_that_is_asked_for_later_leaves_the_exported_roles_as_they_are(tmp_path):
+    own = Path(shutil.copytree(cli_run.as_trained(), tmp_path / "run"))
+    words = ["export", "--output-dir", str(own), TRUST, "--quiet"]
+    assert cli.main(words) == 0
+    times = {p: p.stat().st_mtime_ns for p in (own / "export").rglob("*")}
+    assert not (own / "dataset").exists()
+    assert cli.main([*words, "--export.dataset", "true"]) == 0
+    assert times == {p: p.stat().st_mtime_ns for p in (own / "export").rglob("*")}
+    assert (own / "dataset" / "README.md").exists() and not (own / "set-aside").exists()
+    assert manifest.stage_done(own, "export")
+    manifest.verify(own)
+
+
 def _compare_with_the_run(run: Path, folder: Path, cache: Path) -> None:
     """The uploaded dataset holds the nodes and signals of the run's files, and its role data."""
     from datasets import load_dataset

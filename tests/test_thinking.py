@@ -27,6 +27,7 @@ from malt_jax.sampling.request import Completion, ThoughtBudget
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.node import Tree
+from malt_jax.tree.outside import complete
 from malt_jax.tree.roles import make_chain
 from malt_jax.tree.thoughts import read_completion
 from test_sampling import DRAWN, SMALL, assert_same, make_model, make_requests, spec
@@ -282,3 +283,30 @@ def test_a_budget_is_written_with_its_conclusion(qwen):
     budget = sampling_params(role, qwen).thought
     assert qwen.decode(budget.closing, skip_special=False) == "Time is up.\n</think>\n\n"
     assert np.array_equal(budget.end, qwen.encode("</think>"))
+
+
+def test_imported_trees_have_the_prompts_and_thoughts_of_a_search(qwen):
+    settings = {"system": "Be brief.", "thinking": ThinkingConfig(pass_on=True)}
+    roles = chain(**settings)
+    texts = ("<think>\nhmm\n</think>\n\nsix", "<think>\nno\n</think>\n\nseven")
+    forest, _ = search(qwen, roles, *texts)
+    (tree,) = forest.trees
+    [question] = LUCK.load("train", limit=1)
+    pipeline = make_chain(PipelineConfig(roles), {})
+    bare = [
+        {"id": node.id, "completion": text} for node, text in zip(tree.nodes, texts, strict=True)
+    ]
+    full = [node.to_record() for node in tree.nodes]
+    for nodes in (bare, full):
+        made = complete(
+            {"question_id": question.id, "nodes": nodes}, question, pipeline, qwen, 4096
+        )
+        for own, node in zip(made.nodes, tree.nodes, strict=True):
+            for name in ("prompt", "prompt_ids", "completion", "thought", "unclosed", "token_ids"):
+                assert getattr(own, name) == getattr(node, name), name
+    other = make_chain(PipelineConfig(chain(thinking=ThinkingConfig(pass_on=True))), {})
+    with pytest.raises(ValueError, match="other prompt_ids"):
+        complete({"question_id": question.id, "nodes": full}, question, other, qwen, 4096)
+    full[0]["thought"] = "<think>another</think>"
+    with pytest.raises(ValueError, match="to this model's tokenizer"):
+        complete({"question_id": question.id, "nodes": full}, question, pipeline, qwen, 4096)

@@ -38,9 +38,15 @@ def export(session: Session) -> None:
     """
     run, config = session.run, session.config
     # Before the journal is opened, since that of a finished stage does nothing.
-    if lacking := _lacks(session):
-        session.progress.note(f"export: again, because it was written without {lacking}")
+    if _lacks_merged(session):
+        session.progress.note("export: again, because it was written without merged models")
         on_writer(lambda: _reopen(session))
+    elif _lacks_dataset(session):
+        session.progress.note("export: the dataset, without which it was written")
+        # The roles stay sealed: what is still pending is the dataset, and an upload of all.
+        manifest.verify(run, manifest.sealed_units(run, EXPORT))
+        on_writer(lambda: manifest.amend(run, pushed_to=None))
+        manifest.seal(run, EXPORT, (), done=False)
     identities = {
         role.name: latest(session, config.rounds - 1, policy_name(role.name, config.sharing))
         for role in session.pipeline.roles
@@ -83,18 +89,20 @@ def _labelled(session: Session) -> list[int]:
     return [n for n in rounds if manifest.stage_done(session.run, label_stage(n))]
 
 
-def _lacks(session: Session) -> str:
-    """What is asked for and an earlier export was written without, in words."""
-    folders = manifest.sealed_units(session.run, EXPORT)
-    if not folders:
-        return ""
+def _lacks_merged(session: Session) -> bool:
+    """Whether merged models are asked for and an earlier export has adapters alone."""
     # Only a merged model has a config.json; an adapter is in a folder of its own.
+    folders = manifest.sealed_units(session.run, EXPORT)
     roles = [folder for folder in folders if folder.name != DATASET]
-    if session.config.export.merged and any(not (f / "config.json").is_file() for f in roles):
-        return "merged models"
+    return session.config.export.merged and any(not (f / "config.json").is_file() for f in roles)
+
+
+def _lacks_dataset(session: Session) -> bool:
+    """Whether a dataset is asked for and an earlier export was finished without it."""
     # Of an export that was interrupted, the dataset is still to come.
-    complete = manifest.stage_done(session.run, EXPORT) and _wants_dataset(session)
-    return "a dataset" if complete and len(roles) == len(folders) else ""
+    if not manifest.stage_done(session.run, EXPORT) or not _wants_dataset(session):
+        return False
+    return session.run.path / DATASET not in manifest.sealed_units(session.run, EXPORT)
 
 
 def _write_dataset(session: Session, folder: Path) -> None:

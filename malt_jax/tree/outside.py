@@ -18,6 +18,7 @@ from malt_jax.tree.grading import grade
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, render
 from malt_jax.tree.roles import Chain, Role
+from malt_jax.tree.thoughts import Said, read_completion
 
 FINISHES = ("eos", "stop", "length")
 
@@ -33,7 +34,8 @@ def complete(
     """The tree of one record, its answers not graded yet.
 
     Nodes may come in any order and are told apart by the path in their ids (`Q17/g2/v0`). Prompts
-    are rendered from the templates of `pipeline`. Without `token_ids` the completion is encoded,
+    are rendered from the templates of `pipeline`, with each role's own chat settings, and thoughts
+    are told from answers as in a search. Without `token_ids` the completion is encoded,
     followed by an end token if its `finish` is `eos`, as it is by default. Without `logprobs` a
     node has none, so that it takes part in everything except policy gradients and influence.
     Raises ValueError for a node that is missing, unknown, or contradicts what it should be.
@@ -50,6 +52,7 @@ def complete(
     nodes: list[Node] = []
     texts: dict[tuple[int, ...], str] = {}
     for depth, role in enumerate(pipeline.roles):
+        spoken = role.tokenizer(tokenizer)
         for path in product(*map(range, pipeline.branches[: depth + 1])):
             name = pipeline.node_id("", path)[1:]
             if name not in given:
@@ -58,9 +61,9 @@ def complete(
                 pipeline.roles, (texts[path[:d]] for d in range(1, depth + 1)), strict=False
             )
             turns = {earlier.name: text for earlier, text in before}
-            node = _node(given.pop(name), role, path, turns, question, pipeline, tokenizer, context,
+            node = _node(given.pop(name), role, path, turns, question, pipeline, spoken, context,
                          overflow)  # fmt: skip
-            texts[path] = node.completion
+            texts[path] = role.passed_on(node.completion, node.thought)
             nodes.append(node)
     if given:
         raise ValueError(f"node {prefix}{next(iter(given))} is none of this pipeline's")
@@ -90,7 +93,7 @@ def _node(
         raise ValueError(f"node {id} has the finish {show(finish)}, not {', '.join(FINISHES)}")
     if given.get("role", role.name) != role.name:
         raise ValueError(f"node {id} is by {show(given['role'])} and not by {role.name}")
-    ids = _token_ids(id, given.get("token_ids"), text, finish, tokenizer)
+    ids, said = _read(id, given, text, finish, tokenizer)
     room = context - len(ids)
     prompt = render(role.template, question.text, turns, tokenizer, room=room, overflow=overflow,
                     where=id)  # fmt: skip
@@ -100,6 +103,13 @@ def _node(
             f"node {id} was sampled from another prompt than the {role.name}'s template gives; set "
             "the template it was sampled with, or leave `prompt` out"
         )
+    # The same text may be other tokens under other chat settings.
+    if tuple(given.get("prompt_ids", prompt.ids)) != tuple(prompt.ids):
+        raise ValueError(
+            f"node {id} was sampled from other prompt_ids than the {role.name}'s template and chat "
+            "settings (`system`, `chat_template_kwargs`) give; set those it was sampled with, or "
+            "leave `prompt_ids` out"
+        )
     return Node(
         id=id,
         role=role.name,
@@ -107,13 +117,44 @@ def _node(
         prompt=prompt.text,
         prompt_ids=tuple(map(int, prompt.ids)),
         cut=prompt.cut,
-        completion=text,
+        completion=said.text,
         token_ids=ids,
         logprobs=_logprobs(id, given, len(ids)),
         finish=finish,
         # A mark for `grade`: False says that the role answers, None that it does not.
         correct=False if role.config.answers else None,
+        thought=said.thought,
+        unclosed=said.unclosed,
     )
+
+
+def _read(
+    id: str, given: Mapping[str, Any], text: str, finish: str, tokenizer: Any
+) -> tuple[tuple[int, ...], Said]:
+    """The tokens of a completion, and its thought and answer, which may be given in one text."""
+    thought = given.get("thought") or ""
+    if not isinstance(thought, str):
+        raise ValueError(f"the thought of node {id} is no text")
+    whole = thought + text
+    ids = _token_ids(id, given.get("token_ids"), whole, finish, tokenizer)
+    said = read_completion(ids, finish, tokenizer, tokenizer.thoughts)
+    if said.thought is None:
+        # The text as it was given: encoding and decoding it may change its blanks.
+        said = Said(whole)
+    if thought and (said.thought, said.text) != (thought, text):
+        raise ValueError(
+            f"the thought of node {id} is not where this model's chat template has it; give the "
+            "whole text as `completion`, with the tokens around the thought"
+        )
+    if given.get("unclosed", said.unclosed) != said.unclosed:
+        raise ValueError(f"node {id} has unclosed: {show(given['unclosed'])}, contrary to its text")
+    # Answers without the thoughts before them would otherwise all count as thoughts.
+    if said.unclosed and finish != "length" and "unclosed" not in given:
+        raise ValueError(
+            f"node {id} ends within its thought; give what came before as `thought`, or say "
+            "`unclosed`: true"
+        )
+    return ids, said
 
 
 def _token_ids(id: str, given: Any, text: str, finish: str, tokenizer: Any) -> tuple[int, ...]:
@@ -130,8 +171,8 @@ def _token_ids(id: str, given: Any, text: str, finish: str, tokenizer: Any) -> t
         or not all(type(i) is int and 0 <= i < 1 << 31 for i in given)
     ):
         raise ValueError(f"token_ids of node {id} are not a list of token ids")
-    said = given[:-1] if finish == "eos" and given[-1] in end else given
-    if tokenizer.decode(said) != text:
+    said = read_completion(given, finish, tokenizer, tokenizer.thoughts)
+    if (said.thought or "") + said.text != text:
         raise ValueError(
             f"token_ids of node {id} are not its completion to this model's tokenizer; leave "
             "`token_ids` and `logprobs` out to have the text encoded"
