@@ -9,10 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import malt_jax as malt
+from malt_jax.answering.turns import TextStream
 from malt_jax.commands.launch import check_chat
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.config.thinking import ThinkingConfig
@@ -20,11 +23,17 @@ from malt_jax.data.role_data import tree_counts
 from malt_jax.errors import UserError
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
+from malt_jax.models.thoughts import ThoughtFormat
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.report.prompts import Templates
 from malt_jax.report.trees import Uses, compact
-from malt_jax.sampling.request import Completion, ThoughtBudget
+from malt_jax.sampling.memory import CacheShape
+from malt_jax.sampling.reference import _closing
+from malt_jax.sampling.request import Completion, SamplingParams, ThoughtBudget
 from malt_jax.sampling.sampler import Sampler
+from malt_jax.sampling.scheduler import Growth, PartialCompletion, Scheduler
+from malt_jax.sampling.thoughts import DRAWN as DRAWN_TOKEN
+from malt_jax.sampling.thoughts import advance, budget_arrays, first_thoughts, forced_token
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.node import Tree
 from malt_jax.tree.outside import complete
@@ -103,6 +112,9 @@ def said(tokenizer, text: str, finish: str = "eos"):
         ("qwen3", "<think>\n2 and 2\n</think>\n\n", "4", False),
         ("qwen3", "<think>\nhmm, 4", "", True),
         ("qwen3", None, "The answer is 4", False),
+        ("qwen3", "\n<think>\n2 and 2\n</think>\n\n", "4", False),
+        ("qwen3", None, "</think>The answer is 4", False),
+        ("qwen3", None, "The answer <think>or so</think> is 4", False),
         ("r1", "2 and 2\n</think>\n\n", "4", False),
         ("r1", "2 and 2 is 4", "", True),
         (
@@ -154,6 +166,59 @@ def test_a_budget_closes_thoughts_as_the_plain_sampler_does(sampler):
         long = [c.tokens for group in drawn for c in group if len(c.tokens) >= 7]
         if inside:  # none of these ends its thought by itself, so that all are closed
             assert long and {tokens[3:7] for tokens in long} == {closing}
+
+
+def test_thoughts_are_found_at_the_beginning_only_by_all_three_readers():
+    blank, begin, end, other, closing = 0, 1, (2, 3), 4, (2, 3)
+    rng = np.random.default_rng(0)
+    begun = 0
+    for inside in (False, True):
+        budget = ThoughtBudget(2, begin, end, closing, inside, frozenset({blank}))
+        form = ThoughtFormat(begin, end, "", inside, frozenset({blank}))
+        arrays, start = jax.tree.map(
+            jnp.asarray, (budget_arrays(budget), first_thoughts(budget, 1))
+        )
+        for _ in range(40):
+            drawn = rng.choice([blank, begin, *end, other], size=7).tolist()
+            device, plain, state = [], [], start
+            for length, token in enumerate(drawn):
+                found = jax.jit(forced_token)(arrays, state, jnp.array([length], jnp.int32))
+                device.append(int(found[0]) if found[0] != DRAWN_TOKEN else token)
+                state = jax.jit(advance)(arrays, state, jnp.array(device[-1:], jnp.int32), found)
+                plain.append(_closing(plain, budget).get(length, token))
+            assert device == plain
+            first = next((token for token in drawn if token != blank), None)
+            assert (form.split(drawn)[0] > 0) == (inside or first == begin)
+            begun += device != drawn
+    assert begun > 20
+
+
+def test_stop_texts_count_after_the_thought_only(qwen):
+    for text, kept in (
+        ("\n<think>\nStop\n</think>\n\nNo. Stop now", "\n<think>\nStop\n</think>\n\nNo. Stop"),
+        ("<think>\nStop", "<think>\nStop"),
+        ("\nStop <think>", "\nStop"),  # no thought: it is not at the beginning
+    ):
+        ids, params = qwen.encode(text), SamplingParams(stop=("Stop",), thoughts=qwen.thoughts)
+        shape = CacheShape(rows=1, entries=1, siblings=1, prefix_tokens=8, new_tokens=64)
+        for size in (1, 3, len(ids)):
+            scheduler = Scheduler([], params, shape)
+            one = PartialCompletion(0, 0)
+            for first in range(0, len(ids), size):
+                if one.finish is None:
+                    one.tokens += ids[first : first + size]
+                    one.logprobs += [0.0] * len(ids[first : first + size])
+                    scheduler.end_at_stop_text(Growth(one, first), qwen)
+            assert qwen.decode(one.tokens, skip_special=False) == kept
+
+
+def test_a_stream_of_tokens_sends_what_the_turn_keeps(qwen):
+    for text in ("\n<think>\nhm</think>\n\n4", "</think> is 4", "\n4 <think>x</think> y"):
+        sent, ids = [], qwen.encode(text)
+        stream = TextStream(qwen, qwen.thoughts, 0, lambda _, new: sent.append(new))  # noqa: B023
+        for token in ids:
+            stream.add([token])
+        assert "".join(sent) == read_completion(ids, "length", qwen, qwen.thoughts).text != ""
 
 
 def test_calls_without_a_budget_keep_their_program_and_completions(sampler):

@@ -274,6 +274,8 @@ class TextStream:
 
     def add(self, tokens: Sequence[int]) -> None:
         self._ids += [token for token in map(int, tokens) if token not in self._tokenizer.end_ids]
+        if self._form and self._form.answer_start(self._ids) is None:
+            return
         # All ids are decoded again, because a token may hold only a part of a character. U+FFFD at
         # the end stands for bytes whose rest has not come yet.
         said = read_completion(self._ids, "", self._tokenizer, self._form)

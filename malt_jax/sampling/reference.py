@@ -54,7 +54,10 @@ def sample(
             # 3. An end token, then a stop text, then the length ends the completion.
             if token in params.end_ids:
                 return Completion(tuple(tokens), tuple(logprobs), "eos")
-            if any(text in model.tokenizer.decode(tokens) for text in params.stop):
+            #    Texts count after the thought only.
+            start = params.thoughts.answer_start(tokens) if params.thoughts else 0
+            answer = model.tokenizer.decode(tokens[start:]) if start is not None else ""
+            if any(text in answer for text in params.stop):
                 return Completion(tuple(tokens), tuple(logprobs), "stop")
             if len(tokens) == params.max_new_tokens:
                 return Completion(tuple(tokens), tuple(logprobs), "length")
@@ -89,7 +92,9 @@ def _closing(tokens: Sequence[int], budget: ThoughtBudget | None) -> dict[int, i
         # A thought that has begun and not ended after `length` tokens, its budget used up.
         before = tokens[:length]
         ended = any(tuple(before[i : i + size]) == budget.end for i in range(length))
-        if not ended and (budget.inside or budget.begin in before) and length >= budget.tokens:
+        first = next((token for token in before if token not in budget.blank), None)
+        begun = budget.inside or first == budget.begin
+        if begun and not ended and length >= budget.tokens:
             return dict(enumerate(budget.closing, start=length))
     return {}
 

@@ -8,12 +8,16 @@ import numpy as np
 from jaxtyping import UInt32
 
 from malt_jax.checks import check
+from malt_jax.models.thoughts import ThoughtFormat
 
 MAX_END_IDS = 16
 MAX_ENDING = 8
 """Tokens in a row that end a thought, at most."""
 MAX_CLOSING = 128
 """Tokens that are written to close a thought, at most."""
+
+MAX_BLANK = 4096
+"""Tokens of white space, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class ThoughtBudget:
     """What is written to close it; `end` is part of it."""
     inside: bool
     """Completions begin within a thought."""
+    blank: frozenset[int] = frozenset()
+    """Tokens of white space, which may stand before a thought."""
 
     def __post_init__(self) -> None:
         check(self.tokens >= 1, f"thought: found a budget of {self.tokens}, allowed: 1 or more.")
@@ -59,6 +65,11 @@ class ThoughtBudget:
         check(
             any(self.closing[i : i + size] == self.end for i in places),
             "thought: the tokens that close it do not end it.",
+        )
+        blanks = len(self.blank)
+        check(
+            blanks <= MAX_BLANK,
+            f"thought: found {blanks} tokens of white space, allowed: at most {MAX_BLANK}.",
         )
 
 
@@ -83,6 +94,8 @@ class SamplingParams:
     """Limits the thought at a completion's beginning; None: it is drawn like anything else."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, after the token that completes them."""
+    thoughts: ThoughtFormat | None = None
+    """How completions write thoughts, in which no stop text is looked for; None: they have none."""
 
     def __post_init__(self) -> None:
         check(self.temperature >= 0, f"temperature: found {self.temperature}, allowed: 0 or more.")

@@ -236,13 +236,19 @@ class Scheduler:
         return grown
 
     def end_at_stop_text(self, growth: Growth, tokenizer: Any) -> None:
-        """Cuts a completion that grew after the token that completes a stop text, if one does."""
+        """Cuts a completion that grew after the token that completes a stop text, if one does.
+
+        A thought may hold these texts: only the answer after it is searched.
+        """
         completion, before = growth
-        tokens = completion.tokens
+        tokens, form = completion.tokens, self.params.thoughts
         count = len(tokens) - (tokens[-1] in self.params.end_ids)
 
         def has_stop(length: int) -> bool:
-            text = tokenizer.decode(tokens[:length])
+            start = form.answer_start(tokens[:length]) if form else 0
+            if start is None:
+                return False
+            text = tokenizer.decode(tokens[start:length])
             return any(stop in text for stop in self.params.stop)
 
         if self.params.stop and has_stop(count):

@@ -13,27 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from malt_jax.sampling.request import MAX_CLOSING, MAX_ENDING, ThoughtBudget
+from malt_jax.sampling.request import MAX_BLANK, MAX_CLOSING, MAX_ENDING, ThoughtBudget
 
 DRAWN = -1
 """In place of a forced token: the step draws its own."""
 OUTSIDE = -1
-"""`matched` of a completion in which no thought has begun."""
+"""`matched` of a completion that has only white space so far, so that a thought may begin."""
 
 
 class Budget(NamedTuple):
-    """A `ThoughtBudget` on the device; both token lists are padded with -1."""
+    """A `ThoughtBudget` on the device; token lists are padded with -1."""
 
     tokens: Int[Any, ""]
     begin: Int[Any, ""]
     end: Int[Any, "e"]
     closing: Int[Any, "c"]
+    blank: Int[Any, "b"]
 
 
 class Thoughts(NamedTuple):
     """How far the thought of each row's completion is."""
 
-    matched: Int[Any, "R"]  # of the tokens that end it, those just seen; all: it has ended
+    matched: Int[Any, "R"]  # of the tokens that end it, those just seen; all: it is over
     forced: Int[Any, "R"]  # tokens of the closing text written so far
 
 
@@ -48,6 +49,7 @@ def budget_arrays(budget: ThoughtBudget) -> Budget:
         np.int32(budget.begin),
         padded(budget.end, MAX_ENDING),
         padded(budget.closing, MAX_CLOSING),
+        padded(tuple(sorted(budget.blank)), MAX_BLANK),
     )
 
 
@@ -77,7 +79,9 @@ def advance(
     # The first of the ending tokens is not repeated among them, so that a match which fails can
     # begin again with this token only.
     further = jnp.where(token == expected, matched + 1, jnp.where(token == budget.end[0], 1, 0))
-    begun = jnp.where(token == budget.begin, 0, OUTSIDE)
+    # A completion that begins with anything else has no thought, as if it had ended already.
+    blank = jnp.any(token[:, None] == budget.blank[None], axis=-1)
+    begun = jnp.where(token == budget.begin, 0, jnp.where(blank, OUTSIDE, size))
     matched = jnp.where(matched == size, size, jnp.where(matched == OUTSIDE, begun, further))
     return Thoughts(matched, thoughts.forced + (forced != DRAWN).astype(jnp.int32))
 

@@ -111,6 +111,8 @@ def sampling_params(role: Role, tokenizer: Any) -> SamplingParams:
         end_ids=tuple(tokenizer.end_ids),
         thought=_thought_budget(role, tokenizer) if config.thinking.budget else None,
         stop=config.stop,
+        # Only stop texts ask for it; calls that differ in nothing else stay in one batch.
+        thoughts=tokenizer.thoughts if config.stop else None,
     )
 
 
@@ -129,7 +131,7 @@ def _thought_budget(role: Role, tokenizer: Any) -> ThoughtBudget:
             f"{len(closing)} tokens and leaves none of max_new_tokens ({longest}) for the answer; "
             "lower it."
         )
-    return ThoughtBudget(thinking.budget, form.begin, form.end, closing, form.inside)
+    return ThoughtBudget(thinking.budget, form.begin, form.end, closing, form.inside, form.blank)
 
 
 def _prompt(
