@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -64,7 +65,8 @@ class Array(NamedTuple):
     """Whether it lies in a TPU's on-chip memory and not in its main memory."""
 
 
-class Program(NamedTuple):
+@dataclass(frozen=True)
+class Program:
     """The instructions of each computation, and where the program begins."""
 
     entry: str

@@ -92,5 +92,6 @@ def for_largest(config: Config, fields: dict[str, PhaseConfig]) -> Config:
     That is the adapter of the role with the largest rank, and `fields` in each phase.
     """
     every = [config.train, *(config.training_of(role.name) for role in config.pipeline.roles)]
-    parts: dict[str, Any] = {"lora": max((train.lora for train in every), key=lambda x: x.rank)}
-    return replace(config, train=replace(config.train, **parts, **fields))
+    adapter = max((train.lora for train in every), key=lambda x: x.rank)
+    parts: dict[str, Any] = {"lora": adapter, **fields}
+    return replace(config, train=replace(config.train, **parts))
