@@ -74,6 +74,17 @@ def test_a_loops_collectives_count_as_often_as_it_runs():
     }
 
 
+def test_collectives_in_branches_count():
+    text = HLO.replace("body=%body", "body=%either").replace(
+        "ENTRY",
+        """%either (p: (s32[])) -> (s32[]) {
+  %c = (s32[], f32[8,4]) conditional(%p), true_computation=%body, false_computation=%cond
+}
+ENTRY""",
+    )
+    assert collectives(text) == collectives(HLO)
+
+
 def test_products_in_scans_count_as_often_as_they_run():
     def f(x):
         return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=7)[0]

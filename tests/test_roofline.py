@@ -9,7 +9,8 @@ import pytest
 
 from malt_jax import config
 from malt_jax.planning.chips import find_target
-from malt_jax.planning.traffic import Traffic, extended, step_traffic
+from malt_jax.planning.compiler import extended
+from malt_jax.planning.traffic import Traffic, program_traffic, step_traffic, total_bytes
 from malt_jax.planning.typical_rows import kernel_bytes, typical_extent, valid_tokens
 from malt_jax.sampling.memory import CacheShape
 from test_sampling import spec
@@ -78,8 +79,22 @@ def test_a_steps_bytes_are_those_of_main_memory_by_part_without_kernels():
 
 
 def test_two_depths_tell_the_bytes_of_all_layers():
-    low, high = {"a": Traffic(10, 1)}, {"a": Traffic(13, 3), "b": Traffic(2)}
-    assert extended(low, high, [2, 3], 32) == {"a": Traffic(100, 61), "b": Traffic(60)}
+    low = {"a": {"bytes": 10, "cycles": 1}}
+    high = {"a": {"bytes": 13, "cycles": 3}, "b": {"bytes": 2, "cycles": 0}}
+    line = {"a": {"bytes": 100, "cycles": 61}, "b": {"bytes": 60, "cycles": 0}}
+    assert extended([low, high], [2, 3], 32) == line
+
+
+def test_the_branches_that_count_are_a_choice_in_both_spellings():
+    array = 8 * 128 * 4
+    least, every = step_traffic(PROGRAM), step_traffic(PROGRAM, "all")
+    assert total_bytes(every) - total_bytes(least) == 2 * 3 * array  # the other branch's two sums
+    two = "true_computation=%much, false_computation=%little"
+    spelled = PROGRAM.replace("branch_computations={%much, %little}", two)
+    assert (step_traffic(spelled), step_traffic(spelled, "all")) == (least, every)
+    # The condition of the loop moves nothing, and nothing is outside of the loop.
+    assert program_traffic(PROGRAM, "least") == least
+    assert program_traffic(PROGRAM) == every
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

@@ -22,11 +22,11 @@ from malt_jax.config.run import Config
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes, run_programs
 from malt_jax.planning.chips import Target
-from malt_jax.planning.compiler import depths
+from malt_jax.planning.compiler import compile_options, depths, extended
 from malt_jax.planning.formula import active_weights
 from malt_jax.planning.plan import PlannedRun, lay_out
 from malt_jax.planning.sizes import mesh_parts
-from malt_jax.planning.traffic import Traffic, extended, step_traffic
+from malt_jax.planning.traffic import Traffic, step_traffic
 from malt_jax.planning.typical_rows import valid_tokens
 from malt_jax.planning.work import Assumptions
 from malt_jax.sampling import memory
@@ -94,7 +94,8 @@ class _Case:
         assert isinstance(mesh, Mesh), "the target has devices"
         with jax.set_mesh(mesh):
             lowered = jax.jit(function, donate_argnums=self.program.donate).lower(*args)
-            text = lowered.compile().as_text()
+            options = compile_options(self.program, mesh)
+            text = lowered.compile(compiler_options=options).as_text()
         assert text is not None
         return step_traffic(text)
 
@@ -117,7 +118,11 @@ class _Case:
         layers = self.spec.num_layers
         found = by_depth[0]
         if len(by_depth) > 1:
-            found = extended(by_depth[0], by_depth[1], self.depths, layers)
+            as_figures = [
+                {part: traffic._asdict() for part, traffic in one.items()} for one in by_depth
+            ]
+            line = extended(as_figures, self.depths, layers)
+            found = {part: Traffic(**figures) for part, figures in line.items()}
         if self.attention == "pallas":
             assert self.program.kernel_bytes is not None
             found = found | {"kernel": Traffic(self.program.kernel_bytes(layers))}

@@ -27,8 +27,8 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.planning import gpus
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
-from malt_jax.planning.hlo_bytes import bytes_moved
-from malt_jax.planning.traffic import step_traffic
+from malt_jax.planning.traffic import program_traffic, step_traffic
+from malt_jax.planning.traffic import total_bytes as traffic_bytes
 from malt_jax.sampling import device
 
 DEPTHS = (2, 3)
@@ -76,8 +76,8 @@ def measure(
     `flops` are two per multiply-add of the matrix products; loops count as often as they run, the
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
     loop once; of a program with a kernel and of a GPU's programs `bytes_moved` is read from the
-    text (and the kernel's work lists). On an abstract mesh nothing is compiled: only arguments and
-    operations are known.
+    text (and the kernel's work lists), of a decode program for one step. On an abstract mesh
+    nothing is compiled: only arguments and operations are known.
     """
     compiled = [spec.num_layers] if whole or _platform(mesh) in ("cpu", "gpu") else depths(spec)
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def measure(
     # A program that did not fit reports fewer figures: only what all depths have can be extended.
     known = [name for name in found[0] if all(name in one for one in found)]
     found = [{name: one[name] for name in known} for one in found]
-    figures = _extended(found, compiled, spec.num_layers) if len(found) > 1 else found[0]
+    figures = extended(found, compiled, spec.num_layers) if len(found) > 1 else found[0]
     return {
         **figures,
         "resident": program.resident,
@@ -124,7 +124,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         if not isinstance(mesh, Mesh):
             return figures
         try:
-            compiled = traced.lower().compile(compiler_options=_options(program, mesh))
+            compiled = traced.lower().compile(compiler_options=compile_options(program, mesh))
         except jax.errors.JaxRuntimeError as error:
             # More memory than a chip has: the compiler's message says how much it would take.
             if not (used := _USED.search(str(error))):
@@ -144,17 +144,18 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         "collectives": None if text is None else collectives(text),
     }
     if _platform(mesh) == "gpu" and text is not None:
-        figures["bytes_moved"] = bytes_moved(text)
+        decode = program.name == "decode"
+        figures["bytes_moved"] = traffic_bytes((step_traffic if decode else program_traffic)(text))
     if program.kernel_bytes:
         # The compiler knows neither what a kernel reads nor how long it takes.
         figures |= {"bytes_moved": None, "optimal_seconds": None}
         if text is not None:
-            step = sum(part.bytes for part in step_traffic(text).values())
-            figures["bytes_moved"] = step + program.kernel_bytes(depth)
+            step = step_traffic(text)
+            figures["bytes_moved"] = traffic_bytes(step) + program.kernel_bytes(depth)
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _options(program: AbstractProgram, mesh: Mesh) -> dict[str, str | bool] | None:
+def compile_options(program: AbstractProgram, mesh: Mesh) -> dict[str, str | bool] | None:
     """The run's own compiler options, and those that compiling without a GPU needs."""
     platform = mesh.devices.flat[0].platform
     own = device.COMPILER_OPTIONS.get(platform, {}) if program.kind == "sampling" else {}
@@ -169,13 +170,13 @@ def _text(compiled: Any) -> str | None:
         return None
 
 
-def _extended(found: Sequence[Any], depths: Sequence[int], depth: int) -> Any:
+def extended(found: Sequence[Any], depths: Sequence[int], depth: int) -> Any:
     """Extends figures at two depths linearly to `depth`; dictionaries by key, never below zero."""
     if any(isinstance(one, dict) for one in found):
         first, second = (one or {} for one in found)
         # A kind of collective that only one depth has counts as zero at the other.
         names = dict.fromkeys([*first, *second])
-        return {n: _extended([first.get(n, 0), second.get(n, 0)], depths, depth) for n in names}
+        return {n: extended([first.get(n, 0), second.get(n, 0)], depths, depth) for n in names}
     (first, second), (a, b) = found, depths
     value = max(first + (second - first) * (depth - a) / (b - a), 0)
     return round(value) if isinstance(first, int) and isinstance(second, int) else value

@@ -1,22 +1,24 @@
-"""Reads from the text of a compiled decode program what one step moves to and from memory, by part.
+"""Reads from the text of a compiled program what it moves to and from memory, by part.
 
 Every instruction reads its operands and writes its results, except for what XLA does in place: a
 slice reads what it returns, an update writes what is new. Arrays in a TPU's on-chip memory (S(1) in
-their layout) cost nothing. Bytes are those of the shapes, without the padding of their tiles.
+their layout) cost nothing, and caches that may hold an array between two kernels are not counted
+on. Bytes are those of the shapes, without the padding of their tiles. XLA's compiler for TPUs
+counts the same for most programs, but that for GPUs gives no costs.
 
-A kernel's operands are whole caches, of which it reads a part, so kernels are left out here and
-counted by their work lists (`kernel_bytes`).
+The attention kernel's operands are whole caches, of which it reads a part, so it is left out here
+and counted by its work lists (`kernel_bytes`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from malt_jax.planning.hlo import BITS
+from malt_jax.planning import hlo
+from malt_jax.planning.hlo import Instruction, Program
 
 KERNEL = "tree_attention"
 PARTS = (
@@ -28,167 +30,122 @@ PARTS = (
     ("dot_general", "weights"),
 )
 OTHER = "other"
+Branches = Literal["least", "all"]
+"""What counts of a conditional: the branch that moves least, or all of them."""
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
-_CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_BRANCH = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 _NAME, _CYCLES = re.compile(r'op_name="([^"]*)"'), re.compile(r'"estimated_cycles":"(\d+)"')
 # What moves nothing, and the second halves of asynchronous pairs, whose first halves count.
-_FREE = frozenset(
-    [
-        "parameter",
-        "get-tuple-element",
-        "tuple",
-        "bitcast",
-        "constant",
-        "after-all",
-        "partition-id",
-        "copy-done",
-        "async-done",
-        "slice-done",
-        "opt-barrier",
-        "iota",
-    ]
-)
+_FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "iota",
+         "partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "slice-done",
+         "all-gather-done", "all-reduce-done"}  # fmt: skip
+_SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = ("dynamic-update-slice",)
 
 
 class Traffic(NamedTuple):
-    """What one part of a step costs."""
+    """What one part of a program costs."""
 
     bytes: float = 0
     cycles: float = 0
     """Cycles by the compiler's own estimate, where it gives one."""
 
 
-class _Instruction(NamedTuple):
-    name: str
-    type: str
-    op: str
-    operands: list[str]
-    rest: str
+Parts = dict[str, Traffic]
+"""The traffic of each part."""
 
 
-_Program = Mapping[str, Sequence[_Instruction]]
-"""The instructions of each computation."""
+def program_traffic(text: str, branches: Branches = "all") -> Parts:
+    """The traffic of one execution of a program.
 
-
-def step_traffic(text: str) -> dict[str, Traffic]:
-    """{part: traffic} of one turn of a program's outermost loops.
-
-    Of a conditional's branches the one that moves least counts: a step that filters nothing and
-    draws in every row.
+    A loop counts as often as it runs, or once where the compiler does not know that.
     """
-    program, entry = _read(text)
-    totals: dict[str, Traffic] = defaultdict(Traffic)
-    for instruction in program[entry]:
-        if instruction.op == "while":
-            _add(totals, _computation(program, _called(instruction)[-1]))
+    program = hlo.read(text)
+    return _computation(program, program.entry, branches)
+
+
+def step_traffic(text: str, branches: Branches = "least") -> Parts:
+    """The traffic of one turn of a program's outermost loops.
+
+    With the branches that move least: a decode step that filters nothing and draws in every row.
+    """
+    program = hlo.read(text)
+    totals: Parts = defaultdict(Traffic)
+    for one in program[program.entry]:
+        if one.op == "while":
+            _add(totals, _computation(program, one.body, branches))
     return dict(totals)
 
 
-def _read(text: str) -> tuple[_Program, str]:
-    program: dict[str, list[_Instruction]] = {}
-    name = entry = ""
-    for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            name = found[2]
-            program[name] = []
-            entry = name if found[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            operands, rest = _operands(found[4])
-            if found[3] == "parameter":
-                operands = [found[4].partition(")")[0]]  # its number
-            program[name].append(_Instruction(found[1], found[2], found[3], operands, rest))
-    return program, entry
+def total_bytes(parts: Mapping[str, Traffic]) -> float:
+    """The bytes of all parts together."""
+    return sum(traffic.bytes for traffic in parts.values())
 
 
-def _operands(text: str) -> tuple[list[str], str]:
-    """The operands' names, and what follows the parenthesis that closes them."""
-    depth, end = 1, 0
-    while depth:
-        depth += (text[end] == "(") - (text[end] == ")")
-        end += 1
-    return re.findall(r"%([\w.\-]+)", text[:end]), text[end:]
+def _add(totals: Parts, more: Mapping[str, Traffic], times: int = 1) -> None:
+    for part, (moved, cycles) in more.items():
+        before = totals[part]
+        totals[part] = Traffic(before.bytes + times * moved, before.cycles + times * cycles)
 
 
-def _called(instruction: _Instruction) -> list[str]:
-    names = _CALLED.findall(instruction.rest) + _BRANCH.findall(instruction.rest)
-    for group in _BRANCHES.findall(instruction.rest):
-        names += [part.strip().lstrip("%") for part in group.split(",")]
-    return names
-
-
-def _add(totals: dict[str, Traffic], more: Mapping[str, Traffic]) -> None:
-    for part, traffic in more.items():
-        totals[part] = Traffic(*(a + b for a, b in zip(totals[part], traffic, strict=True)))
-
-
-def _computation(program: _Program, name: str) -> dict[str, Traffic]:
-    totals: dict[str, Traffic] = defaultdict(Traffic)
+def _computation(program: Program, name: str, branches: Branches) -> Parts:
+    totals: Parts = defaultdict(Traffic)
     types = {one.name: one.type for one in program[name]}
     for one in program[name]:
-        if one.op == "conditional":
-            branches = [_computation(program, branch) for branch in _called(one)]
-            least = min(branches, key=lambda b: sum(traffic.bytes for traffic in b.values()))
-            _add(totals, least)
-        elif one.op in ("while", "call"):
-            for inner in _called(one):
-                _add(totals, _computation(program, inner))
+        if one.op in ("conditional", "while", "call"):
+            called = [_computation(program, inner, branches) for inner in one.called]
+            if one.op == "conditional" and branches == "least":
+                called = [min(called, key=total_bytes)]
+            for parts in called:
+                _add(totals, parts, one.trips)
         elif one.op not in _FREE and not _is_kernel(one):
             found = _CYCLES.search(one.rest)
             traffic = Traffic(_bytes_moved(program, one, types), int(found[1]) if found else 0)
             _add(totals, {_part(one): traffic})
-    return totals
+    return dict(totals)
 
 
-def _is_kernel(one: _Instruction) -> bool:
+def _is_kernel(one: Instruction) -> bool:
     return one.op == "custom-call" and KERNEL in one.name + one.rest
 
 
-def _part(one: _Instruction) -> str:
+def _part(one: Instruction) -> str:
     found = _NAME.search(one.rest)
     name = found[1] if found else ""
     return next((part for word, part in PARTS if word in name), OTHER)
 
 
-def array_bytes(text: str) -> int:
+def _main_bytes(type_: str) -> int:
     """Bytes of the arrays of a type that are in the device's main memory."""
-    return sum(
-        math.prod(int(size) for size in shape.split(",") if size) * BITS.get(kind, 0) // 8
-        for kind, shape, layout in _ARRAY.findall(text)
-        if "S(" not in layout
+    return sum(array.bytes for array in hlo.arrays(type_) if not array.on_chip)
+
+
+def _bytes_moved(program: Program, one: Instruction, types: Mapping[str, str]) -> int:
+    operands, out = (
+        [_main_bytes(types.get(name, "")) for name in one.operands],
+        _main_bytes(one.type),
     )
-
-
-def _bytes_moved(program: _Program, one: _Instruction, types: Mapping[str, str]) -> int:
-    of = lambda name: array_bytes(types.get(name, ""))  # noqa: E731
-    out = array_bytes(one.type)
-    if one.op in ("dynamic-slice", "slice", "gather"):
+    if one.op in _SLICES:
         return 2 * out
-    if one.op == "dynamic-update-slice":
-        return 2 * of(one.operands[1])
+    if one.op in _UPDATES:
+        return 2 * operands[1]
     if one.op in ("copy-start", "async-start", "slice-start"):
         # The type is (copy, source, context) of a copy, and ((source), result, context) of others.
-        arrays = list(_ARRAY.finditer(one.type))
-        moved = arrays[0 if one.op == "copy-start" else min(1, len(arrays) - 1)][0]
-        return array_bytes(moved) + min(of(one.operands[0]), _full_bytes(moved))
+        found = list(hlo.arrays(one.type))
+        moved = found[0 if one.op == "copy-start" else min(1, len(found) - 1)]
+        return (0 if moved.on_chip else moved.bytes) + min(operands[0], moved.bytes)
     if one.op == "fusion":
-        return _fused(program[_called(one)[0]], [of(name) for name in one.operands], out)
-    return out + sum(map(of, one.operands))
+        return _fused(program[one.called[0]], operands, out)
+    return out + sum(operands)
 
 
-def _full_bytes(text: str) -> int:
+def _full_bytes(type_: str) -> int:
     """Bytes of the first array of a type, wherever it is."""
-    found = _ARRAY.search(text)
-    return array_bytes(f"{found[1]}[{found[2]}]") if found else 0
+    return next((array.bytes for array in hlo.arrays(type_)), 0)
 
 
-def _fused(body: Sequence[_Instruction], operands: Sequence[int], out: int) -> int:
+def _fused(body: Sequence[Instruction], operands: Sequence[int], out: int) -> int:
     """A fusion: operands that it only slices, and results that it updates in place, in part."""
-    users: dict[str, list[tuple[_Instruction, int]]] = defaultdict(list)
+    users: dict[str, list[tuple[Instruction, int]]] = defaultdict(list)
     for one in body:
         for index, operand in enumerate(one.operands):
             users[operand].append((one, index))
@@ -197,9 +154,9 @@ def _fused(body: Sequence[_Instruction], operands: Sequence[int], out: int) -> i
     for parameter in (one for one in body if one.op == "parameter"):
         size = operands[int(parameter.operands[0])]
         uses = _uses(parameter.name, users)
-        if uses and all(_only(use, "dynamic-slice", "slice", "gather") for use in uses):
+        if uses and all(_only(use, _SLICES) for use in uses):
             total += min(size, sum(_full_bytes(use.type) for use, _ in uses))
-        elif uses and all(_only(use, "dynamic-update-slice") for use in uses) and size:
+        elif uses and all(_only(use, _UPDATES) for use in uses) and size:
             in_place += sum(
                 _full_bytes(use.type) - _full_bytes(types[use.operands[1]]) for use, _ in uses
             )
@@ -208,25 +165,15 @@ def _fused(body: Sequence[_Instruction], operands: Sequence[int], out: int) -> i
     return total + max(0, out - in_place)
 
 
-def _uses(name: str, users: Mapping[str, Any]) -> list[tuple[_Instruction, int]]:
-    found: list[tuple[_Instruction, int]] = []
+def _uses(
+    name: str, users: Mapping[str, list[tuple[Instruction, int]]]
+) -> list[tuple[Instruction, int]]:
+    found: list[tuple[Instruction, int]] = []
     for one, index in users.get(name, ()):
         found += _uses(one.name, users) if one.op == "bitcast" else [(one, index)]
     return found
 
 
-def _only(use: tuple[_Instruction, int], *ops: str) -> bool:
+def _only(use: tuple[Instruction, int], ops: Sequence[str]) -> bool:
     """Whether a use is the first operand of such an operation."""
     return use[0].op in ops and use[1] == 0
-
-
-def extended(
-    low: Mapping[str, Traffic], high: Mapping[str, Traffic], depths: Sequence[int], depth: int
-) -> dict[str, Traffic]:
-    """The traffic at `depth` layers, on the line through that at two depths."""
-    share = (depth - depths[0]) / (depths[1] - depths[0])
-    line: Callable[[float, float], float] = lambda a, b: max(0.0, a + (b - a) * share)  # noqa: E731
-    return {
-        part: Traffic(*map(line, low.get(part, Traffic()), high.get(part, Traffic())))
-        for part in dict.fromkeys([*low, *high])
-    }

@@ -92,6 +92,6 @@ def for_largest(config: Config, fields: dict[str, PhaseConfig]) -> Config:
     That is the adapter of the role with the largest rank, and `fields` in each phase.
     """
     every = [config.train, *(config.training_of(role.name) for role in config.pipeline.roles)]
-    lora = max((train.lora for train in every), key=lambda x: x.rank)
-    parts: dict[str, Any] = {"lora": lora, **fields}
+    adapter = max((train.lora for train in every), key=lambda x: x.rank)
+    parts: dict[str, Any] = {"lora": adapter, **fields}
     return replace(config, train=replace(config.train, **parts))
