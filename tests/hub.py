@@ -36,7 +36,7 @@ class Hub:
             # Newer clients say `visibility` in place of `private`.
             private = asked.get("visibility") == "private" or asked.get("private", False)
             self.private.setdefault(place, private)
-            return 200, {"url": f"http://hub/{place}"}
+            return 200, {"url": f"https://huggingface.co/{place.removeprefix('models/')}"}
         found = re.fullmatch(
             r"/api/((?:models|datasets)/[^/]+/[^/]+)/(preupload|commit)/main", path
         )

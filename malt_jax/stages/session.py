@@ -187,12 +187,7 @@ class Session:
 
         from malt_jax.models.hf_config import read_spec
         from malt_jax.models.hub import local_folder
-        from malt_jax.models.mesh import (
-            choose_layout,
-            device_memory,
-            make_mesh,
-            slice_count,
-        )
+        from malt_jax.models.mesh import choose_layout, device_memory, make_mesh, slice_count
         from malt_jax.models.weights import weight_bytes
 
         devices = jax.devices()

@@ -67,26 +67,16 @@ def train_phase(
 
     A reference is the policy that the phase starts from.
     """
-    config, saver = config or TrainConfig().phase(name), saver or MemorySaver()
+    config = config or TrainConfig().phase(name)
+    given: dict[str, Any] = {"saver": saver, "seed": seed, "on_step": on_step, "mesh": mesh}
     if isinstance(config, SftConfig):
-        return train_sft(
-            model, policy, examples, config, saver=saver, seed=seed, dropout=dropout,
-            on_step=on_step, mesh=mesh,
-        )  # fmt: skip
+        return train_sft(model, policy, examples, config, dropout=dropout, **given)
+    given["template"] = template
     if isinstance(config, DpoConfig):
-        return train_dpo(
-            model, policy, policy, examples, config, saver=saver, seed=seed, template=template,
-            on_step=on_step, mesh=mesh,
-        )  # fmt: skip
+        return train_dpo(model, policy, policy, examples, config, **given)
     if isinstance(config, KtoConfig):
-        return train_kto(
-            model, policy, examples, config, saver=saver, seed=seed, template=template,
-            on_step=on_step, mesh=mesh,
-        )  # fmt: skip
-    return train_pg(
-        model, policy, examples, config, saver=saver, seed=seed, template=template,
-        on_policy=on_policy, on_step=on_step, mesh=mesh,
-    )  # fmt: skip
+        return train_kto(model, policy, examples, config, **given)
+    return train_pg(model, policy, examples, config, on_policy=on_policy, **given)
 
 
 def train_sft(
@@ -157,13 +147,10 @@ def train_dpo(
     phase = Phase(model, pairs, config, seed, mesh)
     if isinstance(reference, np.ndarray):
         # The caller's rows are all pairs; the phase uses those that its config and seed choose.
-        used = reference[phase.indices]
-        _check_given(used)
-        logprobs = used.reshape(-1)
+        logprobs = _check_given(reference[phase.indices]).reshape(-1)
     else:
-        key = _key(phase, reference, template)
         compute = lambda: _finite(_pairs(phase, reference, saver), "pairs")  # noqa: E731
-        logprobs = saver.references(key, compute).reshape(-1)
+        logprobs = saver.references(_key(phase, reference, template), compute).reshape(-1)
     margins = _array(pair.margin for pair in phase.examples)
 
     def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
@@ -400,15 +387,14 @@ def _finite(logprobs: np.ndarray, what: str) -> np.ndarray:
     return logprobs
 
 
-def _check_given(logprobs: np.ndarray) -> None:
-    """Refuses a caller's log-probabilities that are not finite for pairs that are used."""
-    broken = int((~np.isfinite(logprobs)).any(axis=-1).sum())
-    if broken:
+def _check_given(logprobs: np.ndarray) -> np.ndarray:
+    """The caller's log-probabilities, refused if one is not finite for a pair that is used."""
+    if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
         raise UserError(
             f"reference: found NaN or infinity for {broken} of the {len(logprobs)} pairs that this "
-            "phase uses; which these are depends on the config and the seed, so compute the "
-            "log-probabilities by `reference_logprobs` with the same ones."
+            "phase uses; compute them by `reference_logprobs` with the same config and seed."
         )
+    return logprobs
 
 
 def _array(values: Any) -> np.ndarray:
