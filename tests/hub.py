@@ -17,6 +17,11 @@ import pytest
 from huggingface_hub import constants
 
 
+def _address(place: str) -> str:
+    """Where the hub's client expects a repository: models have no prefix."""
+    return f"https://huggingface.co/{place.removeprefix('models/')}"
+
+
 class Hub:
     """What was uploaded: a folder per repository, `models/ORG/NAME` or `datasets/ORG/NAME`."""
 
@@ -36,7 +41,7 @@ class Hub:
             # Newer clients say `visibility` in place of `private`.
             private = asked.get("visibility") == "private" or asked.get("private", False)
             self.private.setdefault(place, private)
-            return 200, {"url": f"https://huggingface.co/{place.removeprefix('models/')}"}
+            return 200, {"url": _address(place)}
         found = re.fullmatch(
             r"/api/((?:models|datasets)/[^/]+/[^/]+)/(preupload|commit)/main", path
         )
@@ -54,7 +59,7 @@ class Hub:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(base64.b64decode(line["value"]["content"]))
         self.commits.append(found[1])
-        return 200, {"commitUrl": f"http://hub/{found[1]}/commit/1", "commitOid": "1"}
+        return 200, {"commitUrl": f"{_address(found[1])}/commit/1", "commitOid": "1"}
 
 
 @contextmanager

@@ -377,8 +377,7 @@ def _key(
 
 def _finite(logprobs: np.ndarray, what: str) -> np.ndarray:
     """The log-probabilities, refused if the weights that gave them are broken."""
-    broken = int((~np.isfinite(logprobs)).any(axis=-1).sum())
-    if broken:
+    if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
         raise UserError(
             f"the reference's log-probabilities hold NaN or infinity for {broken} of "
             f"{len(logprobs)} {what}, so the weights that this phase starts from are broken; train "
