@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,8 +34,9 @@ def write_dataset(
 ) -> None:
     """Writes what `load_dataset(folder)` reads into an empty folder, with a card.
 
-    The trees become `nodes/*.parquet`, the role data of the last round (`data/ROLE/*.jsonl`) and
-    the files of `results` are copied. `facts`: `run`, `task` and `base` for the card.
+    The trees become `nodes/*.parquet` and the role data of the last round `data/ROLE/*.parquet`:
+    `load_dataset` reads all configurations of a folder in one format. The files of `results` are
+    copied. `facts`: `run`, `task` and `base` for the card.
     """
     (folder / "nodes").mkdir(parents=True)
     nodes = sum(_write_nodes(folder / "nodes", one) for one in rounds)
@@ -43,9 +45,9 @@ def write_dataset(
     ]
     for path in sorted(data.glob("*/*.jsonl")):
         if path.stat().st_size:
-            place = Path("data", path.parent.name, path.name)
+            place = Path("data", path.parent.name, path.stem + ".parquet")
             (folder / place.parent).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / place)
+            _write_role_data(path, folder / place)
             name = f"{path.parent.name}_{path.stem}"
             configs.append({"config_name": name, "data_files": place.as_posix()})
     for path in results:
@@ -104,6 +106,15 @@ def _write_nodes(folder: Path, one: Round) -> int:
                 rows, written = [], written + BATCH
         writer.write_table(pa.Table.from_pylist(rows, schema))
     return written + len(rows)
+
+
+def _write_role_data(path: Path, place: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open(encoding="utf-8") as lines:
+        rows = [_storable(json.loads(line)) for line in lines]
+    pq.write_table(pa.Table.from_pylist(rows), place)
 
 
 def _storable(row: dict[str, Any]) -> dict[str, Any]:
