@@ -581,7 +581,10 @@ def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch):
             assert slow.result().choices[0].message.content == "slow"
         with socket.create_connection(("127.0.0.1", here.port), timeout=10) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            answer = connection.recv(1 << 16)
+            while not answer.endswith(b"}"):  # head and body may come in two pieces
+                answer += connection.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200")
             connection.sendall(b"GET /hea")
             assert connection.recv(1) == b""
 
