@@ -8,7 +8,7 @@ as so many processes of one run on this machine. When one of them ends with an e
 stopped, and after a pause all are started again; the same command continues where it stopped.
 
 It ends with 0 when the run is done; with 2 when the command refuses its input, which another try
-would not change; with 1 after `--stalled` restarts in a row that finished nothing new; and with 143
+would not change; with 1 after `--stalled` attempts in a row that finished nothing new; and with 143
 when it is itself asked to stop, after the processes have saved their state. A run whose files do
 not change for `--hang` seconds is killed and started again; 0: never.
 """
@@ -142,7 +142,7 @@ def supervise(
         else:
             idle += 1
         if idle >= stalled:
-            say(f"{reason}; {idle} restarts in a row have finished nothing new, so this ends")
+            say(f"{reason}; {idle} attempts in a row have finished nothing new, so this ends")
             return 1
         restarts += 1
         say(f"{reason}; restart {restarts} in {pause:g} s")
@@ -173,7 +173,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--processes", type=int, default=1, help="processes of the run [1]")
     parser.add_argument(
-        "--stalled", type=int, default=5, help="restarts without progress that end it [5]"
+        "--stalled", type=int, default=5, help="attempts without progress that end it [5]"
     )
     parser.add_argument(
         "--hang", type=float, default=3600.0, help="seconds without a written file [3600]"
