@@ -61,7 +61,7 @@ def table(settings: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any])
     rows = []
     for row in voted:
         name = row["system"].removeprefix("malt").removeprefix("-")
-        values = [f"{settings[name][field]:g}" if name else "as it is" for field in fields]
+        values = [str(settings[name][field]) if name else "as it is" for field in fields]
         test = row["tests"].get("malt@3")
         against = [cells.points(test["delta"]), cells.probability(test["p"])] if test else ["", ""]
         accuracy = [cells.percent(row["accuracy"]), cells.interval(row["interval"])]

@@ -21,6 +21,7 @@ import yaml
 import cli_run
 from malt_jax.cli import all_commands
 from malt_jax.commands.command import parse
+from malt_jax.config.run import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -307,6 +308,29 @@ def test_the_indexed_job_is_what_kubernetes_accepts_and_searches_a_slice_per_ind
     parse({command.name: command for command in all_commands()}[words[0]], words[1:])
     assert words[words.index("--search.shard") + 1] == f"3/{found['spec']['completions']}"
     assert words[words.index("--mirror") + 1].endswith("/slices/3")
+
+
+def test_settings_of_any_kind_are_read_from_a_flag_and_stand_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    choose = import_module("choose_settings")
+    # PyYAML takes 5e-4 for a text, the config for a number.
+    words = ["train.sft.optim.learning_rate=5e-4,0.002", "train.dpo.loss=ipo"]
+    settings = choose.combinations(choose.parsed(words))
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(choose.config(settings), sort_keys=False))
+    made = load(str(path))
+    assert [list(one.set.values()) for one in made.ablations] == [[5e-4, "ipo"], [0.002, "ipo"]]
+
+    def row(system, accuracy):
+        tests = {"malt@3": {"delta": 0.1, "p": 0.5}} if system != "malt" else {}
+        return {"system": system, "votes": 3, "accuracy": accuracy, "interval": [0.4, 0.6],
+                "tests": tests}  # fmt: skip
+
+    rows = [row("malt", 0.5), row("malt-s00", 0.4), row("malt-s01", 0.6)]
+    lines = choose.table(settings, {"systems": rows}).rows
+    assert [line[:3] for line in lines] == [
+        ["s01", "0.002", "ipo"], ["", "as it is", "as it is"], ["s00", "5e-4", "ipo"]
+    ]  # fmt: skip
 
 
 def test_the_comparison_of_rules_tests_each_against_the_published_one(
