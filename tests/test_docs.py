@@ -162,6 +162,15 @@ def test_the_fields_a_page_names_exist():
             assert name in prefixes, f"{page.name}: {name}"
 
 
+def test_the_fields_that_a_resumed_run_may_change_are_those_of_the_code():
+    from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
+
+    [said] = re.findall(
+        r"Free to change: (.*?)\.\n", (ROOT / "docs/resume.md").read_text(), re.DOTALL
+    )
+    assert set(re.findall("`([^`]+)`", said)) == CANNOT_CHANGE_RESULTS
+
+
 def test_the_answer_formats_of_the_pages_are_those_of_the_prompts():
     from malt_jax.tasks.graders import ANSWER_FORMATS
 
