@@ -1,4 +1,4 @@
-# malt-jax on NVIDIA GPUs.
+# malt-jax on NVIDIA GPUs. NOT BUILT YET: no machine with docker was at hand.
 #
 #   docker build -t malt-jax .
 #   mkdir -p runs && chmod a+rwx runs

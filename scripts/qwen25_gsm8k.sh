@@ -2,7 +2,7 @@
 # A published-style table on a real small model: Qwen2.5-0.5B-Instruct on GSM8K, the published tree and
 # roles, SFT and DPO adapters, every baseline at equal calls.
 #
-#   sh scripts/qwen25_gsm8k.sh                   # one H100; sized for half an hour, see the config
+#   sh scripts/qwen25_gsm8k.sh                   # one H100; see the config
 #   sh scripts/qwen25_gsm8k.sh --seeds "0 1 2"   # several seeds, and their pooled table
 #   sh scripts/qwen25_gsm8k.sh --cpu             # REDUCED, two cores overnight: no evidence of an effect
 #

@@ -16,7 +16,7 @@ ENDED = "the server has ended"
 def run(invocation: Invocation) -> None:
     """Serves until it is told to stop; prints the address once requests are answered."""
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        raise UserError(f"serve: {' and '.join(missing)} missing; `pip install 'malt-jax[serve]'`.")
+        raise UserError(f"serve: {' and '.join(missing)} missing; `pip install '.[serve]'` in a clone of malt-jax.")
     from malt_jax.pipeline import Pipeline
     from malt_jax.progress import open_progress
     from malt_jax.serving.app import Limits, Service, is_loopback
@@ -87,7 +87,7 @@ COMMAND = Command(
     name="serve",
     summary="a trained run behind an OpenAI-compatible endpoint",
     about="Answers /v1/chat/completions for the chain (malt, or malt@3 for the vote of three) and "
-    "for each role by its name, many requests in one batch. Needs `pip install 'malt-jax[serve]'`. "
+    "for each role by its name, many requests in one batch. Needs `pip install '.[serve]'`. "
     "Prints its address when it is ready; SIGTERM lets what has begun finish.",
     run=run,
     options=(
