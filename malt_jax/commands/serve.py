@@ -16,7 +16,9 @@ ENDED = "the server has ended"
 def run(invocation: Invocation) -> None:
     """Serves until it is told to stop; prints the address once requests are answered."""
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        raise UserError(f"serve: {' and '.join(missing)} missing; `pip install '.[serve]'` in a clone of malt-jax.")
+        raise UserError(
+            f"serve: {' and '.join(missing)} missing; `pip install '.[serve]'` in a clone of malt-jax."
+        )
     from malt_jax.pipeline import Pipeline
     from malt_jax.progress import open_progress
     from malt_jax.serving.app import Limits, Service, is_loopback
