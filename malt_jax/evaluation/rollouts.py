@@ -160,7 +160,7 @@ def _take_turn(
             unclosed = result.said.unclosed
             grade = NO_ANSWER if unclosed else grades[agent.question.id, result.text]
         agent.texts.pop(turn.role.name, None)  # a role that answers again becomes the latest
-        agent.texts[turn.role.name] = turn.role.passed_on(*result.said[:2])
+        agent.texts[turn.role.name] = turn.role.passed_on(result.text, result.said.thought)
         agent.turns.append(
             TurnRecord(
                 role=turn.role.name,

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,16 @@ class ChatTemplate:
     file: Path
     """The file that holds it, for messages: chat_template.jinja or tokenizer_config.json."""
 
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        # Kept, because every reading costs a process.
+        return frozenset(_run(self, {}, "arguments"))
+
     def check_argument(self, name: str) -> None:
         """Refuses an argument that the template does not read, or that this package gives."""
         # Special tokens are given by names that end in `_token`.
         given = name in GIVEN or name.endswith("_token")
-        if given or name not in _run(self, {}, "arguments"):
+        if given or name not in self._arguments:
             raise UserError(
                 f"{name!r} is not an argument of the chat template in {self.file}; the model's "
                 "card names those that it reads, such as enable_thinking."

@@ -1,10 +1,11 @@
 """A frozen base in int8: matrices of integers with a scale per output channel, and their product.
 
 Integers of 8 bits are exact in bfloat16, so bfloat16 activations are multiplied with them as they
-are. In float32 that product would be slower than one of floats, for a CPU has fast instructions for
-integers only. There each activation is rounded to 15 bits, as two digits of 8, and both digits are
-multiplied in one product of integers. The error of the activations is then a small part of that of
-the matrices; with one digit it would be the larger one.
+are. For float32, which CPUs compute in, that would be slower than a product of two float matrices:
+CPUs are fast where both sides are integers. So each activation is rounded to 15 bits, written as
+two digits of 8, and both digits are multiplied in one product of integers. The error of the
+activations is then a small part of that of the matrices. With one digit it would be about as large,
+and larger where activations have outliers.
 
 The gradient with respect to the activations is that of the product with the dequantised matrix, as
 if they had not been rounded (the straight-through estimator, arXiv 1308.3432).

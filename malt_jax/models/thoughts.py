@@ -69,16 +69,20 @@ def find_format(
 
     `prompt_end` gives what the template writes after the user's message.
     """
-    blank = frozenset(i for text, i in vocabulary.items() if WHITE_SPACE.fullmatch(text))
     if CHANNEL in template and CHANNEL in vocabulary:
         # Whatever comes before the channel `final` is a thought, calls of tools included.
         closing = f"<|end|><|start|>assistant{FINAL}"
         inside = FINAL not in prompt_end()
-        return ThoughtFormat(vocabulary[CHANNEL], tuple(encode(FINAL)), closing, inside, blank)
+        final, blank = tuple(encode(FINAL)), _blank(vocabulary)
+        return ThoughtFormat(vocabulary[CHANNEL], final, closing, inside, blank)
     for first, last in PAIRS:
         if last in template and {first, last} <= vocabulary.keys():
             written = prompt_end()
             inside = written.rfind(first) > written.rfind(last)
             begin, end = vocabulary[first], vocabulary[last]
-            return ThoughtFormat(begin, (end,), f"\n{last}\n\n", inside, blank)
+            return ThoughtFormat(begin, (end,), f"\n{last}\n\n", inside, _blank(vocabulary))
     return None
+
+
+def _blank(vocabulary: Mapping[str, int]) -> frozenset[int]:
+    return frozenset(i for text, i in vocabulary.items() if WHITE_SPACE.fullmatch(text))

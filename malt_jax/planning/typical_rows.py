@@ -62,7 +62,7 @@ def kernel_bytes(
     `shape`: of one shard; `kv_heads`: of one device. Beside the caches, the queries are read and
     the results written, which are of the activations' `dtype`.
     """
-    # Pallas takes a second to import.
+    # Here, because importing Pallas takes a noticeable part of a second.
     from malt_jax.sampling.tree_kernel import query_width
 
     extent = typical_extent(shape)

@@ -34,7 +34,7 @@ def choose_attention(name: str, platform: str, spec: ModelSpec, dtype: Any) -> A
     """
     if (AUTO if name == "auto" else name) == "xla":
         return AttentionChoice(xla_decode_attention, KV, 1, memory.MAX_SIBLINGS)
-    # Pallas takes a second to import.
+    # Here, because importing Pallas takes a noticeable part of a second.
     from malt_jax.sampling import tree_attention, work_list
 
     if platform not in ("tpu", "cpu"):

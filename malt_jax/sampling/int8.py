@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from malt_jax.models.quantized import round_to_int8
+
 
 def to_int8(x: Float[Array, "..."], axis: int) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-    """Rounds to symmetric int8: (values, one float32 scale per vector along `axis`).
-
-    The largest magnitude becomes 127.
-    """
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axis), 1e-30) / 127.0
-    return jnp.round(x / jnp.expand_dims(scale, axis)).astype(jnp.int8), scale
+    """`round_to_int8` with scales that have no axis of size 1, as caches and kernels here do."""
+    values, scale = round_to_int8(x, axis)
+    return values, jnp.squeeze(scale, axis)
 
 
 @jax.tree_util.register_dataclass

@@ -12,8 +12,7 @@ from __future__ import annotations
 import random
 import re
 
-from malt_jax.tasks.base import ComparingGrader, Question, Task
-from malt_jax.tasks.generated import TEMPLATES, Generated
+from malt_jax.tasks.generated import Generated
 
 TERMS = 8
 DIGITS = range(1, 10)
@@ -45,11 +44,6 @@ def extract_answer(text: str) -> str | None:
     return str(int(match.group(1))) if match else None
 
 
-def is_correct(text: str, answer: str) -> bool:
-    """Whether a turn's final answer equals the reference; no answer counts as wrong."""
-    return extract_answer(text) == answer
-
-
 def _level(text: str) -> str:
     """Sums far from the middle one are rare, and so less practised."""
     low = sum(parse_question(text)) // 10 * 10
@@ -58,27 +52,13 @@ def _level(text: str) -> str:
 
 GENERATED = Generated(
     name="arithmetic",
+    description="sums in one line, for a small model trained in minutes",
     draw=draw,
     solve=lambda text: str(sum(parse_question(text))),
+    extract=extract_answer,
     level=_level,
     mismatch=lambda right: (f"the digits sum to {right}", "write the sum"),
+    answer_format="End with an equals sign and the answer.",
 )
 make_question = GENERATED.make_question
-
-
-class ArithmeticGrader(ComparingGrader):
-    """Right when the number at the end of a turn is the reference."""
-
-    def extract(self, text: str, question: Question | None = None) -> str | None:
-        return extract_answer(text)
-
-
-def task() -> Task:
-    return Task(
-        name="arithmetic",
-        description="sums in one line, for a small model trained in minutes",
-        load=GENERATED.load,
-        grader=ArithmeticGrader(),
-        templates=TEMPLATES,
-        answer_format="End with an equals sign and the answer.",
-    )
+task = GENERATED.task

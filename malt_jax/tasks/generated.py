@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from malt_jax.errors import UserError
-from malt_jax.tasks.base import Question
+from malt_jax.tasks.base import ComparingGrader, Question, Task
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.loading import choose, to_questions
 
@@ -21,6 +21,15 @@ EVAL_SHARE = 5
 COUNTS = {"train": 20_000, "eval": 5_000}
 """How many questions a split offers: few enough to list, far fewer than there are."""
 SPLITS = tuple(COUNTS)
+# Short, because the models of these tasks read one character per token. The role comes first, so
+# that the prompts of one tree share their beginning.
+TEMPLATES = {
+    "generator": "solve|{question}|",
+    "verifier": "check|{question}|{generator}|",
+    "refiner": "fix|{question}|{generator}|{verifier}|",
+    "retry": "retry|{question}|{previous}|",
+    "debate": "debate|{question}|{previous};{other_1};{other_2}|",
+}
 
 
 def split_of(text: str) -> str:
@@ -31,19 +40,44 @@ def split_of(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class GeneratedGrader(ComparingGrader):
+    """Right when the answer at the end of a turn is the reference."""
+
+    read: Callable[[str], str | None]
+
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        return self.read(text)
+
+
+@dataclass(frozen=True)
 class Generated:
-    """The loader of a generated task; `load` is the `Task.load` of it."""
+    """A generated task: what its own file says of it, and what all of them share."""
 
     name: str
+    description: str
     draw: Callable[[random.Random], str]
     """A random question's text."""
     solve: Callable[[str], str]
     """The answer of a question's text; ValueError, in one sentence, if it is no such question."""
+    extract: Callable[[str], str | None]
+    """The answer at the end of a turn, written as `solve` writes it; None without one."""
     level: Callable[[str], str]
     """What a question's results are grouped by."""
     mismatch: Callable[[str], tuple[str, str]]
     """By the right answer: what is said of a file's wrong one, and how to correct it."""
+    answer_format: str
     _made: dict[tuple[str, int], list[str]] = field(default_factory=dict, compare=False)
+
+    def task(self) -> Task:
+        """The task as `get_task` gives it."""
+        return Task(
+            name=self.name,
+            description=self.description,
+            load=self.load,
+            grader=GeneratedGrader(self.extract),
+            templates=TEMPLATES,
+            answer_format=self.answer_format,
+        )
 
     def make_question(self, index: int, seed: int, split: str = "train") -> tuple[str, str]:
         """Question `index` of a split in the order of `seed`, as `(question, answer)`.
@@ -110,14 +144,3 @@ class Generated:
             found, correction = self.mismatch(right)
             raise row.fail(f"`answer` is {answer[:40]!r}, {found}", correction)
         return self._question(split, text, answer)
-
-
-# Short, because the models of these tasks read one character per token. The role comes first, so
-# that the prompts of one tree share their beginning.
-TEMPLATES = {
-    "generator": "solve|{question}|",
-    "verifier": "check|{question}|{generator}|",
-    "refiner": "fix|{question}|{generator}|{verifier}|",
-    "retry": "retry|{question}|{previous}|",
-    "debate": "debate|{question}|{previous};{other_1};{other_2}|",
-}

@@ -12,8 +12,7 @@ from __future__ import annotations
 import random
 import re
 
-from malt_jax.tasks.base import ComparingGrader, Question, Task
-from malt_jax.tasks.generated import TEMPLATES, Generated
+from malt_jax.tasks.generated import Generated
 
 PEOPLE = "abcd"
 ASSIGNMENTS = [format(number, f"0{len(PEOPLE)}b") for number in range(1 << len(PEOPLE))]
@@ -91,26 +90,12 @@ def extract_answer(text: str) -> str | None:
 
 GENERATED = Generated(
     name="knights",
+    description="knights and knaves in one line, for a small model trained in minutes",
     draw=draw,
     solve=solve,
+    extract=extract_answer,
     level=lambda text: f"knights: {solve(text).count('1')}",
     mismatch=lambda right: (f"only {right} fits all claims", "write that"),
+    answer_format="End with an equals sign and a 1 for each knight, a 0 for each knave.",
 )
-
-
-class KnightsGrader(ComparingGrader):
-    """Right when the assignment at the end of a turn is the reference."""
-
-    def extract(self, text: str, question: Question | None = None) -> str | None:
-        return extract_answer(text)
-
-
-def task() -> Task:
-    return Task(
-        name="knights",
-        description="knights and knaves in one line, for a small model trained in minutes",
-        load=GENERATED.load,
-        grader=KnightsGrader(),
-        templates=TEMPLATES,
-        answer_format="End with an equals sign and a 1 for each knight, a 0 for each knave.",
-    )
+task = GENERATED.task

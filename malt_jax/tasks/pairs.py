@@ -11,8 +11,7 @@ import random
 import re
 from itertools import combinations
 
-from malt_jax.tasks.base import ComparingGrader, Question, Task
-from malt_jax.tasks.generated import TEMPLATES, Generated
+from malt_jax.tasks.generated import Generated
 
 COUNT = 6
 NUMBERS = range(1, 50)
@@ -74,26 +73,12 @@ def _level(text: str) -> str:
 
 GENERATED = Generated(
     name="pairs",
+    description="find two numbers that sum to a target, for a small model trained in minutes",
     draw=draw,
     solve=solve,
+    extract=extract_answer,
     level=_level,
     mismatch=lambda right: (f"the pair is {right}", "write that"),
+    answer_format="End with an equals sign and the two numbers joined by a plus.",
 )
-
-
-class PairsGrader(ComparingGrader):
-    """Right when the pair at the end of a turn is the reference, in either order."""
-
-    def extract(self, text: str, question: Question | None = None) -> str | None:
-        return extract_answer(text)
-
-
-def task() -> Task:
-    return Task(
-        name="pairs",
-        description="find two numbers that sum to a target, for a small model trained in minutes",
-        load=GENERATED.load,
-        grader=PairsGrader(),
-        templates=TEMPLATES,
-        answer_format="End with an equals sign and the two numbers joined by a plus.",
-    )
+task = GENERATED.task

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from malt_jax.models.quantized import is_rounded, weights_dtype
-from malt_jax.training.fit import LOG_RATIO_SLACK, RATIO_SLACK
+from malt_jax.training.fit import LOG_RATIO_SLACK, RATIO_SLACK, is_exact
 from malt_jax.training.phase import BaseModel
 from malt_jax.training.scores import token_logprobs
 from malt_jax.training.step import Trainable
@@ -53,8 +51,7 @@ def mismatch_warning(found: Mismatch, model: BaseModel) -> str | None:
     That is `RATIO_SLACK` for any token in float32 on a CPU; with rounded weights, in bfloat16 and
     on accelerators it is `LOG_RATIO_SLACK` for the mean.
     """
-    exact = weights_dtype(model.params) == "float32" and jax.default_backend() == "cpu"
-    strict = exact and not is_rounded(model.params)
+    strict = is_exact(model.params)
     value, bound = (found.largest, RATIO_SLACK) if strict else (found.mean, LOG_RATIO_SLACK)
     if value <= bound:
         return None
