@@ -17,7 +17,7 @@ def run(invocation: Invocation) -> None:
     """Serves until it is told to stop; prints the address once requests are answered."""
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise UserError(
-            f"serve: {' and '.join(missing)} missing; `pip install '.[serve]'` in a clone of malt-jax."
+            f"serve: {' and '.join(missing)} missing; `pip install '.[serve]'` in a clone."
         )
     from malt_jax.pipeline import Pipeline
     from malt_jax.progress import open_progress

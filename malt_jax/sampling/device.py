@@ -24,8 +24,7 @@ from malt_jax.sampling.stats import Stats
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # By default XLA's GPU compiler joins products of one input into one, and for that writes the
-    # weights of a projection and of its adapter side by side in every decode step: a fifth of an
-    # 8B model's step.
+    # weights of a projection and of its adapter side by side in every decode step.
     "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"},
 }
 """Options that the sampler's programs are compiled with, by platform."""
