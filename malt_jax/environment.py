@@ -77,6 +77,17 @@ def devices() -> list[str]:
     return [f"{device.platform} {device.device_kind} {device.id}" for device in found]
 
 
+def leave_devices_free() -> None:
+    """Lets a command that only compiles for other devices use the CPU, unless a variable says so.
+
+    JAX has read its variables already, so setting one would change nothing.
+    """
+    import jax
+
+    if not jax.config.values["jax_platforms"]:
+        jax.config.update("jax_platforms", "cpu")
+
+
 def unusable_backend(error: Exception) -> UserError | None:
     """What to raise if an error means that JAX found no usable device; None for any other one.
 

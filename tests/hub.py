@@ -31,6 +31,8 @@ class Hub:
         self.commits: list[str] = []
         self.refuses = ""
         """A part of the names that may not be written to."""
+        self.refusal = 403
+        """The status of such a refusal."""
 
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/api/validate-yaml":
@@ -48,7 +50,7 @@ class Hub:
         if not found or found[1] not in self.private:
             return 404, {"error": path}
         if self.refuses and self.refuses in path:
-            return 403, {"error": "you may not write here"}
+            return self.refusal, {"error": "you may not write here"}
         if found[2] == "preupload":
             files = [file["path"] for file in json.loads(body)["files"]]
             return 200, {"files": [{"path": f, "uploadMode": "regular", "shouldIgnore": False}

@@ -270,6 +270,12 @@ def test_slices_of_two_divisions_are_refused():
         in_order(slices)
 
 
+def test_a_wait_without_slices_to_wait_for_is_refused_before_anything_is_written(tmp_path, capsys):
+    assert cli.main(["label", *FLAGS, str(tmp_path / "run"), "--wait", "5"]) == 2
+    assert "--wait: belongs to --join" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_joining_waits_for_slices_that_are_not_finished_and_names_them(
     slices, tmp_path, capsys, monkeypatch
 ):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import cli_run
 import hub
 from malt_jax import cli
+from malt_jax.errors import UserError
 from malt_jax.export.dataset import Round, write_dataset
+from malt_jax.stages import export
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines, read_records
 from malt_jax.tree.node import Tree
@@ -25,6 +29,25 @@ TRUST = "--trust-task-code"
 def run(tmp_path_factory) -> Path:
     cli_run.trained()
     return Path(shutil.copytree(cli_run.as_trained(), tmp_path_factory.mktemp("run") / "run"))
+
+
+@pytest.mark.parametrize("answer, status", [(403, 2), (500, 75)])
+def test_an_upload_may_be_tried_again_only_if_the_hub_is_out_of_order(
+    tmp_path, monkeypatch, answer, status
+):
+    """Launchers start a command that ends with 75 again."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's own tries
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    run = SimpleNamespace(path=tmp_path, export=lambda role: tmp_path / "export")
+    session = SimpleNamespace(
+        run=run, pipeline=SimpleNamespace(roles=[SimpleNamespace(name="refiner")])
+    )
+    with hub.serving(tmp_path / "hub") as remote:
+        remote.refuses, remote.refusal = "refiner", answer
+        with pytest.raises(UserError, match=r"export\.push_to_hub: org/malt-refiner") as found:
+            export._push(session, "org/malt")
+    assert found.value.status == status
 
 
 def test_a_refused_upload_is_one_sentence_and_the_same_command_completes_it(run, tmp_path, capsys):

@@ -58,12 +58,9 @@ def _check_slice(topology: str | None) -> None:
 
 
 def _roofline(config: Config, topology: str) -> None:
-    import jax
+    from malt_jax.environment import leave_devices_free
 
-    if not jax.config.values["jax_platforms"]:
-        # The programs are compiled for a slice that is not here, so this machine's devices stay
-        # free. JAX has read its variables already.
-        jax.config.update("jax_platforms", "cpu")
+    leave_devices_free()
     from malt_jax.bench import roofline
     from malt_jax.planning.chips import find_target
     from malt_jax.planning.specs import find_spec

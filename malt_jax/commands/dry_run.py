@@ -131,9 +131,8 @@ def _training(config: Config) -> Iterator[str]:
     for role in config.pipeline.roles:
         names = [_title(phase) for phase in split_phases(role.train)]
         own = ", ".join(f"{field} {value}" for field, value in leaves(role.training) if field)
-        yield f"  {role.name}: {', then '.join(names) or 'nothing'}" + f"; its own {own}" * bool(
-            own
-        )
+        own = f"; its own {own}" if own else ""
+        yield f"  {role.name}: {', then '.join(names) or 'nothing'}{own}"
     from malt_jax.planning.work import phases
 
     strength = {"dpo": f", beta {train.dpo.beta:g}", "kto": f", beta {train.kto.beta:g}"}

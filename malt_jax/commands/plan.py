@@ -9,15 +9,12 @@ def run(invocation: Invocation) -> None:
     import json
     import sys
 
-    import jax
-
     from malt_jax.commands.launch import check_lengths, print_table, read_config
+    from malt_jax.environment import leave_devices_free
 
     options = invocation.options
-    if options.topology and not jax.config.values["jax_platforms"]:
-        # Nothing that is compiled for the topology runs here, so this machine's devices stay free.
-        # JAX has read its variables already.
-        jax.config.update("jax_platforms", "cpu")
+    if options.topology:
+        leave_devices_free()
     from malt_jax.planning.chips import find_target
     from malt_jax.planning.plan import plan_run
     from malt_jax.planning.specs import find_spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from importlib import import_module
@@ -63,6 +64,7 @@ def run(invocation: Invocation) -> None:
     if invocation.command.name == "report" and report.asks_for_page(invocation):
         report.run(invocation)
         return
+    _check_sources(invocation.options)
     if invocation.options.dry_run:
         from malt_jax.commands.dry_run import describe
 
@@ -81,11 +83,18 @@ def run(invocation: Invocation) -> None:
         print_table(to_terminal(results))
 
 
+def _check_sources(options: argparse.Namespace) -> None:
+    """Refuses flags that contradict each other about where a run's trees come from."""
+    slices, files = (getattr(options, name, None) for name in ("join", "import"))
+    if slices and files:
+        raise UserError("--import: the trees come from one place; leave --join out.")
+    if getattr(options, "wait", 0.0) and not slices:
+        raise UserError("--wait: belongs to --join, whose slices it waits for.")
+
+
 def _take_trees(invocation: Invocation, session: Session) -> None:
     """Takes the trees that --join or --import names in place of this run's own search."""
     slices, files = (getattr(invocation.options, name, None) for name in ("join", "import"))
-    if slices and files:
-        raise UserError("--import: the trees come from one place; leave --join out.")
     if slices:
         from malt_jax.stages.join import join
 

@@ -59,19 +59,10 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """README.md of one exported role. Its code is complete and runs in the run directory."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"python": repr, "markdown": escape.markdown, "shell": shlex.quote}
     adapters = [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]
     systems = facts.results["systems"] if facts.results else []
-    return environment.get_template("model_card.md.j2").render(
+    return render_card(
+        "model_card.md.j2",
         **vars(facts)
         | {
             "results": [row for row in systems if row["system"] in SHOWN_SYSTEMS],
@@ -91,6 +82,21 @@ def model_card(facts: CardFacts) -> str:
         requests=[json.dumps(_request(facts, role, role in adapters)) for role in facts.roles],
         **_base_as_code(facts),
     )
+
+
+def render_card(template: str, **parts: Any) -> str:
+    """A README.md from its template, in which a name that is not given is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"python": repr, "markdown": escape.markdown, "shell": shlex.quote}
+    return environment.get_template(template).render(**parts)
 
 
 def base_license(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from malt_jax import escape
+from malt_jax.export.cards import render_card
 from malt_jax.tree.node import Tree
 
 BATCH = 4096
@@ -126,18 +126,9 @@ def _storable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _card(configs: list[dict[str, Any]], nodes: int, facts: Mapping[str, str]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["markdown"] = escape.markdown
     header = {"configs": configs, "tags": ["malt", "malt-jax"]}
-    return environment.get_template("dataset_card.md.j2").render(
+    return render_card(
+        "dataset_card.md.j2",
         **facts,
         header=yaml.safe_dump(header, sort_keys=False).strip(),
         nodes=f"{nodes:,}",

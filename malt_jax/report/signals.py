@@ -22,6 +22,7 @@ MEANINGS = {
     "confidence": "probability that the true value is above the threshold",
     "verdict": "1 where the critique's verdict fits the answer it judges",
     "influence": "nats per token that the turn before adds",
+    "divergence": "nats per token by which training made the turn likelier",
 }
 """The signals in the order of the table, with what each of them is."""
 DRAWN = ("advantage", "confidence", "influence")

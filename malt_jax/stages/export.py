@@ -10,7 +10,7 @@ from pathlib import Path
 from flax import nnx
 
 from malt_jax.data.role_data import policy_name
-from malt_jax.errors import UserError, first_line
+from malt_jax.errors import HubError, first_line
 from malt_jax.export.cards import CardFacts, base_license, model_card
 from malt_jax.export.dataset import Round, write_dataset
 from malt_jax.export.role import export_role
@@ -185,7 +185,8 @@ def _push(session: Session, name: str) -> None:
             api.create_repo(target, repo_type=kind, private=True, exist_ok=True)
             api.upload_folder(repo_id=target, repo_type=kind, folder_path=folder)
         except Exception as error:  # the hub's client lets many kinds of network errors through
-            raise UserError(
+            raise HubError(
                 f"export.push_to_hub: {target}: {first_line(error)}; the export itself is whole in "
-                f"{folder}."
+                f"{folder}.",
+                error,
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from malt_jax.hashing import sha256_all
+from malt_jax.report import embed
 from malt_jax.report.build import PLOTS, build_report
 from malt_jax.stages.evaluations import FOLDER, evaluated
 from malt_jax.stages.names import EVAL, REPORT
@@ -42,8 +43,8 @@ def report(session: Session) -> None:
             journal.leave_open()
             session.progress.note("report: the run is not evaluated yet; it shows what there is")
             return
-        # `report_data` is made only for a run with much data, so not every path exists.
-        beside = [page.with_name(name) for name in ("report_data", PLOTS)]
+        # The folder of data is made only for a run with much data, so not every path exists.
+        beside = (embed.beside(page), page.with_name(PLOTS))
         journal.add(page, *(path for path in beside if path.exists()))
 
 
