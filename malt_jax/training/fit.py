@@ -6,7 +6,6 @@ is the same for all.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, Unpair
 from malt_jax.data.packing import PackedRows, places
 from malt_jax.errors import UserError
 from malt_jax.models.quantized import is_rounded, weights_dtype
-from malt_jax.training.dataset import digest, mismatched
+from malt_jax.training.dataset import mismatched
 from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.losses import (
     metric_at_reference,
@@ -37,7 +36,7 @@ from malt_jax.training.losses import (
 )
 from malt_jax.training.phase import BaseModel, Phase, fill_sequences
 from malt_jax.training.plan import Plan
-from malt_jax.training.references import reference_key
+from malt_jax.training.references import finite, reference_key
 from malt_jax.training.saver import MemorySaver, Saver
 from malt_jax.training.step import Trainable
 
@@ -147,10 +146,12 @@ def train_dpo(
     phase = Phase(model, pairs, config, seed, mesh)
     if isinstance(reference, np.ndarray):
         # The caller's rows are all pairs; the phase uses those that its config and seed choose.
-        logprobs = _check_given(reference[phase.indices]).reshape(-1)
+        given = "compute them by `reference_logprobs` with the same config and seed"
+        logprobs = finite(reference[phase.indices], "pairs", given).reshape(-1)
     else:
-        compute = lambda: _finite(_pairs(phase, reference, saver), "pairs")  # noqa: E731
-        logprobs = saver.references(_key(phase, reference, template), compute).reshape(-1)
+        compute = lambda: finite(_pairs(phase, reference, saver), "pairs")  # noqa: E731
+        key = reference_key(model.fingerprint, reference, phase.examples, template)
+        logprobs = saver.references(key, compute).reshape(-1)
     margins = _array(pair.margin for pair in phase.examples)
 
     def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
@@ -216,9 +217,10 @@ def train_kto(
         # Nothing of this pass is kept before it ends, so a stop request abandons it.
         own, _ = phase.score(policy, phase.every_example, on_batch=saver.raise_if_stopped)
         mixed, _ = phase.score(policy, other_plan, others, saver.raise_if_stopped)
-        return _finite(np.concatenate([own, mixed])[:, None], "completions")
+        return finite(np.concatenate([own, mixed])[:, None], "completions")
 
-    stored = saver.references(_key(phase, policy, template, segments), measure_start).reshape(-1)
+    key = reference_key(model.fingerprint, policy, phase.examples, template, segments)
+    stored = saver.references(key, measure_start).reshape(-1)
     references, other_references = stored[: phase.sequences], stored[phase.sequences :]
 
     def kl(step: int, weights: Trainable) -> np.float32:
@@ -285,9 +287,10 @@ def train_pg(
 
     def measure_start() -> np.ndarray:
         found = phase.score_tokens(policy, phase.every_example, saver.raise_if_stopped)
-        return _finite(found[:, None], "tokens")
+        return finite(found[:, None], "tokens")
 
-    start = saver.references(_key(phase, policy, template), measure_start).reshape(-1)
+    key = reference_key(model.fingerprint, policy, phase.examples, template)
+    start = saver.references(key, measure_start).reshape(-1)
     ratios = np.exp(start - behaviour)
     gap = float(np.max(np.abs(ratios - 1.0)))
     mean = float(np.mean(np.abs(start - behaviour)))
@@ -366,39 +369,6 @@ def _pairs(phase: Phase[DpoExample], reference: Trainable, saver: Saver) -> np.n
     # Nothing of this pass is kept before it ends, so a stop request abandons it.
     sums, _ = phase.score(reference, phase.every_example, on_batch=saver.raise_if_stopped)
     return sums.reshape(-1, 2)
-
-
-def _key(
-    phase: Phase[Any], reference: Trainable, template: str, further: object = None
-) -> dict[str, str]:
-    """The key of stored log-probabilities; `further`: what was scored besides the examples."""
-    data = digest(phase.examples)
-    if further is not None:
-        data = hashlib.sha256(f"{data} {further!r}".encode()).hexdigest()
-    return reference_key(
-        base=phase.model.fingerprint, policy=reference, data=data, template=template
-    )
-
-
-def _finite(logprobs: np.ndarray, what: str) -> np.ndarray:
-    """The log-probabilities, refused if the weights that gave them are broken."""
-    if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
-        raise UserError(
-            f"the reference's log-probabilities hold NaN or infinity for {broken} of "
-            f"{len(logprobs)} {what}, so the weights that this phase starts from are broken; train "
-            "the phase before it with a lower learning rate."
-        )
-    return logprobs
-
-
-def _check_given(logprobs: np.ndarray) -> np.ndarray:
-    """The caller's log-probabilities, refused if one is not finite for a pair that is used."""
-    if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
-        raise UserError(
-            f"reference: found NaN or infinity for {broken} of the {len(logprobs)} pairs that this "
-            "phase uses; compute them by `reference_logprobs` with the same config and seed."
-        )
-    return logprobs
 
 
 def _array(values: Any) -> np.ndarray:

@@ -1,27 +1,52 @@
-"""The key of stored reference log-probabilities: hashes of all they depend on."""
+"""Reference log-probabilities: the key they are stored under, and a check of what they hold."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
+from malt_jax.errors import UserError
 from malt_jax.models.sharding import to_host
+from malt_jax.training.dataset import digest
+from malt_jax.training.step import Trainable
+
+BROKEN = (
+    "the weights that this phase starts from are broken; train the phase before it with a lower "
+    "learning rate"
+)
 
 
-def reference_key(*, base: str, policy: Any, data: str, template: str) -> dict[str, str]:
-    """Everything the numbers depend on, as hashes.
+def reference_key(
+    base: str, policy: Trainable, examples: Sequence[Any], template: str, further: Any = None
+) -> dict[str, str]:
+    """Everything that the log-probabilities of `policy` for the examples depend on, as hashes.
 
-    `base`: the base model's fingerprint. `policy`: the frozen SFT policy itself. `data`: the digest
-    of the pairs' token ids. `template`: the role's prompt template.
+    `base`: the base model's fingerprint. `template`: the role's prompt template. `further`: what
+    was scored besides the examples.
     """
+    data = digest(examples)
+    if further is not None:
+        data = hashlib.sha256(f"{data} {further!r}".encode()).hexdigest()
     return {
         "base": base,
         "adapter": weights_hash(policy),
         "data": data,
         "template": hashlib.sha256(template.encode()).hexdigest(),
     }
+
+
+def finite(logprobs: np.ndarray, what: str, advice: str = BROKEN) -> np.ndarray:
+    """The log-probabilities `[what, ...]`; raises UserError if one is not finite."""
+    if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
+        raise UserError(
+            f"the reference's log-probabilities hold NaN or infinity for {broken} of "
+            f"{len(logprobs)} {what}: {advice}."
+        )
+    return logprobs
 
 
 def weights_hash(trainable: Any) -> str:
