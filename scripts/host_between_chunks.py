@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+import jax
 import numpy as np
 
 from malt_jax.sampling.decode import IDLE, ChunkOutput, Rows
@@ -63,7 +64,7 @@ def request(rng: np.random.Generator) -> Request:
 
 def device(before: Rows, queue: Rows, lengths: np.ndarray) -> tuple[Rows, ChunkOutput]:
     """What a device would return for a chunk."""
-    rows = Rows(*(np.array(x) for x in before))
+    rows = jax.tree.map(np.array, before)
     completion = np.full((STEPS, ROWS), IDLE, np.int32)
     token = np.zeros((STEPS, ROWS), np.int32)
     taken = 0
@@ -71,7 +72,8 @@ def device(before: Rows, queue: Rows, lengths: np.ndarray) -> tuple[Rows, ChunkO
         for row in range(ROWS):
             if rows.completion[row] == IDLE and queue.completion[0, taken] != IDLE:
                 for mine, waiting in zip(rows, queue, strict=True):
-                    mine[row] = waiting[0, taken]
+                    if waiting is not None:
+                        mine[row] = waiting[0, taken]
                 taken += 1
             if (number := rows.completion[row]) == IDLE:
                 continue

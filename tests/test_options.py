@@ -520,6 +520,18 @@ def searched(session: Session) -> None:
     search.search(session, 0)
 
 
+def sampler_calls(made: Config, folder: Path) -> list[str]:
+    """The calls of the sampler in a search; what they draw is the same."""
+    calls: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, opened(made, folder) as session:
+        for name in ("sample", "open"):
+            method = getattr(session.sampler, name)
+            note = lambda *a, name=name, method=method, **k: calls.append(name) or method(*a, **k)  # noqa: E731
+            patch.setattr(session.sampler, name, note)
+        search.search(session, 0)
+    return calls
+
+
 def labelled(session: Session) -> None:
     label.label(session, 0)
 
@@ -743,6 +755,7 @@ EFFECTS: dict[str, Effect] = {
     "search.softness": Effect(trees, 5.0, {"search.backup": "soft"}),
     "search.threshold": Effect(trees, 0.9),
     "search.block": Effect(written(searched), 1),
+    "search.streaming": Effect(sampler_calls, True),
     "search.shard": Effect(written(searched), "1/2"),
     "data.sft": Effect(learned, "pairs"),
     "data.pairs": Effect(learned, "best_worst"),

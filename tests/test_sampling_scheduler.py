@@ -120,7 +120,7 @@ def simulate(
             device.prefill(call)
         while shapes and scheduler.fits(shapes[-1].rows):
             shape = shapes.pop()
-            device.held = device.held[scheduler.shrink(shape)[0]]
+            device.held = device.held[scheduler.resize(shape)[0]]
         idle_limit = scheduler.idle_limit(shapes[-1].rows if shapes else 0)
         drawn, output = device.decode(scheduler, lengths, chunk, idle_limit)
         assert output.steps
@@ -164,6 +164,50 @@ def test_each_shard_of_a_mesh_computes_the_shared_prefixes_of_its_own_questions_
     alone, split = (simulate(requests, lengths, 64, shards=shards)[0] for shards in (1, 8))
     assert alone >= questions * (199 + n * 39)
     assert split - alone < 64 / 2 * 240
+
+
+def test_shards_with_more_entries_than_prompts_share_the_prompts_evenly():
+    """A shard takes over prompts for rows that would be idle, not for all of its entries."""
+    rng = np.random.default_rng(4)
+    requests = [Request((i, i + 1), some_keys(rng, 3)) for i in range(40)]
+    scheduler = Scheduler(requests, SamplingParams(), CacheShape(8 * 16, 8 * 16, 3, 16, 16), 8)
+    scheduler.admit()
+    assert [scheduler._load(shard) for shard in range(8)] == [15] * 8
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_run_takes_further_requests_and_grows_and_shrinks_around_them(shards):
+    """Each completion of the first requests is followed by a request of another policy."""
+    rng = np.random.default_rng(5)
+    params = [SamplingParams(max_new_tokens=n, end_ids=(END,)) for n in (50, 60)]
+    shapes = [CacheShape(shards * n, shards * n, 3, 32, 60) for n in (4, 8, 16)]
+    requests = [Request((2, i, 3), some_keys(rng, 2)) for i in range(2 * shards)]
+    scheduler = Scheduler(requests, params, shapes[0], shards, apart=True)
+    device, calls, seen = Device(shapes[0], shards), PrefillShape.of(4, 16, shards), set()
+    lengths = [rng.integers(1, 9, 2).tolist() for _ in requests]
+
+    def resize(shape: CacheShape) -> None:
+        device.held = device.held[scheduler.resize(shape)[0]]
+        seen.add(shape.rows)
+
+    while not scheduler.finished:
+        while (shape := scheduler.shape) != shapes[-1] and scheduler.demand > shape.rows:
+            resize(shapes[shapes.index(shape) + 1])
+        for call in plan_calls(scheduler.admit(), scheduler.shape.entries, calls, shards):
+            device.prefill(call)
+        if scheduler.shape != shapes[0] and scheduler.fits(shapes[0].rows):
+            resize(shapes[0])
+        scheduler.process_output(*device.decode(scheduler, lengths, 3, scheduler.idle_limit(0)))
+        for growth in scheduler.record():
+            one = growth.completion
+            if one.finish and one.request < 2 * shards:
+                prompt = (*scheduler.requests[one.request].prompt, 4 + one.sibling)
+                scheduler.add(Request(prompt, some_keys(rng, 3), policy=1))
+                lengths.append(rng.integers(1, 9, 3).tolist())
+    drawn = [[len(c.tokens) for c in completions] for completions in scheduler.results()]
+    assert drawn == lengths and len(drawn) == 6 * shards
+    assert seen >= {shapes[0].rows, shapes[1].rows}
+    assert np.all(scheduler.rows.completion == IDLE)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,11 @@ class Config:
             "train.full: true, but a role names an adapter to start from; train adapters.",
         )
         check(
+            not (self.search.streaming and self.train.full and self.rounds > 1),
+            "search.streaming: true, but with train.full each role has whole weights of its own "
+            "after the first round, which one batch cannot hold; leave it out, or train adapters.",
+        )
+        check(
             self.model.quantize == "none" or not self.train.full,
             f"train.full: true, but model.quantize: {self.model.quantize}, and rounded weights "
             "cannot be trained; train adapters, or set model.quantize: none.",

@@ -20,6 +20,10 @@ class SearchConfig:
     """A node is positive if its value is above this, strictly; ties are negative."""
     block: int = 256
     """Questions that are expanded and saved together; an interrupted block is repeated."""
+    streaming: bool = False
+    """Begin each completion as soon as its prompt is complete and rows are free, whatever its level
+    and block, instead of level by level and block by block. The same tokens are drawn; their
+    log-probabilities may differ by rounding."""
     shard: str = "1/1"
     """`i/k`: search only the i-th of k equal slices of the training questions."""
 

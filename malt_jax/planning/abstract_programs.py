@@ -195,7 +195,7 @@ class _Arguments:
         graph, params = self._params(spec)
         one = self._array((prompts,), jnp.int32)
         tokens = self._array((prompts, self.sizes.prefill.tokens), jnp.int32)
-        call = PrefillCall(tokens, Chunks(one, one, one))
+        call = PrefillCall(tokens, Chunks(one, one, one), one)
         weights = Weights(params, self._adapter(spec))
         return partial(prefill, graph), (self._prefix(spec), weights, call)
 

@@ -204,10 +204,10 @@ def _copy_pair(source: Array, target: Array, pair: Array, prefix: list[Cache]) -
     return jax.tree.map(copy, prefix)
 
 
-def shrink(
+def resize(
     prefix: list[Cache] | None, suffix: list[Cache], entries: Int[Array, "P"], rows: Int[Array, "R"]
 ) -> tuple[list[Cache] | None, list[Cache]]:
-    """The caches of some entries, or None if all are kept, and of some rows."""
+    """The caches of some entries, or None if they stay as they are, and of some rows."""
     prefix = jax.tree.map(lambda x: jnp.take(x, entries, axis=0, mode="clip"), prefix)
     suffix = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), suffix)
     return constrain_caches(prefix), constrain_caches(suffix)

@@ -105,22 +105,31 @@ class Device:
     def decode(self, scheduler: Scheduler, idle_limit: int) -> None:
         """Decodes a chunk of steps."""
         queue, params = scheduler.queue(), scheduler.param_arrays
-        key = ("decode", self.shape, self._like, params.thought is None)
+        key = ("decode", self.shape, self._like, params.thought is None, len(scheduler.params))
         with self._executables.turn:
             inputs = DecodeInputs(self._prefix, queue, params, np.int32(idle_limit))
             args = (self._weights, inputs, self._suffix, scheduler.rows, self._cursor)
             run = self._executables.get(key, partial(decode, self._program), args, donate=(2,))
             self._suffix, self._rows, self._output, self._cursor = run(*args)
 
-    def shrink(self, shape: CacheShape, entries: np.ndarray, rows: np.ndarray) -> None:
-        """Continues in a smaller shape, with these entries and rows."""
-        all_entries = shape.entries == self.shape.entries
-        key = ("shrink", self.shape, shape)
+    def resize(self, shape: CacheShape, entries: np.ndarray, rows: np.ndarray) -> None:
+        """Continues in a smaller or larger shape, with these entries and rows."""
+        same_entries = shape.entries == self.shape.entries
+        numbers = (entries.astype(np.int32), rows.astype(np.int32))
+        key = ("resize", self.shape, shape)
+        # Smaller caches are made at once. Larger ones are made layer by layer, so that never more
+        # than one layer is there twice.
+        layers = len(self._suffix)
+        parts = [slice(i, i + 1) for i in range(layers)]
+        if shape.rows < self.shape.rows:
+            parts = [slice(0, layers)]
         with self._executables.turn:
-            prefix = None if all_entries else self._prefix
-            args = (prefix, self._suffix, entries.astype(np.int32), rows.astype(np.int32))
-            prefix, self._suffix = self._executables.get(key, cache.shrink, args)(*args)
-            self._prefix = self._prefix if all_entries else prefix
+            for part in parts:
+                prefix = None if same_entries else self._prefix[part]
+                args = (prefix, self._suffix[part], *numbers)
+                prefix, self._suffix[part] = self._executables.get(key, cache.resize, args)(*args)
+                if not same_entries:
+                    self._prefix[part] = prefix
         self.shape = shape
 
     def wait(self) -> None:

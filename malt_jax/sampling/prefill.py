@@ -22,14 +22,14 @@ from jaxtyping import Int
 
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.models.attention import LayerAttention
-from malt_jax.models.lora import Adapter
+from malt_jax.models.lora import Adapter, for_rows
 from malt_jax.sampling.attention import Chunks, prefill_attention
 from malt_jax.sampling.cache import Cache, constrain_caches, partitions, per_shard
 from malt_jax.sampling.prefix_cache import Prefill
 
 _T = TypeVar("_T")
-_Chunk = tuple[int, int, tuple[int, ...]]
-"""Target, start and tokens."""
+_Chunk = tuple[int, int, tuple[int, ...], int]
+"""Target, start, tokens and policy."""
 
 
 class Weights(NamedTuple):
@@ -51,6 +51,7 @@ class PrefillCall(NamedTuple):
 
     tokens: Int[Any, "B T"]
     chunks: Chunks
+    policy: Int[Any, "B"]  # whose adapter a chunk is computed with, where adapters lie side by side
 
 
 class PrefillShape(NamedTuple):
@@ -112,7 +113,7 @@ def _chunks(prefills: Iterable[Prefill], size: int) -> Iterator[_Chunk]:
     """Every chunk, those of one prompt in their order."""
     for p in prefills:
         for first in range(0, len(p.tokens), size):
-            yield p.target, p.start + first, p.tokens[first : first + size]
+            yield p.target, p.start + first, p.tokens[first : first + size], p.policy
 
 
 def _dealt(
@@ -147,12 +148,12 @@ def _copy_call(count: int, pairs: Iterable[tuple[int, Prefill]], entries: int) -
 def _prefill_call(
     count: int, placed: Iterable[tuple[int, _Chunk]], shape: PrefillShape, entries: int
 ) -> PrefillCall:
-    target, start, length = (np.full(count, value, np.int32) for value in (entries, 0, 0))
+    target, start, length, policy = (np.full(count, x, np.int32) for x in (entries, 0, 0, 0))
     tokens = np.zeros((count, shape.tokens), np.int32)
-    for i, (entry, first, new) in placed:
-        target[i], start[i], length[i] = entry, first, len(new)
+    for i, (entry, first, new, number) in placed:
+        target[i], start[i], length[i], policy[i] = entry, first, len(new), number
         tokens[i, : len(new)] = new
-    return PrefillCall(tokens, Chunks(target, start, length))
+    return PrefillCall(tokens, Chunks(target, start, length), policy)
 
 
 def prefill(
@@ -160,11 +161,12 @@ def prefill(
 ) -> list[Cache]:
     """The device program: extends entries by chunks; returns the prefix cache with them."""
     decoder = nnx.merge(graph, weights.params)
-    tokens, chunks = call
+    tokens, chunks, policy = call
     steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     positions = chunks.start[:, None] + steps[None, :]
     attend = partial(_attend, chunks)
-    _, prefix, _ = decoder.hidden(tokens, positions, attend, prefix, weights.adapter)
+    adapter = for_rows(weights.adapter, policy)
+    _, prefix, _ = decoder.hidden(tokens, positions, attend, prefix, adapter)
     return constrain_caches(prefix)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from malt_jax.sampling.memory import CacheShape
 
@@ -27,6 +27,7 @@ class Prefill:
     start: int
     tokens: tuple[int, ...]
     batch: int  # it reads only what prefills of earlier batches wrote
+    policy: int = 0  # whose adapter it is computed with
 
 
 class PrefixCache:
@@ -37,18 +38,25 @@ class PrefixCache:
         """The tokens whose keys and values each entry holds, also after its last reader."""
         self.readers = np.zeros(shape.entries, np.int32)
         """Per entry, its completions that have not ended; 0: free."""
+        self.policies = np.zeros(shape.entries, np.int32)
+        """Per entry, whose adapter its keys and values were computed with."""
         self._shards = shards
 
     def has_free(self, shard: int) -> bool:
         return not np.all(self.readers[self._range(shard)])
 
     def admit(
-        self, prefix: tuple[int, ...], readers: int, shard: int, batches: dict[int, int]
+        self,
+        prefix: tuple[int, ...],
+        readers: int,
+        shard: int,
+        batches: dict[int, int],
+        policy: int = 0,
     ) -> tuple[int, Prefill | None]:
         """Chooses a free entry of the shard for a prefix, and what it is filled from.
 
-        `batches`: entry -> batch of its planned prefill; updated here. Prefills of one batch read
-        nothing that the same batch writes.
+        Prefixes are shared within a policy. `batches`: entry -> batch of its planned prefill;
+        updated here. Prefills of one batch read nothing that the same batch writes.
         """
         own = self._range(shard)
         held, wanted = self.tokens[own, : len(prefix)], np.asarray(prefix, np.int32)
@@ -56,6 +64,7 @@ class PrefixCache:
         # there is one behind the end.
         differs = np.ones((len(held), len(prefix) + 1), bool)
         np.not_equal(held, wanted[None], out=differs[:, :-1])
+        differs[self.policies[own] != policy] = True
         shared = np.argmax(differs, axis=1)
         batch_of = np.zeros(len(held), np.int64)
         for entry in batches.keys() & range(own.start, own.stop):
@@ -75,14 +84,17 @@ class PrefixCache:
         self.readers[target] = readers
         self.tokens[target] = EMPTY
         self.tokens[target, : len(prefix)] = wanted
+        self.policies[target] = policy
         if in_place and start == len(prefix):
             return target, None
         batches[target] = 0 if in_place else batches.get(source, -1) + 1
-        return target, Prefill(source, target, start, prefix[start:], batches[target])
+        return target, Prefill(source, target, start, prefix[start:], batches[target], policy)
 
-    def keep(self, entries: Int[np.ndarray, "P"]) -> None:
-        """Forgets all other entries; those kept are renumbered in their order."""
+    def keep(self, entries: Int[np.ndarray, "P"], new: Bool[np.ndarray, "P"]) -> None:
+        """Forgets all other entries; those kept are renumbered in their order. `new` are empty."""
         self.tokens, self.readers = self.tokens[entries], self.readers[entries]
+        self.policies = self.policies[entries]
+        self.tokens[new], self.readers[new] = EMPTY, 0
 
     def _range(self, shard: int) -> slice:
         count = len(self.readers) // self._shards

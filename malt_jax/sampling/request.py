@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt32
@@ -29,6 +30,12 @@ class Request:
     keys: UInt32[np.ndarray, "n 2"]
     """Threefry keys. Token t of completion i is drawn with `fold_in(keys[i], t)`, so a completion
     does not depend on what else is in the batch."""
+    policy: int = 0
+    """By which of the call's policies its completions are drawn."""
+    order: tuple[int, ...] = ()
+    """Prompts of a lower order are prefilled first; equal ones in the order of their tokens."""
+    tag: Any = None
+    """What the caller knows the request by; the sampler does not look at it."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,15 @@ class SamplingParams:
         ends = len(self.end_ids)
         check(ends <= MAX_END_IDS, f"end_ids: found {ends} tokens, allowed: at most {MAX_END_IDS}.")
         check(all(self.stop), "stop: found an empty text, allowed: texts of one character or more.")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a completion is drawn with."""
+
+    params: SamplingParams
+    adapter: Any = None
+    """An adapter over the model, or whole weights in its place; None: the model itself."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A call's prompts are grouped by length. Each group runs over a fixed number of prefix cache entries,
 which hold prompts, and of rows, which decode: free entries are filled, rows decode for a few steps,
-one that finishes takes the next completion of any entry, and so on. `_drain` is that loop.
+one that finishes takes the next completion of any entry, and so on (`stream.py`).
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ from malt_jax.sampling.decode import DecodeProgram
 from malt_jax.sampling.device import Device, Executables, use_cache_dir
 from malt_jax.sampling.int8 import quantise_kernels
 from malt_jax.sampling.memory import CacheShape
-from malt_jax.sampling.prefill import PrefillCall, Weights, padding_calls, plan_calls, prefill_shape
-from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
+from malt_jax.sampling.open_call import OpenCall
+from malt_jax.sampling.prefill import Weights, padding_calls, prefill_shape
+from malt_jax.sampling.request import Completion, Policy, Request, SamplingParams, ThoughtBudget
 from malt_jax.sampling.scheduler import Scheduler
 from malt_jax.sampling.stats import Phase, Stats, Timer
+from malt_jax.sampling.stream import OnTokens, Stream
 
 AdapterOrWeights = Adapter | nnx.State | None
 """What a call draws with: an adapter over the model, whole weights in its place, or the model."""
 
-_Plan = tuple[list[CacheShape], memory.MemoryPlan]
+Plan = tuple[list[CacheShape], memory.MemoryPlan]
 """The cache shapes of a stream, rising, and what they take."""
-
-OnTokens = Callable[[int, int, list[int]], None]
-"""Called with (request, completion, new token ids) as they come."""
 
 
 class Sampler:
@@ -77,7 +76,7 @@ class Sampler:
         self._shards = _mesh_parts(mesh, "batch")
         self._prefill_shape = prefill_shape(self.config, self._platform, self._shards)
         self._params = self._rounded(model.params)
-        self._context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
+        self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self.dtype = weights_dtype(model.params)
         """Dtype of weights and activations."""
         self._attention = choose_attention(
@@ -98,15 +97,15 @@ class Sampler:
         requests or on what else is in the call. Raises UserError for a request that cannot be
         served.
         """
-        self._check(requests, params)
-        adapter = self._in_model_dtype(adapter)
+        self.check(requests, params)
+        adapter = self.in_model_dtype(adapter)
         done: list[list[Completion]] = [[] for _ in requests]
         stop = threading.Event()
 
-        def run(members: Sequence[int], plan: _Plan) -> None:
+        def run(members: Sequence[int], plan: Plan) -> None:
             hook = on_tokens and (lambda i, j, new: on_tokens(members[i], j, new))
             chosen = [requests[i] for i in members]
-            with self._context():
+            with self.context():
                 drawn = self._run(chosen, params, adapter, plan, hook, stop)
             for i, completions in zip(members, drawn, strict=False):  # none if it was stopped
                 done[i] = completions
@@ -114,7 +113,7 @@ class Sampler:
         for group in self._groups(requests):
             # All streams of a group have the same shapes, so that they share their programs.
             completions = sum(len(requests[i].keys) for i in group)
-            plan = self._plan(
+            plan = self.plan(
                 max(len(requests[i].prompt) for i in group),
                 params.max_new_tokens,
                 max(1, -(-completions // len(group))),
@@ -132,6 +131,13 @@ class Sampler:
                     stop.set()
                     raise
         return done
+
+    def open(self, policies: Sequence[Policy], prompt_tokens: int, siblings: int = 1) -> OpenCall:
+        """A call that takes further requests while it runs; see `OpenCall`.
+
+        `prompt_tokens`: the longest prompt to be expected; longer ones are drawn last.
+        """
+        return OpenCall(self, policies, prompt_tokens, siblings)
 
     def _groups(self, requests: Sequence[Request]) -> list[list[int]]:
         """Requests by prompt capacity; a group too small to keep the rows busy joins the next."""
@@ -159,7 +165,7 @@ class Sampler:
         cuts = [len(order) * k // count for k in range(count + 1)]
         return [order[first:end] for first, end in pairwise(cuts)]
 
-    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+    def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         for index, request in enumerate(requests):
             length = len(request.prompt)
             if not length:
@@ -185,14 +191,14 @@ class Sampler:
 
         `siblings`: completions per prompt. Raises UserError with what would fit when they do not.
         """
-        return self._plan(prompt_tokens, new_tokens, siblings)[0]
+        return self.plan(prompt_tokens, new_tokens, siblings)[0]
 
     def _prefix_tokens(self, prompt_tokens: int) -> int:
         """Tokens that an entry for such a prompt holds; it needs all but the last."""
         need = max(1, prompt_tokens - 1)
         return memory.bucket(self.config.prefix_buckets, need, self._attention.block)
 
-    def _plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> _Plan:
+    def plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> Plan:
         attention = self._attention
         limit = self.config.width or attention.siblings
         one = CacheShape(
@@ -222,7 +228,7 @@ class Sampler:
         )
         return Device(self._executables, program, weights, self.spec, self.cache_dtype, shape)
 
-    def _in_model_dtype(self, adapter: AdapterOrWeights) -> AdapterOrWeights:
+    def in_model_dtype(self, adapter: AdapterOrWeights) -> AdapterOrWeights:
         """Full weights as the programs take them; training keeps them as float32 masters."""
         if not isinstance(adapter, nnx.State) or adapter["embed"][...].dtype == self.dtype:
             return adapter
@@ -249,36 +255,64 @@ class Sampler:
         """
         shapes = self.shapes(prompt_tokens, new_tokens, siblings)
         for smaller, shape in zip([None, *shapes], shapes, strict=False):
-            with self._context():
+            with self.context():
                 device = self.device(shape, adapter)
                 nothing = Scheduler([], SamplingParams(thought=thought), shape, self._shards)
                 for call in padding_calls(shape.entries, self._prefill_shape, self._shards):
                     device.prefill(call)
                 device.decode(nothing, idle_limit=0)
                 if smaller:
-                    device.shrink(smaller, *nothing.shrink(smaller))
+                    device.resize(smaller, *nothing.resize(smaller))
         return self.stats.executables
+
+    def stream(
+        self,
+        requests: Sequence[Request],
+        params: Sequence[SamplingParams],
+        adapter: AdapterOrWeights,
+        plan: Plan,
+        on_tokens: OnTokens | None = None,
+        apart: bool = False,
+    ) -> Stream:
+        """A stream that begins with these requests; `apart`: see `Scheduler`."""
+        shapes, sizes = plan
+        shape = memory.first_shape(shapes, sum(len(r.keys) for r in requests))
+        held = sizes.held(-(-shape.rows // self._shards), -(-shape.entries // self._shards))
+        self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
+        scheduler = Scheduler(requests, params, shape, self._shards, apart)
+        self._timer.enter(scheduler, Phase.DEVICE)
+        return Stream(
+            scheduler,
+            self.device(shape, adapter),
+            shapes,
+            self._prefill_shape,
+            self.stats,
+            self._timer,
+            self.model.tokenizer,
+            self._on_chunk,
+            on_tokens,
+        )
 
     def _run(
         self,
         requests: Sequence[Request],
         params: SamplingParams,
         adapter: AdapterOrWeights,
-        plan: _Plan,
+        plan: Plan,
         on_tokens: OnTokens | None,
         stop: threading.Event,
     ) -> list[list[Completion]]:
         """One stream's completions of a group of requests; nothing if another stream failed."""
-        shapes, sizes = plan
-        shape = memory.first_shape(shapes, sum(len(r.keys) for r in requests))
-        held = sizes.held(-(-shape.rows // self._shards), -(-shape.entries // self._shards))
-        self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
-        scheduler = Scheduler(requests, params, shape, self._shards)
-        self._timer.enter(scheduler, Phase.DEVICE)
+        stream = self.stream(requests, [params], adapter, plan, on_tokens)
+        scheduler = stream.scheduler
         try:
-            self._drain(scheduler, self.device(shape, adapter), shapes, on_tokens, stop)
+            while not stream.finished and not stop.is_set():
+                stream.begin()
+                stream.publish()
+                stream.end()
+            stream.publish()
         finally:
-            self._timer.enter(scheduler, None)
+            stream.enter(None)
         if stop.is_set():
             return []
         done = scheduler.results()
@@ -289,82 +323,6 @@ class Sampler:
             tokens_generated=sum(len(c.tokens) for drawn in done for c in drawn),
         )
         return done
-
-    def _drain(
-        self,
-        scheduler: Scheduler,
-        device: Device,
-        shapes: Sequence[CacheShape],
-        on_tokens: OnTokens | None,
-        stop: threading.Event,
-    ) -> None:
-        """The scheduler's loop, one chunk of decode steps per turn, until every completion ended.
-
-        The device's work is dispatched and not waited for, so that the host can look through the
-        last chunk's tokens while the device draws the next ones. Stop texts are therefore found one
-        chunk late; what was drawn after them is cut off. `stop` ends the loop early.
-        """
-        enter = partial(self._timer.enter, scheduler)
-        while not scheduler.finished and not stop.is_set():
-            enter(Phase.HOST)
-            self._on_chunk()
-
-            # 1. Prefill: free prefix cache entries get the next prompts, and the completions of
-            #    these prompts join the queue.
-            prefills = scheduler.admit()
-            for call in plan_calls(
-                prefills, device.shape.entries, self._prefill_shape, self._shards
-            ):
-                if isinstance(call, PrefillCall):
-                    self.stats.add(
-                        prefill_tokens_computed=int(call.chunks.length.sum()),
-                        prefill_tokens_padded=call.tokens.size,
-                    )
-                was_idle = device.idle()
-                device.prefill(call)
-                enter(Phase.OVERLAPPED, was_idle)
-
-            # 2. Shrink: once nothing is pending, idle rows cannot be filled again. A smaller batch
-            #    takes over as soon as the completions that are left have room in it.
-            while (smaller := _smaller(shapes, device.shape)) and scheduler.fits(smaller.rows):
-                device.shrink(smaller, *scheduler.shrink(smaller))
-
-            # 3. Decode a chunk. It ends early when enough rows are idle for steps 1 or 2 to help.
-            shape, was_idle = device.shape, device.idle()
-            device.decode(scheduler, scheduler.idle_limit(smaller.rows if smaller else 0))
-            enter(Phase.OVERLAPPED, was_idle)
-
-            # 4. Meanwhile, on the host: the tokens of the chunk before, stop texts in them, and
-            #    streaming.
-            self._publish(scheduler, on_tokens)
-
-            # 5. Wait for the chunk, and take over what the next one depends on.
-            enter(Phase.DEVICE, device_idle=device.idle())
-            rows, output = device.result()
-            enter(Phase.HOST)
-            if bool(output.not_finite):
-                raise UserError(
-                    "model: its logits hold NaN or infinity, so the weights or the adapter are "
-                    "broken; load them again or train with a lower learning rate."
-                )
-            self.stats.add(row_steps=int(output.steps) * shape.rows)
-            scheduler.process_output(rows, output)
-        self._publish(scheduler, on_tokens)
-
-    def _publish(self, scheduler: Scheduler, on_tokens: OnTokens | None) -> None:
-        """Records the last chunk, ends completions at stop texts, and passes new tokens on."""
-        for growth in scheduler.record():
-            scheduler.end_at_stop_text(growth, self.model.tokenizer)
-            if on_tokens:
-                completion = growth.completion
-                new = completion.tokens[growth.before :]
-                on_tokens(completion.request, completion.sibling, new)
-
-
-def _smaller(shapes: Sequence[CacheShape], shape: CacheShape) -> CacheShape | None:
-    """The next smaller shape, if there is one."""
-    at = shapes.index(shape)
-    return shapes[at - 1] if at else None
 
 
 def _mesh_parts(mesh: Mesh | None, axis: str) -> int:

@@ -8,32 +8,30 @@ Pending prompts are admitted in the order of their tokens, so that prompts with 
 follow one another and share it in the prefix cache.
 
 On a mesh each shard has a range of the prompts and works on its own entries and rows, so that
-shards need not communicate. A shard that has no prompts left takes pending ones of the others.
+shards need not communicate. A shard whose rows would be idle takes pending prompts of the others.
+
+Requests may be added while the run goes on, and may belong to several policies: each has its own
+sampling parameters, and its own adapter where the device has their adapters side by side.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from malt_jax.sampling.decode import IDLE, ChunkOutput, ParamArrays, Rows
 from malt_jax.sampling.filters import Filters
 from malt_jax.sampling.memory import CacheShape, siblings_per_entry
 from malt_jax.sampling.prefix_cache import Prefill, PrefixCache
-from malt_jax.sampling.request import (
-    MAX_END_IDS,
-    Completion,
-    Request,
-    SamplingParams,
-    ThoughtBudget,
-)
+from malt_jax.sampling.request import MAX_END_IDS, Completion, Request, SamplingParams
 from malt_jax.sampling.thoughts import budget_arrays, first_thoughts
 
 
@@ -53,6 +51,17 @@ class PartialCompletion:
         return Completion(tuple(self.tokens), tuple(self.logprobs), self.finish)
 
 
+class _Group(NamedTuple):
+    """Completions that share an entry; they sort in the order of admission."""
+
+    order: tuple[int, ...]
+    prompt: tuple[int, ...]
+    numbers: range
+
+    def __lt__(self, other: tuple) -> bool:
+        return (*self[:2], self.numbers.start) < (*other[:2], other[2].start)
+
+
 class Growth(NamedTuple):
     """A completion to which a chunk added tokens, and its length before."""
 
@@ -66,31 +75,32 @@ class Scheduler:
     def __init__(
         self,
         requests: Sequence[Request],
-        params: SamplingParams,
+        params: SamplingParams | Sequence[SamplingParams],
         shape: CacheShape,
         shards: int = 1,
+        apart: bool = False,
     ):
-        self.requests, self.params, self.shape, self.shards = requests, params, shape, shards
-        self.completions = [
-            PartialCompletion(i, j) for i, r in enumerate(requests) for j in range(len(r.keys))
-        ]
+        """`params`: those of each policy. `apart`: each policy has an adapter of its own, so that
+        keys and values are not shared between policies."""
+        self.params = [params] if isinstance(params, SamplingParams) else list(params)
+        self.shape, self.shards, self._apart = shape, shards, apart
+        self.requests: dict[int, Request] = {}
+        """By number, until all of their completions were taken."""
+        self._request_count = 0
+        self.completions: list[PartialCompletion] = []
         """All completions; rows and queues refer to them by index."""
-        groups = list(_sibling_groups(requests, shape.siblings))
-        cuts = [round(shard * len(groups) / shards) for shard in range(shards + 1)]
-        self._pending = [deque(groups[first:end]) for first, end in pairwise(cuts)]
+        self._pending: list[list[_Group]] = [[] for _ in range(shards)]
         """Per shard: completions whose prompt has no entry yet, those of one entry together."""
         self._queues: list[deque[int]] = [deque() for _ in range(shards)]
         """Per shard: completions whose prompt has an entry, and that no row has taken yet."""
-        self.rows = _idle_rows(params.thought, shape.rows)
+        self._thinks = any(params.thought is not None for params in self.params)
+        self.rows = self._idle_rows(shape.rows)
         self.prefix_cache = PrefixCache(shape, shards)
-        ends = (*params.end_ids, *[-1] * (MAX_END_IDS - len(params.end_ids)))
-        top_k = np.int32(min(params.top_k, 2**31 - 1))
-        self.param_arrays = ParamArrays(
-            Filters(np.float32(params.temperature), top_k, np.float32(params.top_p)),
-            max_new_tokens=np.int32(params.max_new_tokens),
-            end_ids=np.array(ends, np.int32),
-            thought=None if params.thought is None else budget_arrays(params.thought),
-        )
+        self.param_arrays = _param_arrays(self.params)
+        groups = self._new_groups(requests)
+        for shard in range(shards):
+            first, end = (round(i * len(groups) / shards) for i in (shard, shard + 1))
+            self._pending[shard] = groups[first:end]
         self.useful_steps = 0
         """Row-steps so far that made a token of a completion."""
         self._unrecorded: tuple[Int[np.ndarray, "R steps+1"], ChunkOutput] | None = None
@@ -98,12 +108,47 @@ class Scheduler:
 
     @property
     def finished(self) -> bool:
-        return not any(self._pending) and not np.any(self.prefix_cache.readers)
+        return not self.pending and not np.any(self.prefix_cache.readers)
+
+    @property
+    def pending(self) -> bool:
+        """Whether prompts wait for an entry."""
+        return any(self._pending)
+
+    @property
+    def demand(self) -> int:
+        """Completions that have not ended."""
+        pending = sum(len(group.numbers) for groups in self._pending for group in groups)
+        return pending + sum(self._load(shard) for shard in range(self.shards))
+
+    def add(self, request: Request, shard: int | None = None) -> None:
+        """Adds a request to those pending, by default on the shard where fewest are."""
+        for group in self._new_groups([request]):
+            at = min(self._pending, key=len) if shard is None else self._pending[shard]
+            bisect.insort(at, group)
+
+    def _new_groups(self, requests: Sequence[Request]) -> list[_Group]:
+        """Registers requests; the completions that share an entry, in the order of admission."""
+        groups = []
+        for request in requests:
+            number, count = len(self.completions), len(request.keys)
+            members = (PartialCompletion(self._request_count, i) for i in range(count))
+            self.completions += members
+            self.requests[self._request_count] = request
+            self._request_count += 1
+            size = siblings_per_entry(count, self.shape.siblings) if count else 1
+            groups += [
+                _Group(
+                    request.order, request.prompt, range(first, min(first + size, number + count))
+                )
+                for first in range(number, number + count, size)
+            ]
+        return sorted(groups)
 
     def results(self) -> list[list[Completion]]:
         """The completions of every request."""
         self.record()
-        done: list[list[Completion]] = [[] for _ in self.requests]
+        done: list[list[Completion]] = [[] for _ in range(self._request_count)]
         for completion in self.completions:
             done[completion.request].append(completion.done())
         return done
@@ -115,29 +160,42 @@ class Scheduler:
         """
         prefills: list[Prefill] = []
         batches: dict[int, int] = {}
-        for shard in range(self.shards):
-            while self.prefix_cache.has_free(shard) and (group := self._next_group(shard)):
-                request = self.requests[self.completions[group[0]].request]
-                entry, prefill = self.prefix_cache.admit(
-                    request.prompt[:-1], len(group), shard, batches
-                )
-                for number in group:
-                    self.completions[number].entry = entry
-                self._queues[shard] += group
-                prefills += [prefill] if prefill else []
-        return prefills
 
-    def _next_group(self, shard: int) -> range | None:
-        if self._pending[shard]:
-            return self._pending[shard].popleft()
-        fullest = max(self._pending, key=len)
-        # From its end: the prompts there are the furthest from what its own shard works on.
-        return fullest.pop() if fullest else None
+        def begin(shard: int, group: _Group) -> None:
+            request = self.requests[self.completions[group.numbers[0]].request]
+            entry, prefill = self.prefix_cache.admit(
+                request.prompt[:-1],
+                len(group.numbers),
+                shard,
+                batches,
+                request.policy if self._apart else 0,
+            )
+            for number in group.numbers:
+                self.completions[number].entry = entry
+            self._queues[shard] += group.numbers
+            prefills.extend([prefill] if prefill else [])
+
+        for shard, pending in enumerate(self._pending):
+            while pending and self.prefix_cache.has_free(shard):
+                begin(shard, pending.pop(0))
+        # A shard takes over from others for rows that would be idle, not for all of its entries:
+        # those would keep waiting there what other shards have idle rows for.
+        own = self.shape.rows // self.shards
+        while self.pending:
+            load, shard = min(
+                ((self._load(s), s) for s in range(self.shards) if self.prefix_cache.has_free(s)),
+                default=(own, 0),
+            )
+            if load >= own:
+                break
+            # From the end: the prompts there are the furthest from what their own shard works on.
+            begin(shard, max(self._pending, key=len).pop())
+        return prefills
 
     def queue(self) -> Rows:
         """The queued completions `[shards, W]`, with the values of a row that takes them."""
         depth = self.shape.entries // self.shards * self.shape.siblings
-        queue = _idle_rows(self.params.thought, self.shards, depth)
+        queue = self._idle_rows(self.shards, depth)
         for shard, numbers in enumerate(self._queues):
             for place, number in enumerate(numbers):
                 completion = self.completions[number]
@@ -147,7 +205,25 @@ class Scheduler:
                 queue.prefix[shard, place] = len(request.prompt) - 1
                 queue.token[shard, place] = request.prompt[-1]
                 queue.key[shard, place] = request.keys[completion.sibling]
+                if queue.policy is not None:
+                    queue.policy[shard, place] = request.policy
+                    thought = self.params[request.policy].thought
+                    if queue.thoughts is not None:
+                        queue.thoughts.matched[shard, place] = first_thoughts(thought).matched
         return queue
+
+    def _idle_rows(self, *shape: int) -> Rows:
+        entry, prefix, token, length = np.zeros((4, *shape), np.int32)
+        return Rows(
+            np.full(shape, IDLE, np.int32),
+            entry,
+            prefix,
+            token,
+            length,
+            np.zeros((*shape, 2), np.uint32),
+            first_thoughts(self.params[0].thought, *shape) if self._thinks else None,
+            np.zeros(shape, np.int32) if len(self.params) > 1 else None,
+        )
 
     def idle_limit(self, fewer_rows: int) -> int:
         """Number of idle rows at which a chunk should end early.
@@ -158,32 +234,34 @@ class Scheduler:
         rows = self.shape.rows
         idle = sum(max(0, rows // self.shards - self._load(s)) for s in range(self.shards))
         some = min(rows, idle + max(1, rows // 16))
-        return some if any(self._pending) else max(some, rows - fewer_rows)
+        return some if self.pending else max(some, rows - fewer_rows)
 
     def fits(self, rows: int) -> bool:
         """Whether all completions that are left fit into `rows` rows at once."""
         most = rows // self.shards
-        return not any(self._pending) and all(self._load(s) <= most for s in range(self.shards))
+        return not self.pending and all(self._load(s) <= most for s in range(self.shards))
 
     def _load(self, shard: int) -> int:
         """Active plus queued rows of this shard."""
         active = self.rows.completion.reshape(self.shards, -1)[shard] != IDLE
         return int(np.sum(active)) + len(self._queues[shard])
 
-    def shrink(self, shape: CacheShape) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "R"]]:
-        """Continues in a smaller shape.
+    def resize(self, shape: CacheShape) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "R"]]:
+        """Continues in a smaller or larger shape.
 
-        Returns the entries and rows to keep, including all busy ones.
+        Returns the entries and rows to continue with, including all busy ones. In a larger shape
+        the new ones repeat old ones and hold nothing.
         """
-        entries = _kept(self.prefix_cache.readers == 0, shape.entries, self.shards)
-        rows = _kept(self.rows.completion == IDLE, shape.rows, self.shards)
+        entries, new = _placed(self.prefix_cache.readers == 0, shape.entries, self.shards)
+        rows, idle = _placed(self.rows.completion == IDLE, shape.rows, self.shards)
         renumbered = np.zeros(self.shape.entries, np.int32)
-        renumbered[entries] = np.arange(len(entries))
+        renumbered[entries[~new]] = np.flatnonzero(~new)
         for completion in self.completions:
             completion.entry = int(renumbered[completion.entry])
         kept = jax.tree.map(lambda x: x[rows], self.rows)
+        kept.completion[idle], kept.length[idle] = IDLE, 0
         self.rows = kept._replace(entry=renumbered[kept.entry])
-        self.prefix_cache.keep(entries)
+        self.prefix_cache.keep(entries, new)
         self.shape = shape
         return entries, rows
 
@@ -203,7 +281,8 @@ class Scheduler:
         ended = held[:, :-1][held[:, :-1] != held[:, 1:]]
         for number in ended[ended != IDLE].tolist():
             self.prefix_cache.readers[self.completions[number].entry] -= 1
-        for row, now in enumerate(self.rows.completion.tolist() if self.params.stop else ()):
+        stops = any(params.stop for params in self.params)
+        for row, now in enumerate(self.rows.completion.tolist() if stops else ()):
             if now != IDLE and self.completions[now].finish is not None:
                 # A stop text was found while the device continued with it: the row is free.
                 self.rows.completion[row] = IDLE
@@ -231,7 +310,8 @@ class Scheduler:
                     completion.logprobs += logprobs[row][first:end]
                     self.useful_steps += end - first
                     if ended:
-                        at_end = completion.tokens[-1] in self.params.end_ids
+                        ends = self._params_of(completion).end_ids
+                        at_end = completion.tokens[-1] in ends
                         completion.finish = "eos" if at_end else "length"
         return grown
 
@@ -241,43 +321,54 @@ class Scheduler:
         A thought may hold these texts: only the answer after it is searched.
         """
         completion, before = growth
-        tokens, form = completion.tokens, self.params.thoughts
-        count = len(tokens) - (tokens[-1] in self.params.end_ids)
+        params = self._params_of(completion)
+        tokens, form = completion.tokens, params.thoughts
+        count = len(tokens) - (tokens[-1] in params.end_ids)
 
         def has_stop(length: int) -> bool:
             start = form.answer_start(tokens[:length]) if form else 0
             if start is None:
                 return False
             text = tokenizer.decode(tokens[start:length])
-            return any(stop in text for stop in self.params.stop)
+            return any(stop in text for stop in params.stop)
 
-        if self.params.stop and has_stop(count):
+        if params.stop and has_stop(count):
             length = next((n for n in range(before + 1, count) if has_stop(n)), count)
             self.useful_steps -= len(tokens) - length
             del tokens[length:], completion.logprobs[length:]
             completion.finish = "stop"
 
-
-def _sibling_groups(requests: Sequence[Request], limit: int) -> Iterator[range]:
-    """The numbers of completions that share an entry, in the order of their prompts' tokens."""
-    first_numbers = np.cumsum([0, *(len(request.keys) for request in requests)]).tolist()
-    for i in sorted(range(len(requests)), key=lambda i: requests[i].prompt):
-        count = len(requests[i].keys)
-        size = siblings_per_entry(count, limit) if count else 1
-        for first in range(0, count, size):
-            number = first_numbers[i]
-            yield range(number + first, number + min(first + size, count))
+    def _params_of(self, completion: PartialCompletion) -> SamplingParams:
+        return self.params[self.requests[completion.request].policy]
 
 
-def _idle_rows(thought: ThoughtBudget | None, *shape: int) -> Rows:
-    entry, prefix, token, length = np.zeros((4, *shape), np.int32)
-    key = np.zeros((*shape, 2), np.uint32)
-    thoughts = None if thought is None else first_thoughts(thought, *shape)
-    return Rows(np.full(shape, IDLE, np.int32), entry, prefix, token, length, key, thoughts)
+def _param_arrays(policies: Sequence[SamplingParams]) -> ParamArrays:
+    """Scalars for one policy, which all rows share, else arrays over the policies."""
+    thinks = any(params.thought is not None for params in policies)
+
+    def arrays(params: SamplingParams) -> ParamArrays:
+        ends = (*params.end_ids, *[-1] * (MAX_END_IDS - len(params.end_ids)))
+        top_k = np.int32(min(params.top_k, 2**31 - 1))
+        return ParamArrays(
+            Filters(np.float32(params.temperature), top_k, np.float32(params.top_p)),
+            max_new_tokens=np.int32(params.max_new_tokens),
+            end_ids=np.array(ends, np.int32),
+            thought=budget_arrays(params.thought) if thinks else None,
+        )
+
+    each = [arrays(params) for params in policies]
+    return each[0] if len(each) == 1 else jax.tree.map(lambda *xs: np.stack(xs), *each)
 
 
-def _kept(idle: np.ndarray, count: int, shards: int) -> Int[np.ndarray, "kept"]:
-    """`count` places, equally many per shard, those in use first."""
-    own = len(idle) // shards
-    order = np.argsort(idle.reshape(shards, own), axis=1, kind="stable")[:, : count // shards]
-    return np.sort(order + own * np.arange(shards)[:, None], axis=1).reshape(-1)
+def _placed(
+    idle: Bool[np.ndarray, "n"], count: int, shards: int
+) -> tuple[Int[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
+    """`count` places, equally many per shard, those in use first; and which of them are new."""
+    own, wanted = len(idle) // shards, count // shards
+    order = np.argsort(idle.reshape(shards, own), axis=1, kind="stable")[:, :wanted]
+    order = np.sort(order, axis=1)
+    added = max(0, wanted - own)
+    order = np.pad(order, ((0, 0), (0, added)), mode="edge")
+    new = np.zeros((shards, wanted), bool)
+    new[:, wanted - added :] = True
+    return (order + own * np.arange(shards)[:, None]).reshape(-1), new.reshape(-1)

@@ -21,6 +21,9 @@ OUTSIDE = -1
 """`matched` of a completion that has only white space so far, so that a thought may begin."""
 
 
+_NO_BUDGET = ThoughtBudget(2**31 - 1, 0, (0,), (0,), inside=True)
+
+
 class Budget(NamedTuple):
     """A `ThoughtBudget` on the device; token lists are padded with -1."""
 
@@ -38,8 +41,12 @@ class Thoughts(NamedTuple):
     forced: Int[Any, "R"]  # tokens of the closing text written so far
 
 
-def budget_arrays(budget: ThoughtBudget) -> Budget:
-    """The budget as arrays of fixed sizes, so that another one compiles nothing."""
+def budget_arrays(budget: ThoughtBudget | None) -> Budget:
+    """The budget as arrays of fixed sizes, so that another one compiles nothing.
+
+    None, in a call whose other policies have one, is a budget that no completion reaches.
+    """
+    budget = budget or _NO_BUDGET
 
     def padded(tokens: tuple[int, ...], size: int) -> np.ndarray:
         return np.array((*tokens, *[-1] * (size - len(tokens))), np.int32)
@@ -53,8 +60,9 @@ def budget_arrays(budget: ThoughtBudget) -> Budget:
     )
 
 
-def first_thoughts(budget: ThoughtBudget, *shape: int) -> Thoughts:
+def first_thoughts(budget: ThoughtBudget | None, *shape: int) -> Thoughts:
     """The thoughts of completions that have no token yet."""
+    budget = budget or _NO_BUDGET
     matched = np.full(shape, 0 if budget.inside else OUTSIDE, np.int32)
     return Thoughts(matched, np.zeros(shape, np.int32))
 
@@ -80,7 +88,7 @@ def advance(
     # begin again with this token only.
     further = jnp.where(token == expected, matched + 1, jnp.where(token == budget.end[0], 1, 0))
     # A completion that begins with anything else has no thought, as if it had ended already.
-    blank = jnp.any(token[:, None] == budget.blank[None], axis=-1)
+    blank = jnp.any(token[..., None] == budget.blank, axis=-1)
     begun = jnp.where(token == budget.begin, 0, jnp.where(blank, OUTSIDE, size))
     matched = jnp.where(matched == size, size, jnp.where(matched == OUTSIDE, begun, further))
     return Thoughts(matched, thoughts.forced + (forced != DRAWN).astype(jnp.int32))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import malt_jax as malt
 from malt_jax.errors import UserError
@@ -12,6 +13,9 @@ from malt_jax.stages.names import search_stage
 from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
 from malt_jax.tasks.base import Question
+
+if TYPE_CHECKING:
+    from malt_jax.tree.node import Forest
 
 
 def search(session: Session, round: int) -> None:
@@ -33,27 +37,67 @@ def search(session: Session, round: int) -> None:
             raise UserError("task.num_train: no training questions; at least one is needed.")
         # Round 0 draws from the base, a later one from what the round before has trained.
         adapters = policies_after(session, round - 1)
+        forests: Iterator[Forest] | None = None
         for block in journal.blocks(session.train_questions, config.search.block, shard):
-            forest = malt.search(
-                session.model,
-                block.items,
-                session.pipeline,
-                task=session.task,
-                adapters=adapters,
-                seed=config.seed,
-                round=round,
-                backup=config.search.backup,
-                softness=config.search.softness,
-                threshold=config.search.threshold,
-                sampler=session.sampler,
-                overflow=config.pipeline.overflow,
-                on_level=say,
-            )
+            if not config.search.streaming:
+                forest = malt.search(
+                    session.model,
+                    block.items,
+                    session.pipeline,
+                    task=session.task,
+                    adapters=adapters,
+                    seed=config.seed,
+                    round=round,
+                    backup=config.search.backup,
+                    softness=config.search.softness,
+                    threshold=config.search.threshold,
+                    sampler=session.sampler,
+                    overflow=config.pipeline.overflow,
+                    on_level=say,
+                )
+            else:
+                left = _blocks_from(session, block.items)
+                forests = forests or _streamed(session, round, adapters, left)
+                # Blocks are sealed in order, so those that are left are all to be made.
+                first = block.items[0].id
+                forest = next(one for one in forests if one.trees[0].question_id == first)
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             # For the progress line only: a mean over the blocks of this process.
             rewards.append(float(forest.rewards.mean()))
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
+
+
+def _streamed(
+    session: Session, round: int, adapters: Any, blocks: Sequence[Sequence[Question]]
+) -> Iterator[Forest]:
+    """The valued trees of each block, sampled without waiting for levels or blocks to end."""
+    from malt_jax.tree.grading import grade
+    from malt_jax.tree.streaming import expand_blocks
+    from malt_jax.tree.values import value_forest
+
+    config = session.config
+    forests = expand_blocks(
+        session.model,
+        session.sampler,
+        blocks,
+        session.pipeline,
+        adapters=adapters,
+        seed=config.seed,
+        round=round,
+        overflow=config.pipeline.overflow,
+    )
+    for questions, forest in zip(blocks, forests, strict=True):
+        graded = grade(forest, questions, session.task.grader)
+        search = config.search
+        yield value_forest(graded, search.backup, search.softness, search.threshold)
+
+
+def _blocks_from(session: Session, items: Sequence[Question]) -> list[Sequence[Question]]:
+    """This block of questions and those after it."""
+    questions, size = session.train_questions, session.config.search.block
+    start = next(i for i, question in enumerate(questions) if question is items[0])
+    return [questions[first : first + size] for first in range(start, len(questions), size)]
 
 
 def _prefix(session: Session) -> str:

@@ -2,6 +2,7 @@
 
 All drafts of the pool are sampled first, then all critiques of all drafts, and so on. Within a
 level one role's policy is in use, siblings share their prompt, and the sampler always has work.
+`streaming.py` does the same without waiting for the end of a level.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ def expand(
         # One request per prefix: its siblings share the prompt, and each has a key of its own.
         tokenizer = role.tokenizer(model.tokenizer)
         prompts = [
-            _prompt(role, prefix, pipeline, tokenizer, room, overflow) for prefix in prefixes
+            prompt_of(role, prefix, pipeline, tokenizer, room, overflow) for prefix in prefixes
         ]
         requests = [
-            Request(prompt.ids, _sibling_keys(role, prefix, pipeline, seed, round))
+            Request(prompt.ids, sibling_keys(role, prefix, pipeline, seed, round))
             for prompt, prefix in zip(prompts, prefixes, strict=True)
         ]
         on_level(role.name, len(requests) * role.config.branch)
@@ -81,7 +82,9 @@ def expand(
         for prefix, prompt, completions in zip(prefixes, prompts, sampled, strict=True):
             for index, completion in enumerate(completions):
                 path = (*prefix.path, index)
-                node = _node(role, prefix.question, path, prompt, completion, pipeline, tokenizer)
+                node = completed_node(
+                    role, prefix.question, path, prompt, completion, pipeline, tokenizer
+                )
                 nodes[prefix.question.id].append(node)
                 # The order of the turns matters: `{previous}` stands for the last of them.
                 said = role.passed_on(node.completion, node.thought)
@@ -134,9 +137,10 @@ def _thought_budget(role: Role, tokenizer: Any) -> ThoughtBudget:
     return ThoughtBudget(thinking.budget, form.begin, form.end, closing, form.inside, form.blank)
 
 
-def _prompt(
+def prompt_of(
     role: Role, prefix: Prefix, pipeline: Chain, tokenizer: Any, room: int, overflow: Overflow
 ) -> Prompt:
+    """The prompt of a role after some turns."""
     where = f"{pipeline.node_id(prefix.question.id, prefix.path)}, {role.name}"
     text = prefix.question.text
     return render(
@@ -144,7 +148,7 @@ def _prompt(
     )
 
 
-def _sibling_keys(
+def sibling_keys(
     role: Role, prefix: Prefix, pipeline: Chain, seed: int, round: int | str
 ) -> np.ndarray:
     """One random key per sibling, uint32 `[n, 2]`."""
@@ -155,7 +159,7 @@ def _sibling_keys(
     return np.stack([node_key(seed, "search", round, node) for node in ids])
 
 
-def _node(
+def completed_node(
     role: Role,
     question: Question,
     path: tuple[int, ...],
@@ -164,6 +168,7 @@ def _node(
     pipeline: Chain,
     tokenizer: Any,
 ) -> Node:
+    """The node of a completion, not graded yet."""
     said = read_completion(completion.tokens, completion.finish, tokenizer, tokenizer.thoughts)
     return Node(
         id=pipeline.node_id(question.id, path),
