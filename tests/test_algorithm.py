@@ -16,11 +16,15 @@ import malt_jax as malt
 import tiny
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.config.training import SftConfig
 from malt_jax.data.role_data import RoleData, tree_counts
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks.base import Grade
 from malt_jax.training.saver import MemorySaver
 from malt_jax.tree.node import Forest, Tree
+from malt_jax.tree.roles import make_chain
+from malt_jax.tree.streaming import expand_blocks
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = PipelineConfig(
@@ -100,6 +104,26 @@ def test_a_tree_does_not_depend_on_the_pool_it_is_searched_in(model, forest):
     alone = malt.search(model, questions[2:3], PIPELINE, task=tiny.LUCK)
     ours, theirs = forest.trees[2], alone.trees[0]
     assert [n.token_ids for n in ours.nodes] == [n.token_ids for n in theirs.nodes]
+
+
+def test_a_search_that_waits_for_no_level_and_no_block_has_the_same_trees(model, forest):
+    questions, task = tiny.LUCK.load("train", limit=4), tiny.LUCK
+    config = SamplerConfig(rows=4, streams=1, cache_dir=None)
+    blocks = expand_blocks(
+        model,
+        Sampler(model, config),
+        [questions[:1], questions[1:]],
+        make_chain(PIPELINE, task.templates),
+        adapters={},
+        seed=0,
+        round=0,
+    )
+    streamed = [tree for block in blocks for tree in block.trees]
+    assert [tree.question_id for tree in streamed] == [q.id for q in questions]
+    for ours, theirs in zip(streamed, forest.trees, strict=True):
+        for a, b in zip(ours.nodes, theirs.nodes, strict=True):
+            assert (a.id, a.prompt_ids, a.token_ids) == (b.id, b.prompt_ids, b.token_ids)
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=2e-5)
 
 
 def test_training_gives_every_role_the_weights_its_data_asks_for(model, forest):

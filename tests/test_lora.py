@@ -12,7 +12,9 @@ from closeness import assert_near
 from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import (
+    for_rows,
     init_adapter,
+    join_adapters,
     lora_delta,
     merge_adapter,
     stack_adapter,
@@ -43,6 +45,21 @@ def test_a_new_adapter_changes_nothing_and_exactly_one_side_is_zero(stacked, sid
     np.testing.assert_array_equal(decoder(TOKENS, adapter=adapter), decoder(TOKENS))
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapter):
         assert bool(jnp.all(leaf == 0)) == (path[-1].key == side)
+
+
+def test_rows_with_adapters_side_by_side_have_each_their_own():
+    """Of different ranks, scales and targets; the last row has none."""
+    first = _trained(LoraConfig(rank=2, alpha=6.0, targets=("q", "gate")), stacked=False)
+    second = _trained(LoraConfig(rank=4, alpha=2.0, targets=("q", "up")), stacked=False)
+    joined = for_rows(join_adapters([first, None, second]), jnp.array([2, 0, 1]))
+    x = jax.random.normal(jax.random.key(2), (3, 2, SPEC.d_model))
+    for target in ("q", "gate", "up"):
+        delta = lora_delta(x, joined.layers[1][target], joined.scale)
+        for row, adapter in enumerate((second, first)):
+            pair = adapter.layers[1].get(target)
+            own = 0 * delta[row] if pair is None else lora_delta(x, pair, adapter.scale)[row]
+            np.testing.assert_allclose(delta[row], own, atol=1e-6)
+        np.testing.assert_array_equal(delta[2], 0)
 
 
 @pytest.mark.parametrize("stacked", [True, False])

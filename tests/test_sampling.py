@@ -17,7 +17,7 @@ from malt_jax.models.decoder import Decoder
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.spec import ModelSpec, Rope
 from malt_jax.sampling import reference
-from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.request import Policy, Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 
 SMALL = SamplerConfig(
@@ -215,6 +215,34 @@ def test_many_completions_of_few_prompts_and_of_one_token(model, sampler):
     requests = [*make_requests(2, 11, seed=3), Request((5,), make_requests(1, 2)[0].keys)]
     assert_same(model, requests, DRAWN, sampler.sample(requests, DRAWN))
     assert sampler.sample([Request((5,), np.zeros((0, 2), np.uint32))], DRAWN) == [[]]
+
+
+def test_a_call_that_takes_requests_while_it_runs_draws_what_separate_calls_draw(model, sampler):
+    """By three policies; a prompt beyond the expected length is drawn last."""
+    policies = [Policy(DRAWN), Policy(PARAMS["stop text"]), Policy(PARAMS["top-k"])]
+    firsts = make_requests(6, 2, seed=7)
+    asked, drawn = list(firsts), {}
+    with sampler.open(policies, prompt_tokens=20, siblings=2) as call:
+        call.add(firsts)
+        while call.busy:
+            for request, sibling, completion, place in call.step():
+                drawn[id(request), sibling] = completion
+                if request.policy < 2:
+                    grown = (*request.prompt, *completion.tokens)[-20:]
+                    grown += (5,) * (10 if len(asked) == 9 else 0)
+                    key = make_requests(1, 1, seed=len(asked))[0].keys
+                    order = (1 + request.policy,)
+                    asked.append(Request(grown, key, request.policy + 1, order))
+                    call.add(asked[-1:], place)
+    assert len(drawn) == 6 * 2 * 3
+    for number, policy in enumerate(policies):
+        own = [request for request in asked if request.policy == number]
+        completions = [[drawn[id(r), i] for i in range(len(r.keys))] for r in own]
+        again = sampler.sample(own, policy.params)
+        for ours, theirs in zip(completions, again, strict=True):
+            assert [(c.tokens, c.finish) for c in ours] == [(c.tokens, c.finish) for c in theirs]
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
 def test_every_new_token_is_streamed_once(sampler):

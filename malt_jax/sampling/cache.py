@@ -208,9 +208,19 @@ def resize(
     prefix: list[Cache] | None, suffix: list[Cache], entries: Int[Array, "P"], rows: Int[Array, "R"]
 ) -> tuple[list[Cache] | None, list[Cache]]:
     """The caches of some entries, or None if they stay as they are, and of some rows."""
-    prefix = jax.tree.map(lambda x: jnp.take(x, entries, axis=0, mode="clip"), prefix)
-    suffix = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), suffix)
-    return constrain_caches(prefix), constrain_caches(suffix)
+    return None if prefix is None else _chosen(prefix, entries), _chosen(suffix, rows)
+
+
+def _chosen(caches: list[Cache], numbers: Int[Array, "N"]) -> list[Cache]:
+    """The caches of these entries or rows; on a mesh those of a shard stay on it."""
+    cache_axes, number_axes = partitions(caches, "batch", "kv_heads"), partitions(numbers, "batch")
+    run = per_shard(_choose_on_shard, (cache_axes, number_axes), cache_axes)
+    return constrain_caches(run(caches, numbers))
+
+
+def _choose_on_shard(caches: list[Cache], numbers: Array) -> list[Cache]:
+    local = local_entries(numbers, caches[0].size)
+    return jax.tree.map(lambda x: jnp.take(x, local, axis=0, mode="clip"), caches)
 
 
 # On a mesh, entries and rows are split over the data axes and key heads over the tensor axis. The

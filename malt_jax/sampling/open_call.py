@@ -56,8 +56,8 @@ class OpenCall:
         self._sampler, self._siblings = sampler, siblings
         self._params = [policy.params for policy in policies]
         self._adapter, self._apart = _one_adapter(sampler, policies)
-        self._prompt_tokens = prompt_tokens
-        self._capacity = 0
+        # Before its caches exist, since they are planned for the memory that is free.
+        self._plan = self._planned(prompt_tokens)
         self._streams: list[Stream] = []
         self._turns: deque[int] = deque()
         """Streams in the order in which their chunks were begun."""
@@ -81,16 +81,16 @@ class OpenCall:
         """Whether more requests would fill rows that the known ones leave idle."""
         waiting = sum(len(request.keys) for request, _ in self._new)
         demand = sum(stream.scheduler.demand for stream in self._streams)
-        return demand + waiting < 2 * self._most_rows
+        most_rows = self._plan[0][-1].rows * self._sampler.streams
+        return demand + waiting < 2 * most_rows
 
-    @property
-    def _most_rows(self) -> int:
-        shapes, _ = self._plan()
-        return shapes[-1].rows * self._sampler.streams
-
-    def _plan(self) -> Plan:
+    def _planned(self, prompt_tokens: int) -> Plan:
         longest = max(params.max_new_tokens for params in self._params)
-        return self._sampler.plan(self._prompt_tokens, longest, self._siblings)
+        return self._sampler.plan(prompt_tokens, longest, self._siblings)
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the caches of this pass hold the prompt."""
+        return len(request.prompt) - 1 <= self._plan[0][0].prefix_tokens
 
     def add(self, requests: Iterable[Request], place: Place | None = None) -> None:
         """Adds requests, which may belong to any of the policies."""
@@ -143,34 +143,33 @@ class OpenCall:
             self._close()
             self._new = [(request, None) for request in self._long]
             self._long = []
-            self._prompt_tokens = max(len(request.prompt) for request, _ in self._new)
+            self._plan = self._planned(max(len(request.prompt) for request, _ in self._new))
         new, self._new = self._new, []
         if not new:
             return
         if not self._streams:
             self._open([request for request, _ in new])
             return
+        loads = [stream.scheduler.demand for stream in self._streams]
         for request, place in new:
-            if len(request.prompt) - 1 > self._capacity:
+            if not self._fits(request):
                 self._long.append(request)
                 continue
-            if place is None:
-                loads = [stream.scheduler.demand for stream in self._streams]
-                place = Place(loads.index(min(loads)), None)
-            self._streams[place.stream].scheduler.add(request, place.shard)
+            number, shard = place or Place(loads.index(min(loads)), None)
+            loads[number] += len(request.keys)
+            self._streams[number].scheduler.add(request, shard)
 
     def _open(self, requests: Sequence[Request]) -> None:
-        plan = self._plan()
-        self._capacity = plan[0][0].prefix_tokens
-        fit = [r for r in requests if len(r.prompt) - 1 <= self._capacity]
-        self._long += [r for r in requests if len(r.prompt) - 1 > self._capacity]
+        fit = [request for request in requests if self._fits(request)]
+        self._long += [request for request in requests if not self._fits(request)]
         # Neighbours in the order of their tokens, so that a stream's prompts share prefixes.
         fit.sort(key=lambda request: (request.order, request.prompt))
         count = self._sampler.streams
         cuts = [len(fit) * i // count for i in range(count + 1)]
         for first, end in pairwise(cuts):
+            members = fit[first:end]
             stream = self._sampler.stream(
-                fit[first:end], self._params, self._adapter, plan, apart=self._apart
+                members, self._params, self._adapter, self._plan, apart=self._apart
             )
             stream.grows = True
             self._streams.append(stream)

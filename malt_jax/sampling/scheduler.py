@@ -80,8 +80,10 @@ class Scheduler:
         shards: int = 1,
         apart: bool = False,
     ):
-        """`params`: those of each policy. `apart`: each policy has an adapter of its own, so that
-        keys and values are not shared between policies."""
+        """`params`: those of each policy, or of the only one.
+
+        `apart`: each policy has an adapter of its own, so that they share no keys and values.
+        """
         self.params = [params] if isinstance(params, SamplingParams) else list(params)
         self.shape, self.shards, self._apart = shape, shards, apart
         self.requests: dict[int, Request] = {}
@@ -181,15 +183,16 @@ class Scheduler:
         # A shard takes over from others for rows that would be idle, not for all of its entries:
         # those would keep waiting there what other shards have idle rows for.
         own = self.shape.rows // self.shards
+        loads = {s: self._load(s) for s in range(self.shards) if self.pending}
         while self.pending:
-            load, shard = min(
-                ((self._load(s), s) for s in range(self.shards) if self.prefix_cache.has_free(s)),
-                default=(own, 0),
-            )
-            if load >= own:
+            able = [s for s in loads if loads[s] < own and self.prefix_cache.has_free(s)]
+            if not able:
                 break
+            shard = min(able, key=loads.__getitem__)
             # From the end: the prompts there are the furthest from what their own shard works on.
-            begin(shard, max(self._pending, key=len).pop())
+            group = max(self._pending, key=len).pop()
+            loads[shard] += len(group.numbers)
+            begin(shard, group)
         return prefills
 
     def queue(self) -> Rows:

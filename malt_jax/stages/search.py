@@ -56,8 +56,10 @@ def search(session: Session, round: int) -> None:
                     on_level=say,
                 )
             else:
-                left = _blocks_from(session, block.items)
-                forests = forests or _streamed(session, round, adapters, left)
+                if forests is None:
+                    left = _blocks_from(session, block.items)
+                    say("all roles", session.pipeline.calls * sum(map(len, left)))
+                    forests = _streamed(session, round, adapters, left)
                 # Blocks are sealed in order, so those that are left are all to be made.
                 first = block.items[0].id
                 forest = next(one for one in forests if one.trees[0].question_id == first)
