@@ -152,7 +152,7 @@ def main() -> int:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_NUM_CPU_DEVICES": str(devices),
         }
         words = [sys.executable, __file__, "--only", *(str(ALL.index(c)) for c in some)]
         started.append(subprocess.Popen(words, env=environment))
