@@ -64,7 +64,7 @@ def run(combination: dict, model: Path, folder: Path) -> None:
         {
             **tiny.SMALL,
             "model": {"path": str(model), "dtype": combination["dtype"]},
-            "sampler": {**tiny.SMALL["sampler"], "rows": 8},  # few batch sizes to compile for
+            "sampler": tiny.ONE_BATCH,
             "sharing": combination["sharing"],
             "rounds": combination["rounds"],
             "mesh": {axis: int(size) for axis, size in mesh.items()},
