@@ -30,14 +30,20 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import gc
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
+from durations import pytest_terminal_summary  # noqa: F401 (a hook of pytest)
 from skips import pytest_addoption, pytest_sessionfinish  # noqa: F401 (hooks of pytest)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# An example may take any time: on a busy machine the default of 0.2 s was seen to fail tests.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 ARRAY_CODE = ("models", "sampling", "tree", "credit", "training", "data", "evaluation")
 jaxtyping.install_import_hook([f"malt_jax.{name}" for name in ARRAY_CODE], "typechecking.checked")
