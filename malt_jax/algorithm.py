@@ -13,6 +13,7 @@ docs/method.md has the formulas with their sources, and every decision the publi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -30,6 +31,7 @@ from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
 from malt_jax.training.weights import LoraConfig, initial_weights, start_by_policy
+from malt_jax.tree import adaptive
 from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
@@ -52,6 +54,7 @@ def search(
     threshold: float = 0.5,
     sampler: Sampler | None = None,
     overflow: Overflow = "refuse",
+    spare: int = 0,
     on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """One valued tree per question.
@@ -59,8 +62,8 @@ def search(
     `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
     each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
     policy; the base model where there is none. The same arguments give the same trees, in whatever
-    order the questions come. `on_level` is called with the role and the number of completions of
-    each level before it is sampled.
+    order the questions come. `spare`: siblings per prefix that are held back for where outcomes
+    differ (`tree.adaptive`). `on_level` is called with each role and its number of completions.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
@@ -68,15 +71,13 @@ def search(
     # Paper, section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
-    forest = expand(
-        model, sampler or Sampler(model), questions, pipeline, adapters=adapters or {},
-        seed=seed, round=round, overflow=overflow, on_level=on_level,
-    )  # fmt: skip
-    # Paper, section 3.2. Only outcomes are rewarded: the fixed extractor T reads the answer of each
-    # leaf, and its reward is 1[T(r_ijk) = a*].
-    forest = grade(forest, questions, task.grader)
-    # Value iteration backs the rewards up the tree:
-    # V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
+    grow = partial(
+        expand, model, sampler or Sampler(model), questions, pipeline, adapters=adapters or {},
+        seed=seed, round=round, overflow=overflow, on_level=on_level)  # fmt: skip
+    # Section 3.2. Only outcomes are rewarded: T reads the answer of a leaf, 1[T(r_ijk) = a*].
+    reward = partial(grade, questions=questions, grader=task.grader)
+    forest = adaptive.grow(grow, reward, pipeline, spare) if spare else reward(grow())
+    # Backed up the tree: V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
     return value_forest(forest, backup, softness, threshold)
 
 
@@ -91,11 +92,11 @@ def label(
 ) -> dict[str, RoleData]:
     """What each role learns from: SFT examples, DPO pairs, KTO and policy-gradient examples.
 
-    Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so.
-    SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
-    that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
-    refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
-    draws among the pairs. `signals`: the forest's, if known; `threshold`: theta for them, if not.
+    Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so. SFT
+    imitates the positive nodes of a role. DPO prefers a positive node to a negative one under the
+    same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the refiner. `selection`
+    says which examples and pairs, or `rule`, a name of `credit.rules`; `seed` draws the pairs.
+    `signals`: the forest's, if known; `threshold`: theta for them, if not.
     """
     if rule is not None and selection is not None:
         raise ValueError("give a selection or the name of a rule, not both")
@@ -126,13 +127,13 @@ def train(
     """Each role's trained weights, one policy after the other over the one resident base.
 
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
-    the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
-    `sft` to `pg` are the fields of each phase, unless a role has its own (`RoleConfig.training`).
-    `sharing`: by default every role has a LoRA adapter of its own; with `shared` one policy learns
-    from all roles. `start`: weights to continue from (by role or policy); by default an adapter
-    that changes nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the
-    key of stored log-probabilities. `on_policy`: the data were sampled with `start`, so a policy
-    gradient must find their log-probabilities again.
+    the generator by SFT and the others, also those it does not name, by SFT and then DPO. `sft` to
+    `pg` are the fields of each phase, unless a role has its own (`RoleConfig.training`). `sharing`:
+    by default every role has a LoRA adapter; with `shared` one policy learns from all roles.
+    `start`: weights to continue from (by role or policy); by default an adapter that changes
+    nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the key of stored
+    log-probabilities. `on_policy`: the data were sampled with `start`, so a policy gradient must
+    find their log-probabilities again.
     """
     roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
     phases = {name: role.train for name, role in roles.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 import malt_jax as malt
 from malt_jax.errors import UserError
 from malt_jax.progress import counted
@@ -47,12 +49,13 @@ def search(session: Session, round: int) -> None:
                 threshold=config.search.threshold,
                 sampler=session.sampler,
                 overflow=config.pipeline.overflow,
+                spare=config.search.spare,
                 on_level=say,
             )
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             # For the progress line only: a mean over the blocks of this process.
-            rewards.append(float(forest.rewards.mean()))
+            rewards.append(float(np.nanmean(forest.rewards)))
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
 
 
