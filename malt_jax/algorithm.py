@@ -92,11 +92,11 @@ def label(
 ) -> dict[str, RoleData]:
     """What each role learns from: SFT examples, DPO pairs, KTO and policy-gradient examples.
 
-    Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so. SFT
-    imitates the positive nodes of a role. DPO prefers a positive node to a negative one under the
-    same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the refiner. `selection`
-    says which examples and pairs, or `rule`, a name of `credit.rules`; `seed` draws the pairs.
-    `signals`: the forest's, if known; `threshold`: theta for them, if not.
+    Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so.
+    SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
+    that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
+    refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
+    draws among the pairs. `signals`: the forest's, if known; `threshold`: theta for them, if not.
     """
     if rule is not None and selection is not None:
         raise ValueError("give a selection or the name of a rule, not both")
@@ -127,13 +127,13 @@ def train(
     """Each role's trained weights, one policy after the other over the one resident base.
 
     Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
-    the generator by SFT and the others, also those it does not name, by SFT and then DPO. `sft` to
-    `pg` are the fields of each phase, unless a role has its own (`RoleConfig.training`). `sharing`:
-    by default every role has a LoRA adapter; with `shared` one policy learns from all roles.
-    `start`: weights to continue from (by role or policy); by default an adapter that changes
-    nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the key of stored
-    log-probabilities. `on_policy`: the data were sampled with `start`, so a policy gradient must
-    find their log-probabilities again.
+    the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
+    `sft` to `pg` are the fields of each phase, unless a role has its own (`RoleConfig.training`).
+    `sharing`: by default every role has a LoRA adapter of its own; with `shared` one policy learns
+    from all roles. `start`: weights to continue from (by role or policy); by default an adapter
+    that changes nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the
+    key of stored log-probabilities. `on_policy`: the data were sampled with `start`, so a policy
+    gradient must find their log-probabilities again.
     """
     roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
     phases = {name: role.train for name, role in roles.items()}

@@ -1,7 +1,9 @@
 """Adaptive against fixed branching at equal calls: the tables of docs/credit.md.
 
-python scripts/adaptive_branching.py            # simulated forests, where the truth is known: seconds
-python scripts/adaptive_branching.py --search   # the embedded model on 100 questions: a minute or two
+python scripts/adaptive_branching.py            # simulated forests, where the truth is known
+python scripts/adaptive_branching.py --search   # the embedded model on 100 questions
+
+take some seconds and a minute or two of one core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adaptive branching: the same texts and calls, more siblings where outcomes differ, ragged trees."""
+"""Adaptive branching: the same texts and calls, more siblings where outcomes differ."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def test_common_paths_have_the_texts_of_fixed_trees_and_each_role_makes_as_many_
     found[tuple(map(slice, adaptive.rewards.shape))] = adaptive.rewards
     np.testing.assert_array_equal(found, expected)
     sizes = [len(tree.leaves) for tree in adaptive.trees]
-    assert max(sizes[1::2]) < 9 < min(sizes[0::2])
+    assert max(sizes[1::2]) < 9 < max(sizes[0::2])
 
 
 def test_a_ragged_tree_is_the_same_after_writing_and_reading_and_a_damaged_one_refused(adaptive):
@@ -201,7 +201,7 @@ def test_signals_of_a_ragged_tree_that_is_full_are_those_of_the_fixed_one():
         assert same[node] == pytest.approx(fixed[node], abs=2e-6)
 
 
-def test_role_data_of_ragged_trees_pairs_siblings_only(adaptive):
+def test_role_data_of_ragged_trees_pairs_siblings_only():
     forest = ragged(random_rewards(30, 3, 4, 2))
     nodes = {node.id: node for tree in forest.trees for node in tree.nodes}
     for learned in malt.label(forest).values():
@@ -233,7 +233,7 @@ def test_adaptive_trees_hold_more_contrast_at_equal_calls_and_values_stay_nearly
         leaves = drawn(rewards, (3, 3, 3), spare)
         assert (~np.isnan(leaves)).sum() == 600 * 27
         values = np.asarray(back_up_ragged(jnp.asarray(leaves))[1])
-        both = (np.nanmax(values, -1) > 0.5) & (np.nanmin(values, -1) <= 0.5)
+        both = (values > 0.5).any(-1) & (values <= 0.5).any(-1)
         error = (values - true)[:, :2, :2]  # of the nodes that both have
         outward = np.sign(true - 0.5)[:, :2, :2] * error
         found.append((both.sum(), np.sqrt((error**2).mean()), outward.mean()))

@@ -79,10 +79,9 @@ def plant(
         sure = jnp.where(kind < settled / 2, *SETTLED)
         for levels, known in ((values, sure), (advantages, jnp.zeros(questions))):
             for depth, level in enumerate(levels):
-                wide = (-1, *[1] * (level.ndim - 1))
-                levels[depth] = jnp.where(
-                    (kind < settled).reshape(wide), known.reshape(wide), level
-                )
+                wide = (-1, *[1] * (depth + 1))
+                is_settled = (kind < settled).reshape(wide)
+                levels[depth] = jnp.where(is_settled, known.reshape(wide), level)
     rewards = jax.random.bernoulli(last, values[-1]).astype(jnp.float32)
     return Planted(rewards, good, values, advantages)
 

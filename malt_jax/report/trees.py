@@ -226,7 +226,7 @@ def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:
 
 
 def _mean_reward(tree: Tree) -> float:
-    """The mean of the leaves' rewards; of a ragged tree, of the means below the drafts, and so on."""
+    """The mean reward of all leaves; in ragged trees children count alike, and not their leaves."""
     if not tree.ragged:
         return _mean([leaf.reward or 0.0 for leaf in tree.leaves])
     means: dict[str | None, float] = {leaf.id: leaf.reward or 0.0 for leaf in tree.leaves}

@@ -1,9 +1,9 @@
 """Adaptive branching: at the same number of completions, more siblings where outcomes differ.
 
-Every prefix begins with fewer siblings than its role's `branch`, the leaves are graded, and what was
-held back goes to the questions of the block whose outcomes differ most. docs/method.md, section 2,
-has the formulas. What a node says depends on its path alone, so an adaptive tree and a fixed one
-have the same texts at common paths; only how many siblings there are depends on the block.
+Every prefix begins with fewer siblings than its role's `branch`, the leaves are graded, and what
+was held back goes to the questions of the block whose outcomes differ most. docs/method.md,
+section 2, has the formulas. What a node says depends on its path alone, so an adaptive tree and a
+fixed one have the same texts at common paths; only the number of siblings depends on the block.
 """
 
 from __future__ import annotations

@@ -85,10 +85,7 @@ def back_up_ragged(
     """
     levels = [rewards]
     while (below := levels[0]).ndim > 2:
-        if backup == "mean":
-            above = jnp.nanmean(below, axis=-1)
-        else:
-            above = jnp.nanmax(below, axis=-1)
+        above = (jnp.nanmean if backup == "mean" else jnp.nanmax)(below, axis=-1)
         if backup == "soft":
             spread = jnp.nanmean(jnp.exp((below - above[..., None]) / softness), axis=-1)
             above = above + softness * jnp.log(spread)

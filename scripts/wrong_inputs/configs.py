@@ -184,7 +184,7 @@ CONFIGS = (
         ),
         "search.spare",
         "branch",
-    ),  # fmt: skip
+    ),
     case("config: shard 3/2", flag("--search.shard", "3/2"), "shard", "i/k"),
     case("config: an unknown kernel", flag("--sampler.attention", "cuda"), "attention", "pallas"),
     case("config: falling buckets", flag("--sampler.prefix-buckets", "64,32"), "prefix_buckets"),
