@@ -106,11 +106,10 @@ def expand(
                 deeper.append(Prefix(prefix.question, path, turns))
         prefixes = deeper
     names = tuple(role.name for role in pipeline.roles)
-    shape = pipeline.branches, names
-    ragged = siblings is not None
+    branches, ragged = pipeline.branches, siblings is not None
     return Forest(
         [
-            Tree(q.id, q.text, q.answer, q.meta, *shape, tuple(nodes[q.id]), ragged)
+            Tree(q.id, q.text, q.answer, q.meta, branches, names, tuple(nodes[q.id]), ragged)
             for q in questions
         ]
     )
