@@ -21,6 +21,16 @@ from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.verdict import Reader, verdict_agreement
 from malt_jax.tree.node import VALUE_DIGITS, Forest
 
+SIGNALS = {
+    "advantage": "value less the mean of the siblings",
+    "normalised": "advantage in standard deviations of the siblings",
+    "global": "mean reward below less that of all other leaves",
+    "confidence": "probability that the true value is above the threshold",
+    "verdict": "1 where the critique's verdict fits the answer it judges",
+    "influence": "nats per token that the turn before adds",
+    "divergence": "nats per token by which training made the turn likelier",
+}
+"""Every signal with what it is, in the order in which they are shown."""
 Signals = dict[str, dict[str, float]]
 """Node id -> signal -> its number; a signal that a node does not have is left out."""
 

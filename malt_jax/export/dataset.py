@@ -10,15 +10,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from malt_jax.credit.signals import SIGNALS
 from malt_jax.export.cards import render_card
 from malt_jax.tree.node import Tree
 
 BATCH = 4096
 """Nodes that are written at a time."""
-SIGNALS = (
-    "advantage", "normalised", "global", "confidence", "verdict", "influence", "divergence",
-)  # fmt: skip
-"""Credit signals, each a column that is empty where a node has none."""
 
 
 class Round(NamedTuple):
@@ -92,6 +89,7 @@ def _write_nodes(folder: Path, one: Round) -> int:
         **{"thought": text, "unclosed": pa.bool_()},
         **{"token_ids": pa.list_(whole), "logprobs": pa.list_(pa.float32()), "finish": text},
         **{"parsed": text, "correct": pa.bool_(), "value": number, "label": pa.bool_()},
+        # A signal is empty where a node has none.
         **{"reward": number, **dict.fromkeys(SIGNALS, number)},
     }
     schema, written = pa.schema(list(types.items())), 0

@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from malt_jax.credit.signals import SIGNALS
 from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.report import figures
 from malt_jax.report.drawing import Gallery
 from malt_jax.storage.jsonl import read_lines
 
-MEANINGS = {
-    "advantage": "value less the mean of the siblings",
-    "normalised": "advantage in standard deviations of the siblings",
-    "global": "mean reward below less that of all other leaves",
-    "confidence": "probability that the true value is above the threshold",
-    "verdict": "1 where the critique's verdict fits the answer it judges",
-    "influence": "nats per token that the turn before adds",
-    "divergence": "nats per token by which training made the turn likelier",
-}
-"""The signals in the order of the table, with what each of them is."""
 DRAWN = ("advantage", "confidence", "influence")
 """Signals that get a figure; the others have few values or are one of these on another scale."""
 
@@ -55,11 +46,11 @@ def read_signals(path: Path) -> dict[tuple[str, str], tuple[array, array]]:
         lambda: (array("d"), array("d"))
     )
     for row in read_lines(path, needs=("role", "value")):
-        for name in MEANINGS.keys() & row.keys():
+        for name in SIGNALS.keys() & row.keys():
             own, value = found[row["role"], name]
             own.append(row[name])
             value.append(row["value"])
-    order = list(MEANINGS)
+    order = list(SIGNALS)
     return {key: found[key] for key in sorted(found, key=lambda key: order.index(key[1]))}
 
 
@@ -74,7 +65,7 @@ def signal_table(values: Mapping[tuple[str, str], tuple[array, array]]) -> Table
         rank = stats.spearmanr(own, value).statistic if varies else 0.0
         agreement = f"{rank:+.2f}".replace("-", "−") if varies else ""
         shown = [_digits(number) for number in (np.mean(own), low, middle, high)]
-        rows.append([name, role, MEANINGS[name], str(len(own)), *shown, agreement])
+        rows.append([name, role, SIGNALS[name], str(len(own)), *shown, agreement])
     columns = texts("signal", "role", "what it is")
     return Table([*columns, *numbers("nodes", "mean", "5%", "median", "95%", "with value")], rows)
 

@@ -18,7 +18,7 @@ from malt_jax.report.prompts import Templates
 from malt_jax.storage.jsonl import read_lines, read_records
 from malt_jax.tree.node import Node, Tree
 
-SIGNALS = ("confidence", "verdict", "influence", "divergence")
+EMBEDDED = ("confidence", "verdict", "influence", "divergence")
 """Signals that are embedded in the page, which computes advantages from the values itself."""
 SHORT = 300
 """Characters of a question that the list shows and the search looks through."""
@@ -118,7 +118,7 @@ def read_uses(folder: Path) -> Uses:
 def read_signals(path: Path) -> dict[str, dict[str, float]]:
     """The signals that the page shows, by node id; none if the trees have not been labelled."""
     rows = read_lines(path) if path.exists() else ()
-    found = ((row["node_id"], {n: row[n] for n in SIGNALS if n in row}) for row in rows)
+    found = ((row["node_id"], {n: row[n] for n in EMBEDDED if n in row}) for row in rows)
     return {node_id: shown for node_id, shown in found if shown}
 
 
