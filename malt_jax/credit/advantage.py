@@ -35,9 +35,7 @@ def sibling_advantage(
     """
     if values.shape[-1] == 1:
         return jnp.zeros_like(values)
-    n = values.shape[-1]
-    if present is not None:
-        n = present.sum(axis=-1, keepdims=True, dtype=values.dtype)
+    n = values.shape[-1] if present is None else _count(present, values)
     mean = values.mean(axis=-1, keepdims=True, where=present)
     # V - (n mean - V) / (n - 1), with both terms over n - 1.
     advantage = (values - mean) * (n / (n - 1))
@@ -92,12 +90,17 @@ def ragged_global_advantage(rewards: Float[Array, "Q *branches"]) -> list[Float[
     root = jnp.nanmean(levels[0], axis=-1)
     weight, found = jnp.ones_like(root), []
     for values in levels:
-        siblings = (~jnp.isnan(values)).sum(axis=-1, keepdims=True, dtype=values.dtype)
+        siblings = _count(~jnp.isnan(values), values)
         weight = jnp.broadcast_to(weight[..., None] / siblings, values.shape)
         above = root.reshape(-1, *[1] * (values.ndim - 1))
         rest = jnp.where(weight < 1, 1 - weight, jnp.ones_like(weight))
         found.append(jnp.where(weight < 1, (values - above) / rest, jnp.zeros_like(values)))
     return found
+
+
+def _count(present: Bool[Array, "*prefix n"], values: Float[Array, "*prefix n"]) -> Array:
+    """How many siblings each prefix has, as a number of the values' type; `[*prefix, 1]`."""
+    return present.sum(axis=-1, keepdims=True, dtype=values.dtype)
 
 
 def _all_equal(values: Float[Array, "*prefix n"], present: Present = None) -> Array:

@@ -58,9 +58,11 @@ def posterior(
     if children.shape[-1] == 1:
         unknown = jnp.full(children.shape[:-1], jnp.nan)
         return Posterior(unknown, unknown)
-    n = children.shape[-1] if present is None else present.sum(axis=-1, dtype=children.dtype)
+    counts = None if present is None else present.sum(axis=-1, dtype=children.dtype)
+    n = children.shape[-1] if counts is None else counts
     # Nodes of a ragged tree, and those of them of which a branch can be held out.
-    real, several = (None, None) if present is None else (n > 0, n > 1)
+    real = None if counts is None else counts > 0
+    several = None if counts is None else counts > 1
     values = children.mean(axis=-1, where=present)
     nodes = values.size if real is None else real.sum(dtype=children.dtype)
     m = values.mean(where=real)
