@@ -21,7 +21,7 @@ from malt_jax.distributed import another_gone, leave
 from malt_jax.environment import check_environment, quiet_libraries, unusable_backend
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import one_line, visible
-from malt_jax.memory import return_large_blocks
+from malt_jax.memory import release_after_compiling, return_large_blocks
 from malt_jax.storage.signals import stop_ends_process
 from malt_jax.streams import OutputLost, drop_output, set_up
 
@@ -103,6 +103,7 @@ def dispatch(words: list[str]) -> None:
     quiet_libraries()
     if command.computes:
         check_environment()
+        release_after_compiling()
     command.run(invocation)
 
 

@@ -64,7 +64,7 @@ def run(combination: dict, model: Path, folder: Path) -> None:
         {
             **tiny.SMALL,
             "model": {"path": str(model), "dtype": combination["dtype"]},
-            "sampler": {**tiny.SMALL["sampler"], "rows": 8},  # few batch sizes to compile for
+            "sampler": tiny.ONE_BATCH,
             "sharing": combination["sharing"],
             "rounds": combination["rounds"],
             "mesh": {axis: int(size) for axis, size in mesh.items()},
@@ -152,7 +152,7 @@ def main() -> int:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_NUM_CPU_DEVICES": str(devices),
         }
         words = [sys.executable, __file__, "--only", *(str(ALL.index(c)) for c in some)]
         started.append(subprocess.Popen(words, env=environment))

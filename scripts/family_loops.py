@@ -42,7 +42,7 @@ def run(family: str, folder: Path, **changes: object) -> None:
         {
             **tiny.SMALL,
             "model": {"path": str(save_with_characters(family, folder / "model", **changes))},
-            "sampler": {**tiny.SMALL["sampler"], "rows": 8},  # few batch sizes to compile for
+            "sampler": tiny.ONE_BATCH,
             "output_dir": str(folder / "run"),
             "quiet": True,
         }

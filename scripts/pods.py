@@ -61,7 +61,7 @@ def start(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> 
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_NUM_CPU_DEVICES": str(devices),
         }
         if processes > 1:
             env |= {"MALT_COORDINATOR": coordinator, "MALT_PROCESSES": str(processes)}

@@ -15,7 +15,8 @@ if [ $# -eq 0 ]; then
   "$bin/ruff" check malt_jax tests scripts
   "$bin/ruff" format --check malt_jax tests scripts
   "$bin/mypy"
-  # Two files at a time: most of a test's time is compiling, which keeps one core busy.
-  set -- -n 2 --dist loadfile
+  # Two files at a time, in the order of tests/conftest.py: most of a test's time is compiling, which
+  # keeps one core busy.
+  set -- -n 2 --dist loadfile --no-loadscope-reorder
 fi
 exec "$bin/python" -m pytest "$@"

@@ -29,7 +29,7 @@ def model() -> Path:
 @functools.cache
 def flags() -> tuple[str, ...]:
     """The command line of the run, but for the command; the run directory comes last."""
-    data = {**tiny.SMALL, "model": {"path": str(model())}}
+    data = {**tiny.SMALL, "model": {"path": str(model())}, "sampler": tiny.ONE_BATCH}
     data["search"] = {"block": 2}
     data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
     config = _folder() / "config.yaml"

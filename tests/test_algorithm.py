@@ -22,6 +22,7 @@ from malt_jax.tasks.base import Grade
 from malt_jax.training.saver import MemorySaver
 from malt_jax.tree.node import Forest, Tree
 
+pytestmark = pytest.mark.usefixtures("optimized")
 ROOT = Path(__file__).parents[1]
 PIPELINE = PipelineConfig(
     tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +26,12 @@ def test_the_second_run_of_a_command_compiles_nothing(tmp_path):
         command = ["search", *cli_run.flags()[:-1], str(tmp_path / name)]
         command += ["--sampler.cache-dir", str(tmp_path / "programs")]
         here = str(Path(__file__).parent)
+        # Without the cache of the tests, which would be used in place of the run's.
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, here, *command], capture_output=True, text=True
-        )
+            [sys.executable, "-c", SCRIPT, here, *command],
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return int(done.stdout.splitlines()[-1])
 

@@ -23,7 +23,7 @@ pytest.importorskip("torch", reason="the checkpoint is made by transformers with
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     save_with_characters("qwen3-moe", folder / "model", num_hidden_layers=1)
-    data = {**tiny.SMALL, "model": {"path": str(folder / "model")}}
+    data = {**tiny.SMALL, "model": {"path": str(folder / "model")}, "sampler": tiny.ONE_BATCH}
     targets = ["q", "v", "expert_gate", "expert_up", "expert_down"]
     data["train"] = {**data["train"], "lora": {"rank": 4, "targets": targets}}
     data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}

@@ -103,7 +103,7 @@ def shared_session() -> Session:
     """One model and one sampler for all observations, so that hardly anything is compiled twice."""
     session = Session(base(), None, Progress(quiet=True))
     session.__dict__["model"] = tiny_model()
-    session.__dict__["sampler"] = Sampler(tiny_model(), base().sampler)
+    session.__dict__["sampler"] = Sampler(tiny_model(), replace(base().sampler, rows=8))
     return session
 
 

@@ -52,6 +52,7 @@ def config(tmp_path_factory) -> Path:
     data = {
         **tiny.SMALL,
         "model": {"path": str(tiny.write_model(folder / "model"))},
+        "sampler": tiny.ONE_BATCH,
         "train": {"lora": {"rank": 4}, "sft": {"epochs": 1}, "kto": phase, "pg": phase},
         "eval": {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"},
     }

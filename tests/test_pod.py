@@ -32,7 +32,7 @@ def test_the_others_end_when_one_is_killed_and_the_same_command_makes_the_same_r
     for stage in ("eval", "export", "report"):
         assert cli.main([stage, *WORDS, "--output-dir", str(alone)]) == 0
     seconds, statuses = pods.disturb(
-        ["run", *WORDS], run, (2, 2), pods.searching, signal.SIGKILL, hit=1
+        ["run", *WORDS, "--mesh.heartbeat", "20"], run, (2, 2), pods.searching, signal.SIGKILL, 1
     )
     assert seconds < pods.PATIENCE and statuses[1] == -signal.SIGKILL and statuses[0] != 0
     assert "process" in run.with_name("run.0.log").read_text()

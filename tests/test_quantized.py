@@ -128,6 +128,7 @@ def test_a_run_over_an_int8_base_ends_in_an_export_of_what_it_trained(folder, tm
     data = {
         **tiny.SMALL,
         "model": {"path": str(folder), "quantize": "int8"},
+        "sampler": tiny.ONE_BATCH,
         "pipeline": {"roles": [{"name": "generator", "train": "sft", **tiny.ROLE}]},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))

@@ -168,7 +168,8 @@ def test_the_first_preference_step_logs_ln_2(finished):
     ids=["shared weights, two rounds", "all weights", "one role"],
 )
 def test_variants_of_the_method_are_a_config_change(flags, model_folder, loaded, tmp_path):
-    config = configured(model_folder, tmp_path / "run", *flags, "--eval.systems", "sa,malt")
+    fewer = ("--eval.systems", "sa,malt", "--sampler.rows", "8")
+    config = configured(model_folder, tmp_path / "run", *flags, *fewer)
     results = run(config, loaded)
     assert {row["system"] for row in results["systems"]} == {"sa", "malt"}
     assert (tmp_path / "run/rounds" / f"{config.rounds - 1:03d}").is_dir()

@@ -20,6 +20,7 @@ from malt_jax.sampling import reference
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("optimized")
 SMALL = SamplerConfig(
     rows=4,
     prefix_buckets=(24,),

@@ -38,7 +38,8 @@ def run(config: dict, folder: Path, *flags: str) -> int:
 
 def configured(model: Path) -> dict:
     evaluation = {"trees": 1, "systems": ["sa", "ma", "malt"], "baseline": "sa@3"}
-    return {**tiny.SMALL, "model": {"path": str(model)}, "eval": evaluation}
+    own = {"model": {"path": str(model)}, "sampler": tiny.ONE_BATCH, "eval": evaluation}
+    return {**tiny.SMALL, **own}
 
 
 def records(folder: Path) -> list[dict]:

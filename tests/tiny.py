@@ -120,6 +120,10 @@ SMALL = {
 }
 """A config whose whole loop takes seconds, but for compiling; give it a `model.path`."""
 
+ONE_BATCH = {**SMALL["sampler"], "rows": 8}
+"""A sampler with one batch size per stream, so that one decode program is compiled instead of five.
+`test_run` runs the whole loop with all of them."""
+
 
 def main(folder: Path) -> None:
     """Every stage has several points to stop at: blocks of two questions, saves every two steps."""

@@ -135,9 +135,11 @@ def search_programs(
     config: Config, spec: ModelSpec, work: Work, sizes: Sizes, platform: str, mesh: AnyMesh
 ) -> int:
     """How many programs the sampler compiles in one search, at most."""
-    sampler, shapes = config.sampler, sizes.shapes
-    step = memory.row_step(spec, platform)
-    counts = len(memory.row_counts(shapes.rows, mesh_parts(mesh, "batch"), step))
+    sampler, shards = config.sampler, mesh_parts(mesh, "batch")
+    # Short prompts leave memory for as many rows as are wanted, and so for most numbers of rows.
+    streams = memory.stream_count(sampler, platform, mesh.size > 1)
+    most = memory.rows_wanted(sampler, platform, shards, streams) // streams
+    counts = len(memory.row_counts(most, shards, memory.row_step(spec, platform)))
     # Of one group of prompts: its caches, copies of prefixes, every size of prefill call, decode
     # for every number of rows, and the way from each number to the next.
     programs = 2 + len(sizes.prefill.counts) + counts + (counts - 1)

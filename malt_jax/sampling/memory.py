@@ -112,6 +112,11 @@ def best_rows(platform: str) -> int:
     return BEST_ROWS.get(platform, ACCELERATOR_ROWS)
 
 
+def rows_wanted(config: SamplerConfig, platform: str, shards: int, streams: int) -> int:
+    """Rows of all streams on all shards, if their caches fit."""
+    return config.rows or best_rows(platform) * shards * streams
+
+
 def least_group(platform: str) -> int:
     """Completions that are worth programs of their own."""
     return GROUP_BATCHES * best_rows(platform)
@@ -167,8 +172,7 @@ def plan_shapes(
     """
     plan = plan_memory(spec, one, dtype, config.memory_gb, devices)
     shards, streams = devices.shards, devices.streams
-    best = best_rows(devices.platform) * shards * streams
-    wanted = config.rows or best
+    wanted = rows_wanted(config, devices.platform, shards, streams)
     if config.rows and plan.most_rows < wanted:
         raise UserError(
             f"sampler.rows: {wanted} rows need {plan.need(wanted) / 2**30:.2f} GiB per device, "
