@@ -1,15 +1,14 @@
 """Adaptive against fixed branching at equal calls: the tables of docs/credit.md.
 
 python scripts/adaptive_branching.py            # simulated forests, where the truth is known
-python scripts/adaptive_branching.py --search   # the embedded model on 100 questions
+python scripts/adaptive_branching.py --search   # the embedded model on its 300 questions
 
-take some seconds and a minute or two of one core.
+take some seconds and some minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -83,29 +82,19 @@ def searched(questions: int) -> Table:
     rows = []
     for kind, spare in KINDS.items():
         sampler = Sampler(model, config.sampler)
-        began = time.perf_counter()
         forest = malt.search(
             model, train, config.pipeline, task=config.task.name, sampler=sampler, spare=spare
         )
-        seconds = time.perf_counter() - began
-        data = malt.label(forest, config.data)
-        stats = sampler.stats
-        for at, (role, learned) in enumerate(data.items()):
+        prompts = f"{sampler.stats.prefill_tokens_computed:,}"
+        for at, (role, learned) in enumerate(malt.label(forest, config.data).items()):
             calls = sum(len(tree.levels[at]) for tree in forest.trees)
-            prefixes, having = contrasts(forest, role)
-            cells = [
-                calls,
-                prefixes,
-                having,
-                len(learned.sft),
-                len(learned.dpo),
-                len(learned.policy),
-            ]
-            cost = [f"{stats.prefill_tokens_computed:,}", f"{seconds:.0f}"] if at == 0 else ["", ""]
-            rows.append([kind if at == 0 else "", role, *map(str, cells), *cost])
+            examples = map(len, (learned.sft, learned.dpo, learned.policy))
+            cells = [calls, *contrasts(forest, role), *examples]
+            rows.append([*((kind, role) if at == 0 else ("", role)), *map(str, cells), prompts])
+            prompts = ""
     columns = numbers(
         "calls", "prefixes with contrast", "questions with contrast", "SFT", "pairs",
-        "for policy gradient", "prompt tokens computed", "seconds",
+        "for policy gradient", "prompt tokens computed",
     )  # fmt: skip
     return Table(texts("branching", "role") + columns, rows)
 
@@ -127,12 +116,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=None)
     parser.add_argument("--search", action="store_true")
     options = parser.parse_args()
-    table = (
-        searched(options.questions or 100)
-        if options.search
-        else simulated(options.questions or 1000)
-    )
-    print(table.markdown())
+    make, usual = (searched, 300) if options.search else (simulated, 1000)
+    print(make(options.questions or usual).markdown())
 
 
 if __name__ == "__main__":
