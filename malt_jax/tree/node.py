@@ -220,6 +220,7 @@ class Forest:
 
     @property
     def ragged(self) -> bool:
+        """Whether prefixes may have different numbers of siblings, by adaptive branching."""
         return any(tree.ragged for tree in self.trees)
 
     @property
