@@ -49,8 +49,8 @@ def release_after_compiling() -> None:
     """
     import jax
 
-    def note(event: str, seconds: float, **_: object) -> None:
-        if event.endswith("backend_compile_duration") and seconds > LONG_COMPILE:
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration") and duration_secs > LONG_COMPILE:
             release_freed()
 
     jax.monitoring.register_event_duration_secs_listener(note)
