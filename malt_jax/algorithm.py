@@ -13,6 +13,7 @@ docs/method.md has the formulas with their sources, and every decision the publi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -30,6 +31,7 @@ from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
 from malt_jax.training.weights import LoraConfig, initial_weights, start_by_policy
+from malt_jax.tree import adaptive
 from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
@@ -52,6 +54,7 @@ def search(
     threshold: float = 0.5,
     sampler: Sampler | None = None,
     overflow: Overflow = "refuse",
+    spare: int = 0,
     on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """One valued tree per question.
@@ -59,8 +62,8 @@ def search(
     `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
     each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
     policy; the base model where there is none. The same arguments give the same trees, in whatever
-    order the questions come. `on_level` is called with the role and the number of completions of
-    each level before it is sampled.
+    order the questions come. `spare`: siblings per prefix that are held back for where outcomes
+    differ (`tree.adaptive`). `on_level` is called with each role and its number of completions.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
@@ -68,15 +71,13 @@ def search(
     # Paper, section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
-    forest = expand(
-        model, sampler or Sampler(model), questions, pipeline, adapters=adapters or {},
-        seed=seed, round=round, overflow=overflow, on_level=on_level,
-    )  # fmt: skip
-    # Paper, section 3.2. Only outcomes are rewarded: the fixed extractor T reads the answer of each
-    # leaf, and its reward is 1[T(r_ijk) = a*].
-    forest = grade(forest, questions, task.grader)
-    # Value iteration backs the rewards up the tree:
-    # V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
+    grow = partial(
+        expand, model, sampler or Sampler(model), questions, pipeline, adapters=adapters or {},
+        seed=seed, round=round, overflow=overflow, on_level=on_level)  # fmt: skip
+    # Section 3.2. Only outcomes are rewarded: T reads the answer of a leaf, 1[T(r_ijk) = a*].
+    reward = partial(grade, questions=questions, grader=task.grader)
+    forest = adaptive.grow(grow, reward, pipeline, spare) if spare else reward(grow())
+    # Backed up the tree: V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
     return value_forest(forest, backup, softness, threshold)
 
 

@@ -25,8 +25,11 @@ def forest_of(
     prefix: str = "Q",
     said: Mapping[str, str] | None = None,
     lengths: int = 0,
+    ragged: tuple[int, ...] = (),
 ) -> Forest:
     """A valued forest with the given leaf rewards, float32 `[Q, b_1, ..., b_d]`.
+
+    `ragged`: the `branches` of ragged trees, whose absent leaves are NaN.
 
     Every role but the verifier answers. Completions are the last part of the node's id, or what
     `said` has for it; an inner turn is right if it says "#1". `lengths`: every so many-th turn is
@@ -37,6 +40,8 @@ def forest_of(
         question, nodes, count = f"{prefix}{number}", [], 0
         for depth, role in enumerate(roles, start=1):
             for path in itertools.product(*map(range, rewards.shape[1 : depth + 1])):
+                if ragged and np.isnan(rewards[(number, *path)]).all():
+                    continue
                 names = [f"{s}{i}" for s, i in zip(short, path, strict=False)]
                 leaf, text = depth == len(roles), said.get(names[-1], names[-1])
                 reward = float(rewards[(number, *path)]) if leaf else None
@@ -58,6 +63,7 @@ def forest_of(
                         reward=reward,
                     )
                 )
-        branches = tuple(rewards.shape[1:])
-        trees.append(Tree(question, question, "1", {}, branches, tuple(roles), tuple(nodes)))
+        branches = ragged or tuple(rewards.shape[1:])
+        shape = branches, tuple(roles), tuple(nodes), bool(ragged)
+        trees.append(Tree(question, question, "1", {}, *shape))
     return value_forest(Forest(trees))

@@ -162,6 +162,7 @@ MALFORMED = {
     ),
     "another shape": lambda _, trees: trees[0].update(branches=[1, 1]),
     "branches that are no numbers": lambda _, trees: trees[0].update(branches=["2", "2"]),
+    "ragged trees of a fixed search": lambda _, trees: trees[0].update(ragged=True),
     "other roles": lambda _, trees: trees[0].update(roles=["a", "b"]),
     "an unknown parent": lambda _, trees: trees[0]["nodes"][-1].update(parent="x"),
     "no token ids": lambda _, trees: trees[0]["nodes"][0].pop("token_ids"),

@@ -130,6 +130,7 @@ def trees(made: Config, folder: Path) -> Any:
         backup=made.search.backup,
         softness=made.search.softness,
         threshold=made.search.threshold,
+        spare=made.search.spare,
         sampler=shared_session().sampler,
     )
     return [tree.to_record() for tree in forest.trees]
@@ -754,6 +755,7 @@ EFFECTS: dict[str, Effect] = {
     "search.backup": Effect(trees, "max"),
     "search.softness": Effect(trees, 5.0, {"search.backup": "soft"}),
     "search.threshold": Effect(trees, 0.9),
+    "search.spare": Effect(trees, 1),
     "search.block": Effect(written(searched), 1),
     "search.streaming": Effect(sampler_calls, True),
     "search.shard": Effect(written(searched), "1/2"),

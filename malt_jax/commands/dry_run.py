@@ -94,6 +94,9 @@ def _model(config: Config, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[st
 
 
 def _search(session: Session) -> Iterator[str]:
+    from malt_jax.tree.adaptive import first_pass
+    from malt_jax.tree.node import WIDEST
+
     config, pipeline = session.config, session.pipeline
     questions = len(session.train_questions)
     # The nodes at a depth are the product of all branches down to it.
@@ -105,9 +108,13 @@ def _search(session: Session) -> Iterator[str]:
         f"  {' + '.join(map(str, levels))} = {pipeline.calls} completions per question, "
         f"{pipeline.calls * questions:,} per round; {levels[-1]} answers per question are graded"
     )
-    for role in config.pipeline.roles:
+    least = first_pass(pipeline.branches, config.search.spare)
+    for role, first in zip(config.pipeline.roles, least, strict=True):
+        often = f"{role.branch} per prefix"
+        if first < role.branch:
+            often += f" on average, {first} to {WIDEST * role.branch}"
         yield (
-            f"  {role.name}: {role.branch} per prefix, temperature {role.temperature:g}, "
+            f"  {role.name}: {often}, temperature {role.temperature:g}, "
             f"at most {role.max_new_tokens} tokens"
         )
     above = f"above {config.search.threshold:g}"

@@ -262,6 +262,7 @@ COMMANDS = (
             "pipeline.roles.N.temperature",
             "search.backup",
             "search.threshold",
+            "search.spare",
             "search.shard",
         ),
         PROFILE,

@@ -76,6 +76,11 @@ class Config:
         check(0 <= self.seed < 1 << 32, f"seed: found {self.seed}, allowed: 0 to 2^32 - 1.")
         check_unique("ablations", [ablation.name for ablation in self.ablations])
         check(
+            not self.search.spare or any(role.branch > 2 for role in self.pipeline.roles),
+            f"search.spare: found {self.search.spare}, but no role has a branch above 2, and every "
+            "prefix keeps two siblings to see whether they differ; raise a branch, or set 0.",
+        )
+        check(
             self.data.weights != "confidence" or self.search.backup == "mean",
             f"data.weights: confidence, but search.backup: {self.search.backup}; confidence is "
             "that of a mean of branches, so use search.backup: mean.",

@@ -18,6 +18,10 @@ class SearchConfig:
     """Temperature of the soft maximum of `backup: soft`: near 0 the maximum, large the mean."""
     threshold: float = 0.5
     """A node is positive if its value is above this, strictly; ties are negative."""
+    spare: int = 0
+    """Adaptive branching: so many of each role's `branch` siblings are held back and given to the
+    prefixes of a block whose outcomes differ most, at the same number of calls. 0: off, as
+    published."""
     block: int = 256
     """Questions that are expanded and saved together; an interrupted block is repeated."""
     streaming: bool = False
@@ -30,7 +34,13 @@ class SearchConfig:
     def __post_init__(self):
         check_range(self, "softness", above=0)
         check_range(self, "threshold", least=0, below=1)
+        check_range(self, "spare", least=0, zero="off", most=62)
         check_range(self, "block", least=1)
+        check(
+            not (self.spare and self.streaming),
+            f"spare: found {self.spare}, but streaming: true, and what is held back can only be "
+            "given out once a block's first leaves are graded; leave out one of them.",
+        )
         index, count = map(whole_number, self.shard.partition("/")[::2])
         check(
             index is not None and count is not None and 1 <= index <= count,

@@ -2,7 +2,8 @@
 
 Siblings continue the same prefix, so they differ in one turn only: their other values are what
 would have happened without this turn, and subtracting them removes the credit of what came before.
-Values of level d are an array `[Q, b_1, ..., b_d]`, so siblings lie along the last axis.
+Values of level d are an array `[Q, b_1, ..., b_d]`, so siblings lie along the last axis. Of ragged
+trees `present` says which of them there are.
 """
 
 from __future__ import annotations
@@ -10,30 +11,40 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from malt_jax.tree.node import VALUE_DIGITS
+from malt_jax.tree.values import back_up_ragged
 
 EQUAL = 10.0**-VALUE_DIGITS
 """Values that differ by less are equal: values of a record are rounded to as many digits."""
 
 
-def sibling_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*prefix n"]:
+Present = Bool[Array, "*prefix n"] | None
+"""Which siblings there are; None: all of them."""
+
+
+def sibling_advantage(
+    values: Float[Array, "*prefix n"], present: Present = None
+) -> Float[Array, "*prefix n"]:
     """A(x) = V(x) - mean of V over its siblings without x.
 
     The leave-one-out baseline in a frozen context (C3, arXiv 2603.06859). The baseline does not
     contain x, so A(x) is an unbiased estimate of V(x) - V(prefix). An only child has no
     counterfactual and gets 0, and so do siblings whose values are all equal.
     """
-    n = values.shape[-1]
-    if n == 1:
+    if values.shape[-1] == 1:
         return jnp.zeros_like(values)
+    n = values.shape[-1] if present is None else _count(present, values)
+    mean = values.mean(axis=-1, keepdims=True, where=present)
     # V - (n mean - V) / (n - 1), with both terms over n - 1.
-    advantage = (values - values.mean(axis=-1, keepdims=True)) * (n / (n - 1))
-    return jnp.where(_all_equal(values), jnp.zeros_like(values), advantage)
+    advantage = (values - mean) * (n / (n - 1))
+    return jnp.where(_all_equal(values, present), jnp.zeros_like(values), advantage)
 
 
-def normalised_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*prefix n"]:
+def normalised_advantage(
+    values: Float[Array, "*prefix n"], present: Present = None
+) -> Float[Array, "*prefix n"]:
     """A(x) / std of V over x and its siblings; the group is the role and the prefix.
 
     With the population's standard deviation. As A(x) leaves x out of its baseline, this is
@@ -43,10 +54,11 @@ def normalised_advantage(values: Float[Array, "*prefix n"]) -> Float[Array, "*pr
     its turns: it gets 0. Unlike A(x), the quotient is a biased estimate, because a group with one
     exception has a small std and its exception a large advantage.
     """
-    equal = _all_equal(values)
+    equal = _all_equal(values, present)
+    std = values.std(axis=-1, keepdims=True, where=present)
     # 1 in place of a std near 0, because `where` would still compute 0 / 0 in its other branch.
-    std = jnp.where(equal, jnp.ones_like(equal, values.dtype), values.std(axis=-1, keepdims=True))
-    return sibling_advantage(values) / std
+    std = jnp.where(equal, jnp.ones_like(equal, values.dtype), std)
+    return sibling_advantage(values, present) / std
 
 
 def global_advantage(rewards: Float[Array, "Q *branches"], level: int) -> Float[Array, "Q *_"]:
@@ -67,7 +79,32 @@ def global_advantage(rewards: Float[Array, "Q *branches"], level: int) -> Float[
     return (means - root) * (leaves / (leaves - below))
 
 
-def _all_equal(values: Float[Array, "*prefix n"]) -> Array:
+def ragged_global_advantage(rewards: Float[Array, "Q *branches"]) -> list[Float[Array, "Q *_"]]:
+    """`global_advantage` of every level of ragged trees, whose absent leaves are NaN.
+
+    A leaf weighs w = 1 / (number of siblings), multiplied over its path, so that V(root) is the sum
+    of w r, and a node weighs W, the sum of w below it. Then V less the mean of all other leaves is
+    (V - V(root)) / (1 - W), which is the same number where all leaves weigh alike.
+    """
+    levels = back_up_ragged(rewards)
+    root = jnp.nanmean(levels[0], axis=-1)
+    weight, found = jnp.ones_like(root), []
+    for values in levels:
+        siblings = _count(~jnp.isnan(values), values)
+        weight = jnp.broadcast_to(weight[..., None] / siblings, values.shape)
+        above = root.reshape(-1, *[1] * (values.ndim - 1))
+        rest = jnp.where(weight < 1, 1 - weight, jnp.ones_like(weight))
+        found.append(jnp.where(weight < 1, (values - above) / rest, jnp.zeros_like(values)))
+    return found
+
+
+def _count(present: Bool[Array, "*prefix n"], values: Float[Array, "*prefix n"]) -> Array:
+    """How many siblings each prefix has, as a number of the values' type; `[*prefix, 1]`."""
+    return present.sum(axis=-1, keepdims=True, dtype=values.dtype)
+
+
+def _all_equal(values: Float[Array, "*prefix n"], present: Present = None) -> Array:
     """Whether siblings have one value, up to rounding; `[*prefix, 1]`."""
-    spread = values.max(axis=-1, keepdims=True) - values.min(axis=-1, keepdims=True)
-    return spread < EQUAL
+    most = values.max(axis=-1, keepdims=True, where=present, initial=-jnp.inf)
+    least = values.min(axis=-1, keepdims=True, where=present, initial=jnp.inf)
+    return most - least < EQUAL

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy.special import betaincc
 
 
@@ -31,7 +31,9 @@ def confidence(
     return above(posterior(children), threshold)
 
 
-def posterior(children: Float[Array, "*nodes n"]) -> Posterior:
+def posterior(
+    children: Float[Array, "*nodes n"], present: Bool[Array, "*nodes n"] | None = None
+) -> Posterior:
     """What n child branches say of the true value of their node.
 
     True values p are taken to be Beta distributed over the N nodes of the level, and a child branch
@@ -50,19 +52,24 @@ def posterior(children: Float[Array, "*nodes n"]) -> Posterior:
     N nodes do not prove that a moment is at the end of its range: m counts half a right and half a
     wrong node more, s2 is at least 1 / (N + 1) and at most N / (N + 1) of m (1 - m), and w at least
     1 / (N + 1) of it. So no label is certain, and few trees make none nearly so. NaN where n = 1,
-    for nothing can be held out.
+    for nothing can be held out. Of ragged trees, `present` says which branches there are, and n is
+    a node's own.
     """
-    n = children.shape[-1]
-    values = children.mean(axis=-1)
-    if n == 1:
-        unknown = jnp.full_like(values, jnp.nan)
+    if children.shape[-1] == 1:
+        unknown = jnp.full(children.shape[:-1], jnp.nan)
         return Posterior(unknown, unknown)
-    nodes = values.size
-    m = values.mean()
+    counts = None if present is None else present.sum(axis=-1, dtype=children.dtype)
+    n = children.shape[-1] if counts is None else counts
+    # Nodes of a ragged tree, and those of them of which a branch can be held out.
+    real = None if counts is None else counts > 0
+    several = None if counts is None else counts > 1
+    values = children.mean(axis=-1, where=present)
+    nodes = values.size if real is None else real.sum(dtype=children.dtype)
+    m = values.mean(where=real)
     # (sum^2 - sum of squares) / (n (n - 1)) is the mean product of two different branches.
-    products = (n * values**2 - (children**2).mean(axis=-1)) / (n - 1)
-    s2 = products.mean() - m**2
-    w = children.var(axis=-1, ddof=1).mean()
+    products = (n * values**2 - (children**2).mean(axis=-1, where=present)) / (n - 1)
+    s2 = products.mean(where=several) - m**2
+    w = children.var(axis=-1, ddof=1, where=present).mean(where=several)
 
     m = (nodes * m + 0.5) / (nodes + 1)
     most = m * (1 - m)

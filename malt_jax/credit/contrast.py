@@ -139,14 +139,17 @@ def _by_chance(tree: Tree, siblings: Sequence[Node], threshold: float) -> list[f
     """
     if siblings[0].reward is not None:
         return None
-    below = np.array([[child.value for child in tree.children[node.id]] for node in siblings])
+    below = [[child.value for child in tree.children[node.id]] for node in siblings]
     values = np.array([node.value for node in siblings])
-    if np.abs(below.mean(axis=1) - values).max() > 2 * EQUAL:
+    sizes = np.array(list(map(len, below)))
+    starts = np.cumsum(sizes) - sizes
+    branches = np.concatenate(below)
+    if np.abs(np.add.reduceat(branches, starts) / sizes - values).max() > 2 * EQUAL:
         return None  # backed up by another rule than the mean
     # The same numbers whenever these trees are read, in whatever order.
     rng = np.random.default_rng(crc32(siblings[0].id.encode()))
-    dealt = rng.permuted(np.tile(below.ravel(), (DEALS, 1)), axis=1)
-    means = dealt.reshape(DEALS, *below.shape).mean(axis=2)
+    dealt = rng.permuted(np.tile(branches, (DEALS, 1)), axis=1)
+    means = np.add.reduceat(dealt, starts, axis=1) / sizes
     # Values are rounded, so a tie with theta may be off by a rounding.
     positive = (means > threshold + 2 * EQUAL).sum(axis=1)
     both = (positive > 0) & (positive < len(siblings))

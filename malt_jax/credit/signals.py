@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
+from malt_jax.credit.advantage import (
+    global_advantage,
+    normalised_advantage,
+    ragged_global_advantage,
+    sibling_advantage,
+)
 from malt_jax.credit.confidence import Posterior, above, posterior
 from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.verdict import Reader, verdict_agreement
@@ -50,9 +55,9 @@ def node_signals(
     """
     signals: Signals = {node.id: {} for tree in forest.trees for node in tree.nodes}
     # Trees of one shape are one array.
-    shapes = dict.fromkeys(tree.branches for tree in forest.trees)
+    shapes = dict.fromkeys((tree.branches, tree.ragged) for tree in forest.trees)
     for shape in shapes:
-        alike = Forest([tree for tree in forest.trees if tree.branches == shape])
+        alike = Forest([t for t in forest.trees if (t.branches, t.ragged) == shape])
         _add_arrays(signals, alike, threshold)
     for tree in forest.trees:
         for node, fits in verdict_agreement(tree, readers or {}).items():
@@ -66,10 +71,10 @@ def node_signals(
 def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
     """Adds the signals that are functions of the values and rewards of whole levels."""
     pooled = Forest([pool_repeats(tree) for tree in forest.trees])
-    columns, posteriors = _arrays(forest.values, pooled.values, forest.rewards)
+    columns, posteriors = _arrays(forest.values, pooled.values, forest.rewards, forest.ragged)
     columns["confidence"] = [above(one, threshold) for one in posteriors]
     for name, levels in columns.items():
-        for tree, row in zip(forest.trees, _by_tree(levels, len(forest.trees)), strict=True):
+        for tree, row in zip(forest.trees, forest.by_tree(levels), strict=True):
             # Leaves come last in a tree, and it is they that a shorter row leaves out.
             for node, number in zip(tree.nodes, row.tolist(), strict=False):
                 if not math.isnan(number):
@@ -77,23 +82,22 @@ def _add_arrays(signals: Signals, forest: Forest, threshold: float) -> None:
                     signals[node.id][name] = round(number, VALUE_DIGITS) + 0.0
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="ragged")
 def _arrays(
     values: list[Float[Array, "Q *_"]],
     pooled: list[Float[Array, "Q *_"]],
     rewards: Float[Array, "Q *branches"],
+    ragged: bool = False,
 ) -> tuple[dict[str, list[Float[Array, "Q *_"]]], list[Posterior]]:
     """All levels in one program, because each operation of its own would be compiled by itself."""
+    present = [~jnp.isnan(level) if ragged else None for level in values]
+    depths = range(1, len(values) + 1)
     advantages = {
-        "advantage": [sibling_advantage(level) for level in pooled],
-        "normalised": [normalised_advantage(level) for level in pooled],
-        "global": [global_advantage(rewards, d) for d in range(1, len(values) + 1)],
+        "advantage": list(map(sibling_advantage, pooled, present)),
+        "normalised": list(map(normalised_advantage, pooled, present)),
+        "global": ragged_global_advantage(rewards)
+        if ragged
+        else [global_advantage(rewards, depth) for depth in depths],
     }
     # The children of a level's nodes are the next level.
-    return advantages, [posterior(level) for level in values[1:]]
-
-
-def _by_tree(levels: Sequence[Any], trees: int) -> np.ndarray:
-    """The numbers of each tree's nodes in their order, level after level: `[Q, nodes]`."""
-    flat = [np.asarray(level).reshape(trees, -1) for level in levels]
-    return np.concatenate([np.empty((trees, 0)), *flat], axis=1)
+    return advantages, list(map(posterior, values[1:], present[1:]))

@@ -13,10 +13,16 @@ from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from malt_jax.tree.adaptive import allocate, first_pass, outcome_variance
+from malt_jax.tree.node import WIDEST
 
 BASE, EFFECT = 0.2, 0.6
 """P(right) without what the effect needs, and how much it adds."""
+SETTLED = (0.03, 0.97)
+"""P(right) of questions that are too hard and of questions that are too easy."""
 EFFECTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "draft": (0,),
@@ -44,9 +50,13 @@ class Planted:
 
 def plant(
     key: Array, questions: int, branches: Sequence[int], needed: Sequence[int], *,
-    base: float = BASE, effect: float = EFFECT,
+    base: float = BASE, effect: float = EFFECT, settled: float = 0.0,
 ) -> Planted:  # fmt: skip
-    """A forest in which P(right) = base + effect if all turns at the depths `needed` are good."""
+    """A forest in which P(right) = base + effect if all turns at the depths `needed` are good.
+
+    A share of the questions is `settled`: whatever is said, P(right) is SETTLED of one kind or the
+    other.
+    """
     shapes = [(questions, *branches[: d + 1]) for d in range(len(branches))]
     *keys, last = jax.random.split(key, len(branches) + 1)
     good = [jax.random.bernoulli(k, 0.5, shape) for k, shape in zip(keys, shapes, strict=True)]
@@ -63,8 +73,36 @@ def plant(
         values.append(value)
         advantages.append(value - before[..., None])
         before = value
+    if settled:
+        # Below half the share wrong, below the share right, and above it open.
+        kind = jax.random.uniform(jax.random.fold_in(key, len(branches)), (questions,))
+        sure = jnp.where(kind < settled / 2, *SETTLED)
+        for levels, known in ((values, sure), (advantages, jnp.zeros(questions))):
+            for depth, level in enumerate(levels):
+                wide = (-1, *[1] * (depth + 1))
+                is_settled = (kind < settled).reshape(wide)
+                levels[depth] = jnp.where(is_settled, known.reshape(wide), level)
     rewards = jax.random.bernoulli(last, values[-1]).astype(jnp.float32)
     return Planted(rewards, good, values, advantages)
+
+
+def drawn(
+    rewards: Float[np.ndarray, "Q *wide"], branches: Sequence[int], spare: int
+) -> Float[np.ndarray, "Q *wide"]:
+    """The leaves that adaptive branching would draw of a forest of WIDEST times `branches`.
+
+    The others are NaN. As in a search, what a node is does not depend on the allocation.
+    """
+    sizes = first_pass(branches, spare)
+    seen = rewards[(slice(None), *map(slice, sizes))].reshape(len(rewards), -1)
+    variance = outcome_variance(seen.astype(np.float64))
+    present = np.ones(len(rewards), bool)
+    for depth, branch in enumerate(branches):
+        siblings = np.zeros(present.shape, int)
+        question, *_ = np.nonzero(present)
+        siblings[present] = allocate(variance[question], sizes[depth], branch)
+        present = np.arange(WIDEST * branch) < siblings[..., None]
+    return np.where(present, rewards, np.nan)
 
 
 @dataclass(frozen=True)

@@ -199,9 +199,21 @@ class TreeView {
   /** The global advantage: mean reward below a node less that of all other leaves. */
   elsewhere(index) {
     const below = new Set(this.leavesBelow(index));
-    const rewards = (kept) => this.tree.nodes.flatMap((node, i) => (node.leaf && kept(i) ? [node.value] : []));
-    const others = rewards((i) => !below.has(i));
-    return others.length ? `, ${plus(mean(rewards((i) => below.has(i))) - mean(others))} over all other leaves` : "";
+    const leaves = this.tree.nodes.map((_, i) => i).filter((i) => this.tree.nodes[i].leaf);
+    const average = (kept) => {
+      const weights = kept.map((i) => this.weight(i));
+      return kept.reduce((sum, i, at) => sum + weights[at] * this.tree.nodes[i].value, 0) / weights.reduce((a, b) => a + b, 0);
+    };
+    const others = leaves.filter((i) => !below.has(i));
+    return others.length ? `, ${plus(average([...below]) - average(others))} over all other leaves` : "";
+  }
+
+  /** The share of a leaf in the tree's value: children count alike, however many leaves each has. */
+  weight(index) {
+    return this.path(index).reduce((share, i) => {
+      const { parent } = this.tree.nodes[i];
+      return share / (parent < 0 ? this.roots : this.children[parent]).length;
+    }, 1);
   }
 
   leavesBelow(index) {

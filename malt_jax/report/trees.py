@@ -63,7 +63,7 @@ class Totals:
         """Counts one tree."""
         self.roles = self.roles or tree.roles
         # The root has one value, the mean reward of all leaves: worst, mean and best are the same.
-        mean_reward = _mean([leaf.reward or 0.0 for leaf in tree.leaves])
+        mean_reward = _mean_reward(tree)
         self.spans[0].append((mean_reward, mean_reward, mean_reward))
         for depth, role in enumerate(tree.roles, start=1):
             nodes = [node for node in tree.nodes if node.role == role]
@@ -223,6 +223,16 @@ def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:
         earlier = () if node.parent is None else paths[node.parent]
         paths[node.id] = (*earlier, node)
     return paths
+
+
+def _mean_reward(tree: Tree) -> float:
+    """The mean reward of all leaves; in ragged trees children count alike, and not their leaves."""
+    if not tree.ragged:
+        return _mean([leaf.reward or 0.0 for leaf in tree.leaves])
+    means: dict[str | None, float] = {leaf.id: leaf.reward or 0.0 for leaf in tree.leaves}
+    for parent, siblings in reversed(tree.children.items()):  # children come before their parents
+        means[parent] = _mean([means[node.id] for node in siblings])
+    return means[None]
 
 
 def _mean(values: Sequence[float]) -> float:

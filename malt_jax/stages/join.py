@@ -1,7 +1,8 @@
 """Join: the slices of one search become the search of this run.
 
 Sampling keys come from the seed and a node's path in its tree, so a tree does not depend on the
-machine that grew it, and the joined search equals that of one run.
+machine that grew it, and the joined search equals that of one run. With `search.spare` its nodes
+do, but how many siblings there are depends on the blocks, which begin anew in each slice.
 """
 
 from __future__ import annotations

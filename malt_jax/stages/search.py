@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import malt_jax as malt
 from malt_jax.errors import UserError
 from malt_jax.progress import counted
@@ -53,6 +55,7 @@ def search(session: Session, round: int) -> None:
                     threshold=config.search.threshold,
                     sampler=session.sampler,
                     overflow=config.pipeline.overflow,
+                    spare=config.search.spare,
                     on_level=say,
                 )
             else:
@@ -66,7 +69,7 @@ def search(session: Session, round: int) -> None:
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             # For the progress line only: a mean over the blocks of this process.
-            rewards.append(float(forest.rewards.mean()))
+            rewards.append(float(np.nanmean(forest.rewards)))
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
 
 

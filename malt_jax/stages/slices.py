@@ -143,13 +143,14 @@ def check_trees(session: Session, slices: Sequence[Slice]) -> None:
     """Refuses slices that do not hold one tree per question of this run, in their order."""
     # One iterator for all slices: together they give each question once, in order.
     questions = iter(session.train_questions)
+    ragged = session.config.search.spare > 0
     for one in slices:
         with named(one.place):
             for path in one.shards:
                 for line, record in enumerate(read_lines(path), start=1):
                     try:
                         tree = Tree.from_record(record)
-                        _check_tree(tree, next(questions, None), session.pipeline)
+                        _check_tree(tree, next(questions, None), session.pipeline, ragged)
                     except (ValueError, TypeError) as error:
                         reason = str(error).partition("\n")[0]
                         raise UserError(
@@ -163,7 +164,9 @@ def check_trees(session: Session, slices: Sequence[Slice]) -> None:
         )
 
 
-def _check_tree(tree: Tree, question: Question | None, pipeline: Chain) -> None:
+def _check_tree(
+    tree: Tree, question: Question | None, pipeline: Chain, ragged: bool = False
+) -> None:
     """Raises ValueError for a tree that this run could not have grown for the question."""
     if question is None:
         raise ValueError(f"{tree.question_id} is a tree beyond this run's questions")
@@ -172,8 +175,8 @@ def _check_tree(tree: Tree, question: Question | None, pipeline: Chain) -> None:
         raise ValueError(f"expected the tree of {wanted}, found that of {tree.question_id}")
     if (tree.question, tree.answer) != (question.text, question.answer):
         raise ValueError(f"the text or the answer of {wanted} is not that of this run")
-    shape = tuple(pipeline.branches), tuple(role.name for role in pipeline.roles)
-    if (tree.branches, tree.roles) != shape:
+    shape = tuple(pipeline.branches), tuple(role.name for role in pipeline.roles), ragged
+    if (tree.branches, tree.roles, tree.ragged) != shape:
         raise ValueError(f"the tree of {wanted} has other roles or branches than the pipeline")
     if len({node.id for node in tree.nodes}) < len(tree.nodes):
         raise ValueError(f"the tree of {wanted} has two nodes with the same id")

@@ -126,7 +126,7 @@ def _search_fields(config: Config) -> list[Any]:
     roles = [
         replace(role, train="none", verdict="none", training={}) for role in config.pipeline.roles
     ]
-    shards = (config.search.block, config.search.shard)
+    shards = (config.search.block, config.search.shard, config.search.spare)
     overflow = config.pipeline.overflow
     return [config.model, config.task, config.seed, roles, overflow, shards, config.sampler]
 

@@ -8,6 +8,7 @@ level one role's policy is in use, siblings share their prompt, and the sampler 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,10 @@ class Prefix(NamedTuple):
     """Texts of the turns so far by role, the earliest first."""
 
 
+Siblings = Callable[[int, Sequence[Prefix]], Sequence[int]]
+"""How many siblings each prefix of a depth has, 0 being the drafts'."""
+
+
 def expand(
     model: Model,
     sampler: Sampler,
@@ -47,6 +52,8 @@ def expand(
     round: int | str,
     overflow: Overflow = "refuse",
     on_level: Callable[[str, int], None] = lambda role, completions: None,
+    known: Mapping[str, Node] = MappingProxyType({}),
+    siblings: Siblings | None = None,
 ) -> Forest:
     """The whole tree of every question, not graded yet.
 
@@ -54,36 +61,46 @@ def expand(
     is none. The random key of a node depends on the seed, the round and the node's path only, so a
     tree is the same in any pool. `overflow`: whether a prompt that is too long is refused or
     truncated. `on_level` is called with the role and the number of completions of each level
-    before it is sampled.
+    before it is sampled. `siblings` says how many each prefix has, by default the `branch` of the
+    role; the trees are ragged then. Nodes that are `known`, by id, are not sampled again.
     """
     prefixes = [Prefix(question, (), {}) for question in questions]
     # Nodes are added level by level, the order in which trees and forests hold them.
     nodes: dict[str, list[Node]] = {question.id: [] for question in questions}
-    for role in pipeline.roles:
+    for depth, role in enumerate(pipeline.roles):
         # The longest possible completion is kept free, so no context ends one early.
         room = model.spec.context - role.config.max_new_tokens
         # One request per prefix: its siblings share the prompt, and each has a key of its own.
         tokenizer = role.tokenizer(model.tokenizer)
+        sizes = siblings(depth, prefixes) if siblings else [role.config.branch] * len(prefixes)
+        families = [family_of(*one, pipeline) for one in zip(prefixes, sizes, strict=True)]
+        missing = [[id for id in family if id not in known] for family in families]
+        asked = [at for at, ids in enumerate(missing) if ids]
         prompts = [
-            prompt_of(role, prefix, pipeline, tokenizer, room, overflow) for prefix in prefixes
+            prompt_of(role, prefixes[at], pipeline, tokenizer, room, overflow) for at in asked
         ]
         requests = [
-            Request(prompt.ids, sibling_keys(role, prefix, pipeline, seed, round))
-            for prompt, prefix in zip(prompts, prefixes, strict=True)
+            Request(prompt.ids, sibling_keys(missing[at], seed, round))
+            for at, prompt in zip(asked, prompts, strict=True)
         ]
-        on_level(role.name, len(requests) * role.config.branch)
+        on_level(role.name, sum(map(len, missing)))
         sampled = sampler.sample(
             requests,
             sampling_params(role, tokenizer),
             adapter=adapters.get(role.name),
         )
+        drawn = {
+            id: (prompt, completion)
+            for at, prompt, completions in zip(asked, prompts, sampled, strict=True)
+            for id, completion in zip(missing[at], completions, strict=True)
+        }
         # Every completion is a node, and the prefix of the next level.
         deeper = []
-        for prefix, prompt, completions in zip(prefixes, prompts, sampled, strict=True):
-            for index, completion in enumerate(completions):
+        for prefix, family in zip(prefixes, families, strict=True):
+            for index, id in enumerate(family):
                 path = (*prefix.path, index)
-                node = completed_node(
-                    role, prefix.question, path, prompt, completion, pipeline, tokenizer
+                node = known.get(id) or completed_node(
+                    role, prefix.question, path, *drawn[id], pipeline, tokenizer
                 )
                 nodes[prefix.question.id].append(node)
                 # The order of the turns matters: `{previous}` stands for the last of them.
@@ -92,9 +109,10 @@ def expand(
                 deeper.append(Prefix(prefix.question, path, turns))
         prefixes = deeper
     names = tuple(role.name for role in pipeline.roles)
+    branches, ragged = pipeline.branches, siblings is not None
     return Forest(
         [
-            Tree(q.id, q.text, q.answer, q.meta, pipeline.branches, names, tuple(nodes[q.id]))
+            Tree(q.id, q.text, q.answer, q.meta, branches, names, tuple(nodes[q.id]), ragged)
             for q in questions
         ]
     )
@@ -148,15 +166,14 @@ def prompt_of(
     )
 
 
-def sibling_keys(
-    role: Role, prefix: Prefix, pipeline: Chain, seed: int, round: int | str
-) -> np.ndarray:
+def family_of(prefix: Prefix, size: int, pipeline: Chain) -> list[str]:
+    """The ids of a prefix's siblings."""
+    return [pipeline.node_id(prefix.question.id, (*prefix.path, index)) for index in range(size)]
+
+
+def sibling_keys(ids: Sequence[str], seed: int, round: int | str) -> np.ndarray:
     """One random key per sibling, uint32 `[n, 2]`."""
-    ids = [
-        pipeline.node_id(prefix.question.id, (*prefix.path, index))
-        for index in range(role.config.branch)
-    ]
-    return np.stack([node_key(seed, "search", round, node) for node in ids])
+    return np.stack([node_key(seed, "search", round, id) for id in ids])
 
 
 def completed_node(

@@ -7,10 +7,12 @@ them, a search shard holds one tree per line, and role data is selected from the
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import operator
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ LOGPROB_DIGITS = 5
 VALUE_DIGITS = 6
 """Decimals of a value. Both are rounded when a node is made, so that writing and reading a tree
 gives the same nodes."""
+WIDEST = 2
+"""Siblings of a prefix of a ragged tree, at most so many times the role's `branch`."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,34 @@ class Tree:
     roles: tuple[str, ...]
     """The role of each depth."""
     nodes: tuple[Node, ...]
+    ragged: bool = False
+    """Grown by adaptive branching: prefixes have different numbers of siblings, and `branches` are
+    their means over the prefixes of a block of questions."""
 
     @property
     def leaves(self) -> tuple[Node, ...]:
         """The last role's nodes, which carry the rewards."""
-        # Nodes are listed level by level, so the leaves are the last ones.
-        return self.nodes[-math.prod(self.branches) :]
+        return self.levels[-1]
+
+    @cached_property
+    def levels(self) -> tuple[tuple[Node, ...], ...]:
+        """The nodes by depth, the drafts first."""
+        if self.ragged:
+            sizes = Counter(len(path) for path in self.paths.values())
+            ends = list(accumulate(sizes[depth + 1] for depth in range(len(self.branches))))
+        else:
+            ends = list(accumulate(accumulate(self.branches, operator.mul)))
+        # Nodes are listed level by level.
+        return tuple(self.nodes[a:b] for a, b in pairwise([0, *ends]))
+
+    @cached_property
+    def paths(self) -> dict[str, tuple[int, ...]]:
+        """By node id, which of its siblings each turn is on the path down to the node."""
+        found: dict[str | None, tuple[int, ...]] = {None: ()}
+        for parent, siblings in self.children.items():  # parents come before their children
+            for index, node in enumerate(siblings):
+                found[node.id] = (*found[parent], index)
+        return {node.id: found[node.id] for node in self.nodes}
 
     # Cached in `__dict__`, which a frozen dataclass does not protect.
     @cached_property
@@ -141,8 +167,8 @@ class Tree:
         return families
 
     def to_record(self) -> dict[str, Any]:
-        """The tree as one line of a search shard."""
-        return {
+        """The tree as one line of a search shard; only a ragged one has `ragged`."""
+        record: dict[str, Any] = {
             "question_id": self.question_id,
             "question": self.question,
             "answer": self.answer,
@@ -151,6 +177,7 @@ class Tree:
             "roles": list(self.roles),
             "nodes": [node.to_record() for node in self.nodes],
         }
+        return record | ({"ragged": True} if self.ragged else {})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Tree:
@@ -167,6 +194,7 @@ class Tree:
             tuple(record["branches"]),
             tuple(record["roles"]),
             tuple(map(Node.from_record, record["nodes"])),
+            record.get("ragged", False) is True,
         )
         _check_shape(tree)
         return tree
@@ -174,7 +202,11 @@ class Tree:
 
 @dataclass(frozen=True)
 class Forest:
-    """A pool of trees of the same shape, as records and as arrays."""
+    """A pool of trees of the same chain, as records and as arrays.
+
+    The arrays of a level have the shape `[Q, b_1, ..., b_d]`. Of ragged trees, b is the largest
+    number of siblings at each depth, and what is absent is NaN.
+    """
 
     trees: Sequence[Tree] = field(default_factory=tuple)
 
@@ -187,49 +219,74 @@ class Forest:
         return self.trees[0].roles if self.trees else ()
 
     @property
+    def ragged(self) -> bool:
+        """Whether prefixes may have different numbers of siblings, by adaptive branching."""
+        return any(tree.ragged for tree in self.trees)
+
+    @property
     def rewards(self) -> Float[Array, "Q *branches"]:
         """Rewards of the leaves."""
-        rewards = [[leaf.reward for leaf in tree.leaves] for tree in self.trees]
-        # Leaves are listed in the order of their paths, so a reshape puts each in its place.
-        return jnp.asarray(np.array(rewards, np.float32).reshape(-1, *self.branches))
+        rewards = [leaf.reward for tree in self.trees for leaf in tree.leaves]
+        return jnp.asarray(self._placed(len(self.branches), np.array(rewards, np.float32)))
 
     @property
     def values(self) -> list[Float[Array, "Q *_"]]:
         """Values by level, the root's children first, the leaves last."""
+        levels = [[node.value for node in self._level(d)] for d in range(len(self.branches))]
         return [
-            jnp.asarray(np.array([node.value for node in nodes], np.float32).reshape(shape))
-            for nodes, shape in self._levels()
+            jnp.asarray(self._placed(depth, np.array(values, np.float32)))
+            for depth, values in enumerate(levels, start=1)
         ]
 
     def tokens(self, level: int) -> Int[np.ndarray, "Q *_ T"]:
         """Token ids of a level's completions, end tokens included, padded with -1."""
-        nodes, shape = self._levels()[level]
-        return _padded([node.token_ids for node in nodes], shape, np.int32(-1))
+        rows = _padded([node.token_ids for node in self._level(level)], np.int32(-1))
+        return self._placed(level % len(self.branches) + 1, rows, -1)
 
     def logprobs(self, level: int) -> Float[np.ndarray, "Q *_ T"]:
         """Log-probabilities of a level's tokens under the sampling policy, padded with 0."""
-        nodes, shape = self._levels()[level]
-        return _padded([node.logprobs for node in nodes], shape, np.float32(0))
+        rows = _padded([node.logprobs for node in self._level(level)], np.float32(0))
+        return self._placed(level % len(self.branches) + 1, rows, 0)
 
-    def _levels(self) -> list[tuple[list[Node], tuple[int, ...]]]:
-        """Per level: its nodes, tree after tree, and the shape [Q, b_1, ..., b_d] of its arrays."""
-        levels = []
-        first = 0
-        for depth in range(1, len(self.branches) + 1):
-            shape = self.branches[:depth]
-            last = first + math.prod(shape)
-            nodes = [node for tree in self.trees for node in tree.nodes[first:last]]
-            levels.append((nodes, (len(self.trees), *shape)))
-            first = last
-        return levels
+    def by_tree(self, levels: Sequence[Any]) -> list[np.ndarray]:
+        """The numbers of each tree's nodes in their order, from arrays of the first levels."""
+        arrays, depth = [np.asarray(level) for level in levels], len(levels)
+        if not self.ragged:
+            flat = [array.reshape(len(self.trees), -1) for array in arrays]
+            return list(np.concatenate([np.empty((len(self.trees), 0)), *flat], axis=1))
+        return [
+            np.array([arrays[len(p) - 1][q, *p] for p in tree.paths.values() if len(p) <= depth])
+            for q, tree in enumerate(self.trees)
+        ]
+
+    def _level(self, level: int) -> list[Node]:
+        """The nodes of a level, tree after tree."""
+        return [node for tree in self.trees for node in tree.levels[level]]
+
+    def _placed(self, depth: int, rows: np.ndarray, absent: float = math.nan) -> np.ndarray:
+        """One row per node of a depth as an array `[Q, b_1, ..., b_depth, ...]`."""
+        if not self.ragged:
+            return rows.reshape(len(self.trees), *self.branches[:depth], *rows.shape[1:])
+        widths = [max(self._places(d)[d], default=-1) + 1 for d in range(1, depth + 1)]
+        placed = np.full((len(self.trees), *widths, *rows.shape[1:]), absent, rows.dtype)
+        placed[self._places(depth)] = rows
+        return placed
+
+    def _places(self, depth: int) -> tuple[np.ndarray, ...]:
+        """Where a ragged forest's nodes of a depth are in its array, an index for each axis."""
+        paths = [
+            (number, *tree.paths[node.id])
+            for number, tree in enumerate(self.trees)
+            for node in tree.levels[depth - 1]
+        ]
+        return tuple(np.array(paths, int).reshape(-1, depth + 1).T)
 
 
-def _padded(rows: list[tuple], shape: tuple[int, ...], pad: np.generic) -> np.ndarray:
-    width = max(map(len, rows), default=0)
-    padded = np.full((len(rows), width), pad, pad.dtype)
+def _padded(rows: list[tuple], pad: np.generic) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows), default=0)), pad, pad.dtype)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
-    return padded.reshape(*shape, width)
+    return padded
 
 
 _NODE_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -280,10 +337,15 @@ def _check_shape(tree: Tree) -> None:
     parents: list[str | None] = [None]
     first = 0
     for depth, (branch, role) in enumerate(zip(tree.branches, tree.roles, strict=True)):
-        level = tree.nodes[first : first + len(parents) * branch]
-        expected = [parent for parent in parents for _ in range(branch)]
+        counts = [len(tree.children.get(p, ())) if tree.ragged else branch for p in parents]
+        level = tree.nodes[first : first + sum(counts)]
+        expected = [parent for parent, n in zip(parents, counts, strict=True) for _ in range(n)]
         if [node.parent for node in level] != expected or any(n.role != role for n in level):
             raise ValueError(f"tree {tree.question_id!r} lacks nodes or has misplaced ones")
+        if not 1 <= min(counts) <= max(counts) <= WIDEST * branch:
+            raise ValueError(
+                f"tree {tree.question_id!r} has a prefix with too few or many siblings"
+            )
         leaf = depth == len(tree.branches) - 1
         if any((node.reward is not None) != leaf for node in level):
             raise ValueError(f"tree {tree.question_id!r} lacks a leaf's reward or has another's")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 from malt_jax.checks import show
 from malt_jax.tasks.base import Grader, Question
 from malt_jax.tree.grading import grade
-from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
+from malt_jax.tree.node import LOGPROB_DIGITS, WIDEST, Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, render
 from malt_jax.tree.roles import Chain, Role
 from malt_jax.tree.thoughts import Said, read_completion
@@ -37,7 +36,8 @@ def complete(
     are rendered from the templates of `pipeline`, with each role's own chat settings, and thoughts
     are told from answers as in a search. Without `token_ids` the completion is encoded,
     followed by an end token if its `finish` is `eos`, as it is by default. Without `logprobs` a
-    node has none, so that it takes part in everything except policy gradients and influence.
+    node has none, so that it takes part in everything except policy gradients and influence. A
+    record with `ragged` true may have any number of siblings that adaptive branching could give.
     Raises ValueError for a node that is missing, unknown, or contradicts what it should be.
     """
     prefix = f"{record.get('question_id', question.id)}/"
@@ -51,9 +51,19 @@ def complete(
             raise ValueError(f"node {show(name)} comes twice")
     nodes: list[Node] = []
     texts: dict[tuple[int, ...], str] = {}
+    ragged = record.get("ragged") is True
+    parents: list[tuple[int, ...]] = [()]
     for depth, role in enumerate(pipeline.roles):
         spoken = role.tokenizer(tokenizer)
-        for path in product(*map(range, pipeline.branches[: depth + 1])):
+        widest = pipeline.branches[depth] * (WIDEST if ragged else 1)
+        paths = []
+        for parent in parents:
+            for index in range(widest):
+                path = (*parent, index)
+                if ragged and index and pipeline.node_id("", path)[1:] not in given:
+                    break
+                paths.append(path)
+        for path in paths:
             name = pipeline.node_id("", path)[1:]
             if name not in given:
                 raise ValueError(f"node {prefix}{name} is missing")
@@ -65,12 +75,13 @@ def complete(
                          overflow)  # fmt: skip
             texts[path] = role.passed_on(node.completion, node.thought)
             nodes.append(node)
+        parents = paths
     if given:
         raise ValueError(f"node {prefix}{next(iter(given))} is none of this pipeline's")
     names = tuple(role.name for role in pipeline.roles)
     return Tree(
         question.id, question.text, question.answer, question.meta, pipeline.branches, names,
-        tuple(nodes),
+        tuple(nodes), ragged,
     )  # fmt: skip
 
 

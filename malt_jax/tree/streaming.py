@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from malt_jax.sampling.open_call import Ended
 from malt_jax.sampling.request import Policy, Request
 from malt_jax.tasks.base import Question
-from malt_jax.tree.expand import Prefix, completed_node, prompt_of, sampling_params, sibling_keys
+from malt_jax.tree.expand import (
+    Prefix,
+    completed_node,
+    family_of,
+    prompt_of,
+    sampling_params,
+    sibling_keys,
+)
 from malt_jax.tree.node import Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, Prompt, fill
 from malt_jax.tree.roles import Chain
@@ -62,9 +69,11 @@ def expand_blocks(
         role = roles[level]
         room = model.spec.context - role.config.max_new_tokens
         prompt = prompt_of(role, prefix, pipeline, tokenizers[level], room, overflow)
-        keys = sibling_keys(role, prefix, pipeline, seed, round)
+        ids = family_of(prefix, role.config.branch, pipeline)
         turn = Turn(block, level, prefix, prompt)
-        return Request(prompt.ids, keys, policy=level, order=(block, level), tag=turn)
+        return Request(
+            prompt.ids, sibling_keys(ids, seed, round), policy=level, order=(block, level), tag=turn
+        )
 
     def grown(ended: Ended) -> Iterator[Request]:
         """Adds a completion to its tree; yields the request that follows from it."""

@@ -1,7 +1,7 @@
 """Value iteration: leaf rewards are backed up a tree of any depth (docs/method.md, section 3).
 
 Q trees with branching factors b_1 .. b_D are one array of leaf rewards `[Q, b_1, ..., b_D]`;
-the values of level d are an array `[Q, b_1, ..., b_d]`.
+the values of level d are an array `[Q, b_1, ..., b_d]`. What is absent of ragged trees is NaN.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ def value_forest(
     """The forest with the value and the label of every node set from the rewards of its leaves."""
     if not forest.trees:
         return forest
-    levels = back_up(forest.rewards, backup, softness)
-    trees = len(forest.trees)
-    # Level after level, the order in which a tree lists its nodes.
-    values = np.concatenate([np.asarray(level).reshape(trees, -1) for level in levels], axis=1)
-    # Labels are decided on the values before they are rounded for the record.
-    labels = np.asarray(label(jnp.asarray(values), threshold))
-    return Forest([_valued(*row) for row in zip(forest.trees, values, labels, strict=True)])
+    back = back_up_ragged if forest.ragged else back_up
+    values = forest.by_tree(back(forest.rewards, backup, softness))
+    flat = np.concatenate(values)
+    if forest.ragged:
+        # A mean of means may miss a tie with the threshold by its last bit.
+        flat = flat.round(VALUE_DIGITS)
+    # Of fixed trees, labels are decided on the values before they are rounded for the record.
+    labels = np.asarray(label(jnp.asarray(flat, jnp.float32), threshold))
+    ends = np.cumsum([len(own) for own in values])[:-1]
+    rows = zip(forest.trees, values, np.split(labels, ends), strict=True)
+    return Forest([_valued(*row) for row in rows])
 
 
 def _valued(tree: Tree, values: np.ndarray, labels: np.ndarray) -> Tree:
@@ -68,6 +72,24 @@ def back_up(
             spread = jnp.exp((rewards - peak) / softness).mean(axis=below, keepdims=True)
             soft = peak + softness * jnp.log(spread)
             levels.append(soft.reshape(rewards.shape[: level + 1]))
+    return levels
+
+
+def back_up_ragged(
+    rewards: Float[Array, "Q *branches"], backup: Backup = "mean", softness: float = 0.25
+) -> list[Float[Array, "Q *_"]]:
+    """`back_up` of ragged trees, by the same definition: children count alike, not their leaves.
+
+    Leaves do not, because adaptive branching puts more of them where outcomes differ: a mean over
+    leaves would be drawn towards those children.
+    """
+    levels = [rewards]
+    while (below := levels[0]).ndim > 2:
+        above = (jnp.nanmean if backup == "mean" else jnp.nanmax)(below, axis=-1)
+        if backup == "soft":
+            spread = jnp.nanmean(jnp.exp((below - above[..., None]) / softness), axis=-1)
+            above = above + softness * jnp.log(spread)
+        levels.insert(0, above)
     return levels
 
 

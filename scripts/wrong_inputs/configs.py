@@ -175,6 +175,16 @@ CONFIGS = (
         "roles.1.training",
         "sharing",
     ),
+    case(
+        "config: siblings held back of two",
+        flag(
+            "--search.spare",
+            "1",
+            *(word for i in range(3) for word in (f"--pipeline.roles.{i}.branch", "2")),
+        ),
+        "search.spare",
+        "branch",
+    ),
     case("config: shard 3/2", flag("--search.shard", "3/2"), "shard", "i/k"),
     case("config: an unknown kernel", flag("--sampler.attention", "cuda"), "attention", "pallas"),
     case("config: falling buckets", flag("--sampler.prefix-buckets", "64,32"), "prefix_buckets"),
