@@ -62,8 +62,8 @@ def search(
     `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
     each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
     policy; the base model where there is none. The same arguments give the same trees, in whatever
-    order the questions come. `spare`: siblings per prefix that are held back for where outcomes
-    differ (`tree.adaptive`). `on_level` is called with each role and its number of completions.
+    order the questions come. `spare`: siblings held back for where outcomes differ, which depends
+    on all questions (`tree.adaptive`). `on_level` is called with each role and its completions.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):

@@ -169,7 +169,8 @@ def slices(folder: Path) -> tuple[Feed, list[bytes]]:
     question = Question(first.question_id, first.question, first.answer, {})
 
     def check(record: dict) -> None:
-        _check_tree(Tree.from_record(record), question, chain)
+        tree = Tree.from_record(record)
+        _check_tree(tree, question, chain, tree.ragged)
 
     def feed(data: bytes) -> None:
         (folder / COST).write_bytes(data)

@@ -237,7 +237,7 @@ class Scripted:
     def __init__(self, tokenizer, *texts: str):
         self.tokenizer, self.texts, self.prompts = tokenizer, list(texts), []
 
-    def sample(self, requests, params, adapter=None, on_tokens=None):
+    def sample(self, requests, params, adapter=None, on_tokens=None, siblings=0):
         ids = (*self.tokenizer.encode(self.texts.pop(0)), params.end_ids[0])
         self.prompts.append(self.tokenizer.decode(requests[0].prompt, skip_special=False))
         one = Completion(ids, (-1.0,) * len(ids), "eos")

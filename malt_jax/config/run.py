@@ -13,6 +13,7 @@ from malt_jax.config.data import DataConfig
 from malt_jax.config.evaluation import Ablation, EvalConfig
 from malt_jax.config.export import ExportConfig
 from malt_jax.config.fields import Field, list_fields
+from malt_jax.config.lora import EXPERT_TARGETS
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.config.model import ModelConfig
 from malt_jax.config.pipeline import PipelineConfig
@@ -107,9 +108,17 @@ class Config:
             "train.full: true, but a role names an adapter to start from; train adapters.",
         )
         check(
-            not (self.search.streaming and self.train.full and self.rounds > 1),
+            not (self.search.streaming and self.train.full and self.rounds > 1)
+            or self.sharing == "shared",
             "search.streaming: true, but with train.full each role has whole weights of its own "
             "after the first round, which one batch cannot hold; leave it out, or train adapters.",
+        )
+        on_experts = [t for t in self.train.lora.targets if t in EXPERT_TARGETS]
+        check(
+            not (self.search.streaming and on_experts and self.rounds > 1)
+            or self.sharing == "shared",
+            f"search.streaming: true, but adapters on {', '.join(on_experts)} differ between roles "
+            "after the first round, and one batch cannot tell them apart; leave out one of them.",
         )
         check(
             self.model.quantize == "none" or not self.train.full,

@@ -26,8 +26,8 @@ class SearchConfig:
     """Questions that are expanded and saved together; an interrupted block is repeated."""
     streaming: bool = False
     """Begin each completion as soon as its prompt is complete and rows are free, whatever its level
-    and block, instead of level by level and block by block. The same tokens are drawn; their
-    log-probabilities may differ by rounding."""
+    and block, instead of level by level and block by block. The same tokens are drawn, except where
+    another order of rounding decides."""
     shard: str = "1/1"
     """`i/k`: search only the i-th of k equal slices of the training questions."""
 

@@ -30,7 +30,8 @@ def sibling_advantage(
     """A(x) = V(x) - mean of V over its siblings without x.
 
     The leave-one-out baseline in a frozen context (C3, arXiv 2603.06859). The baseline does not
-    contain x, so A(x) is an unbiased estimate of V(x) - V(prefix). An only child has no
+    contain x, so A(x) is an unbiased estimate of V(x) - V(prefix) where the number of siblings is
+    fixed. An only child has no
     counterfactual and gets 0, and so do siblings whose values are all equal.
     """
     if values.shape[-1] == 1:

@@ -96,7 +96,8 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
         replace(_example(tree.question_id, node), role=STAR)
         for tree in trees
         for node in tree.nodes
-        # The draft's own grade and not its value: STaR knows of no later turn.
+        # The draft's own grade and not its value: STaR knows of no later turn. Only how many drafts
+        # a question has depends on later turns, with `search.spare`.
         if node.role == role and node.correct and node.ended
     ]
     data = RoleData(sft=examples)

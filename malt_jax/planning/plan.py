@@ -114,6 +114,7 @@ def plan_run(
         "compiled": target.devices is not None,
         "mesh": {**run.layout.sizes, "why": run.layout.why},
         "assumptions": vars(assume),
+        "not_counted": _not_counted(config),
         "work": {
             "train_questions": work.train_questions,
             "eval_questions": work.eval_questions,
@@ -154,6 +155,18 @@ def measured(
         have, need = target.chip.memory, total_bytes(figures)
         figures |= {"total_bytes": need, "fits": None if have is None else need <= have}
     return found
+
+
+def _not_counted(config: Config) -> list[str]:
+    """What the run does beside the plan, which is that of a search level by level in one pass."""
+    return [
+        *(
+            ["search.streaming's larger caches and idle time saved"]
+            if config.search.streaming
+            else []
+        ),
+        *(["search.spare's second prefill and second wait"] if config.search.spare else []),
+    ]
 
 
 def _instead(run: PlannedRun, program: AbstractProgram, assume: Assumptions, whole: bool) -> str:

@@ -49,6 +49,8 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
     )
     assumed = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in plan["assumptions"].items())
     yield f"assumed: {assumed}"
+    if plan["not_counted"]:
+        yield f"not counted: {', '.join(plan['not_counted'])}"
 
 
 def _memory(plan: dict[str, Any]) -> Any:

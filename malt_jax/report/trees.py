@@ -54,8 +54,9 @@ class Totals:
         default_factory=lambda: defaultdict(list)
     )
     """Depth (0 is the root) -> the worst, mean and best value of each tree."""
-    correct: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    """Role -> whether the answer that each turn itself states is right, if it states one."""
+    correct: dict[str, list[tuple[bool, float]]] = field(default_factory=lambda: defaultdict(list))
+    """Role -> whether the answer that each turn itself states is right, if it states one, and how
+    much it counts."""
     contrast: Contrast = field(default_factory=Contrast)
     """What the trees can teach each role."""
 
@@ -63,19 +64,23 @@ class Totals:
         """Counts one tree."""
         self.roles = self.roles or tree.roles
         # The root has one value, the mean reward of all leaves: worst, mean and best are the same.
-        mean_reward = _mean_reward(tree)
+        mean_reward = tree.mean_reward
         self.spans[0].append((mean_reward, mean_reward, mean_reward))
         for depth, role in enumerate(tree.roles, start=1):
             nodes = [node for node in tree.nodes if node.role == role]
             values = [node.value for node in nodes]
             self.values[role].update(values)
-            self.spans[depth].append((min(values), _mean(values), max(values)))
-            self.correct[role] += [node.correct for node in nodes if node.correct is not None]
+            self.spans[depth].append((min(values), tree.mean(nodes, values), max(values)))
+            for node in nodes:
+                if node.correct is not None:
+                    weight = tree.shares[node.id] if tree.ragged else 1.0
+                    self.correct[role].append((node.correct, weight))
 
     def by_depth(self) -> list[DepthValues]:
         """Averages over the trees at each depth, the root first."""
         averages = [np.mean(spans, axis=0).tolist() for _, spans in sorted(self.spans.items())]
-        found = [None] + [_mean(c) if (c := self.correct[role]) else None for role in self.roles]
+        counted = [self.correct[role] for role in self.roles]
+        found = [None, *(_weighted(own) if own else None for own in counted)]
         # From one triple per depth to one series each of worst, mean and best.
         return list(
             map(DepthValues, ("question", *self.roles), *zip(*averages, strict=True), found)
@@ -225,15 +230,5 @@ def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:
     return paths
 
 
-def _mean_reward(tree: Tree) -> float:
-    """The mean reward of all leaves; in ragged trees children count alike, and not their leaves."""
-    if not tree.ragged:
-        return _mean([leaf.reward or 0.0 for leaf in tree.leaves])
-    means: dict[str | None, float] = {leaf.id: leaf.reward or 0.0 for leaf in tree.leaves}
-    for parent, siblings in reversed(tree.children.items()):  # children come before their parents
-        means[parent] = _mean([means[node.id] for node in siblings])
-    return means[None]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _weighted(counted: Sequence[tuple[bool, float]]) -> float:
+    return sum(right * weight for right, weight in counted) / sum(weight for _, weight in counted)

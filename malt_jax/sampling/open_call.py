@@ -71,6 +71,11 @@ class OpenCall:
     def __exit__(self, *_: object) -> None:
         self._close()
 
+    def rest(self) -> None:
+        """Waits until the devices have nothing to do, so that the caller may compile programs."""
+        for stream in self._streams:
+            stream.device.wait()
+
     @property
     def busy(self) -> bool:
         """Whether some completion has not ended."""
@@ -78,7 +83,12 @@ class OpenCall:
 
     @property
     def hungry(self) -> bool:
-        """Whether more requests would fill rows that the known ones leave idle."""
+        """Whether more requests would fill rows that the known ones leave idle.
+
+        Not while some wait for larger caches: they are drawn once all others have ended.
+        """
+        if self._long:
+            return False
         waiting = sum(len(request.keys) for request, _ in self._new)
         demand = sum(stream.scheduler.demand for stream in self._streams)
         most_rows = self._plan[0][-1].rows * self._sampler.streams
@@ -189,12 +199,12 @@ def _one_adapter(sampler: Sampler, policies: Sequence[Policy]) -> tuple[AdapterO
     for adapter in adapters:
         if adapter is not None and not isinstance(adapter, Adapter):
             raise UserError(
-                "search.streaming: true, but the roles have whole weights of their own, which one "
-                "batch cannot hold; leave it out, or train adapters."
+                "the roles have whole weights of their own, which one batch cannot hold; draw "
+                "them level by level (search.streaming: false)."
             )
         if adapter is not None and any(name.startswith("expert_") for name in adapter.layers[0]):
             raise UserError(
-                "search.streaming: true, but the roles have adapters on a mixture's experts, which "
-                "one batch cannot tell apart; leave it out."
+                "the roles have adapters on a mixture's experts, which one batch cannot tell "
+                "apart; draw them level by level (search.streaming: false)."
             )
-    return join_adapters(adapters), True
+    return sampler.replicated(join_adapters(adapters)), True

@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from malt_jax.checks import check
 from malt_jax.config.sampler import SamplerConfig
@@ -90,8 +91,12 @@ class Sampler:
         params: SamplingParams,
         adapter: AdapterOrWeights = None,
         on_tokens: OnTokens | None = None,
+        siblings: int = 0,
     ) -> list[list[Completion]]:
         """One completion per key of every request, in their order.
+
+        `siblings`: how many keys requests have by and large, so that calls with other numbers of
+        keys share their programs; 0: as in this call.
 
         The result depends on prompts, keys, parameters and weights, not on the order of the
         requests or on what else is in the call. Raises UserError for a request that cannot be
@@ -116,7 +121,7 @@ class Sampler:
             plan = self.plan(
                 max(len(requests[i].prompt) for i in group),
                 params.max_new_tokens,
-                max(1, -(-completions // len(group))),
+                siblings or max(1, -(-completions // len(group))),
             )
             shares = self._split(group, requests) if on_tokens is None else [group]
             if len(shares) == 1:
@@ -235,6 +240,16 @@ class Sampler:
         # No stream has begun, so the device is at rest and it is safe to compile (see `device`).
         return jax.block_until_ready(jax.tree.map(lambda x: x.astype(self.dtype), adapter))
 
+    def replicated(self, adapter: Adapter) -> Adapter:
+        """The adapter with every array that one device holds on all devices of the mesh."""
+        if self.mesh is None:
+            return adapter
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        alone = lambda x: len(x.sharding.device_set) == 1  # noqa: E731
+        return jax.tree.map(
+            lambda x: jax.device_put(np.asarray(x), everywhere) if alone(x) else x, adapter
+        )
+
     def _rounded(self, params: Any) -> Any:
         return quantise_kernels(params) if self.config.weights == "int8" else params
 
@@ -280,10 +295,11 @@ class Sampler:
         held = sizes.held(-(-shape.rows // self._shards), -(-shape.entries // self._shards))
         self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
         scheduler = Scheduler(requests, params, shape, self._shards, apart)
+        device = self.device(shape, adapter)
         self._timer.enter(scheduler, Phase.DEVICE)
         return Stream(
             scheduler,
-            self.device(shape, adapter),
+            device,
             shapes,
             self._prefill_shape,
             self.stats,

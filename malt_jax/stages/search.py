@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 import malt_jax as malt
 from malt_jax.errors import UserError
@@ -69,7 +68,7 @@ def search(session: Session, round: int) -> None:
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             # For the progress line only: a mean over the blocks of this process.
-            rewards.append(float(np.nanmean(forest.rewards)))
+            rewards.append(mean(tree.mean_reward for tree in forest.trees))
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
 
 

@@ -164,9 +164,7 @@ def check_trees(session: Session, slices: Sequence[Slice]) -> None:
         )
 
 
-def _check_tree(
-    tree: Tree, question: Question | None, pipeline: Chain, ragged: bool = False
-) -> None:
+def _check_tree(tree: Tree, question: Question | None, pipeline: Chain, ragged: bool) -> None:
     """Raises ValueError for a tree that this run could not have grown for the question."""
     if question is None:
         raise ValueError(f"{tree.question_id} is a tree beyond this run's questions")

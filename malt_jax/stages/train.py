@@ -68,7 +68,7 @@ def _train_phase(
         start = load(before) or session.initial_weights(name)
         if phase == "pg":
             for role in config.pipeline.roles:
-                if role.name in data and (warning := _sampling_warning(role)):
+                if role.name in data and (warning := _sampling_warning(role, config.search.spare)):
                     session.progress.note(f"{stage}: {warning}")
         folder = weights_folder(session, round, name, phase)
         series = session.metrics.series("train", round, name, phase)
@@ -162,8 +162,13 @@ def _ratio_warning(outcome: TrainOutcome, on_policy: bool) -> str | None:
     )
 
 
-def _sampling_warning(role: RoleConfig) -> str | None:
-    """A sentence if a role's completions are not drawn from the policy of the ratio."""
+def _sampling_warning(role: RoleConfig, spare: int = 0) -> str | None:
+    """A sentence if a role's completions are not plain draws from the policy of the ratio."""
+    if spare:
+        return (
+            f"WARNING: search.spare: {spare}, so how many siblings there are depends on outcomes, "
+            f"and the policy gradient of {role.name} is biased; 0 makes it unbiased"
+        )
     if (role.temperature, role.top_p, role.top_k) == (1.0, 1.0, 0):
         return None
     return (

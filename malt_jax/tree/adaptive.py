@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from malt_jax.checks import check
 from malt_jax.tree.expand import Prefix
 from malt_jax.tree.node import WIDEST, Forest
 from malt_jax.tree.roles import Chain
@@ -36,15 +37,17 @@ def grow(
     first = grade(expand(siblings=lambda depth, prefixes: [sizes[depth]] * len(prefixes)))
     if not first.trees:
         return first
-    rewards = np.array([[leaf.reward for leaf in tree.leaves] for tree in first.trees])
+    outcomes = [[leaf.reward for leaf in tree.leaves] for tree in first.trees]
+    # In float32, since that is what processes exchange: any number of them gives the same trees.
+    rewards = np.array(outcomes, np.float32)
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import broadcast_one_to_all
 
         # All processes must make the same calls, though a grader with a time limit may not give
         # the same grade in each.
-        rewards = np.asarray(broadcast_one_to_all(rewards), np.float64)
+        rewards = np.asarray(broadcast_one_to_all(rewards))
     ids = [tree.question_id for tree in first.trees]
-    spread = dict(zip(ids, outcome_variance(rewards), strict=True))
+    spread = dict(zip(ids, outcome_variance(rewards.astype(np.float64)), strict=True))
 
     def siblings(depth: int, prefixes: Sequence[Prefix]) -> list[int]:
         variance = np.array([spread[prefix.question.id] for prefix in prefixes])
@@ -56,6 +59,7 @@ def grow(
 
 def first_pass(branches: Sequence[int], spare: int) -> tuple[int, ...]:
     """Siblings per prefix in the first pass, by depth."""
+    check(spare >= 0, f"spare: found {spare}, allowed: 0 (off) or more.")
     return tuple(max(branch - spare, min(branch, LEAST)) for branch in branches)
 
 

@@ -83,12 +83,15 @@ def expand(
             Request(prompt.ids, sibling_keys(missing[at], seed, round))
             for at, prompt in zip(asked, prompts, strict=True)
         ]
-        on_level(role.name, sum(map(len, missing)))
-        sampled = sampler.sample(
-            requests,
-            sampling_params(role, tokenizer),
-            adapter=adapters.get(role.name),
-        )
+        sampled: list[list[Completion]] = []
+        if requests:
+            on_level(role.name, sum(map(len, missing)))
+            sampled = sampler.sample(
+                requests,
+                sampling_params(role, tokenizer),
+                adapter=adapters.get(role.name),
+                siblings=role.config.branch,
+            )
         drawn = {
             id: (prompt, completion)
             for at, prompt, completions in zip(asked, prompts, sampled, strict=True)

@@ -137,6 +137,11 @@ class Tree:
         """The last role's nodes, which carry the rewards."""
         return self.levels[-1]
 
+    @property
+    def mean_reward(self) -> float:
+        """The mean reward of its leaves, which is the value of the question under `mean`."""
+        return self.mean(self.leaves, [leaf.reward or 0.0 for leaf in self.leaves])
+
     @cached_property
     def levels(self) -> tuple[tuple[Node, ...], ...]:
         """The nodes by depth, the drafts first."""
@@ -156,6 +161,23 @@ class Tree:
             for index, node in enumerate(siblings):
                 found[node.id] = (*found[parent], index)
         return {node.id: found[node.id] for node in self.nodes}
+
+    @cached_property
+    def shares(self) -> dict[str | None, float]:
+        """By node id, how much the node counts in a mean over its level: children count alike."""
+        found: dict[str | None, float] = {None: 1.0}
+        for parent, siblings in self.children.items():
+            for node in siblings:
+                found[node.id] = found[parent] / len(siblings)
+        return found
+
+    def mean(self, nodes: Sequence[Node], numbers: Sequence[float]) -> float:
+        """The mean of one number per node of a level, each counting as the value of the root does.
+
+        In fixed trees all count alike.
+        """
+        weights = [self.shares[node.id] if self.ragged else 1.0 for node in nodes]
+        return sum(w * x for w, x in zip(weights, numbers, strict=True)) / sum(weights)
 
     # Cached in `__dict__`, which a frozen dataclass does not protect.
     @cached_property
@@ -194,7 +216,7 @@ class Tree:
             tuple(record["branches"]),
             tuple(record["roles"]),
             tuple(map(Node.from_record, record["nodes"])),
-            record.get("ragged", False) is True,
+            is_ragged(record),
         )
         _check_shape(tree)
         return tree
@@ -316,6 +338,14 @@ _TREE_TYPES: dict[str, type | tuple[type, ...]] = {
     "roles": list,
     "nodes": list,
 }
+
+
+def is_ragged(record: Mapping[str, Any]) -> bool:
+    """The optional field `ragged` of a tree's record; raises ValueError if it is no bool."""
+    found = record.get("ragged", False)
+    if not isinstance(found, bool):
+        raise ValueError(f"'ragged' of a tree is {found!r}, not true or false")
+    return found
 
 
 def _check_types(record: Any, types: Mapping[str, Any], what: str) -> None:

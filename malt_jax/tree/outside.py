@@ -14,7 +14,7 @@ from typing import Any
 from malt_jax.checks import show
 from malt_jax.tasks.base import Grader, Question
 from malt_jax.tree.grading import grade
-from malt_jax.tree.node import LOGPROB_DIGITS, WIDEST, Forest, Node, Tree
+from malt_jax.tree.node import LOGPROB_DIGITS, WIDEST, Forest, Node, Tree, is_ragged
 from malt_jax.tree.prompts import Overflow, render
 from malt_jax.tree.roles import Chain, Role
 from malt_jax.tree.thoughts import Said, read_completion
@@ -51,7 +51,7 @@ def complete(
             raise ValueError(f"node {show(name)} comes twice")
     nodes: list[Node] = []
     texts: dict[tuple[int, ...], str] = {}
-    ragged = record.get("ragged") is True
+    ragged = is_ragged(record)
     parents: list[tuple[int, ...]] = [()]
     for depth, role in enumerate(pipeline.roles):
         spoken = role.tokenizer(tokenizer)
@@ -77,7 +77,10 @@ def complete(
             nodes.append(node)
         parents = paths
     if given:
-        raise ValueError(f"node {prefix}{next(iter(given))} is none of this pipeline's")
+        reason = "is none of this pipeline's"
+        if ragged:
+            reason += f", follows no sibling before it, or is beyond {WIDEST} x branch"
+        raise ValueError(f"node {prefix}{next(iter(given))} {reason}")
     names = tuple(role.name for role in pipeline.roles)
     return Tree(
         question.id, question.text, question.answer, question.meta, pipeline.branches, names,

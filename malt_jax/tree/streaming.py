@@ -100,6 +100,8 @@ def expand_blocks(
                     begun += 1
                 for ended in call.step():
                     call.add(grown(ended), ended.place)
+            # Valuing the block compiles programs, for which no chunk may be under way.
+            call.rest()
             yield _forest(questions, pipeline, nodes[number])
             nodes[number] = {}
 
@@ -107,8 +109,8 @@ def expand_blocks(
 def longest_prompt(model: Model, pipeline: Chain, questions: Sequence[Question]) -> int:
     """A bound on the tokens of all prompts, since those of later roles are not known before.
 
-    It takes every earlier turn at its longest. A turn that is encoded again may have more tokens
-    than were drawn, so a prompt can exceed the bound in rare cases; it is then drawn last.
+    It takes every earlier turn once and at its longest. A prompt can exceed the bound, for example
+    if its template quotes a turn twice; it is then drawn when no others are left.
     """
     texts = sorted((question.text for question in questions), key=len)[-LONGEST:]
     bound, earlier = 1, 0
@@ -118,7 +120,9 @@ def longest_prompt(model: Model, pipeline: Chain, questions: Sequence[Question])
         filled = (fill(role.template, {**empty, "question": text}) for text in texts)
         longest = max((len(tokenizer.prompt_ids(text)) for text in filled), default=1)
         bound = max(bound, min(longest + earlier, model.spec.context - length))
-        earlier += length
+        thinking = role.config.thinking
+        # A thought that is not passed on is in no later prompt, however long it was.
+        earlier += length - (0 if thinking.pass_on else thinking.budget or 0)
     return bound
 
 
