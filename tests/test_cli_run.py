@@ -82,7 +82,7 @@ def test_damage_is_exit_2_and_redo_mends_it(trained, configured, capsys, tmp_pat
 
 
 def test_what_stands_where_an_export_goes_is_kept(trained, configured, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
+    run = shutil.copytree(cli_run.as_trained(), tmp_path / "run")
     thesis = run / "export/refiner/thesis.tex"
     thesis.parent.mkdir(parents=True)
     thesis.write_text("mine")
@@ -135,7 +135,7 @@ def test_told_to_stop_in_one_stage_it_begins_no_other(trained, configured, tmp_p
         label(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    run = shutil.copytree(trained, tmp_path / "run")
+    run = shutil.copytree(cli_run.as_trained(), tmp_path / "run")
     monkeypatch.setattr("malt_jax.stages.run.label", told)
     monkeypatch.setattr(Session, "initial_weights", lambda *_: pytest.fail("began to train"))
     assert cli.main(["run", *configured[:-1], str(run), "--redo", "label/000"]) == 143
@@ -185,7 +185,7 @@ def test_ask_says_what_the_model_cannot_read(trained, capsys):
 
 
 def test_merged_models_can_be_added_to_an_export_without_them(trained, configured, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
+    run = shutil.copytree(cli_run.as_trained(), tmp_path / "run")
     flags = [*configured[:-1], str(run)]
     assert cli.main(["export", *flags, "--export.merged", "false"]) == 0
     folder = run / "export/refiner"

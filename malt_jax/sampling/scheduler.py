@@ -342,6 +342,8 @@ class Scheduler:
             completion.finish = "stop"
 
     def _params_of(self, completion: PartialCompletion) -> SamplingParams:
+        if len(self.params) == 1:
+            return self.params[0]
         return self.params[self.requests[completion.request].policy]
 
 

@@ -88,7 +88,8 @@ def advance(
     # begin again with this token only.
     further = jnp.where(token == expected, matched + 1, jnp.where(token == budget.end[0], 1, 0))
     # A completion that begins with anything else has no thought, as if it had ended already.
-    blank = jnp.any(token[..., None] == budget.blank, axis=-1)
+    blanks = budget.blank.reshape(*(1,) * token.ndim, -1)
+    blank = jnp.any(token[..., None] == blanks, axis=-1)
     begun = jnp.where(token == budget.begin, 0, jnp.where(blank, OUTSIDE, size))
     matched = jnp.where(matched == size, size, jnp.where(matched == OUTSIDE, begun, further))
     return Thoughts(matched, thoughts.forced + (forced != DRAWN).astype(jnp.int32))

@@ -147,9 +147,11 @@ def train_dpo(
     if isinstance(reference, np.ndarray):
         # The caller's rows are all pairs; the phase uses those that its config and seed choose.
         given = "compute them by `reference_logprobs` with the same config and seed"
-        logprobs = finite(reference[phase.indices], "pairs", given).reshape(-1)
+        logprobs = finite(
+            reference[phase.indices], "the {} pairs that this phase uses", given
+        ).reshape(-1)
     else:
-        compute = lambda: finite(_pairs(phase, reference, saver), "pairs")  # noqa: E731
+        compute = lambda: finite(_pairs(phase, reference, saver), "{} pairs")  # noqa: E731
         key = reference_key(model.fingerprint, reference, phase.examples, template)
         logprobs = saver.references(key, compute).reshape(-1)
     margins = _array(pair.margin for pair in phase.examples)
@@ -217,7 +219,7 @@ def train_kto(
         # Nothing of this pass is kept before it ends, so a stop request abandons it.
         own, _ = phase.score(policy, phase.every_example, on_batch=saver.raise_if_stopped)
         mixed, _ = phase.score(policy, other_plan, others, saver.raise_if_stopped)
-        return finite(np.concatenate([own, mixed])[:, None], "completions")
+        return finite(np.concatenate([own, mixed])[:, None], "{} completions")
 
     key = reference_key(model.fingerprint, policy, phase.examples, template, segments)
     stored = saver.references(key, measure_start).reshape(-1)
@@ -287,7 +289,7 @@ def train_pg(
 
     def measure_start() -> np.ndarray:
         found = phase.score_tokens(policy, phase.every_example, saver.raise_if_stopped)
-        return finite(found[:, None], "tokens")
+        return finite(found[:, None], "{} tokens")
 
     key = reference_key(model.fingerprint, policy, phase.examples, template)
     start = saver.references(key, measure_start).reshape(-1)

@@ -40,11 +40,14 @@ def reference_key(
 
 
 def finite(logprobs: np.ndarray, what: str, advice: str = BROKEN) -> np.ndarray:
-    """The log-probabilities `[what, ...]`; raises UserError if one is not finite."""
+    """The log-probabilities, one row for each of `what`; raises UserError if one is not finite.
+
+    The number of rows takes the place of the braces in `what`.
+    """
     if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
         raise UserError(
             f"the reference's log-probabilities hold NaN or infinity for {broken} of "
-            f"{len(logprobs)} {what}: {advice}."
+            f"{what.format(len(logprobs))}: {advice}."
         )
     return logprobs
 

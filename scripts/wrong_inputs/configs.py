@@ -180,7 +180,7 @@ CONFIGS = (
         flag(
             "--search.spare",
             "1",
-            *(word for i in range(3) for word in (f"--pipeline.roles.{i}.branch", "2")),
+            *(word for i in range(2) for word in (f"--pipeline.roles.{i}.branch", "2")),
         ),
         "search.spare",
         "branch",
