@@ -7,7 +7,7 @@ Programs are compiled without LLVM's optimisations, and once for all processes o
 because most of the suite's time would otherwise be spent on compiling. The passes of XLA are the
 same. What is lost: the machine code is not that of a user's run, so a fault of LLVM's, or bits that
 depend on how it vectorises a shape, would go unnoticed. The tests that use `optimized` look for
-these: among them the sampler's invariances and a whole run.
+these: those of the sampler's invariances.
 """
 
 from __future__ import annotations

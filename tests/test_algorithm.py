@@ -26,7 +26,6 @@ from malt_jax.tree.node import Forest, Tree
 from malt_jax.tree.roles import make_chain
 from malt_jax.tree.streaming import expand_blocks
 
-pytestmark = pytest.mark.usefixtures("optimized")
 ROOT = Path(__file__).parents[1]
 PIPELINE = PipelineConfig(
     tuple(
