@@ -159,14 +159,12 @@ def measured(
 
 def _not_counted(config: Config) -> list[str]:
     """What the run does beside the plan, which is that of a search level by level in one pass."""
-    return [
-        *(
-            ["search.streaming's larger caches and idle time saved"]
-            if config.search.streaming
-            else []
-        ),
-        *(["search.spare's second prefill and second wait"] if config.search.spare else []),
-    ]
+    search, found = config.search, []
+    if search.streaming:
+        found.append("search.streaming's larger caches and the idle time it saves")
+    if search.spare:
+        found.append("search.spare's second prefill and second wait")
+    return found
 
 
 def _instead(run: PlannedRun, program: AbstractProgram, assume: Assumptions, whole: bool) -> str:

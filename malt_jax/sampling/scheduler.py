@@ -56,10 +56,12 @@ class _Group(NamedTuple):
 
     order: tuple[int, ...]
     prompt: tuple[int, ...]
-    numbers: range
+    first: int
+    end: int
 
-    def __lt__(self, other: tuple) -> bool:
-        return (*self[:2], self.numbers.start) < (*other[:2], other[2].start)
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.end)
 
 
 class Growth(NamedTuple):
@@ -140,9 +142,7 @@ class Scheduler:
             self._request_count += 1
             size = siblings_per_entry(count, self.shape.siblings) if count else 1
             groups += [
-                _Group(
-                    request.order, request.prompt, range(first, min(first + size, number + count))
-                )
+                _Group(request.order, request.prompt, first, min(first + size, number + count))
                 for first in range(number, number + count, size)
             ]
         return sorted(groups)

@@ -24,8 +24,9 @@ OnTokens = Callable[[int, int, list[int]], None]
 class Stream:
     """A scheduler, its device, and what both are told between two chunks.
 
-    A turn is `begin`, `publish` and `end`. The device's work is dispatched and not waited for, so
-    that the host can look through the last chunk's tokens while the device draws the next ones.
+    A turn is `begin`, `publish` and `end`, in an open call `end`, `begin` and `publish`. The
+    device's work is dispatched and not waited for, so that the host can look through the last
+    chunk's tokens while the device draws the next ones.
     Stop texts are therefore found one chunk late; what was drawn after them is cut off.
     """
 

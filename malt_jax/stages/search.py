@@ -62,7 +62,8 @@ def search(session: Session, round: int) -> None:
                     left = _blocks_from(session, block.items)
                     say("all roles", session.pipeline.calls * sum(map(len, left)))
                     forests = _streamed(session, round, adapters, left)
-                # Blocks are sealed in order, so those that are left are all to be made.
+                # Blocks are sealed in order, so those that are left are nearly always all to be
+                # made. One that is there already is sampled with them and passed over.
                 first = block.items[0].id
                 forest = next(one for one in forests if one.trees[0].question_id == first)
             (path,) = block.missing  # a search block writes one file

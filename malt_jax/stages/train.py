@@ -164,14 +164,17 @@ def _ratio_warning(outcome: TrainOutcome, on_policy: bool) -> str | None:
 
 def _sampling_warning(role: RoleConfig, spare: int = 0) -> str | None:
     """A sentence if a role's completions are not plain draws from the policy of the ratio."""
+    reasons = []
     if spare:
-        return (
-            f"WARNING: search.spare: {spare}, so how many siblings there are depends on outcomes, "
-            f"and the policy gradient of {role.name} is biased; 0 makes it unbiased"
+        reasons.append(
+            f"search.spare is {spare}, so that the number of siblings depends on outcomes; 0 mends "
+            "that"
         )
-    if (role.temperature, role.top_p, role.top_k) == (1.0, 1.0, 0):
+    if (role.temperature, role.top_p, role.top_k) != (1.0, 1.0, 0):
+        reasons.append(
+            f"it samples at temperature {role.temperature:g}, top_p {role.top_p:g}, top_k "
+            f"{role.top_k}; 1, 1 and 0 mend that"
+        )
+    if not reasons:
         return None
-    return (
-        f"WARNING: {role.name} samples at temperature {role.temperature:g}, top_p {role.top_p:g}, "
-        f"top_k {role.top_k}, so its policy gradient is biased; 1, 1 and 0 make it unbiased"
-    )
+    return f"WARNING: the policy gradient of {role.name} is biased: {'. Besides, '.join(reasons)}"
