@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_the_dequantised_matrix(dtype):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny.write_model(tmp_path_factory.mktemp("quantized") / "model")
+    return tiny.write_model(tmp_path_factory.mktemp("quantized") / "model", layers=2)
 
 
 def trained_like(model: Model) -> Adapter:

@@ -128,7 +128,9 @@ def test_a_tpus_decode_step_is_counted_with_each_attention():
     from malt_jax.bench import roofline
 
     made = config.from_dict({"sampler": {"rows": 64}, "mesh": {"data": 2, "tensor": 2}})
-    small = spec(vocab=512, d_model=256, heads=4, kv_heads=2, head_dim=64, d_mlp=512, context=4096)
+    small = spec(
+        vocab=32768, d_model=256, heads=4, kv_heads=2, head_dim=64, d_mlp=512, context=4096
+    )
     result = roofline.run(made, small, find_target("v5e:2x2"))
     xla, pallas = result["programs"]
     assert (xla["attention"], pallas["attention"]) == ("xla", "pallas")
@@ -136,3 +138,8 @@ def test_a_tpus_decode_step_is_counted_with_each_attention():
     assert xla["floor_bytes"] == pallas["floor_bytes"] < min(pallas["bytes"], xla["bytes"])
     assert pallas["parts"]["kernel"]["bytes"] > result["floor"]["keys and values"]
     assert {"bytes", "floor_bytes", "ratio", "seconds"} <= set(pallas)
+    # The head is read once, and the logits are written and read once: none of them is copied.
+    head = 32768 * 256 * 2 // 2
+    for program in (xla, pallas):
+        moved = program["parts"]["head and draw"]["bytes"]
+        assert moved < 1.1 * (head + result["floor"]["logits"])

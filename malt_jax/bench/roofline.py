@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from malt_jax.config.run import Config
+from malt_jax.models.sharding import mesh_parts
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes, run_programs
 from malt_jax.planning.chips import Target
 from malt_jax.planning.compiler import compile_options, depths, extended
 from malt_jax.planning.formula import active_weights
 from malt_jax.planning.plan import PlannedRun, lay_out
-from malt_jax.planning.sizes import mesh_parts
 from malt_jax.planning.traffic import Traffic, step_traffic
 from malt_jax.planning.typical_rows import valid_tokens
 from malt_jax.planning.work import Assumptions

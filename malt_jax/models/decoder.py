@@ -17,10 +17,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from malt_jax.models.attention import Attend, LayerAttention
 from malt_jax.models.experts import ExpertLinear, mix_experts
+from malt_jax.models.head import blocked_product, product
 from malt_jax.models.linear import ONES, ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta
 from malt_jax.models.packed_attention import Packing, packed_attention
-from malt_jax.models.quantized import QuantizedMatrix, product
+from malt_jax.models.quantized import QuantizedMatrix
 from malt_jax.models.rope import Angles, rotate, rotation
 from malt_jax.models.sharding import constrain
 from malt_jax.models.spec import ModelSpec
@@ -201,7 +202,7 @@ class Decoder(nnx.Module):
         self.head = (
             None
             if spec.tied
-            else param(rngs, init, (spec.d_model, spec.vocab), ("embed", "vocab"), dtype)
+            else param(rngs, init, (spec.vocab, spec.d_model), ("vocab", "embed"), dtype)
         )
 
     def __call__(
@@ -338,13 +339,16 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, float32, soft-capped where the family says so."""
-        head = self.embed[...].T if self.head is None else self.head[...]
-        # Float32 comes out of the product itself. Rounded to bfloat16 and cast back, logits that
-        # are close would become equal.
-        if isinstance(head, QuantizedMatrix):
-            logits = product(hidden, head)
-        else:
-            logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        return self._finished(product(hidden, self._head()))
+
+    def logit_blocks(self, hidden: Float[Array, "R D"]) -> Float[Array, "R n w"]:
+        """The same in `n` blocks of `w` tokens, -inf behind the end of the vocabulary."""
+        return self._finished(blocked_product(hidden, self._head()))
+
+    def _head(self) -> Float[Array, "V D"] | QuantizedMatrix:
+        return self.embed[...] if self.head is None else self.head[...]
+
+    def _finished(self, logits: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.spec.logit_divisor != 1.0:
             logits = logits / self.spec.logit_divisor
         if self.spec.logit_softcap is not None:

@@ -110,12 +110,12 @@ class Source:
 def source_of(spec: ModelSpec, path: tuple[Any, ...]) -> Source:
     """The tensors of the parameter at `path`; where layers are stacked, paths have no index."""
     match path:
-        # The table is looked up by row, so it is [vocab, d_model] on both sides. The head is a
-        # matrix product like the kernels, and is transposed like them.
+        # [vocab, d_model] on both sides: the table is looked up by row, and the head's logits are
+        # split into blocks of the vocabulary.
         case ("embed",):
             return Source(("model.embed_tokens.weight",), stacked=False, transposed=False)
         case ("head",):
-            return Source((HEAD,), stacked=False, transposed=True)
+            return Source((HEAD,), stacked=False, transposed=False)
         case ("norm", "weight"):
             return Source(("model.norm.weight",), stacked=False, transposed=False)
         case ("layers", int(layer), *inner):

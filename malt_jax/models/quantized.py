@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int
 LOW = 254.0
 """The low digit of an activation in units of the high one: what rounding leaves is at most a half,
 which becomes 127."""
-TABLE = ("embed",)
-"""The path of the matrix that is looked up by row, so that each of its rows has a scale."""
+TABLES = (("embed",), ("head",))
+"""The paths of the matrices whose rows, one per token, have a scale each."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,7 @@ class QuantizedMatrix:
     values: Any
     """int8 [*b i o]"""
     scale: Any
-    """float32 [*b 1 o], or [V 1] for an embedding table"""
+    """float32 [*b 1 o], or [V 1] for an embedding table or a head"""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,12 +72,12 @@ def dequantized(matrix: Array | QuantizedMatrix, dtype: Any) -> Float[Array, "..
 
 def is_quantized(path: tuple[Any, ...]) -> bool:
     """Whether a parameter is rounded: norms, biases and routers of experts are not."""
-    return path in (TABLE, ("head",)) or (path[-1] == "kernel" and path[-2] != "router")
+    return path in TABLES or (path[-1] == "kernel" and path[-2] != "router")
 
 
 def quantized(path: tuple[Any, ...], value: Float[Array, "..."]) -> QuantizedMatrix:
     """The matrix at `path` in int8."""
-    return QuantizedMatrix(*round_to_int8(value, -1 if path == TABLE else -2))
+    return QuantizedMatrix(*round_to_int8(value, -1 if path in TABLES else -2))
 
 
 def round_to_int8(

@@ -6,6 +6,7 @@ says over which mesh axes a logical axis is split. An axis that does not divide 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -61,6 +62,11 @@ def named(
     rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> NamedSharding:
     return NamedSharding(mesh, partition(axes, shape, mesh, rules))
+
+
+def mesh_parts(mesh: AnyMesh | None, axis: str) -> int:
+    """Into how many parts a mesh splits a logical axis; without a mesh, one."""
+    return math.prod(mesh.shape.get(name, 1) for name in RULES[axis]) if mesh is not None else 1
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -22,10 +22,10 @@ from malt_jax.data.packing import lay
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
 from malt_jax.models.mesh import rules
-from malt_jax.models.sharding import AnyMesh, named
+from malt_jax.models.sharding import AnyMesh, mesh_parts, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
-from malt_jax.planning.sizes import Sizes, mesh_parts
+from malt_jax.planning.sizes import Sizes
 from malt_jax.planning.training_steps import largest
 from malt_jax.planning.typical_rows import kernel_bytes
 from malt_jax.progress import counted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from malt_jax.config.run import Config
 from malt_jax.config.training import PhaseConfig
 from malt_jax.errors import UserError
-from malt_jax.models.sharding import RULES, AnyMesh
+from malt_jax.models.sharding import AnyMesh, mesh_parts
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
 from malt_jax.planning.training_steps import fields_of, largest, typical_step, working_bytes
@@ -152,8 +151,3 @@ def search_programs(
         groups = completions // memory.least_group(platform) + 1
         total += min(groups * blocks, capacities) * programs
     return total
-
-
-def mesh_parts(mesh: AnyMesh, axis: str) -> int:
-    """Into how many parts the mesh splits a logical axis."""
-    return math.prod(mesh.shape.get(name, 1) for name in RULES[axis])

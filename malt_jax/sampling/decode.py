@@ -167,7 +167,7 @@ def decode_step(
     if params.thought is not None and thoughts is not None:
         forced = each(forced_token)(params.thought, thoughts, rows.length)
     with jax.named_scope("draw"):
-        drawn = draw(decoder.logits(hidden[:, 0]), rows.key, rows.length, filters, forced)
+        drawn = draw(decoder.logit_blocks(hidden[:, 0]), rows.key, rows.length, filters, forced)
     if params.thought is not None and thoughts is not None and forced is not None:
         thoughts = each(advance)(params.thought, thoughts, drawn.token, forced)
 

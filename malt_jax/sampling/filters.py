@@ -1,20 +1,28 @@
 """From logits to one token per row: temperature, top-k and top-p without a sort, inverse CDF.
 
-A sort of the vocabulary costs more than the rest of a decode step. What top-k or top-p keeps is
-`score >= threshold`. The threshold is found by bisection, each step one pass of compare and sum.
-Equal scores are kept or dropped together.
+Logits come in blocks (`models.head`). One pass over them gives each block's maximum and its sum of
+probabilities, and a draw then needs the one block in which it falls.
+
+What top-k or top-p keeps is `score >= threshold`, so equal scores are kept or dropped together. A
+sort of the vocabulary, which would find the threshold, costs more than the rest of a decode step.
+It is searched for by bisection, first in the blocks with the highest maxima: the tokens that are
+kept are few, so nearly always they are all there. Otherwise the whole vocabulary is searched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-BLOCK = 128
-"""Tokens per block of the inverse CDF."""
+CANDIDATES = 64
+"""Blocks with the highest maxima in which a threshold is searched for first."""
+
+Weigh = Callable[[Array], Array]
+"""From scores to what each adds to the sum of those that are kept."""
 
 
 class Filters(NamedTuple):
@@ -34,7 +42,7 @@ class Draw(NamedTuple):
 
 
 def draw(
-    logits: Float[Array, "R V"],
+    logits: Float[Array, "R n w"],
     keys: UInt32[Array, "R 2"],
     steps: Int[Array, "R"],
     filters: Filters,
@@ -42,22 +50,51 @@ def draw(
 ) -> Draw:
     """Draws each row's next token with one uniform number from `fold_in(key, step)`.
 
-    Filters apply in the usual order: temperature, top-k, then top-p on what top-k kept. `forced`:
-    tokens that rows take in place of what they draw; DRAWN (-1) for none.
+    Token `i` has the logit `[i // w, i % w]`. Filters apply in the usual order: temperature, top-k,
+    then top-p on what top-k kept. `forced`: tokens that rows take in place of what they draw;
+    DRAWN (-1) for none.
     """
-    top = jnp.max(logits, axis=-1)
-    total = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
-    sampled = inverse_cdf(_filtered_weights(logits, top, filters), uniforms(keys, steps))
-    # The argmax is a pass over the vocabulary of its own, so only where a row asks for it.
+    width = logits.shape[-1]
+    maxima = jnp.max(logits, axis=-1)
+    top = jnp.max(maxima, axis=-1)
+    total = jnp.sum(jnp.exp(logits - top[:, None, None]), axis=(1, 2))
     random = filters.temperature > 0
-    token = jax.lax.cond(
-        jnp.all(random),
-        lambda: sampled,
-        lambda: jnp.where(random, sampled, jnp.argmax(logits, axis=-1).astype(jnp.int32)),
+    # Rows at temperature 0 do not use the draw; 1 keeps their numbers finite.
+    scale = jnp.where(random, filters.temperature, 1.0)
+
+    def scores(logits: Float[Array, "R *b"]) -> Float[Array, "R *b"]:
+        """Logits / temperature, shifted to maximum 0. Recomputed at each use, never stored."""
+        return (logits - _per_row(top, logits)) / _per_row(scale, logits)
+
+    top_k = jnp.where(random & (filters.top_k < logits[0].size), filters.top_k, 0)
+    top_p = jnp.where(random, filters.top_p, 1.0)
+    threshold = jax.lax.cond(
+        jnp.any((top_k > 0) | (top_p < 1)),
+        lambda: _threshold(logits, maxima, scores, top_k, top_p),
+        lambda: jnp.full(top.shape, -jnp.inf, jnp.float32),
     )
+
+    def weights(logits: Float[Array, "R *b"]) -> Float[Array, "R *b"]:
+        """Unnormalised probabilities after temperature and filters."""
+        at = scores(logits)
+        return jnp.where(at >= _per_row(threshold, at), jnp.exp(at), 0.0)
+
+    # The inverse CDF in two levels: sums run over blocks first and then inside the chosen block, so
+    # that no running sum over the whole vocabulary is formed.
+    sums = jnp.sum(weights(logits), axis=-1)
+    running = jnp.cumsum(sums, axis=-1)
+    target = uniforms(keys, steps) * running[:, -1]
+    block = jnp.where(random, _first_past(running, sums, target), jnp.argmax(maxima, axis=-1))
     if forced is not None:
-        token = jnp.where(forced >= 0, forced, token)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+        block = jnp.where(forced >= 0, forced // width, block)
+    inside = jnp.take_along_axis(logits, block[:, None, None], axis=1)[:, 0]
+    before = jnp.take_along_axis(running - sums, block[:, None], axis=1)[:, 0]
+    index = _first_past(jnp.cumsum(weights(inside), axis=-1), weights(inside), target - before)
+    index = jnp.where(random, index, jnp.argmax(inside, axis=-1))
+    if forced is not None:
+        index = jnp.where(forced >= 0, forced % width, index)
+    chosen = jnp.take_along_axis(inside, index[:, None], axis=1)[:, 0]
+    token = (block * width + index).astype(jnp.int32)
     return Draw(token, chosen - top - jnp.log(total), ~jnp.isfinite(total))
 
 
@@ -71,48 +108,43 @@ def uniforms(keys: UInt32[Array, "R 2"], steps: Int[Array, "R"]) -> Float[Array,
     return jax.vmap(one)(keys, steps)
 
 
-def _filtered_weights(
-    logits: Float[Array, "R V"], top: Float[Array, "R"], filters: Filters
-) -> Float[Array, "R V"]:
-    """Unnormalised probabilities after temperature and filters; `top` is the largest logit."""
-    random = filters.temperature > 0
-
-    def scores() -> Float[Array, "R V"]:
-        """Logits / temperature, shifted to maximum 0.
-
-        Recomputed at each use, so an untaken branch costs no pass.
-        """
-        # Rows at temperature 0 do not use the draw; 1 keeps their numbers finite.
-        return (logits - top[:, None]) / jnp.where(random, filters.temperature, 1.0)[:, None]
-
-    top_k = jnp.where(random & (filters.top_k < logits.shape[-1]), filters.top_k, 0)
-    top_p = jnp.where(random, filters.top_p, 1.0)
-    threshold = jax.lax.cond(
-        jnp.any((top_k > 0) | (top_p < 1)),
-        lambda: _threshold(scores(), top_k, top_p),
-        lambda: jnp.full(logits.shape[:1], -jnp.inf, jnp.float32),
-    )
-    return jnp.where(scores() >= threshold[:, None], jnp.exp(scores()), 0.0)
+def _per_row(values: Float[Array, "R"], like: Float[Array, "R *b"]) -> Float[Array, "R ..."]:
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _threshold(
-    scores: Float[Array, "R V"], top_k: Int[Array, "R"], top_p: Float[Array, "R"]
+    logits: Float[Array, "R n w"],
+    maxima: Float[Array, "R n"],
+    scores: Callable[[Array], Array],
+    top_k: Int[Array, "R"],
+    top_p: Float[Array, "R"],
 ) -> Float[Array, "R"]:
     """The smallest score that top-k, then top-p keeps."""
-    by_k = top_k_threshold(scores, top_k)
-    by_p = top_p_threshold(jnp.where(scores >= by_k[:, None], scores, -jnp.inf), top_p)
-    return jnp.maximum(by_k, by_p)
+    n = maxima.shape[-1]
+    highest, blocks = jax.lax.top_k(maxima, min(n, CANDIDATES + 1))
+    candidates = jnp.take_along_axis(logits, blocks[:, :CANDIDATES, None], axis=1)
+    outside = scores(highest[:, -1]) if n > CANDIDATES else jnp.full(top_k.shape, -jnp.inf)
 
+    def cut(weigh: Weigh, need: Float[Array, "R"], active: Bool[Array, "R"]) -> Float[Array, "R"]:
+        def among(logits: Float[Array, "R m w"], active: Bool[Array, "R"]) -> Float[Array, "R"]:
+            at = scores(logits)
+            return smallest_kept(at, weigh(at), need, active)
 
-def top_k_threshold(scores: Float[Array, "R V"], k: Int[Array, "R"]) -> Float[Array, "R"]:
-    """The k-th largest score of each row, or -inf where k is 0; `scores` have maximum 0."""
-    return _cut(scores, jnp.ones_like(scores), k.astype(jnp.float32), k > 0)
+        found = among(candidates, active)
+        # Every token above the highest score outside of the candidates is one of them. So a
+        # threshold that is not below that score keeps the same tokens of the whole vocabulary.
+        # A row's threshold depends on the row alone: only those that miss it search again.
+        missed = active & (found < outside)
+        again = lambda: jnp.where(missed, among(logits, missed), found)  # noqa: E731
+        return jax.lax.cond(jnp.any(missed), again, lambda: found)
 
+    by_k = cut(jnp.ones_like, top_k.astype(jnp.float32), top_k > 0)
 
-def top_p_threshold(scores: Float[Array, "R V"], p: Float[Array, "R"]) -> Float[Array, "R"]:
-    """The smallest score of the fewest top tokens whose probabilities sum to p; -inf for p of 1."""
-    weights = jnp.exp(scores)
-    return _cut(scores, weights, p * jnp.sum(weights, axis=-1), p < 1)
+    def of_top_k(at: Float[Array, "R *b"]) -> Float[Array, "R *b"]:
+        return jnp.where(at >= _per_row(by_k, at), jnp.exp(at), 0.0)
+
+    total = jnp.sum(of_top_k(scores(logits)), axis=(1, 2))
+    return jnp.maximum(by_k, cut(of_top_k, top_p * total, top_p < 1))
 
 
 class _Bounds(NamedTuple):
@@ -124,17 +156,18 @@ class _Bounds(NamedTuple):
     kept_high: Int[Array, "R"]
 
 
-def _cut(
-    scores: Float[Array, "R V"],
-    weights: Float[Array, "R V"],
+def smallest_kept(
+    scores: Float[Array, "R m w"],
+    weights: Float[Array, "R m w"],
     need: Float[Array, "R"],
     active: Bool[Array, "R"],
 ) -> Float[Array, "R"]:
-    """The largest t with `sum(weights where scores >= t) >= need`, or -inf for inactive rows.
+    """The largest score t with `sum(weights where scores >= t) >= need`; -inf for inactive rows.
 
-    Bisection over the bit patterns of `-scores`, which for floats of 0 or more are ordered as
-    integers. It is exact in at most 31 passes, and ends as soon as one distinct candidate is left
-    between the bounds of every row.
+    -inf as well where all weights together are less. Scores are at most 0. By bisection over the
+    bit patterns of `-scores`, which for floats of 0 or more are ordered as integers. It is exact in
+    at most 31 passes, and ends as soon as one distinct score is left between the bounds of every
+    row.
     """
     depth = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32)
 
@@ -143,9 +176,9 @@ def _cut(
 
     def halve(at: _Bounds) -> _Bounds:
         middle = at.low + (at.high - at.low) // 2
-        inside = depth <= middle[:, None]
-        enough = jnp.sum(jnp.where(inside, weights, 0.0), axis=-1) >= need
-        kept = jnp.sum(inside, axis=-1, dtype=jnp.int32)
+        inside = depth <= middle[:, None, None]
+        enough = jnp.sum(jnp.where(inside, weights, 0.0), axis=(1, 2)) >= need
+        kept = jnp.sum(inside, axis=(1, 2), dtype=jnp.int32)
         return _Bounds(
             low=jnp.where(enough, at.low, middle),
             high=jnp.where(enough, middle, at.high),
@@ -155,32 +188,15 @@ def _cut(
 
     # Inactive rows begin with their bounds closed, so that they cause no pass.
     infinity = jnp.full(need.shape, 0x7F800000, jnp.int32)  # the bit pattern of a score of -inf
-    everything = jnp.full(need.shape, scores.shape[-1], jnp.int32)
+    everything = jnp.full(need.shape, scores[0].size, jnp.int32)
     low = jnp.where(active, -1, infinity - 1)
     start = _Bounds(low, infinity, jnp.zeros_like(everything), everything)
-    cut = jax.lax.while_loop(unfinished, halve, start).high
-    return -jax.lax.bitcast_convert_type(cut, jnp.float32)
-
-
-def inverse_cdf(weights: Float[Array, "R V"], uniform: Float[Array, "R"]) -> Int[Array, "R"]:
-    """The first index whose running sum of weights passes `uniform * sum`.
-
-    Sums run over blocks first and then inside the chosen block, so that no running sum over the
-    whole vocabulary is formed.
-    """
-    rows, vocab = weights.shape
-    block = min(BLOCK, vocab)
-    blocks = -(-vocab // block)
-    padded = jnp.pad(weights, ((0, 0), (0, blocks * block - vocab)))
-    padded = padded.reshape(rows, blocks, block)
-    sums = jnp.sum(padded, axis=-1)
-    running = jnp.cumsum(sums, axis=-1)
-    target = uniform * running[:, -1]
-    chosen = _first_past(running, sums, target)
-    before = jnp.take_along_axis(running - sums, chosen[:, None], axis=1)[:, 0]
-    inside = jnp.take_along_axis(padded, chosen[:, None, None], axis=1)[:, 0]
-    index = _first_past(jnp.cumsum(inside, axis=-1), inside, target - before)
-    return (chosen * block + index).astype(jnp.int32)
+    cut = -jax.lax.bitcast_convert_type(
+        jax.lax.while_loop(unfinished, halve, start).high, jnp.float32
+    )
+    # The bounds may have met between two scores.
+    lowest = jnp.min(jnp.where(scores >= cut[:, None, None], scores, 0.0), axis=(1, 2))
+    return jnp.where(cut > -jnp.inf, lowest, cut)
 
 
 def _first_past(

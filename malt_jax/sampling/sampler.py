@@ -7,7 +7,6 @@ one that finishes takes the next completion of any entry, and so on (`stream.py`
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.quantized import weights_dtype
-from malt_jax.models.sharding import RULES
+from malt_jax.models.sharding import mesh_parts
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.decode import DecodeProgram
@@ -74,7 +73,7 @@ class Sampler:
         self._best_rows = memory.best_rows(self._platform)
         self.streams = memory.stream_count(self.config, self._platform, mesh is not None)
         """Batches that may decode side by side."""
-        self._shards = _mesh_parts(mesh, "batch")
+        self._shards = mesh_parts(mesh, "batch")
         self._prefill_shape = prefill_shape(self.config, self._platform, self._shards)
         self._params = self._rounded(model.params)
         self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
@@ -213,7 +212,7 @@ class Sampler:
             prefix_tokens=self._prefix_tokens(prompt_tokens),
             new_tokens=memory.bucket(self.config.new_token_buckets, new_tokens, attention.block),
         )
-        kv_shards = _mesh_parts(self.mesh, "kv_heads")
+        kv_shards = mesh_parts(self.mesh, "kv_heads")
         devices = memory.Devices(
             self._platform,
             shards=self._shards,
@@ -339,10 +338,3 @@ class Sampler:
             tokens_generated=sum(len(c.tokens) for drawn in done for c in drawn),
         )
         return done
-
-
-def _mesh_parts(mesh: Mesh | None, axis: str) -> int:
-    """Into how many parts the mesh splits a logical axis."""
-    if mesh is None:
-        return 1
-    return math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
