@@ -46,6 +46,9 @@ import pytest
 from durations import pytest_terminal_summary  # noqa: F401 (a hook of pytest)
 from skips import pytest_addoption, pytest_sessionfinish  # noqa: F401 (hooks of pytest)
 
+# Tracing makes many small objects, which Python would look through every 700 of them.
+gc.set_threshold(50_000, 20, 100)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

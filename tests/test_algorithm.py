@@ -37,7 +37,7 @@ PIPELINE = PipelineConfig(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return malt.load_model(tiny.write_model(tmp_path_factory.mktemp("tiny") / "model"))
+    return malt.load_model(tiny.write_model(tmp_path_factory.mktemp("tiny") / "model", seed=3))
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ BETA = 0.2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("golden") / "model")
+    return write_model(tmp_path_factory.mktemp("golden") / "model", layers=2)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,12 @@ from malt_jax.tasks.base import Grade, Question, Task
 CHARACTERS = "0123456789+-*=x,<>?! abcdefghijklmnopqrstuvwyzGVRTD\n"
 
 
-def write_model(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0) -> Path:
-    """A Hugging Face folder: config, float32 safetensors, a character tokenizer."""
+def write_model(folder: Path, *, layers: int = 1, width: int = 32, seed: int = 0) -> Path:
+    """A Hugging Face folder: config, float32 safetensors, a character tokenizer.
+
+    One layer, since the time of a run of so small a model is that of compiling it; the tests of
+    models and samplers have models of their own, with several layers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocab = ["<pad>", "<s>", "</s>", "<unk>", *CHARACTERS]
     heads, d_mlp = 4, 2 * width
