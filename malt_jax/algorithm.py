@@ -36,12 +36,12 @@ from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
 from malt_jax.tree.prompts import Overflow
-from malt_jax.tree.roles import Chain, PipelineConfig, make_chain
+from malt_jax.tree.roles import Chain, PipelineConfig, make_chain, of_role
 from malt_jax.tree.values import Backup, value_forest
 
 
 def search(
-    model: Model,
+    model: Model | Mapping[str, Model],
     questions: Sequence[Question],
     pipeline: Chain | PipelineConfig | None = None,
     *,
@@ -52,18 +52,19 @@ def search(
     backup: Backup = "mean",
     softness: float = 0.25,
     threshold: float = 0.5,
-    sampler: Sampler | None = None,
+    sampler: Sampler | Mapping[str, Sampler] | None = None,
     overflow: Overflow = "refuse",
     spare: int = 0,
     on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """One valued tree per question.
 
-    `pipeline`: the chain of roles, by default generator, verifier and refiner with n = 3 branches
-    each and the prompts of `task`, whose grader gives the rewards. `adapters`: each role's trained
-    policy; the base model where there is none. The same arguments give the same trees, in whatever
-    order the questions come. `spare`: siblings held back for where outcomes differ, which depends
-    on all questions (`tree.adaptive`). `on_level` is called with each role and its completions.
+    `model`: the base of all roles, or each role's by name. `pipeline`: the chain of roles, by
+    default generator, verifier and refiner with n = 3 branches each and the prompts of `task`,
+    whose grader gives the rewards. `adapters`: each role's trained policy; the base model where
+    there is none. The same arguments give the same trees, in whatever order the questions come.
+    `spare`: siblings held back for where outcomes differ, which depends on all questions
+    (`tree.adaptive`). `on_level` is called with each role and its completions.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
@@ -72,13 +73,21 @@ def search(
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
     grow = partial(
-        expand, model, sampler or Sampler(model), questions, pipeline, adapters=adapters or {},
+        expand, model, sampler or _samplers(model), questions, pipeline, adapters=adapters or {},
         seed=seed, round=round, overflow=overflow, on_level=on_level)  # fmt: skip
     # Section 3.2. Only outcomes are rewarded: T reads the answer of a leaf, 1[T(r_ijk) = a*].
     reward = partial(grade, questions=questions, grader=task.grader)
     forest = adaptive.grow(grow, reward, pipeline, spare) if spare else reward(grow())
     # Backed up the tree: V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
     return value_forest(forest, backup, softness, threshold)
+
+
+def _samplers(model: Model | Mapping[str, Model]) -> Sampler | Mapping[str, Sampler]:
+    """One sampler per model, so that roles with one model share its programs."""
+    if not isinstance(model, Mapping):
+        return Sampler(model)
+    made = {id(one): Sampler(one) for one in model.values()}
+    return {role: made[id(one)] for role, one in model.items()}
 
 
 def label(
@@ -105,7 +114,7 @@ def label(
 
 
 def train(
-    model: Model,
+    model: Model | Mapping[str, Model],
     data: Mapping[str, RoleData],
     *,
     pipeline: PipelineConfig | None = None,
@@ -124,13 +133,14 @@ def train(
     on_step: OnStep | None = None,
     on_phase: Callable[[str, TrainOutcome], None] = lambda policy, outcome: None,
 ) -> dict[str, Trainable]:
-    """Each role's trained weights, one policy after the other over the one resident base.
+    """Each role's trained weights, one policy after the other over its base.
 
-    Paper, section 3.4. `pipeline` says what each role learns by (`RoleConfig.train`): as published,
-    the generator by SFT and the others by SFT and then DPO, like a role that it does not name;
-    `sft` to `pg` are the fields of each phase, unless a role has its own (`RoleConfig.training`).
-    `sharing`: by default every role has a LoRA adapter of its own; with `shared` one policy learns
-    from all roles. `start`: weights to continue from (by role or policy); by default an adapter
+    Paper, section 3.4. `model`: the base of all policies, or each one's by name.
+    `pipeline` says what each role learns by (`RoleConfig.train`): as published, the generator by
+    SFT and the others by SFT and then DPO, like a role that it does not name; `sft` to `pg`
+    are the fields of each phase, unless a role has its own (`RoleConfig.training`). `sharing`: by
+    default every role has a LoRA adapter of its own; with `shared` one policy learns from all
+    roles. `start`: weights to continue from (by role or policy); by default an adapter
     that changes nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the
     key of stored log-probabilities. `on_policy`: the data were sampled with `start`, so a policy
     gradient must find their log-probabilities again.
@@ -145,10 +155,9 @@ def train(
     if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in EXAMPLES) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
+        base = of_role(model, name)
         own = settings.with_fields(roles[name].training) if name in roles else settings
-        policy = begin.get(name) or initial_weights(
-            model, own.lora, seed=seed, name=name, mesh=mesh
-        )
+        policy = begin.get(name) or initial_weights(base, own.lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None
         # Each phase starts from the weights that the one before left. Paper, as minima:
         # sft  -log p(y | x; theta), averaged over completion tokens.
@@ -160,7 +169,7 @@ def train(
         for phase in EXAMPLES:
             if examples := learned.of(phase):
                 outcome = fit.train_phase(
-                    phase, model, policy, examples, own.phase(phase), saver=saver, seed=seed,
+                    phase, base, policy, examples, own.phase(phase), saver=saver, seed=seed,
                     dropout=own.lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,
                 )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -76,26 +76,31 @@ class Pipeline:
     @cached_property
     def answerer(self) -> Answerer:
         """The chain over the run's sampler."""
-        return self._over(self._session.sampler)
+        bases = self._session.bases
+        return self._over(bases.each(bases.sampler_of))
 
     def answerer_with(self, on_chunk: Callable[[], None]) -> Answerer:
         """The chain over a sampler of its own, which calls `on_chunk` between decode chunks.
 
         What `on_chunk` raises ends the call.
         """
-        from malt_jax.sampling.sampler import Sampler
+        bases = self._session.bases
+        made: dict[int, Sampler] = {}
 
-        session = self._session
-        return self._over(
-            Sampler(session.model, session.config.sampler, mesh=session.mesh, on_chunk=on_chunk)
-        )
+        def sampler(role: str) -> Sampler:
+            model = bases.model_of(role)
+            if id(model) not in made:
+                made[id(model)] = bases.make_sampler(model, on_chunk)
+            return made[id(model)]
 
-    def _over(self, sampler: Sampler) -> Answerer:
+        return self._over(bases.each(sampler))
+
+    def _over(self, samplers: Sampler | Mapping[str, Sampler]) -> Answerer:
         session = self._session
         # Each question asks every role in turn, so weights that were dropped would be loaded again.
         policies = policies_after(session, session.config.rounds - 1, keep_all=True)
         return Answerer(
-            sampler,
+            samplers,
             session.pipeline,
             policies,
             session.task.grader,
@@ -113,8 +118,11 @@ class Pipeline:
         return self._session.config.search.block
 
     def unread(self, question: str) -> list[str]:
-        """Characters of the question that the model cannot distinguish; it answers all the same."""
-        return self._session.model.tokenizer.unread(question)
+        """Characters of the question that a model cannot distinguish; it answers all the same."""
+        of = self._session.bases.model_of
+        models = {role.name: of(role.name) for role in self._session.pipeline.roles}
+        found = [c for model in models.values() for c in model.tokenizer.unread(question)]
+        return list(dict.fromkeys(found))
 
     def prompt_tokens(self) -> dict[str, int]:
         """Each role's longest prompt for one question of the run, from its first tree."""

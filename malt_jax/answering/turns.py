@@ -20,7 +20,7 @@ from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Overflow, Prompt, render
-from malt_jax.tree.roles import Chain, Role
+from malt_jax.tree.roles import Chain, Role, of_role
 from malt_jax.tree.thoughts import read_completion
 
 if TYPE_CHECKING:
@@ -110,20 +110,24 @@ def answer(draws: Sequence[Draw]) -> Answer:
 class Answerer:
     """A chain with its policies, ready to take turns. Not thread-safe: one thread owns it."""
 
-    sampler: Sampler
+    samplers: Sampler | Mapping[str, Sampler]
+    """That of the model of all roles, or each role's by name."""
     chain: Chain
     policies: Mapping[str, Any]
     """Each role's weights by name; None is the base model."""
     grader: Grader
     overflow: Overflow = "refuse"
 
-    @property
-    def tokenizer(self) -> Any:
-        return self.sampler.model.tokenizer
+    def sampler(self, role: Role) -> Sampler:
+        return of_role(self.samplers, role.name)
+
+    def tokenizer(self, role: Role) -> Any:
+        """That of the role's model, with its chat settings."""
+        return role.tokenizer(self.sampler(role).model.tokenizer)
 
     def params(self, role: Role) -> SamplingParams:
         """How a role samples unless a request says otherwise."""
-        return sampling_params(role, role.tokenizer(self.tokenizer))
+        return sampling_params(role, self.tokenizer(role))
 
     def check(
         self,
@@ -147,7 +151,7 @@ class Answerer:
     def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
         """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""
         for role in self.chain.roles:
-            self.sampler.warm_up(
+            self.sampler(role).warm_up(
                 prompt_tokens[role.name],
                 role.config.max_new_tokens,
                 thought=self.params(role).thought,
@@ -211,12 +215,13 @@ class Answerer:
         if not requests:
             return
         # 3. One call of the sampler, with text passed on while it is written.
-        form = role.tokenizer(self.tokenizer).thoughts
+        sampler, tokenizer = self.sampler(role), self.tokenizer(role)
+        form = tokenizer.thoughts
         streams: dict[int, TextStream] = {}
         if on_text:
             for index in (i for group in members for i in group):
-                streams[index] = TextStream(self.tokenizer, form, index, on_text)
-        drawn = self.sampler.sample(
+                streams[index] = TextStream(tokenizer, form, index, on_text)
+        drawn = sampler.sample(
             requests,
             params,
             adapter=self.policies[role.name],
@@ -226,7 +231,7 @@ class Answerer:
         for group, completions in zip(members, drawn, strict=True):
             for index, completion in zip(group, completions, strict=True):
                 tokens, finish = completion.tokens, completion.finish
-                spoken = read_completion(tokens, finish, self.tokenizer, form)
+                spoken = read_completion(tokens, finish, tokenizer, form)
                 if index in streams:
                     streams[index].finish(spoken.text)
                 answers = role.config.answers and not spoken.unclosed
@@ -255,8 +260,8 @@ class Answerer:
             role.template,
             question,
             said,
-            role.tokenizer(self.tokenizer),
-            room=self.sampler.spec.context - params.max_new_tokens,
+            self.tokenizer(role),
+            room=self.sampler(role).spec.context - params.max_new_tokens,
             overflow=self.overflow,
             where=f"the question, {role.name}",
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import Invocation
-from malt_jax.commands.launch import check_input, check_tracker, look, read_config
+from malt_jax.commands.launch import check_input, check_tracker, look, read_config, specs_of
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.pipeline import split_phases
@@ -22,9 +22,8 @@ from malt_jax.storage import manifest
 from malt_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
+    from malt_jax.commands.launch import Models
     from malt_jax.config.run import Config
-    from malt_jax.models.spec import ModelSpec
-    from malt_jax.models.tokenizer import Tokenizer
     from malt_jax.stages.session import Session
 
 
@@ -37,9 +36,9 @@ def describe(invocation: Invocation) -> str:
     RunDir.check(
         config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS, complete=with_defaults
     )
-    spec, tokenizer = check_input(session)
+    found = check_input(session)
     finished, begun = _stages(config)
-    check_room(config, spec, command, new=not (finished or begun))
+    check_room(config, specs_of(found), command, new=not (finished or begun))
     if (redo := invocation.options.redo) and redo not in (*finished, *begun):
         known = ", ".join((*finished, *begun)) or "none yet"
         raise UserError(
@@ -53,12 +52,12 @@ def describe(invocation: Invocation) -> str:
         f"malt {command} would do this. Nothing was written.",
         "",
         *_run(config, finished, begun, redo),
-        *_model(config, spec, tokenizer),
+        *_models(config, found),
         *_search(session),
         *_training(config),
         *_systems(session),
         *_export(config),
-        *_prompts(session, spec, tokenizer),
+        *_prompts(session, found),
     ]
     return "\n".join(lines)
 
@@ -84,13 +83,16 @@ def _run(config: Config, finished: list[str], begun: list[str], redo: str | None
         yield f"  {redo} and what was made from it would be set aside and made again"
 
 
-def _model(config: Config, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:
-    chat = "its chat template" if tokenizer.has_chat_template else "no chat template"
-    yield f"model: {one_line(config.model.path)}"
-    yield (
-        f"  {spec.family}, {spec.num_layers} layers of width {spec.d_model}, a context of "
-        f"{spec.context:,} tokens, a vocabulary of {spec.vocab:,}, {chat}"
-    )
+def _models(config: Config, found: Models) -> Iterator[str]:
+    for base, (spec, tokenizer) in found.items():
+        roles = [r.name for r in config.pipeline.roles if config.model_of(r.name) == base]
+        whose = "" if base == config.model else f" of the {', '.join(roles)}"
+        chat = "its chat template" if tokenizer.has_chat_template else "no chat template"
+        yield f"model{whose}: {one_line(base.path)}"
+        yield (
+            f"  {spec.family}, {spec.num_layers} layers of width {spec.d_model}, a context of "
+            f"{spec.context:,} tokens, a vocabulary of {spec.vocab:,}, {chat}"
+        )
 
 
 def _search(session: Session) -> Iterator[str]:
@@ -184,13 +186,14 @@ def _export(config: Config) -> Iterator[str]:
         yield f"  and to the hub, as {one_line(config.export.push_to_hub)}-ROLE, private"
 
 
-def _prompts(session: Session, spec: ModelSpec, tokenizer: Tokenizer) -> Iterator[str]:
+def _prompts(session: Session, found: Models) -> Iterator[str]:
     """The first question's prompt for each role, with a placeholder for each earlier turn."""
     from malt_jax.tree.prompts import render
 
     question = session.train_questions[0]
     said: dict[str, str] = {}
     for role in session.pipeline.roles:
+        spec, tokenizer = found[session.config.model_of(role.name)]
         own = role.tokenizer(tokenizer)
         prompt = render(
             role.template,

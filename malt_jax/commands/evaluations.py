@@ -97,7 +97,7 @@ def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[
 
 def _checked(invocation: Invocation, trained: Session, config: Config) -> Evaluation:
     """One evaluation, once nothing is found that it could not be made of."""
-    from malt_jax.commands.launch import check_model
+    from malt_jax.commands.launch import check_models
     from malt_jax.config.reading import apply_flags
     from malt_jax.stages.evaluations import Evaluation, check_evaluation
     from malt_jax.stages.variants import planned
@@ -110,7 +110,7 @@ def _checked(invocation: Invocation, trained: Session, config: Config) -> Evalua
     session = Evaluation(config, trained, allow_overlap=options.allow_overlap)
     check_evaluation(session)
     systems, _ = planned(session)
-    check_prompts(session, systems, *check_model(config), questions=session.eval_questions)
+    check_prompts(session, systems, check_models(config), questions=session.eval_questions)
     return session
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
@@ -16,6 +16,7 @@ from malt_jax.errors import UserError
 from malt_jax.stages.trust import check_trust
 
 if TYPE_CHECKING:
+    from malt_jax.config.model import ModelConfig
     from malt_jax.config.run import Config
     from malt_jax.evaluation.systems import System
     from malt_jax.models.spec import ModelSpec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
     from malt_jax.tasks.base import Question
-    from malt_jax.tree.roles import Chain
+    from malt_jax.tree.roles import Chain, Role
 
 MAX_WIDTH = 1000
 """Columns of a printed table, at most, whatever COLUMNS says."""
@@ -93,12 +94,12 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
         new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
             prompts = new and command != "eval"  # `eval` refuses a new run anyway
-            spec, _ = check_input(session, prompts=prompts)
-            check_mesh(config, spec)
+            found = check_input(session, prompts=prompts)
+            check_mesh(config, found[config.model].spec)
             if new or not _finished(config, command):
-                check_room(config, spec, command, new=new)
+                check_room(config, specs_of(found), command, new=new)
         elif command == "train" and not new and not _finished(config, command):
-            check_room(config, check_model(config)[0], command, new=False)
+            check_room(config, specs_of(check_models(config)), command, new=False)
         facts = {"devices": devices()} if new else None
         # 4. Open the run directory and take its lock.
         with RunDir.open(
@@ -151,8 +152,23 @@ def check_tracker(config: Config) -> None:
             raise UserError(f"{name}: not installed; `pip install {name}`, or leave it out.")
 
 
-def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, Tokenizer]:
-    """Checks what the run and its variants read: questions, model and, of a new run, prompts."""
+class Found(NamedTuple):
+    """What is known of a base model before its weights are read."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+
+
+Models = Mapping["ModelConfig", Found]
+"""The base models of a run, its own first."""
+
+
+def specs_of(found: Models) -> dict[ModelConfig, ModelSpec]:
+    return {config: one.spec for config, one in found.items()}
+
+
+def check_input(session: Session, *, prompts: bool = True) -> Models:
+    """Checks what the run and its variants read: questions, models and, of a new run, prompts."""
     from malt_jax.credit.verdict import verdict_readers
     from malt_jax.stages.other_models import check_other
     from malt_jax.stages.variants import planned
@@ -161,11 +177,11 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
     systems, variants = planned(session)
     check_questions(session)
     verdict_readers(config.pipeline.roles)  # imports a user's own
-    found = check_model(config)
+    found = check_models(config)
     for path in config.eval.models:
         check_other(path)
     if prompts:
-        check_prompts(session, systems, *found)
+        check_prompts(session, systems, found)
     for variant in variants:
         own = variant.config
         if _read_by(own) == _read_by(config):
@@ -174,9 +190,9 @@ def check_input(session: Session, *, prompts: bool = True) -> tuple[ModelSpec, T
         try:
             inner = look(own, session.progress)
             check_questions(inner)
-            model = found if own.model == config.model else check_model(own)
+            models = found if set(own.bases) <= set(found) else check_models(own)
             if prompts:
-                check_prompts(inner, [variant.system], *model)
+                check_prompts(inner, [variant.system], models)
         except UserError as error:
             raise error.at(f"ablations.{variant.folder}") from None
     return found
@@ -187,7 +203,7 @@ def _read_by(config: Config) -> tuple[Any, ...]:
     turns = [
         (
             *(role.name, role.template, role.max_new_tokens),
-            *(role.system, role.chat_template_kwargs, role.thinking),
+            *(role.system, role.chat_template_kwargs, role.thinking, role.model),
         )
         for role in config.pipeline.roles
     ]
@@ -212,42 +228,57 @@ def check_mesh(config: Config, spec: ModelSpec) -> None:
     from malt_jax.models.mesh import choose_layout, rules, slice_count
 
     devices = jax.devices()
+    if len(config.bases) > 1 and len(devices) > 1:
+        raise UserError(
+            f"pipeline.roles: base models of roles' own run on one device, and here are "
+            f"{len(devices)}; show the process one of them (CUDA_VISIBLE_DEVICES), or give all "
+            "roles the run's model."
+        )
     choose_layout(config.mesh, len(devices), slice_count(devices), spec, 0, None)
     rules(config.mesh)
 
 
-def check_model(config: Config) -> tuple[ModelSpec, Tokenizer]:
-    """The structure and tokenizer of the base model; of its weights only the headers are read."""
+def check_models(config: Config) -> Models:
+    """The structure and tokenizer of every base; of weights only the headers are read."""
+    found = {config.model: _check_model(config.model, "model.path")}
+    for index, role in enumerate(config.pipeline.roles):
+        if (base := config.model_of(role.name)) not in found:
+            found[base] = _check_model(base, f"pipeline.roles.{index}.model.path")
+    check_adapters(config, specs_of(found))
+    return found
+
+
+def _check_model(base: ModelConfig, where: str) -> Found:
     from malt_jax.models.checkpoint import Checkpoint
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
     from malt_jax.models.tokenizer import load_tokenizer
 
     try:
-        folder, _ = local_folder(config.model.path, config.model.revision)
+        folder, _ = local_folder(base.path, base.revision)
         spec = read_spec(folder)
         Checkpoint(folder, tower=spec.tower)
         tokenizer = load_tokenizer(folder, spec.vocab)
         if tokenizer.has_chat_template:
             tokenizer.render("")
     except UserError as error:
-        raise error.at("model.path") from None
-    check_adapters(config, spec)
-    return spec, tokenizer
+        raise error.at(where) from None
+    return Found(spec, tokenizer)
 
 
-def check_adapters(config: Config, spec: ModelSpec) -> None:
+def check_adapters(config: Config, specs: Mapping[ModelConfig, ModelSpec]) -> None:
     """Refuses adapters that roles start from where they fit neither the model nor the run's own."""
     from malt_jax.models.adapters import check_room, load_adapter
     from malt_jax.models.lora import targets_of
     from malt_jax.models.peft_layout import has_layout
 
-    policies = {"train": config.train} | {
-        f"pipeline.roles.{index}.training": config.training_of(role.name)
+    of_role = {role.name: specs[config.model_of(role.name)] for role in config.pipeline.roles}
+    policies = {"train": (config.train, specs[config.model])} | {
+        f"pipeline.roles.{index}.training": (config.training_of(role.name), of_role[role.name])
         for index, role in enumerate(config.pipeline.roles)
-        if role.training
+        if role.training or role.model
     }
-    for where, train in policies.items() if not config.train.full else ():
+    for where, (train, spec) in policies.items() if not config.train.full else ():
         try:
             targets_of(spec, train.lora)
         except UserError as error:
@@ -260,7 +291,7 @@ def check_adapters(config: Config, spec: ModelSpec) -> None:
     for index, role in enumerate(config.pipeline.roles):
         if role.adapter is not None:
             try:
-                _, own = load_adapter(role.adapter, spec)
+                _, own = load_adapter(role.adapter, of_role[role.name])
                 check_room(own, config.training_of(role.name).lora, role.adapter)
             except UserError as error:
                 raise error.at(f"pipeline.roles.{index}.adapter") from None
@@ -269,33 +300,48 @@ def check_adapters(config: Config, spec: ModelSpec) -> None:
 def check_prompts(
     session: Session,
     systems: Sequence[System],
-    spec: ModelSpec,
-    tokenizer: Tokenizer,
+    found: Models,
     questions: Sequence[Question] | None = None,
 ) -> None:
-    """Refuses questions that are too long for the model now, and not hours later.
+    """Refuses questions that are too long for a model now, and not hours later.
 
     Each question is rendered for the turn that leaves it the least room, without earlier turns.
     """
-    from malt_jax.tree.prompts import fill, render
+    from malt_jax.evaluation.systems import speaker
 
-    check_lengths(session.config, spec)
-    pipeline = session.pipeline
-    check_chat(pipeline, tokenizer)
+    config, pipeline = session.config, session.pipeline
+    check_lengths(config, specs_of(found))
+    names = [role.name for role in pipeline.roles]
+    check_chat(pipeline, {name: found[config.model_of(name)].tokenizer for name in names})
     spoken = {role.name: role for role in pipeline.roles}
     for system in systems:
         spoken |= {turn.role.name: turn.role for turn in system.turns}
+    if questions is None:
+        questions = (*session.train_questions, *session.eval_questions)
+    for base, model in found.items():
+        own = [
+            r for r in spoken.values() if config.model_of(speaker(r.name, pipeline).name) == base
+        ]
+        if own:
+            _check_tightest(own, names, model, questions)
+
+
+def _check_tightest(
+    roles: Sequence[Role], names: Sequence[str], model: Found, questions: Sequence[Question]
+) -> None:
+    """Refuses questions that leave no room in the longest prompt of one model's roles."""
+    from malt_jax.tree.prompts import fill, render
+
+    spec, tokenizer = model
     # Earlier turns are empty here: this is the shortest prompt of each question.
-    silent = {role.name: "" for role in pipeline.roles}
+    silent = dict.fromkeys(names, "")
     tightest = max(
-        spoken.values(),
+        roles,
         key=lambda role: (
             role.config.max_new_tokens
             + len(role.tokenizer(tokenizer).prompt_ids(fill(role.template, silent)))
         ),
     )
-    if questions is None:
-        questions = (*session.train_questions, *session.eval_questions)
     for question in questions:
         render(
             tightest.template,
@@ -307,15 +353,16 @@ def check_prompts(
         )
 
 
-def check_chat(pipeline: Chain, tokenizer: Tokenizer) -> None:
+def check_chat(pipeline: Chain, tokenizer: Tokenizer | Mapping[str, Tokenizer]) -> None:
     """Refuses roles whose chat settings or budget of thoughts do not fit the model's template."""
     from malt_jax.tree.expand import sampling_params
+    from malt_jax.tree.roles import of_role
 
     for index, role in enumerate(pipeline.roles):
         where = f"pipeline.roles.{index}"
         field = "chat_template_kwargs" if role.config.chat_template_kwargs else "system"
         try:
-            own = role.tokenizer(tokenizer)
+            own = role.tokenizer(of_role(tokenizer, role.name))
             if own.has_chat_template:
                 own.render("")
         except UserError as error:
@@ -326,9 +373,10 @@ def check_chat(pipeline: Chain, tokenizer: Tokenizer) -> None:
             raise UserError(f"{where}.{error}") from None
 
 
-def check_lengths(config: Config, spec: ModelSpec) -> None:
+def check_lengths(config: Config, specs: Mapping[ModelConfig, ModelSpec]) -> None:
     """Refuses a turn whose `max_new_tokens` leaves no room for a prompt."""
     for index, role in enumerate(config.pipeline.roles):
+        spec = specs[config.model_of(role.name)]
         if role.max_new_tokens >= spec.context:
             raise UserError(
                 f"pipeline.roles.{index}.max_new_tokens: found {role.max_new_tokens}, but "

@@ -16,21 +16,23 @@ def run(invocation: Invocation) -> None:
     if options.topology:
         leave_devices_free()
     from malt_jax.planning.chips import find_target
-    from malt_jax.planning.plan import plan_run
+    from malt_jax.planning.plan import plan_bases
     from malt_jax.planning.specs import find_spec
     from malt_jax.planning.table import tables
 
     config = read_config(invocation)
-    spec, source = find_spec(config.model.path, config.model.revision)
+    found = {base: find_spec(base.path, base.revision) for base in config.bases}
     target = find_target(options.topology, compiles=not options.estimate)
-    check_lengths(config, spec)
+    specs = {base: spec for base, (spec, _) in found.items()}
+    check_lengths(config, specs)
 
     def note(name: str) -> None:
         if not config.quiet:
             print(f"{name}: {'compiled' if target.devices else 'counted'}", file=sys.stderr)
 
-    plan = plan_run(config, spec, target, whole=options.whole, on_program=note)
-    plan["model"]["spec"] = source
+    plan = plan_bases(config, specs, target, whole=options.whole, on_program=note)
+    for one, (_, source) in zip([plan, *plan.get("others", [])], found.values(), strict=True):
+        one["model"]["spec"] = source
     for table in tables(plan):
         print_table(table)
     if options.json:

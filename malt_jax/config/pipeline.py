@@ -65,6 +65,9 @@ class RoleConfig:
     training: dict[str, Any] = field(default_factory=dict)
     """Fields of `train` that this role has of its own, such as `lora.rank`, `sft.epochs` or
     `dpo.optim.learning_rate`; those of the run where it has none."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of `model` that this role's base model has of its own, such as `path` or `quantize`;
+    those of the run where it has none. The first role answers with the run's model."""
     adapter: str | None = None
     """A PEFT adapter that this role starts from, a folder or a hub name; default: none. The role is
     sampled and measured with it from the first round on, and trained further from there."""

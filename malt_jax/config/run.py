@@ -102,6 +102,7 @@ class Config:
                 self.training_of(role.name)
             except UserError as error:
                 raise UserError(f"{where}.{error}") from None
+        self._check_bases()
         adapters = {role.adapter for role in self.pipeline.roles}
         check(
             adapters == {None} or not self.train.full,
@@ -120,9 +121,10 @@ class Config:
             f"search.streaming: true, but adapters on {', '.join(on_experts)} differ between roles "
             "after the first round, and one batch cannot tell them apart; leave out one of them.",
         )
+        rounded = {base.quantize for base in self.bases} - {"none"}
         check(
-            self.model.quantize == "none" or not self.train.full,
-            f"train.full: true, but model.quantize: {self.model.quantize}, and rounded weights "
+            not (rounded and self.train.full),
+            f"train.full: true, but model.quantize: {', '.join(rounded)}, and rounded weights "
             "cannot be trained; train adapters, or set model.quantize: none.",
         )
         check(
@@ -134,6 +136,50 @@ class Config:
             len(adapters) == 1 or self.sharing == "adapters",
             "sharing: shared, but the roles start from different adapters; name one for all.",
         )
+
+    def _check_bases(self) -> None:
+        """Refuses base models of roles' own that cannot be read, or that something cannot have."""
+        for index, role in enumerate(self.pipeline.roles):
+            where = f"pipeline.roles.{index}.model"
+            check(
+                index > 0 or not role.model,
+                f"{where}: the first role, and with it the single agent, answers with the run's "
+                "model; set the fields of model.",
+            )
+            try:
+                self.model_of(role.name)
+            except UserError as error:
+                raise UserError(f"{where}.{error}") from None
+        if len(self.bases) == 1:
+            return
+        but = "but pipeline.roles.N.model names base models of roles' own"
+        check(
+            self.sharing == "adapters",
+            f"sharing: shared trains one set of weights, {but}; use sharing: adapters.",
+        )
+        check(
+            not self.search.streaming,
+            f"search.streaming: true draws all roles in one batch of one model, {but}; leave it "
+            "out.",
+        )
+        check(
+            self.sampler.weights == "auto",
+            f"sampler.weights: {self.sampler.weights} rounds the weights of one model, {but}; use "
+            "the field quantize of model and of a role's model.",
+        )
+
+    @property
+    def bases(self) -> tuple[ModelConfig, ...]:
+        """The different base models, the run's own first."""
+        every = (self.model, *(self.model_of(role.name) for role in self.pipeline.roles))
+        return tuple(dict.fromkeys(every))
+
+    def model_of(self, role: str) -> ModelConfig:
+        """The base model that a role answers with: the run's, under the role's own fields."""
+        own = {role.name: role.model for role in self.pipeline.roles}.get(role, {})
+        # A revision is one of its own repository.
+        inherited = {**reading.to_dict(self.model), **({"revision": None} if "path" in own else {})}
+        return reading.build(ModelConfig, reading.over(inherited, own)) if own else self.model
 
     def training_of(self, policy: str) -> TrainConfig:
         """How a policy is trained: by the run's fields, under a role's own."""

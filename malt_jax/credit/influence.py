@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from malt_jax.tree.node import Forest
 from malt_jax.tree.prompts import PromptTokenizer, render
-from malt_jax.tree.roles import Chain
+from malt_jax.tree.roles import Chain, of_role
 
 Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 """Token ids of prompts and of the completions after them."""
@@ -29,10 +29,15 @@ Score = Callable[[str, Sequences], np.ndarray]
 
 
 def influence(
-    forest: Forest, pipeline: Chain, tokenizer: PromptTokenizer, context: int, score: Score
+    forest: Forest,
+    pipeline: Chain,
+    tokenizer: PromptTokenizer | Mapping[str, PromptTokenizer],
+    context: int | Mapping[str, int],
+    score: Score,
 ) -> dict[str, float]:
     """The influence of the turn before on every node that has one, in nats per token, by node id.
 
+    `tokenizer` and `context` are those of the model of all roles, or each role's by name.
     log P(r | q, g, v) is stored with the node. `score` computes the other under the weights that
     sampled it: one pass over the distinct completions, without sampling. Nodes without stored
     log-probabilities have none. The two terms come from two programs, so where these round
@@ -56,8 +61,8 @@ def influence(
                 tree.question,
                 # The last turn keeps its place, because `{previous}` stands for it.
                 {**earlier, next(reversed(earlier)): ""},
-                role.tokenizer(tokenizer),
-                room=context - role.config.max_new_tokens,
+                role.tokenizer(of_role(tokenizer, role.name)),
+                room=of_role(context, role.name) - role.config.max_new_tokens,
                 overflow="truncate",
                 where=node.id,
             )

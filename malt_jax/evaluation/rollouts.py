@@ -26,6 +26,7 @@ from malt_jax.tasks.base import NO_ANSWER, Grade, Grader, Question
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Prompt, placeholders, render
+from malt_jax.tree.roles import of_role
 from malt_jax.tree.thoughts import Said, read_completion
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 class RolloutContext:
     """What rollouts need besides systems and questions: sampler, policies, tokenizer and grader."""
 
-    sampler: Sampler
+    sampler: Sampler | Mapping[str, Sampler]
+    """That of the model of all roles, or each role's by name; so are `tokenizer` and `context`."""
     identities: Mapping[tuple[str, str], str]
     """The identity of the weights of each (policy, role); equal identities mean equal weights."""
     weights: Callable[[str], Any]
@@ -46,7 +48,7 @@ class RolloutContext:
     tokenizer: Any
     grader: Grader
     seed: int
-    context: int
+    context: int | Mapping[str, int]
     """The model's longest sequence in tokens."""
     overflow: str = "refuse"
     readers: Mapping[str, Reader] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class UniqueCall(NamedTuple):
     """Question id, draw, agent, turn."""
     thoughts: ThoughtFormat | None
     """How completions of this prompt write thoughts; it follows from the prompt."""
+    role: str = ""
+    """The role that speaks, where roles have models of their own; else all share their calls."""
 
 
 class Sampled(NamedTuple):
@@ -189,13 +193,13 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     # A debate template names the others' texts: `{others}`, one per line, or `{other_1}`, ...
     debate = {"others": "\n".join(others)}
     debate |= {f"other_{i}": text for i, text in enumerate(others, start=1)}
-    tokenizer = role.tokenizer(context.tokenizer)
+    tokenizer = role.tokenizer(of_role(context.tokenizer, role.name))
     prompt = render(
         role.template,
         agent.question.text,
         agent.texts,
         tokenizer,
-        room=context.context - role.config.max_new_tokens,
+        room=of_role(context.context, role.name) - role.config.max_new_tokens,
         overflow=context.overflow,  # type: ignore[arg-type]
         where=f"{agent.question.id}, {role.name}",
         extra={**absent, **debate},
@@ -205,32 +209,35 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     draw = agent.draw if role.config.temperature else 0
     key = (agent.question.id, draw, agent.number, number)
     params = sampling_params(role, tokenizer)
-    return UniqueCall(identity, params, prompt, key, tokenizer.thoughts)
+    speaks = role.name if isinstance(context.sampler, Mapping) else ""
+    return UniqueCall(identity, params, prompt, key, tokenizer.thoughts, speaks)
 
 
 def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[UniqueCall, Sampled]:
     """Every unique call's completion, one identity of weights after the other."""
-    # By weights first, so that each set is loaded once per turn. `fromkeys` removes repeats and
-    # keeps the order, so that a run that is repeated forms the same batches.
-    batches: dict[str, dict[SamplingParams, list[UniqueCall]]] = defaultdict(
+    # By base model and weights first, so that each set is loaded once per turn. `fromkeys` removes
+    # repeats and keeps the order, so that a run that is repeated forms the same batches.
+    batches: dict[tuple[str, str], dict[SamplingParams, list[UniqueCall]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for call in dict.fromkeys(calls):
-        batches[call.identity][call.params].append(call)
+        batches[call.role, call.identity][call.params].append(call)
     sampled: dict[UniqueCall, Sampled] = {}
-    for identity, by_params in batches.items():
-        sampled |= _sample_with(identity, by_params.values(), context)
+    # A base that has to be loaded again is loaded for all of its role's weights at once.
+    for role, identity in sorted(batches, key=lambda key: key[0]):
+        sampled |= _sample_with(role, identity, batches[role, identity].values(), context)
     return sampled
 
 
 def _sample_with(
-    identity: str, batches: Iterable[Sequence[UniqueCall]], context: RolloutContext
+    role: str, identity: str, batches: Iterable[Sequence[UniqueCall]], context: RolloutContext
 ) -> dict[UniqueCall, Sampled]:
-    """The completions of one identity's batches.
+    """The completions of one identity's batches; `role` as in `UniqueCall`.
 
     Its weights are a local variable here, so they are free before the next identity's are loaded.
     """
     weights = context.weights(identity)
+    sampler, tokenizer = of_role(context.sampler, role), of_role(context.tokenizer, role)
     sampled: dict[UniqueCall, Sampled] = {}
     for batch in batches:
         if context.on_batch:
@@ -245,13 +252,13 @@ def _sample_with(
             for (_, ids), group in groups.items()
         ]
         started = time.perf_counter()
-        completions = context.sampler.sample(requests, batch[0].params, adapter=weights)
+        completions = sampler.sample(requests, batch[0].params, adapter=weights)
         elapsed = time.perf_counter() - started
         total = max(1, sum(len(c.tokens) for group in completions for c in group))
         for group, results in zip(groups.values(), completions, strict=True):
             for call, completion in zip(group, results, strict=True):
                 ids, finish = completion.tokens, completion.finish
-                said = read_completion(ids, finish, context.tokenizer, call.thoughts)
+                said = read_completion(ids, finish, tokenizer, call.thoughts)
                 sampled[call] = Sampled(completion, said, elapsed * len(ids) / total)
     return sampled
 
@@ -268,7 +275,7 @@ def _support(role: str, result: Sampled, context: RolloutContext) -> float | Non
         tokens=result.completion.tokens[result.said.thought_tokens :],
         logprobs=result.completion.logprobs[result.said.thought_tokens :],
     )
-    return support(verdict, answer, context.tokenizer)
+    return support(verdict, answer, of_role(context.tokenizer, role))
 
 
 def _grade(answers: Iterable[tuple[Question, str]], grader: Grader) -> dict[tuple[str, str], Grade]:

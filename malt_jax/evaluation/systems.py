@@ -228,6 +228,11 @@ def _turn(text: str, pipeline: Chain, templates: Mapping[str, str], where: str) 
         raise UserError(
             f"{where}: found {text!r}, allowed: role:policy with {', '.join(POLICIES)}."
         )
+    if policy == STAR and speaker(name, pipeline).config.model:
+        raise UserError(
+            f"{where}: {text!r} asks for the STaR single agent, which is trained over the run's "
+            "model, of a role that answers with a model of its own; choose another policy."
+        )
     for role in pipeline.roles:
         if role.name == name:
             return ChainTurn(role, policy)

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,17 @@ class CardFacts:
     """The largest rank of any role's adapter, where they differ."""
     thinks: bool = False
     """The base model writes thoughts before its answers."""
+    bases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    """The base and its revision of every role; left out, all have the same."""
 
 
 def model_card(facts: CardFacts) -> str:
     """README.md of one exported role. Its code is complete and runs in the run directory."""
-    adapters = [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]
+    every = [role for role in facts.roles if facts.rank and facts.policies[role] != "base"]
+    # PEFT and vLLM load adapters over one base: those of the roles that have this one.
+    alike = [role for role in facts.roles if _base_of(facts, role) == (facts.base, facts.revision)]
+    adapters = [role for role in every if role in alike]
+    several = len(alike) < len(facts.roles)
     systems = facts.results["systems"] if facts.results else []
     return render_card(
         "model_card.md.j2",
@@ -77,9 +83,15 @@ def model_card(facts: CardFacts) -> str:
         prompts=_named_turns(facts),
         adapters=adapters,
         untrained=[role for role in facts.roles if role not in adapters],
-        embedded=facts.base == EMBEDDED,
+        embedded=EMBEDDED in {_base_of(facts, role)[0] for role in facts.roles},
         vllm_rank=vllm_rank(facts.largest_rank or facts.rank or 0),
-        requests=[json.dumps(_request(facts, role, role in adapters)) for role in facts.roles],
+        requests=[json.dumps(_request(facts, role, role in adapters)) for role in alike],
+        every_adapter=every,
+        own_bases={
+            role: f"({_place(base)}, {revision!r})"
+            for role, (base, revision) in facts.bases.items()
+            if several
+        },
         **_base_as_code(facts),
     )
 
@@ -146,14 +158,25 @@ def _named_turns(facts: CardFacts) -> dict[str, str]:
     }
 
 
+def _base_of(facts: CardFacts, role: str) -> tuple[str, str | None]:
+    return facts.bases.get(role, (facts.base, facts.revision))
+
+
+def _absolute(base: str) -> str:
+    # The commands run in the run directory, where a relative path would name another folder.
+    return str(Path(base).absolute()) if Path(base).is_dir() else base
+
+
+def _place(base: str) -> str:
+    """A base model as Python code that names its folder or repository."""
+    return "local_folder('quickstart')[0]" if base == EMBEDDED else repr(_absolute(base))
+
+
 def _base_as_code(facts: CardFacts) -> dict[str, str]:
     """The base model as the arguments of `from_pretrained` and as a word of a shell."""
-    if facts.base == EMBEDDED:
-        return {"base_arguments": "local_folder('quickstart')[0]", "base_word": EMBEDDED_WORD}
-    # The commands run in the run directory, where a relative path would name another folder.
-    base = str(Path(facts.base).absolute()) if Path(facts.base).is_dir() else facts.base
     revision = f", revision={facts.revision!r}" if facts.revision else ""
-    return {"base_arguments": f"{base!r}{revision}", "base_word": shlex.quote(base)}
+    word = EMBEDDED_WORD if facts.base == EMBEDDED else shlex.quote(_absolute(facts.base))
+    return {"base_arguments": f"{_place(facts.base)}{revision}", "base_word": word}
 
 
 def _request(facts: CardFacts, role: str, has_adapter: bool) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import jax
 
+from malt_jax.config.model import ModelConfig
 from malt_jax.config.pipeline import split_phases
 from malt_jax.config.run import Config
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning import formula
 from malt_jax.planning.abstract_programs import device_bytes
+from malt_jax.planning.bases import parts_of
 from malt_jax.planning.chips import find_target
 from malt_jax.planning.plan import count_parameters, lay_out
 from malt_jax.planning.work import Assumptions, Work
@@ -33,10 +35,28 @@ class Needs:
     """The size of trees, checkpoints and export together."""
 
 
-def count_needs(config: Config, spec: ModelSpec, kinds: Collection[str]) -> Needs:
-    """The needs of a run's programs of these kinds (`sampling`, or a phase) on these devices."""
+def count_needs_of_bases(
+    config: Config, specs: Mapping[ModelConfig, ModelSpec], kinds: Collection[str]
+) -> Needs:
+    """The needs of a run with these base models, which take turns, as `count_needs` counts them."""
+    parts = parts_of(config, specs, find_target(None, compiles=False))
+    needs = [count_needs(part.config, part.spec, kinds, part.roles, part.beside) for part in parts]
+    return Needs(max(one.memory for one in needs), sum(one.disk for one in needs))
+
+
+def count_needs(
+    config: Config,
+    spec: ModelSpec,
+    kinds: Collection[str],
+    roles: tuple[str, ...] = (),
+    beside: int = 0,
+) -> Needs:
+    """The needs of a run's programs of these kinds (`sampling`, or a phase) on these devices.
+
+    `roles` and `beside` as in `lay_out`.
+    """
     target = find_target(None, compiles=False)
-    run = lay_out(config, spec, target, Assumptions())
+    run = lay_out(config, spec, target, Assumptions(), roles, beside)
     # Programs run one at a time, so the largest decides.
     largest = 0
     for program in run.programs:
@@ -50,7 +70,9 @@ def count_needs(config: Config, spec: ModelSpec, kinds: Collection[str]) -> Need
 
 def disk_bytes(config: Config, spec: ModelSpec, work: Work, itemsize: int) -> int:
     """Bytes that a whole run leaves in its directory."""
-    roles, parameters = config.pipeline.roles, count_parameters(spec)
+    own = {role.name for role in work.roles}
+    roles = [role for role in config.pipeline.roles if role.name in own]
+    parameters = count_parameters(spec)
     key = jax.eval_shape(lambda: jax.random.key(0))
     adapter = jax.eval_shape(lambda k: init_adapter(spec, config.train.lora, k), key)
     adapter_parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapter))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from malt_jax.config.model import ModelConfig
 from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.models.mesh import Layout, choose_layout, make_mesh, slice_count
@@ -22,6 +23,7 @@ from malt_jax.planning.abstract_programs import (
     parameters_on_mesh,
     run_programs,
 )
+from malt_jax.planning.bases import parts_of, residency
 from malt_jax.planning.chips import Target
 from malt_jax.planning.compiler import Figures, measure_all, seconds, total_bytes
 from malt_jax.planning.hours import stages
@@ -45,13 +47,27 @@ class PlannedRun:
     """Bytes of the parameters on one device."""
     sizes: Sizes
     programs: list[AbstractProgram]
+    roles: tuple[str, ...] = ()
+    beside: int = 0
 
 
-def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions) -> PlannedRun:
-    """Lays a run out on a target; raises UserError if its mesh is none of the target's."""
+def lay_out(
+    config: Config,
+    spec: ModelSpec,
+    target: Target,
+    assume: Assumptions,
+    roles: tuple[str, ...] = (),
+    beside: int = 0,
+) -> PlannedRun:
+    """Lays a run out on a target; raises UserError if its mesh is none of the target's.
+
+    `roles`: those whose work the model does, by default all; `beside`: bytes of other models on
+    each device (see `bases.Part`).
+    """
     # In a run's own order, since each step decides the next: the work, the mesh that the weights
     # need, the caches that fit beside the weights, and the programs of these shapes.
     work = count_work(config, assume)
+    work = work.of_roles(roles) if roles else work
     platform = target.chip.platform
     dtype = model_dtype(config, platform)
     slices = slice_count(target.devices) if target.devices else target.slices
@@ -65,16 +81,45 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
     else:
         mesh = make_mesh(layout, target.devices)
     weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh)[1])
-    sizes = choose_sizes(config, spec, work, target, mesh, weights)
+    sizes = choose_sizes(config, spec, work, target, mesh, weights + beside)
     config = for_largest(config, sizes.fields)
     programs = run_programs(config, spec, sizes, platform, mesh)
-    return PlannedRun(config, spec, target, work, layout, mesh, weights, sizes, programs)
+    programs = [replace(one, resident=one.resident + beside) for one in programs]
+    return PlannedRun(
+        config, spec, target, work, layout, mesh, weights, sizes, programs, roles, beside
+    )
 
 
 def count_parameters(spec: ModelSpec) -> int:
     # Stacked, because one layer is traced in place of all; the number is the same.
     _, params = abstract_params(spec, "float32", stacked=True)
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def plan_bases(
+    config: Config,
+    specs: Mapping[ModelConfig, ModelSpec],
+    target: Target,
+    *,
+    whole: bool = False,
+    on_program: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """The plan of a run, by `plan_run`; `specs`: of all its base models.
+
+    With several, it is that of the run's own model and has one of each other model in `others`, and
+    says in `bases` how they share the device.
+    """
+    parts = parts_of(config, specs, target)
+    first, *others = [
+        plan_run(part.config, part.spec, target, whole=whole, on_program=on_program,
+                 roles=part.roles if len(parts) > 1 else (), beside=part.beside)
+        for part in parts
+    ]  # fmt: skip
+    if not others:
+        return first
+    shared = residency(config, parts, target, first["work"]["train_questions"])
+    fits = all(plan["fits"] for plan in (first, *others))
+    return {**first, "bases": shared, "others": others, "fits": fits}
 
 
 def plan_run(
@@ -85,6 +130,8 @@ def plan_run(
     whole: bool = False,
     assume: Assumptions | None = None,
     on_program: Callable[[str], None] | None = None,
+    roles: tuple[str, ...] = (),
+    beside: int = 0,
 ) -> dict[str, Any]:
     """Everything that `malt plan` prints; bytes are those of one device.
 
@@ -92,7 +139,7 @@ def plan_run(
     depth if `whole` (see `compiler`). Without one, `formula` estimates what it needs.
     """
     assume = assume or Assumptions()
-    run = lay_out(config, spec, target, assume)
+    run = lay_out(config, spec, target, assume, roles, beside)
     programs = []
     for program, figures in zip(
         run.programs, measured(run, run.programs, whole, on_program), strict=True
@@ -171,7 +218,8 @@ def _instead(run: PlannedRun, program: AbstractProgram, assume: Assumptions, who
     """The first change of settings with which a program fits, in words."""
     for fields in nearest.changes(run.config, program.kind, run.sizes, run.layout):
         try:
-            other = lay_out(nearest.changed(run.config, fields), run.spec, run.target, assume)
+            settings = nearest.changed(run.config, fields)
+            other = lay_out(settings, run.spec, run.target, assume, run.roles, run.beside)
         except UserError:  # a mesh that these devices cannot make, or rows beyond the memory
             continue
         # Only this program is measured again. Others that do not fit get suggestions of their own.

@@ -22,10 +22,27 @@ NO_RATES = (
 def tables(plan: dict[str, Any]) -> Iterator[Any]:
     """`rich` renderables: the run in words, its programs, its stages, and what would fit."""
     yield from _summary(plan)
+    if "bases" in plan:
+        yield from _bases(plan["bases"])
     yield _memory(plan)
     yield _calls(plan)
     yield _stages(plan) if plan["stages"] else NO_RATES
     yield from _verdict(plan)
+    for other in plan.get("others", []):
+        yield from tables(other)
+
+
+def _bases(bases: dict[str, Any]) -> Iterator[str]:
+    for model in bases["models"]:
+        size = f"{model['bytes'] / GIB:.2f} GiB"
+        yield f"base model of the {', '.join(model['roles'])}: {model['path']}, {size}"
+    if bases["together"]:
+        yield "The base models are resident together."
+    else:
+        yield (
+            "The base models do not fit together: one at a time is on the device, and a round of "
+            f"the search reads their weights {counted(bases['reads'], 'time')}."
+        )
 
 
 def _summary(plan: dict[str, Any]) -> Iterator[str]:
@@ -121,7 +138,7 @@ def _table(title: str, columns: Columns, items: list[dict[str, Any]]) -> Any:
 
 
 def _verdict(plan: dict[str, Any]) -> Iterator[str]:
-    if plan["fits"]:
+    if all(program["fits"] is not False for program in plan["programs"]):
         memory = plan["target"]["chip_bytes"]
         known = f"The run fits {memory / GIB:.0f} GiB per chip." if memory else ""
         yield known or "The memory of this device is unknown."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 from malt_jax.config.pipeline import PHASES, RoleConfig, split_phases
 from malt_jax.config.run import Config
@@ -65,6 +65,14 @@ class Work:
     """SFT examples of the STaR baseline."""
     eval_calls: int
     """Completions of all systems, as if none were shared between systems."""
+
+    def of_roles(self, names: Collection[str]) -> Work:
+        """The share of some roles, those of one base model; all roles count alike in evaluation."""
+        roles = tuple(role for role in self.roles if role.name in names)
+        share = len(roles) / len(self.roles)
+        # The STaR single agent is trained over the first role's model.
+        star = self.star if self.roles[0] in roles else 0
+        return replace(self, roles=roles, star=star, eval_calls=round(self.eval_calls * share))
 
     @property
     def calls(self) -> int:

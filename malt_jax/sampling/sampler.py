@@ -56,8 +56,12 @@ class Sampler:
         config: SamplerConfig | None = None,
         mesh: Mesh | None = None,
         on_chunk: Callable[[], None] = lambda: None,
+        stats: Stats | None = None,
     ):
-        """`on_chunk` is called between two chunks of decode steps; what it raises ends the call."""
+        """`on_chunk` is called between two chunks of decode steps; what it raises ends the call.
+
+        `stats`: those of another sampler, to which this one adds.
+        """
         self._on_chunk = on_chunk
         self.config = config or SamplerConfig()
         self.model, self.spec, self.mesh = model, model.spec, mesh
@@ -66,7 +70,7 @@ class Sampler:
             f"sampler.streams: found {self.config.streams}, allowed: 1 (or 0) on several devices, "
             "which must be given their work in one order; leave it out.",
         )
-        self.stats = Stats()
+        self.stats = stats or Stats()
         use_cache_dir(self.config.cache_dir)
         self._executables, self._timer = Executables(self.stats), Timer(self.stats)
         self._platform = jax.default_backend()
@@ -75,7 +79,9 @@ class Sampler:
         """Batches that may decode side by side."""
         self._shards = mesh_parts(mesh, "batch")
         self._prefill_shape = prefill_shape(self.config, self._platform, self._shards)
-        self._params = self._rounded(model.params)
+        self._rounded_params = (
+            quantise_kernels(model.params) if self.config.weights == "int8" else None
+        )
         self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self.dtype = weights_dtype(model.params)
         """Dtype of weights and activations."""
@@ -248,6 +254,11 @@ class Sampler:
         return jax.tree.map(
             lambda x: jax.device_put(np.asarray(x), everywhere) if alone(x) else x, adapter
         )
+
+    @property
+    def _params(self) -> Any:
+        # Asked of the model in every call, since it may take turns with others on the device.
+        return self.model.params if self._rounded_params is None else self._rounded_params
 
     def _rounded(self, params: Any) -> Any:
         return quantise_kernels(params) if self.config.weights == "int8" else params

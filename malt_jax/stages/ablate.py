@@ -15,6 +15,7 @@ from typing import Any
 from malt_jax.config import reading
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.run import Config, with_defaults
+from malt_jax.stages.bases import facts_of_bases, has_bases
 from malt_jax.stages.label import label
 from malt_jax.stages.search import search
 from malt_jax.stages.session import Session
@@ -53,8 +54,7 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
 
 def _model_facts(session: Session, config: Config) -> dict[str, Any]:
     """What the run recorded about its model, for a variant with the same one."""
-    same = config.model == session.config.model
-    return {"model": manifest.load(session.run).get("model")} if same else {}
+    return facts_of_bases(session.run) if has_bases(session.config, config) else {}
 
 
 def train_variant(session: Session, sub: Session) -> None:

@@ -35,9 +35,11 @@ def measure(session: Session, forest: Forest, round: int, stage: str) -> Signals
     """
     config, measured = session.config, {}
     if config.data.influence:
-        model, context = session.model, session.model.spec.context
+        of = session.bases.model_of
+        tokenizer = session.bases.each(lambda role: of(role).tokenizer)
+        context = session.bases.each(lambda role: of(role).spec.context)
         score = _scorer(session, policies_after(session.trained, round), f"{stage}: influence")
-        measured["influence"] = influence(forest, session.pipeline, model.tokenizer, context, score)
+        measured["influence"] = influence(forest, session.pipeline, tokenizer, context, score)
         if round >= 0:
             start = policies_after(session.trained, -1)
             score = _scorer(session, start, f"{stage}: divergence from the start")
@@ -75,6 +77,7 @@ def _scorer(session: Session, weights: RolePolicies, what: str) -> Score:
     def score(role: str, sequences: Sequences) -> np.ndarray:
         count = counted(len(sequences), "completion")
         session.progress.note(f"{what}, {role}: {count} to score")
-        return completion_logprobs(session.model, weights[role], sequences, mesh=session.mesh)
+        model = session.bases.model_of(role)
+        return completion_logprobs(model, weights[role], sequences, mesh=session.mesh)
 
     return score

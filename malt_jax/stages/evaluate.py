@@ -95,12 +95,17 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
 
 def _context(session: Session, model: str | None) -> RolloutContext:
     weights: Callable[[str], Any]
+    sampler: Any
     if model is None:
-        sampler, of_run = session.sampler, Weights(session.trained)
+        of, of_run = session.bases.sampler_of, Weights(session.trained)
+        sampler = session.bases.each(of)
+        tokenizer = session.bases.each(lambda role: of(role).model.tokenizer)
+        longest = session.bases.each(lambda role: of(role).spec.context)
         weights, meant = of_run, identities(session.trained)
         of_run.check(meant.values())
     else:
         sampler, adapter = load_other(session, model)
+        tokenizer, longest = sampler.model.tokenizer, sampler.spec.context
         # One role without training: whatever the turn, it answers with this adapter.
         meant = {(BASE, role.name): BASE for role in session.pipeline.roles}
         weights = lambda _: adapter  # noqa: E731
@@ -108,10 +113,10 @@ def _context(session: Session, model: str | None) -> RolloutContext:
         sampler=sampler,
         identities=meant,
         weights=weights,
-        tokenizer=sampler.model.tokenizer,
+        tokenizer=tokenizer,
         grader=session.task.grader,
         seed=session.config.seed,
-        context=sampler.spec.context,
+        context=longest,
         overflow=session.config.pipeline.overflow,
         readers=verdict_readers(session.config.pipeline.roles),
         on_batch=lambda batch, calls: session.progress.note(
@@ -139,7 +144,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
             count = counted(len(questions), "held-out question")
             session.progress.note(f"{EVAL}: trees of {count} {when} training")
             forest = malt.search(
-                session.model,
+                session.bases.each(session.bases.model_of),
                 questions,
                 session.pipeline,
                 task=session.task,
@@ -150,7 +155,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
                 backup=config.search.backup,
                 softness=config.search.softness,
                 threshold=config.search.threshold,
-                sampler=session.sampler,
+                sampler=session.bases.each(session.bases.sampler_of),
                 overflow=config.pipeline.overflow,
             )
             journal.write_lines(path, (tree.to_record() for tree in forest.trees))

@@ -22,6 +22,7 @@ from malt_jax.config.task import TaskConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.transfer import Column, transfer_table, transfer_values
 from malt_jax.regular_files import read_bytes
+from malt_jax.stages.bases import facts_of_bases
 from malt_jax.stages.names import EVAL, search_stage
 from malt_jax.stages.other_models import check_other
 from malt_jax.stages.session import Session
@@ -148,7 +149,7 @@ def opened(session: Evaluation) -> Iterator[None]:
     """Opens the evaluation's folder in the run for writing, as its only writer."""
     config, trained = session.config, session.trained
     weights = trained_with(trained)
-    facts = {"model": manifest.load(trained.run).get("model"), "evaluates": weights}
+    facts = {**facts_of_bases(trained.run), "evaluates": weights}
     with RunDir.open(
         config.output_dir,
         reading.to_dict(config),

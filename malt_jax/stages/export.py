@@ -61,7 +61,7 @@ def export(session: Session) -> None:
             target = atomic_directory(folder) if is_writer() else nullcontext(folder)
             with session.timed(f"{EXPORT} {name} ({identities[name]})"), target as building:
                 export_role(
-                    session.model,
+                    session.bases.model_of(name),
                     trained if isinstance(trained, Adapter) else None,
                     building,
                     lora=config.training_of(name).lora,
@@ -120,7 +120,8 @@ def _write_dataset(session: Session, folder: Path) -> None:
             yield Round(number, forest.trees, signals)
 
     results = [path for path in (run.results, run.results_table) if path.exists()]
-    facts = {"run": run.path.name, "task": config.task.name, "base": config.model.path}
+    bases = ", ".join(dict.fromkeys(base.path for base in config.bases))
+    facts = {"run": run.path.name, "task": config.task.name, "base": bases}
     data = run.data(labelled[-1], "any").parent
     for number in labelled:
         manifest.verify(run, manifest.sealed_units(run, label_stage(number)))
@@ -130,7 +131,7 @@ def _write_dataset(session: Session, folder: Path) -> None:
 
 def _exported_rank(session: Session, role: str) -> int | None:
     """The rank of a role's exported adapter; None after full fine-tuning."""
-    train, spec = session.config.training_of(role), session.model.spec
+    train, spec = session.config.training_of(role), session.bases.model_of(role).spec
     if train.full:
         return None
     return exported_rank(spec, targets_of(spec, train.lora), train.lora.rank)
@@ -138,22 +139,25 @@ def _exported_rank(session: Session, role: str) -> int | None:
 
 def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFacts:
     config, results = session.config, session.run.results
+    model = session.bases.model_of(role)
+    own = {r.name: config.model_of(r.name) for r in session.pipeline.roles}
     return CardFacts(
         role=role,
         roles=[r.name for r in session.pipeline.roles],
         templates={r.name: r.template for r in session.pipeline.roles},
-        base=config.model.path,
-        revision=session.model.revision,
-        license=base_license(session.model.folder),
+        base=own[role].path,
+        revision=model.revision,
+        license=base_license(model.folder),
         task=config.task.name,
         seed=config.seed,
         policies=identities,
         sampling={r.name: r.config for r in session.pipeline.roles},
         rank=_exported_rank(session, role),
         largest_rank=max(_exported_rank(session, r.name) or 0 for r in session.pipeline.roles),
-        thinks=session.model.tokenizer.thoughts is not None,
+        thinks=model.tokenizer.thoughts is not None,
         merged=config.export.merged,
         results=json.loads(results.read_text()) if results.exists() else None,
+        bases={n: (base.path, session.bases.model_of(n).revision) for n, base in own.items()},
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.sampling.stats import Stats
+from malt_jax.stages.bases import base_hashes, facts_of_bases
 from malt_jax.stages.session import Session
 from malt_jax.stages.slices import (
     COST,
@@ -143,16 +144,17 @@ def in_order(slices: Iterable[Slice]) -> list[Slice]:
 
 def _check_weights(session: Session, slices: Sequence[Slice]) -> None:
     """Refuses slices that sampled with different weights; theirs become those of this run."""
-    models = [manifest.load(one.run).get("model") or {} for one in slices]
+    found = [facts_of_bases(one.run) for one in slices]
     # A run that has no model yet takes the first slice's, and all others must agree with it.
-    known = manifest.load(session.run).get("model") or models[0]
-    for one, model in zip(slices, models, strict=True):
-        if "fingerprint" not in model or model["fingerprint"] != known["fingerprint"]:
+    known = facts_of_bases(session.run)
+    known = found[0] if known["model"] is None else known
+    for one, model in zip(slices, found, strict=True):
+        if model["model"] is None or base_hashes(model) != base_hashes(known):
             raise UserError(
                 f"--join: {one.place} was searched with other weights than {slices[0].place} or "
                 "this run (their SHA-256 differs); join what one model has searched."
             )
-    manifest.amend(session.run, model=known)
+    manifest.amend(session.run, **known)
 
 
 def _cost(slices: Sequence[Slice]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def label(session: Session, round: int) -> dict[str, Any]:
                     written[kind.FILE.removesuffix(".jsonl")] = len(learned.of(phase))
                     rows = (example.to_record() for example in learned.of(phase))
                     journal.write_lines(folder / kind.FILE, rows)
-            card = data_card(role, config.task.name, config.model.path, written)
+            card = data_card(role, config.task.name, config.model_of(role).path, written)
             journal.write_text(folder / "README.md", card)
         star_path = run.data(round, STAR) / "sft.jsonl"
         journal.write_lines(star_path, (example.to_record() for example in star.sft))

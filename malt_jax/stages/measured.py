@@ -131,8 +131,10 @@ def _summarise(
     trees = [t for p in untrained if p.exists() for t in read_records(p, Tree.from_record)]
     # Every session checks here that its training questions are not evaluated, by their text.
     searched = [len(session.train_questions) for session in sessions]
+    known = manifest.load(first.run)
     facts = {
-        "model": manifest.load(first.run).get("model"),
+        "model": known.get("model"),
+        **{f"model of the {role}": base for role, base in known.get("bases", {}).items()},
         "task": config.task.name,
         # Named only where it is not what a table of results is expected to be of.
         **({"split": config.eval.split} if config.eval.split != "eval" else {}),

@@ -42,7 +42,8 @@ def check_mismatch(
     if not nodes:
         return
     searched_by = latest(session, round - 1, policy_name(roles[0], session.config.sharing))
-    found = measure_mismatch(session.model, load(searched_by), nodes, session.mesh)
+    model = session.bases.model_of(roles[0])
+    found = measure_mismatch(model, load(searched_by), nodes, session.mesh)
     session.metrics.series("mismatch", round, policy, phase).log(0, vars(found))
     say = session.progress.note
     where = train_stage(round, policy, phase)
@@ -51,7 +52,7 @@ def check_mismatch(
         f"on average, {found.largest:.2g} at most ({counted(found.completions, 'completion')}, "
         f"{counted(found.tokens, 'token')})"
     )
-    if warning := mismatch_warning(found, session.model):
+    if warning := mismatch_warning(found, model):
         say(f"{where}: {warning}")
 
 

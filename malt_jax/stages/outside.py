@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from malt_jax.config.model import ModelConfig
 from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.hub import local_folder
-from malt_jax.models.tokenizer import load_tokenizer
+from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
 from malt_jax.stages.names import search_stage
 from malt_jax.stages.session import Session
 from malt_jax.stages.slices import COST
@@ -39,9 +40,10 @@ def take_over(session: Session, files: Sequence[str]) -> None:
         if journal.done:
             return
         manifest.record_inputs(session.run, [Path(file) for file in files])
-        folder, _ = local_folder(config.model.path, config.model.revision)
-        spec = read_spec(folder)
-        tokenizer = load_tokenizer(folder, spec.vocab)
+        models = {base: _tokenizer(base) for base in config.bases}
+        of = {role.name: models[config.model_of(role.name)] for role in session.pipeline.roles}
+        tokenizers = {name: tokenizer for name, (tokenizer, _) in of.items()}
+        contexts = {name: context for name, (_, context) in of.items()}
         found: dict[str, tuple[str, Mapping[str, Any], Tree]] = {}
         questions = {question.id: question for question in session.train_questions}
         for place, record in _records(files):
@@ -52,7 +54,7 @@ def take_over(session: Session, files: Sequence[str]) -> None:
                         f"{question.id} has a tree already, in {found[question.id][0]}"
                     )
                 tree = complete(
-                    record, question, session.pipeline, tokenizer, spec.context,
+                    record, question, session.pipeline, tokenizers, contexts,
                     config.pipeline.overflow,
                 )  # fmt: skip
             except (ValueError, UserError) as error:
@@ -75,6 +77,13 @@ def take_over(session: Session, files: Sequence[str]) -> None:
         rows = (tree.to_record() for tree in forest.trees)
         journal.write_lines(session.run.trees(ROUND) / "00000.jsonl", rows)
     session.progress.note(f"{stage}: imported from {', '.join(files)}")
+
+
+def _tokenizer(base: ModelConfig) -> tuple[Tokenizer, int]:
+    """The tokenizer of a base model, and its longest sequence."""
+    folder, _ = local_folder(base.path, base.revision)
+    spec = read_spec(folder)
+    return load_tokenizer(folder, spec.vocab), spec.context
 
 
 def _records(files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

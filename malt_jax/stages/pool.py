@@ -14,6 +14,7 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.schema import Results
 from malt_jax.progress import Progress
 from malt_jax.regular_files import read_bytes
+from malt_jax.stages.bases import base_hashes, facts_of_bases
 from malt_jax.stages.measured import TABLES, summarise_seeds
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.session import Session
@@ -73,5 +74,5 @@ def check_output(folder: Path) -> None:
     )
 
 
-def _weights(run: RunDir) -> str | None:
-    return (manifest.load(run).get("model") or {}).get("fingerprint")
+def _weights(run: RunDir) -> list[str | None]:
+    return base_hashes(facts_of_bases(run))

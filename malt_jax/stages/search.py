@@ -42,7 +42,7 @@ def search(session: Session, round: int) -> None:
         for block in journal.blocks(session.train_questions, config.search.block, shard):
             if not config.search.streaming:
                 forest = malt.search(
-                    session.model,
+                    session.bases.each(session.bases.model_of),
                     block.items,
                     session.pipeline,
                     task=session.task,
@@ -52,7 +52,7 @@ def search(session: Session, round: int) -> None:
                     backup=config.search.backup,
                     softness=config.search.softness,
                     threshold=config.search.threshold,
-                    sampler=session.sampler,
+                    sampler=session.bases.each(session.bases.sampler_of),
                     overflow=config.pipeline.overflow,
                     spare=config.search.spare,
                     on_level=say,

@@ -14,12 +14,12 @@ from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress, counted
+from malt_jax.stages.bases import Bases, base_bytes, has_bases
 from malt_jax.stages.names import search_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.journal import Journal
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.storage.writers import wait_for_all
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Session:
         self.config: Config = config
         self.progress = progress
         self._profiles = profile
-        self._shared = shared if shared and shared.config.model == config.model else None
+        self._shared = shared if shared and has_bases(shared.config, config) else None
         self.run: RunDir = run  # type: ignore[assignment]
 
     @cached_property
@@ -134,51 +134,14 @@ class Session:
             raise UserError(f"task.num_validation: {error}") from None
 
     @cached_property
+    def bases(self) -> Bases:
+        """Each role's model and sampler."""
+        return Bases(self, self._shared.bases if self._shared else None)
+
+    @cached_property
     def model(self) -> Model:
-        if self._shared:
-            return self._shared.model
-        from malt_jax.models.mesh import rules as mesh_rules
-        from malt_jax.models.model import load_model
-
-        config = self.config.model
-        with self.timed("load the model"):
-            model = load_model(
-                config.path,
-                revision=config.revision,
-                dtype=None if config.dtype == "auto" else config.dtype,
-                mesh=self.mesh,
-                rules=mesh_rules(self.config.mesh),
-                quantize=config.quantize,
-            )
-        known = manifest.load(self.run).get("model")
-        facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
-        facts |= self._adapter_facts()
-        # All processes have read the manifest before one of them adds to it.
-        wait_for_all("model looked up")
-        if known is None:
-            manifest.amend(self.run, model=facts)
-        elif known["fingerprint"] != facts["fingerprint"]:
-            raise UserError(
-                f"model.path: the weights in {config.path} are not those this run began with "
-                "(their SHA-256 differs); restore them or choose another --output-dir."
-            )
-        elif known.get("adapters") != facts.get("adapters"):
-            raise UserError(
-                "pipeline.roles: an adapter that a role starts from is not the one this run began "
-                "with (its SHA-256 differs); restore it or choose another --output-dir."
-            )
-        return model
-
-    def _adapter_facts(self) -> dict[str, Any]:
-        """The hash of each adapter that a role starts from, or nothing where none does."""
-        from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
-
-        hashes = {}
-        for role in self.config.pipeline.roles:
-            if role.adapter is not None:
-                folder = adapter_folder(role.adapter)
-                hashes[role.name] = fingerprint([folder / name for name in ADAPTER_FILES])
-        return {"adapters": hashes} if hashes else {}
+        """The run's own base model, that of the first role."""
+        return self._shared.model if self._shared else self.bases.load(self.config.model)
 
     @cached_property
     def mesh(self) -> Mesh | None:
@@ -188,19 +151,14 @@ class Session:
         from malt_jax.models.hf_config import read_spec
         from malt_jax.models.hub import local_folder
         from malt_jax.models.mesh import choose_layout, device_memory, make_mesh, slice_count
-        from malt_jax.models.weights import weight_bytes
 
         devices = jax.devices()
         if len(devices) == 1:
             return None
         folder, _ = local_folder(self.config.model.path, self.config.model.revision)
         spec = read_spec(folder)
-        # `auto` is what `load_model` makes of it: float32 on a CPU, bfloat16 elsewhere.
-        dtype = self.config.model.dtype
-        if dtype == "auto":
-            dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
         # Shapes alone; no weight is read to choose the layout.
-        size = weight_bytes(spec, dtype, self.config.model.quantize)
+        size = base_bytes(self.config.model)
         layout = choose_layout(
             self.config.mesh,
             len(devices),
@@ -216,14 +174,7 @@ class Session:
     def sampler(self) -> Sampler:
         if self._shared and self._shared.config.sampler == self.config.sampler:
             return self._shared.sampler
-        from malt_jax.sampling.sampler import Sampler
-
-        def on_chunk() -> None:
-            # A stop request abandons the block in progress; finished blocks are saved already.
-            raise_if_stopped()
-            self.profiler.between_steps()
-
-        return Sampler(self.model, self.config.sampler, mesh=self.mesh, on_chunk=on_chunk)
+        return self.bases.make_sampler(self.model)
 
     @cached_property
     def profiler(self) -> Profiler:
@@ -247,7 +198,10 @@ class Session:
 
         def shown() -> dict[str, Any]:
             now = figures()
-            return {**now, "utilisation": sampling_utilisation(self.model.spec, now)}
+            # Figures of several models are no model's utilisation.
+            alone = len(self.config.bases) == 1
+            utilisation = sampling_utilisation(self.model.spec, now) if alone else None
+            return {**now, "utilisation": utilisation}
 
         self.progress.watch(shown)
         return figures
@@ -311,18 +265,19 @@ class Session:
         from malt_jax.training.weights import initial_weights
 
         train, path = self.config.training_of(name), self.start_adapter(name)
+        model = self.bases.model_of(name)
         weights = initial_weights(
-            self.model, train.lora, full=train.full, seed=self.config.seed, name=name,
+            model, train.lora, full=train.full, seed=self.config.seed, name=name,
             mesh=self.mesh,
         )  # fmt: skip
         if path is None:
             return weights
-        adapter, own = load_adapter(path, self.model.spec)
+        adapter, own = load_adapter(path, model.spec)
         assert isinstance(weights, Adapter)  # the config refuses full fine-tuning of an adapter
         weights = fitted(adapter, own, weights, train.lora, path)
         if self.mesh is None:
             return weights
-        return jax.device_put(weights, adapter_shardings(self.model.spec, weights, self.mesh))
+        return jax.device_put(weights, adapter_shardings(model.spec, weights, self.mesh))
 
     def start_adapter(self, name: str) -> str | None:
         """The adapter that the config names for a policy, or None."""

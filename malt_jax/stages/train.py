@@ -77,7 +77,8 @@ def _train_phase(
         session.progress.watch(dict)  # the sampler is at rest
         count = counted(len(examples), "row")
         session.progress.note(f"{stage}: {count}, from {before}; the first step compiles")
-        per_token = training_utilisation(session.model.spec, examples, config.train.full)
+        model = session.bases.model_of(name)
+        per_token = training_utilisation(model.spec, examples, config.train.full)
 
         def on_step(step: int, steps: int, record: dict[str, float]) -> None:
             shown: dict[str, Any] = {metric: record[metric] for metric in ("loss", "tokens_per_s")}
@@ -106,7 +107,7 @@ def _train_phase(
         restart_peak()  # so that a phase's peak is its own
         with session.profiler.stage(stage):
             malt.train(
-                session.model,
+                model,
                 data,
                 pipeline=config.pipeline,
                 sharing=config.sharing,

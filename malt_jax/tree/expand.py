@@ -19,7 +19,7 @@ from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, Prompt, render
-from malt_jax.tree.roles import Chain, Role
+from malt_jax.tree.roles import Chain, Role, of_role
 from malt_jax.tree.thoughts import read_completion
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ Siblings = Callable[[int, Sequence[Prefix]], Sequence[int]]
 
 
 def expand(
-    model: Model,
-    sampler: Sampler,
+    models: Model | Mapping[str, Model],
+    samplers: Sampler | Mapping[str, Sampler],
     questions: Sequence[Question],
     pipeline: Chain,
     *,
@@ -57,10 +57,11 @@ def expand(
 ) -> Forest:
     """The whole tree of every question, not graded yet.
 
-    `adapters`: each role's policy by name, an adapter or whole weights; the base model where there
-    is none. The random key of a node depends on the seed, the round and the node's path only, so a
-    tree is the same in any pool. `overflow`: whether a prompt that is too long is refused or
-    truncated. `on_level` is called with the role and the number of completions of each level
+    `models` and `samplers`: those of all roles, or each role's by name. `adapters`: each role's
+    policy by name, an adapter or whole weights; the base model where there is none.
+    The random key of a node depends on the seed, the round and the node's path only, so a tree is
+    the same in any pool. `overflow`: whether a prompt that is too long is refused or truncated.
+    `on_level` is called with the role and the number of completions of each level
     before it is sampled. `siblings` says how many each prefix has, by default the `branch` of the
     role; the trees are ragged then. Nodes that are `known`, by id, are not sampled again.
     """
@@ -68,6 +69,7 @@ def expand(
     # Nodes are added level by level, the order in which trees and forests hold them.
     nodes: dict[str, list[Node]] = {question.id: [] for question in questions}
     for depth, role in enumerate(pipeline.roles):
+        model = of_role(models, role.name)
         # The longest possible completion is kept free, so no context ends one early.
         room = model.spec.context - role.config.max_new_tokens
         # One request per prefix: its siblings share the prompt, and each has a key of its own.
@@ -86,7 +88,7 @@ def expand(
         sampled: list[list[Completion]] = []
         if requests:
             on_level(role.name, sum(map(len, missing)))
-            sampled = sampler.sample(
+            sampled = of_role(samplers, role.name).sample(
                 requests,
                 sampling_params(role, tokenizer),
                 adapter=adapters.get(role.name),

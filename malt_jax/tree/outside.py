@@ -16,7 +16,7 @@ from malt_jax.tasks.base import Grader, Question
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import LOGPROB_DIGITS, WIDEST, Forest, Node, Tree, is_ragged
 from malt_jax.tree.prompts import Overflow, render
-from malt_jax.tree.roles import Chain, Role
+from malt_jax.tree.roles import Chain, Role, of_role
 from malt_jax.tree.thoughts import Said, read_completion
 
 FINISHES = ("eos", "stop", "length")
@@ -27,11 +27,12 @@ def complete(
     question: Question,
     pipeline: Chain,
     tokenizer: Any,
-    context: int,
+    context: int | Mapping[str, int],
     overflow: Overflow = "refuse",
 ) -> Tree:
     """The tree of one record, its answers not graded yet.
 
+    `tokenizer` and `context` are those of the model of all roles, or each role's by name.
     Nodes may come in any order and are told apart by the path in their ids (`Q17/g2/v0`). Prompts
     are rendered from the templates of `pipeline`, with each role's own chat settings, and thoughts
     are told from answers as in a search. Without `token_ids` the completion is encoded,
@@ -54,7 +55,7 @@ def complete(
     ragged = is_ragged(record)
     parents: list[tuple[int, ...]] = [()]
     for depth, role in enumerate(pipeline.roles):
-        spoken = role.tokenizer(tokenizer)
+        spoken = role.tokenizer(of_role(tokenizer, role.name))
         widest = pipeline.branches[depth] * (WIDEST if ragged else 1)
         paths = []
         for parent in parents:
@@ -71,8 +72,8 @@ def complete(
                 pipeline.roles, (texts[path[:d]] for d in range(1, depth + 1)), strict=False
             )
             turns = {earlier.name: text for earlier, text in before}
-            node = _node(given.pop(name), role, path, turns, question, pipeline, spoken, context,
-                         overflow)  # fmt: skip
+            node = _node(given.pop(name), role, path, turns, question, pipeline, spoken,
+                         of_role(context, role.name), overflow)  # fmt: skip
             texts[path] = role.passed_on(node.completion, node.thought)
             nodes.append(node)
         parents = paths

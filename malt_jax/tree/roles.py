@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tree.prompts import miswritten, placeholders
+
+T = TypeVar("T")
+
+
+def of_role(given: T | Mapping[str, T], role: str) -> T:
+    """What a role uses, such as its model: its own entry of a mapping, or the one for all."""
+    return given[role] if isinstance(given, Mapping) else given
 
 
 @dataclass(frozen=True)

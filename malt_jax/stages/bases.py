@@ -1,0 +1,227 @@
+"""The base models of a run: the run's own, and those that roles name for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from malt_jax.config.model import ModelConfig
+from malt_jax.errors import UserError
+from malt_jax.evaluation.systems import speaker
+from malt_jax.hashing import fingerprint
+from malt_jax.progress import counted
+from malt_jax.storage import manifest
+from malt_jax.storage.signals import raise_if_stopped
+from malt_jax.storage.writers import wait_for_all
+
+if TYPE_CHECKING:
+    from malt_jax.config.run import Config
+    from malt_jax.models.exchange import Exchange
+    from malt_jax.models.model import Model
+    from malt_jax.sampling.sampler import Sampler
+    from malt_jax.stages.session import Session
+    from malt_jax.storage.rundir import RunDir
+
+T = TypeVar("T")
+
+
+class Bases:
+    """The model and the sampler of each role: the only place where they are looked up.
+
+    Names are those of roles, of further turns such as `judge`, and of policies. The first role,
+    and with it the single agent, has the run's model.
+    """
+
+    def __init__(self, session: Session, shared: Bases | None):
+        """`shared`: those of another session with the same models, which are used."""
+        self._session, self._shared = session, shared
+        self._models: dict[ModelConfig, Model] = {}
+        self._samplers: dict[ModelConfig, Sampler] = {}
+
+    def model_of(self, name: str) -> Model:
+        return self._model(self._config_of(name))
+
+    def sampler_of(self, name: str) -> Sampler:
+        return self._sampler(self._config_of(name))
+
+    def each(self, of: Callable[[str], T]) -> T | Mapping[str, T]:
+        """Something of every role by name, or of all of them at once if they share one base."""
+        names = [role.name for role in self._session.pipeline.roles]
+        return of(names[0]) if self._alone else ByRole(names, of)
+
+    @property
+    def _alone(self) -> bool:
+        return len(self._session.config.bases) == 1
+
+    def _config_of(self, name: str) -> ModelConfig:
+        return self._session.config.model_of(speaker(name, self._session.pipeline).name)
+
+    def _model(self, config: ModelConfig) -> Model:
+        if config == self._session.config.model:
+            return self._session.model
+        if self._shared:
+            return self._shared._model(config)
+        if config not in self._models:
+            self._models[config] = self.load(config)
+        return self._models[config]
+
+    def _sampler(self, config: ModelConfig) -> Sampler:
+        if config == self._session.config.model:
+            return self._session.sampler
+        shared = self._shared
+        if shared and shared._session.config.sampler == self._session.config.sampler:
+            return shared._sampler(config)
+        if config not in self._samplers:
+            self._samplers[config] = self.make_sampler(self._model(config))
+        return self._samplers[config]
+
+    def make_sampler(self, model: Model, on_chunk: Callable[[], None] | None = None) -> Sampler:
+        """A sampler as the config says. The run's model has one whose figures are those of all."""
+        from malt_jax.sampling.sampler import Sampler
+
+        session = self._session
+
+        def between_chunks() -> None:
+            # A stop request abandons the block in progress; finished blocks are saved already.
+            raise_if_stopped()
+            session.profiler.between_steps()
+
+        stats = None if model is session.model else session.sampler.stats
+        return Sampler(
+            model, session.config.sampler, session.mesh, on_chunk or between_chunks, stats
+        )
+
+    def load(self, config: ModelConfig) -> Model:
+        """Loads a base model; raises UserError if it is not the one that the run began with."""
+        from malt_jax.models.mesh import rules as mesh_rules
+        from malt_jax.models.model import load_model
+
+        session = self._session
+
+        def read() -> Model:
+            return load_model(
+                config.path,
+                revision=config.revision,
+                dtype=None if config.dtype == "auto" else config.dtype,
+                mesh=session.mesh,
+                rules=mesh_rules(session.config.mesh),
+                quantize=config.quantize,
+            )
+
+        exchange = self.exchange
+        with session.timed("load the model" if self._alone else f"load {config.path}"):
+            model = exchange.add(read, config.quantize) if exchange else read()
+        facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        if config == session.config.model:
+            self._record(facts | self._adapter_facts())
+        else:
+            self._record_own(config, facts)
+        return model
+
+    @cached_property
+    def exchange(self) -> Exchange | None:
+        """What holds one model at a time, where several do not fit on the device together."""
+        if self._alone:
+            return None
+        from malt_jax.models.exchange import Exchange, fit_together, memory_here
+
+        together = fit_together([base_bytes(c) for c in self._session.config.bases], memory_here())
+        models = counted(len(self._session.config.bases), "base model")
+        how = "resident together" if together else "one at a time, exchanged between levels"
+        self._session.progress.note(f"{models}: {how}")
+        return None if together else Exchange()
+
+    def _record(self, facts: dict[str, Any]) -> None:
+        run = self._session.run
+        known = manifest.load(run).get("model")
+        # All processes have read the manifest before one of them adds to it.
+        wait_for_all("model looked up")
+        if known is None:
+            manifest.amend(run, model=facts)
+        elif known["fingerprint"] != facts["fingerprint"]:
+            raise UserError(
+                f"model.path: the weights in {facts['path']} are not those this run began with "
+                "(their SHA-256 differs); restore them or choose another --output-dir."
+            )
+        elif known.get("adapters") != facts.get("adapters"):
+            raise UserError(
+                "pipeline.roles: an adapter that a role starts from is not the one this run began "
+                "with (its SHA-256 differs); restore it or choose another --output-dir."
+            )
+
+    def _record_own(self, config: ModelConfig, facts: dict[str, Any]) -> None:
+        """Records the hash of a base under the names of its roles."""
+        run, session = self._session.run, self._session
+        names = [r.name for r in session.pipeline.roles if self._config_of(r.name) == config]
+        known = manifest.load(run).get("bases", {})
+        changed = [n for n in names if known.get(n, facts)["fingerprint"] != facts["fingerprint"]]
+        if changed:
+            raise UserError(
+                f"pipeline.roles: the weights in {facts['path']}, the model of "
+                f"{', '.join(changed)}, are not those this run began with (their SHA-256 differs); "
+                "restore them or choose another --output-dir."
+            )
+        if not known.keys() >= set(names):
+            manifest.amend(run, bases={**known, **dict.fromkeys(names, facts)})
+
+    def _adapter_facts(self) -> dict[str, Any]:
+        """The hash of each adapter that a role starts from, or nothing where none does."""
+        from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
+
+        hashes = {}
+        for role in self._session.config.pipeline.roles:
+            if role.adapter is not None:
+                folder = adapter_folder(role.adapter)
+                hashes[role.name] = fingerprint([folder / name for name in ADAPTER_FILES])
+        return {"adapters": hashes} if hashes else {}
+
+
+class ByRole(Mapping[str, T]):
+    """Something of every role, made when it is asked for; further turns have theirs too."""
+
+    def __init__(self, names: list[str], of: Callable[[str], T]):
+        self._names, self._of = names, of
+
+    def __getitem__(self, name: str) -> T:
+        return self._of(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def has_bases(config: Config, of: Config) -> bool:
+    """Whether one config names the base models of another."""
+    return config.model == of.model and set(config.bases) >= set(of.bases)
+
+
+def facts_of_bases(run: RunDir) -> dict[str, Any]:
+    """What a run's manifest says of its models, for a run inside it that uses the same ones."""
+    known = manifest.load(run)
+    own = {"bases": known["bases"]} if "bases" in known else {}
+    return {"model": known.get("model"), **own}
+
+
+def base_hashes(facts: Mapping[str, Any]) -> list[str | None]:
+    """The hashes of a run's model and of its roles' own, as `facts_of_bases` has them."""
+    own = (base["fingerprint"] for _, base in sorted(facts.get("bases", {}).items()))
+    return [(facts["model"] or {}).get("fingerprint"), *own]
+
+
+def base_bytes(config: ModelConfig) -> int:
+    """Bytes of a base's weights on the devices here, from its config.json alone."""
+    import jax
+
+    from malt_jax.models.hf_config import read_spec
+    from malt_jax.models.hub import local_folder
+    from malt_jax.models.weights import weight_bytes
+
+    folder, _ = local_folder(config.path, config.revision)
+    # `auto` is what `load_model` makes of it: float32 on a CPU, bfloat16 elsewhere.
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+    return weight_bytes(read_spec(folder), dtype, config.quantize)

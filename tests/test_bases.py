@@ -1,0 +1,204 @@
+"""A run whose verifier answers with a model of another family, with a tokenizer of its own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import weakref
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+import malt_jax as malt
+import tiny
+from malt_jax import cli, config
+from malt_jax.errors import UserError
+from malt_jax.models import exchange
+from malt_jax.models.exchange import Exchange, fit_together
+from malt_jax.models.model import load_model
+from malt_jax.models.tokenizer import load_tokenizer
+from malt_jax.pipeline import Pipeline
+from malt_jax.planning.bases import parts_of
+from malt_jax.planning.chips import CHIPS, Target
+from malt_jax.planning.plan import plan_bases
+from malt_jax.planning.specs import find_spec
+from malt_jax.storage.jsonl import read_lines
+from malt_jax.tree.node import Tree
+from tiny_models import save_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `--task.name tiny:LUCK`
+ROLES = ("generator", "verifier", "refiner")
+OWN = "pipeline.roles.1.model"
+
+
+def write_other(folder: Path) -> Path:
+    """A Mistral over bytes with a chat template, as wide as no layer of `tiny`'s Llama."""
+    tiny.write_model(folder, width=48, seed=7)
+    tensors = load_file(folder / "model.safetensors")
+    drawn = np.random.default_rng(7).standard_normal((264, 48)).astype(np.float32)
+    save_file(tensors | {"model.embed_tokens.weight": drawn / 4}, folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    settings |= {"vocab_size": 264, "sliding_window": 64, "eos_token_id": 258, "bos_token_id": 256}
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_tokenizer(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 10, 32]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    own, other = tiny.write_model(folder / "small"), write_other(folder / "large")
+    return {"generator": own, "verifier": other, "refiner": own}
+
+
+def settings(models: dict[str, Path]) -> dict:
+    data = {**tiny.SMALL, "model": {"path": str(models["generator"])}, "sampler": tiny.ONE_BATCH}
+    roles = [dict(role) for role in data["pipeline"]["roles"]]
+    roles[1]["model"] = {"path": str(models["verifier"])}
+    data |= {"pipeline": {"roles": roles}, "search": {"block": 2}, "data": {"influence": True}}
+    data["eval"] = {"trees": 1, "systems": ["sa", "malt"], "baseline": "sa@3"}
+    return data
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def runs(models) -> tuple[Path, Path]:
+    """A run at one go with both models resident, and one that exchanges them and was killed."""
+    folder = models["generator"].parent
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(models)))
+    whole, cut = folder / "whole", folder / "cut"
+    line = ["--config", str(folder / "config.yaml"), "--quiet", "--output-dir"]
+    assert cli.main(["run", *line, str(whole)]) == 0
+    calls: list[int] = []
+    original = malt.search
+
+    def search(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return original(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "fit_together", lambda weights, memory: False)
+        with pytest.MonkeyPatch.context() as kills, pytest.raises(Killed):
+            kills.setattr(malt, "search", search)
+            cli.main(["search", *line, str(cut)])
+        for command in ("search", "label", "train", "eval", "export"):
+            assert cli.main([command, *line, str(cut)]) == 0
+    return whole, cut
+
+
+def made(run: Path) -> dict[str, bytes]:
+    """The files of trees, role data, evaluation and exported weights."""
+    kinds = ("rounds/**/*.jsonl", "eval/*.jsonl", "export/**/*.safetensors")
+    paths = [path for kind in kinds for path in sorted(run.glob(kind))]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.timeout(900)
+def test_models_that_take_turns_give_what_resident_ones_give_killed_or_not(runs):
+    whole, cut = map(made, runs)
+    assert whole and whole == cut
+    assert (runs[0] / "checkpoints/000/verifier/dpo").is_dir()
+
+
+def test_every_role_reads_and_writes_by_its_own_tokenizer(runs, models):
+    tokenizers = {role: load_tokenizer(folder) for role, folder in models.items()}
+    rows = [
+        r for p in sorted((runs[0] / "rounds/000/trees").glob("*.jsonl")) for r in read_lines(p)
+    ]
+    for node in (node for row in rows for node in Tree.from_record(row).nodes):
+        own = tokenizers[node.role]
+        assert list(node.prompt_ids) == own.prompt_ids(node.prompt)
+        ids = [i for i in node.token_ids if i not in own.end_ids]
+        assert own.decode(ids) == node.completion
+    data = next(read_lines(runs[0] / "rounds/000/data/verifier/sft.jsonl"))
+    assert max(data["prompt_ids"]) > 55  # no token of the characters
+
+
+def test_exports_manifest_and_cards_name_each_roles_base(runs, models):
+    for role in ROLES:
+        folder, base = runs[0] / "export" / role, models[role]
+        kind = json.loads((base / "config.json").read_text())["model_type"]
+        assert json.loads((folder / "config.json").read_text())["model_type"] == kind
+        adapter = json.loads((folder / "adapter/adapter_config.json").read_text())
+        assert adapter["base_model_name_or_path"] == str(base.resolve())
+        for card in (folder / "README.md", runs[0] / "rounds/000/data" / role / "README.md"):
+            assert str(base) in card.read_text()
+    assert "peft" in (card := (runs[0] / "export/verifier/README.md").read_text())
+    assert "export/generator/adapter" not in card
+    known = json.loads((runs[0] / "manifest.json").read_text())
+    assert known["bases"]["verifier"]["path"] == str(models["verifier"])
+    assert known["bases"]["verifier"]["fingerprint"] != known["model"]["fingerprint"]
+
+
+def test_a_finished_run_answers_with_each_roles_base(runs):
+    turns = Pipeline.load(runs[0], trust_task_code=True).ask("1+1=?", votes=1).turns
+    assert [turn.role for turn in turns] == list(ROLES)
+
+
+def test_other_weights_of_a_roles_base_are_refused(runs, models, capsys):
+    file = models["verifier"] / "generation_config.json"
+    kept = file.read_text()
+    tensors = models["verifier"] / "model.safetensors"
+    weights = load_file(tensors)
+    try:
+        save_file({k: v + 1 for k, v in weights.items()}, tensors)
+        with pytest.raises(UserError, match=r"verifier.*SHA-256"):
+            Pipeline.load(runs[0], trust_task_code=True).ask("1+1=?", votes=1)
+    finally:
+        save_file(weights, tensors)
+        file.write_text(kept)
+
+
+def test_only_the_weights_asked_for_last_are_held(models):
+    turns = Exchange()
+    small, large = (turns.add(lambda f=f: load_model(f), "none") for f in set(models.values()))
+    leaf = weakref.ref(jax.tree.leaves(large.params)[0])
+    first = np.asarray(jax.tree.leaves(small.params)[0])
+    gc.collect()
+    assert leaf() is None and turns.loads == 3
+    _ = large.params
+    assert np.array_equal(first, np.asarray(jax.tree.leaves(small.params)[0]))
+    assert small.spec.family != large.spec.family and isinstance(small, malt.Model)
+
+
+def test_python_takes_a_model_per_role(models):
+    loaded = {folder: load_model(folder) for folder in set(models.values())}
+    bases = {role: loaded[models[role]] for role in ROLES}
+    chain = config.from_dict(tiny.SMALL).pipeline
+    forest = malt.search(bases, tiny.LUCK.load("train", limit=2), chain, task=tiny.LUCK)
+    policies = malt.train(bases, malt.label(forest), pipeline=chain)
+    widths = {role: jax.tree.leaves(policies[role])[0].shape for role in ROLES}
+    assert widths["generator"] == widths["refiner"] != widths["verifier"]
+
+
+def test_a_plan_says_whether_the_models_are_resident_together(models):
+    run = config.from_dict(settings(models))
+    specs = {base: find_spec(base.path)[0] for base in run.bases}
+    device = Target("one", CHIPS["h100"], 1, None)
+    plan = plan_bases(run, specs, device)
+    assert plan["bases"]["together"] and plan["bases"]["reads"] == 2 and plan["fits"]
+    assert [model["roles"] for model in plan["bases"]["models"]] == [
+        ["generator", "refiner"],
+        ["verifier"],
+    ]
+    assert [role["name"] for role in plan["others"][0]["work"]["roles"]] == ["verifier"]
+    one, other = parts_of(run, specs, device)
+    assert one.beside == other.weights and other.beside == one.weights
+    # The weights together take more than half of such a device, so that they take turns.
+    small = Target(
+        "small", CHIPS["h100"].__class__("small", "gpu", 3 * one.weights, None, None), 1, None
+    )
+    assert not fit_together([one.weights, other.weights], 3 * one.weights)
+    assert [part.beside for part in parts_of(run, specs, small)] == [0, 0]
