@@ -441,6 +441,13 @@ def starting_weights(made: Config, folder: Path) -> Any:
     return start_identity(session, name), [np.asarray(leaf).tolist() for leaf in leaves]
 
 
+def own_base(made: Config, folder: Path) -> Any:
+    """The model that the second role answers with, and the adapter that it starts from."""
+    with opened(made, folder) as session:
+        leaves = jax.tree.leaves(session.initial_weights("verifier"))
+        return session.bases.model_of("verifier").spec, [leaf.shape for leaf in leaves]
+
+
 def loaded_model(made: Config, folder: Path) -> Any:
     """The folder and revision that are looked up on the hub, or read."""
     with pytest.MonkeyPatch.context() as patch:
@@ -718,6 +725,7 @@ EFFECTS: dict[str, Effect] = {
     "model.revision": Effect(loaded_model, "v1", {"model.path": "org/model"}),
     "model.dtype": Effect(placement, "float32"),
     "model.quantize": Effect(placement, "int8"),
+    ROLE + "model": Effect(own_base, {"path": "quickstart"}, path="pipeline.roles.1.model"),
     ROLE + "adapter": Effect(starting_weights, "{here}/pipeline/start", path=FIRST + "adapter"),
     "task.name": Effect(questions, "arithmetic"),
     "task.train_path": Effect(questions, "more.jsonl", {"task.name": "custom"}),

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from malt_jax.commands.bases import specs_of
 from malt_jax.commands.command import Invocation
-from malt_jax.commands.launch import check_input, check_tracker, look, read_config, specs_of
+from malt_jax.commands.launch import check_input, check_tracker, look, read_config
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.pipeline import split_phases
@@ -22,7 +23,7 @@ from malt_jax.storage import manifest
 from malt_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
-    from malt_jax.commands.launch import Models
+    from malt_jax.commands.bases import Models
     from malt_jax.config.run import Config
     from malt_jax.stages.session import Session
 

@@ -97,7 +97,7 @@ def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[
 
 def _checked(invocation: Invocation, trained: Session, config: Config) -> Evaluation:
     """One evaluation, once nothing is found that it could not be made of."""
-    from malt_jax.commands.launch import check_models
+    from malt_jax.commands.bases import check_models
     from malt_jax.config.reading import apply_flags
     from malt_jax.stages.evaluations import Evaluation, check_evaluation
     from malt_jax.stages.variants import planned

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from malt_jax.commands.bases import Found, Models, check_models, specs_of
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
 from malt_jax.errors import UserError
@@ -152,21 +153,6 @@ def check_tracker(config: Config) -> None:
             raise UserError(f"{name}: not installed; `pip install {name}`, or leave it out.")
 
 
-class Found(NamedTuple):
-    """What is known of a base model before its weights are read."""
-
-    spec: ModelSpec
-    tokenizer: Tokenizer
-
-
-Models = Mapping["ModelConfig", Found]
-"""The base models of a run, its own first."""
-
-
-def specs_of(found: Models) -> dict[ModelConfig, ModelSpec]:
-    return {config: one.spec for config, one in found.items()}
-
-
 def check_input(session: Session, *, prompts: bool = True) -> Models:
     """Checks what the run and its variants read: questions, models and, of a new run, prompts."""
     from malt_jax.credit.verdict import verdict_readers
@@ -236,65 +222,6 @@ def check_mesh(config: Config, spec: ModelSpec) -> None:
         )
     choose_layout(config.mesh, len(devices), slice_count(devices), spec, 0, None)
     rules(config.mesh)
-
-
-def check_models(config: Config) -> Models:
-    """The structure and tokenizer of every base; of weights only the headers are read."""
-    found = {config.model: _check_model(config.model, "model.path")}
-    for index, role in enumerate(config.pipeline.roles):
-        if (base := config.model_of(role.name)) not in found:
-            found[base] = _check_model(base, f"pipeline.roles.{index}.model.path")
-    check_adapters(config, specs_of(found))
-    return found
-
-
-def _check_model(base: ModelConfig, where: str) -> Found:
-    from malt_jax.models.checkpoint import Checkpoint
-    from malt_jax.models.hf_config import read_spec
-    from malt_jax.models.hub import local_folder
-    from malt_jax.models.tokenizer import load_tokenizer
-
-    try:
-        folder, _ = local_folder(base.path, base.revision)
-        spec = read_spec(folder)
-        Checkpoint(folder, tower=spec.tower)
-        tokenizer = load_tokenizer(folder, spec.vocab)
-        if tokenizer.has_chat_template:
-            tokenizer.render("")
-    except UserError as error:
-        raise error.at(where) from None
-    return Found(spec, tokenizer)
-
-
-def check_adapters(config: Config, specs: Mapping[ModelConfig, ModelSpec]) -> None:
-    """Refuses adapters that roles start from where they fit neither the model nor the run's own."""
-    from malt_jax.models.adapters import check_room, load_adapter
-    from malt_jax.models.lora import targets_of
-    from malt_jax.models.peft_layout import has_layout
-
-    of_role = {role.name: specs[config.model_of(role.name)] for role in config.pipeline.roles}
-    policies = {"train": (config.train, specs[config.model])} | {
-        f"pipeline.roles.{index}.training": (config.training_of(role.name), of_role[role.name])
-        for index, role in enumerate(config.pipeline.roles)
-        if role.training or role.model
-    }
-    for where, (train, spec) in policies.items() if not config.train.full else ():
-        try:
-            targets_of(spec, train.lora)
-        except UserError as error:
-            raise UserError(f"{where}.lora.{error}") from None
-        if not (has_layout(spec, train.lora.targets) or config.export.merged):
-            raise UserError(
-                f"{where}.lora.targets: PEFT has no layout for adapters on the experts of "
-                f"{spec.family}; set export.merged to true, or leave the experts out."
-            )
-    for index, role in enumerate(config.pipeline.roles):
-        if role.adapter is not None:
-            try:
-                _, own = load_adapter(role.adapter, of_role[role.name])
-                check_room(own, config.training_of(role.name).lora, role.adapter)
-            except UserError as error:
-                raise error.at(f"pipeline.roles.{index}.adapter") from None
 
 
 def check_prompts(

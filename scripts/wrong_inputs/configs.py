@@ -176,6 +176,51 @@ CONFIGS = (
         "sharing",
     ),
     case(
+        "roles: a base model of the first role",
+        flag("--pipeline.roles.0.model.path", "org/large"),
+        "roles.0.model",
+        "the run's model",
+    ),
+    case(
+        "roles: an unknown field of a role's model",
+        flag("--pipeline.roles.1.model.paht", "org/large"),
+        "roles.1.model.paht",
+        "path",
+    ),
+    case(
+        "roles: a base model that is not there",
+        flag("--pipeline.roles.1.model.path", "/no/such"),
+        "roles.1.model.path",
+        "/no/such",
+    ),
+    case(
+        "roles: base models of their own in shared weights",
+        flag("--pipeline.roles.1.model.quantize", "int8", "--sharing", "shared"),
+        "sharing: shared",
+        "roles.N.model",
+    ),
+    case(
+        "roles: base models of their own in one batch",
+        flag("--pipeline.roles.1.model.quantize", "int8", "--search.streaming", "true"),
+        "search.streaming",
+        "roles.N.model",
+    ),
+    case(
+        "roles: base models of their own, rounded by the sampler",
+        flag("--pipeline.roles.1.model.quantize", "int8", "--sampler.weights", "int8"),
+        "sampler.weights",
+        "quantize",
+    ),
+    case(
+        "roles: the single agent over another model",
+        flag(
+            *("--pipeline.roles.1.model.quantize", "int8"),
+            *("--eval.extra", "[{name: mine, chain: ['second:star']}]"),
+        ),
+        "second:star",
+        "STaR",
+    ),
+    case(
         "config: siblings held back of two",
         flag(
             "--search.spare",
