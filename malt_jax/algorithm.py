@@ -23,7 +23,7 @@ from malt_jax.credit.signals import Signals
 from malt_jax.data.examples import EXAMPLES
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
 from malt_jax.models.model import Model
-from malt_jax.sampling.sampler import Sampler
+from malt_jax.sampling.sampler import Sampler, samplers_of
 from malt_jax.tasks import get_task
 from malt_jax.tasks.base import Question, Task
 from malt_jax.training import fit
@@ -73,21 +73,13 @@ def search(
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
     grow = partial(
-        expand, model, sampler or _samplers(model), questions, pipeline, adapters=adapters or {},
+        expand, model, sampler or samplers_of(model), questions, pipeline, adapters=adapters or {},
         seed=seed, round=round, overflow=overflow, on_level=on_level)  # fmt: skip
     # Section 3.2. Only outcomes are rewarded: T reads the answer of a leaf, 1[T(r_ijk) = a*].
     reward = partial(grade, questions=questions, grader=task.grader)
     forest = adaptive.grow(grow, reward, pipeline, spare) if spare else reward(grow())
     # Backed up the tree: V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
     return value_forest(forest, backup, softness, threshold)
-
-
-def _samplers(model: Model | Mapping[str, Model]) -> Sampler | Mapping[str, Sampler]:
-    """One sampler per model, so that roles with one model share its programs."""
-    if not isinstance(model, Mapping):
-        return Sampler(model)
-    made = {id(one): Sampler(one) for one in model.values()}
-    return {role: made[id(one)] for role, one in model.items()}
 
 
 def label(
@@ -135,15 +127,14 @@ def train(
 ) -> dict[str, Trainable]:
     """Each role's trained weights, one policy after the other over its base.
 
-    Paper, section 3.4. `model`: the base of all policies, or each one's by name.
-    `pipeline` says what each role learns by (`RoleConfig.train`): as published, the generator by
-    SFT and the others by SFT and then DPO, like a role that it does not name; `sft` to `pg`
-    are the fields of each phase, unless a role has its own (`RoleConfig.training`). `sharing`: by
-    default every role has a LoRA adapter of its own; with `shared` one policy learns from all
-    roles. `start`: weights to continue from (by role or policy); by default an adapter
-    that changes nothing yet. `saver` keeps one phase of one policy. `template` is hashed into the
-    key of stored log-probabilities. `on_policy`: the data were sampled with `start`, so a policy
-    gradient must find their log-probabilities again.
+    Paper, section 3.4. `model`: the base of all policies, or each one's by name. `pipeline` says
+    what each role learns by (`RoleConfig.train`): as published, the generator by SFT and the others
+    by SFT and then DPO, like a role that it does not name; `sft` to `pg` are the fields of each
+    phase, unless a role has its own (`RoleConfig.training`). `sharing`: by default every role has a
+    LoRA adapter of its own; with `shared` one policy learns from all roles. `start`: weights to
+    continue from (by role or policy); by default an adapter that changes nothing yet. `saver` keeps
+    one phase of one policy. `template` is hashed into the key of stored log-probabilities.
+    `on_policy`: the data were sampled with `start`: a policy gradient finds their log-probabilities.
     """
     roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
     phases = {name: role.train for name, role in roles.items()}

@@ -174,8 +174,10 @@ def _place(base: str) -> str:
 
 def _base_as_code(facts: CardFacts) -> dict[str, str]:
     """The base model as the arguments of `from_pretrained` and as a word of a shell."""
+    if facts.base == EMBEDDED:
+        return {"base_arguments": _place(facts.base), "base_word": EMBEDDED_WORD}
     revision = f", revision={facts.revision!r}" if facts.revision else ""
-    word = EMBEDDED_WORD if facts.base == EMBEDDED else shlex.quote(_absolute(facts.base))
+    word = shlex.quote(_absolute(facts.base))
     return {"base_arguments": f"{_place(facts.base)}{revision}", "base_word": word}
 
 

@@ -8,7 +8,7 @@ one that finishes takes the next completion of any entry, and so on (`stream.py`
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -349,3 +349,11 @@ class Sampler:
             tokens_generated=sum(len(c.tokens) for drawn in done for c in drawn),
         )
         return done
+
+
+def samplers_of(model: Any | Mapping[str, Any]) -> Sampler | dict[str, Sampler]:
+    """A sampler of the model; of models by role one for each, which roles of one model share."""
+    if not isinstance(model, Mapping):
+        return Sampler(model)
+    made = {id(one): Sampler(one) for one in model.values()}
+    return {role: made[id(one)] for role, one in model.items()}
