@@ -134,7 +134,7 @@ def train(
     LoRA adapter of its own; with `shared` one policy learns from all roles. `start`: weights to
     continue from (by role or policy); by default an adapter that changes nothing yet. `saver` keeps
     one phase of one policy. `template` is hashed into the key of stored log-probabilities.
-    `on_policy`: the data were sampled with `start`: a policy gradient finds their log-probabilities.
+    `on_policy`: the data were sampled with `start`, whose log-probabilities are then found again.
     """
     roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
     phases = {name: role.train for name, role in roles.items()}
