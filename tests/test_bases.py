@@ -25,10 +25,11 @@ from malt_jax.models.model import load_model
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.pipeline import Pipeline
 from malt_jax.planning.bases import parts_of
-from malt_jax.planning.chips import CHIPS, Target
+from malt_jax.planning.chips import CHIPS, Chip, Target
 from malt_jax.planning.plan import plan_bases
 from malt_jax.planning.specs import find_spec
 from malt_jax.sampling.sampler import Sampler
+from malt_jax.stages.bases import check_one_device
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.tree.node import Tree
 from tiny_models import save_tokenizer
@@ -209,11 +210,15 @@ def test_a_plan_says_whether_the_models_are_resident_together(models):
         ["verifier"],
     ]
     assert [role["name"] for role in plan["others"][0]["work"]["roles"]] == ["verifier"]
+    for refused in (
+        lambda: parts_of(run, specs, Target("eight", CHIPS["h100"], 8, None)),
+        lambda: check_one_device(run, 8),
+    ):
+        with pytest.raises(UserError, match="one device"):
+            refused()
     one, other = parts_of(run, specs, device)
     assert one.beside == other.weights and other.beside == one.weights
     # The weights together take more than half of such a device, so that they take turns.
-    small = Target(
-        "small", CHIPS["h100"].__class__("small", "gpu", 3 * one.weights, None, None), 1, None
-    )
+    small = Target("small", Chip("small", "gpu", 3 * one.weights, None, None), 1, None)
     assert not fit_together([one.weights, other.weights], 3 * one.weights)
     assert [part.beside for part in parts_of(run, specs, small)] == [0, 0]

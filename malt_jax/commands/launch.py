@@ -212,14 +212,10 @@ def check_mesh(config: Config, spec: ModelSpec) -> None:
     import jax
 
     from malt_jax.models.mesh import choose_layout, rules, slice_count
+    from malt_jax.stages.bases import check_one_device
 
     devices = jax.devices()
-    if len(config.bases) > 1 and len(devices) > 1:
-        raise UserError(
-            f"pipeline.roles: base models of roles' own run on one device, and here are "
-            f"{len(devices)}; show the process one of them (CUDA_VISIBLE_DEVICES), or give all "
-            "roles the run's model."
-        )
+    check_one_device(config, len(devices))
     choose_layout(config.mesh, len(devices), slice_count(devices), spec, 0, None)
     rules(config.mesh)
 

@@ -193,6 +193,16 @@ class ByRole(Mapping[str, T]):
         return len(self._names)
 
 
+def check_one_device(config: Config, devices: int) -> None:
+    """Refuses base models of roles' own on several devices."""
+    if len(config.bases) > 1 and devices > 1:
+        raise UserError(
+            "pipeline.roles: base models of roles' own (pipeline.roles.N.model) run on one device, "
+            f"and here are {devices}; show the process one of them (CUDA_VISIBLE_DEVICES), or give "
+            "all roles the run's model."
+        )
+
+
 def has_bases(config: Config, of: Config) -> bool:
     """Whether one config names the base models of another."""
     return config.model == of.model and set(config.bases) >= set(of.bases)

@@ -14,7 +14,7 @@ from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress, counted
-from malt_jax.stages.bases import Bases, base_bytes, has_bases
+from malt_jax.stages.bases import Bases, base_bytes, check_one_device, has_bases
 from malt_jax.stages.names import search_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.journal import Journal
@@ -155,6 +155,7 @@ class Session:
         devices = jax.devices()
         if len(devices) == 1:
             return None
+        check_one_device(self.config, len(devices))
         folder, _ = local_folder(self.config.model.path, self.config.model.revision)
         spec = read_spec(folder)
         # Shapes alone; no weight is read to choose the layout.

@@ -38,6 +38,11 @@ def parse(raw: bytes) -> dict[str, Any]:
         "questions": {"train": str, "eval": str},
     }.items():
         _require(data.get(field) is None or _has(data[field], **kinds), field)
+    bases = data.get("bases", {})
+    _require(
+        isinstance(bases, dict) and all(_has(b, path=str, fingerprint=str) for b in bases.values()),
+        "bases",
+    )
     resumed = data.get("resumed_with", [{}])
     _require(isinstance(resumed, list) and resumed and all(map(_has, resumed)), "resumed_with")
     _require(all(_has(stage, done=bool, units=list) for stage in data["stages"].values()), "stages")
