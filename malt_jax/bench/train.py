@@ -1,10 +1,11 @@
-"""`malt bench train`: training throughput and memory, beside TRL + PEFT in the same run.
+"""`malt bench train`: training throughput and memory, beside TRL + PEFT and tunix in the same run.
 
-Both train LoRA adapters on all linear layers, over the same token ids in real GSM8K lengths
+All train LoRA adapters on all linear layers, over the same token ids in real GSM8K lengths
 (`bench.inputs`) and in one dtype, each in a process of its own, so that peak memory is its own.
 Useful tokens are the prompt and completion tokens of every sequence (a DPO pair is two sequences),
-whatever a side pads, shares or skips. The first step is left out on both sides, and compiling on
-ours. The time of a DPO training includes one pass for the reference's log-probabilities.
+whatever a side pads, shares or skips. The first step is left out on all sides, and compiling on
+ours and tunix's. The time of a DPO training includes the passes for the reference's
+log-probabilities, one on our side.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from malt_jax.bench.worker import measured_apart, no_peer
+from malt_jax.bench.worker import beside_tunix, measured_apart, no_peer
 
 DEFAULTS: dict[str, Any] = {
     "stage": "sft",
@@ -31,12 +32,14 @@ mismatched completions are scored as well."""
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Measures both sides; the result is printed as the last line of standard output."""
+    """Measures all sides; the result is printed as the last line of standard output."""
     job = job | {"threads": os.cpu_count()}
     ours = measured_apart("train", job)
     result = {"bench": "train", **job, **ours}
     if job["stage"] not in ("sft", "dpo"):
-        return {**result, "peer": f"not run: no {job['stage']} in the peer's script"}
+        missing = f"not run: no {job['stage']} in the peers' scripts"
+        return {**result, "peer": missing, "tunix": missing}
+    result |= beside_tunix("train_tunix", job, result["tokens_per_s"])
     if reason := no_peer(job, ("torch", "trl", "peft")):
         return {**result, "peer": reason}
     job["device"] = result["platform"]
