@@ -182,7 +182,7 @@ class Decoder(nnx.Module):
     `stacked=False` keeps one module per layer. `stacked=True` keeps one module whose arrays have a
     leading layer axis. Without caches, as in training, these layers are scanned, so that compile
     time does not grow with depth. With caches, as in sampling, each layer takes its slice of the
-    arrays, which the compiler reads in place (docs/scaling.md). `ModelSpec.stacks_layers` chooses.
+    arrays (what that costs: docs/scaling.md). `ModelSpec.stacks_layers` chooses.
     """
 
     def __init__(
