@@ -68,15 +68,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.config.lora import LoraConfig
     from malt_jax.config.training import DpoConfig, KtoConfig, LoopConfig, PgConfig, SftConfig
     from malt_jax.memory import peak_bytes
-    from malt_jax.models.lora import init_adapter
     from malt_jax.models.model import load_model
     from malt_jax.planning.utilisation import training_flops
     from malt_jax.training.fit import train_phase
     from malt_jax.training.saver import MemorySaver
+    from malt_jax.training.weights import initial_weights
 
-    model = load_model(job["model"], dtype=job["dtype"], stacked=True, quantize=job["quantize"])
+    model = load_model(job["model"], dtype=job["dtype"], quantize=job["quantize"])
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
-    adapter = init_adapter(model.spec, lora, jax.random.key(0), stacked=True)
+    adapter = initial_weights(model, lora)
     count, vocab = job["batch"] * job["steps"], model.spec.vocab
     loop = LoopConfig(**{name: job[name] for name in ("micro_tokens", "row_length", "remat")})
     common = {"epochs": 1, "batch_size": job["batch"], "loop": loop}

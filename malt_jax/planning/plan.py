@@ -64,7 +64,7 @@ def lay_out(config: Config, spec: ModelSpec, target: Target, assume: Assumptions
         mesh: Mesh | AbstractMesh = AbstractMesh(layout.shape, names, axis_types=auto)
     else:
         mesh = make_mesh(layout, target.devices)
-    weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh)[1])
+    weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers)[1])
     sizes = choose_sizes(config, spec, work, target, mesh, weights)
     config = for_largest(config, sizes.fields)
     programs = run_programs(config, spec, sizes, platform, mesh)
