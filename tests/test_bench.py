@@ -8,6 +8,7 @@ import pytest
 
 import cli_run
 from malt_jax import cli
+from malt_jax.bench import worker
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
@@ -16,10 +17,17 @@ def test_the_training_benchmark_measures_a_training(stage, capsys):
     model = ["--model.path", str(cli_run.model()), "--train.sft.batch-size", "2"]
     assert cli.main(["bench", "train", *words, *model]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["bench"] == "train" and result["peer"] == "not run: asked not to"
+    assert result["bench"] == "train"
+    assert result["peer"] == result["tunix"] == "not run: asked not to"
     assert result["tokens_per_s"] > 0 and 0 <= result["padding_waste"] < 1
     assert 0 < result["model_flops_utilisation"] < 1
     assert (result["reference_s"] > 0) == (stage == "dpo")
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(worker.importlib.util, "find_spec", lambda name: name == "qwix" or None)
+    found = worker.beside_tunix("train_tunix", {"no_peer": False}, 1.0)
+    assert found == {"tunix": "not run: tunix"}
 
 
 def test_the_sampler_benchmark_measures_a_search(capsys):

@@ -23,6 +23,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
+from malt_jax.models.spec import STACKED_FROM
 from malt_jax.planning.abstract_programs import device_bytes
 from malt_jax.planning.chips import CHIPS, Chip, Target, find_target
 from malt_jax.planning.compiler import measure, product_flops, total_bytes
@@ -38,6 +39,7 @@ from malt_jax.sampling.memory import first_shape
 from malt_jax.sampling.prefill import prefill_shape
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.training.step import init_state, make_program
+from malt_jax.training.weights import initial_weights
 
 ROOT = Path(__file__).parents[1]
 LIBTPU = pytest.mark.skipif(
@@ -305,6 +307,23 @@ def test_programs_of_a_cpu_are_compiled_whole(small):
     assert all(p["compiled_at_layers"] == [spec.num_layers] for p in plan["programs"])
     decode = next(p for p in plan["programs"] if p["name"] == "decode")
     assert decode["temporaries"] > 0
+
+
+def test_a_deep_model_is_stacked_and_its_training_scanned_in_runs_and_plans(tmp_path, small):
+    settings, _ = small
+    model = load_model(tiny.write_model(tmp_path / "deep", layers=STACKED_FROM, width=16))
+    spec = model.spec
+    assert spec.stacks_layers and not spec.first_layers(STACKED_FROM - 1).stacks_layers
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    step = next(program for program in run.programs if program.name == "sft step")
+    function, (state, frozen, batch) = step.build(spec.num_layers)
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
+    assert shapes(frozen) == shapes(model.params)
+    adapter = jax.eval_shape(lambda: initial_weights(model, settings.train.lora))
+    assert shapes(state.trainable) == shapes(adapter)
+    traced = str(jax.make_jaxpr(function)(state, frozen, batch))
+    assert step.scanned and f"length={STACKED_FROM}" in traced
+    assert traced.count("dot_general") < 20 * STACKED_FROM
 
 
 @LIBTPU

@@ -78,6 +78,30 @@ def test_a_steps_bytes_are_those_of_main_memory_by_part_without_kernels():
     assert set(found) == {"weights", "other", "append", "head and draw"}
 
 
+def test_a_slice_of_stacked_weights_inside_of_a_product_is_read_alone():
+    stacked = """
+%layer (all: bf16[4,64,128]) -> bf16[64,128] {
+  %all = bf16[4,64,128]{2,1,0} parameter(0)
+  %one = bf16[1,64,128]{2,1,0} slice(%all), slice={[2:3], [0:64], [0:128]}
+  ROOT %flat = bf16[64,128]{1,0} bitcast(%one)
+}
+
+%product (x: bf16[8,64], weights: bf16[4,64,128]) -> bf16[8,128] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %weights = bf16[4,64,128]{2,1,0} parameter(1)
+  %inner = bf16[64,128]{1,0} fusion(%weights), kind=kLoop, calls=%layer
+  ROOT %y = bf16[8,128]{1,0} convolution(%x, %inner), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,64], weights: bf16[4,64,128]) -> bf16[8,128] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %weights = bf16[4,64,128]{2,1,0} parameter(1)
+  ROOT %out = bf16[8,128]{1,0} fusion(%x, %weights), kind=kOutput, calls=%product
+}
+"""
+    assert total_bytes(program_traffic(stacked)) == 2 * (8 * 64 + 64 * 128 + 8 * 128)
+
+
 def test_two_depths_tell_the_bytes_of_all_layers():
     low = {"a": {"bytes": 10, "cycles": 1}}
     high = {"a": {"bytes": 13, "cycles": 3}, "b": {"bytes": 2, "cycles": 0}}

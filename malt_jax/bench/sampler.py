@@ -1,11 +1,11 @@
-"""`malt bench sampler`: expands search trees, beside transformers' `generate` in the same run.
+"""`malt bench sampler`: expands search trees, beside transformers and google-tunix in the same run.
 
-Both samplers answer the same prompts in the same order of roles, with the same limits and end
+All samplers answer the same prompts in the same order of roles, with the same limits and end
 tokens, each in a process of its own so that each has its own peak memory. The prompts are those of
-the tree that our sampler expands. transformers draws its own completions for them with
-`num_return_sequences`, in batches of similar length, at the batch size that was fastest on some of
-the second role's prompts. Tokens are generated tokens, end token included; compiling and loading
-are not timed on either side.
+the tree that our sampler expands. The peers draw their own completions for them, transformers with
+`num_return_sequences`, tunix from copies of a prompt, in batches of similar length, at the batch
+size that was fastest on some of the second role's prompts. Tokens are generated tokens, end token
+included; compiling and loading are not timed on any side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from malt_jax.bench.worker import measured_apart, no_peer
+from malt_jax.bench.worker import beside_tunix, measured_apart, no_peer
 
 DEFAULTS: dict[str, Any] = {
     "questions": 8,
@@ -35,21 +35,22 @@ DEFAULTS: dict[str, Any] = {
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Measures both samplers; the caller prints the result as the last line of standard output."""
+    """Measures all samplers; the caller prints the result as the last line of standard output."""
     with tempfile.TemporaryDirectory() as folder:
         job = job | {"prompts": str(Path(folder) / "prompts.json")}
-        result = measured_apart("sampler", job)
+        ours = measured_apart("sampler", job)
+        # The peers follow what ours chose, so that all compute in one dtype on one platform.
+        job |= {"dtype": ours["dtype"], "device": ours["platform"]}
+        tunix = beside_tunix("sampler_tunix", job, ours["tokens_per_s"])
         if reason := no_peer(job, ("torch", "transformers")):
-            return {**result, "peer": reason}
-        # The peer follows what ours chose, so that both compute in one dtype on one platform.
-        job |= {"dtype": result["dtype"], "device": result["platform"]}
+            return {**ours, "peer": reason, **tunix}
         peer = measured_apart("sampler_peer", job)
-    ratio = result["tokens_per_s"] / peer["tokens_per_s"]
-    return {**result, "hf_tokens_per_s": peer["tokens_per_s"], "ratio": ratio, "hf": peer}
+    ratio = ours["tokens_per_s"] / peer["tokens_per_s"]
+    return {**ours, "hf_tokens_per_s": peer["tokens_per_s"], "ratio": ratio, "hf": peer, **tunix}
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Measures our sampler in this process, and writes the tree's prompts for transformers."""
+    """Measures our sampler in this process, and writes the tree's prompts for the peers."""
     # Here and not above: the parent process only starts workers and needs no JAX.
     import jax
 
@@ -86,7 +87,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - began - stats.compile_seconds
     nodes = [node for tree in forest.trees for node in tree.nodes]
     levels = [
-        # Siblings share a prompt: the peer gets it once and draws all of them from it.
+        # Siblings share a prompt: a peer gets it once and draws all of them from it.
         list(dict.fromkeys(node.prompt_ids for node in nodes if node.role == role.name))
         for role in pipeline.roles
     ]

@@ -1,10 +1,11 @@
-"""`malt bench train`: training throughput and memory, beside TRL + PEFT in the same run.
+"""`malt bench train`: training throughput and memory, beside TRL + PEFT and tunix in the same run.
 
-Both train LoRA adapters on all linear layers, over the same token ids in real GSM8K lengths
+All train LoRA adapters on all linear layers, over the same token ids in real GSM8K lengths
 (`bench.inputs`) and in one dtype, each in a process of its own, so that peak memory is its own.
 Useful tokens are the prompt and completion tokens of every sequence (a DPO pair is two sequences),
-whatever a side pads, shares or skips. The first step is left out on both sides, and compiling on
-ours. The time of a DPO training includes one pass for the reference's log-probabilities.
+whatever a side pads, shares or skips. The first step is left out on all sides, and compiling on
+ours and tunix's. The time of a DPO training includes the passes for the reference's
+log-probabilities, one on our side.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from malt_jax.bench.worker import measured_apart, no_peer
+from malt_jax.bench.worker import beside_tunix, measured_apart, no_peer
 
 DEFAULTS: dict[str, Any] = {
     "stage": "sft",
@@ -31,12 +32,14 @@ mismatched completions are scored as well."""
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Measures both sides; the result is printed as the last line of standard output."""
+    """Measures all sides; the result is printed as the last line of standard output."""
     job = job | {"threads": os.cpu_count()}
     ours = measured_apart("train", job)
     result = {"bench": "train", **job, **ours}
     if job["stage"] not in ("sft", "dpo"):
-        return {**result, "peer": f"not run: no {job['stage']} in the peer's script"}
+        missing = f"not run: no {job['stage']} in the peers' scripts"
+        return {**result, "peer": missing, "tunix": missing}
+    result |= beside_tunix("train_tunix", job, result["tokens_per_s"])
     if reason := no_peer(job, ("torch", "trl", "peft")):
         return {**result, "peer": reason}
     job["device"] = result["platform"]
@@ -65,15 +68,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.config.lora import LoraConfig
     from malt_jax.config.training import DpoConfig, KtoConfig, LoopConfig, PgConfig, SftConfig
     from malt_jax.memory import peak_bytes
-    from malt_jax.models.lora import init_adapter
     from malt_jax.models.model import load_model
     from malt_jax.planning.utilisation import training_flops
     from malt_jax.training.fit import train_phase
     from malt_jax.training.saver import MemorySaver
+    from malt_jax.training.weights import initial_weights
 
-    model = load_model(job["model"], dtype=job["dtype"], stacked=True, quantize=job["quantize"])
+    model = load_model(job["model"], dtype=job["dtype"], quantize=job["quantize"])
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
-    adapter = init_adapter(model.spec, lora, jax.random.key(0), stacked=True)
+    adapter = initial_weights(model, lora)
     count, vocab = job["batch"] * job["steps"], model.spec.vocab
     loop = LoopConfig(**{name: job[name] for name in ("micro_tokens", "row_length", "remat")})
     common = {"epochs": 1, "batch_size": job["batch"], "loop": loop}

@@ -35,6 +35,21 @@ def no_peer(job: Mapping[str, Any], packages: Sequence[str]) -> str | None:
     return f"not run: {', '.join(missing) or 'asked not to'}" if job["no_peer"] or missing else None
 
 
+def beside_tunix(module: str, job: Mapping[str, Any], tokens_per_s: float) -> dict[str, Any]:
+    """What google-tunix's process measured and our ratio to it, or why nothing was measured."""
+    if reason := no_peer(job, ("tunix", "qwix")):
+        return {"tunix": reason}
+    try:
+        found = measured_apart(module, job)
+    # tunix runs few models, and what it cannot do must not lose the other measurements.
+    except UserError as error:
+        return {"tunix": f"not run: {error}"}
+    except subprocess.CalledProcessError as error:
+        return {"tunix": f"not run: its process ended with status {error.returncode}"}
+    ratio = tokens_per_s / found["tokens_per_s"]
+    return {"tunix": found, "tunix_tokens_per_s": found["tokens_per_s"], "ratio_to_tunix": ratio}
+
+
 def main(module: str, job: str) -> None:
     try:
         result = importlib.import_module(f"malt_jax.bench.{module}").measure(json.loads(job))

@@ -136,9 +136,10 @@ def _stage(text: str) -> str:
 COMMAND = Command(
     name="bench",
     summary="benchmarks of sampling and training; one JSON object on the last line",
-    about="`sampler` expands trees and `train` takes training steps. If torch is installed, the "
-    "same work is measured in transformers or TRL in the same run. `roofline` runs nothing: it "
-    "compiles the decode program for a TPU and compares the bytes of a step with their floor.",
+    about="`sampler` expands trees and `train` takes training steps. Where torch and "
+    "google-tunix are installed, the same work is measured in transformers or TRL and in tunix. "
+    "`roofline` runs nothing: it compiles the decode program for a TPU and compares the bytes of a "
+    "step with their floor.",
     run=run,
     arguments=(Argument("what", "What to measure.", ("sampler", "train", "roofline")),),
     options=(
@@ -151,7 +152,7 @@ COMMAND = Command(
         Option(
             "--peer-batches", "sampler: batch sizes to try; default: 4,8,16.", "N,N", read=_sizes
         ),
-        Option("--no-peer", "sampler, train: do not run transformers or TRL."),
+        Option("--no-peer", "sampler, train: do not run transformers, TRL or tunix."),
         Option("--topology", "roofline: a TPU slice, as v5p:2x2x1 (needs libtpu).", "NAME"),
     ),
     fields=("model.path", "model.dtype", "task.train_path", "sampler.rows"),

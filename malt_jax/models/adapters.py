@@ -15,7 +15,7 @@ from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.hf_fields import Fields, read_json, unreadable
 from malt_jax.models.hub import adapter_folder
-from malt_jax.models.lora import Adapter, projections
+from malt_jax.models.lora import Adapter, projections, stack_adapter, unstack_adapter
 from malt_jax.models.peft_layout import from_peft
 from malt_jax.models.spec import ModelSpec
 
@@ -98,9 +98,10 @@ def fitted(
 
     layers = [
         {target: pair(new, layer.get(target)) for target, new in fresh_layer.items()}
-        for fresh_layer, layer in zip(fresh.layers, adapter.layers, strict=True)
+        for fresh_layer, layer in zip(unstack_adapter(fresh).layers, adapter.layers, strict=True)
     ]
-    return replace(fresh, layers=layers)
+    joined = replace(fresh, layers=layers)
+    return stack_adapter(joined) if fresh.stacked else joined
 
 
 def check_room(own: LoraConfig, lora: LoraConfig, place: str) -> None:

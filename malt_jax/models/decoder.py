@@ -179,9 +179,10 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, layers, final norm, head.
 
-    `stacked=False` keeps one module per layer: no slice of a weight is ever copied, the choice for
-    sampling. `stacked=True` keeps one module with a leading layer axis and scans it: compile time
-    does not grow with depth, the choice for very deep models.
+    `stacked=False` keeps one module per layer. `stacked=True` keeps one module whose arrays have a
+    leading layer axis. Without caches, as in training, these layers are scanned, so that compile
+    time does not grow with depth. With caches, as in sampling, each layer takes its slice of the
+    arrays (what that costs: docs/scaling.md). `ModelSpec.stacks_layers` chooses.
     """
 
     def __init__(
@@ -261,10 +262,9 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Any, Float[Array, "L E"] | None]:
         """Final normed hidden states, the layers' new caches, and the experts' load.
 
-        `state`: a list with one cache per layer, or with stacked layers a pytree whose leaves have
-        a leading layer axis; None when `attend` keeps none. `remat`: a `jax.checkpoint`-like
-        transform put around each layer. The load is the share of each layer's tokens that chose
-        each expert; None in a model without experts.
+        `state`: a list with one cache per layer; None when `attend` keeps none. `remat`: a
+        `jax.checkpoint`-like transform put around each layer. The load is the share of each layer's
+        tokens that chose each expert; None in a model without experts.
         """
         spec = self.spec
         # The angles are the same in every layer, up to the two kinds that Gemma 3 has.
@@ -280,12 +280,15 @@ class Decoder(nnx.Module):
             return (step if remat is None else remat(step))(x, cache, pairs)
 
         pairs = None if adapter is None else adapter.layers
-        layers = self._scanned if self.stacked else self._unrolled
-        x, state, load = layers(run, self._embedded(tokens), state, pairs)
+        x = self._embedded(tokens)
+        if self.stacked and state is None:
+            x, load = self._scanned(run, x, pairs)
+        else:
+            x, state, load = self._unrolled(run, x, state, pairs)
         return self.norm(x), state, load
 
     def _unrolled(self, run, x, state, pairs):
-        """One layer after the other, each with its own arrays and a static kind."""
+        """One layer after the other, each with a static kind."""
 
         # Traced and lowered once for all layers of a kind; the compiler then inlines the calls.
         @partial(jax.jit, static_argnums=(0, 1))
@@ -293,17 +296,19 @@ class Decoder(nnx.Module):
             return run(nnx.merge(graph, weights), x, cache, lora, kind)
 
         caches, loads = [], []
-        for i, block in enumerate(self.layers):
-            cache, lora = None if state is None else state[i], {} if pairs is None else pairs[i]
+        for i in range(self.spec.num_layers):
+            cache = None if state is None else state[i]
+            lora = {} if pairs is None else _layer_of(pairs, i)
             kind = LayerKind(self.spec.window(i), self.spec.rotated(i))
-            graph, weights = nnx.split(block)
+            graph, weights = nnx.split(self.layers if self.stacked else self.layers[i])
+            weights = _layer_of(weights, i) if self.stacked else weights
             x, cache, load = layer(graph, kind, weights, x, cache, lora)
             caches.append(cache)
             loads.append(load)
         return x, caches, jnp.stack(loads) if self.spec.mixture else None
 
-    def _scanned(self, run, x, state, pairs):
-        """One compiled layer, looped over the leading axis of weights, caches and adapter."""
+    def _scanned(self, run, x, pairs):
+        """One compiled layer, looped over the leading axis of weights and adapter, uncached."""
         graph, weights = nnx.split(self.layers)
         # One traced layer stands for all, so what its kind is becomes a traced value too. Where all
         # layers are alike it stays static, and the program has no trace of it.
@@ -314,14 +319,13 @@ class Decoder(nnx.Module):
             rotated = jnp.asarray(self.spec.rope_layers)
 
         def step(x, inputs):
-            weights, cache, lora, window, rotated = inputs
+            weights, lora, window, rotated = inputs
             kind = LayerKind(window, True if rotated is None else rotated)
-            x, *outputs = run(nnx.merge(graph, weights), x, cache, lora, kind)
-            return x, outputs
+            x, _, load = run(nnx.merge(graph, weights), x, None, lora, kind)
+            return x, load
 
         # Neither None nor an empty dictionary has leaves, so the scan loops over what there is.
-        x, (state, load) = jax.lax.scan(step, x, (weights, state, pairs or {}, windows, rotated))
-        return x, state, load
+        return jax.lax.scan(step, x, (weights, pairs or {}, windows, rotated))
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # All-gather the table over its width first, so that the looked-up rows are laid out like
@@ -354,6 +358,11 @@ class Decoder(nnx.Module):
         if self.spec.logit_softcap is not None:
             logits = self.spec.logit_softcap * jnp.tanh(logits / self.spec.logit_softcap)
         return logits
+
+
+def _layer_of(layers: Any, i: int) -> Any:
+    """Layer `i` of a list of layers, or of arrays with a leading layer axis."""
+    return layers[i] if isinstance(layers, list) else jax.tree.map(lambda x: x[i], layers)
 
 
 def _angles(kind: LayerKind, wide: Angles, local: Angles) -> Angles | None:

@@ -90,5 +90,8 @@ class ExchangedModel(Model):
         """The weights, from the files that the model was loaded from."""
         own = vars(self)
         checkpoint = Checkpoint(self.folder, tower=self.spec.tower)
-        _, params = load_params(checkpoint, self.spec, own["_dtype"], quantize=own["_quantize"])
+        _, params = load_params(
+            checkpoint, self.spec, own["_dtype"], stacked=self.spec.stacks_layers,
+            quantize=own["_quantize"],
+        )  # fmt: skip
         return params

@@ -34,6 +34,11 @@ class Adapter:
     def stacked(self) -> bool:
         return isinstance(self.layers, dict)
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The projections that it updates, the same in every layer."""
+        return tuple(self.layers if self.stacked else self.layers[0])
+
 
 # `scale` is static: it is compiled in, and tree functions see the factors only.
 jax.tree_util.register_dataclass(Adapter, data_fields=["layers"], meta_fields=["scale"])
@@ -134,13 +139,18 @@ def unstack_adapter(adapter: Adapter) -> Adapter:
     return replace(adapter, layers=layers)
 
 
+def is_stacked(params: nnx.State) -> bool:
+    """Whether these parameters have a leading layer axis, and an adapter over them needs one."""
+    return "q" in params["layers"]
+
+
 def merge_adapter(params: nnx.State, adapter: Adapter) -> nnx.State:
     """The base with `scale * a @ b` added to its kernels, summed in float32, in their own dtype.
 
     Takes stacked and unstacked parameters; the base itself is not changed.
     """
     flat = dict(nnx.to_flat_state(params))
-    stacked = ("layers", "q", "kernel") in flat
+    stacked = is_stacked(params)
     adapter = stack_adapter(adapter) if stacked else unstack_adapter(adapter)
     layers = {(): adapter.layers} if stacked else {(i,): x for i, x in enumerate(adapter.layers)}
     for index, targets in layers.items():
@@ -174,10 +184,10 @@ def join_adapters(adapters: Sequence[Adapter | None]) -> Adapter:
     """Adapters side by side along the rank, for batches whose rows have different ones.
 
     A product with all of them costs little more than with one, since a rank of 16 fills an eighth
-    of a matrix unit's lanes; `for_rows` keeps each row's own part. Takes unstacked adapters; None
+    of a matrix unit's lanes; `for_rows` keeps each row's own part. The result is unstacked; None
     changes nothing. Every pair has a further leaf, `owner` `[r]`: whose column of `a` it is.
     """
-    present = [(i, adapter) for i, adapter in enumerate(adapters) if adapter is not None]
+    present = [(i, unstack_adapter(x)) for i, x in enumerate(adapters) if x is not None]
     layers = []
     for layer in zip(*(adapter.layers for _, adapter in present), strict=True):
         joined = {}
@@ -201,7 +211,7 @@ def join_adapters(adapters: Sequence[Adapter | None]) -> Adapter:
 
 def for_rows(adapter: Adapter | None, numbers: Int[Array, "B"] | None) -> Adapter | None:
     """An adapter of `join_adapters` where row i has adapter `numbers[i]`; others as they are."""
-    if adapter is None or numbers is None:
+    if adapter is None or numbers is None or adapter.stacked:
         return adapter
 
     def masked(pair: dict[str, Array]) -> dict[str, Array]:

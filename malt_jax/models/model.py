@@ -74,9 +74,9 @@ def load_model(
 
     `dtype`: "float32" or "bfloat16"; default float32 on a CPU and bfloat16 elsewhere. `mesh`: the
     weights are laid over it by `rules`; default one device. `stacked`: one array per parameter with
-    a leading layer axis, scanned, in place of one per layer (see `Decoder`). `quantize`: "int8" for
-    a base that stays frozen (see `ModelConfig`). Anything about the checkpoint that is wrong or not
-    supported raises UserError, before a weight is read if config.json shows it.
+    a leading layer axis in place of one per layer; default `ModelSpec.stacks_layers`. `quantize`:
+    "int8" for a base that stays frozen (see `ModelConfig`). Anything about the checkpoint that is
+    wrong or not supported raises UserError, before a weight is read if config.json shows it.
     """
     # From cheap to expensive: config.json refuses a model that is not supported, the files' headers
     # show what is missing, and only then are weights read.
@@ -90,7 +90,7 @@ def load_model(
         _dtype(dtype),
         mesh=mesh,
         rules=rules,
-        stacked=bool(stacked),
+        stacked=spec.stacks_layers if stacked is None else stacked,
         quantize=quantize,
     )
     # Over contents and not over names, so that a copy elsewhere, or a commit that changes other

@@ -58,6 +58,10 @@ class Mixture:
     one tensor of all experts with the gate in its even columns (`interleaved`, gpt-oss)."""
 
 
+STACKED_FROM = 64
+"""Layers from which a model is stacked, so that training compiles one layer in place of all."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """One decoder-only transformer. Families differ in these fields and in nothing else."""
@@ -121,6 +125,11 @@ class ModelSpec:
     """The text tower of a multimodal checkpoint; its other tensors are left out."""
     fused: bool = False
     """The checkpoint has one tensor for q, k and v, and one for gate and up (Phi)."""
+
+    @property
+    def stacks_layers(self) -> bool:
+        """Whether its layers are stacked (see `Decoder`), in runs, benchmarks and plans alike."""
+        return self.num_layers >= STACKED_FROM
 
     @property
     def has_windows(self) -> bool:

@@ -65,6 +65,8 @@ class AbstractProgram:
     """Bytes that a device holds meanwhile and that are no argument."""
     kernel_bytes: Callable[[int], int] | None = None
     """Bytes that its kernels move at a depth, which no compiler counts; None: it has none."""
+    scanned: bool = False
+    """Whether it is a loop over the layers, so that it compiles as fast with all of them."""
 
 
 def run_programs(
@@ -108,14 +110,19 @@ def _training(make: _Arguments) -> Iterator[AbstractProgram]:
     base = make.weight_bytes() if train.full else 0
     start = device_bytes(make.masters()) if train.full else 0
     kinds: dict[Kind, int] = {"sft": base, **dict.fromkeys(LATER, base + start)}
+    scanned = make.spec.stacks_layers
     for kind, resident in kinds.items():
         if plan := sizes.steps.get(kind):
             build = partial(make.train_step, train.phase(kind), plan)
-            yield AbstractProgram(f"{kind} step", kind, _words(plan), build, (0,), resident)
+            yield AbstractProgram(
+                f"{kind} step", kind, _words(plan), build, (0,), resident, scanned=scanned
+            )
     for kind in LATER:
         if plan := sizes.steps.get(kind):
             build = partial(make.reference, train.phase(kind), plan)
-            yield AbstractProgram(reference_name(kind), kind, _words(plan), build, (), base)
+            yield AbstractProgram(
+                reference_name(kind), kind, _words(plan), build, (), base, scanned=scanned
+            )
 
 
 def reference_name(phase: str) -> str:
@@ -129,10 +136,13 @@ def _words(plan: Plan) -> str:
 
 
 def parameters_on_mesh(
-    config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh
+    config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh, stacked: bool
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """The decoder's structure, and its parameters as they lie on the mesh."""
-    graph, abstract = abstract_params(spec, dtype, False, config.model.quantize)
+    """The decoder's structure, and its parameters as they lie on the mesh.
+
+    `stacked` is that of the whole model, since `spec` may be cut off.
+    """
+    graph, abstract = abstract_params(spec, dtype, stacked, config.model.quantize)
     placed: dict[tuple[Any, ...], Any] = {}
     flat: dict[tuple[Any, ...], Any] = dict(nnx.to_flat_state(abstract))
     for path, variable in flat.items():
@@ -184,7 +194,7 @@ class _Arguments:
 
     def masters(self) -> nnx.State:
         """The float32 weights of full fine-tuning."""
-        return parameters_on_mesh(self.config, self.spec, jnp.float32, self.mesh)[1]
+        return self._params(self.spec, jnp.float32)[1]
 
     def copy(self, depth: int) -> Call:
         numbers = self._array((self.copies,), jnp.int32)
@@ -271,16 +281,17 @@ class _Arguments:
         adapter = self._adapter(spec)
         if adapter is not None:
             return program, adapter, params
-        _, masters = parameters_on_mesh(self.config, spec, jnp.float32, self.mesh)
-        return program, masters, None
+        return program, self._params(spec, jnp.float32)[1], None
 
-    def _params(self, spec: ModelSpec) -> tuple[nnx.GraphDef, nnx.State]:
-        return parameters_on_mesh(self.config, spec, self.sizes.dtype, self.mesh)
+    def _params(self, spec: ModelSpec, dtype: Any = None) -> tuple[nnx.GraphDef, nnx.State]:
+        dtype, stacked = dtype or self.sizes.dtype, self.spec.stacks_layers
+        return parameters_on_mesh(self.config, spec, dtype, self.mesh, stacked)
 
     def _adapter(self, spec: ModelSpec) -> Adapter | None:
         if self.config.train.full:
             return None
-        adapter = jax.eval_shape(partial(init_adapter, spec, self.config.train.lora), _key())
+        make = partial(init_adapter, spec, self.config.train.lora, stacked=self.spec.stacks_layers)
+        adapter = jax.eval_shape(make, _key())
         return _placed(adapter, adapter_shardings(spec, adapter, self.mesh))
 
     def _rows(self, *shape: int) -> decode.Rows:

@@ -3,8 +3,8 @@
 A transformer's layers are alike, so the memory, operations and communication of a TPU program are a
 constant plus a part per layer. A deep model's programs are compiled at two small depths, and the
 line through both is followed to the model's depth, which takes minutes in place of hours. Models of
-few layers, and all programs with `whole`, are compiled as they are. So are XLA's programs for CPUs
-and GPUs, whose temporaries do not grow linearly with the number of layers.
+few layers, and all programs with `whole`, are compiled as they are. So are programs that scan their
+layers, and XLA's for CPUs and GPUs, whose temporaries do not grow linearly with their number.
 """
 
 from __future__ import annotations
@@ -75,11 +75,13 @@ def measure(
 
     `flops` are two per multiply-add of the matrix products; loops count as often as they run, the
     decode loop once. `bytes_moved` and `optimal_seconds` are the compiler's, which counts every
-    loop once; of a program with a kernel and of a GPU's programs `bytes_moved` is read from the
-    text (and the kernel's work lists), of a decode program for one step. On an abstract mesh
+    loop once; of programs with a kernel, of those that scan their layers and of a GPU's programs
+    `bytes_moved` is read from the text (and the kernel's work lists), of a decode program for one
+    step, and of those that scan nobody estimates `optimal_seconds`. On an abstract mesh
     nothing is compiled: only arguments and operations are known.
     """
-    compiled = [spec.num_layers] if whole or _platform(mesh) in ("cpu", "gpu") else depths(spec)
+    whole = whole or program.scanned or _platform(mesh) in ("cpu", "gpu")
+    compiled = [spec.num_layers] if whole else depths(spec)
     started = time.perf_counter()
     found = [_at(program, depth, mesh, chips) for depth in compiled]
     # A program that did not fit reports fewer figures: only what all depths have can be extended.
@@ -143,7 +145,10 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         "optimal_seconds": cost.get("optimal_seconds"),
         "collectives": None if text is None else collectives(text),
     }
-    if _platform(mesh) == "gpu" and text is not None:
+    if program.scanned:
+        # The compiler counts one layer.
+        figures |= {"bytes_moved": None, "optimal_seconds": None}
+    if text is not None and (program.scanned or _platform(mesh) == "gpu"):
         decode = program.name == "decode"
         figures["bytes_moved"] = traffic_bytes((step_traffic if decode else program_traffic)(text))
     if program.kernel_bytes:

@@ -80,7 +80,7 @@ def lay_out(
         mesh: Mesh | AbstractMesh = AbstractMesh(layout.shape, names, axis_types=auto)
     else:
         mesh = make_mesh(layout, target.devices)
-    weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh)[1])
+    weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers)[1])
     sizes = choose_sizes(config, spec, work, target, mesh, weights + beside)
     config = for_largest(config, sizes.fields)
     programs = run_programs(config, spec, sizes, platform, mesh)

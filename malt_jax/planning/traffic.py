@@ -134,7 +134,7 @@ def _bytes_moved(program: Program, one: Instruction, types: Mapping[str, str]) -
         moved = found[0 if one.op == "copy-start" else min(1, len(found) - 1)]
         return (0 if moved.on_chip else moved.bytes) + min(operands[0], moved.bytes)
     if one.op == "fusion":
-        return _fused(program[one.called[0]], operands, out)
+        return _fused(program, program[one.called[0]], operands, out)
     return out + sum(operands)
 
 
@@ -143,19 +143,17 @@ def _full_bytes(type_: str) -> int:
     return next((array.bytes for array in hlo.arrays(type_)), 0)
 
 
-def _fused(body: Sequence[Instruction], operands: Sequence[int], out: int) -> int:
+def _fused(program: Program, body: Sequence[Instruction], operands: Sequence[int], out: int) -> int:
     """A fusion: operands that it only slices, and results that it updates in place, in part."""
-    users: dict[str, list[tuple[Instruction, int]]] = defaultdict(list)
-    for one in body:
-        for index, operand in enumerate(one.operands):
-            users[operand].append((one, index))
+    users = _users(body)
     types = {one.name: one.type for one in body}
     total, in_place = 0, 0
     for parameter in (one for one in body if one.op == "parameter"):
         size = operands[int(parameter.operands[0])]
         uses = _uses(parameter.name, users)
-        if uses and all(_only(use, _SLICES) for use in uses):
-            total += min(size, sum(_full_bytes(use.type) for use, _ in uses))
+        sliced = _sliced_bytes(program, uses)
+        if sliced is not None:
+            total += min(size, sliced)
         elif uses and all(_only(use, _UPDATES) for use in uses) and size:
             in_place += sum(
                 _full_bytes(use.type) - _full_bytes(types[use.operands[1]]) for use, _ in uses
@@ -163,6 +161,34 @@ def _fused(body: Sequence[Instruction], operands: Sequence[int], out: int) -> in
         else:
             total += size
     return total + max(0, out - in_place)
+
+
+def _users(body: Sequence[Instruction]) -> dict[str, list[tuple[Instruction, int]]]:
+    """What each value of a computation is an operand of, and at which place."""
+    users: dict[str, list[tuple[Instruction, int]]] = defaultdict(list)
+    for one in body:
+        for index, operand in enumerate(one.operands):
+            users[operand].append((one, index))
+    return users
+
+
+def _sliced_bytes(program: Program, uses: Sequence[tuple[Instruction, int]]) -> int | None:
+    """The bytes of the slices that these uses take; None where one of them reads all.
+
+    A fusion may hold others: that of a layer's product holds the slice of the stacked weights.
+    """
+    total = 0
+    for use, place in uses:
+        if use.op == "fusion":
+            inner = program[use.called[0]]
+            name = next(x.name for x in inner if x.op == "parameter" and x.operands == [str(place)])
+            found = _sliced_bytes(program, _uses(name, _users(inner)))
+        else:
+            found = _full_bytes(use.type) if _only((use, place), _SLICES) else None
+        if found is None:
+            return None
+        total += found
+    return total if uses else None
 
 
 def _uses(

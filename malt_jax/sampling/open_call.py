@@ -202,7 +202,7 @@ def _one_adapter(sampler: Sampler, policies: Sequence[Policy]) -> tuple[AdapterO
                 "the roles have whole weights of their own, which one batch cannot hold; draw "
                 "them level by level (search.streaming: false)."
             )
-        if adapter is not None and any(name.startswith("expert_") for name in adapter.layers[0]):
+        if adapter is not None and any(name.startswith("expert_") for name in adapter.targets):
             raise UserError(
                 "the roles have adapters on a mixture's experts, which one batch cannot tell "
                 "apart; draw them level by level (search.streaming: false)."

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from malt_jax.config.lora import LoraConfig
 from malt_jax.data.role_data import policy_name
-from malt_jax.models.lora import adapter_shardings, init_adapter
+from malt_jax.models.lora import adapter_shardings, init_adapter, is_stacked
 from malt_jax.training.fit import BaseModel
 from malt_jax.training.step import Trainable
 from malt_jax.tree.keys import node_key
@@ -34,7 +34,7 @@ def initial_weights(
         return model.params
     # A hash of seed and name, so that all processes draw the same adapter.
     key = jax.random.wrap_key_data(jnp.asarray(node_key(seed, "adapter", name)))
-    adapter = init_adapter(model.spec, lora or LoraConfig(), key)
+    adapter = init_adapter(model.spec, lora or LoraConfig(), key, stacked=is_stacked(model.params))
     if mesh is None:
         return adapter
     return jax.device_put(adapter, adapter_shardings(model.spec, adapter, mesh))
