@@ -28,7 +28,7 @@ TOKENS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load_model(tiny.write_model(tmp_path_factory.mktemp("base")))
+    return load_model(tiny.write_model(tmp_path_factory.mktemp("base"), layers=2))
 
 
 def random_adapter(spec, lora: LoraConfig, seed: int = 0):

@@ -42,6 +42,8 @@ def write_model(folder: Path, *, layers: int = 1, width: int = 32, seed: int = 0
     def drawn(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
+    # A single layer says the last token again, if what it adds is small beside the embedding.
+    gain = {"self_attn.o_proj": 4.0, "mlp.down_proj": 4.0} if layers == 1 else {}
     tensors = {"model.embed_tokens.weight": 2 * drawn(len(vocab), width)}
     tensors["model.norm.weight"] = np.ones(width, np.float32)
     for i in range(layers):
@@ -52,7 +54,7 @@ def write_model(folder: Path, *, layers: int = 1, width: int = 32, seed: int = 0
             "mlp.gate_proj": (d_mlp, width), "mlp.up_proj": (d_mlp, width),
             "mlp.down_proj": (width, d_mlp),
         }.items():  # fmt: skip
-            tensors[f"{prefix}{name}.weight"] = drawn(*shape)
+            tensors[f"{prefix}{name}.weight"] = np.float32(gain.get(name, 1.0)) * drawn(*shape)
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}{name}.weight"] = np.ones(width, np.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
