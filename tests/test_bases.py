@@ -121,7 +121,7 @@ def made(run: Path) -> dict[str, bytes]:
 def test_models_that_take_turns_give_what_resident_ones_give_killed_or_not(runs):
     whole, cut = map(made, runs)
     assert whole and whole == cut
-    assert (runs[0] / "checkpoints/000/verifier/dpo").is_dir()
+    assert (runs[0] / "checkpoints/000/verifier/sft").is_dir()
 
 
 def test_every_role_reads_and_writes_by_its_own_tokenizer(runs, models):
