@@ -136,10 +136,9 @@ def _stage(text: str) -> str:
 COMMAND = Command(
     name="bench",
     summary="benchmarks of sampling and training; one JSON object on the last line",
-    about="`sampler` expands trees and `train` takes training steps. Where torch and "
-    "google-tunix are installed, the same work is measured in transformers or TRL and in tunix. "
-    "`roofline` runs nothing: it compiles the decode program for a TPU and compares the bytes of a "
-    "step with their floor.",
+    about="`sampler` expands trees, `train` takes training steps, each beside transformers or TRL "
+    "and google-tunix where these are installed. `roofline` runs nothing: it compiles the decode "
+    "program for a TPU and compares the bytes of a step with their floor.",
     run=run,
     arguments=(Argument("what", "What to measure.", ("sampler", "train", "roofline")),),
     options=(
