@@ -170,7 +170,7 @@ def _check_xla_flags(env: Mapping[str, str]) -> None:
     code = "from jaxlib.xla_client import CompileOptions; CompileOptions()"
     trial = subprocess.run(
         [sys.executable, "-c", code],
-        env={**env},
+        env=env,
         capture_output=True,
         text=True,
         errors="replace",

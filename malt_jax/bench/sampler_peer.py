@@ -6,13 +6,11 @@ Needs torch and transformers.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROBE = 32
-"""New tokens per completion while the batch size is chosen."""
+from malt_jax.bench.batches import at_fastest_batch
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -52,30 +50,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             )
         return sum(_length(row, ends) for row in out[:, longest:].tolist())
 
-    def timed(prompts: Sequence[Sequence[int]], batch: int, limit: int) -> tuple[int, float]:
-        began, tokens = time.perf_counter(), 0
-        # Prompts of similar length share a batch, so that the peer computes little padding.
-        ordered = sorted(prompts, key=len)
-        for first in range(0, len(ordered), batch):
-            tokens += generate(ordered[first : first + batch], limit)
-        return tokens, time.perf_counter() - began
-
     with open(job["prompts"]) as file:
         levels = json.load(file)
     # Warms up, so that what is done once at the first call is not timed.
     generate(levels[0][:1], 2)
-    sizes = [int(size) for size in job["peer_batches"].split(",")]
-    longest = job["max_new_tokens"]
-    probe = {size: timed(levels[1][: max(sizes)], size, min(longest, PROBE)) for size in sizes}
-    batch = max(sizes, key=lambda size: probe[size][0] / probe[size][1])
-    results = [timed(level, batch, longest) for level in levels]
-    tokens, seconds = (sum(column) for column in zip(*results, strict=True))
     return {
-        "tokens_per_s": tokens / seconds,
-        "tokens": tokens,
-        "seconds": seconds,
-        "batch": batch,
-        "tokens_per_s_by_batch": {size: t / s for size, (t, s) in probe.items()},
+        **at_fastest_batch(job, levels, generate),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

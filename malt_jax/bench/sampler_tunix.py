@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from malt_jax.bench.sampler_peer import PROBE
+from malt_jax.bench.batches import at_fastest_batch
 from malt_jax.bench.train import CompileClock
 from malt_jax.bench.tunix_model import load_tunix
 
@@ -58,29 +57,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         # The end token is cut off; only a completion that reached the limit has none.
         return sum(min(len(tokens) + 1, limit) for tokens in out.tokens)
 
-    def timed(prompts: Sequence[Sequence[int]], batch: int, limit: int) -> tuple[int, float]:
-        began, compiled, tokens = time.perf_counter(), clock.seconds, 0
-        # Prompts of similar length share a batch, so that little padding is computed.
-        ordered = sorted(prompts, key=len)
-        for first in range(0, len(ordered), batch):
-            tokens += generate(ordered[first : first + batch], limit)
-        return tokens, time.perf_counter() - began - (clock.seconds - compiled)
-
-    sizes = [int(size) for size in job["peer_batches"].split(",")]
-    longest = job["max_new_tokens"]
-    probe = {size: timed(levels[1][: max(sizes)], size, min(longest, PROBE)) for size in sizes}
-    batch = max(sizes, key=lambda size: probe[size][0] / probe[size][1])
-    results = [timed(level, batch, longest) for level in levels]
-    tokens, seconds = (sum(column) for column in zip(*results, strict=True))
-    return {
-        "tokens_per_s": tokens / seconds,
-        "tokens": tokens,
-        "seconds": seconds,
-        "compile_s": clock.seconds,
-        "batch": batch,
-        "tokens_per_s_by_batch": {size: t / s for size, (t, s) in probe.items()},
-        "tunix": version("google-tunix"),
-    }
+    found = at_fastest_batch(job, levels, generate, compiling=lambda: clock.seconds)
+    return {**found, "compile_s": clock.seconds, "tunix": version("google-tunix")}
 
 
 class _TokenIds:

@@ -31,8 +31,10 @@ def measured_apart(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
 
 def no_peer(job: Mapping[str, Any], packages: Sequence[str]) -> str | None:
     """Why the peer is not measured; None if it can be."""
+    if job["no_peer"]:
+        return "not run: asked not to"
     missing = [name for name in packages if not importlib.util.find_spec(name)]
-    return f"not run: {', '.join(missing) or 'asked not to'}" if job["no_peer"] or missing else None
+    return f"not run: {', '.join(missing)}" if missing else None
 
 
 def beside_tunix(module: str, job: Mapping[str, Any], tokens_per_s: float) -> dict[str, Any]:

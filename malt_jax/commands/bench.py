@@ -136,10 +136,9 @@ def _stage(text: str) -> str:
 COMMAND = Command(
     name="bench",
     summary="benchmarks of sampling and training; one JSON object on the last line",
-    about="`sampler` expands trees and `train` takes training steps. Where torch and "
-    "google-tunix are installed, the same work is measured in transformers or TRL and in tunix. "
-    "`roofline` runs nothing: it compiles the decode program for a TPU and compares the bytes of a "
-    "step with their floor.",
+    about="`sampler` expands trees, `train` takes training steps, each beside transformers or TRL "
+    "and google-tunix where these are installed. `roofline` runs nothing: it compiles the decode "
+    "program for a TPU and compares the bytes of a step with their floor.",
     run=run,
     arguments=(Argument("what", "What to measure.", ("sampler", "train", "roofline")),),
     options=(
@@ -148,12 +147,12 @@ COMMAND = Command(
         _number("--max-new-tokens", 1, 1 << 17, "sampler: tokens per completion; default: 128."),
         Option("--no-roofline", "sampler: do not measure the machine's own rates."),
         Option("--stage", "train: sft, dpo, kto or pg; default: sft.", "STAGE", read=_stage),
-        _number("--steps", 2, 10_000, "train: steps; the first one is not timed; default: 4."),
+        _number("--steps", 2, 10_000, "train: steps, the first not timed; default: 4."),
         Option(
             "--peer-batches", "sampler: batch sizes to try; default: 4,8,16.", "N,N", read=_sizes
         ),
-        Option("--no-peer", "sampler, train: do not run transformers, TRL or tunix."),
-        Option("--topology", "roofline: a TPU slice, as v5p:2x2x1 (needs libtpu).", "NAME"),
+        Option("--no-peer", "sampler, train: only malt-jax, no peers."),
+        Option("--topology", "roofline: a slice, as v5p:2x2x1; needs libtpu.", "NAME"),
     ),
     fields=("model.path", "model.dtype", "task.train_path", "sampler.rows"),
     computes=True,
