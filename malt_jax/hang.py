@@ -54,7 +54,7 @@ class Standing:
 
     def __str__(self) -> str:
         last = f"came last to exchange {self.count} ({self.place})"
-        return f"({self.host}), which {last} and was last seen in {self.calls}"
+        return f"({self.host}) hangs: it {last} and was last seen in {self.calls}"
 
 
 def missing(standings: Mapping[int, Standing], limit: float) -> list[int]:
@@ -67,9 +67,9 @@ def describe(standings: Mapping[int, Standing], late: list[int]) -> str:
     """The sentence that names the processes `late`, with what they did last."""
     waiting = max((one for one in standings.values() if one.waits), key=lambda one: one.count)
     named = "; ".join(f"process {index} {standings[index]}" for index in late[:MOST_NAMED])
-    more = f"; and {len(late) - MOST_NAMED} more" if len(late) > MOST_NAMED else ""
+    more = f"; so do {len(late) - MOST_NAMED} more" if len(late) > MOST_NAMED else ""
     return (
-        f"hung: {named}{more}. Others have waited {waiting.seconds:,.0f} s at exchange "
+        f"{named}{more}. Others have waited {waiting.seconds:,.0f} s at exchange "
         f"{waiting.count} ({waiting.place}), so all processes end, with exit status "
         f"{Unavailable.status}. Finished work is kept: start the same command on every host again, "
         "with a higher mesh.hang if so long a pause is right."

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 KINDS = ("sleep", "compute", "lock")
@@ -34,17 +34,6 @@ class Process:
     named: float | None = None
     """When it said which process hangs."""
     ended: float | None = None
-
-
-@dataclass
-class Outcome:
-    """The processes of a run in which one has hung."""
-
-    processes: list[Process] = field(default_factory=list)
-
-    @property
-    def statuses(self) -> list[int | None]:
-        return [process.popen.returncode for process in self.processes]
 
 
 def work(kind: str, hung: int, hang: int, process: int, coordinator: str) -> None:
@@ -75,12 +64,12 @@ def stand_still(kind: str) -> None:
     ctypes.PyDLL(None).sleep(3600)  # unlike `CDLL`, it keeps the lock during the call
 
 
-def measure(kind: str, hung: int, hang: int, folder: Path) -> Outcome:
+def measure(kind: str, hung: int, hang: int, folder: Path) -> list[Process]:
     """Starts a run of two processes, of which number `hung` hangs, and watches it to its end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    outcome = Outcome()
+    run = []
     for process in range(2):
         words = [sys.executable, __file__, "--work", kind, str(hung), str(hang), str(process)]
         log = folder / f"{kind}.{hung}.{process}.log"
@@ -91,21 +80,21 @@ def measure(kind: str, hung: int, hang: int, folder: Path) -> Outcome:
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-        outcome.processes.append(Process(popen, log))
+        run.append(Process(popen, log))
     until, began = time.monotonic() + hang + PATIENCE, 0.0
-    while None in outcome.statuses:
+    while any(process.ended is None for process in run):
         time.sleep(0.05)
         now = time.monotonic()
-        if not began and "hangs now" in outcome.processes[hung].log.read_text():
+        if not began and "hangs now" in run[hung].log.read_text():
             began = now
-        for process in outcome.processes:
-            if process.named is None and "malt: hung" in process.log.read_text():
+        for process in run:
+            if process.named is None and f"malt: process {hung}" in process.log.read_text():
                 process.named = now - began
             if process.ended is None and process.popen.poll() is not None:
                 process.ended = now - began
             if now > until:
                 process.popen.kill()
-    return outcome
+    return run
 
 
 def main() -> int:
@@ -123,12 +112,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="malt-hung-") as folder:
         for kind in options.kinds:
             for hung in (1, 0):
-                outcome = measure(kind, hung, options.hang, Path(folder))
-                named = outcome.processes[1 - hung].named
+                run = measure(kind, hung, options.hang, Path(folder))
+                named, statuses = run[1 - hung].named, [one.popen.returncode for one in run]
                 good = good and named is not None
-                ended = ", ".join(f"{process.ended:.1f} s" for process in outcome.processes)
+                ended = ", ".join(f"{process.ended:.1f} s" for process in run)
                 seconds = "never" if named is None else f"{named:.1f} s"
-                row = f"| {kind} | process {hung} | {seconds} | {ended} | {outcome.statuses} |"
+                row = f"| {kind} | process {hung} | {seconds} | {ended} | {statuses} |"
                 print(row, flush=True)
     return 0 if good else 1
 
