@@ -827,6 +827,7 @@ EFFECTS: dict[str, Effect] = {
     "eval.extra.N.votes": Effect(systems, [5], {"eval.extra": EXTRA}, "eval.extra.0.votes"),
     "eval.baseline": Effect(compared, "sa@3"),
     "eval.block": Effect(blocks, 2),
+    "eval.stop_when_certain": Effect(written(evaluate.evaluate), True),
     "eval.trees": Effect(written(evaluate.evaluate), 1),
     "eval.confidence": Effect(compared, 0.5),
     "eval.split": Effect(questions, "train"),
