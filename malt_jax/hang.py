@@ -65,7 +65,8 @@ def missing(standings: Mapping[int, Standing], limit: float) -> list[int]:
 
 def describe(standings: Mapping[int, Standing], late: list[int]) -> str:
     """The sentence that names the processes `late`, with what they did last."""
-    waiting = max((one for one in standings.values() if one.waits), key=lambda one: one.count)
+    waits = (one for one in standings.values() if one.waits)
+    waiting = max(waits, key=lambda one: (one.count, one.seconds))
     named = "; ".join(f"process {index} {standings[index]}" for index in late[:MOST_NAMED])
     more = f"; so do {len(late) - MOST_NAMED} more" if len(late) > MOST_NAMED else ""
     return (
@@ -132,8 +133,10 @@ class Watch:
             for index, key in keys.items()
         }
         if late := missing(standings, self._limit):
-            # To the descriptor itself, because the main thread may hang in a print.
-            os.write(2, f"malt: {one_line(describe(standings, late))}\n".encode())
+            said = f"malt: {one_line(describe(standings, late))}\n"
+            with contextlib.suppress(OSError):  # standard error may be closed
+                # To the descriptor itself, because the main thread may hang in a print.
+                os.write(2, said.encode(errors="replace"))
             # The others need a moment to see it too, and JAX aborts them when process 0 is gone.
             time.sleep((2 if self._process == 0 else 1) * self._every)
             os._exit(Unavailable.status)
