@@ -166,9 +166,8 @@ def plan_shapes(
     """The cache shapes of one stream, fewest rows first, and the memory plan.
 
     `one`: the capacities of an entry and a row. The most rows are those of `sampler.rows`, or the
-    platform's best number on every shard, as far as they fit. With fewer rows only the last
-    completions of their prompts are left, so that every row may need an entry of its own. Raises
-    UserError if `sampler.rows` or a single row does not fit.
+    platform's best number on every shard, as far as they fit. Raises UserError if `sampler.rows` or
+    a single row does not fit.
     """
     plan = plan_memory(spec, one, dtype, config.memory_gb, devices)
     shards, streams = devices.shards, devices.streams
@@ -179,9 +178,18 @@ def plan_shapes(
             f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.most_rows}."
         )
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
+    return cache_shapes(one, per_shard, shards, row_step(spec, devices.platform)), plan
+
+
+def cache_shapes(one: CacheShape, per_shard: int, shards: int, step: int = 2) -> list[CacheShape]:
+    """The shapes of up to `per_shard` rows on each shard, fewest rows first.
+
+    With fewer rows only the last completions of their prompts are left, so that every row may need
+    an entry of its own. `one`, `step`: see `plan_shapes` and `row_counts`.
+    """
     entries = entries_for(per_shard, one.siblings) * shards
-    counts = row_counts(per_shard * shards, shards, row_step(spec, devices.platform))
-    return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts], plan
+    counts = row_counts(per_shard * shards, shards, step)
+    return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts]
 
 
 def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
