@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
+from malt_jax.models.sharding import AnyMesh, mesh_parts
 from malt_jax.models.spec import ModelSpec
 
 BEST_ROWS = {"cpu": 64}
@@ -203,6 +204,20 @@ def first_shape(shapes: Sequence[CacheShape], completions: int) -> CacheShape:
     """The shape in which a run begins: the fewest rows that its completions come close to."""
     fits = (shape for shape in shapes if completions <= 1.33 * shape.rows)
     return next(fits, shapes[-1])
+
+
+def cache_dtype(config: SamplerConfig, dtype: Any) -> Any:
+    """Dtype of the caches of a model that computes in `dtype`."""
+    return jnp.dtype(jnp.int8 if config.cache == "int8" else dtype)
+
+
+def kv_shards(spec: ModelSpec, mesh: AnyMesh | None) -> int:
+    """Parts of the mesh that key heads are split over.
+
+    Heads that the mesh does not divide stay whole on each device (`models.sharding.partition`).
+    """
+    parts = mesh_parts(mesh, "kv_heads")
+    return parts if spec.kv_heads % parts == 0 else 1
 
 
 def token_bytes(spec: ModelSpec, dtype: Any) -> int:
