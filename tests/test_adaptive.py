@@ -262,3 +262,17 @@ def test_contrast_by_chance_of_ragged_trees_is_what_turns_without_effect_show(pl
     # Two standard errors of a share of 600 prefixes are 0.03.
     assert one["contrast"] > 0.1
     assert one["contrast"] - one["contrast_by_chance"] == pytest.approx(0, abs=0.04)
+
+
+def test_how_a_policy_behaves_is_measured_with_equal_weight_of_questions():
+    rewards = np.random.default_rng(0).integers(0, 2, (2, 2, 2, 2)).astype(np.float32)
+    # The first question has every one of its siblings twice.
+    wide = np.full((2, 4, 4, 4), np.nan, np.float32)
+    wide[0], wide[1, :2, :2, :2] = np.tile(rewards[0], (2, 2, 2)), rewards[1]
+    said = {"g0": "#1", "g2": "#1", "v0": "a long critique", "v2": "a long critique"}
+    fixed = contrast(forest_of(rewards, CHAINS[3], said=said).trees)
+    adaptive = contrast(forest_of(wide, CHAINS[3], said=said, ragged=(2, 2, 2)).trees)
+    for role, one in fixed.items():
+        for name in ("right_after_wrong", "wrong_after_right", "tokens", "unread"):
+            assert adaptive[role][name] == pytest.approx(one[name], abs=1e-6), (role, name)
+    assert adaptive["verifier"]["prefixes"] == 6 > fixed["verifier"]["prefixes"]
