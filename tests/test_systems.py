@@ -1,12 +1,15 @@
 """Systems and rollouts, with a fake sampler whose completions depend on prompt, weights and key."""
 
 import gc
+import itertools
 import json
 import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from malt_jax.config.evaluation import EvalConfig, SystemConfig
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
@@ -14,6 +17,7 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
 from malt_jax.evaluation.rollouts import RolloutContext, run_systems
+from malt_jax.evaluation.statistics import draws_to_certainty, majority_vote
 from malt_jax.evaluation.systems import make_systems, speaker
 from malt_jax.sampling.request import Completion
 from malt_jax.storage.jsonl import encode
@@ -85,14 +89,14 @@ def load(identity):
     return {"base": None, "sft": "S", "malt": "M", "star": "T"}[identity.partition("/")[0]]
 
 
-def roll_out(config=EvalConfig(), weights=load, sampler=None):
+def roll_out(config=EvalConfig(), weights=load, sampler=None, certain=False):
     systems = make_systems(config, PIPELINE, TEMPLATES)
     sampler = sampler or FakeSampler()
     tokenizer, grader = Characters(), DigitGrader()
     context = RolloutContext(
         sampler, IDENTITIES, weights, tokenizer, grader, seed=0, context=1 << 20
     )
-    records, seconds = run_systems(systems, QUESTIONS, context)
+    records, seconds = run_systems(systems, QUESTIONS, context, stop_when_certain=certain)
     return systems, records, seconds, sampler
 
 
@@ -122,6 +126,41 @@ def test_calls_shared_by_systems_are_sampled_once():
     assert len(set(sampler.calls)) == len(sampler.calls)
     counted = sum(r.calls for rows in records.values() for r in rows)
     assert len(sampler.calls) < counted
+
+
+def test_draws_end_where_no_vote_can_change_and_the_table_keeps_its_votes():
+    systems, full, _, sampler = roll_out()
+    _, fewer, _, sparing = roll_out(certain=True)
+    assert len(set(sparing.calls)) == len(sparing.calls) < len(sampler.calls)
+    for name, rows in fewer.items():
+        for row, whole in zip(rows, full[name], strict=True):
+            assert row == (whole if row.turns else DrawRecord.left_out(row.question_id, row.draw))
+    infos = {s.name: SystemInfo(s.label, s.votes) for s in systems}
+    tables = [summarise(draws, infos, "sa@9")["systems"] for draws in (full, fewer)]
+    for row, whole in zip(tables[1], tables[0], strict=True):
+        for same in ("name", "calls", "accuracy", "tests", "equal_calls_baseline"):
+            assert row[same] == whole[same]
+        assert "pass_at_k" in whole
+        # Every call of the fake sampler writes two tokens, so that the estimate is exact.
+        assert row["tokens"] == pytest.approx(whole["tokens"])
+        same_tokens = [r["equal_tokens"]["row"] for r in (row, whole) if "equal_tokens" in r]
+        assert len(set(same_tokens)) <= 1
+    for name, rows in fewer.items():
+        left_out = sum(not row.turns for row in rows)
+        most = max((row for row in tables[1] if row["system"] == name), key=lambda r: r["votes"])
+        assert most.get("left_out", 0) == left_out
+        assert ("pass_at_k" in most) == (not left_out)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=9), st.integers(0, 4))
+def test_a_vote_is_certain_where_every_end_gives_the_same_one(drawn, left):
+    ends = itertools.product(["a", "b", "c", "d", None], repeat=left)
+    votes = {majority_vote([*drawn, *end]) for end in ends}
+    missing = draws_to_certainty(drawn, len(drawn) + left)
+    assert (missing == 0) == (len(votes) == 1)
+    # So many draws are enough if they all agree with the majority.
+    best = majority_vote(drawn).answer or "a"
+    assert draws_to_certainty([*drawn, *[best] * missing], len(drawn) + left) == 0
 
 
 def test_the_first_three_drafts_of_sa_are_those_of_the_untrained_pipeline():

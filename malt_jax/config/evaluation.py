@@ -80,6 +80,9 @@ class EvalConfig:
     the questions that `task.num_validation` set aside, to choose settings by."""
     temperatures: tuple[float, ...] = ()
     """Evaluate every system at each of these; default: once, at the roles' own temperatures."""
+    stop_when_certain: bool = False
+    """Draw no more of a question once none of its votes can change. Tokens and seconds of votes are
+    then estimated, and pass@k and weighted votes are not known."""
     models: tuple[str, ...] = ()
     """Hugging Face folders or PEFT adapters to evaluate beside it, as systems of one role."""
 

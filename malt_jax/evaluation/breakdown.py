@@ -20,6 +20,10 @@ def turns(system: str, draws: Sequence[DrawRecord]) -> Turns | None:
     A turn is graded if every draw states an answer there. None for systems with fewer than two
     graded turns, and for several agents, whose turns have no single order.
     """
+    # Where draws were left out, those that remain are of the harder questions, so that only the
+    # draws that every question has are counted.
+    every = min((draw.draw for draw in draws if not draw.turns), default=None)
+    draws = [draw for draw in draws if every is None or draw.draw < every]
     # A record lists the turns of one agent after the other, so that with several agents the first
     # role comes back.
     roles = [turn.role for turn in draws[0].turns]

@@ -59,6 +59,11 @@ class DrawRecord:
     seed: int = 0
     """Seed of the run, set where runs are pooled. It is not stored: the run's config has it."""
 
+    @classmethod
+    def left_out(cls, question_id: str, draw: int) -> DrawRecord:
+        """A draw that was not taken, because the vote was certain without it: it has no turns."""
+        return cls(question_id, draw, None, False, ())
+
     @property
     def calls(self) -> int:
         """Model calls, the first half of what a draw costs."""

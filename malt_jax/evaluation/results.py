@@ -276,10 +276,13 @@ def _votes(
 
 
 def _calls(draws: Draws, votes: int) -> int:
-    """Model calls per question of a vote, rounded up where questions differ."""
+    """Model calls per question of a vote, rounded up where questions differ.
+
+    A draw that was left out counts like the others: it is what the vote may cost.
+    """
     # Rounded up, so that the single agent never has fewer calls than the row beside it.
-    total = sum(record.calls for drawn in draws.values() for record in drawn[:votes])
-    return -(-total // len(draws))
+    calls = [record.calls for drawn in draws.values() for record in drawn[:votes] if record.turns]
+    return -(-sum(calls) * votes // len(calls))
 
 
 def _row(
@@ -299,21 +302,27 @@ def _row(
         "label": info.label if votes == 1 else f"{info.label}, vote of {votes}",
         "votes": votes,
         "calls": _calls(draws, votes),
-        "tokens": sum(record.tokens for record in every) / len(used),
+        "tokens": measures.tokens_by_votes([draws[unit] for unit in units.pairs])[votes - 1],
         "accuracy": float(correct.mean()),
         "interval": list(statistics.wilson_interval(int(correct.sum()), len(used), confidence)),
         "seconds": None if info.seconds is None else info.seconds * votes,
-        "unparsed": sum(record.prediction is None for record in every),
+        "unparsed": sum(record.prediction is None for record in every if record.turns),
         "truncated": sum(any(turn.finish == "length" for turn in record.turns) for record in every),
         "ties": sum(vote.tie for vote in outcomes),
         "draws": len(draws[units.pairs[0]]),
-        "pass_at_k": measures.pass_at_k([draws[unit] for unit in units.pairs], votes),
     }
+    left_out = sum(not record.turns for record in every)
+    if left_out:
+        row["left_out"] = left_out
+    # What is drawn depends on the answers, so that only complete draws estimate it without bias.
+    if all(record.turns for drawn in draws.values() for record in drawn):
+        row["pass_at_k"] = measures.pass_at_k([draws[unit] for unit in units.pairs], votes)
     if any(turn.thought is not None for record in every for turn in record.turns):
         row["unclosed"] = sum(any(turn.unclosed for turn in record.turns) for record in every)
     if info.temperature is not None:
         row["temperature"] = info.temperature
-    if votes > 1 and (by_critique := measures.weighted(used, correct)):
+    # A plain vote that is certain need not be so with weights.
+    if votes > 1 and not left_out and (by_critique := measures.weighted(used, correct)):
         row["weighted"] = by_critique
     if units.pooled:
         by_seed = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from malt_jax.credit.verdict import Reader
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
-from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.evaluation.statistics import draws_to_certainty, majority_vote
 from malt_jax.evaluation.support import support
 from malt_jax.evaluation.systems import System
 from malt_jax.sampling.request import Completion, Request, SamplingParams
@@ -103,35 +103,91 @@ class Agent:
 
 
 def run_systems(
-    systems: Sequence[System], questions: Sequence[Question], context: RolloutContext
+    systems: Sequence[System],
+    questions: Sequence[Question],
+    context: RolloutContext,
+    stop_when_certain: bool = False,
 ) -> tuple[dict[str, list[DrawRecord]], dict[str, float]]:
-    """The draws of every system on every question, and each system's seconds per draw.
+    """The draws of every system on every question, and each system's mean seconds per draw.
 
     A call's seconds are its share, by tokens, of the batch in which it was sampled; a shared call
     counts in full for every system that uses it.
+
+    `stop_when_certain`: a question's draws end once no further one can change a vote of the
+    system. Those left out have records without turns; the others are what they are without it.
     """
-    agents = [
-        Agent(system, question, draw, number)
-        for system in systems
-        for question in questions
-        for draw in range(system.draws)
-        for number in range(system.agents)
-    ]
-    seconds: dict[str, float] = defaultdict(float)
-    # Turn by turn over all systems and not system by system: only so do those with a common
-    # beginning meet in one batch and share its calls.
-    for turn in range(max(len(system.turns) for system in systems)):
-        _take_turn([a for a in agents if turn < len(a.system.turns)], turn, context, seconds)
-    draws: dict[str, list[DrawRecord]] = {system.name: [] for system in systems}
-    for group in _by_draw(agents).values():
-        draws[group[0].system.name].append(_record(group))
-    return draws, {s.name: seconds[s.name] / (len(questions) * s.draws) for s in systems}
+    found: dict[tuple[str, str], list[DrawRecord]] = {
+        (system.name, question.id): [] for system in systems for question in questions
+    }
+    seconds: dict[tuple[str, int], float] = defaultdict(float)
+    # A call of an earlier wave may be a later one's of another system.
+    earlier: dict[UniqueCall, Sampled] = {}
+    while wave := _wave(systems, questions, found, stop_when_certain):
+        # Turn by turn over all systems and not system by system: only so do those with a common
+        # beginning meet in one batch and share its calls.
+        for turn in range(max(len(agent.system.turns) for agent in wave)):
+            taking = [agent for agent in wave if turn < len(agent.system.turns)]
+            _take_turn(taking, turn, context, seconds, earlier if stop_when_certain else {})
+        for (name, question_id, _), group in _by_draw(wave).items():
+            found[name, question_id].append(_record(group))
+    draws: dict[str, list[DrawRecord]] = {}
+    means = {}
+    for system in systems:
+        own = [found[system.name, question.id] for question in questions]
+        # What only some questions draw takes longer: these are the hard ones.
+        common = min(map(len, own))
+        total = sum(seconds[system.name, draw] for draw in range(common))
+        means[system.name] = total / (common * len(questions))
+        draws[system.name] = [
+            record
+            for drawn, question in zip(own, questions, strict=True)
+            for record in _with_left_out(drawn, question, system.draws)
+        ]
+    return draws, means
+
+
+def _wave(
+    systems: Sequence[System],
+    questions: Sequence[Question],
+    found: Mapping[tuple[str, str], Sequence[DrawRecord]],
+    stop_when_certain: bool,
+) -> list[Agent]:
+    """The agents of the next draws: all that are missing, or as many as may make votes certain."""
+    agents = []
+    for system in systems:
+        for question in questions:
+            drawn = [record.prediction for record in found[system.name, question.id]]
+            more = system.draws - len(drawn)
+            if stop_when_certain:
+                more = draws_to_certainty(drawn, system.draws)
+            agents += [
+                Agent(system, question, draw, number)
+                for draw in range(len(drawn), len(drawn) + more)
+                for number in range(system.agents)
+            ]
+    return agents
+
+
+def _with_left_out(
+    drawn: Sequence[DrawRecord], question: Question, draws: int
+) -> Iterator[DrawRecord]:
+    yield from drawn
+    for draw in range(len(drawn), draws):
+        yield DrawRecord.left_out(question.id, draw)
 
 
 def _take_turn(
-    agents: Sequence[Agent], number: int, context: RolloutContext, seconds: dict[str, float]
+    agents: Sequence[Agent],
+    number: int,
+    context: RolloutContext,
+    seconds: dict[tuple[str, int], float],
+    sampled: dict[UniqueCall, Sampled],
 ) -> None:
-    """Turn `number` of every agent: unique calls are sampled once, equal answers graded once."""
+    """Turn `number` of every agent: unique calls are sampled once, equal answers graded once.
+
+    `sampled` has the calls of earlier waves, and then also those of this turn. To `seconds`, by
+    system and draw, those of this turn are added.
+    """
     # What everybody said before this turn: nobody may read what is written during it.
     latest = {
         key: [next(reversed(agent.texts.values()), "") for agent in group]
@@ -142,7 +198,7 @@ def _take_turn(
     for agent in agents:
         others = [text for i, text in enumerate(latest[agent.group]) if i != agent.number]
         calls.append(_call(agent, number, others, context))
-    sampled = _sample(calls, context)
+    sampled |= _sample((call for call in calls if call not in sampled), context)
     answers = [
         (agent.question, sampled[call].text)
         for agent, call in zip(agents, calls, strict=True)
@@ -181,7 +237,7 @@ def _take_turn(
                 unclosed=result.said.unclosed,
             )
         )
-        seconds[agent.system.name] += result.seconds
+        seconds[agent.system.name, agent.draw] += result.seconds
 
 
 def _call(agent: Agent, number: int, others: list[str], context: RolloutContext) -> UniqueCall:

@@ -57,16 +57,17 @@ class VotedRow(TypedDict):
     label: str
     votes: int
     calls: int  # per question, rounded up where questions differ
-    tokens: float  # generated, per question
+    tokens: float  # generated, per question; estimated where draws were left out
     accuracy: float
     interval: list[float]
-    seconds: float | None  # per question, if they were measured
+    seconds: float | None  # per question, if they were measured; as if no draw was left out
     unparsed: int  # draws without an answer
     truncated: int  # draws with a turn that was cut at its token limit
     unclosed: NotRequired[int]  # of a thinking model: draws with a turn that ended in its thought
     ties: int  # questions with a tied vote
     draws: int  # drawn per question, of which the first `votes` vote
-    pass_at_k: float  # chance that one of `votes` draws is right, estimated from all of them
+    pass_at_k: NotRequired[float]  # chance that one of `votes` draws is right, if all were drawn
+    left_out: NotRequired[int]  # draws, over all questions, without which the vote was certain
     temperature: NotRequired[float]  # of every turn, in a sweep of temperatures
     weighted: NotRequired[Weighted]  # where critiques state verdicts
     seeds: NotRequired[dict[str, float]]  # several seeds: the accuracy under each

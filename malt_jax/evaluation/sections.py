@@ -90,8 +90,8 @@ def by_turn(results: Results) -> Section:
     return Section(
         "By turn",
         Table(columns, rows),
-        "Counted over all draws of a system. A row of the results without a vote uses the first "
-        "draw of each question, so the two may differ a little.",
+        "Counted over the draws that every question has. A row of the results without a vote uses "
+        "the first draw of each question, so the two may differ a little.",
     )
 
 
@@ -278,15 +278,18 @@ def calibration(results: Results) -> Section:
 def failures(results: Results) -> Section:
     """Draws without an answer, draws cut at the limit, tied votes, and the time taken.
 
-    Thinking models have a column more: draws with a thought that was never closed.
+    Thinking models have a column more: draws with a thought that was never closed. So have
+    evaluations that stop when a vote is certain: draws that were left out.
     """
     thinks = any("unclosed" in row for row in results["systems"])
+    stops = any("left_out" in row for row in results["systems"])
     rows = [
         [
             row["label"],
             str(row["unparsed"]),
             str(row["truncated"]),
             *([str(row.get("unclosed", 0))] if thinks else []),
+            *([str(row.get("left_out", 0))] if stops else []),
             str(row["ties"]),
             "" if row["seconds"] is None else cells.seconds(row["seconds"]),
         ]
@@ -294,8 +297,15 @@ def failures(results: Results) -> Section:
     ]
     columns = texts("system")
     columns += numbers("answers not parsed", "draws cut at the limit")
-    columns += numbers(*["thoughts not closed"] * thinks, "ties", "seconds")
-    return Section("Failures and time", Table(columns, rows), "Seconds are per question.")
+    columns += numbers(*["thoughts not closed"] * thinks, *["draws left out"] * stops)
+    columns += numbers("ties", "seconds")
+    note = "Seconds are per question."
+    if stops:
+        note += (
+            " Draws were left out where no vote could change: calls, tokens and seconds are those "
+            "of all draws, tokens and seconds by the mean of the draws that every question has."
+        )
+    return Section("Failures and time", Table(columns, rows), note)
 
 
 def records(results: Results) -> Section:

@@ -126,6 +126,20 @@ def majority_vote(predictions: Sequence[str | None]) -> Vote:
     return Vote(winners[0], predictions.index(winners[0]), len(winners) > 1)
 
 
+def draws_to_certainty(predictions: Sequence[str | None], draws: int) -> int:
+    """The fewest further draws after which the majority of all `draws` may be certain.
+
+    0 if it is certain already, or if all are drawn. Certain is a majority, and that of every
+    smaller number of draws too, that stays whatever the draws to come say.
+    """
+    counts = Counter(answer for answer in predictions if answer is not None)
+    first, second = [*(count for _, count in counts.most_common(2)), 0, 0][:2]
+    left = draws - len(predictions)
+    # All that is left may go to the second answer, or to a new one; if j more go to the first, it
+    # needs first + j > second + (left - j).
+    return min(left, max(0, (second + left - first) // 2 + 1))
+
+
 @dataclass(frozen=True)
 class Flips:
     """How many answers changed from the first system or turn to the second."""

@@ -51,7 +51,8 @@ def add_answers(sources: Sequence[Source], pages: Pages) -> tuple[list[str], lis
             systems.append(system)
             for record in read_records(files[name], DrawRecord.from_record):
                 id = record.question_id
-                if source.ids is not None and id not in source.ids:
+                wanted = source.ids is None or id in source.ids
+                if not (wanted and record.turns):  # a draw that was left out has no turns
                     continue
                 question = id if source.ids is None else source.ids[id]
                 drawn = answers[question].setdefault(system, [])

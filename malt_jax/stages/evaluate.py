@@ -87,7 +87,9 @@ def roll_out(session: Session, systems: Sequence[System], journal: Journal) -> N
         for model, group in groups.items():
             if model not in contexts:
                 contexts[model] = _context(session, model)
-            draws, seconds = run_systems(group, block.items, contexts[model])
+            draws, seconds = run_systems(
+                group, block.items, contexts[model], config.eval.stop_when_certain
+            )
             block.cost["systems"] |= seconds
             for name, rows in draws.items():
                 block.append(paths[name], [row.to_record() for row in rows])
