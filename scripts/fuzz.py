@@ -141,15 +141,23 @@ def shards(folder: Path) -> tuple[Feed, list[bytes]]:
     def feed(data: bytes) -> None:
         path.write_bytes(data)
         for record in read_lines(path):
-            Tree.from_record(record)
+            tree = Tree.from_record(record)
+            assert sum(map(len, tree.levels)) == len(tree.nodes) == len(tree.weights) - 1
         recover(path)
 
     return feed, tree_seeds()
 
 
 def tree_seeds() -> list[bytes]:
-    """A shard of a question's tree, written by a search with a tiny model."""
-    return [(KEPT / "seeds/trees.jsonl").read_bytes()]
+    """A shard of a question's tree, written by a search with a tiny model; the same, but ragged."""
+    fixed = (KEPT / "seeds/trees.jsonl").read_bytes()
+    tree = json.loads(fixed.partition(b"\n")[0])
+
+    # A second draft, with a refinement more, as adaptive branching gives them.
+    second = json.loads(json.dumps(tree["nodes"]).replace("/g0", "/g1"))
+    nodes = [*tree["nodes"], *second, {**second[-1], "id": f"{second[-1]['id'][:-1]}1"}]
+    nodes.sort(key=lambda node: node["id"].count("/"))
+    return [fixed, json.dumps({**tree, "nodes": nodes, "ragged": True}).encode() + b"\n"]
 
 
 def slices(folder: Path) -> tuple[Feed, list[bytes]]:

@@ -7,37 +7,47 @@ Completions get lengths that a run directory holds: those of its trees, or of it
 turns. A simulated question takes the lengths of one question of the run, so that long drafts have
 long siblings. A role whose lengths the run does not have takes those of the role before it.
 
-Every chip has rows and prefix cache entries of its own, and the rules are those of
-`malt_jax/sampling/scheduler.py` and `stream.py`: prompts are admitted between two chunks of decode
-steps, rows refill themselves within a chunk, the batch grows and shrinks with its completions, and
-all chips take each step together. A step costs what a kept plan says of the 8B model on v5p, with
-fewer rows the time of reading the weights and, of the rest, the rows' share (`search_curve.py`).
-Prints two Markdown rows per number of chips.
+The sampler's own scheduler decides what is computed when (`malt_jax/sampling/open_call.py` and what
+it calls); only the device is replaced, by one that draws completions of these lengths. A prefill
+call and a decode step cost what a kept plan says of the 8B model on v5p, with fewer rows the time
+of reading the weights and, of the rest, the rows' share (`search_curve.py`); copies of shared
+prefixes and the host's work cost nothing. Prints two Markdown rows per number of chips.
 
 By level and block, a role's completions begin when all of the role before in their block have
-ended (`search.streaming: false`). Streamed, a completion's follow-ups become pending when it ends;
-pending prompts of earlier blocks go first, then those of earlier roles (`true`).
+ended (`search.streaming: false`). Streamed, the prompts that follow from a completion are added
+when it ends, and a later block when the earlier ones no longer keep the rows busy (`true`).
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.planning.chips import CHIPS
-from malt_jax.sampling.memory import CacheShape, entries_for, first_shape, row_counts
+from malt_jax.sampling import decode
+from malt_jax.sampling.decode import IDLE, ChunkOutput, Rows
+from malt_jax.sampling.memory import CacheShape, cache_shapes, first_shape
+from malt_jax.sampling.open_call import OpenCall
+from malt_jax.sampling.prefill import CopyCall, PrefillCall, PrefillShape
+from malt_jax.sampling.request import Policy, Request, SamplingParams
+from malt_jax.sampling.scheduler import Scheduler
+from malt_jax.sampling.stats import Stats, Timer
+from malt_jax.sampling.stream import Stream
 
 PLAN = Path(__file__).parents[1] / "docs" / "results" / "plans" / "llama31_8b_gsm8k.json"
-CHUNK = 16
-IDLE = -1
+CHUNK = SamplerConfig().chunk_steps
+
+refill = jax.jit(decode.refill)
 
 
 class Cost(NamedTuple):
@@ -47,15 +57,10 @@ class Cost(NamedTuple):
     weights: float  # seconds of reading the weights once
     step: float  # of a decode step with all rows
     lane: int  # tokens of a prefill chunk
-    calls: tuple[tuple[int, float], ...]  # (chunks, seconds) of each prefill call, rising
+    prefill: dict[int, float]  # seconds of each prefill call, by its chunks, which rise
 
     def decode(self, rows: int) -> float:
         return self.weights + (self.step - self.weights) * rows / self.rows
-
-    def prefill(self, chunks: int) -> float:
-        """Of the calls that the chip with most chunks needs; the others wait for it."""
-        (few, short), (many, long) = self.calls
-        return chunks // many * long + -(-(chunks % many) // few) * short
 
 
 def planned_cost() -> Cost:
@@ -66,7 +71,7 @@ def planned_cost() -> Cost:
     rows = int(programs["decode"]["shape"].split()[0].replace(",", "")) // chips
     calls = [program for name, program in programs.items() if name.startswith("prefill")]
     lane = int(calls[0]["shape"].split()[2])
-    sizes = tuple((int(p["shape"].split()[0]) // chips, p["seconds"]) for p in calls)
+    sizes = {int(p["shape"].split()[0]) // chips: p["seconds"] for p in calls}
     weights = plan["model"]["bytes_per_chip"] / (chip.bandwidth or 1.0)
     return Cost(rows, weights, programs["decode"]["seconds"], lane, sizes)
 
@@ -103,227 +108,137 @@ def draw_trees(
     return trees
 
 
-class Group(NamedTuple):
-    """The siblings of one prompt. Groups sort by level, then in the order of their tokens."""
+class SimulatedDevice:
+    """Takes the place of `sampling.device.Device`: adds up seconds, and draws nothing.
 
-    block: int
-    level: int
-    path: tuple[int, ...]  # question, draft, critique, as many as its level has
+    A completion's key holds its length.
+    """
 
+    def __init__(self, shape: CacheShape, chips: int, cost: Cost):
+        self.shape, self.chips, self.cost = shape, chips, cost
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self.steps = 0
 
-@dataclass
-class Pending:
-    """Groups without an entry, per chip, each chip's in their order."""
+    def idle(self) -> bool:
+        return False
 
-    chips: int
-    heaps: list[list[Group]] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.heaps = [[] for _ in range(self.chips)]
-
-    def add(self, chip: int, group: Group) -> None:
-        heapq.heappush(self.heaps[chip], group)
-
-    def take(self, chip: int) -> Group | None:
-        """The chip's first group."""
-        return heapq.heappop(self.heaps[chip]) if self.heaps[chip] else None
-
-    def take_over(self) -> Group | None:
-        """The last group of the chip that has most."""
-        fullest = max(self.heaps, key=len)
-        if not fullest:
-            return None
-        last = max(range(len(fullest)), key=fullest.__getitem__)
-        group = fullest.pop(last)
-        heapq.heapify(fullest)
-        return group
-
-
-class Simulation:
-    """One run of the sampler on some chips, over the levels that it begins with and follows."""
-
-    def __init__(self, trees, groups: Iterable[Group], chips: int, cost: Cost, prompt: int,
-                 follows: bool):  # fmt: skip
-        self.trees, self.chips, self.cost, self.prompt = trees, chips, cost, prompt
-        self.follows, self.branch = follows, trees[0].shape[1]
-        groups = sorted(groups)
-        counts = row_counts(cost.rows * chips, chips)
-        most = entries_for(cost.rows, self.branch) * chips
-        self.shapes = [CacheShape(rows, min(rows, most), self.branch, 0, 0) for rows in counts]
-        self.shape = first_shape(self.shapes, self.branch * len(groups))
-        self.pending = Pending(chips)
-        sizes, seen = Counter(group.block for group in groups), Counter[int]()
-        for group in groups:
-            self.pending.add(seen[group.block] * chips // sizes[group.block], group)
-            seen[group.block] += 1
-        rows = self.shape.rows // chips
-        self.left = np.zeros((chips, rows), int)
-        self.sibling = np.zeros((chips, rows), int)
-        self.group = np.full((chips, rows), IDLE)
-        """Number in `self.admitted` of the group that a row works on."""
-        self.admitted: list[Group] = []
-        self.readers: list[int] = []
-        self.free = np.full(chips, self.shape.entries // chips)
-        self.queues: list[deque[tuple[int, int]]] = [deque() for _ in range(chips)]
-        self.held: list[Counter] = [Counter() for _ in range(chips)]
-        """Per chip, in how many entries the keys of each part of a prompt are."""
-        self.old: list[deque[Group]] = [deque() for _ in range(chips)]
-        """Per chip, groups whose entries are free and still hold their prompts."""
-        self.ended: list[tuple[int, int, int]] = []
-        """(chip, group, sibling) since the last chunk."""
-        self.seconds = self.prefill = 0.0
-        self.steps = self.row_steps = self.tokens = self.computed = self.chunks = self.resized = 0
-
-    def run(self) -> Simulation:
-        while any(self.pending.heaps) or any(self.queues) or np.any(self.group != IDLE):
-            self._grow()
-            self._admit()
-            self._shrink()
-            self._decode()
-            self._follow()
-        return self
-
-    def _admit(self) -> None:
-        chunks = np.zeros(self.chips, int)
-        load, rows = self._load(), self.shape.rows // self.chips
-
-        def begin(chip: int, group: Group) -> None:
-            self.free[chip] -= 1
-            load[chip] += self.branch
-            chunks[chip] += -(-self._computed(chip, group) // self.cost.lane)
-            number = len(self.admitted)
-            self.admitted.append(group)
-            self.readers.append(self.branch)
-            self.queues[chip] += [(number, sibling) for sibling in range(self.branch)]
-
-        for chip in range(self.chips):
-            while self.free[chip] and (group := self.pending.take(chip)):
-                begin(chip, group)
-        while any(self.pending.heaps):
-            able = np.flatnonzero((self.free > 0) & (load < rows))
-            if not len(able):
-                break
-            chip = int(able[np.argmin(load[able])])
-            begin(chip, self.pending.take_over())
-        self.seconds += (spent := self.cost.prefill(int(chunks.max())))
-        self.prefill += spent
-
-    def _computed(self, chip: int, group: Group) -> int:
-        """Tokens of a prompt that no entry of the chip holds; the group takes a free entry."""
-        held = self.held[chip]
-        if len(self.old[chip]) > self.free[chip]:
-            held.subtract(self._parts(self.old[chip].popleft()).keys())
-        parts = self._parts(group)
-        new = sum(tokens for part, tokens in parts.items() if held[part] <= 0)
-        held.update(parts.keys())
-        self.computed += new
-        return new
-
-    def _parts(self, group: Group) -> dict[tuple, int]:
-        """The parts of a prompt and their tokens: template and question, then each turn."""
-        question, *turns = group.path
-        parts = {(group.level, question): self.prompt}
-        for i in range(len(turns)):
-            turn = tuple(turns[: i + 1])
-            parts[group.level, question, *turn] = int(self.trees[i][(question, *turn)])
-        return parts
-
-    def _load(self) -> np.ndarray:
-        """Active plus queued completions of each chip."""
-        return np.sum(self.group != IDLE, axis=1) + [len(queue) for queue in self.queues]
-
-    def _grow(self) -> None:
-        waiting = self.branch * sum(map(len, self.pending.heaps)) + int(self._load().sum())
-        shape = first_shape(self.shapes, waiting)
-        if shape.rows <= self.shape.rows:
-            return
-        added = (shape.rows - self.shape.rows) // self.chips
-        pad = ((0, 0), (0, added))
-        self.left, self.sibling = np.pad(self.left, pad), np.pad(self.sibling, pad)
-        self.group = np.pad(self.group, pad, constant_values=IDLE)
-        self.free += (shape.entries - self.shape.entries) // self.chips
+    def resize(self, shape: CacheShape, entries: np.ndarray, rows: np.ndarray) -> None:
         self.shape = shape
-        self.resized += 1
 
-    def _shrink(self) -> None:
-        if any(self.pending.heaps):
-            return
-        load = self._load()
-        while (at := self.shapes.index(self.shape)) and np.all(
-            load <= self.shapes[at - 1].rows // self.chips
-        ):
-            before, self.shape = self.shape, self.shapes[at - 1]
-            order = np.argsort(self.group == IDLE, axis=1, kind="stable")
-            order = order[:, : self.shape.rows // self.chips]
-            self.left = np.take_along_axis(self.left, order, 1)
-            self.group = np.take_along_axis(self.group, order, 1)
-            self.sibling = np.take_along_axis(self.sibling, order, 1)
-            self.free -= (before.entries - self.shape.entries) // self.chips
-            self.resized += 1
+    def prefill(self, call: CopyCall | PrefillCall) -> None:
+        if isinstance(call, PrefillCall):
+            self.prefill_seconds += self.cost.prefill[len(call.tokens) // self.chips]
 
-    def _idle_limit(self) -> int:
-        rows = self.shape.rows
-        idle = int(np.maximum(0, rows // self.chips - self._load()).sum())
-        some = min(rows, idle + max(1, rows // 16))
-        at = self.shapes.index(self.shape)
-        fewer = self.shapes[at - 1].rows if at else 0
-        return some if any(self.pending.heaps) else max(some, rows - fewer)
-
-    def _refill(self, rows: np.ndarray) -> None:
-        for chip, row in rows.tolist():
-            if self.queues[chip]:
-                number, sibling = self.queues[chip].popleft()
-                _, level, path = self.admitted[number]
-                self.group[chip, row], self.sibling[chip, row] = number, sibling
-                self.left[chip, row] = self.trees[level][(*path, sibling)]
-
-    def _decode(self) -> None:
-        limit, taken = self._idle_limit(), 0
-        self._refill(np.argwhere(self.group == IDLE))
-        while taken < CHUNK and (busy := self.group != IDLE).any():
-            if self.group.size - np.count_nonzero(busy) >= limit:
-                break
+    def decode(self, scheduler: Scheduler, idle_limit: int) -> None:
+        queue, taken = scheduler.queue(), 0
+        rows, dequeued = refill(scheduler.rows, queue, np.zeros(self.chips, np.int32))
+        shape = CHUNK, self.shape.rows
+        held = np.full(shape, IDLE, np.int32)
+        while taken < CHUNK and np.sum(np.asarray(rows.completion) == IDLE) < idle_limit:
+            completion, length = np.asarray(rows.completion), np.asarray(rows.length)
+            busy, left = completion != IDLE, np.asarray(rows.key)[:, 0].astype(int) - length
             # All steps until some completion ends are alike.
-            steps = min(CHUNK - taken, int(self.left[busy].min()))
+            steps = min(CHUNK - taken, int(left[busy].min()))
+            held[taken : taken + steps] = completion
             taken += steps
-            self.left[busy] -= steps
-            self.tokens += steps * np.count_nonzero(busy)
-            ended = np.argwhere(busy & (self.left == 0))
-            for chip, row in ended.tolist():
-                self.ended.append((chip, int(self.group[chip, row]), int(self.sibling[chip, row])))
-            self.group[tuple(ended.T)] = IDLE
-            self._refill(ended)
+            ended = busy & (left == steps)
+            length = np.where(busy & ~ended, length + steps, 0).astype(np.int32)
+            completion = np.where(ended, np.int32(IDLE), completion)
+            rows, dequeued = refill(
+                rows._replace(completion=completion, length=length), queue, dequeued
+            )
         self.steps += taken
-        self.chunks += 1
-        self.row_steps += taken * self.shape.rows
-        self.seconds += taken * self.cost.decode(self.shape.rows // self.chips)
+        self.decode_seconds += taken * self.cost.decode(self.shape.rows // self.chips)
+        tokens, logprobs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        self._result = (
+            rows,
+            ChunkOutput(held, tokens, logprobs, np.int32(taken), np.asarray(dequeued), np.False_),
+        )
 
-    def _follow(self) -> None:
-        for chip, number, sibling in self.ended:
-            self.readers[number] -= 1
-            block, level, path = self.admitted[number]
-            if not self.readers[number]:
-                self.free[chip] += 1
-                self.old[chip].append(self.admitted[number])
-            if self.follows and level + 1 < len(self.trees):
-                self.pending.add(chip, Group(block, level + 1, (*path, sibling)))
-        self.ended.clear()
+    def result(self) -> tuple[Rows, ChunkOutput]:
+        return self._result
 
 
-def all_groups(trees, level: int, size: int) -> Iterator[Group]:
-    return (Group(path[0] // size, level, path) for path in np.ndindex(*trees[level].shape[:-1]))
+class SimulatedSampler:
+    """Takes the place of `Sampler` in an open call."""
+
+    def __init__(self, chips: int, cost: Cost):
+        self.streams, self.context, self.stats = 1, nullcontext, Stats()
+        self.chips, self.cost = chips, cost
+        self.devices: list[SimulatedDevice] = []
+
+    def check(self, requests: Any, params: Any) -> None:
+        pass
+
+    def in_model_dtype(self, adapter: None) -> None:
+        return adapter
+
+    def plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> Any:
+        one = CacheShape(1, 1, siblings, prompt_tokens, new_tokens)
+        return cache_shapes(one, self.cost.rows, self.chips), None
+
+    def stream(self, requests: Any, params: Any, adapter: None, plan: Any, apart: bool) -> Stream:
+        shapes, _ = plan
+        shape = first_shape(shapes, sum(len(request.keys) for request in requests))
+        self.devices.append(device := SimulatedDevice(shape, self.chips, self.cost))
+        calls = PrefillShape(self.cost.lane, tuple(n * self.chips for n in self.cost.prefill))
+        scheduler = Scheduler(requests, params, shape, self.chips, apart)
+        nothing = lambda: None  # noqa: E731
+        return Stream(
+            scheduler, device, shapes, calls, self.stats, Timer(self.stats), None, nothing
+        )
 
 
-def simulate(
-    trees: list[np.ndarray], chips: int, cost: Cost, prompt: int, streamed: bool, size: int
-) -> list[Simulation]:
-    levels = [list(all_groups(trees, level, size)) for level in range(len(trees))]
-    if streamed:
-        parts = [levels[0]]
-    else:
-        blocks = range(-(-len(trees[0]) // size))
-        parts = [[g for g in level if g.block == block] for block in blocks for level in levels]
-    return [Simulation(trees, part, chips, cost, prompt, streamed).run() for part in parts]
+@dataclass(frozen=True)
+class Search:
+    """The requests of a search whose completions have known lengths."""
+
+    trees: list[np.ndarray]
+    block: int  # questions of a block
+    prompt: int  # tokens of template and question
+
+    def request(self, level: int, path: tuple[int, ...]) -> Request:
+        """For the completions that follow from `path`: a question, a draft, a critique.
+
+        Tokens only need to differ where prompts do, and the last one is none of the entry's.
+        """
+        question = path[0]
+        tokens = [question * len(self.trees) + level] * self.prompt
+        for turn in range(1, len(path)):
+            tokens += [path[turn]] * int(self.trees[turn - 1][path[: turn + 1]])
+        lengths = self.trees[level][path]
+        keys = np.stack([lengths, lengths], axis=1).astype(np.uint32)
+        order = (question // self.block, level)
+        return Request((*tokens, 0), keys, order=order, tag=(level, path))
+
+    def requests(self, level: int, block: int) -> Iterator[Request]:
+        for path in np.ndindex(self.trees[level].shape[:-1]):
+            if path[0] // self.block == block:
+                yield self.request(level, path)
+
+    def run(self, sampler: Any, streamed: bool) -> None:
+        """As `tree/streaming.py` does, or with a call for each level of each block."""
+        blocks = range(-(-len(self.trees[0]) // self.block))
+        if streamed:
+            self._call(sampler, [(0, block) for block in blocks], follows=True)
+            return
+        for block in blocks:
+            for level in range(len(self.trees)):
+                self._call(sampler, [(level, block)], follows=False)
+
+    def _call(self, sampler: Any, parts: list[tuple[int, int]], follows: bool) -> None:
+        longest = self.prompt + sum(int(lengths.max()) for lengths in self.trees[:-1]) + 1
+        params = SamplingParams(max_new_tokens=max(int(lengths.max()) for lengths in self.trees))
+        waiting = deque(parts)
+        with OpenCall(sampler, [Policy(params)], longest, self.trees[0].shape[1]) as call:
+            while waiting or call.busy:
+                while waiting and call.hungry:
+                    call.add(self.requests(*waiting.popleft()))
+                for ended in call.step():
+                    level, path = ended.request.tag
+                    if follows and level + 1 < len(self.trees):
+                        follow = self.request(level + 1, (*path, ended.sibling))
+                        call.add([follow], ended.place)
 
 
 def main() -> None:
@@ -345,18 +260,17 @@ def main() -> None:
     for chips in map(int, options.chips.split(",")):
         before = 0.0
         for name in ("by level and block", "streamed"):
-            streamed = name == "streamed"
-            runs = simulate(trees, chips, cost, options.prompt, streamed, options.block)
-            total = {k: sum(getattr(r, k) for r in runs)
-                     for k in ("seconds", "prefill", "steps", "row_steps", "tokens")}  # fmt: skip
-            assert total["tokens"] == sum(int(x.sum()) for x in trees)
-            saved = 1 - total["seconds"] / before if before else 0.0
-            before = before or total["seconds"]
+            sampler = SimulatedSampler(chips, cost)
+            Search(trees, options.block, options.prompt).run(sampler, name == "streamed")
+            stats, devices = sampler.stats, sampler.devices
+            assert stats.tokens_generated == sum(int(x.sum()) for x in trees)
+            prefill = sum(device.prefill_seconds for device in devices)
+            total = prefill + sum(device.decode_seconds for device in devices)
+            saved = f"{1 - total / before:.0%}" if before else ""
+            before = total
             print(
-                f"| {chips} | {name} | {total['steps']:,} "
-                f"| {1 - total['tokens'] / total['row_steps']:.0%} "
-                f"| {total['prefill'] / 60:.2f} | {total['seconds'] / 60:.2f} "
-                f"| {f'{saved:.0%}' if streamed else ''} |",
+                f"| {chips} | {name} | {sum(device.steps for device in devices):,} "
+                f"| {stats.padding_waste:.0%} | {prefill / 60:.2f} | {total / 60:.2f} | {saved} |",
                 flush=True,
             )
 

@@ -8,19 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 import malt_jax as malt
 import test_options
 import tiny
 from credit_trees import CHAINS, forest_of
-from malt_jax.config.pipeline import PipelineConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.config.reading import to_dict
 from malt_jax.credit.advantage import EQUAL
 from malt_jax.credit.contrast import contrast
 from malt_jax.credit.signals import node_signals
 from malt_jax.credit.simulation import EFFECTS, drawn, plant
 from malt_jax.stages import search
-from malt_jax.tree.adaptive import allocate, first_pass, outcome_variance
+from malt_jax.tasks.base import Question
+from malt_jax.tree.adaptive import allocate, first_pass, grow, outcome_variance
+from malt_jax.tree.expand import Prefix
 from malt_jax.tree.node import Forest, Tree
 from malt_jax.tree.outside import complete
 from malt_jax.tree.roles import make_chain
@@ -133,6 +136,34 @@ def test_an_interrupted_search_is_resumed_to_the_same_bytes(tmp_path, monkeypatc
     assert len(calls) == 3
     assert test_options.contents(tmp_path / "cut") == whole
     assert b'"ragged":true' in next(v for k, v in whole.items() if "trees" in k)
+
+
+def test_processes_that_grade_differently_grow_the_same_trees(monkeypatch):
+    """The grades of process 0 decide: a grader with a time limit may give others elsewhere."""
+    roles = tuple(RoleConfig(name=name, branch=3) for name in "ab")
+    chain = make_chain(PipelineConfig(roles), {"a": "{question}", "b": "{a}"})
+    graded = [random_rewards(6, 2, 2, seed=seed) for seed in (0, 1)]
+    graded = [np.where(np.isnan(rewards), 0, rewards) for rewards in graded]
+
+    def allocated(rewards: np.ndarray) -> list[int]:
+        first, found = forest_of(rewards, CHAINS[2], ragged=(2, 2)), []
+        prefixes = [Prefix(Question(t.question_id, "", ""), (), {}) for t in first.trees]
+
+        def expand(siblings, known=None):
+            if known:
+                found.extend(siblings(0, prefixes))
+            return first
+
+        grow(expand, lambda forest, known=None: forest, chain, spare=1)
+        return found
+
+    alone = allocated(graded[0])
+    assert sum(alone) == 6 * 3 and alone != allocated(graded[1])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda own: graded[0].reshape(6, 4)
+    )
+    assert allocated(graded[1]) == alone
 
 
 def test_all_siblings_are_allocated_and_more_of_them_where_outcomes_vary():
@@ -262,3 +293,17 @@ def test_contrast_by_chance_of_ragged_trees_is_what_turns_without_effect_show(pl
     # Two standard errors of a share of 600 prefixes are 0.03.
     assert one["contrast"] > 0.1
     assert one["contrast"] - one["contrast_by_chance"] == pytest.approx(0, abs=0.04)
+
+
+def test_how_a_policy_behaves_is_measured_with_equal_weight_of_questions():
+    rewards = np.random.default_rng(0).integers(0, 2, (2, 2, 2, 2)).astype(np.float32)
+    # The first question has every one of its siblings twice.
+    wide = np.full((2, 4, 4, 4), np.nan, np.float32)
+    wide[0], wide[1, :2, :2, :2] = np.tile(rewards[0], (2, 2, 2)), rewards[1]
+    said = {"g0": "#1", "g2": "#1", "v0": "a long critique", "v2": "a long critique"}
+    fixed = contrast(forest_of(rewards, CHAINS[3], said=said).trees)
+    adaptive = contrast(forest_of(wide, CHAINS[3], said=said, ragged=(2, 2, 2)).trees)
+    for role, one in fixed.items():
+        for name in ("right_after_wrong", "wrong_after_right", "tokens", "unread"):
+            assert adaptive[role][name] == pytest.approx(one[name], abs=1e-6), (role, name)
+    assert adaptive["verifier"]["prefixes"] == 6 > fixed["verifier"]["prefixes"]

@@ -184,7 +184,7 @@ def test_ask_says_what_the_model_cannot_read(trained, capsys):
     assert "no token for €" in err and "trained on luck" in err and "answer: " in out
 
 
-def test_merged_models_can_be_added_to_an_export_without_them(trained, configured, tmp_path):
+def test_merged_models_can_be_added_to_an_export_without_them(configured, tmp_path, monkeypatch):
     run = shutil.copytree(cli_run.as_trained(), tmp_path / "run")
     flags = [*configured[:-1], str(run)]
     assert cli.main(["export", *flags, "--export.merged", "false"]) == 0
@@ -192,7 +192,12 @@ def test_merged_models_can_be_added_to_an_export_without_them(trained, configure
     assert (folder / "adapter").is_dir() and not (folder / "model.safetensors").exists()
     card = (folder / "README.md").read_text()
     assert "Only adapters were exported" in card and "### transformers" not in card
+    # A process that read the manifest after another had reopened the export would skip that step.
+    order, reopen = [], manifest.reopen
+    monkeypatch.setattr("malt_jax.stages.export.wait_for_all", order.append)
+    monkeypatch.setattr(manifest, "reopen", lambda *a: order.append("reopened") or reopen(*a))
     assert cli.main(["export", *flags]) == 0  # merged models are the default
+    assert order == ["export looked up", "reopened"]
     assert (folder / "model.safetensors").exists() and (folder / "adapter").is_dir()
     [kept] = run.glob("set-aside/*/export/refiner/README.md")
     assert kept.read_text() == card

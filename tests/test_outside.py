@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
+from malt_jax.errors import UserError
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.tasks.base import Question
@@ -22,7 +24,7 @@ from malt_jax.tree.roles import make_chain
 
 FLAGS = cli_run.flags()[:-1]
 QUESTION = Question("Q1", "1+1?", "2")
-ROLES = (RoleConfig(name="a", branch=2), RoleConfig(name="b", branch=1))
+ROLES = tuple(RoleConfig(name=n, branch=b, max_new_tokens=16) for n, b in (("a", 2), ("b", 1)))
 CHAIN = make_chain(PipelineConfig(roles=ROLES), {"a": "{question}", "b": "{question} {a}"})
 
 
@@ -104,6 +106,22 @@ def test_a_tree_that_does_not_fit_is_refused_with_its_node(name):
     breaks(broken)
     with pytest.raises(ValueError, match=message):
         complete(broken, QUESTION, CHAIN, Letters(), 50)
+
+
+def test_prompts_that_are_too_long_are_refused_or_truncated_as_in_a_search():
+    """Whatever the completions' lengths, so that siblings have one prompt."""
+    roles = tuple(replace(role, branch=3 - role.branch) for role in ROLES)
+    chain = make_chain(PipelineConfig(roles=roles), {"a": "{question}", "b": "{question} {a}"})
+    said = {"a0": "a draft of some length", "a0/b0": "2", "a0/b1": "the answer"}
+    given = {"nodes": [{"id": id, "completion": text} for id, text in said.items()]}
+    with pytest.raises(UserError, match="27 tokens and 24 fit beside the completion"):
+        complete(given, QUESTION, chain, Letters(), 40)
+    tree = complete(given, QUESTION, chain, Letters(), 40, "truncate")
+    assert [node.prompt for node in tree.nodes] == ["1+1?", *["1+1? raft of some length"] * 2]
+    assert [node.cut for node in tree.nodes] == [0, 3, 3]
+    given["nodes"][2]["completion"] = "an answer that is far beyond its limit"
+    with pytest.raises(ValueError, match="a0/b1 has 39 tokens behind a prompt of 24"):
+        complete(given, QUESTION, chain, Letters(), 40, "truncate")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from malt_jax.sampling.decode import IDLE, ChunkOutput, Rows
 from malt_jax.sampling.memory import (
     CacheShape,
     Devices,
-    entries_for,
+    cache_shapes,
     plan_memory,
     row_counts,
     siblings_per_entry,
@@ -106,11 +106,7 @@ def simulate(
 ):
     """Runs a scheduler to its end; returns (prefill tokens, row-steps, useful row-steps)."""
     params = SamplingParams(max_new_tokens=1000, end_ids=(END,))
-    most = shards * entries_for(rows // shards, siblings)
-    shapes = [
-        CacheShape(count, min(count, most), siblings, prefix_tokens, 1000)
-        for count in row_counts(rows, shards)
-    ]
+    shapes = cache_shapes(CacheShape(1, 1, siblings, prefix_tokens, 1000), rows // shards, shards)
     shape = shapes.pop()
     scheduler = Scheduler(requests, params, shape, shards)
     device, steps = Device(shape, shards), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -13,14 +14,16 @@ import malt_jax as malt
 import tiny
 from malt_jax.config.pipeline import PipelineConfig
 from malt_jax.data.examples import DpoExample, SftExample
+from malt_jax.data.role_data import STAR
 from malt_jax.models.model import load_model
 from malt_jax.planning import utilisation
 from malt_jax.planning.chips import CHIPS, chip_of, peak_flops
 from malt_jax.progress import Progress
+from malt_jax.stages import mismatch
 from malt_jax.stages.mismatch import _spread
 from malt_jax.stages.profile import Profiler
 from malt_jax.tasks.base import Question
-from malt_jax.training.mismatch import measure_mismatch, mismatch_warning
+from malt_jax.training.mismatch import Mismatch, measure_mismatch, mismatch_warning
 
 STATS = {"tokens_generated": 10, "prefill_tokens_computed": 100, "seconds": 2.0}
 
@@ -165,6 +168,26 @@ def test_the_trainer_finds_the_samplers_log_probabilities_again(model):
     assert other.mean == pytest.approx(found.mean + 0.5 / found.tokens, abs=1e-5)
     assert "0.5 is above 0.001" in str(mismatch_warning(other, model))
     assert mismatch_warning(replace(found, largest=float("inf")), model)
+
+
+def test_phases_that_learn_from_the_same_nodes_share_one_measurement(monkeypatch):
+    """With the weights that sampled them, also after SFT has left others."""
+    measure = Mock(return_value=Mismatch(0.1, 0.2, 3, 4))
+    monkeypatch.setattr(mismatch, "measure_mismatch", measure)
+    monkeypatch.setattr(mismatch, "mismatch_warning", Mock(return_value=None))
+    monkeypatch.setattr(mismatch, "sealed_sample", lambda session, round, roles: [*roles])
+    monkeypatch.setattr(mismatch, "latest", lambda session, round, name: f"{round:03d}/{name}")
+    session, known = Mock(config=Mock(sharing="adapters")), {}
+    session.pipeline.roles = [SimpleNamespace(name="generator")]
+    for policy, phase in (("generator", "sft"), ("generator", "dpo"), ("refiner", "sft"),
+                          (STAR, "sft")):  # fmt: skip
+        mismatch.check_mismatch(session, 1, policy, phase, [policy], str.upper, known)
+    assert [call.args[1:3] for call in measure.call_args_list] == [
+        ("000/GENERATOR", ["generator"]),
+        ("000/REFINER", ["refiner"]),
+    ]
+    logged = [call.args for call in session.metrics.series.call_args_list]
+    assert logged[1] == ("mismatch", 1, "generator", "dpo") and len(logged) == 4
 
 
 def test_what_is_measured_is_spread_evenly():

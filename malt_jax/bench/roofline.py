@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from malt_jax.config.run import Config
@@ -84,9 +83,8 @@ class _Case:
         )
         self.program: AbstractProgram = next(p for p in programs if p.name == "decode")
         self.depths = depths(spec)
-        self.cache_dtype = jnp.dtype(jnp.int8 if config.sampler.cache == "int8" else sizes.dtype)
-        heads = mesh_parts(mesh, "kv_heads")
-        self.kv_parts = heads if spec.kv_heads % heads == 0 else 1
+        self.cache_dtype = memory.cache_dtype(config.sampler, sizes.dtype)
+        self.kv_shards = memory.kv_shards(spec, mesh)
 
     def traffic(self, depth: int) -> dict[str, Traffic]:
         function, args = self.program.build(depth)
@@ -110,7 +108,7 @@ class _Case:
         return {
             "weights": device_bytes(weights.params) - table,
             "LoRA": device_bytes(weights.adapter),
-            "keys and values": valid * token // self.spec.num_layers // self.kv_parts,
+            "keys and values": valid * token // self.spec.num_layers // self.kv_shards,
             "logits": 2 * 4 * self.shape.rows * vocab,
         }
 

@@ -8,7 +8,7 @@ found by dealing the child branches of a prefix to its siblings anew.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -34,6 +34,11 @@ class RoleContrast(TypedDict):
 
     The answer before a turn is that of the latest earlier turn that states one: the draft of the
     published chain.
+
+    Shares of prefixes and of positives say what training finds, so each of them counts alike. What
+    says how a policy behaves is a mean over turns, each with its weight in the tree
+    (`Tree.weights`): adaptive branching draws more turns of questions whose outcomes differ, and
+    these must not count for more.
     """
 
     prefixes: int
@@ -51,7 +56,7 @@ class RoleContrast(TypedDict):
     wrong_after_right: float | None
     """1 - mean value of turns behind a right answer: P(wrong | right draft)."""
     behind_right: float | None
-    """Share of all turns that are behind a right answer."""
+    """Share of all turns that are behind a right answer; it counts as the positives do."""
     positives: int
     positives_behind_right: float | None
     """Share of the positives (V > theta) that are behind a right answer."""
@@ -79,13 +84,13 @@ class Contrast:
 
     threshold: float = 0.5
     """Theta, by which the trees are labelled."""
-    sums: dict[str, Counter[str]] = field(default_factory=dict)
+    sums: dict[str, defaultdict[str, float]] = field(default_factory=dict)
 
     def add(self, tree: Tree, signals: Signals | None = None) -> None:
         """Counts one valued tree; `signals` gives verdicts and influence, where they are known."""
         judged = judged_answers(tree)
         for role in tree.roles:
-            self.sums.setdefault(role, Counter())
+            self.sums.setdefault(role, defaultdict(float))
         for siblings in tree.children.values():
             count = self.sums[siblings[0].role]
             values = [node.value for node in siblings]
@@ -94,27 +99,31 @@ class Contrast:
             count["differing"] += max(values) - min(values) > EQUAL
             if (chance := _by_chance(tree, siblings, self.threshold)) is not None:
                 count["dealt"] += 1
-                count["contrast by chance"] += chance[0]  # type: ignore[assignment]
-                count["differing by chance"] += chance[1]  # type: ignore[assignment]
+                count["contrast by chance"] += chance[0]
+                count["differing by chance"] += chance[1]
             for node in siblings:
+                weight = tree.weights[node.id]
                 count["turns"] += 1
                 count["positives"] += node.label
-                count["tokens"] += len(node.token_ids)
-                count["cut"] += node.finish == "length"
+                count["weight"] += weight
+                count["tokens"] += weight * len(node.token_ids)
+                count["cut"] += weight * (node.finish == "length")
                 if node.correct is not None:
-                    count["answering"] += 1
-                    count["unread"] += node.parsed is None
+                    count["answering"] += weight
+                    count["unread"] += weight * (node.parsed is None)
                 if before := judged[node.id]:
                     kind = "right" if before.correct else "wrong"
-                    count[f"behind {kind}"] += 1
-                    count[f"value behind {kind}"] += node.value  # type: ignore[assignment]
-                    count[f"positives behind {kind}"] += node.label
+                    count["turns behind an answer"] += 1
+                    count["turns behind right"] += bool(before.correct)
+                    count["positives behind right"] += node.label and bool(before.correct)
+                    count[f"behind {kind}"] += weight
+                    count[f"value behind {kind}"] += weight * node.value
                 for name, number in (signals or {}).get(node.id, {}).items():
                     if name in ("verdict", "influence", "divergence"):
-                        count[f"with {name}"] += 1
-                        count[name] += number  # type: ignore[assignment]
+                        count[f"with {name}"] += weight
+                        count[name] += weight * number
                         if name == "verdict" and before:
-                            count["verdicts on right"] += bool(before.correct)
+                            count["verdicts on right"] += weight * bool(before.correct)
 
     def roles(self) -> dict[str, RoleContrast]:
         """The shares of every role, in the order of the chain."""
@@ -156,32 +165,32 @@ def _by_chance(tree: Tree, siblings: Sequence[Node], threshold: float) -> list[f
     return [float(both.mean()), float((np.ptp(means, axis=1) > 2 * EQUAL).mean())]
 
 
-def _shares(count: Counter[str]) -> RoleContrast:
+def _shares(count: Mapping[str, float]) -> RoleContrast:
     def share(part: str, whole: str) -> float | None:
         return round(count[part] / count[whole], 6) if count[whole] else None
 
-    behind = "turns" if count["behind right"] + count["behind wrong"] else "none"
+    behind = "turns" if count["turns behind an answer"] else "none"
     right = share("value behind right", "behind right")
     return RoleContrast(
-        prefixes=count["prefixes"],
+        prefixes=int(count["prefixes"]),
         contrast=share("contrast", "prefixes"),
         contrast_by_chance=share("contrast by chance", "dealt"),
         differing=share("differing", "prefixes"),
         differing_by_chance=share("differing by chance", "dealt"),
         right_after_wrong=share("value behind wrong", "behind wrong"),
         wrong_after_right=None if right is None else round(1 - right, 6),
-        behind_right=share("behind right", behind),
-        positives=count["positives"],
+        behind_right=share("turns behind right", behind),
+        positives=int(count["positives"]),
         positives_behind_right=share(
             "positives behind right", "positives" if behind == "turns" else "none"
         ),
         verdict=share("verdict", "with verdict"),
         verdict_if_approving=share("verdicts on right", "with verdict"),
-        verdicts=share("with verdict", "turns") if count["with verdict"] else None,
+        verdicts=share("with verdict", "weight") if count["with verdict"] else None,
         influence=share("influence", "with influence"),
         divergence=share("divergence", "with divergence"),
-        tokens=share("tokens", "turns"),
-        cut=share("cut", "turns"),
+        tokens=share("tokens", "weight"),
+        cut=share("cut", "weight"),
         unread=share("unread", "answering"),
     )
 

@@ -29,11 +29,10 @@ from malt_jax.planning.sizes import Sizes
 from malt_jax.planning.training_steps import largest
 from malt_jax.planning.typical_rows import kernel_bytes
 from malt_jax.progress import counted
-from malt_jax.sampling import cache, decode
+from malt_jax.sampling import cache, decode, memory
 from malt_jax.sampling.attention import Chunks
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.filters import Filters
-from malt_jax.sampling.memory import stream_count
 from malt_jax.sampling.prefill import PrefillCall, Weights, copies_per_call, prefill
 from malt_jax.sampling.request import MAX_END_IDS
 from malt_jax.training import step as training
@@ -189,7 +188,7 @@ class _Arguments:
 
     def other_caches(self) -> int:
         """Bytes of the caches of the streams beside the one that a program works for."""
-        streams = stream_count(self.config.sampler, self.platform, self.mesh.size > 1)
+        streams = memory.stream_count(self.config.sampler, self.platform, self.mesh.size > 1)
         return (streams - 1) * device_bytes(self._caches(self.spec))
 
     def masters(self) -> nnx.State:
@@ -228,18 +227,17 @@ class _Arguments:
         )  # fmt: skip
 
     def kernel_bytes(self, depth: int) -> int:
-        shapes, heads = self.sizes.shapes, mesh_parts(self.mesh, "kv_heads")
+        shapes = self.sizes.shapes
         shard = replace(
             shapes, rows=shapes.rows // self.parts, entries=shapes.entries // self.parts
         )
-        kv_heads = self.spec.kv_heads
-        kv_heads = kv_heads // heads if kv_heads % heads == 0 else kv_heads
+        kv_heads = self.spec.kv_heads // memory.kv_shards(self.spec, self.mesh)
         spec, dtype = self.spec.first_layers(depth), self.sizes.dtype
         return kernel_bytes(spec, shard, dtype, self._cache_dtype, kv_heads)
 
     @property
     def _cache_dtype(self) -> Any:
-        return jnp.dtype(jnp.int8 if self.config.sampler.cache == "int8" else self.sizes.dtype)
+        return memory.cache_dtype(self.config.sampler, self.sizes.dtype)
 
     def train_step(self, phase: PhaseConfig, plan: Plan, depth: int) -> Call:
         spec = self.spec.first_layers(depth)

@@ -107,19 +107,18 @@ def _cache_shapes(
             sampler.new_token_buckets, max(role.longest for role in work.roles), attention.block
         ),
     )
-    shards, heads = mesh_parts(mesh, "batch"), mesh_parts(mesh, "kv_heads")
+    shards = mesh_parts(mesh, "batch")
     streams = memory.stream_count(sampler, platform, target.count > 1)
     known = target.chip.memory
     try:
         devices = Devices(
             platform,
             shards=shards,
-            # Key heads that the mesh does not divide stay whole on each device (`partition`).
-            kv_shards=heads if spec.kv_heads % heads == 0 else 1,
+            kv_shards=memory.kv_shards(spec, mesh),
             streams=streams,
             free_bytes=None if known is None else max(0, known - weights),
         )
-        cached = jnp.int8 if sampler.cache == "int8" else dtype
+        cached = memory.cache_dtype(sampler, dtype)
         shapes, _ = memory.plan_shapes(spec, one, cached, sampler, devices)
     except UserError:
         # Not even one row fits beside the weights: the plan says so, and what would fit.

@@ -73,8 +73,7 @@ class Totals:
             self.spans[depth].append((min(values), tree.mean(nodes, values), max(values)))
             for node in nodes:
                 if node.correct is not None:
-                    weight = tree.shares[node.id] if tree.ragged else 1.0
-                    self.correct[role].append((node.correct, weight))
+                    self.correct[role].append((node.correct, tree.weights[node.id]))
 
     def by_depth(self) -> list[DepthValues]:
         """Averages over the trees at each depth, the root first."""

@@ -114,7 +114,7 @@ def decode(
 ) -> tuple[list[Cache], Rows, ChunkOutput, Int[Array, ""]]:
     """Decodes a chunk of steps; returns the new suffix caches, rows, output and cursor."""
     decoder = nnx.merge(program.graph, weights.params)
-    rows, dequeued = _refill(rows, inputs.queue, jnp.zeros(len(inputs.queue.token), jnp.int32))
+    rows, dequeued = refill(rows, inputs.queue, jnp.zeros(len(inputs.queue.token), jnp.int32))
     shape = (program.chunk_steps, len(rows.token))
     output = ChunkOutput(
         completion=jnp.full(shape, IDLE, jnp.int32),
@@ -183,7 +183,7 @@ def decode_step(
         length=jnp.where(finished, 0, rows.length + 1),
         thoughts=thoughts,
     )
-    moved, dequeued = _refill(moved, inputs.queue, output.dequeued)
+    moved, dequeued = refill(moved, inputs.queue, output.dequeued)
 
     # 5. Record what was drawn, under the completions that the rows had when the step began.
     at = output.steps
@@ -223,7 +223,7 @@ def _attend_on_shard(program, layer, extent: Extent, q, k, v, sinks, prefix: Cac
     return program.attention.decode(q, prefix, suffix, groups, extent, layer), suffix
 
 
-def _refill(
+def refill(
     rows: Rows, queue: Rows, dequeued: Int[Array, "shards"]
 ) -> tuple[Rows, Int[Array, "shards"]]:
     """Idle rows take what is in their shard's queue, after the first `dequeued` that were taken."""

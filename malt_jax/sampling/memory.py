@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
+from malt_jax.models.sharding import AnyMesh, mesh_parts
 from malt_jax.models.spec import ModelSpec
 
 BEST_ROWS = {"cpu": 64}
@@ -166,9 +167,8 @@ def plan_shapes(
     """The cache shapes of one stream, fewest rows first, and the memory plan.
 
     `one`: the capacities of an entry and a row. The most rows are those of `sampler.rows`, or the
-    platform's best number on every shard, as far as they fit. With fewer rows only the last
-    completions of their prompts are left, so that every row may need an entry of its own. Raises
-    UserError if `sampler.rows` or a single row does not fit.
+    platform's best number on every shard, as far as they fit. Raises UserError if `sampler.rows` or
+    a single row does not fit.
     """
     plan = plan_memory(spec, one, dtype, config.memory_gb, devices)
     shards, streams = devices.shards, devices.streams
@@ -179,9 +179,18 @@ def plan_shapes(
             f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.most_rows}."
         )
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
+    return cache_shapes(one, per_shard, shards, row_step(spec, devices.platform)), plan
+
+
+def cache_shapes(one: CacheShape, per_shard: int, shards: int, step: int = 2) -> list[CacheShape]:
+    """The shapes of up to `per_shard` rows on each shard, fewest rows first.
+
+    With fewer rows only the last completions of their prompts are left, so that every row may need
+    an entry of its own. `one`, `step`: see `plan_shapes` and `row_counts`.
+    """
     entries = entries_for(per_shard, one.siblings) * shards
-    counts = row_counts(per_shard * shards, shards, row_step(spec, devices.platform))
-    return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts], plan
+    counts = row_counts(per_shard * shards, shards, step)
+    return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts]
 
 
 def stream_count(config: SamplerConfig, platform: str, on_mesh: bool) -> int:
@@ -195,6 +204,20 @@ def first_shape(shapes: Sequence[CacheShape], completions: int) -> CacheShape:
     """The shape in which a run begins: the fewest rows that its completions come close to."""
     fits = (shape for shape in shapes if completions <= 1.33 * shape.rows)
     return next(fits, shapes[-1])
+
+
+def cache_dtype(config: SamplerConfig, dtype: Any) -> Any:
+    """Dtype of the caches of a model that computes in `dtype`."""
+    return jnp.dtype(jnp.int8 if config.cache == "int8" else dtype)
+
+
+def kv_shards(spec: ModelSpec, mesh: AnyMesh | None) -> int:
+    """Parts of the mesh that key heads are split over.
+
+    Heads that the mesh does not divide stay whole on each device (`models.sharding.partition`).
+    """
+    parts = mesh_parts(mesh, "kv_heads")
+    return parts if spec.kv_heads % parts == 0 else 1
 
 
 def token_bytes(spec: ModelSpec, dtype: Any) -> int:

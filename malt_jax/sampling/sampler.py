@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -88,7 +87,7 @@ class Sampler:
         self._attention = choose_attention(
             self.config.attention, self._platform, self.spec, self.dtype
         )
-        self.cache_dtype = jnp.dtype(jnp.int8 if self.config.cache == "int8" else self.dtype)
+        self.cache_dtype = memory.cache_dtype(self.config, self.dtype)
 
     def sample(
         self,
@@ -218,11 +217,10 @@ class Sampler:
             prefix_tokens=self._prefix_tokens(prompt_tokens),
             new_tokens=memory.bucket(self.config.new_token_buckets, new_tokens, attention.block),
         )
-        kv_shards = mesh_parts(self.mesh, "kv_heads")
         devices = memory.Devices(
             self._platform,
             shards=self._shards,
-            kv_shards=kv_shards if self.spec.kv_heads % kv_shards == 0 else 1,
+            kv_shards=memory.kv_shards(self.spec, self.mesh),
             streams=self.streams,
         )
         return memory.plan_shapes(self.spec, one, self.cache_dtype, self.config, devices)

@@ -23,7 +23,7 @@ from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
 from malt_jax.storage.jsonl import read_lines
-from malt_jax.storage.writers import is_writer, on_writer
+from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
 from malt_jax.tree.values import value_forest
 
 DATASET = "dataset"
@@ -38,10 +38,13 @@ def export(session: Session) -> None:
     """
     run, config = session.run, session.config
     # Before the journal is opened, since that of a finished stage does nothing.
-    if _lacks_merged(session):
+    lacks_merged, lacks_dataset = _lacks_merged(session), _lacks_dataset(session)
+    # All processes have read the manifest before one of them changes it.
+    wait_for_all("export looked up")
+    if lacks_merged:
         session.progress.note("export: again, because it was written without merged models")
         on_writer(lambda: _reopen(session))
-    elif _lacks_dataset(session):
+    elif lacks_dataset:
         session.progress.note("export: the dataset, without which it was written")
         # The roles stay sealed: what is still pending is the dataset, and an upload of all.
         manifest.verify(run, manifest.sealed_units(run, EXPORT))
@@ -163,8 +166,9 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
 
 def _reopen(session: Session) -> None:
     """Makes the export incomplete again, its upload as well."""
-    manifest.reopen(session.run, EXPORT)
+    # In this order, since a kill in between must leave something that is lacking.
     manifest.amend(session.run, pushed_to=None)
+    manifest.reopen(session.run, EXPORT)
 
 
 def _push_once(session: Session, name: str) -> None:

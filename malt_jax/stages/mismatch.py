@@ -12,7 +12,7 @@ from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
-from malt_jax.training.mismatch import measure_mismatch, mismatch_warning
+from malt_jax.training.mismatch import Mismatch, measure_mismatch, mismatch_warning
 from malt_jax.tree.node import Node, Tree
 
 COMPLETIONS = 32
@@ -30,20 +30,25 @@ def check_mismatch(
     phase: str,
     roles: Sequence[str],
     load: Weights,
+    known: dict[tuple[str, ...], Mismatch],
 ) -> None:
     """Measures, logs and shows the mismatch on nodes of these roles, and warns if it is large.
 
-    The roles must have been searched with one policy's weights, which `load` is asked for.
+    The roles must have been searched with one policy's weights, which `load` is asked for, also
+    where an earlier phase of the round has left others. `known`: what was measured in this round,
+    so that phases that learn from the same nodes share one measurement.
     """
     # The STaR single agent learns from what the first role wrote.
     first = session.pipeline.roles[0].name
     roles = [first if role == STAR else role for role in roles]
-    nodes = sealed_sample(session, round, roles)
-    if not nodes:
-        return
-    searched_by = latest(session, round - 1, policy_name(roles[0], session.config.sharing))
     model = session.bases.model_of(roles[0])
-    found = measure_mismatch(model, load(searched_by), nodes, session.mesh)
+    if tuple(roles) not in known:
+        nodes = sealed_sample(session, round, roles)
+        if not nodes:
+            return
+        searched_by = latest(session, round - 1, policy_name(roles[0], session.config.sharing))
+        known[tuple(roles)] = measure_mismatch(model, load(searched_by), nodes, session.mesh)
+    found = known[tuple(roles)]
     session.metrics.series("mismatch", round, policy, phase).log(0, vars(found))
     say = session.progress.note
     where = train_stage(round, policy, phase)

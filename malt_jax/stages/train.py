@@ -19,6 +19,7 @@ from malt_jax.stages.session import Session
 from malt_jax.storage.checkpoints import CheckpointFolder
 from malt_jax.training.fit import RATIO_SLACK
 from malt_jax.training.loop import TrainOutcome
+from malt_jax.training.mismatch import Mismatch
 
 SHOWN = ("loss", "accuracy", "margin", "ratio", "clip_fraction")
 """Metrics of the last step that the line about a finished phase names."""
@@ -33,15 +34,22 @@ def train(session: Session, round: int) -> None:
     roles = {role.name: split_phases(role.config.train) for role in session.pipeline.roles}
     # Each policy once, in the order of the roles: with `shared` all of them have one name.
     names = dict.fromkeys(policy_name(role, session.config.sharing) for role in roles)
+    mismatches: dict[tuple[str, ...], Mismatch] = {}
     for name in names:
         for phase in phases_of(session.config, name):
-            _train_phase(session, round, name, phase, roles)
+            _train_phase(session, round, name, phase, roles, mismatches)
     # Called even if nothing is measured with it: its seal marks the round as trained.
-    _train_phase(session, round, STAR, "sft", {STAR: ("sft",) if _is_measured(session) else ()})
+    star = {STAR: ("sft",) if _is_measured(session) else ()}
+    _train_phase(session, round, STAR, "sft", star, mismatches)
 
 
 def _train_phase(
-    session: Session, round: int, name: str, phase: str, roles: Mapping[str, tuple[str, ...]]
+    session: Session,
+    round: int,
+    name: str,
+    phase: str,
+    roles: Mapping[str, tuple[str, ...]],
+    mismatches: dict[tuple[str, ...], Mismatch],
 ) -> None:
     """Trains one policy by one phase, from the weights that the phase before it left."""
     config, stage = session.config, train_stage(round, name, phase)
@@ -64,7 +72,7 @@ def _train_phase(
         before = latest(session, round, name, PHASES[: PHASES.index(phase)])
         load = Weights(session)
         # Measured before the phase's own weights are loaded, so that full ones are held only once.
-        check_mismatch(session, round, name, phase, [*data], load)
+        check_mismatch(session, round, name, phase, [*data], load, mismatches)
         start = load(before) or session.initial_weights(name)
         if phase == "pg":
             for role in config.pipeline.roles:

@@ -21,7 +21,10 @@ from malt_jax.storage.atomic import make_folder, remove, sync_tree, write_bytes
 from malt_jax.storage.store import FINAL, FOLDER_FINAL, Store, is_folder
 
 LOGS = ("metrics.jsonl",)
-"""Files that are not sealed and are copied as they are."""
+"""Files that are not sealed and are copied as they are, with every manifest.
+
+What they gain until the next one is in the unfinished work (`unfinished`), which replaces them
+where it can be used: a training of hours seals nothing. Where it cannot, these copies remain."""
 BEGUN = ".from-mirror"
 """Marks a run directory that is being fetched, so that a killed fetch is recognised later."""
 

@@ -163,12 +163,17 @@ class Tree:
         return {node.id: found[node.id] for node in self.nodes}
 
     @cached_property
-    def shares(self) -> dict[str | None, float]:
-        """By node id, how much the node counts in a mean over its level: children count alike."""
+    def weights(self) -> dict[str | None, float]:
+        """By node id, how much the node counts among all of its level: 1 in fixed trees.
+
+        In ragged ones siblings count alike and, with what follows from them, as much under every
+        prefix, as in the value of the root. So questions with more nodes do not count for more.
+        """
         found: dict[str | None, float] = {None: 1.0}
-        for parent, siblings in self.children.items():
+        for parent, siblings in self.children.items():  # parents come before their children
+            branch = self.branches[self.roles.index(siblings[0].role)]
             for node in siblings:
-                found[node.id] = found[parent] / len(siblings)
+                found[node.id] = found[parent] * branch / len(siblings)
         return found
 
     def mean(self, nodes: Sequence[Node], numbers: Sequence[float]) -> float:
@@ -176,7 +181,7 @@ class Tree:
 
         In fixed trees all count alike.
         """
-        weights = [self.shares[node.id] if self.ragged else 1.0 for node in nodes]
+        weights = [self.weights[node.id] for node in nodes]
         return sum(w * x for w, x in zip(weights, numbers, strict=True)) / sum(weights)
 
     # Cached in `__dict__`, which a frozen dataclass does not protect.

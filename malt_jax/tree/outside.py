@@ -39,7 +39,9 @@ def complete(
     followed by an end token if its `finish` is `eos`, as it is by default. Without `logprobs` a
     node has none, so that it takes part in everything except policy gradients and influence. A
     record with `ragged` true may have any number of siblings that adaptive branching could give.
-    Raises ValueError for a node that is missing, unknown, or contradicts what it should be.
+    A prompt that leaves no room for `max_new_tokens` is refused by UserError, or truncated, as in a
+    search (`overflow`). Raises ValueError for a node that is missing, unknown, or contradicts what
+    it should be.
     """
     prefix = f"{record.get('question_id', question.id)}/"
     given: dict[str, Mapping[str, Any]] = {}
@@ -109,9 +111,15 @@ def _node(
     if given.get("role", role.name) != role.name:
         raise ValueError(f"node {id} is by {show(given['role'])} and not by {role.name}")
     ids, said = _read(id, given, text, finish, tokenizer)
-    room = context - len(ids)
+    # As in a search, whatever the completion's length: siblings have one prompt.
+    room = context - role.config.max_new_tokens
     prompt = render(role.template, question.text, turns, tokenizer, room=room, overflow=overflow,
                     where=id)  # fmt: skip
+    if len(prompt.ids) + len(ids) > context:
+        raise ValueError(
+            f"node {id} has {len(ids)} tokens behind a prompt of {len(prompt.ids)}, more than the "
+            f"model's context of {context}; leave the question out"
+        )
     # Training on another prompt than the one that is evaluated would go unnoticed.
     if given.get("prompt", prompt.text) != prompt.text:
         raise ValueError(
