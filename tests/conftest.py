@@ -43,6 +43,7 @@ import jax
 import jaxtyping
 import pytest
 
+import typechecking
 from durations import pytest_terminal_summary  # noqa: F401 (a hook of pytest)
 from skips import pytest_addoption, pytest_sessionfinish  # noqa: F401 (hooks of pytest)
 
@@ -57,6 +58,7 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 ARRAY_CODE = ("models", "sampling", "tree", "credit", "training", "data", "evaluation")
+jaxtyping.jaxtyped = typechecking.jaxtyped
 jaxtyping.install_import_hook([f"malt_jax.{name}" for name in ARRAY_CODE], "typechecking.checked")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -33,6 +34,15 @@ PIPELINE = PipelineConfig(
         for name in ("generator", "verifier", "refiner")
     )
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_batch():
+    """Samplers that are not said otherwise compile one decode program per stream, not five."""
+    one = partial(SamplerConfig, **tiny.ONE_BATCH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("malt_jax.sampling.sampler.SamplerConfig", one)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +118,9 @@ def test_a_tree_does_not_depend_on_the_pool_it_is_searched_in(model, forest):
 
 def test_a_search_that_waits_for_no_level_and_no_block_has_the_same_trees(model, forest):
     questions, task = tiny.LUCK.load("train", limit=4), tiny.LUCK
-    config = SamplerConfig(rows=4, streams=1, cache_dir=None)
+    config = SamplerConfig(
+        rows=4, streams=1, prefix_buckets=(64,), new_token_buckets=(8,), cache_dir=None
+    )
     blocks = expand_blocks(
         model,
         Sampler(model, config),

@@ -1,4 +1,7 @@
-"""The sampler against the plain one, which caches, batches and shares nothing."""
+"""The sampler against the plain one, which caches, batches and shares nothing.
+
+Every family first; the invariances are those of one of them, compiled as in a user's run.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from malt_jax.sampling import reference
 from malt_jax.sampling.request import Policy, Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 
-pytestmark = pytest.mark.usefixtures("optimized")
 SMALL = SamplerConfig(
     rows=4,
     prefix_buckets=(24,),
@@ -87,7 +89,7 @@ def make_model(model_spec: ModelSpec, seed: int = 0, stacked: bool = False):
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(optimized):
     return make_model(spec())
 
 
@@ -278,6 +280,13 @@ def test_another_adapter_compiles_nothing_and_acts_as_in_the_plain_sampler(model
         assert_same(model, requests, DRAWN, drawn, adapter)
         counts.append(sampler.stats.executables)
     assert counts[0] == counts[1]
+
+
+def test_another_sampler_of_such_a_model_traces_nothing(model, sampler, monkeypatch):
+    requests = make_requests(6, 3, seed=4)
+    drawn = sampler.sample(requests, DRAWN)
+    monkeypatch.setattr(Decoder, "hidden", None)
+    assert Sampler(make_model(spec()), SMALL).sample(requests, DRAWN) == drawn
 
 
 def test_weights_with_nan_are_refused(model):

@@ -6,6 +6,7 @@ layers are alike and a shallow program shows what a deep one costs (see `compile
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -134,6 +135,14 @@ def _words(plan: Plan) -> str:
     return f"{shape.rows} rows of {shape.time}"
 
 
+@functools.cache
+def abstract_structure(
+    spec: ModelSpec, dtype: str, stacked: bool, quantize: str = "none"
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """`abstract_params`, traced once for all programs of all settings that a plan tries."""
+    return abstract_params(spec, dtype, stacked, quantize)
+
+
 def parameters_on_mesh(
     config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh, stacked: bool
 ) -> tuple[nnx.GraphDef, nnx.State]:
@@ -141,7 +150,8 @@ def parameters_on_mesh(
 
     `stacked` is that of the whole model, since `spec` may be cut off.
     """
-    graph, abstract = abstract_params(spec, dtype, stacked, config.model.quantize)
+    name = jnp.dtype(dtype).name
+    graph, abstract = abstract_structure(spec, name, stacked, config.model.quantize)
     placed: dict[tuple[Any, ...], Any] = {}
     flat: dict[tuple[Any, ...], Any] = dict(nnx.to_flat_state(abstract))
     for path, variable in flat.items():

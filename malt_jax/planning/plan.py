@@ -15,10 +15,11 @@ from malt_jax.config.run import Config
 from malt_jax.errors import UserError
 from malt_jax.models.mesh import Layout, choose_layout, make_mesh, slice_count
 from malt_jax.models.spec import ModelSpec
-from malt_jax.models.weights import abstract_params, weight_bytes
+from malt_jax.models.weights import weight_bytes
 from malt_jax.planning import formula, nearest
 from malt_jax.planning.abstract_programs import (
     AbstractProgram,
+    abstract_structure,
     device_bytes,
     parameters_on_mesh,
     run_programs,
@@ -92,7 +93,7 @@ def lay_out(
 
 def count_parameters(spec: ModelSpec) -> int:
     # Stacked, because one layer is traced in place of all; the number is the same.
-    _, params = abstract_params(spec, "float32", stacked=True)
+    _, params = abstract_structure(spec, "float32", stacked=True)
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 

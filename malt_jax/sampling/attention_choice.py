@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from malt_jax.errors import UserError
@@ -48,6 +48,14 @@ def choose_attention(name: str, platform: str, spec: ModelSpec, dtype: Any) -> A
             f"{spec.family} model has {spec.head_dim}; set auto or xla."
         )
     # On a CPU the kernel is interpreted, which is slow: it is for tests.
-    decode = partial(tree_attention.pallas_decode_attention, interpret=platform == "cpu")
+    decode = _kernel(interpret=platform == "cpu")
     limit = tree_attention.siblings_limit(spec, dtype)
     return AttentionChoice(decode, JoinedKV, work_list.BLOCK, limit)
+
+
+@cache
+def _kernel(interpret: bool) -> DecodeAttention:
+    """The kernel; the same object each time, since programs are found by what is compiled in."""
+    from malt_jax.sampling import tree_attention
+
+    return partial(tree_attention.pallas_decode_attention, interpret=interpret)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from malt_jax.models.spec import ModelSpec
@@ -45,9 +46,17 @@ class Executables:
         """Devices that may have work in flight."""
 
     def get(
-        self, key: Hashable, function: Callable, args: tuple[Any, ...], donate: tuple[int, ...] = ()
+        self,
+        key: Hashable,
+        function: Callable,
+        args: tuple[Any, ...],
+        static: tuple[Hashable, ...] = (),
+        donate: tuple[int, ...] = (),
     ) -> Any:
-        """The executable of `function` for arguments of these shapes, compiled on first need."""
+        """The executable of `function` for arguments of these shapes, compiled on first need.
+
+        `static`: what is compiled in, and precedes the arguments. `donate` counts the arguments.
+        """
         if key not in self._executables:
             with self.turn:
                 # The device must have nothing to do and get nothing meanwhile. XLA's CPU compiler
@@ -56,11 +65,21 @@ class Executables:
                 for user in list(self.users):
                     user.wait()
                 started = time.perf_counter()
-                lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+                lowered = _jitted(function, len(static), donate).lower(*static, *args)
                 options = COMPILER_OPTIONS.get(jax.default_backend())
                 self._executables[key] = lowered.compile(compiler_options=options)
                 self._stats.add(compile_seconds=time.perf_counter() - started, executables=1)
         return self._executables[key]
+
+
+@functools.cache
+def _jitted(function: Callable, static: int, donate: tuple[int, ...]) -> Any:
+    """`jax.jit` of a function, once, so that JAX finds what it has traced and compiled before.
+
+    Samplers of equal models in one process then share their programs.
+    """
+    donated = tuple(static + number for number in donate)
+    return jax.jit(function, static_argnums=tuple(range(static)), donate_argnums=donated)
 
 
 class Device:
@@ -78,9 +97,9 @@ class Device:
         self.shape = shape
         self._executables, self._program, self._weights = executables, program, weights
         layout = program.attention.layout
-        make = partial(cache.empty_caches, spec, shape, cache_dtype, layout)
+        make, static = cache.empty_caches, (spec, shape, jnp.dtype(cache_dtype), layout)
         with executables.turn:
-            self._prefix, self._suffix = executables.get(("caches", shape), make, ())()
+            self._prefix, self._suffix = executables.get(("caches", shape), make, (), static)()
             executables.users.add(self)
         self._cursor = np.int32(0)
         adapter, structure = jax.tree.flatten(weights.adapter)
@@ -91,16 +110,17 @@ class Device:
     def prefill(self, call: CopyCall | PrefillCall) -> None:
         """Copies shared prefixes, or computes chunks of prompts."""
         prefixes = (self.shape.entries, self.shape.prefix_tokens)
+        static: tuple[Hashable, ...] = ()
         with self._executables.turn:
             if isinstance(call, CopyCall):
                 function: Callable = cache.copy_entries
                 key: Hashable = ("copy", prefixes)
                 args: tuple[Any, ...] = (self._prefix, *call)
             else:
-                function = partial(prefill, self._program.graph)
+                function, static = prefill, (self._program.graph,)
                 key = ("prefill", call.tokens.shape, prefixes, self._like)
                 args = (self._prefix, self._weights, call)
-            self._prefix = self._executables.get(key, function, args, donate=(0,))(*args)
+            self._prefix = self._executables.get(key, function, args, static, (0,))(*args)
 
     def decode(self, scheduler: Scheduler, idle_limit: int) -> None:
         """Decodes a chunk of steps."""
@@ -109,7 +129,7 @@ class Device:
         with self._executables.turn:
             inputs = DecodeInputs(self._prefix, queue, params, np.int32(idle_limit))
             args = (self._weights, inputs, self._suffix, scheduler.rows, self._cursor)
-            run = self._executables.get(key, partial(decode, self._program), args, donate=(2,))
+            run = self._executables.get(key, decode, args, (self._program,), donate=(2,))
             self._suffix, self._rows, self._output, self._cursor = run(*args)
 
     def resize(self, shape: CacheShape, entries: np.ndarray, rows: np.ndarray) -> None:

@@ -21,9 +21,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 CANDIDATES = 64
 """Blocks with the highest maxima in which a threshold is searched for first."""
 
-Weigh = Callable[[Array], Array]
-"""From scores to what each adds to the sum of those that are kept."""
-
 
 class Filters(NamedTuple):
     """How each row draws; see `request.SamplingParams`."""
@@ -121,30 +118,45 @@ def _threshold(
 ) -> Float[Array, "R"]:
     """The smallest score that top-k, then top-p keeps."""
     n = maxima.shape[-1]
-    highest, blocks = jax.lax.top_k(maxima, min(n, CANDIDATES + 1))
-    candidates = jnp.take_along_axis(logits, blocks[:, :CANDIDATES, None], axis=1)
-    outside = scores(highest[:, -1]) if n > CANDIDATES else jnp.full(top_k.shape, -jnp.inf)
+    if n > CANDIDATES:
+        highest, blocks = jax.lax.top_k(maxima, CANDIDATES + 1)
+        candidates = jnp.take_along_axis(logits, blocks[:, :CANDIDATES, None], axis=1)
+        outside = scores(highest[:, -1])
 
-    def cut(weigh: Weigh, need: Float[Array, "R"], active: Bool[Array, "R"]) -> Float[Array, "R"]:
-        def among(logits: Float[Array, "R m w"], active: Bool[Array, "R"]) -> Float[Array, "R"]:
-            at = scores(logits)
-            return smallest_kept(at, weigh(at), need, active)
+    def narrow(step: Array, threshold: Float[Array, "R"]) -> Float[Array, "R"]:
+        """The threshold after top-k, in step 0, or after top-p, in step 1."""
+        by_p = step == 1
+        active = jnp.where(by_p, top_p < 1, top_k > 0)
 
-        found = among(candidates, active)
-        # Every token above the highest score outside of the candidates is one of them. So a
-        # threshold that is not below that score keeps the same tokens of the whole vocabulary.
-        # A row's threshold depends on the row alone: only those that miss it search again.
-        missed = active & (found < outside)
-        again = lambda: jnp.where(missed, among(logits, missed), found)  # noqa: E731
-        return jax.lax.cond(jnp.any(missed), again, lambda: found)
+        def weigh(at: Float[Array, "R *b"]) -> Float[Array, "R *b"]:
+            kept = jnp.where(at >= _per_row(threshold, at), jnp.exp(at), 0.0)
+            return jnp.where(by_p, kept, 1.0)
 
-    by_k = cut(jnp.ones_like, top_k.astype(jnp.float32), top_k > 0)
+        def search() -> Float[Array, "R"]:
+            total = jnp.sum(weigh(scores(logits)), axis=(1, 2))
+            need = jnp.where(by_p, top_p * total, top_k.astype(jnp.float32))
 
-    def of_top_k(at: Float[Array, "R *b"]) -> Float[Array, "R *b"]:
-        return jnp.where(at >= _per_row(by_k, at), jnp.exp(at), 0.0)
+            def among(logits: Float[Array, "R m w"], active: Bool[Array, "R"]) -> Float[Array, "R"]:
+                at = scores(logits)
+                return smallest_kept(at, weigh(at), need, active)
 
-    total = jnp.sum(of_top_k(scores(logits)), axis=(1, 2))
-    return jnp.maximum(by_k, cut(of_top_k, top_p * total, top_p < 1))
+            if n <= CANDIDATES:
+                return among(logits, active)
+            found = among(candidates, active)
+            # Every token above the highest score outside of the candidates is one of them. So a
+            # threshold that is not below that score keeps the same tokens of the whole vocabulary.
+            # A row's threshold depends on the row alone: only those that miss it search again.
+            missed = active & (found < outside)
+            again = lambda: jnp.where(missed, among(logits, missed), found)  # noqa: E731
+            return jax.lax.cond(jnp.any(missed), again, lambda: found)
+
+        return jax.lax.cond(
+            jnp.any(active), lambda: jnp.maximum(threshold, search()), lambda: threshold
+        )
+
+    # A loop and not two searches, since they are most of what a decode program takes to compile.
+    nothing = jnp.full(top_k.shape, -jnp.inf, jnp.float32)
+    return jax.lax.fori_loop(0, 2, narrow, nothing)
 
 
 class _Bounds(NamedTuple):
