@@ -28,6 +28,7 @@ from malt_jax.planning.bases import parts_of
 from malt_jax.planning.chips import CHIPS, Chip, Target
 from malt_jax.planning.plan import plan_bases
 from malt_jax.planning.specs import find_spec
+from malt_jax.sampling import memory
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages.bases import check_one_device
 from malt_jax.storage.jsonl import read_lines
@@ -179,6 +180,16 @@ def test_only_the_weights_asked_for_last_are_held(models):
     _ = large.params
     assert np.array_equal(first, np.asarray(jax.tree.leaves(small.params)[0]))
     assert small.spec.family != large.spec.family and isinstance(small, malt.Model)
+
+
+def test_caches_are_planned_beside_the_weights_of_their_own_model(models, monkeypatch):
+    turns, held = Exchange(), []
+    loads = (lambda f=f: load_model(f) for f in dict.fromkeys(models.values()))
+    samplers = [Sampler(turns.add(load, "none")) for load in loads]
+    monkeypatch.setattr(memory, "free_bytes", lambda: held.append(turns._holder) or 1 << 30)
+    for sampler in samplers:
+        sampler.plan(8, 8, 1)
+    assert [model.spec.family for model in held] == [s.spec.family for s in samplers]
 
 
 def test_python_takes_a_model_per_role(runs, models):

@@ -209,6 +209,8 @@ class Sampler:
         return memory.bucket(self.config.prefix_buckets, need, self._attention.block)
 
     def plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> Plan:
+        # Weights that take turns on the device must lie on it before free memory is measured.
+        _ = self._params
         attention = self._attention
         limit = self.config.width or attention.siblings
         one = CacheShape(
