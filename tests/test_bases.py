@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import malt_jax as malt
 import tiny
 from malt_jax import cli, config
+from malt_jax.config.run import Config
 from malt_jax.data.role_data import RoleData
 from malt_jax.errors import UserError
 from malt_jax.models import exchange
@@ -28,9 +31,12 @@ from malt_jax.planning.bases import parts_of
 from malt_jax.planning.chips import CHIPS, Chip, Target
 from malt_jax.planning.plan import plan_bases
 from malt_jax.planning.specs import find_spec
+from malt_jax.progress import Progress
 from malt_jax.sampling import memory
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages.bases import check_one_device
+from malt_jax.stages.session import Session
+from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.tree.node import Tree
 from tiny_models import save_tokenizer
@@ -185,11 +191,42 @@ def test_only_the_weights_asked_for_last_are_held(models):
 def test_caches_are_planned_beside_the_weights_of_their_own_model(models, monkeypatch):
     turns, held = Exchange(), []
     loads = (lambda f=f: load_model(f) for f in dict.fromkeys(models.values()))
-    samplers = [Sampler(turns.add(load, "none")) for load in loads]
+    exchanged = [turns.add(load, "none") for load in loads]
+    samplers = [Sampler(model) for model in exchanged]
+    assert turns.loads == len(samplers)  # none was read again to make its sampler
     monkeypatch.setattr(memory, "free_bytes", lambda: held.append(turns._holder) or 1 << 30)
     for sampler in samplers:
         sampler.plan(8, 8, 1)
     assert [model.spec.family for model in held] == [s.spec.family for s in samplers]
+
+
+@pytest.fixture
+def session_in(tmp_path) -> Callable[..., Session]:
+    def make(config: Config, **shared) -> Session:
+        run = Path(tempfile.mkdtemp(dir=tmp_path))
+        manifest.create(run, {})
+        return Session(config, run, Progress(quiet=True), **shared)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_a_variant_with_a_base_of_its_own_reads_no_other_one(models, session_in, monkeypatch):
+    both, read = config.from_dict(settings(models)), []
+    monkeypatch.setattr(
+        "malt_jax.models.model.load_model",
+        lambda path, **how: read.append(path) or load_model(path, **how),
+    )
+    alone = config.from_dict({**settings(models), "pipeline": tiny.SMALL["pipeline"]})
+    parent = session_in(alone)
+    variant = session_in(both, shared=parent)
+    for role in ROLES:
+        variant.bases.model_of(role)
+    assert read == [str(models["generator"]), str(models["verifier"])]
+    assert variant.sampler is parent.sampler
+    assert variant.bases.sampler_of("verifier").stats is parent.sampler.stats
+    known = manifest.load(variant.run)
+    assert known["model"]["path"] == read[0]
+    assert {role: facts["path"] for role, facts in known["bases"].items()} == {"verifier": read[1]}
 
 
 def test_python_takes_a_model_per_role(runs, models):

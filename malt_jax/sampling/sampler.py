@@ -25,7 +25,6 @@ from malt_jax.checks import check
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
-from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.sharding import mesh_parts
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
@@ -83,7 +82,7 @@ class Sampler:
             quantise_kernels(model.params) if self.config.weights == "int8" else None
         )
         self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
-        self.dtype = weights_dtype(model.params)
+        self.dtype = model.dtype
         """Dtype of weights and activations."""
         self._attention = choose_attention(
             self.config.attention, self._platform, self.spec, self.dtype
