@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from malt_jax.memory import host_memory
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.mesh import WEIGHT_SHARE, device_memory
 from malt_jax.models.model import Model
@@ -29,7 +29,7 @@ def memory_here() -> int | None:
     """Bytes of memory of a device of this machine; on a CPU the machine's."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return host_memory()
     return device_memory(device)
 
 
