@@ -142,7 +142,9 @@ class Bases:
         from malt_jax.models.exchange import Exchange, fit_together, memory_here
 
         together = fit_together([base_bytes(c) for c in (*self._held, *own)], memory_here())
-        how = "resident together" if together else "one at a time, read again when it is needed"
+        how = (
+            "resident together" if together else "one at a time, each read again when it is needed"
+        )
         self._session.progress.note(f"{counted(len(own), 'base model')}: {how}")
         return None if together else Exchange()
 
@@ -228,14 +230,13 @@ def check_one_device(config: Config, devices: int) -> None:
 def facts_of_bases(run: RunDir) -> dict[str, Any]:
     """What a run's manifest says of its models, for a run inside it that uses the same ones."""
     known = manifest.load(run)
-    own = {"bases": known["bases"]} if "bases" in known else {}
-    return {"model": known.get("model"), **own}
+    return {name: known[name] for name in ("model", "bases") if known.get(name)}
 
 
-def base_hashes(facts: Mapping[str, Any]) -> list[str | None]:
-    """The hashes of a run's model and of its roles' own, as `facts_of_bases` has them."""
-    own = (base["fingerprint"] for _, base in sorted(facts.get("bases", {}).items()))
-    return [(facts["model"] or {}).get("fingerprint"), *own]
+def base_hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of `facts_of_bases` that are known: the model's, and those of roles by name."""
+    every = {"": facts.get("model"), **facts.get("bases", {})}
+    return {name: base["fingerprint"] for name, base in every.items() if base}
 
 
 def base_bytes(config: ModelConfig) -> int:
