@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from malt_jax.checks import show, whole_number
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.errors import Unavailable, UserError, first_line
+from malt_jax.hang import Watch
 from malt_jax.storage import writers
 
 COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PROCESS"
@@ -87,8 +89,8 @@ def initialize(config: MeshConfig) -> None:
     """Connects this process to the others of the run; does nothing if it is the only one.
 
     Call it before JAX is first used. When a process dies, JAX's heartbeat ends the others after at
-    most `mesh.heartbeat` seconds, with a message that names the one that is gone. Raises
-    Unavailable if the others do not connect.
+    most `mesh.heartbeat` seconds, with a message that names the one that is gone. When one hangs,
+    all end after `mesh.hang` seconds (`hang.py`). Raises Unavailable if the others do not connect.
     """
     import jax
 
@@ -121,7 +123,11 @@ def initialize(config: MeshConfig) -> None:
         ) from error
     # A cluster may have given this run a single process, which has nobody to wait for.
     if jax.process_count() > 1:
-        writers.join(jax.process_index() == 0, _meet, _any_of)
+        process, client = jax.process_index(), _client()
+        watch = Watch(client, process, jax.process_count(), config.hang)
+        writers.join(process == 0, partial(_meet, watch), partial(_any_of, watch))
+        if config.hang:
+            watch.start()
 
 
 def leave(status: int) -> int:
@@ -133,12 +139,9 @@ def leave(status: int) -> int:
     """
     if not writers.several():
         return status
-    from jax._src.distributed import global_state  # no public API has a time limit
-
     try:
-        client: Any = global_state.client
         # The limit is in milliseconds.
-        client.wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
+        _client().wait_at_barrier("malt leaves", 1000 * LEAVE_SECONDS)
     except Exception:  # the others do something else, or are gone
         # `os._exit` runs no exit handlers, where JAX would wait, and writes out no buffers.
         sys.stdout.flush()
@@ -161,20 +164,30 @@ def another_gone(error: Exception) -> str | None:
     )
 
 
-def _meet(place: str) -> None:
+def _client() -> Any:
+    """The client of JAX's coordination service."""
+    # Private, because the public API has neither its key-value store nor barriers with a limit.
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def _meet(watch: Watch, place: str) -> None:
     """Waits until every process of the run has reached this place in the program."""
     from jax.experimental import multihost_utils
 
     # JAX compares the names of the places and raises an error where they differ.
-    multihost_utils.sync_global_devices(place)
+    with watch.waiting(place):
+        multihost_utils.sync_global_devices(place)
 
 
-def _any_of(flag: bool) -> bool:
+def _any_of(watch: Watch, flag: bool, place: str, patient: bool) -> bool:
     """Whether the flag is set in any process."""
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    with watch.waiting(place, patient):
+        return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _number(field: int | None, name: str, env: Mapping[str, str]) -> int | None:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import threading
+
 import pytest
 
 from malt_jax.config.mesh import MeshConfig
-from malt_jax.distributed import COORDINATOR, PROCESS, PROCESSES, Place, detectable, find_place
+from malt_jax.distributed import (
+    COORDINATOR,
+    PROCESS,
+    PROCESSES,
+    Place,
+    detectable,
+    find_place,
+    initialize,
+)
 from malt_jax.errors import UserError
+from malt_jax.hang import Standing, Watch, describe, missing
+from malt_jax.storage import writers
 
 
 def test_alone_nothing_is_looked_for():
@@ -65,3 +78,71 @@ def test_a_place_of_no_number_is_refused(env):
 def test_a_number_of_slurms_that_is_none_is_refused():
     with pytest.raises(UserError, match="SLURM_NTASKS"):
         detectable({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4(x2)"})
+
+
+def waits(count: int, seconds: float) -> Standing:
+    return Standing(count=count, waits=True, seconds=seconds)
+
+
+WORKS = Standing(count=6, seconds=900.0)
+
+
+@pytest.mark.parametrize(
+    ("standings", "late"),
+    [
+        ([waits(7, 60.0), WORKS], [1]),
+        ([waits(7, 60.0), WORKS, waits(7, 1.0), Standing()], [1, 3]),
+        ([waits(8, 61.0), waits(7, 70.0)], [1]),
+        ([waits(7, 59.0), WORKS], []),  # not yet
+        ([waits(7, 60.0), waits(7, 60.0)], []),  # all came, so none is missing
+        ([WORKS, WORKS, Standing(count=2, seconds=900.0)], []),  # nobody waits
+    ],
+)
+def test_those_are_missing_for_whom_another_has_waited_too_long(standings, late):
+    assert missing(dict(enumerate(standings)), 60.0) == late
+
+
+def test_the_sentence_names_what_hangs_and_where_the_others_wait():
+    hung = Standing("b", 6, "safe point", calls="read (files.py:3) < load (files.py:9)")
+    standings = {0: waits(7, 1500.0), **dict.fromkeys(range(1, 8), hung)}
+    said = describe(standings, list(range(1, 8)))
+    assert "process 1 (b) hangs: it came last to exchange 6 (safe point)" in said
+    assert "read (files.py:3)" in said and "process 6" not in said and "2 more" in said
+    assert "waited 1,500 s at exchange 7" in said and "status 75" in said
+
+
+class Client:
+    """The key-value store of one process, which must not read what all publish."""
+
+    def __init__(self):
+        self.kept: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+        self.kept[key] = value
+
+
+def test_a_process_publishes_where_it_waits_and_a_patient_wait_is_none():
+    client = Client()
+    watch = Watch(client, 3, 4, limit=60.0)
+    seen = []
+    for patient in (False, True):
+        with watch.waiting("shards recovered", patient):
+            watch._look()
+        seen.append(Standing(**json.loads(client.kept["malt hang/3"])))
+    assert [one.waits for one in seen] == [True, False]
+    assert [one.count for one in seen] == [1, 2] and seen[1].place == "shards recovered"
+    assert "_look (hang.py" in seen[0].calls
+
+
+def test_work_that_may_take_any_time_is_waited_for_with_patience(monkeypatch):
+    monkeypatch.setattr(writers, "_processes", [])
+    asked = []
+    writers.join(True, print, lambda flag, place, patient: bool(asked.append(patient)))
+    writers.on_writer(lambda: None)
+    writers.on_writer(lambda: None, patient=True)
+    assert asked == [False, True]
+
+
+def test_a_single_process_is_not_watched():
+    initialize(MeshConfig())
+    assert "hang" not in [thread.name for thread in threading.enumerate()]

@@ -39,6 +39,7 @@ from malt_jax.data.role_data import RoleData
 from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.export.peft import write_peft
+from malt_jax.hang import Watch
 from malt_jax.models.hub import local_folder
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
@@ -57,6 +58,7 @@ from malt_jax.stages import train as train_stage
 from malt_jax.stages.policies import start as start_identity
 from malt_jax.stages.session import Session, load_split, load_task
 from malt_jax.stages.variants import planned
+from malt_jax.storage import writers
 from malt_jax.storage.rundir import RunDir
 from malt_jax.training import fit, phase
 from malt_jax.training.loop import TrainOutcome, _batches
@@ -422,6 +424,9 @@ def joining(made: Config, folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.distributed, "is_initialized", lambda: False)
         patch.setattr(jax.distributed, "initialize", lambda **given: said.update(given))
+        patch.setattr(jax, "process_count", lambda: 2)
+        patch.setattr(writers, "_processes", [])
+        patch.setattr(Watch, "start", lambda watch: said.update(hang=watch._limit))
         before = jax.config.jax_cpu_collectives_implementation
         try:
             distributed.initialize(made.mesh)
@@ -844,6 +849,9 @@ EFFECTS: dict[str, Effect] = {
     "mesh.process": Effect(joining, 1, {"mesh.coordinator": "a:1", "mesh.processes": 2}),
     "mesh.heartbeat": Effect(
         joining, 50, {"mesh.coordinator": "a:1", "mesh.processes": 2, "mesh.process": 0}
+    ),
+    "mesh.hang": Effect(
+        joining, 0, {"mesh.coordinator": "a:1", "mesh.processes": 2, "mesh.process": 0}
     ),
     "ablations.N.name": Effect(systems, "b", {"ablations": ABLATION}, "ablations.0.name"),
     "ablations.N.set": Effect(

@@ -12,6 +12,7 @@ import cli_run
 from malt_jax import cli
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import hung
 import pods
 
 WORDS = list(cli_run.flags()[:-2])
@@ -41,6 +42,16 @@ def test_the_others_end_when_one_is_killed_and_the_same_command_makes_the_same_r
     assert pods.differences(alone, run) == []
     assert (run / "report.html").exists()
     assert run.with_name("run.1.log").read_text().count("accuracy") == 0  # process 0 alone speaks
+
+
+def test_a_process_that_hangs_is_named_in_time_and_all_end_to_be_started_again(tmp_path):
+    run = hung.measure("sleep", 1, hang=3, folder=tmp_path)
+    assert [process.popen.returncode for process in run] == [75, 75]
+    assert all(2 < process.named < process.ended < 12 for process in run)
+    for process in run:
+        said = process.log.read_text()
+        assert "process 1 (" in said and "process 0 (" not in said
+        assert "in stand_still (hung.py:" in said and "(safe point)" in said
 
 
 def test_what_one_process_refuses_ends_all_with_its_message(run):

@@ -81,7 +81,8 @@ class EvalConfig:
     temperatures: tuple[float, ...] = ()
     """Evaluate every system at each of these; default: once, at the roles' own temperatures."""
     stop_when_certain: bool = False
-    """Draw no more of a question once none of its votes can change; pass@k is then not known."""
+    """Draw no more of a question once none of its votes can change. Tokens and seconds of votes are
+    then estimated, and pass@k and weighted votes are not known."""
     models: tuple[str, ...] = ()
     """Hugging Face folders or PEFT adapters to evaluate beside it, as systems of one role."""
 

@@ -31,6 +31,8 @@ class MeshConfig:
     """This process's index."""
     heartbeat: int = 100
     """Seconds without a sign of life after which a process counts as dead and the others end."""
+    hang: int = 1500
+    """Seconds that processes wait for one that hangs, before all end and name it; 0: no limit."""
 
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor", "expert", "slices"):
@@ -39,3 +41,4 @@ class MeshConfig:
         check(
             self.heartbeat >= 10, f"heartbeat: found {self.heartbeat}, allowed: 10 or more seconds."
         )
+        check(self.hang >= 0, f"hang: found {self.hang}, allowed: 0 (no limit) or more seconds.")

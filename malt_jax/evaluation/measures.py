@@ -84,9 +84,16 @@ def weighted(drawn: Drawn, voted: Bool[np.ndarray, " U"]) -> Weighted | None:
 
 
 def tokens_by_votes(drawn: Drawn) -> list[float]:
-    """Generated tokens per question of the first 1, 2, ... draws."""
-    tokens = np.array([[record.tokens for record in records] for records in drawn], np.float64)
-    return np.cumsum(tokens, axis=1).mean(axis=0).tolist()
+    """Generated tokens per question of the first 1, 2, ... draws.
+
+    Draws that some questions leave out are estimated by the mean of those that all of them have,
+    because the others are of the questions that are harder to agree on.
+    """
+    common = min(sum(bool(record.turns) for record in records) for records in drawn)
+    tokens = np.array([[r.tokens for r in records[:common]] for records in drawn], np.float64)
+    known = np.cumsum(tokens, axis=1).mean(axis=0)
+    votes = range(common + 1, len(drawn[0]) + 1)
+    return [*known.tolist(), *(float(known[-1]) * k / common for k in votes)]
 
 
 def votes_for_tokens(by_votes: Sequence[float], tokens: float) -> int:

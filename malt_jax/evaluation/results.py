@@ -302,7 +302,7 @@ def _row(
         "label": info.label if votes == 1 else f"{info.label}, vote of {votes}",
         "votes": votes,
         "calls": _calls(draws, votes),
-        "tokens": sum(record.tokens for record in every) / len(used),
+        "tokens": measures.tokens_by_votes([draws[unit] for unit in units.pairs])[votes - 1],
         "accuracy": float(correct.mean()),
         "interval": list(statistics.wilson_interval(int(correct.sum()), len(used), confidence)),
         "seconds": None if info.seconds is None else info.seconds * votes,

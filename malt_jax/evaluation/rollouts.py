@@ -108,7 +108,7 @@ def run_systems(
     context: RolloutContext,
     stop_when_certain: bool = False,
 ) -> tuple[dict[str, list[DrawRecord]], dict[str, float]]:
-    """The draws of every system on every question, and each system's seconds per draw.
+    """The draws of every system on every question, and each system's mean seconds per draw.
 
     A call's seconds are its share, by tokens, of the batch in which it was sampled; a shared call
     counts in full for every system that uses it.
@@ -119,27 +119,31 @@ def run_systems(
     found: dict[tuple[str, str], list[DrawRecord]] = {
         (system.name, question.id): [] for system in systems for question in questions
     }
-    seconds: dict[str, float] = defaultdict(float)
+    seconds: dict[tuple[str, int], float] = defaultdict(float)
     # A call of an earlier wave may be a later one's of another system.
-    sampled: dict[UniqueCall, Sampled] = {}
+    earlier: dict[UniqueCall, Sampled] = {}
     while wave := _wave(systems, questions, found, stop_when_certain):
         # Turn by turn over all systems and not system by system: only so do those with a common
         # beginning meet in one batch and share its calls.
         for turn in range(max(len(agent.system.turns) for agent in wave)):
             taking = [agent for agent in wave if turn < len(agent.system.turns)]
-            _take_turn(taking, turn, context, seconds, sampled)
+            _take_turn(taking, turn, context, seconds, earlier if stop_when_certain else {})
         for (name, question_id, _), group in _by_draw(wave).items():
             found[name, question_id].append(_record(group))
     draws: dict[str, list[DrawRecord]] = {}
+    means = {}
     for system in systems:
-        drawn = sum(len(found[system.name, question.id]) for question in questions)
-        seconds[system.name] /= drawn
+        own = [found[system.name, question.id] for question in questions]
+        # What only some questions draw takes longer: these are the hard ones.
+        common = min(map(len, own))
+        total = sum(seconds[system.name, draw] for draw in range(common))
+        means[system.name] = total / (common * len(questions))
         draws[system.name] = [
             record
-            for question in questions
-            for record in _with_left_out(found[system.name, question.id], question, system.draws)
+            for drawn, question in zip(own, questions, strict=True)
+            for record in _with_left_out(drawn, question, system.draws)
         ]
-    return draws, {system.name: seconds[system.name] for system in systems}
+    return draws, means
 
 
 def _wave(
@@ -176,12 +180,13 @@ def _take_turn(
     agents: Sequence[Agent],
     number: int,
     context: RolloutContext,
-    seconds: dict[str, float],
+    seconds: dict[tuple[str, int], float],
     sampled: dict[UniqueCall, Sampled],
 ) -> None:
     """Turn `number` of every agent: unique calls are sampled once, equal answers graded once.
 
-    `sampled` has the calls of earlier waves, and then also those of this turn.
+    `sampled` has the calls of earlier waves, and then also those of this turn. To `seconds`, by
+    system and draw, those of this turn are added.
     """
     # What everybody said before this turn: nobody may read what is written during it.
     latest = {
@@ -232,7 +237,7 @@ def _take_turn(
                 unclosed=result.said.unclosed,
             )
         )
-        seconds[agent.system.name] += result.seconds
+        seconds[agent.system.name, agent.draw] += result.seconds
 
 
 def _call(agent: Agent, number: int, others: list[str], context: RolloutContext) -> UniqueCall:

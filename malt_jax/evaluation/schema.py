@@ -57,10 +57,10 @@ class VotedRow(TypedDict):
     label: str
     votes: int
     calls: int  # per question, rounded up where questions differ
-    tokens: float  # generated, per question; draws that were left out have none
+    tokens: float  # generated, per question; estimated where draws were left out
     accuracy: float
     interval: list[float]
-    seconds: float | None  # per question with all draws, if they were measured
+    seconds: float | None  # per question, if they were measured; as if no draw was left out
     unparsed: int  # draws without an answer
     truncated: int  # draws with a turn that was cut at its token limit
     unclosed: NotRequired[int]  # of a thinking model: draws with a turn that ended in its thought

@@ -90,8 +90,8 @@ def by_turn(results: Results) -> Section:
     return Section(
         "By turn",
         Table(columns, rows),
-        "Counted over all draws of a system. A row of the results without a vote uses the first "
-        "draw of each question, so the two may differ a little.",
+        "Counted over the draws that every question has. A row of the results without a vote uses "
+        "the first draw of each question, so the two may differ a little.",
     )
 
 
@@ -299,7 +299,13 @@ def failures(results: Results) -> Section:
     columns += numbers("answers not parsed", "draws cut at the limit")
     columns += numbers(*["thoughts not closed"] * thinks, *["draws left out"] * stops)
     columns += numbers("ties", "seconds")
-    return Section("Failures and time", Table(columns, rows), "Seconds are per question.")
+    note = "Seconds are per question."
+    if stops:
+        note += (
+            " Draws were left out where no vote could change: calls, tokens and seconds are those "
+            "of all draws, tokens and seconds by the mean of the draws that every question has."
+        )
+    return Section("Failures and time", Table(columns, rows), note)
 
 
 def records(results: Results) -> Section:

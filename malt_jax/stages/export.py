@@ -75,7 +75,7 @@ def export(session: Session) -> None:
             for _ in journal.pending({"dataset": dataset}, folders=True):
                 on_writer(lambda: _write_dataset(session, dataset))
     if repository := config.export.push_to_hub:
-        on_writer(lambda: _push_once(session, repository))
+        on_writer(lambda: _push_once(session, repository), patient=True)
 
 
 def _wants_dataset(session: Session) -> bool:

@@ -69,8 +69,8 @@ def join(session: Session, places: Sequence[str], minutes: float = 0.0) -> None:
         fetched = temporary(session.run.path / "slices")
         try:
             if minutes:
-                on_writer(lambda: wait_for(session, places, minutes))
-            on_writer(lambda: _take(session, journal, places, fetched))
+                on_writer(lambda: wait_for(session, places, minutes), patient=True)
+            on_writer(lambda: _take(session, journal, places, fetched), patient=True)
         finally:
             shutil.rmtree(fetched, ignore_errors=True)
     session.progress.note(f"{STAGE}: joined {len(places)} slices")

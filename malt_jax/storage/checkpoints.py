@@ -110,7 +110,8 @@ class CheckpointFolder:
         if not self._save_seconds:
             return False
         # All processes save or none does, so their clocks are not asked one by one.
-        return any_of(time.monotonic() - self._saved_at > self._save_seconds)
+        due = time.monotonic() - self._saved_at > self._save_seconds
+        return any_of(due, "checkpoint due")
 
     def stop_requested(self) -> bool:
         return signals.stop_requested()

@@ -80,7 +80,10 @@ class RunDir:
         request = Request(config, free, complete or Request.complete)
         opened: list[RunDir] = []
         # Process 0 creates or opens the run; the others read what it made and hold no lock.
-        on_writer(lambda: opened.append(cls._open(path, request, command, facts, mirror, inside)))
+        on_writer(
+            lambda: opened.append(cls._open(path, request, command, facts, mirror, inside)),
+            patient=mirror is not None,
+        )
         if not opened:
             return cls.existing(path)
         if mirror:

@@ -29,7 +29,7 @@ def signal_received() -> bool:
 
 def stop_requested() -> bool:
     """Whether a signal has asked this process, or another one of the run, to stop."""
-    return any_of(signal_received())
+    return any_of(signal_received(), "safe point")
 
 
 def raise_if_stopped() -> None:

@@ -13,14 +13,16 @@ from malt_jax.errors import Unavailable, UserError
 
 # Empty for a single process, else one entry: whether this process writes, its barrier, and its
 # "any" over all processes.
-_processes: list[tuple[bool, Callable[[str], None], Callable[[bool], bool]]] = []
+_processes: list[tuple[bool, Callable[[str], None], Callable[[bool, str, bool], bool]]] = []
 
 
-def join(writes: bool, meet: Callable[[str], None], any_of: Callable[[bool], bool]) -> None:
+def join(
+    writes: bool, meet: Callable[[str], None], any_of: Callable[[bool, str, bool], bool]
+) -> None:
     """Makes this process one of several.
 
-    `meet(place)` returns once all processes are at that place; `any_of(flag)` returns whether the
-    flag of any process is set.
+    `meet(place)` returns once all processes are at that place; `any_of(flag, place, patient)`
+    returns whether the flag of any process is set, and with `patient` it may take any time.
     """
     _processes[:] = [(writes, meet, any_of)]
 
@@ -41,13 +43,17 @@ def wait_for_all(place: str) -> None:
         _processes[0][1](place)
 
 
-def any_of(flag: bool) -> bool:
+def any_of(flag: bool, place: str, patient: bool = False) -> bool:
     """Whether the flag of any process is set; every process gets the same answer."""
-    return _processes[0][2](flag) if _processes else flag
+    return _processes[0][2](flag, place, patient) if _processes else flag
 
 
-def on_writer(work: Callable[[], None]) -> None:
-    """Process 0 does `work` while the others wait; a `UserError` in it ends all of them."""
+def on_writer(work: Callable[[], None], patient: bool = False) -> None:
+    """Process 0 does `work` while the others wait; a `UserError` in it ends all of them.
+
+    With `patient` the work may take any time, such as an upload; else it counts as hung after
+    `mesh.hang` seconds.
+    """
     refused = None
     if is_writer():
         try:
@@ -56,8 +62,9 @@ def on_writer(work: Callable[[], None]) -> None:
             refused = error
     # Every process must make this call, whether it did the work or not: it is a collective
     # operation, and without one of them the others would wait forever.
-    if any_of(refused is not None):
+    if any_of(refused is not None, "process 0 has written", patient):
         # All end with one status, by which a launcher decides whether to start them again.
-        may_pass = any_of(refused is not None and refused.status == Unavailable.status)
+        status = refused.status if refused else None
+        may_pass = any_of(status == Unavailable.status, "process 0 was refused")
         kind = Unavailable if may_pass else UserError
         raise refused or kind("process 0 of this run was refused; its message says why.")
