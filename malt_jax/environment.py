@@ -19,6 +19,7 @@ from typing import Any
 from malt_jax.checks import show
 from malt_jax.errors import Unavailable, UserError, first_line
 from malt_jax.escape import one_line
+from malt_jax.memory import CONTROL_GROUP, number_in
 
 PINNED: dict[str, Any] = {
     "jax_enable_x64": False,
@@ -192,26 +193,17 @@ def _free_memory() -> int | None:
     if "MemAvailable:" in found:
         # The kernel writes these numbers in KiB.
         bounds.append(1024 * (found["MemAvailable:"] + found.get("SwapFree:", 0)))
-    group = Path("/sys/fs/cgroup")
-    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    limit, used = (number_in(CONTROL_GROUP / f"memory.{name}") for name in ("max", "current"))
     if limit is not None and used is not None:
         # The group's use includes cached files, which the kernel drops when memory is needed.
-        cached = _numbers(group / "memory.stat").get("inactive_file", 0)
+        cached = _numbers(CONTROL_GROUP / "memory.stat").get("inactive_file", 0)
         bounds.append(limit - used + cached)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     # This limit counts addresses, so it is compared with all mapped pages, resident or not.
-    pages = _number("/proc/self/statm")
+    pages = number_in("/proc/self/statm")
     if limit != resource.RLIM_INFINITY and pages is not None:
         bounds.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(bounds)) if bounds else None
-
-
-def _number(path: str | Path) -> int | None:
-    """The number a file of the kernel begins with; None where there is none."""
-    try:
-        return int(Path(path).read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _numbers(path: str | Path) -> dict[str, int]:

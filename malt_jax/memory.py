@@ -5,8 +5,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import resource
 from pathlib import Path
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where the kernel shows the limits of this process's control group, such as a container's."""
+
+
+def number_in(path: str | Path) -> int | None:
+    """The number that a file of the kernel begins with; None where there is none."""
+    try:
+        return int(Path(path).read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of this process's control group if that has less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, number_in(CONTROL_GROUP / "memory.max") or machine)
 
 
 def peak_bytes() -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from malt_jax.storage.rundir import RunDir
 from malt_jax.tree.node import Tree
 
 if TYPE_CHECKING:
+    from malt_jax.config.model import ModelConfig
     from malt_jax.sampling.sampler import Sampler
 
 __all__ = ["Answer", "OnText", "Pipeline", "Turn"]
@@ -75,32 +76,25 @@ class Pipeline:
 
     @cached_property
     def answerer(self) -> Answerer:
-        """The chain over the run's sampler."""
-        bases = self._session.bases
-        return self._over(bases.each(bases.sampler_of))
+        """The chain over the run's samplers."""
+        return self._over(self._session.bases.sampler)
 
     def answerer_with(self, on_chunk: Callable[[], None]) -> Answerer:
-        """The chain over a sampler of its own, which calls `on_chunk` between decode chunks.
+        """The chain over samplers of its own, which call `on_chunk` between decode chunks.
 
         What `on_chunk` raises ends the call.
         """
         bases = self._session.bases
-        made: dict[int, Sampler] = {}
+        return self._over(lambda base: bases.make_sampler(bases.model(base), on_chunk))
 
-        def sampler(role: str) -> Sampler:
-            model = bases.model_of(role)
-            if id(model) not in made:
-                made[id(model)] = bases.make_sampler(model, on_chunk)
-            return made[id(model)]
-
-        return self._over(bases.each(sampler))
-
-    def _over(self, samplers: Sampler | Mapping[str, Sampler]) -> Answerer:
+    def _over(self, sampler: Callable[[ModelConfig], Sampler]) -> Answerer:
         session = self._session
+        # All at once: a server's threads, which ask for them later, must not load models.
+        samplers = {base: sampler(base) for base in session.config.bases}
         # Each question asks every role in turn, so weights that were dropped would be loaded again.
         policies = policies_after(session, session.config.rounds - 1, keep_all=True)
         return Answerer(
-            samplers,
+            {role: samplers[session.config.model_of(role)] for role in policies},
             session.pipeline,
             policies,
             session.task.grader,

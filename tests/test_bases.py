@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import sys
+import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,21 +19,35 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 import malt_jax as malt
+import malt_jax.memory
 import tiny
 from malt_jax import cli, config
+from malt_jax.commands.launch import check_input, look
+from malt_jax.config.lora import LoraConfig
+from malt_jax.config.run import Config
 from malt_jax.data.role_data import RoleData
 from malt_jax.errors import UserError
+from malt_jax.export.peft import write_peft
 from malt_jax.models import exchange
 from malt_jax.models.exchange import Exchange, fit_together
+from malt_jax.models.lora import init_adapter
 from malt_jax.models.model import load_model
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.pipeline import Pipeline
 from malt_jax.planning.bases import parts_of
 from malt_jax.planning.chips import CHIPS, Chip, Target
-from malt_jax.planning.plan import plan_bases
+from malt_jax.planning.needs import count_needs
+from malt_jax.planning.plan import lay_out, plan_bases
 from malt_jax.planning.specs import find_spec
+from malt_jax.planning.work import Assumptions
+from malt_jax.progress import Progress
+from malt_jax.sampling import memory
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.stages.bases import check_one_device
+from malt_jax.stages.join import _check_weights
+from malt_jax.stages.other_models import load_other
+from malt_jax.stages.session import Session
+from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
 from malt_jax.tree.node import Tree
 from tiny_models import save_tokenizer
@@ -66,7 +84,7 @@ def settings(models: dict[str, Path]) -> dict:
     roles = [dict(role) for role in data["pipeline"]["roles"]]
     # One phase over the run's model and two over the verifier's: few programs to compile.
     roles[0]["train"], roles[2]["train"] = "none", "sft"
-    roles[1]["model"] = {"path": str(models["verifier"])}
+    roles[1] |= {"model": {"path": str(models["verifier"])}, "training": {"lora": {"rank": 16}}}
     data |= {"pipeline": {"roles": roles}, "search": {"block": 2}, "data": {"influence": True}}
     data["task"] = {**data["task"], "num_eval": 2}
     data["eval"] = {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"}
@@ -148,14 +166,21 @@ def test_exports_manifest_and_cards_name_each_roles_base(runs, models):
     cards = {role: (runs[0] / "export" / role / "README.md").read_text() for role in ROLES}
     assert "### PEFT" in cards["verifier"] and "export/refiner/adapter" not in cards["verifier"]
     assert "export/refiner/adapter" in cards["generator"]
+    assert "--max-lora-rank 16" in cards["verifier"]
+    assert "--max-lora-rank 8" in cards["refiner"] and "(verifier) answer over" in cards["refiner"]
     known = json.loads((runs[0] / "manifest.json").read_text())
     assert known["bases"]["verifier"]["path"] == str(models["verifier"])
     assert known["bases"]["verifier"]["fingerprint"] != known["model"]["fingerprint"]
 
 
 def test_a_finished_run_answers_with_each_roles_base(runs):
-    turns = Pipeline.load(runs[0], trust_task_code=True).ask("1+1=?", votes=1).turns
+    pipeline = Pipeline.load(runs[0], trust_task_code=True)
+    turns = pipeline.ask("1+1=?", votes=1).turns
     assert [turn.role for turn in turns] == list(ROLES)
+    # Made at once and not when a thread of a server asks for them.
+    for samplers in (pipeline.answerer.samplers, pipeline.answerer_with(int).samplers):
+        assert isinstance(samplers, dict) and list(samplers) == list(ROLES)
+        assert samplers["generator"] is samplers["refiner"] is not samplers["verifier"]
 
 
 def test_other_weights_of_a_roles_base_are_refused(runs, models):
@@ -181,6 +206,98 @@ def test_only_the_weights_asked_for_last_are_held(models):
     assert small.spec.family != large.spec.family and isinstance(small, malt.Model)
 
 
+def test_caches_are_planned_beside_the_weights_of_their_own_model(models, monkeypatch):
+    turns, held = Exchange(), []
+    loads = (lambda f=f: load_model(f) for f in dict.fromkeys(models.values()))
+    exchanged = [turns.add(load, "none") for load in loads]
+    samplers = [Sampler(model) for model in exchanged]
+    assert turns.loads == len(samplers)  # none was read again to make its sampler
+    monkeypatch.setattr(memory, "free_bytes", lambda: held.append(turns._holder) or 1 << 30)
+    for sampler in samplers:
+        sampler.plan(8, 8, 1)
+    assert [model.spec.family for model in held] == [s.spec.family for s in samplers]
+
+
+@pytest.fixture
+def session_in(tmp_path) -> Callable[..., Session]:
+    def make(config: Config, **shared) -> Session:
+        run = Path(tempfile.mkdtemp(dir=tmp_path))
+        manifest.create(run, {"versions": {}, "config_sha256": ""})
+        return Session(config, run, Progress(quiet=True), **shared)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_each_base_is_read_once_by_who_uses_it_and_shared_with_variants(
+    models, session_in, monkeypatch
+):
+    both, read = config.from_dict(settings(models)), []
+    monkeypatch.setattr(
+        "malt_jax.models.model.load_model",
+        lambda path, **how: read.append(path) or load_model(path, **how),
+    )
+    lone = session_in(both)
+    assert lone.bases.sampler_of("verifier").stats is lone.bases.stats
+    assert lone.meter()()["completions"] == 0 and read == [str(models["verifier"])]
+    read.clear()
+    alone = config.from_dict({**settings(models), "pipeline": tiny.SMALL["pipeline"]})
+    parent = session_in(alone)
+    variant = session_in(both, shared=parent)
+    for role in ROLES:
+        variant.bases.model_of(role)
+    assert read == [str(models["generator"]), str(models["verifier"])]
+    assert variant.sampler is parent.sampler
+    assert variant.bases.sampler_of("verifier").stats is parent.sampler.stats
+    known = manifest.load(variant.run)
+    assert known["model"]["path"] == read[0]
+    assert {role: facts["path"] for role, facts in known["bases"].items()} == {"verifier": read[1]}
+
+
+def test_other_models_are_measured_over_the_bases_and_take_turns_with_them(
+    models, session_in, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(exchange, "fit_together", lambda weights, memory: False)
+    session = session_in(config.from_dict(settings(models)))
+    for role in ("generator", "verifier"):
+        sampler, _ = load_other(session, f"{models[role]}/../{models[role].name}")
+        assert sampler is session.bases.sampler_of(role)
+    other, _ = load_other(session, str(shutil.copytree(models["verifier"], tmp_path / "other")))
+    assert session.bases.exchange and session.bases.exchange._holder is other.model
+
+
+def test_a_variant_whose_adapter_does_not_fit_its_base_is_refused_at_launch(models, tmp_path):
+    spec, lora = find_spec(str(models["generator"]))[0], LoraConfig(rank=2)
+    write_peft(tmp_path, spec, init_adapter(spec, lora, jax.random.key(0)), lora, "base", None)
+    data = settings(models)
+    data["pipeline"]["roles"][2] |= {"adapter": str(tmp_path)}
+    swapped = {"pipeline.roles.2.model.path": str(models["verifier"])}
+    data["ablations"] = [{"name": "large", "set": swapped}]
+    session = look(config.from_dict(data), Progress(quiet=True))
+    with pytest.raises(UserError, match=r"ablations\.large.*pipeline\.roles\.2\.adapter"):
+        check_input(session, prompts=False)
+
+
+@pytest.mark.parametrize("known", [{}, {"model": "a"}, {"model": "a", "bases": "b"}])
+def test_a_run_that_knows_not_all_of_its_bases_joins_slices_that_do(known, tmp_path):
+    def run(name: str, model: str | None = None, bases: str | None = None) -> Path:
+        facts: dict = {"versions": {}, "config_sha256": ""}
+        if model:
+            facts["model"] = {"path": "small", "fingerprint": model}
+        if bases:
+            facts["bases"] = {"verifier": {"path": "large", "fingerprint": bases}}
+        (tmp_path / name).mkdir()
+        manifest.create(tmp_path / name, facts)
+        return tmp_path / name
+
+    session = SimpleNamespace(run=run("joined", **known))
+    slices = [SimpleNamespace(run=run(n, "a", "b"), place=n) for n in "12"]
+    _check_weights(session, slices)
+    assert manifest.load(session.run)["bases"]["verifier"]["fingerprint"] == "b"
+    for other in (run("x", "a", "c"), run("y", "c", "b"), run("z")):
+        with pytest.raises(UserError, match="other weights"):
+            _check_weights(session, [*slices, SimpleNamespace(run=other, place="3")])
+
+
 def test_python_takes_a_model_per_role(runs, models):
     loaded = {folder: load_model(folder) for folder in set(models.values())}
     bases = {role: loaded[models[role]] for role in ROLES}
@@ -197,6 +314,32 @@ def test_python_takes_a_model_per_role(runs, models):
         for role, weights in malt.train(bases, data, pipeline=chain).items()
     }
     assert widths["generator"] == widths["refiner"] != widths["verifier"]
+
+
+def test_a_frozen_role_is_planned_without_training(models):
+    data = settings(models)
+    data["pipeline"]["roles"][1] |= {"train": "none", "training": {}}
+    data["pipeline"]["roles"][2]["training"] = {"lora": {"rank": 9}}
+    run = config.from_dict(data)
+    target = Target("one", CHIPS["h100"], 1, None)
+    first, frozen = (
+        lay_out(part.config, part.spec, target, Assumptions(), part.roles, part.beside)
+        for part in parts_of(run, {base: find_spec(base.path)[0] for base in run.bases}, target)
+    )
+    assert {program.kind for program in frozen.programs} == {"sampling"}
+    assert {program.kind for program in first.programs} == {"sampling", "sft"}
+    assert first.config.train.lora.rank == 9 > frozen.config.train.lora.rank
+    assert count_needs(frozen.config, frozen.spec, ("sft", "dpo"), ("verifier",)).memory == 0
+
+
+def test_a_container_bounds_the_memory_that_models_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(malt_jax.memory, "CONTROL_GROUP", tmp_path)
+    whole = exchange.memory_here()
+    assert whole and whole > 4096
+    (tmp_path / "memory.max").write_text("4096\n")
+    assert exchange.memory_here() == 4096
+    (tmp_path / "memory.max").write_text("max\n")
+    assert exchange.memory_here() == whole
 
 
 def test_a_plan_says_whether_the_models_are_resident_together(models):

@@ -104,8 +104,10 @@ def tiny_model() -> Any:
 def shared_session() -> Session:
     """One model and one sampler for all observations, so that hardly anything is compiled twice."""
     session = Session(base(), None, Progress(quiet=True))
-    session.__dict__["model"] = tiny_model()
-    session.__dict__["sampler"] = Sampler(tiny_model(), replace(base().sampler, rows=8))
+    bases, own = session.bases, session.config.model
+    bases._models[own] = tiny_model()
+    settings = replace(base().sampler, rows=8)
+    bases._samplers[own] = Sampler(tiny_model(), settings, stats=bases.stats)
     return session
 
 
@@ -440,7 +442,7 @@ def starting_weights(made: Config, folder: Path) -> Any:
     made_elsewhere = jax.tree.map(lambda x: x + 1.0, made_elsewhere)
     write_peft(folder / "start", spec, made_elsewhere, lora, "base", None)
     session = Session(made, None, Progress(quiet=True))
-    session.__dict__["model"] = tiny_model()
+    session.bases._models[made.model] = tiny_model()
     name = made.pipeline.roles[0].name
     leaves = jax.tree.leaves(session.initial_weights(name))
     return start_identity(session, name), [np.asarray(leaf).tolist() for leaf in leaves]

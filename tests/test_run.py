@@ -42,7 +42,7 @@ def run(config: config_module.Config, model=None) -> dict:
     with RunDir.open(config.output_dir, reading.to_dict(config), "test", free=free) as folder:
         session = Session(config, folder, Progress(quiet=True))
         if model is not None:
-            session.__dict__["model"] = model  # read once for all tests of the module
+            session.bases._models[config.model] = model  # read once for all tests of the module
         try:
             return run_all(session)
         finally:

@@ -18,6 +18,7 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.lora import init_adapter
+from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.spec import ModelSpec, Rope
 from malt_jax.sampling import reference
 from malt_jax.sampling.request import Policy, Request, SamplingParams
@@ -85,7 +86,13 @@ def make_model(model_spec: ModelSpec, seed: int = 0, stacked: bool = False):
     if decoder.head is not None:
         decoder.head[...] = decoder.head[...] * 4
     graph, params = nnx.split(decoder)
-    return SimpleNamespace(spec=model_spec, graph=graph, params=params, tokenizer=Letters())
+    return SimpleNamespace(
+        spec=model_spec,
+        graph=graph,
+        params=params,
+        dtype=weights_dtype(params),
+        tokenizer=Letters(),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Overflow, Prompt, render
-from malt_jax.tree.roles import Chain, Role, of_role
+from malt_jax.tree.roles import Chain, Role
 from malt_jax.tree.thoughts import read_completion
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def answer(draws: Sequence[Draw]) -> Answer:
 class Answerer:
     """A chain with its policies, ready to take turns. Not thread-safe: one thread owns it."""
 
-    samplers: Sampler | Mapping[str, Sampler]
-    """That of the model of all roles, or each role's by name."""
+    samplers: Mapping[str, Sampler]
+    """Each role's by name; roles of one model share theirs."""
     chain: Chain
     policies: Mapping[str, Any]
     """Each role's weights by name; None is the base model."""
@@ -119,7 +119,7 @@ class Answerer:
     overflow: Overflow = "refuse"
 
     def sampler(self, role: Role) -> Sampler:
-        return of_role(self.samplers, role.name)
+        return self.samplers[role.name]
 
     def tokenizer(self, role: Role) -> Any:
         """That of the role's model, with its chat settings."""

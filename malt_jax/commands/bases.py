@@ -29,12 +29,16 @@ def specs_of(found: Models) -> dict[ModelConfig, ModelSpec]:
     return {config: one.spec for config, one in found.items()}
 
 
-def check_models(config: Config) -> Models:
-    """The structure and tokenizer of every base; of weights only the headers are read."""
-    found = {config.model: _check_model(config.model, "model.path")}
+def check_models(config: Config, known: Models | None = None) -> Models:
+    """The structure and tokenizer of every base; of weights only the headers are read.
+
+    `known`: bases that were checked before. Adapters are checked in any case.
+    """
+    places = {config.model: "model.path"}
     for index, role in enumerate(config.pipeline.roles):
-        if (base := config.model_of(role.name)) not in found:
-            found[base] = _check_model(base, f"pipeline.roles.{index}.model.path")
+        places.setdefault(config.model_of(role.name), f"pipeline.roles.{index}.model.path")
+    known = known or {}
+    found = {base: known.get(base) or _check_model(base, where) for base, where in places.items()}
     check_adapters(config, specs_of(found))
     return found
 

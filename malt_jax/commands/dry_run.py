@@ -13,7 +13,7 @@ from malt_jax.commands.command import Invocation
 from malt_jax.commands.launch import check_input, check_tracker, look, read_config
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
-from malt_jax.config.pipeline import split_phases
+from malt_jax.config.pipeline import PHASES, split_phases
 from malt_jax.config.reading import leaves, to_dict
 from malt_jax.config.run import with_defaults
 from malt_jax.errors import UserError
@@ -143,10 +143,9 @@ def _training(config: Config) -> Iterator[str]:
         own = ", ".join(f"{field} {value}" for field, value in leaves(role.training) if field)
         own = f"; its own {own}" if own else ""
         yield f"  {role.name}: {', then '.join(names) or 'nothing'}{own}"
-    from malt_jax.planning.work import phases
-
     strength = {"dpo": f", beta {train.dpo.beta:g}", "kto": f", beta {train.kto.beta:g}"}
-    for name in phases(config):
+    used = {"sft", "dpo"}.union(*(split_phases(role.train) for role in config.pipeline.roles))
+    for name in (phase for phase in PHASES if phase in used):
         phase = train.phase(name)
         steps = phase.loop.steps
         length = counted(steps, "step") if steps else counted(phase.epochs, "epoch")

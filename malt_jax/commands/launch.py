@@ -170,13 +170,13 @@ def check_input(session: Session, *, prompts: bool = True) -> Models:
         check_prompts(session, systems, found)
     for variant in variants:
         own = variant.config
-        if _read_by(own) == _read_by(config):
-            # A variant that reads the same input was checked with the run itself.
-            continue
         try:
+            models = check_models(own, found)
+            if _read_by(own) == _read_by(config):
+                # A variant that reads the same input was checked with the run itself.
+                continue
             inner = look(own, session.progress)
             check_questions(inner)
-            models = found if set(own.bases) <= set(found) else check_models(own)
             if prompts:
                 check_prompts(inner, [variant.system], models)
         except UserError as error:

@@ -52,7 +52,7 @@ class CardFacts:
     """Whether whole models are exported beside the adapters."""
     results: Mapping[str, Any] | None
     largest_rank: int | None = None
-    """The largest rank of any role's adapter, where they differ."""
+    """The largest rank of an adapter over this base, where they differ."""
     thinks: bool = False
     """The base model writes thoughts before its answers."""
     bases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
@@ -82,6 +82,7 @@ def model_card(facts: CardFacts) -> str:
         fence=_fence(facts.templates.values()),
         prompts=_named_turns(facts),
         adapters=adapters,
+        elsewhere=[role for role in facts.roles if role not in alike],
         untrained=[role for role in facts.roles if role not in adapters],
         embedded=EMBEDDED in {_base_of(facts, role)[0] for role in facts.roles},
         vllm_rank=vllm_rank(facts.largest_rank or facts.rank or 0),

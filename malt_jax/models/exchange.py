@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from malt_jax.memory import host_memory
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.mesh import WEIGHT_SHARE, device_memory
 from malt_jax.models.model import Model
-from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.weights import load_params
 
 
@@ -30,7 +29,7 @@ def memory_here() -> int | None:
     """Bytes of memory of a device of this machine; on a CPU the machine's."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return host_memory()
     return device_memory(device)
 
 
@@ -77,8 +76,12 @@ class ExchangedModel(Model):
     def __init__(self, model: Model, exchange: Exchange, quantize: str):
         # All but the weights, past the frozen fields; `params` below takes their place.
         facts: dict[str, Any] = {k: v for k, v in vars(model).items() if k != "params"}
-        dtype = weights_dtype(model.params)
-        vars(self).update(facts, _exchange=exchange, _dtype=dtype, _quantize=quantize)
+        vars(self).update(facts, _exchange=exchange, _dtype=model.dtype, _quantize=quantize)
+
+    @property
+    def dtype(self) -> Any:
+        # Known without the weights, which would have to be read.
+        return vars(self)["_dtype"]
 
     @property
     def params(self) -> nnx.State:
@@ -91,7 +94,7 @@ class ExchangedModel(Model):
         own = vars(self)
         checkpoint = Checkpoint(self.folder, tower=self.spec.tower)
         _, params = load_params(
-            checkpoint, self.spec, own["_dtype"], stacked=self.spec.stacks_layers,
+            checkpoint, self.spec, self.dtype, stacked=self.spec.stacks_layers,
             quantize=own["_quantize"],
         )  # fmt: skip
         return params

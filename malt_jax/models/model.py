@@ -22,6 +22,7 @@ from malt_jax.models import sharding
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.hub import local_folder
+from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.tokenizer import Tokenizer, load_tokenizer
 from malt_jax.models.weights import load_params
@@ -48,6 +49,11 @@ class Model:
     def folder(self) -> Path:
         """The folder of its files on this machine."""
         return self.tokenizer.folder
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of its activations, and of its weights unless they are rounded."""
+        return weights_dtype(self.params)
 
     def __call__(self, tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
         """Float32 logits of whole sequences, without padding."""

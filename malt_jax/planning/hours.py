@@ -101,7 +101,7 @@ def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
             for role in work.roles
             if phase in role.examples
         ]
-        examples += [(work.star, config.train.sft)] if phase == "sft" else []
+        examples += [(work.star, config.train.sft)] if phase == "sft" and work.star else []
         # A step counts by its own tokens, in micro-batches of the shape that the plan compiles.
         shape = largest(plan)
         taken = scored = 0.0

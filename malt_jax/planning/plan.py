@@ -83,7 +83,7 @@ def lay_out(
         mesh = make_mesh(layout, target.devices)
     weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers)[1])
     sizes = choose_sizes(config, spec, work, target, mesh, weights + beside)
-    config = for_largest(config, sizes.fields)
+    config = for_largest(config, sizes.fields, work)
     programs = run_programs(config, spec, sizes, platform, mesh)
     programs = [replace(one, resident=one.resident + beside) for one in programs]
     return PlannedRun(

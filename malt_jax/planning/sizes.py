@@ -14,7 +14,7 @@ from malt_jax.models.sharding import AnyMesh, mesh_parts
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.chips import Target
 from malt_jax.planning.training_steps import fields_of, largest, typical_step, working_bytes
-from malt_jax.planning.work import Work, phases
+from malt_jax.planning.work import Work
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.memory import CacheShape, Devices
@@ -58,9 +58,9 @@ def choose_sizes(
     found = {
         phase: {
             fields: typical_step(fields, spec, last, mesh, platform)
-            for fields in fields_of(config, phase)
+            for fields in fields_of(config, phase, work)
         }
-        for phase in phases(config)
+        for phase in work.phases
     }
 
     def memory_of(step: tuple[PhaseConfig, Plan]) -> int:
@@ -98,7 +98,7 @@ def _cache_shapes(
     one = CacheShape(
         rows=1,
         entries=1,
-        siblings=memory.siblings_per_entry(config.pipeline.roles[-1].branch, limit),
+        siblings=memory.siblings_per_entry(last.nodes // last.prefixes, limit),
         # The longest prompt of a block needs about a quarter more than the mean.
         prefix_tokens=memory.bucket(
             sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context), attention.block
@@ -142,11 +142,11 @@ def search_programs(
     # for every number of rows, and the way from each number to the next.
     programs = 2 + len(sizes.prefill.counts) + counts + (counts - 1)
     capacities = sum(size < spec.context for size in sampler.prefix_buckets) + 1
-    block = min(config.search.block, max(work.train_questions, 1))
+    block = min(config.search.block, work.train_questions)
     blocks = -(-work.train_questions // block)
-    total, completions = 0, block
-    for role in config.pipeline.roles:
-        completions *= role.branch
+    total = 0
+    for role in work.roles:
+        completions = block * role.nodes // work.train_questions
         groups = completions // memory.least_group(platform) + 1
         total += min(groups * blocks, capacities) * programs
     return total

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from malt_jax.config.pipeline import split_phases
 from malt_jax.config.run import Config
 from malt_jax.config.training import DpoConfig, PhaseConfig
 from malt_jax.data.packing import Segment, Shape
 from malt_jax.models.sharding import AnyMesh
 from malt_jax.models.spec import ModelSpec
-from malt_jax.planning.work import RoleWork
+from malt_jax.planning.work import RoleWork, Work
 from malt_jax.training import remat
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, plan_steps
@@ -20,15 +19,13 @@ from malt_jax.training.step import CHUNK_BYTES, CPU_CHUNK_BYTES
 FLOAT32 = 4
 
 
-def fields_of(config: Config, phase: str) -> list[PhaseConfig]:
-    """The distinct fields that a run trains with in a phase; its own where no role does."""
+def fields_of(config: Config, phase: str, work: Work) -> list[PhaseConfig]:
+    """The distinct fields that roles train with in a phase."""
     found = [
-        config.training_of(role.name).phase(phase)
-        for role in config.pipeline.roles
-        if phase in split_phases(role.train)
+        config.training_of(role.name).phase(phase) for role in work.roles if phase in role.examples
     ]
-    if phase == "sft" or not found:  # the STaR baseline learns by the run's own fields
-        found.append(config.train.phase(phase))
+    if phase == "sft" and work.star:  # the STaR baseline learns by the run's own fields
+        found.append(config.train.sft)
     return list(dict.fromkeys(found))
 
 
@@ -86,12 +83,13 @@ def working_bytes(
     return activations + scores + 3 * chunk
 
 
-def for_largest(config: Config, fields: dict[str, PhaseConfig]) -> Config:
-    """The config whose `train` is what the largest programs of any role are compiled for.
+def for_largest(config: Config, fields: dict[str, PhaseConfig], work: Work) -> Config:
+    """The config whose `train` is what the largest programs of the roles are compiled for.
 
     That is the adapter of the role with the largest rank, and `fields` in each phase.
     """
-    every = [config.train, *(config.training_of(role.name) for role in config.pipeline.roles)]
+    every = [config.training_of(role.name) for role in work.roles]
+    every += [config.train] if work.star else []
     adapter = max((train.lora for train in every), key=lambda x: x.rank)
     parts: dict[str, Any] = {"lora": adapter, **fields}
     return replace(config, train=replace(config.train, **parts))

@@ -75,6 +75,13 @@ class Work:
         return replace(self, roles=roles, star=star, eval_calls=round(self.eval_calls * share))
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that the roles learn by, and SFT for the STaR baseline."""
+        used = {"sft"} if self.star else set[str]()
+        used = used.union(*(role.examples for role in self.roles))
+        return tuple(phase for phase in PHASES if phase in used)
+
+    @property
     def calls(self) -> int:
         return sum(role.nodes for role in self.roles)
 
@@ -142,12 +149,6 @@ def _examples(
         "pg": contrasts * role.branch,
     }
     return {phase: counts[phase] for phase in split_phases(role.train)}
-
-
-def phases(config: Config) -> tuple[str, ...]:
-    """The phases that a plan shows: all that a role learns by, SFT and DPO always."""
-    used = {"sft", "dpo"}.union(*(split_phases(role.train) for role in config.pipeline.roles))
-    return tuple(phase for phase in PHASES if phase in used)
 
 
 def _calls_per_question(config: Config) -> int:

@@ -24,7 +24,6 @@ from malt_jax.checks import check
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
-from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.sharding import mesh_parts
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
@@ -82,7 +81,7 @@ class Sampler:
             quantise_kernels(model.params) if self.config.weights == "int8" else None
         )
         self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
-        self.dtype = weights_dtype(model.params)
+        self.dtype = model.dtype
         """Dtype of weights and activations."""
         self._attention = choose_attention(
             self.config.attention, self._platform, self.spec, self.dtype
@@ -208,6 +207,8 @@ class Sampler:
         return memory.bucket(self.config.prefix_buckets, need, self._attention.block)
 
     def plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> Plan:
+        # Weights that take turns on the device must lie on it before free memory is measured.
+        _ = self._params
         attention = self._attention
         limit = self.config.width or attention.siblings
         one = CacheShape(

@@ -2,7 +2,7 @@
 
 A variant changes some fields. Stages that those fields cannot affect are copied from the run: the
 trees if only labelling or training changes, the SFT weights if only DPO changes, and the whole
-first round if there is a second one. The resident model and its compiled programs are shared.
+first round if there is a second one. Resident models and their compiled programs are shared.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from malt_jax.config import reading
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
-from malt_jax.config.run import Config, with_defaults
-from malt_jax.stages.bases import facts_of_bases, has_bases
+from malt_jax.config.run import with_defaults
 from malt_jax.stages.label import label
 from malt_jax.stages.search import search
 from malt_jax.stages.session import Session
@@ -29,7 +27,7 @@ from malt_jax.storage.writers import is_writer
 
 @contextmanager
 def opened(session: Session, variant: Variant) -> Iterator[Session]:
-    """A session of the variant in `RUN/ablations/NAME`, with the run's resident model."""
+    """A session of the variant in `RUN/ablations/NAME`, with the run's resident models."""
     config = variant.config
     path = session.run.path / "ablations" / variant.folder
     with RunDir.open(
@@ -38,9 +36,6 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
         f"ablation {variant.folder}",
         free=CANNOT_CHANGE_RESULTS,
         complete=with_defaults,
-        # The model that a variant shares with the run is loaded only there, so the variant's
-        # manifest is told of it here.
-        facts=_model_facts(session, config),
         mirror=config.mirror,
         mirror_seconds=config.mirror_seconds,
         inside=session.run,
@@ -50,11 +45,6 @@ def opened(session: Session, variant: Variant) -> Iterator[Session]:
             yield sub
         finally:
             sub.close()
-
-
-def _model_facts(session: Session, config: Config) -> dict[str, Any]:
-    """What the run recorded about its model, for a variant with the same one."""
-    return facts_of_bases(session.run) if has_bases(session.config, config) else {}
 
 
 def train_variant(session: Session, sub: Session) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from malt_jax.models.exchange import Exchange
     from malt_jax.models.model import Model
     from malt_jax.sampling.sampler import Sampler
+    from malt_jax.sampling.stats import Stats
     from malt_jax.stages.session import Session
     from malt_jax.storage.rundir import RunDir
 
@@ -34,16 +35,16 @@ class Bases:
     """
 
     def __init__(self, session: Session, shared: Bases | None):
-        """`shared`: those of another session with the same models, which are used."""
+        """`shared`: those of another session; what it has as well is taken from there."""
         self._session, self._shared = session, shared
         self._models: dict[ModelConfig, Model] = {}
         self._samplers: dict[ModelConfig, Sampler] = {}
 
     def model_of(self, name: str) -> Model:
-        return self._model(self._config_of(name))
+        return self.model(self._config_of(name))
 
     def sampler_of(self, name: str) -> Sampler:
-        return self._sampler(self._config_of(name))
+        return self.sampler(self._config_of(name))
 
     def each(self, of: Callable[[str], T]) -> T | Mapping[str, T]:
         """Something of every role by name, or of all of them at once if they share one base."""
@@ -57,27 +58,44 @@ class Bases:
     def _config_of(self, name: str) -> ModelConfig:
         return self._session.config.model_of(speaker(name, self._session.pipeline).name)
 
-    def _model(self, config: ModelConfig) -> Model:
-        if config == self._session.config.model:
-            return self._session.model
-        if self._shared:
-            return self._shared._model(config)
+    def model(self, config: ModelConfig) -> Model:
+        """A base model; raises UserError if it is not the one that the run began with."""
         if config not in self._models:
-            self._models[config] = self.load(config)
+            shared = self._shared if config in self._held else None
+            model = shared.model(config) if shared else self.load(config)
+            # What another session has loaded is recorded in this run as well.
+            self._record(config, model)
+            self._models[config] = model
         return self._models[config]
 
-    def _sampler(self, config: ModelConfig) -> Sampler:
-        if config == self._session.config.model:
-            return self._session.sampler
-        shared = self._shared
-        if shared and shared._session.config.sampler == self._session.config.sampler:
-            return shared._sampler(config)
+    def sampler(self, config: ModelConfig) -> Sampler:
         if config not in self._samplers:
-            self._samplers[config] = self.make_sampler(self._model(config))
+            model, shared = self.model(config), self._alike if config in self._held else None
+            made = shared.sampler(config) if shared else self.make_sampler(model)
+            self._samplers[config] = made
         return self._samplers[config]
 
+    @cached_property
+    def stats(self) -> Stats:
+        """The figures of all samplers together."""
+        from malt_jax.sampling.stats import Stats
+
+        return self._alike.stats if self._alike else Stats()
+
+    @property
+    def _held(self) -> tuple[ModelConfig, ...]:
+        """The bases that the other session has."""
+        return self._shared._session.config.bases if self._shared else ()
+
+    @property
+    def _alike(self) -> Bases | None:
+        """Those of the other session if it samples as this one does."""
+        shared = self._shared
+        alike = shared and shared._session.config.sampler == self._session.config.sampler
+        return shared if alike else None
+
     def make_sampler(self, model: Model, on_chunk: Callable[[], None] | None = None) -> Sampler:
-        """A sampler as the config says. The run's model has one whose figures are those of all."""
+        """A sampler as the config says, which adds to the figures of all."""
         from malt_jax.sampling.sampler import Sampler
 
         session = self._session
@@ -87,17 +105,16 @@ class Bases:
             raise_if_stopped()
             session.profiler.between_steps()
 
-        stats = None if model is session.model else session.sampler.stats
         return Sampler(
-            model, session.config.sampler, session.mesh, on_chunk or between_chunks, stats
+            model, session.config.sampler, session.mesh, on_chunk or between_chunks, self.stats
         )
 
     def load(self, config: ModelConfig) -> Model:
-        """Loads a base model; raises UserError if it is not the one that the run began with."""
+        """Reads a model, in exchange for the one on the device where they take turns."""
         from malt_jax.models.mesh import rules as mesh_rules
         from malt_jax.models.model import load_model
 
-        session = self._session
+        session, exchange = self._session, self.exchange
 
         def read() -> Model:
             return load_model(
@@ -109,30 +126,37 @@ class Bases:
                 quantize=config.quantize,
             )
 
-        exchange = self.exchange
-        with session.timed("load the model" if self._alone else f"load {config.path}"):
-            model = exchange.add(read, config.quantize) if exchange else read()
-        facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
-        if config == session.config.model:
-            self._record(facts | self._adapter_facts())
-        else:
-            self._record_own(config, facts)
-        return model
+        alone = session.config.bases == (config,)
+        with session.timed("load the model" if alone else f"load {config.path}"):
+            return exchange.add(read, config.quantize) if exchange else read()
 
     @cached_property
     def exchange(self) -> Exchange | None:
         """What holds one model at a time, where several do not fit on the device together."""
-        if self._alone:
+        if self._shared and self._shared.exchange:
+            return self._shared.exchange
+        # What another session holds stays on the device; only what it lacks can take turns.
+        own = [config for config in self._session.config.bases if config not in self._held]
+        if len(own) < 2:
             return None
         from malt_jax.models.exchange import Exchange, fit_together, memory_here
 
-        together = fit_together([base_bytes(c) for c in self._session.config.bases], memory_here())
-        models = counted(len(self._session.config.bases), "base model")
-        how = "resident together" if together else "one at a time, exchanged between levels"
-        self._session.progress.note(f"{models}: {how}")
+        together = fit_together([base_bytes(c) for c in (*self._held, *own)], memory_here())
+        how = (
+            "resident together" if together else "one at a time, each read again when it is needed"
+        )
+        self._session.progress.note(f"{counted(len(own), 'base model')}: {how}")
         return None if together else Exchange()
 
-    def _record(self, facts: dict[str, Any]) -> None:
+    def _record(self, config: ModelConfig, model: Model) -> None:
+        facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        if config == self._session.config.model:
+            self._record_model(facts | self._adapter_facts())
+        else:
+            self._record_own(config, facts)
+
+    def _record_model(self, facts: dict[str, Any]) -> None:
+        """Records the hashes of the run's own base and of the adapters that roles start from."""
         run = self._session.run
         known = manifest.load(run).get("model")
         # All processes have read the manifest before one of them adds to it.
@@ -203,22 +227,16 @@ def check_one_device(config: Config, devices: int) -> None:
         )
 
 
-def has_bases(config: Config, of: Config) -> bool:
-    """Whether one config names the base models of another."""
-    return config.model == of.model and set(config.bases) >= set(of.bases)
-
-
 def facts_of_bases(run: RunDir) -> dict[str, Any]:
     """What a run's manifest says of its models, for a run inside it that uses the same ones."""
     known = manifest.load(run)
-    own = {"bases": known["bases"]} if "bases" in known else {}
-    return {"model": known.get("model"), **own}
+    return {name: known[name] for name in ("model", "bases") if known.get(name)}
 
 
-def base_hashes(facts: Mapping[str, Any]) -> list[str | None]:
-    """The hashes of a run's model and of its roles' own, as `facts_of_bases` has them."""
-    own = (base["fingerprint"] for _, base in sorted(facts.get("bases", {}).items()))
-    return [(facts["model"] or {}).get("fingerprint"), *own]
+def base_hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of `facts_of_bases` that are known: the model's, and those of roles by name."""
+    every = {"": facts.get("model"), **facts.get("bases", {})}
+    return {name: base["fingerprint"] for name, base in every.items() if base}
 
 
 def base_bytes(config: ModelConfig) -> int:

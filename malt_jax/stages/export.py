@@ -156,7 +156,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         policies=identities,
         sampling={r.name: r.config for r in session.pipeline.roles},
         rank=_exported_rank(session, role),
-        largest_rank=max(_exported_rank(session, r.name) or 0 for r in session.pipeline.roles),
+        largest_rank=max(_exported_rank(session, n) or 0 for n in own if own[n] == own[role]),
         thinks=model.tokenizer.thoughts is not None,
         merged=config.export.merged,
         results=json.loads(results.read_text()) if results.exists() else None,

@@ -144,16 +144,18 @@ def in_order(slices: Iterable[Slice]) -> list[Slice]:
 
 def _check_weights(session: Session, slices: Sequence[Slice]) -> None:
     """Refuses slices that sampled with different weights; theirs become those of this run."""
-    found = [facts_of_bases(one.run) for one in slices]
-    # A run that has no model yet takes the first slice's, and all others must agree with it.
     known = facts_of_bases(session.run)
-    known = found[0] if known["model"] is None else known
-    for one, model in zip(slices, found, strict=True):
-        if model["model"] is None or base_hashes(model) != base_hashes(known):
+    for one in slices:
+        found = facts_of_bases(one.run)
+        ours, theirs = base_hashes(known), base_hashes(found)
+        if "model" not in found or any(ours.get(name, x) != x for name, x in theirs.items()):
             raise UserError(
                 f"--join: {one.place} was searched with other weights than {slices[0].place} or "
                 "this run (their SHA-256 differs); join what one model has searched."
             )
+        # A run that was stopped early knows no model yet, or not those of all roles.
+        bases = {**found.get("bases", {}), **known.get("bases", {})}
+        known = {**found, **known, **({"bases": bases} if bases else {})}
     manifest.amend(session.run, **known)
 
 

@@ -6,6 +6,7 @@ Each is a Hugging Face folder or hub name, or a PEFT adapter, which answers over
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from malt_jax.storage.signals import raise_if_stopped
 from malt_jax.storage.writers import on_writer, wait_for_all
 
 if TYPE_CHECKING:
+    from malt_jax.config.model import ModelConfig
+    from malt_jax.config.run import Config
     from malt_jax.models.spec import ModelSpec
     from malt_jax.sampling.sampler import Sampler
 
@@ -46,27 +49,18 @@ def check_other(path: str) -> None:
 def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     """A sampler of the model, and the adapter to draw with; None for a model of its own.
 
-    An adapter over the run's own base shares its sampler. Raises UserError if the files have
-    changed since this evaluation began.
+    A base model of the run, and an adapter over one, share its sampler. Raises UserError if the
+    files have changed since this evaluation began.
     """
     from malt_jax.models.adapters import WEIGHTS, adapter_base, load_adapter
-    from malt_jax.models.model import load_model
     from malt_jax.sampling.sampler import Sampler
 
     config, place = session.config, _adapter_place(path)
     base, revision = adapter_base(place) if place else (path, None)
-    if _is_base(session, base, revision):
-        sampler = session.sampler
+    if known := _base_of_run(config, base, revision):
+        sampler = session.bases.sampler(known)
     else:
-        with session.timed(f"load {base}"):
-            dtype = None if config.model.dtype == "auto" else config.model.dtype
-            model = load_model(
-                base,
-                dtype=dtype,
-                mesh=session.mesh,
-                revision=revision,
-                quantize=config.model.quantize,
-            )
+        model = session.bases.load(replace(config.model, path=base, revision=revision))
         sampler = Sampler(model, config.sampler, mesh=session.mesh, on_chunk=raise_if_stopped)
     adapter = None
     print_of_files = sampler.model.fingerprint
@@ -94,14 +88,16 @@ def _adapter_place(path: str) -> Path | None:
         return None  # what is no model of the hub either is refused as a model
 
 
-def _is_base(session: Session, base: str, revision: str | None) -> bool:
-    """Whether a model is the one that the run began from, by whatever name."""
+def _base_of_run(config: Config, base: str, revision: str | None) -> ModelConfig | None:
+    """Which of the run's base models this is, by whatever name; None if it is another one."""
     from malt_jax.models.hub import local_folder
 
-    ours = session.model
-    if base == ours.path and revision in (None, session.config.model.revision, ours.revision):
-        return True
-    return local_folder(base, revision)[0].resolve() == ours.folder.resolve()
+    for known in config.bases:
+        if base == known.path and revision in (None, known.revision):
+            return known
+    folder = local_folder(base, revision)[0].resolve()
+    same = (k for k in config.bases if local_folder(k.path, k.revision)[0].resolve() == folder)
+    return next(same, None)
 
 
 def _placed(session: Session, adapter: Any, spec: ModelSpec) -> Any:

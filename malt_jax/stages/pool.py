@@ -74,5 +74,5 @@ def check_output(folder: Path) -> None:
     )
 
 
-def _weights(run: RunDir) -> list[str | None]:
+def _weights(run: RunDir) -> dict[str, str]:
     return base_hashes(facts_of_bases(run))

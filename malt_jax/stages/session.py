@@ -14,7 +14,7 @@ from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress, counted
-from malt_jax.stages.bases import Bases, base_bytes, check_one_device, has_bases
+from malt_jax.stages.bases import Bases, base_bytes, check_one_device
 from malt_jax.stages.names import search_stage
 from malt_jax.storage import manifest
 from malt_jax.storage.journal import Journal
@@ -49,13 +49,13 @@ class Session:
     ):
         """`run` may be None as long as only questions and prompts are looked at.
 
-        `shared`: a session whose model and sampler are used, where the configs agree on them.
+        `shared`: a session whose models and samplers are used, where the configs agree on them.
         `profile`: trace a few steps of search and training into the run directory.
         """
         self.config: Config = config
         self.progress = progress
         self._profiles = profile
-        self._shared = shared if shared and has_bases(shared.config, config) else None
+        self._shared = shared
         self.run: RunDir = run  # type: ignore[assignment]
 
     @cached_property
@@ -138,10 +138,10 @@ class Session:
         """Each role's model and sampler."""
         return Bases(self, self._shared.bases if self._shared else None)
 
-    @cached_property
+    @property
     def model(self) -> Model:
         """The run's own base model, that of the first role."""
-        return self._shared.model if self._shared else self.bases.load(self.config.model)
+        return self.bases.model(self.config.model)
 
     @cached_property
     def mesh(self) -> Mesh | None:
@@ -171,11 +171,9 @@ class Session:
         self.progress.note(f"mesh {layout.sizes}: {layout.why}")
         return make_mesh(layout, devices)
 
-    @cached_property
+    @property
     def sampler(self) -> Sampler:
-        if self._shared and self._shared.config.sampler == self.config.sampler:
-            return self._shared.sampler
-        return self.bases.make_sampler(self.model)
+        return self.bases.sampler(self.config.model)
 
     @cached_property
     def profiler(self) -> Profiler:
@@ -186,23 +184,22 @@ class Session:
     def meter(self) -> Callable[[], dict[str, Any]]:
         """Starts a measurement and returns a function that gives the figures since that moment.
 
-        The progress shows the same figures of the sampler.
+        The progress shows the same figures of the samplers.
         """
         from malt_jax.planning.utilisation import sampling_utilisation
 
-        stats = self.sampler.stats
-        # A copy, because the sampler goes on adding to the original.
+        stats = self.bases.stats
+        # A copy, because samplers go on adding to the original.
         before = replace(stats)
+        # Figures of several models are no model's utilisation.
+        spec = self.model.spec if len(self.config.bases) == 1 else None
 
         def figures() -> dict[str, Any]:
             return stats.since(before).as_dict()
 
         def shown() -> dict[str, Any]:
             now = figures()
-            # Figures of several models are no model's utilisation.
-            alone = len(self.config.bases) == 1
-            utilisation = sampling_utilisation(self.model.spec, now) if alone else None
-            return {**now, "utilisation": utilisation}
+            return {**now, "utilisation": sampling_utilisation(spec, now) if spec else None}
 
         self.progress.watch(shown)
         return figures
