@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from planted_forests import EFFECTS, Planted, drawn, plant
 
 import malt_jax as malt
 from malt_jax.config.run import load
-from malt_jax.credit.simulation import EFFECTS, Planted, drawn, plant
 from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from planted_forests import EFFECTS, Planted, estimate, plant
 
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
-from malt_jax.credit.simulation import EFFECTS, Planted, estimate, plant
 from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.tree.values import back_up
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,6 @@ from malt_jax.config.reading import to_dict
 from malt_jax.credit.advantage import EQUAL
 from malt_jax.credit.contrast import contrast
 from malt_jax.credit.signals import node_signals
-from malt_jax.credit.simulation import EFFECTS, drawn, plant
 from malt_jax.stages import search
 from malt_jax.tasks.base import Question
 from malt_jax.tree.adaptive import allocate, first_pass, grow, outcome_variance
@@ -28,6 +29,9 @@ from malt_jax.tree.node import Forest, Tree
 from malt_jax.tree.outside import complete
 from malt_jax.tree.roles import make_chain
 from malt_jax.tree.values import back_up, back_up_ragged, value_forest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from planted_forests import EFFECTS, drawn, plant
 
 
 class HalfSettled(tiny.LuckGrader):

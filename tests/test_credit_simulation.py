@@ -1,5 +1,8 @@
 """On forests with planted effects each signal credits the turn that mattered, and no other."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,10 @@ from credit_trees import CHAINS, forest_of
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
 from malt_jax.credit.confidence import confidence
 from malt_jax.credit.contrast import contrast
-from malt_jax.credit.simulation import EFFECTS, estimate, plant
 from malt_jax.tree.values import back_up
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from planted_forests import EFFECTS, estimate, plant
 
 DEPTHS = range(3)
 
