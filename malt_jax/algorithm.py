@@ -160,7 +160,7 @@ def train(
         for phase in EXAMPLES:
             if examples := learned.of(phase):
                 outcome = fit.train_phase(
-                    phase, base, policy, examples, own.phase(phase), saver=saver, seed=seed,
+                    base, policy, examples, own.phase(phase), saver=saver, seed=seed,
                     dropout=own.lora.dropout, template=template, on_policy=policy is sampled_by,
                     mesh=mesh, on_step=on_step,
                 )  # fmt: skip

@@ -17,7 +17,7 @@ from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConf
 from malt_jax.models.lora import init_adapter
 from malt_jax.models.sharding import named
 from malt_jax.storage.checkpoints import CheckpointFolder
-from malt_jax.training.fit import train_dpo, train_sft
+from malt_jax.training.fit import train_phase
 from malt_jax.training.saver import FINAL, load_weights
 from training_model import SPEC, TinyModel, dpo_examples, sft_examples, tiny_model
 
@@ -53,7 +53,7 @@ def losses(mesh: Mesh | None, folder: Path, *, full: bool = False) -> list[float
     optim = OptimConfig(learning_rate=1e-3)
     sft = SftConfig(epochs=5, batch_size=16, optim=optim, loop=loop)
     start = model.params if full else adapter
-    first = train_sft(
+    first = train_phase(
         model,
         start,
         sft_examples(160),
@@ -67,8 +67,8 @@ def losses(mesh: Mesh | None, folder: Path, *, full: bool = False) -> list[float
         dpo = DpoConfig(epochs=1, batch_size=8, optim=optim, loop=loop)
         policy = first.trainable
         pairs = dpo_examples(80)
-        second = train_dpo(
-            model, policy, policy, pairs, dpo, saver=CheckpointFolder(folder / "dpo"), mesh=mesh
+        second = train_phase(
+            model, policy, pairs, dpo, saver=CheckpointFolder(folder / "dpo"), mesh=mesh
         )
         found += [record["loss"] for record in second.log]
     return found

@@ -332,7 +332,7 @@ def trained(made: Config, folder: Path) -> Any:
     }[folder.name]
     try:
         outcome = fit.train_phase(
-            folder.name, model, policy, examples, made.train.phase(folder.name), saver=saver
+            model, policy, examples, made.train.phase(folder.name), saver=saver
         )
     except UserError:
         return "stopped"

@@ -13,7 +13,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.lora import init_adapter, unstack_adapter
 from malt_jax.storage.checkpoints import SEAL, CheckpointFolder
 from malt_jax.storage.references import load_or_compute
-from malt_jax.training.fit import train_dpo
+from malt_jax.training.fit import train_phase
 from malt_jax.training.references import weights_hash
 from malt_jax.training.saver import load_weights, save_weights
 from training_model import SPEC, dpo_examples, tiny_model
@@ -162,7 +162,7 @@ def test_reference_log_probabilities_that_are_no_numbers_are_refused_and_not_sto
         init_adapter(SPEC, LoraConfig(rank=4), jax.random.key(0), stacked=True),
     )
     with pytest.raises(UserError, match="NaN or infinity for 3 of 3 pairs"):
-        train_dpo(model, broken, broken, pairs, DpoConfig(), saver=CheckpointFolder(tmp_path))
+        train_phase(model, broken, pairs, DpoConfig(), saver=CheckpointFolder(tmp_path))
     assert not list(tmp_path.iterdir())
 
 

@@ -232,7 +232,7 @@ def test_the_kto_loss_is_trls(folder, model, pairs, reference, tmp_path):
     theirs = {k: float(np.mean(v)) for k, v in trainer._metrics["train"].items()}
 
     config = KtoConfig(beta=BETA, desirable_weight=rewards[0], undesirable_weight=rewards[1])
-    phase = Phase(model, examples, config, 0, None)
+    phase = Phase(model, model.params, examples, config)
     segments = mismatched(examples, 2048, 0)
     assert [list(s.branches[0]) for s in segments] == [row["KL_completion_ids"] for row in rows]
     sums, _ = phase.score(model.params, phase.plan_segments([segments]), PAIRS)

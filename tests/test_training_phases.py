@@ -21,13 +21,7 @@ from malt_jax.config.training import (
 from malt_jax.errors import UserError
 from malt_jax.models.lora import init_adapter
 from malt_jax.storage.checkpoints import CheckpointFolder
-from malt_jax.training.fit import (
-    reference_logprobs,
-    train_dpo,
-    train_kto,
-    train_pg,
-    train_sft,
-)
+from malt_jax.training.fit import train_phase
 from malt_jax.training.phase import Phase
 from training_model import (
     SPEC,
@@ -52,7 +46,7 @@ def kto(folder=None, examples=None, start=ADAPTER, on_step=None, model=MODEL, lo
     )
     saver = folder and CheckpointFolder(folder)
     examples = kto_examples(12) if examples is None else examples
-    return train_kto(model, start, examples, config, saver=saver, on_step=on_step)
+    return train_phase(model, start, examples, config, saver=saver, on_step=on_step)
 
 
 def pg(folder=None, examples=POLICY, start=ADAPTER, on_step=None, model=MODEL, loop=None, **fields):
@@ -62,7 +56,7 @@ def pg(folder=None, examples=POLICY, start=ADAPTER, on_step=None, model=MODEL, l
         loop=LoopConfig(**{**LOOP, **(loop or {})}),
     )
     saver = folder and CheckpointFolder(folder)
-    return train_pg(
+    return train_phase(
         model, start, examples, config, saver=saver, on_step=on_step, on_policy=on_policy
     )
 
@@ -132,7 +126,7 @@ def test_the_policy_gradient_begins_at_a_ratio_of_1_and_raises_what_had_an_advan
     first = outcome.log[0]
     assert first["ratio"] == pytest.approx(1.0, abs=1e-3) and first["clip_fraction"] == 0
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-5)
-    phase = Phase(MODEL, POLICY, PgConfig(), 0, None)
+    phase = Phase(MODEL, ADAPTER, POLICY, PgConfig())
     after, _ = phase.score(outcome.trainable, phase.every_example)
     before, _ = phase.score(ADAPTER, phase.every_example)
     advantage = np.array([e.advantage for e in POLICY])
@@ -189,15 +183,14 @@ def test_training_stops_early_by_the_held_out_loss():
 @pytest.mark.parametrize(("steps", "used"), [(2, 10), (7, 12)])
 def test_a_phase_takes_as_many_steps_as_it_is_told(steps, used):
     examples, config = kto_examples(12), KtoConfig(batch_size=5, loop=LoopConfig(steps=steps))
-    phase = Phase(MODEL, examples, config, 0, None)
+    phase = Phase(MODEL, ADAPTER, examples, config)
     assert len(phase.batches) == len(phase.plan.steps) == steps
     # Each pass holds every example that is used once; the others are left out and counted.
     passes = [i for batch in phase.batches[: phase.epoch_steps] for i in batch]
     assert sorted(passes) == list(range(used)) and len(phase.examples) == used
-    assert [examples[i].id for i in phase.indices] == [one.id for one in phase.examples]
     assert phase.counts.get("unused", 0) == 12 - used
     if used == 12:
-        by_epochs = Phase(MODEL, examples, KtoConfig(epochs=3, batch_size=5), 0, None)
+        by_epochs = Phase(MODEL, ADAPTER, examples, KtoConfig(epochs=3, batch_size=5))
         assert phase.batches == by_epochs.batches[:steps]
 
 
@@ -205,16 +198,16 @@ def test_the_divergence_from_the_start_is_0_for_weights_that_did_not_move():
     still = OptimConfig(learning_rate=1e-12, warmup=0.0)
     assert kto(epochs=1, optim=still).measured["kl_from_start"] == pytest.approx(0.0, abs=1e-6)
     config = SftConfig(epochs=1, optim=FAST, loop=LoopConfig(**LOOP))
-    moved = train_sft(MODEL, ADAPTER, sft_examples(8), config)
+    moved = train_phase(MODEL, ADAPTER, sft_examples(8), config)
     assert moved.measured["kl_from_start"] > 1e-4
 
 
 def test_weights_of_sft_multiply_the_loss_of_their_examples():
     config = SftConfig(epochs=1, optim=FAST, loop=LoopConfig(**LOOP))
-    plain = train_sft(MODEL, ADAPTER, sft_examples(8), config)
-    twice = train_sft(MODEL, ADAPTER, [replace(e, weight=2.0) for e in sft_examples(8)], config)
+    plain = train_phase(MODEL, ADAPTER, sft_examples(8), config)
+    twice = train_phase(MODEL, ADAPTER, [replace(e, weight=2.0) for e in sft_examples(8)], config)
     mixed = [replace(e, weight=1.0 + i) for i, e in enumerate(sft_examples(8))]
-    other = train_sft(MODEL, ADAPTER, mixed, config)
+    other = train_phase(MODEL, ADAPTER, mixed, config)
     assert twice.log[0]["loss"] == pytest.approx(2 * plain.log[0]["loss"], rel=1e-6)
     assert other.log[0]["loss"] != pytest.approx(plain.log[0]["loss"], rel=1e-3)
 
@@ -222,27 +215,14 @@ def test_weights_of_sft_multiply_the_loss_of_their_examples():
 def test_weights_do_not_cancel_within_a_batch():
     config = SftConfig(epochs=1, batch_size=1, optim=FAST, loop=LoopConfig(**LOOP))
     examples = sft_examples(2)
-    plain = train_sft(MODEL, ADAPTER, examples, config).log[0]["gradient_norm"]
+    plain = train_phase(MODEL, ADAPTER, examples, config).log[0]["gradient_norm"]
     heavy = [replace(e, weight=1.75) for e in examples]
-    found = train_sft(MODEL, ADAPTER, heavy, config).log[0]["gradient_norm"]
+    found = train_phase(MODEL, ADAPTER, heavy, config).log[0]["gradient_norm"]
     assert found == pytest.approx(1.75 * plain, rel=1e-3)
     one = [kto(epochs=1, batch_size=2, examples=[replace(e, weight=w) for e in kto_examples(2)])
            for w in (1.0, 1.75)]  # fmt: skip
     norms = [outcome.log[0]["gradient_norm"] for outcome in one]
     assert norms[1] == pytest.approx(1.75 * norms[0], rel=1e-3)
-
-
-def test_given_log_probabilities_of_other_pairs_than_those_used_are_refused():
-    pairs = dpo_examples(12)
-    config = DpoConfig(batch_size=2, loop=LoopConfig(**LOOP, held_out=0.0, steps=1))
-    given = reference_logprobs(MODEL, ADAPTER, pairs, config, seed=0)
-    assert np.isfinite(given).all(axis=1).sum() == 2
-    assert train_dpo(MODEL, ADAPTER, given, pairs, config, seed=0).log[0]["loss"] == pytest.approx(
-        np.log(2), abs=1e-4
-    )
-    # Another seed would use other pairs, which are NaN there.
-    with pytest.raises(UserError, match=r"for [12] of the 2 pairs.*same"):
-        train_dpo(MODEL, ADAPTER, given, pairs, config, seed=1)
 
 
 def test_an_offset_widens_the_gap_of_the_pairs_that_have_a_margin():
@@ -251,8 +231,8 @@ def test_an_offset_widens_the_gap_of_the_pairs_that_have_a_margin():
     gaps = []
     for offset in (0.0, 5.0):
         config = DpoConfig(**fields, offset=offset)
-        trained = train_dpo(MODEL, ADAPTER, ADAPTER, pairs, config).trainable
-        phase = Phase(MODEL, pairs, config, 0, None)
+        trained = train_phase(MODEL, ADAPTER, pairs, config).trainable
+        phase = Phase(MODEL, ADAPTER, pairs, config)
         after, before = (phase.score(w, phase.every_example)[0] for w in (trained, ADAPTER))
         gap = np.diff((before - after).reshape(-1, 2))[:, 0]
         gaps.append(gap[1::2].mean() - gap[::2].mean())

@@ -105,7 +105,7 @@ def policy_examples(model: TinyModel, policy: Any, count: int, seed: int = 0):
                     question_id=f"Q{i}",
                 )
             )
-    phase = Phase(model, examples, PgConfig(), 0, None)
+    phase = Phase(model, policy, examples, PgConfig())
     found = phase.score_tokens(policy, phase.every_example)
     parts = np.split(found, np.cumsum([len(e.completion_ids) for e in examples])[:-1])
     return [

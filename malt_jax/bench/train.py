@@ -106,7 +106,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     make, fields = kinds[job["stage"]]
     examples = make(count, vocab, 0)
     outcome = train_phase(
-        job["stage"], model, adapter, examples, fields(**common), saver=Timed(), on_step=on_step
+        model, adapter, examples, fields(**common), saver=Timed(), on_step=on_step
     )
     # From the end of the first step to that of the last, so that the first one is left out.
     elapsed, cpu, compiled = (b - a for a, b in zip(finished[0], finished[-1], strict=True))

@@ -12,17 +12,16 @@ from malt_jax.data.examples import E, Example
 from malt_jax.data.packing import Segment
 
 
-def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], dict[str, int]]:
-    """Filters examples by length: (indices of those kept, the examples after truncation, counts).
+def admit(examples: Sequence[E], max_length: int) -> tuple[list[E], dict[str, int]]:
+    """Filters examples by length: those kept, after truncation, and counts of the others.
 
     Completions are cut at their end so that prompt and completion fit `max_length`. Dropped are
     prompts that leave no room (`no_room`), empty completions (`empty`), and pairs whose completions
     are equal after the cut (`equal`). `truncated` counts those that were cut and kept.
     """
     kept: list[E] = []
-    indices = []
     counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
-    for index, example in enumerate(examples):
+    for example in examples:
         # A prompt is never cut, because the completion was sampled given all of it.
         room = max_length - len(example.prompt_ids)
         cut = tuple(ids[: max(room, 0)] for ids in example.completions)
@@ -36,9 +35,7 @@ def admit(examples: Sequence[E], max_length: int) -> tuple[list[int], list[E], d
         else:
             counts["truncated"] += cut != example.completions
             kept.append(example.cut(cut))
-            # Positions among the caller's examples: arrays per example are looked up by them.
-            indices.append(index)
-    return indices, kept, dict(counts)
+    return kept, dict(counts)
 
 
 def segment(example: Example, number: int) -> Segment:

@@ -6,7 +6,7 @@ is the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,6 @@ from malt_jax.config.training import (
     PgConfig,
     PhaseConfig,
     SftConfig,
-    TrainConfig,
 )
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.data.packing import PackedRows, places
@@ -36,8 +35,7 @@ from malt_jax.training.losses import (
 )
 from malt_jax.training.phase import BaseModel, Phase, fill_sequences
 from malt_jax.training.plan import Plan
-from malt_jax.training.references import finite, reference_key
-from malt_jax.training.saver import MemorySaver, Saver
+from malt_jax.training.saver import Saver
 from malt_jax.training.step import Trainable
 
 RATIO_SLACK = 1e-3
@@ -48,11 +46,10 @@ TF32 or bfloat16: single tokens are then off by more, without any fault."""
 
 
 def train_phase(
-    name: str,
     model: BaseModel,
     policy: Trainable,
     examples: Sequence[Any],
-    config: PhaseConfig | None = None,
+    config: PhaseConfig,
     *,
     saver: Saver | None = None,
     seed: int = 0,
@@ -62,41 +59,37 @@ def train_phase(
     on_step: OnStep | None = None,
     mesh: Mesh | None = None,
 ) -> TrainOutcome:
-    """Trains by the phase `name`, with its default fields if no config is given.
+    """Trains `policy`, an adapter over the model or full weights, by the phase of the config.
 
-    A reference is the policy that the phase starts from.
+    A reference is the policy that the phase starts from; its log-probabilities are computed once
+    and kept by the saver, with the hash of `template`, the role's prompt template, in their key.
+    `saver` also keeps checkpoints: a call on one that holds some continues from them, or returns
+    the finished result. `dropout` is that of the adapter in SFT. `on_policy`: `policy` is the one
+    that sampled the completions of a policy gradient. Raises what `loop.run` raises, and UserError
+    if no example is left after length filtering or a log-probability is not finite.
     """
-    config = config or TrainConfig().phase(name)
-    given: dict[str, Any] = {"saver": saver, "seed": seed, "on_step": on_step, "mesh": mesh}
+    phase: Phase[Any] = Phase(
+        model,
+        policy,
+        examples,
+        config,
+        saver=saver,
+        seed=seed,
+        template=template,
+        on_step=on_step,
+        mesh=mesh,
+    )
     if isinstance(config, SftConfig):
-        return train_sft(model, policy, examples, config, dropout=dropout, **given)
-    given["template"] = template
+        return _sft(phase, dropout)
     if isinstance(config, DpoConfig):
-        return train_dpo(model, policy, policy, examples, config, **given)
+        return _dpo(phase, config)
     if isinstance(config, KtoConfig):
-        return train_kto(model, policy, examples, config, **given)
-    return train_pg(model, policy, examples, config, on_policy=on_policy, **given)
+        return _kto(phase, config)
+    return _pg(phase, config, on_policy)
 
 
-def train_sft(
-    model: BaseModel,
-    policy: Trainable,
-    examples: Sequence[SftExample],
-    config: SftConfig,
-    *,
-    saver: Saver | None = None,
-    seed: int = 0,
-    dropout: float = 0.0,
-    on_step: OnStep | None = None,
-    mesh: Mesh | None = None,
-) -> TrainOutcome:
-    """Trains an adapter over the model, or full weights, to imitate the examples' completions.
-
-    `saver` keeps checkpoints: a call on one that holds some continues from them, or returns the
-    finished result. If the examples are of several roles, every batch mixes them evenly. Raises
-    what `loop.run` raises, and UserError if no example is left after length filtering.
-    """
-    phase = Phase(model, examples, config, seed, mesh)
+def _sft(phase: Phase[SftExample], dropout: float) -> TrainOutcome:
+    """Trains to imitate the completions; several roles' examples are mixed in every batch."""
     weights = _array(example.weight for example in phase.examples)
     weighted = bool(np.any(weights != 1.0))
 
@@ -110,50 +103,22 @@ def train_sft(
         return {"held_out_loss": loss, "score": -loss}
 
     return phase.train(
-        policy,
         # Not by weight: in a batch of one a weight would cancel itself. Weights have a mean of 1.
         counts=lambda example: float(len(example.completion_ids)),
         extra=extra,
         held_out=held_out,
-        saver=saver or MemorySaver(),
         dropout=dropout,
-        on_step=on_step,
     )
 
 
-def train_dpo(
-    model: BaseModel,
-    policy: Trainable,
-    reference: np.ndarray | Trainable,
-    pairs: Sequence[DpoExample],
-    config: DpoConfig,
-    *,
-    saver: Saver | None = None,
-    seed: int = 0,
-    template: str = "",
-    on_step: OnStep | None = None,
-    mesh: Mesh | None = None,
-) -> TrainOutcome:
-    """Trains `policy` to prefer the chosen completions, against the frozen `reference`.
+def _dpo(phase: Phase[DpoExample], config: DpoConfig) -> TrainOutcome:
+    """Trains to prefer the chosen completions, against the frozen policy it starts from."""
 
-    `reference`: the SFT policy, whose log-probabilities are computed once and kept by the saver, or
-    those log-probabilities themselves, `[pairs, 2]` (chosen, rejected), as `reference_logprobs`
-    computes them with this config and seed. `policy` must start as the reference. `template`: the
-    role's prompt template, which is hashed into the key of stored reference log-probabilities.
-    Otherwise as `train_sft`; raises UserError too if a log-probability that is used is not finite.
-    """
-    saver = saver or MemorySaver()
-    phase = Phase(model, pairs, config, seed, mesh)
-    if isinstance(reference, np.ndarray):
-        # The caller's rows are all pairs; the phase uses those that its config and seed choose.
-        given = "compute them by `reference_logprobs` with the same config and seed"
-        logprobs = finite(
-            reference[phase.indices], "the {} pairs that this phase uses", given
-        ).reshape(-1)
-    else:
-        compute = lambda: finite(_pairs(phase, reference, saver), "{} pairs")  # noqa: E731
-        key = reference_key(model.fingerprint, reference, phase.examples, template)
-        logprobs = saver.references(key, compute).reshape(-1)
+    def measure_start(on_batch: Callable[[], None]) -> np.ndarray:
+        sums, _ = phase.score(phase.start, phase.every_example, on_batch=on_batch)
+        return sums.reshape(-1, 2)
+
+    logprobs = phase.log_probabilities_at_start("pairs", measure_start)
     margins = _array(pair.margin for pair in phase.examples)
 
     def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
@@ -173,36 +138,20 @@ def train_dpo(
         return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": score}
 
     return phase.train(
-        policy,
         counts=lambda pair: 1.0,
         references=logprobs,
         extra=extra,
         held_out=held_out,
         first=metric_at_reference(config),
-        saver=saver,
-        on_step=on_step,
     )
 
 
-def train_kto(
-    model: BaseModel,
-    policy: Trainable,
-    examples: Sequence[UnpairedExample],
-    config: KtoConfig,
-    *,
-    saver: Saver | None = None,
-    seed: int = 0,
-    template: str = "",
-    on_step: OnStep | None = None,
-    mesh: Mesh | None = None,
-) -> TrainOutcome:
-    """Trains `policy` towards desirable completions and away from undesirable ones.
+def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
+    """Trains towards desirable completions and away from undesirable ones.
 
-    The reference is the policy that training starts from. Its divergence is estimated before each
-    step, on the batch's prompts with each other's completions. Otherwise as `train_dpo`.
+    The divergence from the policy it starts from is estimated before each step, on the batch's
+    prompts with each other's completions.
     """
-    saver = saver or MemorySaver()
-    phase = Phase(model, examples, config, seed, mesh)
     weight = _array(example.weight for example in phase.examples)
     desirable = _array(example.label for example in phase.examples)
     # The completions of each batch under other prompts. The held-out examples are one more batch.
@@ -215,14 +164,12 @@ def train_kto(
     ]
     other_plan, others = phase.plan_segments(segments), int(firsts[-1])
 
-    def measure_start() -> np.ndarray:
-        # Nothing of this pass is kept before it ends, so a stop request abandons it.
-        own, _ = phase.score(policy, phase.every_example, on_batch=saver.raise_if_stopped)
-        mixed, _ = phase.score(policy, other_plan, others, saver.raise_if_stopped)
-        return finite(np.concatenate([own, mixed])[:, None], "{} completions")
+    def measure_start(on_batch: Callable[[], None]) -> np.ndarray:
+        own, _ = phase.score(phase.start, phase.every_example, on_batch=on_batch)
+        mixed, _ = phase.score(phase.start, other_plan, others, on_batch)
+        return np.concatenate([own, mixed])[:, None]
 
-    key = reference_key(model.fingerprint, policy, phase.examples, template, segments)
-    stored = saver.references(key, measure_start).reshape(-1)
+    stored = phase.log_probabilities_at_start("completions", measure_start, segments)
     references, other_references = stored[: phase.sequences], stored[phase.sequences :]
 
     def kl(step: int, weights: Trainable) -> np.float32:
@@ -247,52 +194,32 @@ def train_kto(
         return {"held_out_loss": loss, "score": -loss}
 
     return phase.train(
-        policy,
-        counts=lambda example: 1.0,  # not its weight, as in `train_sft`
+        counts=lambda example: 1.0,  # not its weight, as in SFT
         references=references,
         extra=extra,
         before_step=lambda step, weights: {"kl": kl(step, weights)},
         held_out=held_out,
         first=metric_at_reference(config),
-        saver=saver,
-        on_step=on_step,
     )
 
 
-def train_pg(
-    model: BaseModel,
-    policy: Trainable,
-    examples: Sequence[PolicyExample],
-    config: PgConfig,
-    *,
-    saver: Saver | None = None,
-    seed: int = 0,
-    template: str = "",
-    on_policy: bool = False,
-    on_step: OnStep | None = None,
-    mesh: Mesh | None = None,
-) -> TrainOutcome:
-    """Trains `policy` by the clipped policy gradient on completions with stored log-probabilities.
+def _pg(phase: Phase[PolicyExample], config: PgConfig, on_policy: bool) -> TrainOutcome:
+    """Trains by the clipped policy gradient on completions with stored log-probabilities.
 
-    `on_policy`: `policy` is the one that sampled the completions, so every probability ratio is 1
-    at the start. In float32 on a CPU a ratio that is further from 1 than `RATIO_SLACK` is a
-    UserError, otherwise a mean absolute log-ratio above `LOG_RATIO_SLACK`. `start_ratio` and
-    `start_ratio_gap` of the outcome's `measured` show the ratios in any case. Otherwise as
-    `train_dpo`.
+    `on_policy`: every probability ratio is 1 at the start. In float32 on a CPU a ratio that is
+    further from 1 than `RATIO_SLACK` is a UserError, otherwise a mean absolute log-ratio above
+    `LOG_RATIO_SLACK`. `start_ratio` and `start_ratio_gap` of the outcome's `measured` show the
+    ratios in any case.
     """
-    saver = saver or MemorySaver()
-    phase = Phase(model, examples, config, seed, mesh)
     advantage = _array(example.advantage for example in phase.examples)
     lengths = np.array([len(example.completion_ids) for example in phase.examples])
     ends = np.cumsum(lengths)
     behaviour = _array(x for example in phase.examples for x in example.logprobs)
 
-    def measure_start() -> np.ndarray:
-        found = phase.score_tokens(policy, phase.every_example, saver.raise_if_stopped)
-        return finite(found[:, None], "{} tokens")
+    def measure_start(on_batch: Callable[[], None]) -> np.ndarray:
+        return phase.score_tokens(phase.start, phase.every_example, on_batch)[:, None]
 
-    key = reference_key(model.fingerprint, policy, phase.examples, template)
-    start = saver.references(key, measure_start).reshape(-1)
+    start = phase.log_probabilities_at_start("tokens", measure_start)
     ratios = np.exp(start - behaviour)
     gap = float(np.max(np.abs(ratios - 1.0)))
     mean = float(np.mean(np.abs(start - behaviour)))
@@ -329,13 +256,10 @@ def train_pg(
         return {"held_out_loss": loss, "score": -loss}
 
     return phase.train(
-        policy,
         counts=lambda example: float(len(example.completion_ids)),
         extra=extra,
         held_out=held_out,
         measured={"start_ratio": float(np.mean(ratios)), "start_ratio_gap": gap},
-        saver=saver,
-        on_step=on_step,
     )
 
 
@@ -344,33 +268,6 @@ def is_exact(params: Any) -> bool:
     # Over an int8 base, a rounding error of float32 can move an activation by one in 15 bits.
     in_float32 = weights_dtype(params) == "float32" and jax.default_backend() == "cpu"
     return in_float32 and not is_rounded(params)
-
-
-def reference_logprobs(
-    model: BaseModel,
-    reference: Trainable,
-    pairs: Sequence[DpoExample],
-    config: DpoConfig,
-    *,
-    seed: int = 0,
-    mesh: Mesh | None = None,
-) -> np.ndarray:
-    """The reference's log-probabilities of chosen and rejected completions, float32 `[pairs, 2]`.
-
-    NaN for pairs that `train_dpo` does not use with this config and seed: those that the length
-    filter drops and those that `loop.steps` does not reach. The numbers are computed in the same
-    packed rows that it trains on.
-    """
-    phase = Phase(model, pairs, config, seed, mesh)
-    logprobs = np.full((len(pairs), 2), np.nan, np.float32)
-    logprobs[phase.indices] = _pairs(phase, reference, MemorySaver())
-    return logprobs
-
-
-def _pairs(phase: Phase[DpoExample], reference: Trainable, saver: Saver) -> np.ndarray:
-    # Nothing of this pass is kept before it ends, so a stop request abandons it.
-    sums, _ = phase.score(reference, phase.every_example, on_batch=saver.raise_if_stopped)
-    return sums.reshape(-1, 2)
 
 
 def _array(values: Any) -> np.ndarray:

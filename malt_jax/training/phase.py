@@ -28,8 +28,8 @@ from malt_jax.training.loop import Extra, Job, OnStep, TrainOutcome, run
 from malt_jax.training.optim import learning_rates
 from malt_jax.training.placement import micro_tokens, row_devices
 from malt_jax.training.plan import Plan, plan_steps
-from malt_jax.training.references import weights_hash
-from malt_jax.training.saver import Saver
+from malt_jax.training.references import finite, reference_key, weights_hash
+from malt_jax.training.saver import MemorySaver, Saver
 from malt_jax.training.scoring import mean_divergence, score_plan, score_tokens
 from malt_jax.training.step import Program, Trainable, make_program, scoring
 
@@ -60,15 +60,22 @@ class Phase(Generic[E]):
     def __init__(
         self,
         model: BaseModel,
+        start: Trainable,
         examples: Sequence[E],
         config: PhaseConfig,
-        seed: int,
-        mesh: Mesh | None,
+        *,
+        saver: Saver | None = None,
+        seed: int = 0,
+        template: str = "",
+        on_step: OnStep | None = None,
+        mesh: Mesh | None = None,
     ):
-        self.model, self.config, self.seed, self.mesh = model, config, seed, mesh
+        self.model, self.start, self.config = model, start, config
+        self.saver = MemorySaver() if saver is None else saver
+        self.seed, self.template, self.on_step, self.mesh = seed, template, on_step, mesh
         loop = config.loop
         self.examples: list[E]
-        self.indices, self.examples, self.counts = admit(examples, loop.max_length)
+        self.examples, self.counts = admit(examples, loop.max_length)
         train, self.held = split(self.examples, loop.held_out, seed)
         if loop.steps and len(train) > loop.steps * config.batch_size:
             train = self._keep(self._order(train, 0)[: loop.steps * config.batch_size])
@@ -89,12 +96,9 @@ class Phase(Generic[E]):
 
     def train(
         self,
-        start: Trainable,
         *,
         counts: Callable[[E], float],
         held_out: Callable[[Trainable], dict[str, float]],
-        saver: Saver,
-        on_step: OnStep | None,
         dropout: float = 0.0,
         references: np.ndarray | None = None,
         extra: Extra = lambda step, rows: {},
@@ -102,11 +106,11 @@ class Phase(Generic[E]):
         first: tuple[str, float] | None = None,
         measured: dict[str, float] | None = None,
     ) -> TrainOutcome:
-        """Trains from `start`; `counts` says how much an example counts in the batch's mean.
+        """Trains; `counts` says how much an example counts in the batch's mean.
 
         `measured` is what the caller knows of the start. The other arguments are those of a `Job`.
         """
-        config, program = self.config, self._program(dropout)
+        config, start, program = self.config, self.start, self._program(dropout)
         # Everything that the result of a later step depends on. The mesh is not part of it, so a
         # phase may continue on other devices.
         described = json.dumps(
@@ -115,7 +119,7 @@ class Phase(Generic[E]):
         identity = hashlib.sha256((described + weights_hash(start)).encode()).hexdigest()
 
         def at_end(trained: Trainable) -> dict[str, float]:
-            moved = {**(measured or {}), "kl_from_start": self.divergence(trained, start)}
+            moved = {**(measured or {}), "kl_from_start": self._divergence(trained)}
             return moved | expert_balance(self.model, trained, self.examples, self.mesh)
 
         if references is None:
@@ -138,12 +142,12 @@ class Phase(Generic[E]):
             at_end=at_end,
             first=first,
             config=config.loop,
-            saver=saver,
+            saver=self.saver,
             seed=self.seed,
             identity=identity,
             mesh=self.mesh,
         )
-        return replace(run(job, start, on_step), counts=self.counts)
+        return replace(run(job, start, self.on_step), counts=self.counts)
 
     @property
     def sequences(self) -> int:
@@ -162,7 +166,6 @@ class Phase(Generic[E]):
         kept = sorted([*train, *self.held])
         self.counts["unused"] = len(self.examples) - len(kept)
         self.examples = [self.examples[i] for i in kept]
-        self.indices = [self.indices[i] for i in kept]
         place = {old: new for new, old in enumerate(kept)}
         self.held = [place[i] for i in self.held]
         return sorted(place[i] for i in train)
@@ -197,16 +200,36 @@ class Phase(Generic[E]):
         frozen = self._frozen(weights)
         return score_tokens(self.scoring, weights, frozen, plan, lengths, self.mesh, on_batch)
 
-    def divergence(self, trained: Trainable, start: Trainable) -> float:
+    def log_probabilities_at_start(
+        self,
+        what: str,
+        compute: Callable[[Callable[[], None]], np.ndarray],
+        further: Any = None,
+    ) -> np.ndarray:
+        """Log-probabilities under the weights that the phase starts from, computed or stored.
+
+        `compute` is given what to call before each batch. `what` is scored, one row each, and
+        `further` says what besides the examples. UserError if a log-probability is not finite.
+        """
+        key = reference_key(
+            self.model.fingerprint, self.start, self.examples, self.template, further
+        )
+        # Nothing of this pass is kept before it ends, so a stop request abandons it.
+        found = self.saver.references(
+            key, lambda: finite(compute(self.saver.raise_if_stopped), what)
+        )
+        return found.reshape(-1)
+
+    def _divergence(self, trained: Trainable) -> float:
         """KL(trained || start) of the next token, on the held-out or the first training examples.
 
         It is exact at each place of their completions, over the whole vocabulary; the places are
         those that the search visited.
         """
         plan = self.held_plan if self.held else self.every_example
-        steps = max(1, MEASURED // self.config.batch_size)
+        few = Plan(plan.steps[: max(1, MEASURED // self.config.batch_size)])
         return mean_divergence(
-            self.scoring, trained, start, self._frozen(start), Plan(plan.steps[:steps]), self.mesh
+            self.scoring, trained, self.start, self._frozen(self.start), few, self.mesh
         )
 
     def plan_segments(self, batches: Sequence[Sequence[Segment]]) -> Plan:

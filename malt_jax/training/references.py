@@ -14,11 +14,6 @@ from malt_jax.models.sharding import to_host
 from malt_jax.training.dataset import digest
 from malt_jax.training.step import Trainable
 
-BROKEN = (
-    "the weights that this phase starts from are broken; train the phase before it with a lower "
-    "learning rate"
-)
-
 
 def reference_key(
     base: str, policy: Trainable, examples: Sequence[Any], template: str, further: Any = None
@@ -39,15 +34,13 @@ def reference_key(
     }
 
 
-def finite(logprobs: np.ndarray, what: str, advice: str = BROKEN) -> np.ndarray:
-    """The log-probabilities, one row for each of `what`; raises UserError if one is not finite.
-
-    The number of rows takes the place of the braces in `what`.
-    """
+def finite(logprobs: np.ndarray, what: str) -> np.ndarray:
+    """The log-probabilities, one row for each of `what`; raises UserError if one is not finite."""
     if broken := int((~np.isfinite(logprobs)).any(axis=-1).sum()):
         raise UserError(
             f"the reference's log-probabilities hold NaN or infinity for {broken} of "
-            f"{what.format(len(logprobs))}: {advice}."
+            f"{len(logprobs)} {what}: the weights that this phase starts from are broken; train "
+            "the phase before it with a lower learning rate."
         )
     return logprobs
 
