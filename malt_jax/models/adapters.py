@@ -14,12 +14,12 @@ from malt_jax.checks import show
 from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.hf_fields import Fields, read_json, unreadable
-from malt_jax.models.hub import adapter_folder
+from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
 from malt_jax.models.lora import Adapter, projections, stack_adapter, unstack_adapter
 from malt_jax.models.peft_layout import from_peft
 from malt_jax.models.spec import ModelSpec
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_FILES
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
@@ -37,15 +37,13 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
 """Fields of adapter_config.json and what they may be: plain LoRA of one rank and nothing else."""
 
 
-def load_adapter(
-    path: str | os.PathLike, spec: ModelSpec, *, revision: str | None = None
-) -> tuple[Adapter, LoraConfig]:
+def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, LoraConfig]:
     """The adapter, in NumPy float32 and by layer, and the config that it was made with.
 
     `path`: a folder with adapter_config.json, one that holds it as `adapter`, or a name on the hub.
     UserError in one sentence for what is no plain LoRA, or does not fit the model.
     """
-    folder = adapter_folder(path, revision)
+    folder = adapter_folder(path)
     lora = _config(folder / CONFIG)
     tensors = _tensors(folder / WEIGHTS)
     try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from malt_jax.errors import HubError, UserError, first_line
 from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
 
-LFS_POINTER = b"version https://git-lfs"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 EMBEDDED = "quickstart"
@@ -33,45 +31,31 @@ def local_folder(path: str | os.PathLike, revision: str | None = None) -> tuple[
             raise UserError(f"{folder}: no config.json, so not a Hugging Face checkpoint.")
         if revision is not None:
             raise UserError(f"{folder}: a local folder has no revision {revision!r}; leave it out.")
-        _refuse_lfs_pointers(folder)
         return folder, None
-    name = os.fspath(path)
-    # A mistyped path whose parent folder exists is no name to ask the hub for.
-    if not HUB_NAME.fullmatch(name) or os.path.isdir(folder.parent):
-        raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
-    return _download(name, revision)
+    return _download(_hub_name(path), revision)
 
 
-def adapter_folder(path: str | os.PathLike, revision: str | None = None) -> Path:
+def adapter_folder(path: str | os.PathLike) -> Path:
     """The folder of a PEFT adapter: one on this machine, or downloaded from the hub."""
     folder = Path(path)
     if os.path.isdir(folder):
         for place in (folder, folder / "adapter"):  # an exported role has it in a folder of its own
             if (place / ADAPTER_FILES[0]).is_file():
-                _refuse_lfs_pointers(place)
                 return place
         raise UserError(f"{folder}: no {ADAPTER_FILES[0]}, so not a PEFT adapter.")
-    name = os.fspath(path)
-    if not HUB_NAME.fullmatch(name) or os.path.isdir(folder.parent):
-        raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
-    downloaded = _snapshot(name, revision, ADAPTER_FILES)
+    name = _hub_name(path)
+    downloaded = _snapshot(name, None, ADAPTER_FILES)
     if not (downloaded / ADAPTER_FILES[0]).is_file():
         raise UserError(f"{name}: has no {ADAPTER_FILES[0]} on the hub, so it is no PEFT adapter.")
     return downloaded
 
 
-def _refuse_lfs_pointers(folder: Path) -> None:
-    """Raises UserError for the small text that git leaves of a large file without git-lfs."""
-    for path in (*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")):
-        begins = b""
-        if path.is_file():  # a pipe would block
-            with suppress(OSError), path.open("rb") as file:  # whoever needs it says what is wrong
-                begins = file.read(len(LFS_POINTER))
-        if begins == LFS_POINTER:
-            raise UserError(
-                f"{path}: is a Git LFS pointer and not the file; fetch it with git lfs pull, or "
-                "download the checkpoint again."
-            )
+def _hub_name(path: str | os.PathLike) -> str:
+    name = os.fspath(path)
+    # A mistyped path whose parent folder exists is no name to ask the hub for.
+    if not HUB_NAME.fullmatch(name) or os.path.isdir(Path(path).parent):
+        raise UserError(f"{name}: no such folder, and not a name on the hub (`org/name`).")
+    return name
 
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:

@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from malt_jax.sampling.sampler import Sampler
 
 
-ADAPTER_PLACES = ("adapter_config.json", "adapter/adapter_config.json")
-"""Where a folder holds a PEFT adapter, the second if it is an exported role."""
-
-
 def check_other(path: str) -> None:
     """Refuses what is neither a checkpoint nor an adapter; of a model only headers are read."""
     from malt_jax.models.adapters import adapter_base, load_adapter
@@ -78,14 +74,12 @@ def _adapter_place(path: str) -> Path | None:
     """
     from malt_jax.models.hub import adapter_folder
 
-    if os.path.isdir(path):
-        held = [os.path.isfile(Path(path, name)) for name in ADAPTER_PLACES]
-        own = os.path.isfile(Path(path, "config.json"))
-        return adapter_folder(path) if any(held) and not own else None
+    if os.path.isfile(Path(path, "config.json")):
+        return None
     try:
         return adapter_folder(path)
     except UserError:
-        return None  # what is no model of the hub either is refused as a model
+        return None  # what is no model either is refused as a model
 
 
 def _base_of_run(config: Config, base: str, revision: str | None) -> ModelConfig | None:
