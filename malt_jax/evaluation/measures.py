@@ -74,13 +74,7 @@ def weighted(drawn: Drawn, voted: Bool[np.ndarray, " U"]) -> Weighted | None:
         weights = [draw_weight(record) for record in records]
         vote = weighted_vote([record.prediction for record in records], weights)
         correct.append(records[vote.draw].correct)
-    changed = statistics.flips(voted, np.array(correct, bool))
-    return {
-        "accuracy": float(np.mean(correct)),
-        "wrong_to_right": changed.wrong_to_right,
-        "right_to_wrong": changed.right_to_wrong,
-        "p": statistics.exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong),
-    }
+    return {"accuracy": float(np.mean(correct)), **statistics.mcnemar(voted, np.array(correct))}
 
 
 def tokens_by_votes(drawn: Drawn) -> list[float]:

@@ -23,7 +23,6 @@ from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.schema import (
     Comparison,
     EqualTokens,
-    McNemar,
     PairedTest,
     Reliability,
     Results,
@@ -121,7 +120,6 @@ def summarise(
     calibration: Mapping[str, Reliability] | None = None,
     sources: Mapping[str, str] | None = None,
     confidence: float = 0.95,
-    bootstrap_seed: int = 0,
 ) -> Results:
     """The table of results: every row with its paired tests, and the breakdowns below it.
 
@@ -169,7 +167,7 @@ def summarise(
     # row it is one test, which enters Holm's correction once.
     equal_calls = {key: row_name(single[row["system"]], row["calls"]) for key, row in rows.items()}
     comparisons = {
-        (key, other): compare(correct[other], correct[key], units, confidence, bootstrap_seed)
+        (key, other): compare(correct[other], correct[key], units, confidence)
         for key in rows
         for other in dict.fromkeys([baselines[rows[key]["system"]], equal_calls[key]])
         if other != key
@@ -190,17 +188,12 @@ def summarise(
             agents = (key for key, row in rows.items() if row["system"] in single.values())
             cheap = [key for key in agents if rows[key]["calls"] <= calls]
             best = max(cheap, key=lambda key: rows[key]["accuracy"])
-            test = compare(correct[best], correct[full["name"]], units, confidence, bootstrap_seed)
+            test = compare(correct[best], correct[full["name"]], units, confidence)
             full["best_single_agent"] = {**test, "row": best, "accuracy": rows[best]["accuracy"]}
         if full["system"] != name:
-            full["equal_tokens"] = _equal_tokens(
-                full,
-                correct[full["name"]],
-                (name, systems[name], by_unit[name]),
-                units,
-                confidence,
-                bootstrap_seed,
-            )
+            agent = name, systems[name], by_unit[name]
+            right = correct[full["name"]]
+            full["equal_tokens"] = _equal_tokens(full, right, agent, units, confidence)
     return {
         "run": dict(run or {}),
         "questions": len(set(units.questions)),
@@ -343,7 +336,6 @@ def _equal_tokens(
     single: tuple[str, SystemInfo, Draws],
     units: Units,
     confidence: float,
-    seed: int,
 ) -> EqualTokens:
     """A row compared with the single agent (name, info, draws) that generates as many tokens."""
     name, info, draws = single
@@ -351,7 +343,7 @@ def _equal_tokens(
     votes = measures.votes_for_tokens(by_votes, row["tokens"])
     other, right = _row(name, info, votes, draws, units, confidence)
     return {
-        **compare(right, correct, units, confidence, seed),
+        **compare(right, correct, units, confidence),
         "row": other["name"],
         "tokens": other["tokens"],
         "accuracy": other["accuracy"],
@@ -364,17 +356,16 @@ def compare(
     after: Bool[np.ndarray, " U"],
     units: Units,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Comparison:
     """The paired comparison of two rows on the same units: flips, p-value, difference.
 
     One seed: exact McNemar. Several: the sign-flip test over whole questions, and besides it the
-    pooled flips and each seed alone. `seed` is that of the bootstrap.
+    pooled flips and each seed alone.
     """
     # Per question: the seeds under which only `after` is right, less those where only `before` is.
     sums, sizes = units.per_question(after.astype(int) - before.astype(int))
-    interval = statistics.bootstrap_interval(sums, sizes, confidence=confidence, seed=seed)
-    changed = _mcnemar(before, after)
+    interval = statistics.bootstrap_interval(sums, sizes, confidence=confidence)
+    changed = statistics.mcnemar(before, after)
     test: Comparison = {
         **changed,
         "delta": float(after.mean() - before.mean()),
@@ -384,16 +375,7 @@ def compare(
         test["p"] = statistics.clustered_mcnemar(sums)
         test["p_pooled"] = changed["p"]
         test["seeds"] = {
-            str(seed): _mcnemar(before[units.seeds == seed], after[units.seeds == seed])
+            str(seed): statistics.mcnemar(before[units.seeds == seed], after[units.seeds == seed])
             for seed in np.unique(units.seeds)
         }
     return test
-
-
-def _mcnemar(before: Bool[np.ndarray, " U"], after: Bool[np.ndarray, " U"]) -> McNemar:
-    changed = statistics.flips(before, after)
-    return {
-        "wrong_to_right": changed.wrong_to_right,
-        "right_to_wrong": changed.right_to_wrong,
-        "p": statistics.exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong),
-    }

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from malt_jax.evaluation.schema import McNemar
+
 RESAMPLES = 10_000
 
 
@@ -154,3 +156,13 @@ def flips(before: Sequence[bool] | np.ndarray, after: Sequence[bool] | np.ndarra
     if before.shape != after.shape:
         raise ValueError(f"{before.shape} gradings before, {after.shape} after")
     return Flips(int((~before & after).sum()), int((before & ~after).sum()))
+
+
+def mcnemar(before: Sequence[bool] | np.ndarray, after: Sequence[bool] | np.ndarray) -> McNemar:
+    """The changes between two gradings of the same questions, with their exact p-value."""
+    changed = flips(before, after)
+    return {
+        "wrong_to_right": changed.wrong_to_right,
+        "right_to_wrong": changed.right_to_wrong,
+        "p": exact_mcnemar(changed.wrong_to_right, changed.right_to_wrong),
+    }
