@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from malt_jax import config
 from malt_jax.answering.turns import Answer, Answerer, Draw, Turn, answer
 from malt_jax.errors import UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress
-from malt_jax.stages.evaluations import trained_with
-from malt_jax.stages.names import search_stage, trained_stage
+from malt_jax.stages.evaluations import trained_run, trained_with
+from malt_jax.stages.names import search_stage
 from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
-from malt_jax.stages.trust import check_trust
 from malt_jax.storage.jsonl import read_lines
-from malt_jax.storage.manifest import sealed_units, stage_done
-from malt_jax.storage.rundir import RunDir
+from malt_jax.storage.manifest import sealed_units
 from malt_jax.tree.node import Tree
 
 if TYPE_CHECKING:
@@ -56,17 +53,8 @@ class Pipeline:
         A run that somebody else made may name a Python module as its task, which is imported only
         with `trust_task_code`.
         """
-        directory = RunDir.existing(run)
-        made_with = config.from_dict(directory.config)
-        # Before a session could import the module that the run's config names as its task.
-        check_trust(made_with, directory.path, trust_task_code, {})
-        needed = trained_stage(made_with.rounds - 1)
-        if not stage_done(directory, needed):
-            raise UserError(
-                f"{directory.path}: not trained yet ({needed} is not finished); finish it with "
-                f"`malt run --output-dir {directory.path}`."
-            )
-        return cls(Session(made_with, directory, progress or Progress(quiet=True)))
+        config, directory = trained_run(run, trust_task_code)
+        return cls(Session(config, directory, progress or Progress(quiet=True)))
 
     @property
     def trained_on(self) -> str:

@@ -40,26 +40,17 @@ def asks_for_evaluation(invocation: Invocation) -> bool:
 def run(invocation: Invocation) -> None:
     """Makes the evaluations, prints the table of each, then the table over all of them."""
     from malt_jax import progress
-    from malt_jax.config.run import from_dict
     from malt_jax.distributed import initialize
     from malt_jax.environment import devices
-    from malt_jax.stages.evaluations import write_table
-    from malt_jax.stages.names import trained_stage
+    from malt_jax.stages.evaluations import trained_run, write_table
     from malt_jax.stages.session import Session
-    from malt_jax.storage.manifest import stage_done
-    from malt_jax.storage.rundir import RunDir
     from malt_jax.storage.signals import graceful_stop
     from malt_jax.storage.writers import is_writer
 
     options = invocation.options
     if options.config:
         raise UserError("--config: the run has its config; with --run give fields as flags.")
-    directory = RunDir.existing(options.run)
-    config = from_dict(directory.config)
-    check_trust(config, directory.path, options.trust_task_code, {})
-    needed = trained_stage(config.rounds - 1)
-    if not stage_done(directory, needed):
-        raise UserError(f"{directory.path}: not trained yet ({needed} is not finished).")
+    config, directory = trained_run(options.run, options.trust_task_code)
     plans = list(_plans(invocation, config, directory.path))
     if plans:
         initialize(plans[0][1].mesh)

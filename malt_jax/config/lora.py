@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from malt_jax.checks import check
+from malt_jax.checks import check, check_range
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 """Every projection of a dense layer, by its name in the decoder."""
@@ -32,9 +32,9 @@ class LoraConfig:
     """The factor that starts at zero, so that training starts exactly from the base model."""
 
     def __post_init__(self):
-        check(1 <= self.rank <= 4096, f"rank: found {self.rank}, allowed: 1 to 4096.")
-        check(self.alpha > 0, f"alpha: found {self.alpha}, allowed: above 0.")
-        check(0 <= self.dropout < 1, f"dropout: found {self.dropout}, allowed: 0 to below 1.")
+        check_range(self, "rank", least=1, most=4096)
+        check_range(self, "alpha", above=0)
+        check_range(self, "dropout", least=0, below=1)
         allowed = (*TARGETS, *EXPERT_TARGETS)
         unknown = [target for target in self.targets if target not in allowed]
         check(

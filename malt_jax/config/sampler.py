@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from malt_jax.checks import check
+from malt_jax.checks import check, check_range
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,9 @@ class SamplerConfig:
     """Folder that keeps compiled programs between runs; `auto`: the user's cache, null: none."""
 
     def __post_init__(self):
-        for name, least in (
-            ("rows", 0),
-            ("width", 0),
-            ("streams", 0),
-            ("memory_gb", 0),
-            ("prefill_tokens", 0),
-            ("prefill_lane", 0),
-            ("chunk_steps", 1),
-        ):
-            value = getattr(self, name)
-            check(value >= least, f"{name}: found {value}, allowed: {least} or more.")
+        check_range(self, "rows", "width", "streams", "memory_gb", least=0)
+        check_range(self, "prefill_tokens", "prefill_lane", least=0)
+        check_range(self, "chunk_steps", least=1)
         for name in ("prefix_buckets", "new_token_buckets"):
             sizes = getattr(self, name)
             # Every size is compared with the one before it, and the first one with 0.

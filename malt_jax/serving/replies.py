@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from malt_jax.answering.turns import Answer, Draw, answer
-from malt_jax.serving.requests import CHAIN, ChatRequest
+from malt_jax.serving.requests import ChatRequest, model_names
 from malt_jax.serving.stops import before_stop
 from malt_jax.tree.roles import Chain
 
@@ -109,8 +109,7 @@ def finish_reason(found: Answer) -> str:
 
 def models(chain: Chain, created: int) -> list[dict[str, Any]]:
     """The entries of `/v1/models`."""
-    names = [CHAIN, f"{CHAIN}@3", *(role.name for role in chain.roles)]
-    return [model(name, created) for name in dict.fromkeys(names)]
+    return [model(name, created) for name in model_names(chain)]
 
 
 def model(name: str, created: int) -> dict[str, Any]:

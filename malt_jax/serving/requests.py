@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from malt_jax.answering.turns import Draw, Turn
-from malt_jax.checks import show, whole_number
+from malt_jax.checks import no_constant, show, whole_number
 from malt_jax.sampling.request import SamplingParams
 from malt_jax.serving.errors import ApiError, wrong
 from malt_jax.tree.roles import Chain, Role
@@ -132,6 +132,11 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
     )
 
 
+def model_names(chain: Chain) -> list[str]:
+    """The models that clients are told of: the chain, a vote of it, and each role alone."""
+    return list(dict.fromkeys([CHAIN, f"{CHAIN}@3", *(role.name for role in chain.roles)]))
+
+
 def find_model(name: Any, chain: Chain) -> tuple[tuple[Role, ...], int]:
     """The roles that answer for a model's name, and the votes; raises ApiError with status 404."""
     if isinstance(name, str):
@@ -142,19 +147,16 @@ def find_model(name: Any, chain: Chain) -> tuple[tuple[Role, ...], int]:
         for role in chain.roles:
             if role.name == name:
                 return (role,), 1
-    known = [CHAIN, f"{CHAIN}@3", *(role.name for role in chain.roles)]
+    known = ", ".join(model_names(chain))
     raise ApiError(
-        404, f"model: {show(name)} does not exist here; there are {', '.join(known)}.",
+        404, f"model: {show(name)} does not exist here; there are {known}.",
         code="model_not_found", param="model",
     )  # fmt: skip
 
 
 def _json(raw: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=refuse)
+        body = json.loads(raw.decode("utf-8"), parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(body, dict):

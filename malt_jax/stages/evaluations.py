@@ -23,9 +23,10 @@ from malt_jax.errors import UserError
 from malt_jax.evaluation.transfer import Column, transfer_table, transfer_values
 from malt_jax.regular_files import read_bytes
 from malt_jax.stages.bases import facts_of_bases
-from malt_jax.stages.names import EVAL, search_stage
+from malt_jax.stages.names import EVAL, search_stage, trained_stage
 from malt_jax.stages.other_models import check_other
 from malt_jax.stages.session import Session
+from malt_jax.stages.trust import check_trust
 from malt_jax.stages.variants import planned
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import json_text, write_text
@@ -42,6 +43,25 @@ FOLDER, TABLE = "evals", "table"
 MAY_DIFFER = CANNOT_CHANGE_RESULTS | {"task", "eval", "sampler", "seed", "ablations"}
 """Sections that an evaluation may change; `OF_A_ROLE` are the fields of a role."""
 OF_A_ROLE = ("template", "temperature", "top_p", "top_k", "max_new_tokens", "stop")
+
+
+def trained_run(run: str | os.PathLike, trusted: bool) -> tuple[Config, RunDir]:
+    """The config and directory of a run whose training is finished.
+
+    A run that somebody else made may name a Python module as its task, which is imported only if
+    it is `trusted`.
+    """
+    directory = RunDir.existing(run)
+    config = from_dict(directory.config)
+    # Before a session could import the module that the run's config names as its task.
+    check_trust(config, directory.path, trusted, {})
+    needed = trained_stage(config.rounds - 1)
+    if not manifest.stage_done(directory, needed):
+        raise UserError(
+            f"{directory.path}: not trained yet ({needed} is not finished); finish it with "
+            f"`malt run --output-dir {directory.path}`."
+        )
+    return config, directory
 
 
 class Evaluation(Session):

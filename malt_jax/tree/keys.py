@@ -13,17 +13,18 @@ import numpy as np
 
 def node_key(seed: int, *path: str | int) -> np.ndarray:
     """A threefry key, uint32 `[2]`, for a path such as `(seed, "search", 0, "Q17/g2/v0")`."""
-    # A control character that names do not hold, so ("a", "bc") and ("ab", "c") differ.
-    text = "\x1f".join(map(str, (seed, *path)))
-    # A lone surrogate, which JSON may hold, has no UTF-8; it is written out instead. The bytes are
-    # read as little-endian on every machine.
-    return np.frombuffer(
-        hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "<u4"
-    )
+    # Little-endian on every machine.
+    return np.frombuffer(_digest(seed, *path), "<u4")
 
 
 def draw_order(seed: int, count: int, *path: str | int) -> list[int]:
     """A permutation of `range(count)` that depends on the seed and the path only."""
-    text = "\x1f".join(map(str, (seed, *path)))
-    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8]
-    return np.random.default_rng(int.from_bytes(digest, "little")).permutation(count).tolist()
+    number = int.from_bytes(_digest(seed, *path), "little")
+    return np.random.default_rng(number).permutation(count).tolist()
+
+
+def _digest(*path: str | int) -> bytes:
+    # A control character that names do not hold, so ("a", "bc") and ("ab", "c") differ.
+    text = "\x1f".join(map(str, path))
+    # A lone surrogate, which JSON may hold, has no UTF-8; it is written out instead.
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8]
