@@ -13,7 +13,7 @@ from scipy import stats
 
 from credit_trees import CHAINS, forest_of
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
-from malt_jax.credit.confidence import confidence
+from malt_jax.credit.confidence import above, posterior
 from malt_jax.credit.signals import node_signals
 from malt_jax.credit.verdict import judged_answers, read_verdict, verdict_agreement
 from malt_jax.tree.node import Forest
@@ -99,12 +99,17 @@ def confidence_by_loops(children, threshold):
     ]
 
 
+def confidence(children):
+    """P(true value > 1/2) of every node."""
+    return above(posterior(children), 0.5)
+
+
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_confidence_equals_the_beta_posterior_of_its_formula(n):
     rng = np.random.default_rng(n)
     true = rng.beta(1.5, 1.0, (40, 3, 1))
     children = rng.binomial(4, true, (40, 3, n)).astype(np.float32) / 4
-    found = np.asarray(confidence(jnp.asarray(children), 0.5)).ravel()
+    found = np.asarray(confidence(jnp.asarray(children))).ravel()
     np.testing.assert_allclose(found, confidence_by_loops(children, 0.5), atol=2e-3)
 
 

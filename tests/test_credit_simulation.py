@@ -10,7 +10,7 @@ import pytest
 
 from credit_trees import CHAINS, forest_of
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
-from malt_jax.credit.confidence import confidence
+from malt_jax.credit.confidence import above, posterior
 from malt_jax.credit.contrast import contrast
 from malt_jax.tree.values import back_up
 
@@ -76,7 +76,7 @@ def test_confidence_is_as_often_right_as_it_says():
     rng = np.random.default_rng(0)
     true = rng.beta(1.5, 1.5, (4000, 1))
     children = rng.binomial(3, np.repeat(true, 3, axis=1)) / 3
-    found = np.asarray(confidence(jnp.asarray(children, jnp.float32)))
+    found = above(posterior(jnp.asarray(children, jnp.float32)), 0.5)
     for says in np.unique(found):
         alike = found == says
         if alike.sum() > 100:

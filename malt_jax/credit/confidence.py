@@ -24,13 +24,6 @@ class Posterior(NamedTuple):
     b: Float[Array, "*nodes"]
 
 
-def confidence(
-    children: Float[Array, "*nodes n"], threshold: float = 0.5
-) -> Float[np.ndarray, "*nodes"]:
-    """P(the true value of a node > theta), given the values of its n child branches."""
-    return above(posterior(children), threshold)
-
-
 def posterior(
     children: Float[Array, "*nodes n"], present: Bool[Array, "*nodes n"] | None = None
 ) -> Posterior:

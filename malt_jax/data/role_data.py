@@ -93,7 +93,7 @@ def role_data(
 def star_data(trees: Iterable[Tree], role: str) -> RoleData:
     """The single-agent STaR baseline's examples: the first role's drafts that are right."""
     examples = [
-        replace(_example(tree.question_id, node), role=STAR)
+        SftExample(**_of_node(tree.question_id, node) | {"role": STAR})
         for tree in trees
         for node in tree.nodes
         # The draft's own grade and not its value: STaR knows of no later turn. Only how many drafts
@@ -164,7 +164,7 @@ def _add_siblings(
     data.counts["negatives"] += len(negatives)
     data.counts["positives_cut_at_limit"] += len(positives) - len(whole)
     data.sft.extend(
-        _example(question_id, node, weight)
+        SftExample(**_of_node(question_id, node), weight=weight)
         for node in whole
         if (weight := selection.weight(node, desirable=True))
     )
@@ -179,11 +179,13 @@ def _add_siblings(
         desirable = signs[node.id] > 0
         unfit = signs[node.id] == 0 or (desirable and not node.ended)
         if not unfit and (weight := selection.weight(node, desirable=desirable)):
-            data.kto.append(_unpaired(question_id, node, desirable, weight))
+            about = _of_node(question_id, node)
+            data.kto.append(UnpairedExample(**about, label=desirable, weight=weight))
         if advantage := selection.advantage(node):
             # Trees from elsewhere may lack what the sampler stores; the ratio needs every token's.
             if len(node.logprobs) == len(node.token_ids):
-                data.policy.append(_sampled(question_id, node, advantage))
+                about = _of_node(question_id, node) | {"logprobs": node.logprobs}
+                data.policy.append(PolicyExample(**about, advantage=advantage))
             else:
                 data.counts["without_logprobs"] += 1
 
@@ -201,18 +203,6 @@ def _select_pairs(
         # Python's sort is stable: equal gaps stay in the drawn order.
         order.sort(key=lambda i: pairs[i][1].value - pairs[i][0].value)
     return [pairs[i] for i in order[: config.pairs_per_prefix]]
-
-
-def _example(question_id: str, node: Node, weight: float = 1.0) -> SftExample:
-    return SftExample(**_of_node(question_id, node), weight=weight)
-
-
-def _unpaired(question_id: str, node: Node, desirable: bool, weight: float) -> UnpairedExample:
-    return UnpairedExample(**_of_node(question_id, node), label=desirable, weight=weight)
-
-
-def _sampled(question_id: str, node: Node, advantage: float) -> PolicyExample:
-    return PolicyExample(**_of_node(question_id, node), logprobs=node.logprobs, advantage=advantage)
 
 
 def _of_node(question_id: str, node: Node) -> dict[str, Any]:
