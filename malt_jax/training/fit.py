@@ -21,6 +21,9 @@ from malt_jax.config.training import (
     PhaseConfig,
     SftConfig,
 )
+
+# `algorithm`, which imports no config, has its class of settings from here.
+from malt_jax.config.training import TrainConfig as TrainConfig
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.data.packing import PackedRows, places
 from malt_jax.errors import UserError
