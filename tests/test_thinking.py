@@ -175,14 +175,16 @@ def test_thoughts_are_found_at_the_beginning_only_by_all_three_readers():
     for inside in (False, True):
         budget = ThoughtBudget(2, begin, end, closing, inside, frozenset({blank}))
         form = ThoughtFormat(begin, end, "", inside, frozenset({blank}))
-        arrays, start = jax.tree.map(jnp.asarray, (budget_arrays(budget), first_thoughts(budget)))
+        arrays, start = jax.tree.map(
+            jnp.asarray, (budget_arrays(budget), first_thoughts(budget, 1))
+        )
         for _ in range(40):
             drawn = rng.choice([blank, begin, *end, other], size=7).tolist()
             device, plain, state = [], [], start
             for length, token in enumerate(drawn):
-                found = jax.jit(forced_token)(arrays, state, jnp.int32(length))
-                device.append(int(found) if found != DRAWN_TOKEN else token)
-                state = jax.jit(advance)(arrays, state, jnp.int32(device[-1]), found)
+                found = jax.jit(forced_token)(arrays, state, jnp.array([length], jnp.int32))
+                device.append(int(found[0]) if found[0] != DRAWN_TOKEN else token)
+                state = jax.jit(advance)(arrays, state, jnp.array(device[-1:], jnp.int32), found)
                 plain.append(_closing(plain, budget).get(length, token))
             assert device == plain
             first = next((token for token in drawn if token != blank), None)

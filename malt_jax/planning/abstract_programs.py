@@ -223,12 +223,12 @@ class _Arguments:
         graph, params = self._params(spec)
         # Each completion of each entry may wait at the same time (`Scheduler.queue`).
         queues = (self.parts, shapes.entries // self.parts * shapes.siblings)
-        # One policy at a time draws.
-        count, share = self._array((1,), jnp.int32), self._array((1,), jnp.float32)
-        ends = self._array((1, MAX_END_IDS), jnp.int32)
-        drawn_by = decode.ParamArrays(Filters(share, count, share), count, ends)
-        number = self._array((), jnp.int32)
-        inputs = decode.DecodeInputs(self._prefix(spec), self._rows(*queues), drawn_by, number)
+        number, share = self._array((), jnp.int32), self._array((), jnp.float32)
+        ends = self._array((MAX_END_IDS,), jnp.int32)
+        params_of_draw = decode.ParamArrays(Filters(share, number, share), number, ends)
+        inputs = decode.DecodeInputs(
+            self._prefix(spec), self._rows(*queues), params_of_draw, number
+        )
         weights = Weights(params, self._adapter(spec))
         steps = self.config.sampler.chunk_steps
         program = decode.DecodeProgram(graph, steps, shapes.siblings, self.attention)
@@ -305,7 +305,7 @@ class _Arguments:
     def _rows(self, *shape: int) -> decode.Rows:
         number = self._array(shape, jnp.int32)
         key = self._array((*shape, 2), jnp.uint32)
-        return decode.Rows(number, number, number, number, number, key, number)
+        return decode.Rows(number, number, number, number, number, key)
 
     def _prefix(self, spec: ModelSpec) -> list[cache.Cache]:
         return self._caches(spec)[0]

@@ -49,17 +49,21 @@ class Rows(NamedTuple):
     token: Int[Any, "R"]  # the next input: the prompt's last token, then what was drawn
     length: Int[Any, "R"]  # tokens drawn so far, which are also those in the suffix cache
     key: UInt32[Any, "R 2"]
-    policy: Int[Any, "R"]
     thoughts: Thoughts | None = None  # of a call whose thoughts have a budget
+    policy: Int[Any, "R"] | None = None  # of a call with several policies
 
 
 class ParamArrays(NamedTuple):
-    """`SamplingParams` on the device, as arrays over the policies of a call."""
+    """`SamplingParams` on the device; with several policies, arrays over them."""
 
-    filters: Filters
-    max_new_tokens: Int[Any, "P"]
-    end_ids: Int[Any, "P E"]  # padded with -1
+    filters: Filters  # scalars: the same for every row
+    max_new_tokens: Int[Any, ""]
+    end_ids: Int[Any, "E"]  # padded with -1
     thought: Budget | None = None
+
+    def of(self, policy: Int[Array, "R"] | None) -> ParamArrays:
+        """Each row's, or scalars where there is one policy."""
+        return self if policy is None else jax.tree.map(lambda x: x[policy], self)
 
 
 class DecodeInputs(NamedTuple):
@@ -141,7 +145,7 @@ def decode_step(
 ) -> DecodeState:
     """One decode step: draws one token per row and refills idle rows."""
     suffix, rows, output, cursor = state
-    params = jax.tree.map(lambda x: x[rows.policy], inputs.params)  # of each row
+    params = inputs.params.of(rows.policy)
     busy = rows.completion != IDLE
 
     # 1. Forward pass: every row's input token, whose keys and values join its suffix cache. Idle
@@ -157,17 +161,18 @@ def decode_step(
     )
 
     # 2. Draw the next token of each row, with its own key and the number of tokens drawn so far.
+    filters = jax.tree.map(lambda x: jnp.broadcast_to(x, rows.token.shape), params.filters)
     forced, thoughts = None, rows.thoughts
+    each = jax.vmap if rows.policy is not None else lambda function: function
     if params.thought is not None and thoughts is not None:
-        forced = jax.vmap(forced_token)(params.thought, thoughts, rows.length)
+        forced = each(forced_token)(params.thought, thoughts, rows.length)
     with jax.named_scope("draw"):
-        blocks = decoder.logit_blocks(hidden[:, 0])
-        drawn = draw(blocks, rows.key, rows.length, params.filters, forced)
+        drawn = draw(decoder.logit_blocks(hidden[:, 0]), rows.key, rows.length, filters, forced)
     if params.thought is not None and thoughts is not None and forced is not None:
-        thoughts = jax.vmap(advance)(params.thought, thoughts, drawn.token, forced)
+        thoughts = each(advance)(params.thought, thoughts, drawn.token, forced)
 
     # 3. A completion ends with an end token or at its longest. (The host looks for stop texts.)
-    ended = jnp.any(drawn.token[:, None] == params.end_ids, axis=-1)
+    ended = jnp.any(drawn.token[:, None] == jnp.atleast_2d(params.end_ids), axis=-1)
     finished = ~busy | ended | (rows.length + 1 >= params.max_new_tokens)
 
     # 4. The drawn token becomes the next input, rows of finished completions become idle, and idle

@@ -208,14 +208,15 @@ class Scheduler:
                 queue.prefix[shard, place] = len(request.prompt) - 1
                 queue.token[shard, place] = request.prompt[-1]
                 queue.key[shard, place] = request.keys[completion.sibling]
-                queue.policy[shard, place] = request.policy
-                if queue.thoughts is not None:
+                if queue.policy is not None:
+                    queue.policy[shard, place] = request.policy
                     thought = self.params[request.policy].thought
-                    queue.thoughts.matched[shard, place] = first_thoughts(thought).matched
+                    if queue.thoughts is not None:
+                        queue.thoughts.matched[shard, place] = first_thoughts(thought).matched
         return queue
 
     def _idle_rows(self, *shape: int) -> Rows:
-        entry, prefix, token, length, policy = np.zeros((5, *shape), np.int32)
+        entry, prefix, token, length = np.zeros((4, *shape), np.int32)
         return Rows(
             np.full(shape, IDLE, np.int32),
             entry,
@@ -223,8 +224,8 @@ class Scheduler:
             token,
             length,
             np.zeros((*shape, 2), np.uint32),
-            policy,
             first_thoughts(self.params[0].thought, *shape) if self._thinks else None,
+            np.zeros(shape, np.int32) if len(self.params) > 1 else None,
         )
 
     def idle_limit(self, fewer_rows: int) -> int:
@@ -341,10 +342,13 @@ class Scheduler:
             completion.finish = "stop"
 
     def _params_of(self, completion: PartialCompletion) -> SamplingParams:
+        if len(self.params) == 1:
+            return self.params[0]
         return self.params[self.requests[completion.request].policy]
 
 
 def _param_arrays(policies: Sequence[SamplingParams]) -> ParamArrays:
+    """Scalars for one policy, which all rows share, else arrays over the policies."""
     thinks = any(params.thought is not None for params in policies)
 
     def arrays(params: SamplingParams) -> ParamArrays:
@@ -357,7 +361,8 @@ def _param_arrays(policies: Sequence[SamplingParams]) -> ParamArrays:
             thought=budget_arrays(params.thought) if thinks else None,
         )
 
-    return jax.tree.map(lambda *xs: np.stack(xs), *map(arrays, policies))
+    each = [arrays(params) for params in policies]
+    return each[0] if len(each) == 1 else jax.tree.map(lambda *xs: np.stack(xs), *each)
 
 
 def _placed(

@@ -35,10 +35,10 @@ class Budget(NamedTuple):
 
 
 class Thoughts(NamedTuple):
-    """How far the thought of a completion is."""
+    """How far the thought of each row's completion is."""
 
-    matched: Int[Any, "*R"]  # of the tokens that end it, those just seen; all: it is over
-    forced: Int[Any, "*R"]  # tokens of the closing text written so far
+    matched: Int[Any, "R"]  # of the tokens that end it, those just seen; all: it is over
+    forced: Int[Any, "R"]  # tokens of the closing text written so far
 
 
 def budget_arrays(budget: ThoughtBudget | None) -> Budget:
@@ -67,7 +67,7 @@ def first_thoughts(budget: ThoughtBudget | None, *shape: int) -> Thoughts:
     return Thoughts(matched, np.zeros(shape, np.int32))
 
 
-def forced_token(budget: Budget, thoughts: Thoughts, length: Int[Array, ""]) -> Int[Array, ""]:
+def forced_token(budget: Budget, thoughts: Thoughts, length: Int[Array, "R"]) -> Int[Array, "R"]:
     """The token that closes an overlong thought, or DRAWN; `length` tokens are there already."""
     ended = thoughts.matched == _count(budget.end)
     open_too_long = ~ended & (thoughts.matched != OUTSIDE) & (length >= budget.tokens)
@@ -78,9 +78,9 @@ def forced_token(budget: Budget, thoughts: Thoughts, length: Int[Array, ""]) -> 
 
 
 def advance(
-    budget: Budget, thoughts: Thoughts, token: Int[Array, ""], forced: Int[Array, ""]
+    budget: Budget, thoughts: Thoughts, token: Int[Array, "R"], forced: Int[Array, "R"]
 ) -> Thoughts:
-    """The thoughts after one more token."""
+    """The thoughts after one more token of each row."""
     matched = thoughts.matched
     size = _count(budget.end)
     expected = budget.end[jnp.clip(matched, 0, budget.end.shape[0] - 1)]
@@ -88,7 +88,8 @@ def advance(
     # begin again with this token only.
     further = jnp.where(token == expected, matched + 1, jnp.where(token == budget.end[0], 1, 0))
     # A completion that begins with anything else has no thought, as if it had ended already.
-    blank = jnp.any(token == budget.blank)
+    blanks = budget.blank.reshape(*(1,) * token.ndim, -1)
+    blank = jnp.any(token[..., None] == blanks, axis=-1)
     begun = jnp.where(token == budget.begin, 0, jnp.where(blank, OUTSIDE, size))
     matched = jnp.where(matched == size, size, jnp.where(matched == OUTSIDE, begun, further))
     return Thoughts(matched, thoughts.forced + (forced != DRAWN).astype(jnp.int32))
