@@ -22,7 +22,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.adapters import load_adapter
 from malt_jax.models.lora import Adapter, init_adapter
 from malt_jax.models.model import Model, load_model
-from malt_jax.models.quantized import QuantizedMatrix, dequantized, quantized
+from malt_jax.models.quantized import QuantizedMatrix, dequantized, quantized, with_int8_kernels
 from malt_jax.models.weights import weight_bytes
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
@@ -102,6 +102,16 @@ def test_the_decoder_computes_with_the_dequantised_weights(folder):
     assert np.abs(logits - exact(tokens)).max() > 1e-2
     stacked = load_model(folder, quantize="int8", stacked=True)
     np.testing.assert_allclose(stacked(tokens), logits, atol=2e-3)
+
+
+def test_a_sampler_rounds_the_kernels_of_stacked_layers_too(folder):
+    stacked = with_int8_kernels(load_model(folder, stacked=True).params)
+    found = {
+        path[-2]
+        for path, x in nnx.to_flat_state(stacked)
+        if isinstance(x.get_value(), QuantizedMatrix)
+    }
+    assert found == {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 def flat_params(model: Model):

@@ -18,8 +18,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.attention import LayerAttention
 from malt_jax.sampling.attention import Extent, group_rows, xla_decode_attention
 from malt_jax.sampling.attention_choice import choose_attention
-from malt_jax.sampling.cache import KV, JoinedKV
-from malt_jax.sampling.int8 import to_int8
+from malt_jax.sampling.cache import KV, JoinedKV, to_int8
 from malt_jax.sampling.request import SamplingParams
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.sampling.tree_attention import pallas_decode_attention, siblings_limit
@@ -75,7 +74,7 @@ def test_the_kernel_agrees_with_xla(name):
         kv = [random(count, kv_heads, length, head_dim) for _ in range(2)]
         if not layer.get("int8"):
             return kv
-        (k, k_scale), (v, v_scale) = (to_int8(x, -1) for x in kv)
+        (k, k_scale), (v, v_scale) = map(to_int8, kv)
         return k, v, k_scale, v_scale
 
     prefix, suffix = cache(entries, capacity), cache(rows, ring)

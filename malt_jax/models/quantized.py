@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 LOW = 254.0
@@ -78,6 +80,16 @@ def is_quantized(path: tuple[Any, ...]) -> bool:
 def quantized(path: tuple[Any, ...], value: Float[Array, "..."]) -> QuantizedMatrix:
     """The matrix at `path` in int8."""
     return QuantizedMatrix(*round_to_int8(value, -1 if path in TABLES else -2))
+
+
+def with_int8_kernels(params: nnx.State) -> nnx.State:
+    """The weights with all kernels in int8; the other arrays, tables too, are those of `params`."""
+    rounded = jax.jit(partial(round_to_int8, axis=-2))
+    flat = dict(nnx.to_flat_state(params))
+    for path, variable in flat.items():
+        if is_quantized(path) and path not in TABLES:
+            flat[path] = variable.replace(QuantizedMatrix(*rounded(variable.get_value())))
+    return nnx.from_flat_state(flat)
 
 
 def round_to_int8(

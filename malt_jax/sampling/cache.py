@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from malt_jax.models.quantized import round_to_int8
 from malt_jax.models.sharding import RULES, constrain, partition
 from malt_jax.models.spec import ModelSpec
-from malt_jax.sampling.int8 import to_int8
 from malt_jax.sampling.memory import CacheShape
 
 
@@ -118,12 +118,18 @@ def _zeros(spec: ModelSpec, dtype: Any, layout: type[Cache], count: int, length:
     return layout.of(kv, kv, jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
+def to_int8(x: Float[Array, "*b h"]) -> tuple[Int[Array, "*b h"], Float[Array, "*b"]]:
+    """Keys or values in int8, and a scale per token and head."""
+    values, scale = round_to_int8(x, -1)
+    return values, jnp.squeeze(scale, -1)
+
+
 def to_cache(k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], like: Cache) -> Cache:
     """New keys and values in the layout and dtype of the cache `like`."""
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if like.k_scale is None:
         return like.of(k.astype(like[0].dtype), v.astype(like[0].dtype))
-    (k, k_scale), (v, v_scale) = to_int8(k, -1), to_int8(v, -1)
+    (k, k_scale), (v, v_scale) = to_int8(k), to_int8(v)
     return like.of(k, v, k_scale, v_scale)
 
 

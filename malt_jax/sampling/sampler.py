@@ -24,12 +24,12 @@ from malt_jax.checks import check
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
+from malt_jax.models.quantized import with_int8_kernels
 from malt_jax.models.sharding import mesh_parts
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.decode import DecodeProgram
 from malt_jax.sampling.device import Device, Executables, use_cache_dir
-from malt_jax.sampling.int8 import quantise_kernels
 from malt_jax.sampling.memory import CacheShape
 from malt_jax.sampling.open_call import OpenCall
 from malt_jax.sampling.prefill import Weights, padding_calls, prefill_shape
@@ -78,7 +78,7 @@ class Sampler:
         self._shards = mesh_parts(mesh, "batch")
         self._prefill_shape = prefill_shape(self.config, self._platform, self._shards)
         self._rounded_params = (
-            quantise_kernels(model.params) if self.config.weights == "int8" else None
+            with_int8_kernels(model.params) if self.config.weights == "int8" else None
         )
         self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self.dtype = model.dtype
@@ -260,7 +260,7 @@ class Sampler:
         return self.model.params if self._rounded_params is None else self._rounded_params
 
     def _rounded(self, params: Any) -> Any:
-        return quantise_kernels(params) if self.config.weights == "int8" else params
+        return with_int8_kernels(params) if self.config.weights == "int8" else params
 
     def warm_up(
         self,
