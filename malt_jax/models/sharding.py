@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,6 +69,11 @@ def named(
 def mesh_parts(mesh: AnyMesh | None, axis: str) -> int:
     """Into how many parts a mesh splits a logical axis; without a mesh, one."""
     return math.prod(mesh.shape.get(name, 1) for name in RULES[axis]) if mesh is not None else 1
+
+
+def on_mesh(mesh: AnyMesh | None) -> AbstractContextManager[Any]:
+    """What is traced under it finds the mesh; no effect without devices."""
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

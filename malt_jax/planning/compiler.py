@@ -22,7 +22,7 @@ import jax
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh, Mesh
 
-from malt_jax.models.sharding import EXPERT
+from malt_jax.models.sharding import EXPERT, on_mesh
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning import gpus
 from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
@@ -116,7 +116,7 @@ def _period(spec: ModelSpec) -> int:
 
 def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: int) -> Figures:
     function, args = program.build(depth)
-    with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext():
+    with on_mesh(mesh):
         traced = jax.jit(function, donate_argnums=program.donate).trace(*args)
         figures: Figures = {
             # The jaxpr is the program of all chips, from before it is partitioned.

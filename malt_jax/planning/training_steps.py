@@ -12,8 +12,8 @@ from malt_jax.models.sharding import AnyMesh
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.work import RoleWork, Work
 from malt_jax.training import remat
-from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.placement import plan_on
+from malt_jax.training.plan import Plan
 from malt_jax.training.step import CHUNK_BYTES, CPU_CHUNK_BYTES
 
 FLOAT32 = 4
@@ -33,7 +33,6 @@ def typical_step(
     phase: PhaseConfig, spec: ModelSpec, role: RoleWork, mesh: AnyMesh, platform: str
 ) -> Plan:
     """The packing of one batch of a role's examples, with lengths spread around their mean."""
-    devices = row_devices(mesh)
     branches = 2 if isinstance(phase, DpoConfig) else 1
 
     def example(index: int) -> Segment:
@@ -47,8 +46,7 @@ def typical_step(
         return Segment(prompt, (completion,) * branches, numbers)
 
     batch = list(map(example, range(phase.batch_size)))
-    tokens = micro_tokens(phase.loop, platform, devices)
-    return plan_steps([batch], spec, tokens, row_multiple=devices, row_length=phase.loop.row_length)
+    return plan_on(mesh, [batch], spec, phase.loop, platform)
 
 
 def largest(plan: Plan) -> Shape:

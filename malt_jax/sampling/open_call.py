@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter, join_adapters
+from malt_jax.models.sharding import on_mesh
 from malt_jax.sampling.request import Completion, Policy, Request
 from malt_jax.sampling.stream import Stream
 
@@ -110,7 +111,7 @@ class OpenCall:
 
     def step(self) -> list[Ended]:
         """Draws a chunk of steps; returns the completions that have ended."""
-        with self._sampler.context():
+        with on_mesh(self._sampler.mesh):
             self._place()
             for number, stream in enumerate(self._streams):
                 if not stream.begun and not stream.finished:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +23,7 @@ from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.lora import Adapter
 from malt_jax.models.quantized import with_int8_kernels
-from malt_jax.models.sharding import mesh_parts
+from malt_jax.models.sharding import mesh_parts, on_mesh
 from malt_jax.sampling import memory
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.decode import DecodeProgram
@@ -80,7 +78,6 @@ class Sampler:
         self._rounded_params = (
             with_int8_kernels(model.params) if self.config.weights == "int8" else None
         )
-        self.context = partial(jax.set_mesh, mesh) if mesh is not None else nullcontext
         self.dtype = model.dtype
         """Dtype of weights and activations."""
         self._attention = choose_attention(
@@ -113,7 +110,7 @@ class Sampler:
         def run(members: Sequence[int], plan: Plan) -> None:
             hook = on_tokens and (lambda i, j, new: on_tokens(members[i], j, new))
             chosen = [requests[i] for i in members]
-            with self.context():
+            with on_mesh(self.mesh):
                 drawn = self._run(chosen, params, adapter, plan, hook, stop)
             for i, completions in zip(members, drawn, strict=False):  # none if it was stopped
                 done[i] = completions
@@ -279,7 +276,7 @@ class Sampler:
         """
         shapes = self.shapes(prompt_tokens, new_tokens, siblings)
         for smaller, shape in zip([None, *shapes], shapes, strict=False):
-            with self.context():
+            with on_mesh(self.mesh):
                 device = self.device(shape, adapter)
                 nothing = Scheduler([], SamplingParams(thought=thought), shape, self._shards)
                 for call in padding_calls(shape.entries, self._prefill_shape, self._shards):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from malt_jax.data.examples import Example
 from malt_jax.models.lora import Adapter
-from malt_jax.models.sharding import to_host
+from malt_jax.models.sharding import on_mesh, to_host
 
 SEQUENCES, TOKENS = 16, 256
 """What the balance is measured on, at most: sequences, and tokens of each."""
@@ -37,7 +36,7 @@ def expert_balance(
     # All as long as the shortest, because padding would count as tokens.
     length = min(TOKENS, *map(len, few))
     tokens = np.array([ids[:length] for ids in few], np.int32)
-    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+    with on_mesh(mesh):
         load = to_host(_load(model.graph, model.params, weights, tokens))
     even = mixture.chosen / mixture.experts
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from malt_jax.config.training import LoopConfig
 from malt_jax.data.packing import PackedRows
 from malt_jax.errors import UserError
 from malt_jax.memory import peak_bytes
+from malt_jax.models.sharding import on_mesh
 from malt_jax.models.spec import ModelSpec
 from malt_jax.training.objectives import Batch
 from malt_jax.training.placement import place_rows, state_shardings
@@ -116,7 +116,7 @@ def run(job: Job, start: Trainable, on_step: OnStep | None = None) -> TrainOutco
     AssertionError when a phase with a reference does not start from it.
     """
     # The model's `constrain` looks up the current mesh while the step is traced.
-    with nullcontext() if job.mesh is None else jax.set_mesh(job.mesh):
+    with on_mesh(job.mesh):
         if job.saver.names(FINAL):
             progress = _progress_of(job, FINAL)
             outcome = _outcome(job, load_weights(job.saver, FINAL, start), progress)

@@ -26,8 +26,8 @@ from malt_jax.training.balance import expert_balance
 from malt_jax.training.dataset import admit, digest, epoch_order, segment, split
 from malt_jax.training.loop import Extra, Job, OnStep, TrainOutcome, run
 from malt_jax.training.optim import learning_rates
-from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.placement import plan_on
+from malt_jax.training.plan import Plan
 from malt_jax.training.references import finite, reference_key, weights_hash
 from malt_jax.training.saver import MemorySaver, Saver
 from malt_jax.training.scoring import mean_divergence, score_plan, score_tokens
@@ -234,11 +234,8 @@ class Phase(Generic[E]):
 
     def plan_segments(self, batches: Sequence[Sequence[Segment]]) -> Plan:
         """Packed rows of batches of segments."""
-        loop, devices = self.config.loop, row_devices(self.mesh)
-        tokens = micro_tokens(loop, jax.default_backend(), devices)
-        return plan_steps(
-            batches, self.model.spec, tokens, row_multiple=devices, row_length=loop.row_length
-        )
+        backend = jax.default_backend()
+        return plan_on(self.mesh, batches, self.model.spec, self.config.loop, backend)
 
     @cached_property
     def scoring(self) -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,24 +11,27 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from malt_jax.config.training import LoopConfig
+from malt_jax.data.packing import Segment
 from malt_jax.models.lora import Adapter, adapter_shardings
-from malt_jax.models.sharding import RULES, AnyMesh, named
+from malt_jax.models.sharding import AnyMesh, mesh_parts, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.training.optim import transformation
+from malt_jax.training.plan import Plan, plan_steps
 from malt_jax.training.step import Program, TrainState
 
 
-def row_devices(mesh: AnyMesh | None) -> int:
-    """Number of devices that the rows of a micro-batch are split over."""
-    if mesh is None:
-        return 1
-    # The mesh axes of the logical axis `batch`; devices along `tensor` hold the same rows.
-    return int(np.prod([mesh.shape.get(axis, 1) for axis in RULES["batch"]]))
-
-
-def micro_tokens(config: LoopConfig, platform: str, devices: int) -> int:
-    """Padded tokens per micro-batch: as configured, or what suits the platform."""
-    return config.micro_tokens or (1024 if platform == "cpu" else 16384 * devices)
+def plan_on(
+    mesh: AnyMesh | None,
+    batches: Sequence[Sequence[Segment]],
+    spec: ModelSpec,
+    loop: LoopConfig,
+    platform: str,
+) -> Plan:
+    """The packing of batches in rows that the devices of the mesh share evenly."""
+    devices = mesh_parts(mesh, "batch")  # those along `tensor` hold the same rows
+    # Padded tokens per micro-batch: as configured, or what suits the platform.
+    tokens = loop.micro_tokens or (1024 if platform == "cpu" else 16384 * devices)
+    return plan_steps(batches, spec, tokens, row_multiple=devices, row_length=loop.row_length)
 
 
 def place_rows(tree: Any, mesh: Mesh | None) -> Any:

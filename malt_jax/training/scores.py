@@ -14,8 +14,8 @@ from malt_jax.data.packing import Segment, share_prompts
 from malt_jax.models.lora import Adapter
 from malt_jax.models.quantized import weights_dtype
 from malt_jax.training.phase import BaseModel
-from malt_jax.training.placement import micro_tokens, row_devices
-from malt_jax.training.plan import Plan, plan_steps
+from malt_jax.training.placement import plan_on
+from malt_jax.training.plan import Plan
 from malt_jax.training.scoring import score_plan, score_tokens
 from malt_jax.training.step import Program, Trainable, make_program, scoring
 
@@ -59,7 +59,6 @@ def _packed(
 ) -> tuple[Program, nnx.State | None, Plan]:
     """The scoring program, the frozen weights beside, and a plan that holds every sequence."""
     config = SftConfig()
-    devices = row_devices(mesh)
     # Completions of one prompt stand together, so that it is computed once for all of them.
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     segments = [Segment(sequences[i][0], (sequences[i][1],), (i,)) for i in order]
@@ -68,8 +67,7 @@ def _packed(
         share_prompts(segments[i : i + BATCH], longest) for i in range(0, len(segments), BATCH)
     ]
     backend = jax.default_backend()
-    tokens = micro_tokens(config.loop, backend, devices)
-    plan = plan_steps(batches, model.spec, tokens, row_multiple=devices)
+    plan = plan_on(mesh, batches, model.spec, config.loop, backend)
     dtype = weights_dtype(model.params)
     program = scoring(make_program(model.graph, dtype, config, 0.0, backend))
     # Full weights take the place of the base.

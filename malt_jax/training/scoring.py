@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from malt_jax.data.packing import PackedRows, places
-from malt_jax.models.sharding import to_host
+from malt_jax.models.sharding import on_mesh, to_host
 from malt_jax.training.placement import place_rows
 from malt_jax.training.plan import Plan
 from malt_jax.training.step import Program, Trainable, divergence, score_rows, score_targets
@@ -84,7 +82,7 @@ def _each(
     plan: Plan, mesh: Mesh | None, on_batch: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[PackedRows, PackedRows]]:
     """The rows of every micro-batch of a plan, on the host and on the devices."""
-    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+    with on_mesh(mesh):
         for micro in (micro for step in plan.steps for micro in step):
             on_batch()
             rows = micro.arrays()
