@@ -17,7 +17,7 @@ from typing import Any
 
 from malt_jax import config
 from malt_jax.planning.chips import CHIPS
-from malt_jax.planning.work import Assumptions, Work, count_work
+from malt_jax.planning.work import Work, count_work
 from malt_jax.sampling.memory import CacheShape, first_shape, row_counts
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ CHIP_COUNTS = (1, 4, 16, 64, 256)
 def main() -> None:
     plan = json.loads((ROOT / "docs" / "results" / "plans" / f"{RECIPE}.json").read_text())
     settings = config.load(str(ROOT / "configs" / f"{RECIPE}.yaml"))
-    work = count_work(settings, Assumptions(**plan["assumptions"]))
+    work = count_work(settings)
     print(
         "| chips | rows per chip, by level | prefill | rows full | last ones | minutes | speed-up |"
     )

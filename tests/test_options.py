@@ -47,7 +47,6 @@ from malt_jax.models.spec import Mixture, ModelSpec
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.planning.chips import CHIPS, Target
 from malt_jax.planning.plan import lay_out
-from malt_jax.planning.work import Assumptions
 from malt_jax.progress import Progress, open_progress
 from malt_jax.sampling import memory
 from malt_jax.sampling.device import use_cache_dir
@@ -371,7 +370,7 @@ def kernel_placement(made: Config, folder: Path) -> Any:
 
 
 def placement_of(made: Config, spec: ModelSpec) -> Any:
-    setting = lay_out(made, spec, Target("eight", CHIPS["v5e"], 8, None), Assumptions())
+    setting = lay_out(made, spec, Target("eight", CHIPS["v5e"], 8, None))
     programs = [
         (program.name, program.shape, described(program.build(spec.num_layers)))
         for program in setting.programs
@@ -391,7 +390,7 @@ def described(program: tuple[Callable, tuple[Any, ...]]) -> str:
 def decode_chunk(made: Config, folder: Path) -> Any:
     """The traced decode program."""
     spec = shared_session().model.spec
-    setting = lay_out(made, spec, Target("one", CHIPS["v5e"], 1, None), Assumptions())
+    setting = lay_out(made, spec, Target("one", CHIPS["v5e"], 1, None))
     (decode,) = (program for program in setting.programs if program.name == "decode")
     function, arguments = decode.build(1)
     return str(jax.make_jaxpr(function)(*arguments))

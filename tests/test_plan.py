@@ -35,7 +35,7 @@ from malt_jax.planning.plan import count_parameters, lay_out, measured, plan_run
 from malt_jax.planning.specs import find_spec
 from malt_jax.planning.table import tables
 from malt_jax.planning.training_steps import largest
-from malt_jax.planning.work import Assumptions, count_work
+from malt_jax.planning.work import count_work
 from malt_jax.sampling.memory import first_shape
 from malt_jax.sampling.prefill import prefill_shape
 from malt_jax.sampling.sampler import Sampler
@@ -104,7 +104,7 @@ def test_products_in_scans_count_as_often_as_they_run():
 
 
 def test_the_published_tree_is_counted():
-    work = count_work(config.from_dict({"task": {"name": "gsm8k"}}), Assumptions())
+    work = count_work(config.from_dict({"task": {"name": "gsm8k"}}))
     assert work.train_questions == 7473
     assert work.calls == 39 * 7473
     assert [role.prefixes for role in work.roles] == [7473, 3 * 7473, 9 * 7473]
@@ -134,7 +134,7 @@ def test_full_fine_tuning_holds_what_training_holds(small, dtype):
     """float32 weights, gradients and AdamW's two moments: 16 bytes per parameter, and the base."""
     settings, spec = small
     full = config.from_dict(to_dict(settings), ["--train.full", "--model.dtype", dtype])
-    run = lay_out(full, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    run = lay_out(full, spec, Target("one", CHIPS["h100"], 1, None))
     parameters, element = count_parameters(spec), jnp.dtype(dtype).itemsize
     assert run.weights == element * parameters
     programs = {program.name: program for program in run.programs}
@@ -153,7 +153,7 @@ def test_full_fine_tuning_holds_what_training_holds(small, dtype):
 def test_adapters_are_trained_over_the_base_model_as_it_is(small):
     settings, spec = small
     settings = config.from_dict(to_dict(settings), ["--model.dtype", "bfloat16"])
-    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None))
     step = next(program for program in run.programs if program.name == "sft step")
     _, (state, frozen, _) = step.build(spec.num_layers)
     adapter = init_adapter(spec, settings.train.lora, jax.random.key(0))
@@ -185,7 +185,7 @@ def test_the_plan_has_the_rows_the_sampler_would_take(small):
     target = Target("cpu", Chip("cpu", "cpu", None, None, None), 1, None)
     for flags in ([], ["--sampler.memory-gb", "0.001"], ["--sampler.rows", "6"]):
         changed = config.from_dict(to_dict(settings), flags)
-        setting = lay_out(changed, spec, target, Assumptions())
+        setting = lay_out(changed, spec, target)
         sampler = Sampler(load_model(settings.model.path), changed.sampler)
         last = setting.work.roles[-1]
         branch = changed.pipeline.roles[-1].branch
@@ -203,7 +203,7 @@ def test_what_does_not_fit_names_a_setting_with_which_it_does(small, monkeypatch
         return Target("tiny", replace(CHIPS["h100"], memory=memory), 1, None)
 
     def decode(settings, memory: int) -> dict:
-        run = lay_out(settings, spec, target(memory), Assumptions())
+        run = lay_out(settings, spec, target(memory))
         return measured(run, [p for p in run.programs if p.name == "decode"], False)[0]
 
     def only_decode(run, program, *rest):  # the training steps do not fit either
@@ -240,7 +240,7 @@ def test_the_tables_of_a_plan_show_its_programs_and_stages(small, capsys):
 def test_hours_are_executions_times_seconds(small):
     settings, spec = small
     rounds = config.from_dict(to_dict(settings), ["--rounds", "3"])
-    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None))
     once, thrice = (executions(s, run.work, run.sizes) for s in (settings, rounds))
     for stage in ("search", "training"):
         assert thrice[stage] == {name: 3 * count for name, count in once[stage].items()}
@@ -256,7 +256,7 @@ def test_hours_are_executions_times_seconds(small):
 def test_a_role_without_examples_is_charged_no_training(small):
     settings, spec = small
     fixed = config.from_dict(to_dict(settings), ["--train.dpo.loop.steps", "3"])
-    run = lay_out(fixed, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    run = lay_out(fixed, spec, Target("one", CHIPS["h100"], 1, None))
 
     def training(examples: int) -> dict[str, float]:
         first, *others = (replace(role, examples={}) for role in run.work.roles)
@@ -279,7 +279,7 @@ def test_roles_are_charged_their_own_steps_and_planned_for_the_largest(small):
         return config.from_dict(made)
 
     def spent(settings: Config) -> float:
-        run = lay_out(settings, spec, one, Assumptions())
+        run = lay_out(settings, spec, one)
         roles = tuple(
             replace(role, examples={"dpo": 320} if role.name == "verifier" else {})
             for role in run.work.roles
@@ -294,11 +294,9 @@ def test_roles_are_charged_their_own_steps_and_planned_for_the_largest(small):
         assert spent(changed) == spent(all_roles)
     # A batch of the same size takes more memory with longer rows, and with more kept of them.
     for loop in ({"remat": "none"}, {"row_length": 4096}):
-        run = lay_out(with_verifier({"loop": loop}), spec, one, Assumptions())
+        run = lay_out(with_verifier({"loop": loop}), spec, one)
         assert vars(run.config.train.dpo.loop).items() >= loop.items()
-    less = lay_out(
-        with_verifier({"batch_size": 9, "loop": {"remat": "full"}}), spec, one, Assumptions()
-    )
+    less = lay_out(with_verifier({"batch_size": 9, "loop": {"remat": "full"}}), spec, one)
     assert less.config.train.dpo == settings.train.dpo
 
 
@@ -327,7 +325,7 @@ def test_a_deep_model_is_stacked_and_its_training_scanned_in_runs_and_plans(tmp_
     model = load_model(tiny.write_model(tmp_path / "deep", layers=STACKED_FROM, width=16))
     spec = model.spec
     assert spec.stacks_layers and not spec.first_layers(STACKED_FROM - 1).stacks_layers
-    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None), Assumptions())
+    run = lay_out(settings, spec, Target("one", CHIPS["h100"], 1, None))
     step = next(program for program in run.programs if program.name == "sft step")
     function, (state, frozen, batch) = step.build(spec.num_layers)
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
@@ -342,7 +340,7 @@ def test_a_deep_model_is_stacked_and_its_training_scanned_in_runs_and_plans(tmp_
 @LIBTPU
 def test_two_depths_tell_arguments_and_operations_of_all_layers_on_a_tpu(deeper):
     settings, spec = deeper
-    setting = lay_out(settings, spec, find_target("v5e:2x2"), Assumptions())
+    setting = lay_out(settings, spec, find_target("v5e:2x2"))
     program = next(p for p in setting.programs if p.name == "decode")
     near, whole = (measure(program, spec, setting.mesh, 4, whole=whole) for whole in (False, True))
     assert near["compiled_at_layers"] == [2, 3] and whole["compiled_at_layers"] == [4]
@@ -361,7 +359,7 @@ def test_a_program_larger_than_the_chip_is_a_figure_and_not_a_failure(monkeypatc
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     target = Target("cpu", CHIPS["v5e"], 1, jax.devices("cpu")[:1])
-    setting = lay_out(settings, spec, target, Assumptions())
+    setting = lay_out(settings, spec, target)
     figures = measure(setting.programs[0], spec, setting.mesh, 1, whole=True)
     assert total_bytes(figures) - figures["resident"] == round(20.5 * 2**30)
 

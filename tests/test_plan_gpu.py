@@ -156,10 +156,9 @@ from malt_jax.planning import compiler
 from malt_jax.planning.chips import find_target
 from malt_jax.planning.plan import lay_out
 from malt_jax.planning.specs import find_spec
-from malt_jax.planning.work import Assumptions
 made = config.load("quickstart", ["--sampler.rows", "8"])
 spec, _ = find_spec(made.model.path)
-run = lay_out(made, spec, find_target("h100:1"), Assumptions())
+run = lay_out(made, spec, find_target("h100:1"))
 program = next(p for p in run.programs if p.name == "decode")
 function, args = program.build(1)
 with jax.set_mesh(run.mesh), compiler.gpus.known_to_jax():

@@ -27,7 +27,6 @@ from malt_jax.planning.formula import active_weights
 from malt_jax.planning.plan import PlannedRun, lay_out
 from malt_jax.planning.traffic import Traffic, step_traffic
 from malt_jax.planning.typical_rows import valid_tokens
-from malt_jax.planning.work import Assumptions
 from malt_jax.sampling import memory
 from malt_jax.sampling.memory import CacheShape
 
@@ -69,7 +68,7 @@ class _Case:
     def __init__(self, config: Config, spec: ModelSpec, target: Target, attention: Any):
         config = replace(config, sampler=replace(config.sampler, attention=attention))
         self.spec, self.chip, self.attention = spec, target.chip, attention
-        self.planned: PlannedRun = lay_out(config, spec, target, Assumptions())
+        self.planned: PlannedRun = lay_out(config, spec, target)
         mesh, sizes = self.planned.mesh, self.planned.sizes
         shards = mesh_parts(mesh, "batch")
         rows = -(-config.sampler.rows // shards) or ROWS

@@ -11,19 +11,14 @@ from malt_jax.config.run import Config
 from malt_jax.planning.abstract_programs import prefill_name, reference_name
 from malt_jax.planning.sizes import Sizes
 from malt_jax.planning.training_steps import largest
-from malt_jax.planning.work import Assumptions, Work, first_epoch, steps
+from malt_jax.planning.work import ASSUMED, Work, first_epoch, steps
 
 Executions = dict[str, float]
 """How often each program is executed, by its name."""
 
 
 def stages(
-    config: Config,
-    work: Work,
-    sizes: Sizes,
-    programs: list[dict[str, Any]],
-    chips: int,
-    efficiency: float = Assumptions.efficiency,
+    config: Config, work: Work, sizes: Sizes, programs: list[dict[str, Any]], chips: int
 ) -> list[dict[str, Any]]:
     """Hours and chip-hours of search, training and evaluation; none where a rate is unknown.
 
@@ -40,7 +35,7 @@ def stages(
             {
                 "name": name,
                 "hours": hours,
-                "hours_at_efficiency": hours / efficiency,
+                "hours_at_efficiency": hours / ASSUMED.efficiency,
                 "chip_hours": hours * chips,
                 "seconds": spent,
             }

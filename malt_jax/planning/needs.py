@@ -18,7 +18,7 @@ from malt_jax.planning.abstract_programs import device_bytes
 from malt_jax.planning.bases import parts_of
 from malt_jax.planning.chips import find_target
 from malt_jax.planning.plan import count_parameters, lay_out
-from malt_jax.planning.work import Assumptions, Work
+from malt_jax.planning.work import Work
 
 BYTES_PER_TOKEN = 20
 """Size of a tree's record on disk, per token: token id, log-probability and text."""
@@ -56,7 +56,7 @@ def count_needs(
     `roles` and `beside` as in `lay_out`.
     """
     target = find_target(None, compiles=False)
-    run = lay_out(config, spec, target, Assumptions(), roles, beside)
+    run = lay_out(config, spec, target, roles, beside)
     # Programs run one at a time, so the largest decides.
     largest = 0
     for program in run.programs:

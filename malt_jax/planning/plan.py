@@ -30,7 +30,7 @@ from malt_jax.planning.compiler import Figures, measure_all, seconds, total_byte
 from malt_jax.planning.hours import stages
 from malt_jax.planning.sizes import Sizes, choose_sizes, model_dtype, search_programs
 from malt_jax.planning.training_steps import for_largest
-from malt_jax.planning.work import Assumptions, Work, count_work
+from malt_jax.planning.work import ASSUMED, Work, count_work
 from malt_jax.progress import counted
 
 
@@ -56,7 +56,6 @@ def lay_out(
     config: Config,
     spec: ModelSpec,
     target: Target,
-    assume: Assumptions,
     roles: tuple[str, ...] = (),
     beside: int = 0,
 ) -> PlannedRun:
@@ -67,7 +66,7 @@ def lay_out(
     """
     # In a run's own order, since each step decides the next: the work, the mesh that the weights
     # need, the caches that fit beside the weights, and the programs of these shapes.
-    work = count_work(config, assume)
+    work = count_work(config)
     work = work.of_roles(roles) if roles else work
     platform = target.chip.platform
     dtype = model_dtype(config, platform)
@@ -129,7 +128,6 @@ def plan_run(
     target: Target,
     *,
     whole: bool = False,
-    assume: Assumptions | None = None,
     on_program: Callable[[str], None] | None = None,
     roles: tuple[str, ...] = (),
     beside: int = 0,
@@ -139,14 +137,13 @@ def plan_run(
     Each program is compiled for the target where a compiler for it is at hand, at the model's full
     depth if `whole` (see `compiler`). Without one, `formula` estimates what it needs.
     """
-    assume = assume or Assumptions()
-    run = lay_out(config, spec, target, assume, roles, beside)
+    run = lay_out(config, spec, target, roles, beside)
     programs = []
     for program, figures in zip(
         run.programs, measured(run, run.programs, whole, on_program), strict=True
     ):
         # None means that the memory is unknown, which is no reason to look for other settings.
-        instead = _instead(run, program, assume, whole) if figures["fits"] is False else None
+        instead = _instead(run, program, whole) if figures["fits"] is False else None
         facts = {"name": program.name, "shape": program.shape, **figures}
         programs.append(facts | {"seconds": seconds(figures, target.chip), "instead": instead})
     work = run.work
@@ -161,7 +158,7 @@ def plan_run(
         "target": {"name": target.name, "chips": target.count, "chip_bytes": target.chip.memory},
         "compiled": target.devices is not None,
         "mesh": {**run.layout.sizes, "why": run.layout.why},
-        "assumptions": vars(assume),
+        "assumptions": vars(ASSUMED),
         "not_counted": _not_counted(config),
         "work": {
             "train_questions": work.train_questions,
@@ -177,7 +174,7 @@ def plan_run(
             "roles": [vars(role) | {"parts": list(map(list, role.parts))} for role in work.roles],
         },
         "programs": programs,
-        "stages": stages(config, work, run.sizes, programs, target.count, assume.efficiency),
+        "stages": stages(config, work, run.sizes, programs, target.count),
         "fits": all(program["fits"] is not False for program in programs),
     }
 
@@ -215,12 +212,12 @@ def _not_counted(config: Config) -> list[str]:
     return found
 
 
-def _instead(run: PlannedRun, program: AbstractProgram, assume: Assumptions, whole: bool) -> str:
+def _instead(run: PlannedRun, program: AbstractProgram, whole: bool) -> str:
     """The first change of settings with which a program fits, in words."""
     for fields in nearest.changes(run.config, program.kind, run.sizes, run.layout):
         try:
             settings = nearest.changed(run.config, fields)
-            other = lay_out(settings, run.spec, run.target, assume, run.roles, run.beside)
+            other = lay_out(settings, run.spec, run.target, run.roles, run.beside)
         except UserError:  # a mesh that these devices cannot make, or rows beyond the memory
             continue
         # Only this program is measured again. Others that do not fit get suggestions of their own.

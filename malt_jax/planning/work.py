@@ -33,6 +33,9 @@ class Assumptions:
     measured on these devices; large trainings are published at 0.3 to 0.6 of their chips' rates."""
 
 
+ASSUMED = Assumptions()
+
+
 @dataclass(frozen=True)
 class RoleWork:
     """One role's share of a round; token counts are means."""
@@ -96,7 +99,7 @@ class Work:
         return round(self.eval_calls * mean)
 
 
-def count_work(config: Config, assume: Assumptions) -> Work:
+def count_work(config: Config) -> Work:
     """Counts the work of one round and of the evaluation."""
     published, published_eval = QUESTIONS.get(config.task.name, UNKNOWN_QUESTIONS)
     # A published split has no more questions than this. The size of another is not known here.
@@ -106,19 +109,19 @@ def count_work(config: Config, assume: Assumptions) -> Work:
     evaluate = config.task.num_eval or published_eval
     if config.eval.split == "validation":
         evaluate = config.task.num_validation
-    roles = tuple(_roles(config, assume, train))
+    roles = tuple(_roles(config, train))
     # STaR trains a single agent, so only what the first role wrote can be an example.
-    star = round(assume.positive_share * roles[0].nodes)
+    star = round(ASSUMED.positive_share * roles[0].nodes)
     return Work(train, evaluate, roles, star, evaluate * _calls_per_question(config))
 
 
-def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[RoleWork]:
+def _roles(config: Config, questions: int) -> Iterator[RoleWork]:
     # A tree of branching n has n nodes under each prefix: q, q n, q n^2 prefixes by depth.
-    prefixes, prompt = questions, assume.prompt_tokens
+    prefixes, prompt = questions, ASSUMED.prompt_tokens
     parts: tuple[tuple[int, int], ...] = ((questions, prompt),)
     for role in config.pipeline.roles:
         nodes = prefixes * role.branch
-        completion = max(1, round(assume.completion_share * role.max_new_tokens))
+        completion = max(1, round(ASSUMED.completion_share * role.max_new_tokens))
         yield RoleWork(
             name=role.name,
             prefixes=prefixes,
@@ -127,23 +130,21 @@ def _roles(config: Config, assume: Assumptions, questions: int) -> Iterator[Role
             parts=parts,
             completion=completion,
             longest=role.max_new_tokens,
-            examples=_examples(config, assume, role, prefixes),
+            examples=_examples(config, role, prefixes),
         )
         # A completion is the prefix of the next level, whose prompt has grown by it, less a thought
         # that is not passed on. Words that later templates add are not counted.
         thought = 0 if role.thinking.pass_on else role.thinking.budget
-        read = max(1, round(assume.completion_share * (role.max_new_tokens - thought)))
+        read = max(1, round(ASSUMED.completion_share * (role.max_new_tokens - thought)))
         prefixes, prompt = nodes, prompt + read
         parts = (*parts, (nodes, read))
 
 
-def _examples(
-    config: Config, assume: Assumptions, role: RoleConfig, prefixes: int
-) -> dict[str, int]:
+def _examples(config: Config, role: RoleConfig, prefixes: int) -> dict[str, int]:
     # A pair and an advantage need siblings that differ in value.
-    contrasts = round(prefixes * assume.paired_share) if role.branch > 1 else 0
+    contrasts = round(prefixes * ASSUMED.paired_share) if role.branch > 1 else 0
     counts = {
-        "sft": round(prefixes * role.branch * assume.positive_share),
+        "sft": round(prefixes * role.branch * ASSUMED.positive_share),
         "dpo": contrasts * config.data.pairs_per_prefix,
         "kto": prefixes * role.branch,
         "pg": contrasts * role.branch,
