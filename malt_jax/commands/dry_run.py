@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from malt_jax.commands.bases import specs_of
 from malt_jax.commands.command import Invocation
-from malt_jax.commands.launch import check_input, check_tracker, look, read_config
+from malt_jax.commands.launch import check_input, check_tracker, read_config
 from malt_jax.commands.room import check_room
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.pipeline import PHASES, split_phases
@@ -19,13 +19,13 @@ from malt_jax.config.run import with_defaults
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
 from malt_jax.progress import Progress, counted
+from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.rundir import RunDir
 
 if TYPE_CHECKING:
     from malt_jax.commands.bases import Models
     from malt_jax.config.run import Config
-    from malt_jax.stages.session import Session
 
 
 def describe(invocation: Invocation) -> str:
@@ -33,7 +33,7 @@ def describe(invocation: Invocation) -> str:
     config, command = read_config(invocation), invocation.command.name
     # These are the command's own checks, and none of them writes.
     check_tracker(config)
-    session = look(config, Progress(quiet=True))
+    session = Session(config, None, Progress(quiet=True))
     RunDir.check(
         config.output_dir, to_dict(config), free=CANNOT_CHANGE_RESULTS, complete=with_defaults
     )

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from malt_jax.evaluation.systems import System
     from malt_jax.models.spec import ModelSpec
     from malt_jax.models.tokenizer import Tokenizer
-    from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
     from malt_jax.tasks.base import Question
     from malt_jax.tree.roles import Chain, Role
@@ -75,6 +74,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax.config.run import with_defaults
     from malt_jax.distributed import initialize
     from malt_jax.environment import devices
+    from malt_jax.stages.session import Session
     from malt_jax.storage import manifest
     from malt_jax.storage.rundir import RunDir
     from malt_jax.storage.signals import graceful_stop
@@ -91,7 +91,10 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     # 2. From here on a signal is a request to stop at a safe point.
     with graceful_stop(), progress.open_progress(quiet, command) as shown:
         # 3. Refuse what can be refused while nothing is written.
-        session = look(config, shown, profile=getattr(invocation.options, "profile", False))
+        # Without a run directory: no stage can run yet.
+        session = Session(
+            config, None, shown, profile=getattr(invocation.options, "profile", False)
+        )
         new = not os.path.exists(Path(config.output_dir, manifest.NAME))
         if reads_input:
             prompts = new and command != "eval"  # `eval` refuses a new run anyway
@@ -139,13 +142,6 @@ def _finished(config: Config, command: str) -> bool:
     return stage_done(config.output_dir, stages.get(command, EVAL))
 
 
-def look(config: Config, progress: Progress, *, profile: bool = False) -> Session:
-    """A session without a run directory: questions, roles and systems, but no stage can run."""
-    from malt_jax.stages.session import Session
-
-    return Session(config, None, progress, profile=profile)
-
-
 def check_tracker(config: Config) -> None:
     """Refuses an experiment tracker that is not installed."""
     for name in ("wandb", "trackio"):
@@ -157,6 +153,7 @@ def check_input(session: Session, *, prompts: bool = True) -> Models:
     """Checks what the run and its variants read: questions, models and, of a new run, prompts."""
     from malt_jax.credit.verdict import verdict_readers
     from malt_jax.stages.other_models import check_other
+    from malt_jax.stages.session import Session
     from malt_jax.stages.variants import planned
 
     config = session.config
@@ -175,7 +172,7 @@ def check_input(session: Session, *, prompts: bool = True) -> Models:
             if _read_by(own) == _read_by(config):
                 # A variant that reads the same input was checked with the run itself.
                 continue
-            inner = look(own, session.progress)
+            inner = Session(own, None, session.progress)
             check_questions(inner)
             if prompts:
                 check_prompts(inner, [variant.system], models)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from malt_jax.commands import evaluations, report
 from malt_jax.commands.command import Command, Invocation, Option
-from malt_jax.commands.launch import look, open_session, print_table, read_config
+from malt_jax.commands.launch import open_session, print_table, read_config
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 from malt_jax.storage.writers import is_writer
@@ -110,6 +110,7 @@ def _preview(invocation: Invocation) -> None:
     from malt_jax.progress import Progress
     from malt_jax.stages.names import search_stage
     from malt_jax.stages.preview import preview
+    from malt_jax.stages.session import Session
     from malt_jax.storage.manifest import stage_done
     from malt_jax.storage.rundir import RunDir
 
@@ -118,8 +119,7 @@ def _preview(invocation: Invocation) -> None:
             "--preview: writes nothing, so it cannot join or import; do so with `malt label`."
         )
     config = read_config(invocation)
-    session = look(config, Progress(quiet=True))
-    session.run = RunDir.existing(config.output_dir)
+    session = Session(config, RunDir.existing(config.output_dir), Progress(quiet=True))
     _require(session, search_stage(0))
     for round in range(config.rounds):
         if stage_done(session.run, search_stage(round)):

@@ -11,10 +11,9 @@ turns are no better has learnt something else than its task.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 
-from malt_jax.credit.influence import Score
+from malt_jax.credit.influence import Asked, Score, gains
 from malt_jax.tree.node import Forest
 
 
@@ -24,18 +23,11 @@ def divergence(forest: Forest, score: Score) -> dict[str, float]:
     log pi is stored with the node; `score` gives log pi_start, in one pass without sampling. Nodes
     without stored log-probabilities have none.
     """
-    found: dict[str, float] = {}
-    by_role = defaultdict(list)
+    asked: Asked = defaultdict(dict)
+    stored: dict[str, float] = {}
     for tree in forest.trees:
         for node in tree.nodes:
             if node.token_ids and len(node.logprobs) == len(node.token_ids):
-                by_role[node.role].append(node)
-    for role, nodes in by_role.items():
-        # Completions such as "ok" repeat, so there are fewer distinct sequences than nodes.
-        distinct = list(dict.fromkeys((node.prompt_ids, node.token_ids) for node in nodes))
-        scored = dict(zip(distinct, score(role, distinct).tolist(), strict=True))
-        for node in nodes:
-            before = scored[node.prompt_ids, node.token_ids]
-            if not math.isnan(before):
-                found[node.id] = (sum(node.logprobs) - before) / len(node.token_ids)
-    return found
+                asked[node.role][node.id] = node.prompt_ids, node.token_ids
+                stored[node.id] = sum(node.logprobs)
+    return gains(stored, asked, score)

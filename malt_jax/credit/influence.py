@@ -24,6 +24,8 @@ from malt_jax.tree.roles import Chain, of_role
 
 Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 """Token ids of prompts and of the completions after them."""
+Asked = dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]
+"""The prompt and the completion to score of each node, by role and node id."""
 Score = Callable[[str, Sequences], np.ndarray]
 """Log-probability of each completion of a role, summed over its tokens; NaN if not scored."""
 
@@ -44,7 +46,7 @@ def influence(
     differently, in bfloat16 or with `sampler.weights: int8`, the difference holds that as well.
     """
     roles = {role.name: role for role in pipeline.roles}
-    alone: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(dict)
+    alone: Asked = defaultdict(dict)
     stored: dict[str, float] = {}
     for tree in forest.trees:
         turns: dict[str | None, dict[str, str]] = {None: {}}
@@ -68,8 +70,13 @@ def influence(
             )
             alone[node.role][node.id] = prompt.ids, node.token_ids
             stored[node.id] = sum(node.logprobs)
+    return gains(stored, alone, score)
+
+
+def gains(stored: Mapping[str, float], asked: Asked, score: Score) -> dict[str, float]:
+    """How much likelier each node's completion was than `score` finds it, in nats per token."""
     found: dict[str, float] = {}
-    for name, sequences in alone.items():
+    for name, sequences in asked.items():
         # Completions such as "ok" repeat, so there are fewer distinct sequences than nodes.
         distinct = list(dict.fromkeys(sequences.values()))
         scored = dict(zip(distinct, score(name, distinct).tolist(), strict=True))

@@ -210,6 +210,10 @@ class ByRole(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         return self._of(name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Unlike `Mapping.get`, lets an error while it is made through."""
+        return self[name] if name in self._names else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

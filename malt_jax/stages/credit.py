@@ -13,8 +13,9 @@ from malt_jax.credit.influence import Score, Sequences, influence
 from malt_jax.credit.signals import Signals, node_signals
 from malt_jax.credit.verdict import verdict_readers
 from malt_jax.progress import counted
+from malt_jax.stages.bases import ByRole
 from malt_jax.stages.names import label_stage
-from malt_jax.stages.policies import RolePolicies, policies_after
+from malt_jax.stages.policies import policies_after
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
@@ -70,7 +71,7 @@ def known_influence(session: Session, round: int) -> dict[str, float]:
     return {row["node_id"]: row["influence"] for row in rows if "influence" in row}
 
 
-def _scorer(session: Session, weights: RolePolicies, what: str) -> Score:
+def _scorer(session: Session, weights: ByRole[Any], what: str) -> Score:
     """Scores completions of a role under these weights."""
     from malt_jax.training.scores import completion_logprobs
 

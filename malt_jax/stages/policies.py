@@ -6,13 +6,14 @@ it had before, and its identity says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from malt_jax.config.pipeline import PHASES, split_phases
 from malt_jax.data.role_data import policy_name
 from malt_jax.evaluation.systems import FURTHER_TURNS, speaker
+from malt_jax.stages.bases import ByRole
 from malt_jax.stages.names import train_stage
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
@@ -112,28 +113,10 @@ class Weights:
         return load_weights(CheckpointFolder(folder), FINAL, like)
 
 
-class RolePolicies(Mapping[str, Any]):
-    """Each role's weights by the role's name, loaded on use; None is the base model."""
-
-    def __init__(self, identities: Mapping[str, str], weights: Weights):
-        self._identities, self._weights = identities, weights
-
-    def __getitem__(self, role: str) -> Trainable | None:
-        return self._weights(self._identities[role])
-
-    def get(self, role: str, default: Any = None) -> Any:
-        """Unlike `Mapping.get`, lets an error while weights are loaded through."""
-        return self[role] if role in self._identities else default
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._identities)
-
-    def __len__(self) -> int:
-        return len(self._identities)
-
-
-def policies_after(session: Session, round: int, *, keep_all: bool = False) -> RolePolicies:
-    """Each role's weights after a round; those of round -1 are the base's.
+def policies_after(
+    session: Session, round: int, *, keep_all: bool = False
+) -> ByRole[Trainable | None]:
+    """Each role's weights after a round, None for the base's; those of round -1 are the base's.
 
     Their files are verified here. `keep_all`: see `Weights`.
     """
@@ -142,7 +125,7 @@ def policies_after(session: Session, round: int, *, keep_all: bool = False) -> R
     identities = {r: latest(session, round, policy_name(r, sharing)) for r in roles}
     weights = Weights(session, keep_all=keep_all)
     weights.check(identities.values())
-    return RolePolicies(identities, weights)
+    return ByRole(roles, lambda role: weights(identities[role]))
 
 
 def identities(session: Session) -> dict[tuple[str, str], str]:
