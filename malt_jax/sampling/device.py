@@ -97,9 +97,10 @@ class Device:
         self.shape = shape
         self._executables, self._program, self._weights = executables, program, weights
         layout = program.attention.layout
-        make, static = cache.empty_caches, (spec, shape, jnp.dtype(cache_dtype), layout)
+        static: tuple[Any, ...] = (spec, shape, jnp.dtype(cache_dtype), layout)
         with executables.turn:
-            self._prefix, self._suffix = executables.get(("caches", shape), make, (), static)()
+            make = executables.get(("caches", shape), cache.empty_caches, (), static)
+            self._prefix, self._suffix = make()
             executables.users.add(self)
         self._cursor = np.int32(0)
         adapter, structure = jax.tree.flatten(weights.adapter)
