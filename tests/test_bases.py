@@ -22,7 +22,7 @@ import malt_jax as malt
 import malt_jax.memory
 import tiny
 from malt_jax import cli, config
-from malt_jax.commands.launch import check_input, look
+from malt_jax.commands.launch import check_input
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.run import Config
 from malt_jax.data.role_data import RoleData
@@ -39,7 +39,6 @@ from malt_jax.planning.chips import CHIPS, Chip, Target
 from malt_jax.planning.needs import count_needs
 from malt_jax.planning.plan import lay_out, plan_bases
 from malt_jax.planning.specs import find_spec
-from malt_jax.planning.work import Assumptions
 from malt_jax.progress import Progress
 from malt_jax.sampling import memory
 from malt_jax.sampling.sampler import Sampler
@@ -272,7 +271,7 @@ def test_a_variant_whose_adapter_does_not_fit_its_base_is_refused_at_launch(mode
     data["pipeline"]["roles"][2] |= {"adapter": str(tmp_path)}
     swapped = {"pipeline.roles.2.model.path": str(models["verifier"])}
     data["ablations"] = [{"name": "large", "set": swapped}]
-    session = look(config.from_dict(data), Progress(quiet=True))
+    session = Session(config.from_dict(data), None, Progress(quiet=True))
     with pytest.raises(UserError, match=r"ablations\.large.*pipeline\.roles\.2\.adapter"):
         check_input(session, prompts=False)
 
@@ -323,7 +322,7 @@ def test_a_frozen_role_is_planned_without_training(models):
     run = config.from_dict(data)
     target = Target("one", CHIPS["h100"], 1, None)
     first, frozen = (
-        lay_out(part.config, part.spec, target, Assumptions(), part.roles, part.beside)
+        lay_out(part.config, part.spec, target, part.roles, part.beside)
         for part in parts_of(run, {base: find_spec(base.path)[0] for base in run.bases}, target)
     )
     assert {program.kind for program in frozen.programs} == {"sampling"}
