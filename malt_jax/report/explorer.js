@@ -179,7 +179,7 @@ function compare(host, record) {
     } }, DATA.systems.map((name, i) => el("option", { value: i, selected: i === state.sides[which] }, visible(DATA.labels[name] ?? name))));
     const outcome = { 1: ["right", "right ✓"], 0: ["wrong", "wrong ✗"], "-": ["", "not drawn"] }[vote(state.open, which)];
     return el("div", { class: "side" },
-      el("div", { class: "who" }, pick, el("span", { class: outcome[0] }, draws.length > 1 ? `${draws.length} draws: ${outcome[1]}` : outcome[1])),
+      el("div", { class: "who" }, pick, el("span", { class: outcome[0] }, draws.length > 1 ? `vote of ${draws.length}: ${outcome[1]}` : outcome[1])),
       el("div", { class: "draws" }, draws.map((one, i) => el("button", {
         "aria-pressed": String(i === current), disabled: !one.turns, title: one.turns ? `draw ${i}` : "its turns are in eval/",
         click: () => { state.draws[which] = i; draw(); },
