@@ -22,6 +22,7 @@ from malt_jax.stages.label import label
 from malt_jax.stages.names import trained_stage
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
+from malt_jax.storage.signals import signal_received
 
 TRUST = "--trust-task-code"
 """The run's task is the tests' own module, which its config names."""
@@ -120,8 +121,13 @@ def test_told_to_stop_in_a_block_it_does_not_wait_for_its_end(configured, tmp_pa
         chunks.append(1)
         if len(chunks) == 2:
             os.kill(os.getpid(), signal.SIGINT)
+        # A chunk of this model takes a millisecond, and Python hears signals in its main thread,
+        # which these threads have to let run.
+        while len(chunks) >= 2 and not signal_received() and time.monotonic() < latest:
+            time.sleep(0.001)
         return decode(self, *arguments)
 
+    latest = time.monotonic() + 60
     monkeypatch.setattr(Device, "decode", counted)
     flags = [*configured[:-1], str(run), "--task.num-train", "40", "--search.block", "40"]
     assert cli.main(["search", *flags]) == 130
