@@ -144,7 +144,8 @@ def _training(config: Config) -> Iterator[str]:
         own = f"; its own {own}" if own else ""
         yield f"  {role.name}: {', then '.join(names) or 'nothing'}{own}"
     strength = {"dpo": f", beta {train.dpo.beta:g}", "kto": f", beta {train.kto.beta:g}"}
-    used = {"sft", "dpo"}.union(*(split_phases(role.train) for role in config.pipeline.roles))
+    # SFT in any case, by which the STaR baseline learns.
+    used = {"sft"}.union(*(split_phases(role.train) for role in config.pipeline.roles))
     for name in (phase for phase in PHASES if phase in used):
         phase = train.phase(name)
         steps = phase.loop.steps

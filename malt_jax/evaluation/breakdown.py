@@ -22,8 +22,8 @@ def turns(system: str, draws: Sequence[DrawRecord]) -> Turns | None:
     """
     # Where draws were left out, those that remain are of the harder questions, so that only the
     # draws that every question has are counted.
-    every = min((draw.draw for draw in draws if not draw.turns), default=None)
-    draws = [draw for draw in draws if every is None or draw.draw < every]
+    first_missing = min((draw.draw for draw in draws if not draw.turns), default=len(draws))
+    draws = [draw for draw in draws if draw.draw < first_missing]
     # A record lists the turns of one agent after the other, so that with several agents the first
     # role comes back.
     roles = [turn.role for turn in draws[0].turns]
