@@ -54,6 +54,9 @@ def statements(text: str) -> list[Statement]:
     # 1. Prose and `####` lines. If one is denied, so are the boxes inside it; if it holds boxes,
     # they stand for it.
     for words in [*_hashes(text), *_prose(text)]:
+        around = bisect_left(starts, words.start) - 1
+        if around >= 0 and words.start < boxed[around].end:
+            continue  # `\boxed{\text{Answer: } 18}` is read as a box
         inside = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
         if _denied(text, words):
             denied.update(inside)
