@@ -16,6 +16,7 @@ last line. It is compared with the reference in this order, and the first that a
 from __future__ import annotations
 
 import atexit
+import functools
 import queue
 import re
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ _SIGNS = str.maketrans(_RE.table["signs"])
 _REWRITING, _TIDYING, _SPELLING = map(_RE.rules, ("rewriting", "tidying", "spelling"))
 
 
+@functools.lru_cache(4096)
 def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
     latex = latex.strip().translate(_SIGNS)
