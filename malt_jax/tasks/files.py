@@ -3,8 +3,8 @@
 Each row keeps its place (file, line or row), so that an error found later can name it. Every
 error is a `UserError` that says where it is, what was found, and how to repair it.
 
-Text is UTF-8. A byte-order mark before a line is dropped (Windows editors write it), CRLF line ends are
-accepted, blank lines are skipped, and a line holds at most 10 MB. NUL characters and lone
+Text is UTF-8. A byte-order mark before a line is dropped (Windows editors write it), CRLF line
+ends are accepted, blank lines are skipped, and a line holds at most 10 MB. NUL characters and lone
 surrogates are refused, because no tokenizer can encode them.
 """
 

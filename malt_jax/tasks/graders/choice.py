@@ -141,7 +141,7 @@ class _Names:
                 return True
         # Only up to the next comma or colon, because what follows may deny another choice.
         denied = _RE.denied.search(re.split("[,;:!?–—]", rest)[0])
-        return bool(denied or self._labels(rest) - {label})
+        return bool(denied or _RE.unsure.search(rest) or self._labels(rest) - {label})
 
     def _labels(self, words: str) -> set[str | None]:
         """All labels in `words`, in brackets or bare; "A" or "no" before a noun is none."""

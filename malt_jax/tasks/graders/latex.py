@@ -130,7 +130,8 @@ def final_formula(text: str) -> str | None:
             words = formulas[0] if _one(_RE.formula.sub(" 1 ", words)) else ""
     else:
         line = text.rstrip().rpartition("\n")[2]
-        formulas = _formulas(line) or [line] * (plain_number(line) is not None)
+        alone = len(line) <= MAX_LENGTH and plain_number(line) is not None
+        formulas = _formulas(line) or [line] * alone
         none = unfinished(line, line) or number.refused(line)
         words = formulas[0].rpartition("=")[2] if len(formulas) == 1 and not none else ""
     words = re.sub(r"^\*\*|\*\*$", "", words.strip())

@@ -65,7 +65,8 @@ def _one(words: str, decimal_comma: bool) -> Fraction:
         values.update(numbers(part, decimal_comma))
         for side in left:  # 17 = 18; "Day 2 = 18" and "9 * 2 = 18" hold one answer
             number_alone = re.fullmatch(r"(?=\s*\.?[0-9])[^A-Za-z]*[0-9]\s*\w*\s*", side)
-            if number_alone and not left_to_compute(side):
+            difference = re.search(r"[0-9)]\s*-", side)  # 20 - 2 = 18
+            if number_alone and not difference and not left_to_compute(side):
                 values.update(numbers(side, decimal_comma))
     # In a set the same value stated twice is still one answer.
     if len(values) != 1:
@@ -97,7 +98,8 @@ def final_number(text: str, asked: str = "") -> Fraction | None:
     heading = last.form == "hash" and not _RE.lead.match(plain(last.span[:MAX_SPAN]))
     if heading and re.search("[0-9]", rest) and not SPELLED.search(last.span):
         return _last_number(rest)
-    if _RE.negated.search(last.before) or _RE.bound.search(" ".join(last.before.split()[-2:])):
+    nearest = " ".join(last.before.rpartition(",")[2].split()[-2:])
+    if _RE.negated.search(last.before) or _RE.bound.search(nearest):
         return None
     try:
         return value_of(last.span, last.decimal_comma)

@@ -124,7 +124,9 @@ def _foreign(text: str, language: Language) -> list[Statement]:
         # What follows a comma may negate something else, unless it is an alternative.
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
         # A denial that is the whole answer denies nothing: the answer may be "no".
-        denied = language.denies.search(match["between"] or "") or (
+        ahead = _clause(text[max(0, match.start() - _CLAUSE) : match.start()]).rstrip()
+        ahead = ahead.rpartition(" ")[2] if language.spaced else ahead[-3:]  # "falsche Antwort"
+        denied = language.denies.search(f"{ahead} {match['between'] or ''}") or (
             (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
         )
         alternative = rest and language.denies.match(rest[0])
