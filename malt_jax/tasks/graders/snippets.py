@@ -13,7 +13,7 @@ from malt_jax.tasks.graders.patterns import Patterns
 _RE = Patterns("snippets")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 MAX_UNFENCED = 50  # definitions looked at in a text without fences
-MAX_CODE = 20_000  # characters of one of them
+MAX_CODE = 10_000  # characters of one of them
 MAX_PARSED = 50  # attempts to parse a part of a text
 
 
