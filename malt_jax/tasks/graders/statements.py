@@ -178,7 +178,8 @@ def boxes(text: str) -> list[Statement]:
             span = span[inner.end() : -1].strip()
         box = Statement("box", span, opening.start(), position, line=span)
         if found and _RE.join.fullmatch(joint := text[found[-1].end : box.start]):
-            word = " or " if "or" in joint else ", "
+            # Side by side they name one or the other: nothing says that both are meant.
+            word = " or " if "or" in joint or not joint.strip(" $") else ", "
             last = found.pop()
             span = f"{last.span}{word}{box.span}"
             box = Statement("box", span, last.start, box.end, line=span)
