@@ -17,6 +17,7 @@ from malt_jax.checks import check_unique, whole_number
 from malt_jax.config.evaluation import MAX_SYSTEM_NAME, EvalConfig, SystemConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
+from malt_jax.evaluation.schema import VotedRow
 from malt_jax.tree.policies import BASE, POLICIES, SFT, STAR, TRAINED
 from malt_jax.tree.roles import Chain, Role
 
@@ -109,6 +110,12 @@ def at_temperature(row: str, temperature: float | None) -> str:
     """The name of a system or row in a sweep: `malt@3` at 0.7 is `malt-t0.7@3`."""
     name, separator, votes = row.partition("@")
     return row if temperature is None else f"{name}-t{temperature:g}{separator}{votes}"
+
+
+def system_of(row: VotedRow) -> str:
+    """The name that a row's system has outside of a sweep: `malt` for `malt-t0.7`."""
+    t = row.get("temperature")
+    return row["system"] if t is None else row["system"].removesuffix(f"-t{t:g}")
 
 
 def _cooled(system: System, temperature: float) -> System:
