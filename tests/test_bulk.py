@@ -210,6 +210,21 @@ def test_empty_lines_at_the_end_are_no_questions(tmp_path):
         bulk.check_questions(source, lambda question: None)
 
 
+def test_an_id_is_kept_as_it_is_and_compared_as_a_text(tmp_path):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(
+        b'{"id": 7, "question": "a"}\r\n{"id": null, "question": "b"}\r\n{"question": "c"}'
+    )
+    assert [line.id for line in bulk.read_questions(source)] == [7, "2", "3"]
+    made = {"made_with": "x"}
+    rows = [{"id": "7", "question": "a"} | made, {"id": "2", "question": "b"} | made]
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert bulk.answered(output, source, "x") == 2
+    source.write_bytes(b'{"id": 7, "question": "a"}\n{"id": "7", "question": "b"}')
+    with pytest.raises(UserError, match="already on line 1"):
+        bulk.check_questions(source, lambda question: None)
+
+
 def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     assert ask(run, questions, output, "--votes", "1") == 0

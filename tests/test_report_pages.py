@@ -60,7 +60,9 @@ def side(run: Path, rename: str = "E", questions: int = QUESTIONS) -> compare.Si
 def sweep(run: Path) -> dict:
     """The results of a run as if two of its systems were measured at two temperatures."""
     draws, systems = {}, {}
-    for t, (name, label) in itertools.product((0.0, 0.7), (("sa", "single agent"), ("malt", "MALT"))):
+    for t, (name, label) in itertools.product(
+        (0.0, 0.7), (("sa", "single agent"), ("malt", "MALT"))
+    ):
         baseline = f"sa-t{t:g}"
         systems[f"{name}-t{t:g}"] = SystemInfo(
             f"{label}, T={t:g}", (1, 3), 0.5, baseline, f"{baseline}@9", t

@@ -148,6 +148,13 @@ def _refuse_trained(config: Config, made: Config) -> None:
 
 def check_evaluation(session: Evaluation) -> None:
     """Refuses, before anything is written, what an evaluation could not be made of."""
+    RunDir.check(
+        session.config.output_dir,
+        reading.to_dict(session.config),
+        free=CANNOT_CHANGE_RESULTS,
+        complete=with_defaults,
+        inside=session.trained.run,
+    )
     systems, _ = planned(session)
     if not session.eval_questions:
         raise UserError("task.eval_path: found no question; at least one is needed.")
