@@ -81,6 +81,19 @@ def test_many_answer_a_question_that_is_too_long_with_an_error(pipeline):
     assert second.text is None and "tokens" in second.error
 
 
+def test_a_question_fits_if_it_does_behind_turns_that_say_nothing(pipeline, monkeypatch):
+    shown: list[dict[str, str]] = []
+    prompt = Answerer._prompt
+
+    def noted(self, role, params, question, said):
+        shown.append(dict(said))
+        return prompt(self, role, params, question, said)
+
+    monkeypatch.setattr(Answerer, "_prompt", noted)
+    pipeline.check("e1+1=?")
+    assert shown == [{}, {"generator": ""}, {"generator": "", "verifier": ""}]
+
+
 def test_a_prompt_that_draws_share_is_rendered_once(pipeline, monkeypatch):
     rendered: list[str] = []
     prompt = Answerer._prompt
@@ -252,7 +265,7 @@ def test_a_question_whose_later_prompt_leaves_no_room_is_the_only_one_without_an
     prompt = Answerer._prompt
 
     def crowded(self, role, params, question, said):
-        if question == questions[1] and len(said) == 2:
+        if question == questions[1] and len(said) == 2 and any(said.values()):
             raise UserError("the prompt has too many tokens")
         return prompt(self, role, params, question, said)
 

@@ -24,7 +24,6 @@ from malt_jax.evaluation.results import SystemInfo, summarise
 from malt_jax.evaluation.statistics import exact_mcnemar, majority_vote
 from malt_jax.evaluation.transfer import Column
 from malt_jax.report import build_report, compare, live
-from malt_jax.report.elsewhere import own_column
 from malt_jax.report.signals import read_signals, signal_table
 from malt_jax.stages.compare import check_output
 from malt_jax.storage.jsonl import read_lines, read_records
@@ -88,7 +87,7 @@ def test_the_page_shows_every_evaluation_beside_the_runs_own_results(runs, tmp_p
     assert "Measured elsewhere" not in text and "at the same temperature (sa@9)" in text
     assert "MALT, T=0, vote of 3: <strong>" in text and "not tested" not in text
     assert "sa@9 at its own temperature" in text and '"before":["ma-t0","sa-t0"]' in text
-    assert own_column(other).task == "gsm8k"
+    assert Column.of("run", other).task == "gsm8k"
 
 
 def test_signals_are_summed_up_as_numpy_sums_them_up(runs, tmp_path):
