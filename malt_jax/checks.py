@@ -106,7 +106,7 @@ def whole_number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def halved(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Whether text holds half a character (a lone surrogate), which JSON can and UTF-8 cannot."""
     return re.search("[\ud800-\udfff]", text) is not None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.answering.turns import Answer
-from malt_jax.checks import halved, nearest, show
+from malt_jax.checks import has_lone_surrogate, nearest, show
 from malt_jax.errors import UserError
 from malt_jax.memory import release_freed
 from malt_jax.regular_files import open_regular
@@ -89,7 +89,7 @@ def _parse(raw: bytes, number: int) -> Line:
     question, identity = record["question"], record.get("id")
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"`question` is {show(question)}, expected a text.")
-    if halved(question):
+    if has_lone_surrogate(question):
         raise UserError("`question` holds half a character (a lone surrogate); write it whole.")
     if isinstance(identity, bool) or not isinstance(identity, str | int | None):
         raise UserError(f"`id` is {show(identity)}, expected a text or a whole number.")

@@ -113,7 +113,7 @@ def at_temperature(row: str, temperature: float | None) -> str:
     return row if temperature is None else f"{name}-t{temperature:g}{separator}{votes}"
 
 
-def system_of(row: VotedRow) -> str:
+def system_without_temperature(row: VotedRow) -> str:
     """The name that a row's system has outside of a sweep: `malt` for `malt-t0.7`."""
     t = row.get("temperature")
     return row["system"] if t is None else row["system"].removesuffix(f"-t{t:g}")
@@ -143,23 +143,23 @@ def _model_systems(paths: Sequence[str], pipeline: Chain) -> list[System]:
     parts = [[part for part in re.split(r"[/\\]", path) if part.strip(".")] for path in paths]
     names: list[str] = []
     for count in range(2, max([2, *map(len, parts)]) + 1):
-        names = [_safe("-".join(own[-count:])) for own in parts]
+        names = [_file_name("-".join(own[-count:])) for own in parts]
         if len({name.casefold() for name in names}) == len(names):
             break
-    turns, votes = (ChainTurn(agent_role(pipeline), BASE),), (1, 3, 9)
+    turns, votes = (ChainTurn(single_agent_role(pipeline), BASE),), (1, 3, 9)
     return [
         System(name, name, turns, votes, max(votes), model=path)
         for name, path in zip(names, paths, strict=True)
     ]
 
 
-def _safe(text: str) -> str:
+def _file_name(text: str) -> str:
     """Text as the name of a file."""
     safe = re.sub("[^A-Za-z0-9.+_-]", "-", text).strip("-._+") or "model"
     return safe[:MAX_SYSTEM_NAME]
 
 
-def agent_role(pipeline: Chain) -> Role:
+def single_agent_role(pipeline: Chain) -> Role:
     """The role as which the single agent answers: the first one that answers."""
     return next(role for role in pipeline.roles if role.config.answers)
 
@@ -167,7 +167,7 @@ def agent_role(pipeline: Chain) -> Role:
 def standard_systems(pipeline: Chain, templates: Mapping[str, str]) -> list[SystemConfig]:
     """Every system of the publication that this pipeline and the task's templates allow."""
     names = [role.name for role in pipeline.roles]
-    first = agent_role(pipeline).name
+    first = single_agent_role(pipeline).name
     # A name that the pipeline has means its role, never the task's further turn.
     further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}
     systems = [SystemConfig(SINGLE_AGENT, (f"{first}:{BASE}",), "single agent", (1, 3, 9))]
@@ -229,7 +229,7 @@ def speaker(name: str, pipeline: Chain) -> Role:
         if role.name == name:
             return role
     silent = [role for role in pipeline.roles if name == "judge" and not role.config.answers]
-    return silent[-1] if silent else agent_role(pipeline)
+    return silent[-1] if silent else single_agent_role(pipeline)
 
 
 def _system(
@@ -239,7 +239,11 @@ def _system(
     if len(chain) == 1 and chain[0].startswith("debate:"):
         # In the first round each agent answers alone; in the two after it they read each other.
         policy = chain[0].partition(":")[2]
-        chain = (f"{agent_role(pipeline).name}:{policy}", f"debate:{policy}", f"debate:{policy}")
+        chain = (
+            f"{single_agent_role(pipeline).name}:{policy}",
+            f"debate:{policy}",
+            f"debate:{policy}",
+        )
         agents = DEBATERS
     turns = tuple(_turn(text, pipeline, templates, where) for text in chain)
     if not any(turn.role.config.answers for turn in turns):
@@ -274,7 +278,7 @@ def _turn(text: str, pipeline: Chain, templates: Mapping[str, str], where: str) 
         # The task's templates call the first solution `generator`, whatever role writes it.
         template = templates[name]
         if all(role.name != "generator" for role in pipeline.roles):
-            template = fill(template, {"generator": f"{{{agent_role(pipeline).name}}}"})
+            template = fill(template, {"generator": f"{{{single_agent_role(pipeline).name}}}"})
         return ChainTurn(Role(config, template), policy)
     names = ", ".join(role.name for role in pipeline.roles)
     raise UserError(f"{where}: {name!r} in {text!r} is not a role here; allowed: {names}.")

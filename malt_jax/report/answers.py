@@ -36,7 +36,7 @@ class Source(NamedTuple):
     """The page's id of each question; others are left out. Without it each keeps its own."""
 
 
-def named(results: Results | None, *systems: str) -> list[str]:
+def names_in(results: Results | None, *systems: str) -> list[str]:
     """The systems by their names in these results: those of its first temperature, in a sweep."""
     rows = results["systems"] if results else ()
     temperature = next((row.get("temperature") for row in rows), None)

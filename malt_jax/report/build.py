@@ -73,8 +73,8 @@ def compose(
     address = live or embed.REPORT_DATA
     pairing = {
         "name": "Before and after",
-        "before": answers.named(results, "ma", "sa"),
-        "after": answers.named(results, "malt"),
+        "before": answers.names_in(results, "ma", "sa"),
+        "after": answers.names_in(results, "malt"),
     }
     data, inline = embed.explorer_data(
         folder, pages, groups, templates, systems, labels, entries, address, pairing

@@ -13,7 +13,7 @@ from malt_jax.evaluation.between import Pairing, paired_rows
 from malt_jax.evaluation.credit_table import NOTE, contrast_table
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.schema import Results
-from malt_jax.evaluation.systems import system_of
+from malt_jax.evaluation.systems import system_without_temperature
 from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.report import answers, embed, figures, page
 from malt_jax.report.build import add_groups
@@ -50,7 +50,7 @@ def write_comparison(
     with tempfile.TemporaryDirectory() as folder:
         pages, templates = embed.Pages(Path(folder)), Templates()
         rows = _pairings(sides, both)
-        ours = [row for row in rows if system_of(row.first) == "malt"]
+        ours = [row for row in rows if system_without_temperature(row.first) == "malt"]
         groups = [
             group
             for name, side in zip(NAMES, sides, strict=True)
@@ -69,8 +69,12 @@ def write_comparison(
             address=f"{embed.beside(path).name}/",
             pairing={
                 "name": "A and B",
-                "before": [f"A: {name}" for name in answers.named(sides[0].results, "malt", "sa")],
-                "after": [f"B: {name}" for name in answers.named(sides[1].results, "malt", "sa")],
+                "before": [
+                    f"A: {name}" for name in answers.names_in(sides[0].results, "malt", "sa")
+                ],
+                "after": [
+                    f"B: {name}" for name in answers.names_in(sides[1].results, "malt", "sa")
+                ],
             },
         )
         text = page.render(

@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from malt_jax.evaluation.schema import Reliability, Results, Row
-from malt_jax.evaluation.systems import system_of
+from malt_jax.evaluation.systems import system_without_temperature
 from malt_jax.report.drawing import COLOURS, axes, plain, styled, tooltip
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def accuracy_against_tokens(results: Results) -> Figure:
     # Beside each other, one system's temperatures need colours of their own.
     swept = len({row.get("temperature") for row in results["systems"]}) > 1
     for name, rows in ordered:
-        known = name if swept else system_of(rows[0])
+        known = name if swept else system_without_temperature(rows[0])
         # A logarithmic scale has no place for 0.
         tokens = [max(row["tokens"], 1.0) for row in rows]
         accuracies = [row["accuracy"] for row in rows]
@@ -219,7 +219,7 @@ def accuracy_by_temperature(name: str, results: Results) -> Figure | None:
     title = f"{name}: accuracy by temperature"
     figure, plot = axes(title, 420 + right, max(220, 70 + 20 * len(swept)), right=right)
     for label, rows in swept.items():
-        look = LOOKS.get(system_of(rows[0]), {"lw": 1.25})
+        look = LOOKS.get(system_without_temperature(rows[0]), {"lw": 1.25})
         points = sorted((row["temperature"], row["accuracy"], row["interval"]) for row in rows)
         at, accuracies, bounds = zip(*points, strict=True)
         [line] = plot.plot(at, accuracies, label=plain(label), marker="o", ms=4, **look)

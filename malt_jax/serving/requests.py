@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from malt_jax.answering.turns import Draw, Turn
-from malt_jax.checks import halved, no_constant, show, whole_number
+from malt_jax.checks import has_lone_surrogate, no_constant, show, whole_number
 from malt_jax.sampling.request import SamplingParams
 from malt_jax.serving.errors import ApiError, wrong
 from malt_jax.tree.roles import Chain, Role
@@ -203,7 +203,7 @@ def _text(content: Any, where: str) -> str:
         content = "".join(texts)
     if not isinstance(content, str):
         raise wrong(where, f"content: found {show(content)}, expected a text.")
-    if halved(content):
+    if has_lone_surrogate(content):
         raise wrong(where, "content: holds half a character (a lone surrogate).")
     return content
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, first_line
-from malt_jax.evaluation.systems import system_of
+from malt_jax.evaluation.systems import system_without_temperature
 from malt_jax.export.cards import CardFacts, base_license, model_card
 from malt_jax.export.dataset import Round, write_dataset
 from malt_jax.export.role import export_role
@@ -144,7 +144,9 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
     config = session.config
     results = read_json(session.run.results, "remove it and run `malt eval`")
     for row in results["systems"] if results else ():
-        row["system"] = system_of(row)  # a card is of the systems, whatever their temperature
+        row["system"] = system_without_temperature(
+            row
+        )  # a card is of the systems, whatever their temperature
     model = session.bases.model_of(role)
     own = {r.name: config.model_of(r.name) for r in session.pipeline.roles}
     return CardFacts(
