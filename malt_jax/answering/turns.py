@@ -142,11 +142,13 @@ class Answerer:
         """
         if not question.strip():
             raise UserError("the question is empty; write one.")
-        known = self._passed_on(said)
+        told = self._passed_on(said)
+        known: dict[str, str] = {}
         for role in self.chain.roles:
             if params is None or role.name in params:
                 own = self.params(role) if params is None else params[role.name]
                 self._prompt(role, own, question, known)
+            known[role.name] = told.get(role.name, "")  # what is not told yet may be empty
 
     def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
         """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from malt_jax.checks import check_unique
 from malt_jax.commands.command import Invocation, Option
 from malt_jax.commands.launch import check_prompts, print_table
 from malt_jax.errors import UserError
@@ -74,10 +75,11 @@ def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[
 
     options, fields = invocation.options, invocation.fields
     if options.tasks:
-        for word in options.tasks:
-            task, _, file = word.partition("=")
-            name = task.replace(":", "-")
-            name = f"{options.name}-{name}" if options.name else name
+        begin = f"{options.name}-" if options.name else ""
+        words = [word.partition("=") for word in options.tasks]
+        check_unique("--tasks", [task for task, _, _ in words])
+        for task, _, file in words:
+            name = begin + task.replace(":", "-")
             flags = ["--task.name", task, *(["--task.eval-path", file] if file else [])]
             yield name, evaluation_config(config, run, name, [*fields, *flags])
     elif options.name:

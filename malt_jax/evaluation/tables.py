@@ -77,12 +77,14 @@ def caption(results: Results) -> str:
     seeds = _pooled_seeds(results)
     pooled = f", {len(seeds)} seeds pooled" if seeds else ""
     interval = "bootstrap interval over questions" if seeds else "Wilson interval"
+    swept = any("temperature" in row for row in results["systems"])
+    baseline = results["baseline"] + (" at its own temperature" if swept else "")
     return (
         f"{results['questions']} questions{pooled}. Calls and generated tokens are per question. "
         f"Accuracy with its {100 * results['confidence']:g}% {interval}; differences in percentage "
         "points on the same questions, with a paired bootstrap interval; p from the "
         f"{_test_name(results)}, two-sided, then with Holm's correction over all tests of the "
-        f"table. Each system is tested against {results['baseline']} and against the single agent "
+        f"table. Each system is tested against {baseline} and against the single agent "
         "voting over the same number of calls."
     )
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import has_lone_surrogate
 from malt_jax.errors import UserError
 
 SECONDS = 20
@@ -91,7 +92,7 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
     job = {"variables": variables, "conversations": conversations}
     first, *others = _run(template, job, "texts")
     # The frame is part of every prompt, and a surrogate could not be encoded as UTF-8.
-    if any("\ud800" <= character <= "\udfff" for character in first):
+    if has_lone_surrogate(first):
         raise UserError(
             f"{template.file}: the chat template writes half a character (a lone surrogate); "
             "remove it there."

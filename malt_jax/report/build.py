@@ -71,8 +71,13 @@ def compose(
         )
     labels = sections.titles(results) if results else {}
     address = live or embed.REPORT_DATA
+    pairing = {
+        "name": "Before and after",
+        "before": answers.names_in(results, "ma", "sa"),
+        "after": answers.names_in(results, "malt"),
+    }
     data, inline = embed.explorer_data(
-        folder, pages, groups, templates, systems, labels, entries, address
+        folder, pages, groups, templates, systems, labels, entries, address, pairing
     )
     roles = [role["name"] for role in (config.get("pipeline") or {}).get("roles", ())]
     text = page.render(

@@ -30,8 +30,8 @@ T = TypeVar("T")
 class Bases:
     """The model and the sampler of each role: the only place where they are looked up.
 
-    Names are those of roles, of further turns such as `judge`, and of policies. The first role,
-    and with it the single agent, has the run's model.
+    Names are those of roles, of further turns such as `judge`, and of policies. The first role has
+    the run's model.
     """
 
     def __init__(self, session: Session, shared: Bases | None):

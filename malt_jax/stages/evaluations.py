@@ -148,6 +148,13 @@ def _refuse_trained(config: Config, made: Config) -> None:
 
 def check_evaluation(session: Evaluation) -> None:
     """Refuses, before anything is written, what an evaluation could not be made of."""
+    RunDir.check(
+        session.config.output_dir,
+        reading.to_dict(session.config),
+        free=CANNOT_CHANGE_RESULTS,
+        complete=with_defaults,
+        inside=session.trained.run,
+    )
     systems, _ = planned(session)
     if not session.eval_questions:
         raise UserError("task.eval_path: found no question; at least one is needed.")
@@ -204,10 +211,7 @@ def trained_with(trained: Session) -> dict[str, Any]:
 
 def finished(run: RunDir) -> list[Column]:
     """The results of a run and of its finished evaluations, for one table."""
-    own = []
-    if manifest.stage_done(run, EVAL):
-        task = with_defaults(run.config)["task"]["name"]
-        own.append(Column("run", task, "eval", _results(run)))
+    own = [Column.of("run", _results(run))] if manifest.stage_done(run, EVAL) else []
     return own + evaluated(run)
 
 
@@ -218,9 +222,7 @@ def evaluated(run: RunDir) -> list[Column]:
     for folder in (path.parent for path in folders):
         one = RunDir.existing(folder)
         if manifest.stage_done(one, EVAL):
-            config = with_defaults(one.config)
-            split = config["eval"]["split"]
-            found.append(Column(folder.name, config["task"]["name"], split, _results(one)))
+            found.append(Column.of(folder.name, _results(one)))
     return found
 
 

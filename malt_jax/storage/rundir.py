@@ -142,12 +142,13 @@ class RunDir:
         *,
         free: Collection[str] = (),
         complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        inside: RunDir | None = None,
     ) -> None:
         """Raises what `open` would for this folder and config, and writes nothing."""
         path = Path(os.path.abspath(path))
         request = Request(config, free, complete or Request.complete)
         with explained(path):
-            _refuse_foreign(path, request)
+            _refuse_foreign(path, request, inside=inside)
             if _is_run(path):
                 request.refuse_other(cls(path, None).config, f"{path}:", CHOOSE)
 
