@@ -145,6 +145,17 @@ def _open(path: Path) -> Iterator[tuple[str, Any]]:
     yield from views
 
 
+def stores_head(folder: Path) -> bool:
+    """Whether the weights have an output head apart from the embedding; True without weights."""
+    if (folder / INDEX).is_file():
+        names = list(_weight_map(folder))
+    elif (folder / SINGLE).is_file():
+        names = [name for name, _ in _open(folder / SINGLE)]
+    else:
+        return True
+    return any(name.endswith("lm_head.weight") for name in names)
+
+
 def weight_names(folder: Path) -> list[str]:
     """The files that hold the weights: those that the index names, or the single one."""
     if (folder / INDEX).is_file():

@@ -12,6 +12,7 @@ from typing import Any
 
 from malt_jax.checks import show
 from malt_jax.errors import UserError
+from malt_jax.models.checkpoint import stores_head
 from malt_jax.models.hf_families import (
     ACTIVATIONS,
     EXPERTS,
@@ -106,13 +107,19 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
         architecture, text_name = TOWERS[name]
         _check_architecture(fields, name, architecture)
         outer, fields = fields, fields.section("text_config")
+        # transformers 5 writes true beside the section of an untied model as well: the default of
+        # its outer class, to which it does not keep if the file has a head.
+        untied = fields.data.get("tie_word_embeddings") is False and stores_head(fields.path.parent)
         # What is beside the section holds for the whole checkpoint.
         for key in ("tie_word_embeddings", *QUANTISED, "auto_map"):
-            if outer.has(key):
+            if outer.has(key) and not (untied and key == "tie_word_embeddings"):
                 fields.data[key] = outer.data[key]
-        name = fields.data.get("model_type", text_name)
-        if name != text_name:
-            raise fields.refuse("model_type", f"= {show(name)}: expected {text_name!r}")
+        found = fields.data.get("model_type", text_name)
+        if found != text_name:
+            raise fields.refuse(
+                "model_type", f"= {show(found)}: of a {name} checkpoint, {text_name!r} is supported"
+            )
+        name = found
     if not isinstance(name, str) or name not in FAMILIES:
         # A reason alone would suggest that another file of the same model can be read.
         why = next((f": this model {REFUSED[key]}" for key in REFUSED if fields.data.get(key)), "")
@@ -201,7 +208,8 @@ def _mixture(fields: Fields, name: str) -> Mixture | None:
     """The mixture of experts of the families that have one."""
     if name not in MIXTURES:
         return None
-    key = "num_local_experts" if fields.has("num_local_experts") else "num_experts"
+    own = "num_local_experts" if name in ("mixtral", "gpt_oss") else "num_experts"
+    key = next((key for key in (own, *EXPERTS) if fields.has(key)), own)
     experts, chosen = fields.integer(key), fields.integer("num_experts_per_tok")
     if chosen > experts:
         raise fields.refuse("num_experts_per_tok", f"= {chosen}: expected at most {experts}")

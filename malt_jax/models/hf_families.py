@@ -42,7 +42,7 @@ FAMILIES = {
     "llama": Family("LlamaForCausalLM", "Llama 2 7B, Llama 3.2 1B, SmolLM2 135M"),
     "mistral": Family(
         "MistralForCausalLM",
-        "7B v0.1 and v0.3, Nemo 12B, Small 24B (2501)",
+        "7B v0.1 and v0.3, Nemo 12B, Small 24B (2501, tower of 3.1)",
         {"sliding_window": 4096, "num_key_value_heads": 8},
     ),
     "qwen2": Family(
@@ -52,7 +52,7 @@ FAMILIES = {
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        "0.6B, 1.7B, 4B, 8B, 14B, 32B, 4B-2507",
+        "0.6B, 1.7B, 4B, 8B, 14B, 32B, 4B-2507, DeepSeek-R1-0528 8B",
         {"head_dim": 128, "sliding_window": 4096, "num_key_value_heads": 32},
         {"qk_norm": True},
     ),
@@ -64,7 +64,7 @@ FAMILIES = {
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
-        "1B; the text towers of 4B, 12B and 27B",
+        "270M, 1B; the text towers of 4B, 12B and 27B",
         {
             **_GEMMA_DEFAULTS,
             "rope_theta": 1e6,
@@ -90,7 +90,7 @@ FAMILIES = {
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        "Phi-3 mini 4k and 128k, Phi-3 medium 4k, Phi-4 14B, Phi-4-mini",
+        "Phi-3 mini 4k and 128k, Phi-3.5 mini, Phi-3 medium 4k, Phi-4 14B, Phi-4-mini",
         {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         {"fused": True},
         ("longrope",),
