@@ -133,7 +133,8 @@ def _config(path: Path) -> LoraConfig:
     fields = Fields(path, read_json(path))
     # A field of a newer PEFT may stand for another method, unless it is switched off.
     unknown = fields.data.keys() - PLAIN.keys() - {*FREE}
-    for key, allowed in (PLAIN | dict.fromkeys(sorted(unknown), (False, [], {}, None))).items():
+    off: tuple[Any, ...] = (False, [], {}, None)
+    for key, allowed in {**PLAIN, **dict.fromkeys(sorted(unknown), off)}.items():
         value = fields.data.get(key)
         if value not in allowed:
             raise fields.refuse(

@@ -103,7 +103,7 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
     before, mark, after = first.partition(MARK)
     # Exactly once: a template that repeats the message has no frame.
     if mark and MARK not in after:
-        for strip in product((False, True), repeat=2):
+        for strip in product((False, True), (False, True)):
             frame = ChatFrame(before, after, strip)
             if [frame.render(text) for text in PROBES] == others:
                 return frame

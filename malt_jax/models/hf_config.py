@@ -102,8 +102,9 @@ def read_spec(folder: Path) -> ModelSpec:
 def _family(fields: Fields) -> tuple[Fields, str, bool]:
     """The fields of the text model with its family's defaults, the family, and if it is a tower."""
     name = fields.data.get("model_type")
-    tower = isinstance(name, str) and name in TOWERS
-    if tower:
+    tower = False
+    if isinstance(name, str) and name in TOWERS:
+        tower = True
         architecture, text_name = TOWERS[name]
         _check_architecture(fields, name, architecture)
         outer, fields = fields, fields.section("text_config")

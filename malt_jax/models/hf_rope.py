@@ -35,10 +35,9 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
         )
     if not nested:
         return _rope(fields, parameters, family, theta, head_dim), None
-    wide, local = _section(parameters, FULL), _section(parameters, SLIDING)
     return (
-        _rope(fields, wide, family, theta, head_dim),
-        _rope(fields, local, family, local_theta, head_dim),
+        _rope(fields, _section(parameters, FULL), family, theta, head_dim),
+        _rope(fields, _section(parameters, SLIDING), family, local_theta, head_dim),
     )
 
 
