@@ -67,6 +67,12 @@ def test_the_shards_that_the_index_names_are_fetched(hub):
     assert sorted(fetched) == sorted((*TEXT, INDEX, *SHARDS))
 
 
+def test_a_single_file_is_preferred_to_shards_as_in_transformers(hub):
+    fetched = hub(*TEXT, INDEX, *SHARDS, "model.safetensors")
+    local_folder("org/model", "main")
+    assert set(fetched) == {*TEXT, INDEX, "model.safetensors"}
+
+
 def test_a_repository_without_a_config_is_refused_before_any_weight(hub):
     fetched = hub("model.safetensors", "README.md")
     with pytest.raises(UserError, match=r"no config\.json on the hub"):

@@ -369,6 +369,11 @@ def test_shards_load_as_one_file_does(tmp_path):
     np.testing.assert_array_equal(np.asarray(whole), np.asarray(parts))
 
 
+def test_an_index_that_another_checkpoint_left_beside_a_single_file_is_not_read(tmp_path):
+    folder = index(checkpoint(tmp_path), {Q: "model-00001-of-00002.safetensors"})
+    assert Checkpoint(folder).names == tensors().keys()
+
+
 @pytest.mark.parametrize(
     "shard", ["../one.safetensors", "/etc/one.safetensors", "a/../../one.safetensors", "..",
               ".safetensors", "x\0.safetensors", "none.safetensors", "one.bin", 7, None]

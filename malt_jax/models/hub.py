@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from malt_jax.errors import HubError, UserError, first_line
-from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
+from malt_jax.models.checkpoint import INDEX, SINGLE, TOKENIZER_FILES, weight_names
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.hf_families import QUANTISED_FILES
 
@@ -72,6 +72,7 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: has no config.json on the hub, so it is not a checkpoint.")
     read_spec(folder)  # refuses a model that is not supported, before gigabytes are fetched
+    _snapshot(name, folder.name, [SINGLE])  # preferred to shards, if the repository has it
     return _snapshot(name, folder.name, weight_names(folder)), folder.name
 
 
