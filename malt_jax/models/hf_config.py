@@ -131,7 +131,9 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
     _check_quantisation(fields, name)
     if fields.data.get("auto_map") and not _known_code(fields.data["auto_map"], family):
         raise fields.refuse(
-            "auto_map", "asks for code shipped with the checkpoint, which is never run"
+            "auto_map",
+            "asks for code shipped with the checkpoint, which is never run; remove it there if "
+            f"the weights are those of transformers' own {family.architecture}",
         )
     for key, meaning in REFUSED.items():
         if fields.data.get(key) and not (key in EXPERTS and name in MIXTURES):
