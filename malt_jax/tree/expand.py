@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from malt_jax.errors import UserError
+from malt_jax.models.thoughts import WrittenThoughts
 from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
@@ -150,6 +151,11 @@ def _thought_budget(role: Role, tokenizer: Any) -> ThoughtBudget:
             "thoughts; leave it out."
         )
     form = tokenizer.thoughts
+    if isinstance(form, WrittenThoughts):
+        raise UserError(
+            f"thinking.budget: found {thinking.budget}, but {form.end} is no token of this model, "
+            "so a thought cannot be closed in its place; leave it out."
+        )
     closing = tuple(tokenizer.encode(thinking.conclusion + form.closing))
     if thinking.budget + len(closing) >= longest:
         raise UserError(
