@@ -8,7 +8,6 @@ do, but how many siblings there are depends on the blocks, which begin anew in e
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,7 +34,7 @@ from malt_jax.stages.slices import (
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import temporary
 from malt_jax.storage.journal import Journal
-from malt_jax.storage.signals import signal_received
+from malt_jax.storage.signals import first_signal, signal_received
 from malt_jax.storage.writers import on_writer
 
 LOOK_SECONDS = 20.0
@@ -99,7 +98,7 @@ def wait_for(session: Session, places: Sequence[str], minutes: float) -> None:
             said = named
         time.sleep(min(LOOK_SECONDS, max(0.0, until - time.monotonic()) + 0.01))
         if signal_received():
-            raise RunStopped(signal.SIGTERM, "stopped while waiting for slices; nothing is lost")
+            raise RunStopped(first_signal(), "stopped while waiting for slices; nothing is lost")
 
 
 def _take(session: Session, journal: Journal, places: Sequence[str], fetched: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from malt_jax.errors import UserError
 from malt_jax.hashing import files_beneath, sha256_all
 from malt_jax.regular_files import read_bytes
 from malt_jax.storage import selfsealed
-from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
+from malt_jax.storage.atomic import explained, make_folder, sync, sync_tree, write_bytes
 from malt_jax.storage.provenance import versions
 from malt_jax.storage.schema import FORMAT, NAME, SET_ASIDE, TWIN, parse
 from malt_jax.storage.writers import on_writer, wait_for_all
@@ -105,7 +106,9 @@ def _seal(run: str | os.PathLike, stage: str, paths: Paths, done: bool) -> None:
     for unit in units:
         if not (root / unit).exists():
             raise FileNotFoundError(root / unit)
-        sync_tree(root / unit)  # what the manifest promises must survive a power cut
+        # What the manifest promises must survive a power cut: the unit, and its name.
+        sync_tree(root / unit)
+        sync((root / unit).parent)
     files = [file for unit in units for file in files_beneath(root / unit)]
     for file, digest in zip(files, sha256_all(files), strict=True):
         size = file.stat().st_size
@@ -229,9 +232,16 @@ def _new_aside(root: Path) -> Path:
 
 
 def _move(root: Path, unit: str, aside: Path) -> Path:
-    make_folder((aside / unit).parent)
-    os.rename(root / unit, aside / unit)
-    return aside / unit
+    old, new = root / unit, aside / unit
+    with explained(new):
+        make_folder(new.parent)
+        shutil.move(old, new)  # a copy, where a folder of the run is a link to another disk
+    # Before the manifest forgets the unit: a power cut that undoes the move would leave it as a
+    # file that no stage knows.
+    sync_tree(new)
+    sync(new.parent)
+    sync(old.parent)
+    return new
 
 
 def _damage(root: Path, data: Manifest, paths: Collection[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from malt_jax.storage.atomic import (
 )
 from malt_jax.storage.config_file import Request, differences
 from malt_jax.storage.provenance import git_commit, versions
+from malt_jax.storage.schema import LOCK
 from malt_jax.storage.uploader import Uploader
 from malt_jax.storage.writers import is_writer, on_writer
 
@@ -182,7 +183,7 @@ class RunDir:
         if not is_writer():
             return
         # In this order, because a config.yaml alone is a run whose creation was interrupted.
-        ours = (manifest.TWIN, manifest.NAME, lock.NAME)
+        ours = (manifest.TWIN, manifest.NAME, LOCK)
         # Any other file shows that a stage has begun, and then nothing is removed.
         if {entry.name for entry in self.path.iterdir()} <= {*ours, config_file.NAME}:
             for name in ours:
@@ -299,7 +300,7 @@ def _refuse_foreign(
 
 def _is_of_creation(entry: Path, request: Request) -> bool:
     """Whether the creation of this run writes such a file before the manifest."""
-    if entry.name == lock.NAME:
+    if entry.name == LOCK:
         return lock.is_lock(entry)
     if entry.name == config_file.NAME:
         return read_bytes(entry) == config_file.to_yaml(request.config)

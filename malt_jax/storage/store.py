@@ -176,3 +176,4 @@ def _replace(place: Path, write: Callable[[Path], Any]) -> None:
     write(partial)
     sync(partial)
     os.replace(partial, place)
+    sync(place.parent)  # before a list or a manifest names the file
