@@ -41,22 +41,8 @@ def search(session: Session, round: int) -> None:
         forests: Iterator[Forest] | None = None
         for block in journal.blocks(session.train_questions, config.search.block, shard):
             if not config.search.streaming:
-                forest = malt.search(
-                    session.bases.each(session.bases.model_of),
-                    block.items,
-                    session.pipeline,
-                    task=session.task,
-                    adapters=adapters,
-                    seed=config.seed,
-                    round=round,
-                    backup=config.search.backup,
-                    softness=config.search.softness,
-                    threshold=config.search.threshold,
-                    sampler=session.bases.each(session.bases.sampler_of),
-                    overflow=config.pipeline.overflow,
-                    spare=config.search.spare,
-                    on_level=say,
-                )
+                forest = grown(session, block.items, adapters, round,
+                               spare=config.search.spare, on_level=say)  # fmt: skip
             else:
                 if forests is None:
                     left = _blocks_from(session, block.items)
@@ -73,29 +59,47 @@ def search(session: Session, round: int) -> None:
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
 
 
+def grown(
+    session: Session, questions: Sequence[Question], adapters: Any, round: int | str, **more: Any
+) -> Forest:
+    """The valued trees of these questions as the run's config says, drawn with these adapters."""
+    config = session.config
+    return malt.search(
+        session.bases.each(session.bases.model_of),
+        questions,
+        session.pipeline,
+        task=session.task,
+        adapters=adapters,
+        seed=config.seed,
+        round=round,
+        backup=config.search.backup,
+        softness=config.search.softness,
+        threshold=config.search.threshold,
+        sampler=session.bases.each(session.bases.sampler_of),
+        overflow=config.pipeline.overflow,
+        **more,
+    )
+
+
 def _streamed(
     session: Session, round: int, adapters: Any, blocks: Sequence[Sequence[Question]]
 ) -> Iterator[Forest]:
     """The valued trees of each block, sampled without waiting for levels or blocks to end."""
     from malt_jax.tree.grading import grade
     from malt_jax.tree.streaming import expand_blocks
-    from malt_jax.tree.values import value_forest
 
-    config = session.config
     forests = expand_blocks(
         session.model,
         session.sampler,
         blocks,
         session.pipeline,
         adapters=adapters,
-        seed=config.seed,
+        seed=session.config.seed,
         round=round,
-        overflow=config.pipeline.overflow,
+        overflow=session.config.pipeline.overflow,
     )
     for questions, forest in zip(blocks, forests, strict=True):
-        graded = grade(forest, questions, session.task.grader)
-        search = config.search
-        yield value_forest(graded, search.backup, search.softness, search.threshold)
+        yield session.valued(grade(forest, questions, session.task.grader))
 
 
 def _blocks_from(session: Session, items: Sequence[Question]) -> list[Sequence[Question]]:

@@ -240,6 +240,13 @@ class Session:
         trees = [Tree.from_record(record) for path in shards for record in read_lines(path)]
         return Forest(trees)
 
+    def valued(self, forest: Forest) -> Forest:
+        """The forest with values and labels as the config computes them from its rewards."""
+        from malt_jax.tree.values import value_forest
+
+        search = self.config.search
+        return value_forest(forest, search.backup, search.softness, search.threshold)
+
     def role_data(self, round: int, role: str, phase: str) -> RoleData:
         """A role's sealed examples for one phase of training."""
         from malt_jax.data.examples import EXAMPLES
