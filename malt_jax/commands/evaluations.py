@@ -23,6 +23,10 @@ OPTIONS = (
     Option("--tasks", "One evaluation of each: TASK, or TASK=FILE.", "TASK", several=True),
     Option("--allow-overlap", "Measure training questions as well, and say so."),
 )
+CAPTION = (
+    "Accuracy in %, its interval, points above the single agent at equal calls; *: p < 0.05 after "
+    "Holm's correction."
+)
 
 
 def asks_for_evaluation(invocation: Invocation) -> bool:
@@ -65,7 +69,7 @@ def run(invocation: Invocation) -> None:
             table = write_table(directory)
             # One evaluation has printed its own table.
             if len(plans) != 1:
-                print_table(_rich(table))
+                print_table(table.terminal(CAPTION))
 
 
 def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[str, Config]]:
@@ -146,21 +150,3 @@ def _described(session: Evaluation) -> Iterator[str]:
     yield "first prompt:"
     first = fill(session.pipeline.roles[0].template, {"question": questions[0].text})
     yield from (f"  | {line}" for line in visible(first).splitlines())
-
-
-def _rich(table):
-    """The table over all evaluations as `rich` prints it."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from malt_jax.escape import one_line
-
-    shown = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left",
-                  caption="Accuracy in %, its interval, points above the single agent at equal "
-                  "calls; *: p < 0.05 after Holm's correction.")  # fmt: skip
-    for column in table.columns:
-        heading = Text(one_line(column.heading))
-        shown.add_column(heading, justify="right" if column.is_number else "left")
-    for row in table.rows:
-        shown.add_row(*(Text(one_line(cell)) for cell in row))
-    return shown
