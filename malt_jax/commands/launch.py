@@ -14,7 +14,7 @@ from malt_jax.commands.bases import Found, Models, check_models, specs_of
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
 from malt_jax.errors import UserError
-from malt_jax.stages.trust import check_trust
+from malt_jax.stages.trust import open_existing
 
 if TYPE_CHECKING:
     from malt_jax.config.model import ModelConfig
@@ -35,7 +35,6 @@ def read_config(invocation: Invocation) -> Config:
     from malt_jax import config
     from malt_jax.config import reading
     from malt_jax.storage import manifest
-    from malt_jax.storage.rundir import RunDir
 
     flags, options = invocation.fields, invocation.options
     if options.config:
@@ -46,9 +45,7 @@ def read_config(invocation: Invocation) -> Config:
     if os.path.exists(Path(folder, manifest.NAME)):
         # The run may have been moved, so its folder overrides the saved `output_dir`.
         flags = [*flags, "--output-dir", folder]
-        found = config.from_dict(RunDir.existing(folder).config, flags)
-        check_trust(found, folder, options.trust_task_code, said)
-        return found
+        return open_existing(folder, options.trust_task_code, flags)[0]
     if not said.keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
