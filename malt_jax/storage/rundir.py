@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from malt_jax.storage.writers import is_writer, on_writer
 
 __all__ = ["RunDir", "differences", "run_around"]
 CHOOSE = "--output-dir"
+SEEN_SECONDS = 90.0
+"""Until all machines see what one has written to a shared folder; NFS needs up to 60 s."""
 
 
 class RunDir:
@@ -86,6 +89,11 @@ class RunDir:
             patient=mirror is not None,
         )
         if not opened:
+            # Each process has looked for the run before, and a file server's clients remember for a
+            # while that there was none.
+            until = time.monotonic() + SEEN_SECONDS
+            while not _is_run(path) and time.monotonic() < until:
+                time.sleep(0.5)
             return cls.existing(path)
         if mirror:
             opened[0].uploader = Uploader(path, mirror, mirror_seconds)

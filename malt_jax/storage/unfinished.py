@@ -50,6 +50,10 @@ class Unfinished:
         self._known: dict[str, tuple[Version, Pieces]] = {}
         self._last: bytes | None = None
         self._there = set(_pieces_of(store.read(LIST)))
+        # A process that was killed during a copy may have left pieces that no list names.
+        for name in filter(_is_digest, store.names(FOLDER)):
+            if name not in self._there:
+                store.remove(f"{FOLDER}/{name}")
 
     def push(self, data: dict[str, Any]) -> bool:
         """Copies what has changed; `data` is the manifest that the store holds.
@@ -173,8 +177,11 @@ def _is_piece(piece: object) -> bool:
     if not (isinstance(piece, list) and len(piece) == 2):
         return False
     digest, size = piece
-    letters = isinstance(digest, str) and len(digest) == 64 and set(digest) <= {*"0123456789abcdef"}
-    return letters and type(size) is int and 0 < size <= PIECE
+    return _is_digest(digest) and type(size) is int and 0 < size <= PIECE
+
+
+def _is_digest(name: object) -> bool:
+    return isinstance(name, str) and len(name) == 64 and set(name) <= {*"0123456789abcdef"}
 
 
 def _pieces_of(raw: bytes | None) -> Iterator[str]:
