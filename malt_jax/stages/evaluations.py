@@ -119,8 +119,8 @@ def evaluation_config(config: Config, run: Path, name: str, flags: list[str]) ->
     other = said.get("task", {}).get("name", config.task.name)
     if other != config.task.name:
         data["task"] = reading.to_dict(TaskConfig(name=str(other)))
-    data |= {"output_dir": str(run / FOLDER / name), "ablations": []}
-    data["mirror"] = config.mirror and f"{config.mirror}/{FOLDER}/{name}"
+    # Into a mirror only where the flags say so: that of the run may be somebody else's.
+    data |= {"output_dir": str(run / FOLDER / name), "ablations": [], "mirror": None}
     # Trees of other questions would be measured before and after training; only on demand.
     data["eval"]["trees"] = 0
     made = from_dict(data, flags)
@@ -174,6 +174,8 @@ def opened(session: Evaluation) -> Iterator[None]:
         free=CANNOT_CHANGE_RESULTS,
         complete=with_defaults,
         facts=facts,
+        mirror=config.mirror and f"{config.mirror}/{Path(config.output_dir).name}",
+        mirror_seconds=config.mirror_seconds,
         inside=trained.run,
     ) as run:
         if manifest.load(run).get("evaluates") != weights:
