@@ -151,7 +151,7 @@ def verify(run: str | os.PathLike, paths: Paths | None = None) -> None:
     the newest earlier unit that is intact.
     """
     root, data = _root(run), load(run)
-    units = _units(data)
+    units = units_of(data)
     chosen = units if paths is None else [_relative(root, path) for path in paths]
     # The stage of every sealed unit and file, and of the folders around them.
     stage_of = {unit: name for name, entry in data["stages"].items() for unit in entry["units"]}
@@ -247,7 +247,7 @@ def _move(root: Path, unit: str, aside: Path) -> Path:
 def _damage(root: Path, data: Manifest, paths: Collection[str]) -> dict[str, str]:
     """What is wrong with each file at or beneath `paths` that differs from its registration."""
     chosen = set(paths)
-    sealed = {file: e for file, e in data["artefacts"].items() if _within(file, chosen)}
+    sealed = {file: e for file, e in data["artefacts"].items() if within(file, chosen)}
     found = {_relative(root, file): file for path in paths for file in files_beneath(root / path)}
     damage = dict.fromkeys(sealed.keys() - found.keys(), "missing")
     damage |= dict.fromkeys(found.keys() - sealed.keys(), "unknown")
@@ -267,15 +267,16 @@ def _damage(root: Path, data: Manifest, paths: Collection[str]) -> dict[str, str
 def _unregister(data: Manifest, stage: str, units: Iterable[str]) -> None:
     gone, entry = set(units), data["stages"][stage]
     entry["units"] = [unit for unit in entry["units"] if unit not in gone]
-    kept = {file: e for file, e in data["artefacts"].items() if not _within(file, gone)}
+    kept = {file: e for file, e in data["artefacts"].items() if not within(file, gone)}
     data["artefacts"] = kept
 
 
-def _units(data: Manifest) -> list[str]:
+def units_of(data: Manifest) -> list[str]:
+    """The sealed units of all stages, in the order in which they were sealed."""
     return [unit for entry in data["stages"].values() for unit in entry["units"]]
 
 
-def _within(file: str, paths: Collection[str]) -> bool:
+def within(file: str, paths: Collection[str]) -> bool:
     """Whether `file` is one of `paths` or lies beneath one."""
     return any(place in paths for place in _lineage(file))
 
