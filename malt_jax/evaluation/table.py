@@ -108,9 +108,11 @@ class Table:
             caption=Text(caption) if caption else None,
         )  # fmt: skip
         for heading, column in zip(self._headings(escape.one_line), self.columns, strict=True):
-            side = "right" if column.is_number else "left"
-            no_wrap = column.is_number and whole_numbers
-            table.add_column(Text(heading), justify=side, no_wrap=no_wrap)
+            table.add_column(
+                Text(heading),
+                justify="right" if column.is_number else "left",
+                no_wrap=column.is_number and whole_numbers,
+            )
         for index, row in enumerate(self.rows):
             style = "bold" if index in bold else ""
             table.add_row(*(Text(escape.one_line(cell)) for cell in row), style=style)

@@ -165,6 +165,18 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
         remove(old)
 
 
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yields an empty folder on the disk of `path`, for what is needed while `path` is made."""
+    folder = temporary(path)
+    with explained(path):
+        make_folder(folder)
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+
 def clean_leftovers(folder: str | os.PathLike[str]) -> None:
     """Removes the temporary files that killed writers left beneath `folder`.
 
