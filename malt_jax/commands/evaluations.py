@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from malt_jax.commands.command import Invocation, Option
-from malt_jax.commands.launch import check_prompts, print_table
+from malt_jax.commands.launch import check_prompts, print_table, redo
 from malt_jax.errors import UserError
 from malt_jax.stages.trust import check_trust
 
@@ -114,7 +114,6 @@ def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> N
     from malt_jax.evaluation.tables import to_terminal
     from malt_jax.stages.evaluate import evaluate
     from malt_jax.stages.evaluations import opened
-    from malt_jax.storage import manifest
     from malt_jax.storage.writers import is_writer
 
     options = invocation.options
@@ -124,8 +123,7 @@ def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> N
     if seen := session.trained_on_evaluated:
         shown.note(f"WARNING: {seen} of {len(session.eval_questions)} questions were trained on")
     with opened(session):
-        if (stage := options.redo) and is_writer():
-            shown.note(f"{stage} again; set aside in {manifest.redo(session.run, stage)}")
+        redo(invocation, session.run, shown)
         results = evaluate(session)
     if is_writer():
         print_table(to_terminal(results))

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from malt_jax.evaluation.systems import System
     from malt_jax.models.spec import ModelSpec
     from malt_jax.models.tokenizer import Tokenizer
+    from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
+    from malt_jax.storage.rundir import RunDir
     from malt_jax.tasks.base import Question
     from malt_jax.tree.roles import Chain, Role
 
@@ -117,8 +119,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             try:
                 # 5. Set aside what is to be made again, before any process looks at what is
                 # finished.
-                if (stage := invocation.options.redo) and is_writer():
-                    shown.note(f"{stage} again; set aside in {manifest.redo(run, stage)}")
+                redo(invocation, run, shown)
                 wait_for_all("stages begin")
                 yield session
             except UserError:
@@ -127,6 +128,15 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
                 raise
             finally:
                 session.close()
+
+
+def redo(invocation: Invocation, run: RunDir, progress: Progress) -> None:
+    """Sets aside the stage that --redo names, and what was made from it."""
+    from malt_jax.storage import manifest
+    from malt_jax.storage.writers import on_writer
+
+    if stage := invocation.options.redo:
+        on_writer(lambda: progress.note(f"{stage} again; set aside in {manifest.redo(run, stage)}"))
 
 
 def _finished(config: Config, command: str) -> bool:
