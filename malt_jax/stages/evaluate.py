@@ -147,7 +147,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
             session.progress.note(f"{EVAL}: trees of {count} {when} training")
             adapters = policies_after(session.trained, rounds[when])
             # In place of a round's number: no key of a training search is used again.
-            forest = grown(session, questions, adapters, "held-out")
+            forest = grown(session, adapters, "held-out", questions)
             journal.write_lines(path, (tree.to_record() for tree in forest.trees))
         else:
             forest = Forest(list(read_records(trees[when], Tree.from_record)))
