@@ -28,7 +28,7 @@ def signal_received() -> bool:
 
 
 def first_signal() -> int:
-    """The first signal that has asked this process to stop; SIGTERM if only another one got one."""
+    """The first signal that this process got; SIGTERM if only another process got one."""
     return _received[0] if _received else signal.SIGTERM
 
 
