@@ -282,7 +282,11 @@ def _project_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _project_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, w = saved
-    dw = jnp.einsum("bti,bto->io", x, dy, preferred_element_type=w.dtype)
+    # A product transposes its left side, so that is the one with the rank.
+    if x.shape[-1] < dy.shape[-1]:
+        dw = jnp.einsum("bti,bto->io", x, dy, preferred_element_type=w.dtype)
+    else:
+        dw = jnp.einsum("bto,bti->oi", dy, x, preferred_element_type=w.dtype).T
     return dy @ w.astype(dy.dtype).T, dw.astype(w.dtype)
 
 

@@ -21,11 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 LOW = 254.0
 """The low digit of an activation in units of the high one: what rounding leaves is at most a half,
 which becomes 127."""
+PRODUCT = "quantized product"
+"""The name of a product's result in `jax.checkpoint`."""
 TABLES = (("embed",), ("head",))
 """The paths of the matrices whose rows, one per token, have a scale each."""
 
@@ -53,7 +56,8 @@ class QuantizedMatrix:
         return self if index is Ellipsis else self._each(lambda x: x[index])
 
     def __rmatmul__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return product(x, self).astype(x.dtype)
+        # The name is for rematerialisation, which keeps results of products.
+        return checkpoint_name(product(x, self).astype(x.dtype), PRODUCT)
 
     def rows(self, index: Int[Array, "*b"], dtype: Any) -> Float[Array, "*b D"]:
         """Rows of an embedding table."""
@@ -123,28 +127,39 @@ def is_rounded(params: Any) -> bool:
 def product(x: Float[Array, "*b i"], matrix: QuantizedMatrix) -> Float[Array, "*b o"]:
     """`x @ matrix` in float32."""
     # Scaled afterwards, so that what is read from memory, and multiplied, are integers.
-    scale = matrix.scale.reshape((1,) * (x.ndim - 1) + (-1,))
-    if x.dtype != jnp.float32:
-        values = matrix.values.astype(x.dtype)
-        return jnp.matmul(x, values, preferred_element_type=jnp.float32) * scale
-    token_scale = scale_of(x, -1)
-    high = jnp.round(x / token_scale)
-    low = jnp.round((x / token_scale - high) * LOW)
-    digits = jnp.stack([high, low]).astype(jnp.int8)
-    y = jnp.matmul(digits, matrix.values, preferred_element_type=jnp.int32).astype(jnp.float32)
-    return (y[0] + y[1] / LOW) * token_scale * scale
+    return _times_integers(x, matrix.values) * _along(x, matrix.scale)
 
 
 def _forward(x: Array, matrix: QuantizedMatrix) -> tuple[Array, Any]:
-    # An empty array carries the dtype of x.
-    return product(x, matrix), (matrix, jnp.zeros((0,), x.dtype))
+    # The barrier keeps the result in memory: fused into what uses it, XLA would keep its digits,
+    # which are twice as large. An empty array carries the dtype of x.
+    y = jax.lax.optimization_barrier(product(x, matrix))
+    return y, (matrix, jnp.zeros((0,), x.dtype))
 
 
 def _backward(saved: Any, dy: Array) -> tuple[Array, None]:
     matrix, like = saved
-    back = matrix.dequantized(like.dtype).T
-    dx = jnp.matmul(dy.astype(like.dtype), back, preferred_element_type=jnp.float32)
+    # dx = (dy * scale) @ values^T: scaled before, for the same reason, and in the same digits.
+    scaled = (dy * _along(dy, matrix.scale)).astype(like.dtype)
+    dx = _times_integers(scaled, matrix.values.T)
     return dx.astype(like.dtype), None  # the matrix is frozen
 
 
 product.defvjp(_forward, _backward)
+
+
+def _times_integers(x: Float[Array, "*b i"], values: Int[Array, "i o"]) -> Float[Array, "*b o"]:
+    """`x @ values` in float32, for int8 values."""
+    if x.dtype != jnp.float32:
+        return jnp.matmul(x, values.astype(x.dtype), preferred_element_type=jnp.float32)
+    token_scale = scale_of(x, -1)
+    high = jnp.round(x / token_scale)
+    low = jnp.round((x / token_scale - high) * LOW)
+    digits = jnp.stack([high, low]).astype(jnp.int8)
+    y = jnp.matmul(digits, values, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return (y[0] + y[1] / LOW) * token_scale
+
+
+def _along(x: Array, scale: Float[Array, "1 o"]) -> Float[Array, "..."]:
+    """A scale per output channel, with the leading axes of `x`."""
+    return scale.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -24,6 +24,7 @@ from malt_jax.training.placement import place_rows, state_shardings
 from malt_jax.training.plan import MicroBatch, Plan
 from malt_jax.training.saver import FINAL, Saver, load_weights, save_weights
 from malt_jax.training.step import (
+    COMPILER_OPTIONS,
     Program,
     Trainable,
     TrainState,
@@ -151,7 +152,13 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
     # Fixed output shardings lay the new state out like the old one, so the next call meets the same
     # program. The old one is donated: weights and moments exist once.
     outputs = None if shardings is None else (shardings, None)
-    step_fn = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=outputs)
+    step_fn = jax.jit(
+        train_step,
+        static_argnums=0,
+        donate_argnums=1,
+        out_shardings=outputs,
+        compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
+    )
     eval_every = config.eval_every or max(1, total // 8)
     # By default no step is due, because after the last one `final` is saved instead.
     save_every = config.save_every or total

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from malt_jax.models.quantized import PRODUCT
 from malt_jax.models.spec import ModelSpec
 
 CPU_KEPT = 4 << 30
@@ -46,8 +49,17 @@ def transform(policy: str) -> Callable | None:
     """The `jax.checkpoint` to put around a layer; None for `none`."""
     if policy == "none":
         return None
+    # `full` (no policy) keeps nothing inside a layer.
+    return partial(jax.checkpoint, policy=_projections if policy == "dots" else None)
+
+
+def _projections(primitive: Any, *shapes: Any, **params: Any) -> Any:
+    """Whether a value is a projection's result; attention's products are computed again."""
     policies = jax.checkpoint_policies
-    # `dots` keeps the projections' results; products with batch axes, as those of attention, are
-    # computed again. `full` (no policy) keeps nothing inside a layer.
-    saved = policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return partial(jax.checkpoint, policy=saved)
+    if primitive is jax.lax.dot_general_p:
+        # A product of integers is a digit of a result, which has a name once it is whole.
+        integers = params["preferred_element_type"] == jnp.int32
+        return not integers and policies.dots_with_no_batch_dims_saveable(
+            primitive, *shapes, **params
+        )
+    return policies.save_only_these_names(PRODUCT)(primitive, *shapes, **params)

@@ -34,6 +34,15 @@ CPU_CHUNK_BYTES = 64 << 20
 """Size of the logits that exist at once on a CPU."""
 
 
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # By default XLA's CPU compiler orders operations so that many can run side by side. That begins
+    # what the backward pass computes again before it is due, and keeps it: rematerialisation then
+    # saves next to nothing.
+    "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
+}
+"""Options that the training step is compiled with, by platform."""
+
+
 @dataclass(frozen=True)
 class Program:
     """The static part of a step; equal programs share one compilation."""
