@@ -21,7 +21,7 @@ from malt_jax.distributed import another_gone, leave
 from malt_jax.environment import check_environment, quiet_libraries, unusable_backend
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.escape import one_line, visible
-from malt_jax.memory import release_after_compiling, return_large_blocks
+from malt_jax.memory import release_after_compiling
 from malt_jax.storage.signals import stop_ends_process
 from malt_jax.streams import OutputLost, drop_output, set_up
 
@@ -30,7 +30,6 @@ INTERRUPTED = 130
 
 def console() -> NoReturn:
     """The program `malt`."""
-    return_large_blocks()
     set_up()
     stop_ends_process()
     status = main()

@@ -76,18 +76,3 @@ def release_after_compiling() -> None:
 
 LONG_COMPILE = 1.0
 """Seconds; programs that take less leave little, and a process may compile thousands of them."""
-
-
-def return_large_blocks() -> None:
-    """Makes the C library return freed blocks of a megabyte and more at once, where it can (glibc).
-
-    By default glibc raises that size to 32 MB as it sees large blocks freed. A layer's cache is
-    smaller, so freed caches of gigabytes stayed resident, beside the new ones.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-_M_MMAP_THRESHOLD = -3
-"""The parameter's number in malloc.h; setting it also ends its adaptation."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from malt_jax.memory import release_freed
 from malt_jax.models.spec import ModelSpec
 from malt_jax.sampling import cache
 from malt_jax.sampling.decode import ChunkOutput, DecodeInputs, DecodeProgram, Rows, decode
@@ -98,6 +99,8 @@ class Device:
         self._executables, self._program, self._weights = executables, program, weights
         layout = program.attention.layout
         static: tuple[Any, ...] = (spec, shape, jnp.dtype(cache_dtype), layout)
+        # The C library would keep a freed cache, which is in pieces, beside the new one.
+        release_freed()
         with executables.turn:
             make = executables.get(("caches", shape), cache.empty_caches, (), static)
             self._prefix, self._suffix = make()

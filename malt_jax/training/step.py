@@ -38,7 +38,7 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # By default XLA's CPU compiler orders operations so that many can run side by side. That begins
     # what the backward pass computes again before it is due, and keeps it: rematerialisation then
     # saves next to nothing.
-    "cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False},
+    "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
 }
 """Options that the training step is compiled with, by platform."""
 
