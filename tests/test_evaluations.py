@@ -98,9 +98,13 @@ def test_its_draws_are_those_that_the_run_itself_would_make(run, capsys):
     assert {"run", "same"} <= {column["name"] for column in table["evaluations"]}
 
 
-def test_a_transfer_to_several_tasks_is_one_command_and_one_table(run, sums, capsys):
+def test_a_transfer_to_several_tasks_is_one_command_and_one_table(run, sums, tmp_path, capsys):
     words = [f"custom={sums}", "arithmetic", "--task.num-eval", "2", "--eval.systems", "sa,malt"]
+    words += ["--mirror", str(tmp_path)]
     assert evaluate(run, "--name", "to", "--tasks", *words) == 0
+    for name in ("to-custom", "to-arithmetic"):
+        kept = (tmp_path / name / "results.json").read_bytes()
+        assert kept == (run / "evals" / name / "results.json").read_bytes()
     out = capsys.readouterr().out
     assert "to-custom" in out and "to-arithmetic" in out
     assert results(run, "to-arithmetic")["questions"] == 2

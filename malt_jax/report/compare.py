@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from malt_jax.report import answers, embed, figures, page
 from malt_jax.report.build import add_groups
 from malt_jax.report.drawing import Gallery
 from malt_jax.report.prompts import Templates
+from malt_jax.storage import atomic
 from malt_jax.storage.jsonl import read_records
 
 MARK = '<meta name="generator" content="malt report --compare">'
@@ -47,8 +47,8 @@ def write_comparison(
     """
     gallery = Gallery()
     both = same_questions(sides[0].questions, sides[1].questions)
-    with tempfile.TemporaryDirectory() as folder:
-        pages, templates = embed.Pages(Path(folder)), Templates()
+    with atomic.scratch(path) as folder:
+        pages, templates = embed.Pages(folder), Templates()
         rows = _pairings(sides, both)
         ours = [row for row in rows if system_without_temperature(row.first) == "malt"]
         groups = [
@@ -59,7 +59,7 @@ def write_comparison(
         systems, entries = answers.add_answers(_sources(sides, both), pages)
         pages.close()
         data, inline = embed.explorer_data(
-            Path(folder),
+            folder,
             pages,
             groups,
             templates,
@@ -103,7 +103,7 @@ def write_comparison(
             data=data,
             pages=inline,
         )
-        embed.write_page(path, text, None if inline else Path(folder))
+        embed.write_page(path, text, None if inline else folder)
 
 
 def same_questions(first: answers.Questions, second: answers.Questions) -> dict[str, str]:

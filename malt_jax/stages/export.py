@@ -24,7 +24,6 @@ from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
 from malt_jax.storage.jsonl import read_json, read_lines
 from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
-from malt_jax.tree.values import value_forest
 
 DATASET = "dataset"
 """The folder of the run that holds trees, role data and results for `load_dataset`."""
@@ -116,11 +115,7 @@ def _write_dataset(session: Session, folder: Path) -> None:
             path = signals_file(run, number)
             # Earlier versions labelled without signals.
             signals = {row["node_id"]: row for row in read_lines(path)} if path.exists() else {}
-            search = config.search
-            forest = value_forest(
-                session.forest(number), search.backup, search.softness, search.threshold
-            )
-            yield Round(number, forest.trees, signals)
+            yield Round(number, session.valued(session.forest(number)).trees, signals)
 
     results = [path for path in (run.results, run.results_table) if path.exists()]
     bases = ", ".join(dict.fromkeys(base.path for base in config.bases))
