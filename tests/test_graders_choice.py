@@ -91,6 +91,21 @@ SAYS_B = [
     r"\boxed{\text{(B) enforce}}",
     r"\boxed{(B) \text{ enforce}}",
     "The answer cannot be (B).\n(B)",
+    # other ways to state it
+    "The answer must be (B).",
+    "The answer has to be B.",
+    "The answer is:\n- (B) enforce",
+    "Answer - B",
+    "Ans: B",
+    "The answer is answer choice B.",
+    "The answer is obviously B.",
+    "The answer is to enforce.",
+    "I would choose (B).",
+    "It is B.",
+    "So it's B) enforce.",
+    "<answer>B</answer>",
+    "<answer>\n(B) enforce\n</answer>",
+    "The answer is B</s>",
 ]
 
 NOT_B = [
@@ -189,6 +204,21 @@ NOT_B = [
     "The answer is (B). Actually it is C.",
     "The answer is A. enforce",
     "(B) is tempting.",
+    # asked, in doubt, or taken back
+    "The answer is (B)?",
+    "(B)?",
+    r"\boxed{B?}",
+    "B, maybe.",
+    "B, but I am not sure",
+    "(B) cannot be right.",
+    "The answer is (B). Wait, (C).",
+    "The answer is (B). Correction: (C).",
+    "The answer is (B). Actually, (C).",
+    "The answer is enforce, which is option (D).",
+    "Some say the answer is (B).",
+    "The least likely answer is (B).",
+    "The second best answer is (B).",
+    r"\boxed{A}\boxed{B}",
     # the question, copied
     "Where?\n(A) ignore\n(B) enforce",
     "(A) ignore\n\nB",
@@ -298,6 +328,8 @@ NOT_YES = [
     "The answer is neither yes nor no.",
     "Yes, it seems, but\nno",
     "yes\nno",
+    "Yes?",
+    "The answer is yes?",
     "",
     "The answer is yes for men and no for women.",
     "The answer is yes, but also no.",
@@ -396,6 +428,22 @@ def test_a_text_that_two_choices_share_decides_nothing_alone():
     assert says("The answer is (A) home.", ChoiceGrader(), question)
     assert not says("The answer is (C) home.", ChoiceGrader(), question)
     assert not says("The answer is home.", ChoiceGrader(), question)
+
+
+def test_a_number_as_a_choice_is_read_whole():
+    choices = {"A": "1", "B": "10", "C": "$20", "D": "1/2"}
+    for text, label in (
+        *(("10", "B"), ("(B) 10", "B"), ("$20", "C"), ("1/2", "D"), ("20", "C")),
+        *(("10.5", None), ("10,000", None), ("-10", None), ("20%", None), ("1/2/3", None)),
+    ):
+        question = Question("q", "", label or "B", {"choices": choices})
+        assert ChoiceGrader().extract(f"The answer is {text}.", question) == label
+
+
+def test_the_words_of_a_choice_end_no_sentence():
+    choices = {"A": "roll over", "B": "move quickly", "C": "be late"}
+    question = Question("q", "", "A", {"choices": choices})
+    assert not says("(A) roll over, (B) move quickly, (C) be late", ChoiceGrader(), question)
 
 
 def test_a_choice_within_another_choice_is_told_apart():

@@ -236,6 +236,18 @@ def test_nothing_outlives_its_grading(place):
     assert orphans() <= before
 
 
+def test_code_whose_processes_did_not_start_is_run_again(monkeypatch):
+    judged, hangs = CodeGrader._judged, [True]
+
+    def from_the_second_time_on(*given):
+        return "" if hangs and hangs.pop() else judged(*given)
+
+    monkeypatch.setattr(CodeGrader, "_judged", from_the_second_time_on)
+    assert GRADER.grade([fenced(RIGHT[0])], [ADD])[0].correct
+    monkeypatch.setattr(CodeGrader, "_judged", lambda *given: "")
+    assert not GRADER.grade([fenced(RIGHT[0])], [ADD])[0].correct
+
+
 def test_the_tables_are_large_enough():
     assert len(RIGHT) + len(WRONG) >= 100
 
@@ -317,6 +329,9 @@ def test_code_is_run_only_when_asked_for():
         ("", "assert f([1, '2', 3.0]) == [int, str, int]", ["f"], "def f(l): return [type(v) for v in l]", False),
         ("", "assert f(['aa', 'b'], len) == ['b', 'aa']", ["f"], "def f(l, key): return sorted(l, key=key)", True),
         ("", "assert f(3) == int", ["f"], "def f(x): return exec", False),
+        # where the benchmark asks for a function that Python has as well, Python's is no answer
+        ("", "assert max([1, 2]) == 2", ["max"], "def f(x): return max(x)", False),
+        ("", "assert max([1, 2]) == 2", ["max"], "def max(x): return sorted(x)[-1]", True),
         ("", "assert f(3) == int", ["f"], "class int: pass\ndef f(x): return int", False),
         # helpers of the setup serve both sides
         ("def twice(x): return 2 * x\n\ndef f(x):\n    '''Half.'''\n", "assert f(twice(4)) == 4",
@@ -432,6 +447,8 @@ QUOTING = 'def add(a, b):\n    """\n    ```\n    add(1, 2)\n    ```\n    """\n  
         (f"1. So:\n\n   ```python\n   {WHOLE.replace(chr(10), chr(10) + '   ')}\n   ```\n", WHOLE),
         (fenced("    return a + b"), "    return a + b"),
         (fenced(QUOTING), QUOTING),
+        (f"```python\n{WHOLE}\n```python\n", WHOLE),
+        (f"```python\nx = 1\n\nBetter:\n```python\n{WHOLE}\n```", WHOLE),
     ],
 )
 def test_the_last_definition_is_extracted(text, code):
@@ -452,6 +469,7 @@ def test_the_last_definition_is_extracted(text, code):
         (["def add(a, b): return 0", PLUS, HELPED], f"{PLUS}\n{HELPED}"),
         (["def plus(a, b): return 0", WHOLE], WHOLE),
         (["    return a + b"], "    return a + b"),
+        (["    def add(a, b):\n        return a + b"], WHOLE),
     ],
 )  # fmt: skip
 def test_the_blocks_that_are_asked_for_are_extracted(blocks, code):
@@ -459,7 +477,17 @@ def test_the_blocks_that_are_asked_for_are_extracted(blocks, code):
 
 
 def test_extraction_ends():
-    for text in ("```", "~~~", "~" * 9 + "`", "`", " ", "\n", "from a import ", "```python\n"):
+    for text in (
+        "```",
+        "~~~",
+        "~" * 9 + "`",
+        "`",
+        " ",
+        "\n",
+        "from a import ",
+        "```python\n",
+        "@a\n",
+    ):
         start = time.process_time()
         GRADER.extract(text * 50_000, ADD)
         assert time.process_time() - start < 5

@@ -44,6 +44,7 @@ SAYS_18 = [
     "The answer is １８", "The answer is １８．", "The answer is 18。", "The answer is 18۔", "The answer is 18।", "#### １８", "#### ١٨", "\\boxed{１８}", "The answer is 【18】",
     # without a statement
     "她每天赚 18 美元。", "彼女は18ドル稼ぎます。", "그녀는 18달러를 법니다.", "Ella gana 18 dólares.", "Elle gagne 18 dollars.", "Sie verdient 18 Dollar.", "Она зарабатывает 18 долларов.",
+    "答案是：\n- 18", "Antwort:\n- 18", "Respuesta:\n> 18",
     "Anapata dola 18.", "เธอได้เงิน 18 ดอลลาร์", "সে ১৮ ডলার আয় করে।", "ఆమె 18 డాలర్లు సంపాదిస్తుంది.", "تكسب ١٨ دولارًا.", "一共有18个。",
 ]  # fmt: skip
 NOT_18 = [
@@ -68,6 +69,14 @@ NOT_18 = [
     "答案是负18。", "答案是零下18度。", "答えはマイナス18です。", "정답은 마이너스 18입니다.", "La respuesta es menos 18.", "La réponse est moins 18.", "Die Antwort ist minus 18.", "Ответ: минус 18", "คำตอบคือ ลบ 18",
     "答案是18个半。", "答案是18的两倍。", "答えは18の半分です。", "정답은 18의 절반입니다.", "La respuesta es 18 y medio.", "La respuesta es el doble de 18.", "La réponse est 18 et demi.", "Die Antwort ist 18 einhalb.", "Ответ: 18 с половиной.",
     "Jibu ni nusu ya 18.", "উত্তর হল সাড়ে 18।", "الإجابة هي نصف 18.", "उत्तर साढ़े 18 है।", "คำตอบคือสองเท่าของ 18",
+    # asked, almost, or about another number
+    "答案是18？", "Die Antwort ist 18?", "¿La respuesta es 18?", "La réponse est 18 ?", "คำตอบคือ 18?", "答えは18でしょうか？", "Die Antwort ist fast 18.", "La respuesta es casi 18.",
+    "La réponse est presque 18.", "Ответ: почти 18", "Ответ: до 18", "คำตอบคือ เกือบ 18", "답은 18보다 큽니다.", "答案是18多。", "答案是根号18", "答えは18弱です。", "答えは18以外です",
+    "Die falsche Antwort ist 18.", "Неправильный ответ: 18", "错误答案是 18。", "답은 거의 18입니다.",
+    # taken back
+    "答案是 18。等等，应该是17。", "答案是 18。更正：17。", "Die Antwort ist 18. Moment, 17.", "La respuesta es 18. Perdón, 17.", "La réponse est 18. Attendez, c'est 17.", "Ответ: 18. Стоп, 17.",
+    # short words for scales
+    "Ответ: 18 тыс. рублей", "Ответ: 18 млн", "Ответ: 18 сотен", "Die Antwort ist 18 Mio.", "Die Antwort ist 18 Tsd. Euro.", "Die Antwort ist 18 Mrd.", "คำตอบคือ 18 ร้อย", "उत्तर 18 सौ है।", "Jibu ni mia 18.",
     # two numbers, or digits that are not of one number
     "答案是 17 和 18。", "答案是 3万18。", "答案是 18 或十七。", "정답은 17, 18입니다.", "#### 1８٨", "#### 1٨", "The answer is 18十.",
     # nothing that the last statement does not hold
@@ -82,6 +91,8 @@ GROUPED = [  # (text, the number that is read, or None)
     ("La respuesta es 1.5.", "1.5"), ("Ответ: 2,5 кг", "2.5"), ("Die Antwort ist 12,50 €.", "12.5"), ("#### 1.234.567", "1234567"), ("#### 1.234,50", "1234.5"),
     ("答案是 1,200。", "1200"), ("答案是１，２００。", "1200"), ("الإجابة هي ١٬٢٠٠.", "1200"), ("الإجابة هي ٣٫٥.", "3.5"), ("উত্তর: ১,২০০", "1200"), ("答案是1.5万。", "15000"), ("정답은 3만입니다.", "30000"),
     ("答えは2億です。", "200000000"), ("La respuesta es 5 mil.", "5000"), ("Die Antwort ist 2,5 Millionen.", "2500000"), ("Ответ: 3 тысячи", "3000"), ("答案是5千克。", "5"), ("คำตอบคือ 2 ล้าน", "2000000"),
+    ("Ответ: 2 тыс. рублей", "2000"), ("Ответ: 3 млн", "3000000"), ("Die Antwort ist 2,5 Mio. Euro.", "2500000"), ("คำตอบคือ 5 ร้อย", "500"), ("उत्तर 5 सौ है।", "500"),
+    ("Jibu ni elfu 2.", "2000"), ("Jibu ni milioni 2.", "2000000"), ("Jibu ni laki 3.", "300000"), ("الإجابة هي 3 مئات", "300"),
     ("答案是-18。", "-18"), ("答案是负18。", "-18"), ("정답은 -18입니다.", "-18"), ("La respuesta es menos 18.", "-18"), ("Die Antwort ist minus 2,5 Grad.", "-2.5"), ("Ответ: -2,5", "-2.5"), ("الإجابة هي -١٨.", "-18"),
     # ambiguous, malformed, or several numbers
     ("Die Antwort ist 1.234.", None), ("Die Antwort ist 1,234.", None), ("La respuesta es 12.345 dólares.", None), ("La réponse est 1,200.", None), ("Ответ: 1.200", None),
@@ -92,11 +103,13 @@ GROUPED = [  # (text, the number that is read, or None)
 SAYS_B = [
     "答案是 B。", "答案是B。", "答案是（B）。", "答案：(B) enforce", "正确答案是 B。", "正解はBです。", "答えは(B)です。", "정답은 B입니다.", "정답은 (B)입니다.", "정답: B", "La respuesta es B.", "La respuesta correcta es (B).",
     "La réponse est (B).", "Réponse : B", "Die Antwort ist (B).", "Die richtige Antwort lautet B.", "Ответ: B", "Ответ — (B).", "Правильный ответ: (B) enforce.", "Jibu ni (B).", "คำตอบคือ (B)", "คำตอบคือ B",
+    "答案选B。", "故选：B", "正确选项是B。", "答えは選択肢Bです。", "La respuesta es la B.", "La opción correcta es la B.", "La réponse est l'option B.", "Die Antwort ist Option B.", "คำตอบคือข้อ B", "الإجابة هي الخيار B.",
     "উত্তর হল (B)।", "సమాధానం (B).", "الإجابة هي (B).", "उत्तर (B) है।", "The answer is （Ｂ）", "The answer is Ｂ。",
 ]  # fmt: skip
 NOT_B = [
     "答案不是 B。", "答案是 A 或 B。", "答案是 A。", "答案是 B 和 C。", "正解はBではありません。", "정답은 B가 아닙니다.", "정답은 A 또는 B입니다.", "La respuesta no es B.", "La respuesta es A o B.", "La respuesta es B o C.",
     "La réponse n'est pas (B).", "La réponse est B ou C.", "Die Antwort ist nicht (B).", "Die Antwort ist (B) oder (C).", "Ответ: не B", "Ответ: A или B", "Jibu si (B).", "Jibu ni A au B.", "คำตอบไม่ใช่ B", "คำตอบคือ A หรือ B",
+    "答案不选B", "答案是B？", "La respuesta no es la B.", "La opción incorrecta es B.", "La respuesta es la B o la C.", "Die falsche Antwort ist B.", "คำตอบไม่ใช่ข้อ B",
     "উত্তর (B) নয়।", "సమాధానం (B) కాదు.", "الإجابة ليست (B).", "उत्तर (B) नहीं है।", "答案是 B。不对，答案是 C。", "Die Antwort ist (B). Die Antwort ist (C).", "答案是 (B) ignore。", "Die Antwort ist (A) enforce.",
 ]  # fmt: skip
 CHOICES = {"A": "ignore", "B": "enforce", "C": "not obey or follow", "D": "yell at"}

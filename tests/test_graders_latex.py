@@ -124,6 +124,12 @@ MORE_EQUAL = [  # spellings beside covered ones, each read whole
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}"),
     (r"\left\{1,2\right\}", r"\{2, 1\}"), (r"-\frac{1}{2}", r"\frac{1}{-2}"),
     (r"\frac{x+1}{2}", r"\frac{1+x}{2}"), (r"y=x+1", "y = 1 + x"), (r"x=1,\;x=2", "x=2,x=1"),
+    ("5", r"\text{5 cm}"), ("5", r"{\bf 5}"), ("5", r"\text{Area} = 5"), ("5", r"\text{The answer is } 5"), ("5", "5°"), (r"60^\circ", "60°"), ("5", r"5\degree"),
+    ("5", r"\dbinom{5}{4}"), ("5", r"{5 \choose 1}"), (r"\frac34", r"{3 \over 4}"), (r"\frac34", r"\Pr = \frac34"), (r"3\sqrt{2}", "3√2"), (r"\sqrt{12}", "√12"), (r"\ln 2", r"\log_e 2"),
+    ("(1,2)", "(x,y) = (1,2)"), ("(1,2)", r"\bigl(1,2\bigr)"), ("[1,2)", r"1\leqslant x<2"), ("x>2", r"x \gt 2"), (r"(-\infty,\infty)", r"\mathbb R"), ("1,2", "x_1=1, x_2=2"),
+    (r"\{1,2,3\}", r"\lbrace 1,2,3 \rbrace"), (r"\{1,2,3\}", "{1,2,3}"), (r"\emptyset", r"\{\}"), ("1,000,000", r"1\text{ million}"), (r"0.\overline{6}", r"0.\bar{6}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left(\begin{array}{cc}1&2\\3&4\end{array}\right)"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}"),
+    ("B", r"\text{(B)}"), ("4:3", r"4\colon 3"), ("11_2", "(11)_2"), (r"\frac{\pi}{2}", r"\frac\pi2"),
     ("6-5i", "-5i+6"), (r"\frac{1}{1001!}", r"\frac{1}{1001!}"), (r"\dfrac{2006!}{2005!}", "2006"),
 ]  # fmt: skip
 MORE_UNEQUAL = [  # a part of them, or their first decimals, would be equal
@@ -156,6 +162,8 @@ MORE_UNEQUAL = [  # a part of them, or their first decimals, would be equal
     ("3", r"3\cdot"), ("3", "3^{}"), ("3", r"3^{0.0}"), ("18", r"1 8"), ("6", "3!!"),
     (r"\pi", "3.14159265358979323846"), (r"\sqrt{2}", "1.41421356237309504880168872420969807856967187537694"),
     ("e^{20}-e^{20}+1", "1.0000000000000000001"),
+    ("5", "5..."), ("5", "5…"), ("5", r"5\text{?}"), (r"(-\infty,1)\cup(2,\infty)", r"x<1\text{ and }x>2"), ("5", r"\text{not } = 5"), ("(1,2)", "(x,y) = (2,1)"), ("(1,2)", "(y,x) = (1,2)"),
+    ("12", "√12"), (r"3\sqrt{2}", "3√20"), ("1", r"1\text{ million}"), (r"0.\overline{6}", r"0.6\bar{7}"), ("5,6", r"{5 \choose 6}"), ("x_1=1,x_2=2", "x_1=2,x_2=3"),
 ]  # fmt: skip
 HOSTILE = [
     r"10^{10^{10}}",
@@ -191,6 +199,14 @@ TEXTS = [  # (text, the formula that counts)
     ("I doubt it is $5$", None),
     ("So $x = 5$ or six", None),
     ("What is $5$?", None),
+    ("The answers are $1$ and $2$.", "1, 2"),
+    ("The answer is $x=1$ or $x=2$.", "x=1, x=2"),
+    ("<answer>$5$</answer>", "5"),
+    ("Reasons.\n5", "5"),
+    ("The answer is $5$?", None),
+    ("Let $x=5$.", None),
+    ("The first step is $5$, so", None),
+    (r"\boxed{5}. Wait, it's 6.", None),
     ("I don't know", None),
     ("", None),
     (r"\boxed{" + "1" * 2000 + "}", None),
@@ -238,6 +254,7 @@ def test_the_last_statement_counts(text, formula):
         ("Compute $513^2 - 487^2$.", "26000", "513^2-487^2"),
         (r"What is $\left(\frac{3}{4}\right)^2 + 1$?", r"\frac{25}{16}", r"(\frac34)^2+1"),
         (r"Evaluate $\sqrt{16} + 3!$.", "10", r"\sqrt{16}+3!"),
+        (r"Simplify $(-k+4) + (-2+3k)$.", "2k+2", "(-k+4)+(-2+3k)"),
     ],
 )
 def test_what_the_question_says_itself_is_no_answer_to_it(grader, asked, gold, answer):

@@ -184,6 +184,28 @@ RIGHT = [  # (reference, text)
     ("18", "The answer is 18\u200b."),
     ("18", "#### 18"),
     ("1234", "#### 1\u00a0234".replace("\u00a0", ",")),
+    # marks around the statement
+    ("18", "The answer is:\n- 18"),
+    ("18", "The answer is:\n> 18"),
+    ("18", "<answer>\n18\n</answer>"),
+    ("18", "The answer is 18<end_of_turn>"),
+    ("18", r"\boxed{\text{The answer is } 18}"),
+    ("18", r"\boxed{18\ \text{eggs}}"),
+    ("18", "The answer must be 18."),
+    ("18", "The answer to the problem, as computed above, is 18."),
+    ("18", "The answer is 20 - 2 = 18."),
+    ("18", "The answer is 18 eggs (out of 20)."),
+    ("18", "The answer is ~~17~~ 18."),
+    ("18", "It cost $18 in all.\n\nLet me know if you have questions!"),
+    # scales and exponents
+    ("0.25", "The answer is ¼."),
+    ("1200", "The answer is 1.2 × 10³."),
+    ("0.0012", "The answer is 1.2 × 10⁻³."),
+    ("1200", "The answer is 1.2*10**3."),
+    ("18000", "The answer is 18 K."),
+    ("18000000000", "The answer is $18 bn."),
+    ("180", "The answer is 18 tens."),
+    ("-5", "The answer is negative five (-5)."),
 ]
 
 WRONG = [
@@ -385,6 +407,40 @@ WRONG = [
     ("18", "#### 18" + "0" * 5000),
     ("1", "#### " + "1" * 100_000),
     ("5", "16 eggs\n#### twelve"),
+    # asked, almost, or more than that
+    ("18", "The answer is 18?"),
+    ("18", r"\boxed{18?}"),
+    ("18", "The answer is +/- 18."),
+    ("18", "The answer is almost 18."),
+    ("18", "The answer is nowhere near 18."),
+    ("18", "The answer is no longer 18."),
+    ("18", "The answer is a multiple of 18."),
+    ("18", "The answer is two-thirds of 18."),
+    ("18", "The answer is 18 doubled."),
+    ("18", "The answer is 18 and one half."),
+    ("18", "The answer is 18 and counting."),
+    ("18", "The answer is 18 plus."),
+    ("18", "The answer is 18-ish."),
+    ("18", "The answer is 18 r2."),
+    ("18", "The answer is 18 K."),
+    ("18", "The answer is 18 tens."),
+    ("0.333", "The answer is 0.333..."),
+    ("18", "The answer is ~~18~~."),
+    ("-18", "The answer is:\n- 18"),
+    # taken back, or somebody else's
+    ("18", "The answer is 18. Wait, it is 17."),
+    ("18", "The answer is 18. Hmm, wait, actually it's 17."),
+    ("18", "The answer is 18.\nCorrection: 17."),
+    ("18", "The answer is 18. Oops, 17."),
+    ("18", "Some might say the answer is 18. It is seventeen."),
+    ("18", "The worst answer is 18."),
+    ("18", "It is a mistake to think that the answer is 18."),
+    # broken off, only supposed, or a step's number
+    ("18", "There are 18 eggs, so"),
+    ("18", "She gives 18 away, and has"),
+    ("18", "Let x = 18."),
+    ("18", "Suppose she has 18 eggs."),
+    ("18", "I do the sum.\nStep 18"),
 ]
 
 
@@ -400,6 +456,12 @@ def test_right_answers_pass(reference, text):
 @pytest.mark.parametrize(("reference", "text"), WRONG)
 def test_wrong_answers_fail(reference, text):
     assert not graded(text, reference)
+
+
+def test_what_the_question_says_is_no_answer_to_it():
+    question = Question("q", "She has 18 eggs. How many does she eat?", "18")
+    for text, correct in (("She has 18 eggs.", False), ("She eats 18 eggs.", True), ("18", True)):
+        assert GRADER.grade([text], [question])[0].correct == correct
 
 
 def test_no_text_is_right_for_two_different_references():

@@ -27,7 +27,7 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'{"question": "a\nb", "answer": "#### 1"}', "not JSON"),
     (b'{"question": "q", "question": "r", "answer": "#### 1"}', "appears twice"),
     (b'{"question": "q", "answer": NaN}', "NaN is not a JSON value"),
-    (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "line 2"),
+    (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
     (b"[" * 100_000, "nested too deeply"),
     (b'{"id": "one", "question": "q", "answer": "#### 1"}', "is already at line 1"),
     (b'{"question": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 10,000,000 bytes"),
@@ -67,6 +67,15 @@ BAD_FILES = [  # (name, bytes or None, words)
     ("pointer.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
     ("pointer.parquet", b"version https://git-lfs.github.com/spec/v1\nsize 1\n", "Git LFS"),
     ("annex.jsonl", b"/annex/objects/SHA256E-s1--ab.jsonl\n", "git-annex"),
+    ("link.jsonl", b"../.git/annex/objects/zz/K9/SHA256E-s1--a/SHA256E-s1--a", "git annex get"),
+    ("mark.jsonl", b"\xef\xbb\xbf\nversion https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    ("error.jsonl", b"404: Not Found", "a server's error"),
+    ("denied.jsonl", b"<?xml version='1.0'?><Error/>", "a server's error"),
+    ("packed.bz2.jsonl", b"BZh91AY&SY", "bunzip2"),
+    ("packed.xz.jsonl", b"\xfd7zXZ\x00", "unxz"),
+    ("packed.zst.jsonl", b"\x28\xb5\x2f\xfd", "unzstd"),
+    ("old.csv", b"\xd0\xcf\x11\xe0\xa1", "save it as CSV"),
+    ("arrow.parquet", b"ARROW1\x00\x00", "save it as Parquet"),
     ("page.jsonl", b"<!DOCTYPE html>\n<html></html>", "a web page"),
     ("packed.jsonl", b"\x1f\x8b\x08\x00abc", "gunzip"),
     ("sheet.csv", b"PK\x03\x04abc", "save it as CSV"),
@@ -82,7 +91,8 @@ BAD_FILES = [  # (name, bytes or None, words)
     ("header.csv", b"question,answer\n", "holds no questions"),
     ("short.csv", b"question,answer\nq\n", "row 1: 1 fields, the header has 2"),
     ("long.csv", b"question,answer\nq,#### 1,x\n", "row 1: 3 fields"),
-    ("twice.csv", b"question,question\nq,r\n", "appears twice"),
+    ("twice.csv", b"question,question\nq,r\n", "'question' appears twice"),
+    ("trailing.csv", b"question,answer,,\nq,#### 2,,\n", "'' appears twice"),
     ("open.csv", b'question,answer\n"q,#### 1\n', "not CSV"),
     ("column.csv", b"question,reply\nq,r\n", "no column `answer`"),
     ("nul.csv", b"question,answer\nq\x00,r\n", "NUL"),
@@ -170,6 +180,23 @@ def test_all_formats_give_the_same_questions(tmp_path):
     answers = [load(tmp_path / f"data.{ending}") for ending in ("jsonl", "csv", "parquet")]
     assert answers[0] == answers[1] == answers[2]
     assert [q.answer for q in answers[0]] == ["0", "1", "2", "3"]
+
+
+def test_blanks_around_the_header_of_a_table_change_nothing(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("\n\nquestion, answer\nHow many?,#### 2\n")
+    assert [q.answer for q in load(path)] == ["2"]
+
+
+def test_a_column_twice_in_parquet_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(["q"]), pa.array(["r"]), pa.array(["#### 2"])]
+    table = pa.table(columns, names=["question", "question", "answer"])
+    pq.write_table(table, tmp_path / "data.parquet")
+    with pytest.raises(UserError, match="'question' appears twice"):
+        load(tmp_path / "data.parquet")
 
 
 def test_repeated_questions_are_counted_in_the_log(tmp_path, caplog):

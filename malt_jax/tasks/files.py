@@ -3,8 +3,8 @@
 Each row keeps its place (file, line or row), so that an error found later can name it. Every
 error is a `UserError` that says where it is, what was found, and how to repair it.
 
-Text is UTF-8. A leading byte-order mark is dropped (Windows editors write it), CRLF line ends are
-accepted, blank lines are skipped, and a line holds at most 10 MB. NUL characters and lone
+Text is UTF-8. A byte-order mark before a line is dropped (Windows editors write it), CRLF line
+ends are accepted, blank lines are skipped, and a line holds at most 10 MB. NUL characters and lone
 surrogates are refused, because no tokenizer can encode them.
 """
 
@@ -16,12 +16,13 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from malt_jax.checks import has_lone_surrogate, no_constant, no_repeats
+from malt_jax.checks import has_lone_surrogate, no_constant, no_repeats, show
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 
@@ -36,11 +37,19 @@ _NOT_A_TABLE = {
         "a Git LFS pointer, not the data",
         "fetch the file with git lfs pull",
     ),
-    b"/annex/objects/": ("a git-annex pointer, not the data", "fetch the file with git annex get"),
     b"<!doctype": ("a web page", "download the file itself"),
     b"<html": ("a web page", "download the file itself"),
+    b"<?xml": ("XML or a server's error", "download the file itself, or save it as JSON lines"),
+    b"404: not found": ("a server's error", "download the file itself"),
+    b"entry not found": ("a server's error", "download the file itself"),
     b"\x1f\x8b": ("compressed", "unpack it with gunzip"),
+    b"bzh": ("compressed", "unpack it with bunzip2"),
+    b"\xfd7zxz": ("compressed", "unpack it with unxz"),
+    b"\x28\xb5\x2f\xfd": ("compressed", "unpack it with unzstd"),
     b"pk\x03\x04": ("a ZIP archive or a spreadsheet", "unpack it, or save it as CSV"),
+    b"\xd0\xcf\x11\xe0": ("a spreadsheet", "save it as CSV"),
+    b"%pdf": ("a PDF document", "give the table itself"),
+    b"arrow1": ("an Arrow file", "save it as Parquet"),
     b"par1": ("a Parquet file", "name it .parquet"),
 }
 _ONE_A_LINE = "write one JSON object per line"
@@ -149,7 +158,11 @@ def read_rows(path: str | Path) -> list[Row]:
 def _refuse_other_content(path: Path, name: str) -> None:
     with path.open("rb") as file:
         # The start is enough for every mark above, and a large file is not read twice.
-        start = file.read(64).lower()
+        start = file.read(100).removeprefix(BOM).lstrip().lower()
+    # Such a pointer is the target of a link, `../.git/annex/objects/...`, or starts with "/annex".
+    if b"annex/objects/" in start and not start.startswith((b"{", b"[")):
+        found = "a git-annex pointer, not the data"
+        raise UserError(f"{name}: is {found}; fetch the file with git annex get")
     for mark, (what, advice) in _NOT_A_TABLE.items():
         if start.startswith(mark) and not (mark == b"par1" and path.suffix.lower() == ".parquet"):
             raise UserError(f"{name}: is {what}; {advice}")
@@ -164,9 +177,7 @@ def _jsonl(path: Path, name: str) -> Iterator[Row]:
             place = f"{name}, line {number}"
             if len(line) > MAX_LINE_BYTES:
                 raise UserError(f"{place}: longer than {MAX_LINE_BYTES:,} bytes; {_ONE_A_LINE}")
-            if number == 1:
-                line = line.removeprefix(BOM)
-            if text := _decode(line, place).strip():
+            if text := _decode(line.removeprefix(BOM), place).strip():
                 yield Row(name, f"line {number}", _object(text, place))
 
 
@@ -184,6 +195,8 @@ def _object(text: str, place: str) -> dict[str, Any]:
         raise UserError(f"{place}, {found}; {advice}") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if reason.startswith("Exceeds the limit"):  # of Python, with advice for programmers
+            reason = "a number of thousands of digits"
         raise UserError(f"{place}: {reason}; correct the line") from None
     if not isinstance(value, dict):
         raise UserError(f"{place}: found {_kind(value)}, not an object; {advice}")
@@ -203,9 +216,8 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
     try:
         # Line breaks inside quoted fields stay as they are with `newline=""`.
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise UserError(f"{name}, line 1: a column name appears twice; name each once")
+        header = [column.strip() for column in next(filter(None, reader), [])]
+        _named_once(header, f"{name}, line {reader.line_num}")
         for number, cells in enumerate(reader, start=1):
             if cells and len(cells) != len(header):
                 raise UserError(
@@ -221,6 +233,11 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
         csv.field_size_limit(old_limit)
 
 
+def _named_once(columns: list[str], place: str) -> None:
+    if twice := [column for column, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"{place}: the column name {show(twice[0])} appears twice; name each once")
+
+
 def _parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -231,6 +248,7 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
     size = 0
     try:
         with pq.ParquetFile(path) as file:
+            _named_once(file.schema_arrow.names, name)
             # Its own figures leave out what a dictionary writes a million times: it is counted.
             if file.metadata.num_rows > MAX_PARQUET_ROWS:
                 found = f"{file.metadata.num_rows:,} rows, more than {MAX_PARQUET_ROWS:,}"

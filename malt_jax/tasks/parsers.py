@@ -121,8 +121,8 @@ def choices_of(row: Row, value: Any) -> dict[str, str]:
         pairs = [(chr(ord("A") + i), item) for i, item in enumerate(value)]
     good = all(isinstance(part, str) and part.strip() for pair in pairs for part in pair)
     choices = dict(pairs) if good else {}
-    # A label that appears twice makes the mapping shorter than the list of pairs.
-    if not 2 <= len(choices) <= 26 or len(choices) < len(pairs):
+    # Labels that differ in case at most are one label, so there are fewer of them than pairs.
+    if not 2 <= len(choices) <= 26 or len({label.casefold() for label in choices}) < len(pairs):
         raise row.fail(
             "`choices` is not 2 to 26 labelled texts",
             'write {"label": ["A", "B"], "text": ["red", "blue"]}',

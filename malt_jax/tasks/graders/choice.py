@@ -78,7 +78,7 @@ class _Names:
         """The one label that `words` name from their start and do not contradict."""
         words = _RE.markup.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
         label, rest = self._first(words)
-        if label is None:
+        if label is None or _RE.asked.match(rest):
             return None
         sentence, following, *_ = [*_RE.sentence_end.split(rest, maxsplit=2), ""]
         for stated in (_key(rest), _key(following)):  # "No. Yes."
@@ -127,20 +127,21 @@ class _Names:
 
     def _contradicted(self, label: str, rest: str) -> bool:
         """Whether the rest of the sentence names another choice, hedges or denies."""
+        # The choice's own text goes first, because it may itself hold a word like "not" or "over".
+        for text, owners in self.owners.items():
+            if label in owners:
+                rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
         rest = _RE.reason.split(rest)[0]
         for contrast in _RE.contrast.finditer(rest):
             if self._first(rest[contrast.end() :])[0] not in (None, label):
                 rest = rest[: contrast.start()]  # "(B), not (A)"
                 break
-        # The choice's own text goes first, because it may itself hold a word like "not".
         for text, owners in self.owners.items():
-            if label in owners:
-                rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
-            elif len(text) > 1 and f" {_key(text)} " in f" {_key(rest)} ":
+            if label not in owners and len(text) > 1 and f" {_key(text)} " in f" {_key(rest)} ":
                 return True
         # Only up to the next comma or colon, because what follows may deny another choice.
         denied = _RE.denied.search(re.split("[,;:!?–—]", rest)[0])
-        return bool(denied or self._labels(rest) - {label})
+        return bool(denied or _RE.unsure.search(rest) or self._labels(rest) - {label})
 
     def _labels(self, words: str) -> set[str | None]:
         """All labels in `words`, in brackets or bare; "A" or "no" before a noun is none."""

@@ -36,6 +36,7 @@ from malt_jax.tasks.graders.snippets import program, words
 log = logging.getLogger(__name__)
 
 PATIENCE = 4  # seconds of waiting per second of processor time
+STARTS = 3  # attempts to start the two processes; on a busy machine one may hang
 JAIL = Path(__file__).with_name("jail")
 # Imports the folder by its own name, so that nothing else of this package is loaded.
 _BOOT = """
@@ -107,8 +108,20 @@ class CodeGrader:
         return f"meta holds no code with {', '.join(sorted(missing))}" if missing else None
 
     def _passes(self, code: str, question: Question) -> bool:
+        for _ in range(STARTS):
+            token = secrets.token_hex(16)
+            # The first line names the layers in force; all that follows must be the token. Without
+            # that line nothing of the submitted code has run, so its wrong grade would be ours.
+            layers, started, rest = self._judged(code, question, token).partition("\n")
+            if started:
+                _warn_of_missing(layers)
+                return rest.strip() == token
+        log.warning("question %s: the code could not be run; graded as wrong", question.id)
+        return False
+
+    def _judged(self, code: str, question: Question, token: str) -> str:
+        """What the judge says about the code."""
         tests = question.meta["code"]
-        token = secrets.token_hex(16)
         limits = {"seconds": self.seconds, "memory": self.memory}
         parts = [*_program(code, tests["setup"]), tests.get("fixture", "")]
         # The two processes talk to each other, and the grader reads only what the judge prints.
@@ -126,15 +139,12 @@ class CodeGrader:
                 _give(solution, {"parts": parts, **limits})
                 order = json.dumps({**tests, "token": token, **limits}).encode()
                 said, _ = judge.communicate(order, timeout=PATIENCE * self.seconds)
-            except subprocess.TimeoutExpired:
-                said = b""
+            except subprocess.TimeoutExpired as late:
+                said = late.output or b""
             finally:
                 for process in (judge, solution):
                     _stop(process)
-        # The first line names the layers in force; all that follows must be the token.
-        layers, _, rest = said.decode("utf-8", "replace").partition("\n")
-        _warn_of_missing(layers)
-        return rest.strip() == token
+        return said.decode("utf-8", "replace")
 
 
 def _program(code: str, setup: str) -> list[str]:

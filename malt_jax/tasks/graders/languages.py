@@ -81,7 +81,7 @@ class Language:
         return _compiled(
             rf"{start}(?:{self.answer})(?:{between}(?:[:=]|{start}(?:{self.link}){end})"
             rf"|{near if self.direct else '(?P<near>(?!))'})"
-            rf"(?:[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))"
+            rf"(?:\n[ \t]*[-•>][ \t]|[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))"
         )
 
     @cached_property

@@ -16,6 +16,7 @@ last line. It is compared with the reference in this order, and the first that a
 from __future__ import annotations
 
 import atexit
+import functools
 import queue
 import re
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from malt_jax.tasks.graders.comparer import Comparer
 from malt_jax.tasks.graders.exact import tidy as tidy_words
 from malt_jax.tasks.graders.languages import fold
 from malt_jax.tasks.graders.patterns import Patterns
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import statements, unfinished
 
 MAX_LENGTH = 1000  # characters; a longer answer is no answer
 
@@ -40,13 +41,19 @@ _UNITS = {
     for unit in [name, f"{name}s", *units.split()]
 }
 _SIGNS = str.maketrans(_RE.table["signs"])
-_TIDYING, _SPELLING = _RE.rules("tidying"), _RE.rules("spelling")
+_REWRITING, _TIDYING, _SPELLING = map(_RE.rules, ("rewriting", "tidying", "spelling"))
 
 
+@functools.lru_cache(4096)
 def tidy(latex: str) -> str:
     """LaTeX with spelling differences removed that have no mathematical meaning."""
-    latex = latex.translate(_SIGNS).strip().rstrip(".\\ ")
-    latex = _RE.joined.sub(", ", latex)
+    latex = latex.strip().translate(_SIGNS)
+    for pattern, new in _REWRITING:
+        latex = pattern.sub(new, latex)
+    latex = latex.strip().rstrip(".\\ ")
+    # "x<1 and x>2" is no list, but what both have in common.
+    both = _RE.relation.search(latex)
+    latex = _RE.joined.sub(lambda m: m[0] if both and "and" in m[0] else ", ", latex)
     # Units are removed first, because the rewriting below takes the `\text{}` around them away.
     latex = _RE.unit.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
     for pattern, new in _TIDYING:
@@ -109,18 +116,24 @@ def final_formula(text: str) -> str | None:
         # The statement itself is blank, so the answer is on the next line.
         if not words.strip(" *:.$"):
             words = text[last.end :].strip().lstrip("$\n ").partition("\n")[0]
+        formulas = _formulas(words)
+        # "$1$ and $2$" is a list of two, but "$x=1$ and $y=2$" is not.
+        names = {name for formula in formulas for _, name in _RE.name.findall(tidy(formula))}
+        listed = len(formulas) > 1 and _RE.between.fullmatch(_RE.formula.sub("", words))
+        if listed and len(names) < 2:
+            words, formulas = ", ".join(formulas), []
         if number.refused(last.before + " " + words):
             return None
-        formulas = _formulas(words)
         # One formula among words counts if the same words around a 1 read as 1: then nothing around
         # it changes its meaning.
         if len(formulas) == 1:
             words = formulas[0] if _one(_RE.formula.sub(" 1 ", words)) else ""
     else:
         line = text.rstrip().rpartition("\n")[2]
-        formulas = _formulas(line)
-        asked = line.endswith("?") or number.refused(line)
-        words = formulas[0].rpartition("=")[2] if len(formulas) == 1 and not asked else ""
+        alone = len(line) <= MAX_LENGTH and plain_number(line) is not None
+        formulas = _formulas(line) or [line] * alone
+        none = unfinished(line, line) or number.refused(line)
+        words = formulas[0].rpartition("=")[2] if len(formulas) == 1 and not none else ""
     words = re.sub(r"^\*\*|\*\*$", "", words.strip())
     words = re.sub(r"^[$ ]+|(?<!\\)[$ ]+$", "", words)
     # A dollar sign that is left belongs to a second formula.
@@ -274,10 +287,10 @@ class LatexGrader:
 
 def _copied(formula: str, question: Question) -> bool:
     """Whether the formula is what the question asks to compute, not what comes out of it."""
-    if plain_number(question.answer) is None or plain_number(formula) is not None:
+    if plain_number(formula) is not None:
         return False
-    asked, copied = (_unspaced(text) for text in (question.text, formula))
-    return copied in asked
+    asked, copied, gold = map(_unspaced, (question.text, formula, question.answer))
+    return copied in asked and copied != gold
 
 
 def _unspaced(latex: str) -> str:

@@ -28,7 +28,7 @@ from malt_jax.tasks.graders.numerals import (
     plain,
 )
 from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import statements, unfinished
 
 _RE = Patterns("number")
 
@@ -65,7 +65,8 @@ def _one(words: str, decimal_comma: bool) -> Fraction:
         values.update(numbers(part, decimal_comma))
         for side in left:  # 17 = 18; "Day 2 = 18" and "9 * 2 = 18" hold one answer
             number_alone = re.fullmatch(r"(?=\s*\.?[0-9])[^A-Za-z]*[0-9]\s*\w*\s*", side)
-            if number_alone and not left_to_compute(side):
+            difference = re.search(r"[0-9)]\s*-", side)  # 20 - 2 = 18
+            if number_alone and not difference and not left_to_compute(side):
                 values.update(numbers(side, decimal_comma))
     # In a set the same value stated twice is still one answer.
     if len(values) != 1:
@@ -78,23 +79,27 @@ def refused(words: str) -> bool:
     return bool(_RE.negated.search(words) or _RE.hedged.search(words))
 
 
-def final_number(text: str) -> Fraction | None:
-    """The number of the last statement; the last number of all if there is no statement."""
+def final_number(text: str, asked: str = "") -> Fraction | None:
+    """The number of the last statement; the last number of all if there is no statement.
+
+    What repeats a sentence of the question, `asked`, is no answer to it.
+    """
     text = _RE.abbreviated.sub(r"\1", fold(text))
     found = statements(text)
     if not found:
-        return _last_number(text)
+        return _last_number(text, fold(asked))
     last = found[-1]
     rest = text[last.end :]
     # No digit is in the statement: if it only announces ("The answer is:"), what follows is read.
-    if last.form == "prose" and not re.search("[0-9]", last.span):
+    if last.form == "prose" and not re.search("[0-9]", plain(last.span)):
         announced = not re.search(r"\w", last.span) or last.span.rstrip(" *").endswith(":")
         return _last_number(rest) if announced and not _RE.negated.search(last.before) else None
     # `#### Final answer` is a heading, and the number is below it.
     heading = last.form == "hash" and not _RE.lead.match(plain(last.span[:MAX_SPAN]))
     if heading and re.search("[0-9]", rest) and not SPELLED.search(last.span):
         return _last_number(rest)
-    if _RE.negated.search(last.before) or _RE.bound.search(" ".join(last.before.split()[-2:])):
+    nearest = " ".join(last.before.rpartition(",")[2].split()[-2:])
+    if _RE.negated.search(last.before) or _RE.bound.search(nearest):
         return None
     try:
         return value_of(last.span, last.decimal_comma)
@@ -102,16 +107,18 @@ def final_number(text: str) -> Fraction | None:
         return None
 
 
-def _last_number(text: str) -> Fraction | None:
+def _last_number(text: str, asked: str = "") -> Fraction | None:
     """The last number of `text`, unless it is denied, hedged, in a task or to be computed.
 
-    A text that ends in a question answers none.
+    A text that ends in a question, or within a sentence, answers none.
     """
     # The last sentence or line that holds a digit is the one that may answer.
     lines = [s for s in re.split(r"\n|(?<=[.!?])\s", text) if re.search("[0-9]", s)]
-    if not lines or text.rstrip().endswith("?"):
+    if not lines or unfinished(text, lines[-1]):
         return None
-    line = re.sub(r"^\s*[-*•]\s+", "", lines[-1])
+    line = re.sub(r"^\s*[-*•]\s+", "", lines[-1]).strip()
+    if len(line.split()) > 2 and line in asked:
+        return None
     # A long line keeps its end, from a whole word on: a number that is cut is another number.
     if len(line) > MAX_SPAN:
         line = line[-MAX_SPAN:].partition(" ")[2]
@@ -121,8 +128,9 @@ def _last_number(text: str) -> Fraction | None:
         return None
     before, after = words[: runs[-1].start()], words[runs[-1].end() :]
     # An operator before the number makes it an operand and not a result.
-    unfinished = re.search(r"[0-9)]\s*[-+*/×÷]\s*$", before)
-    if unfinished or _RE.denied.search(before) or _RE.negated.search(after) or denied(line):
+    operand = re.search(r"[0-9)]\s*[-+*/×÷]\s*$", before)
+    other = operand or _RE.step.search(before) or _RE.denied.search(before)
+    if other or _RE.negated.search(after) or denied(line):
         return None
     try:
         read = numbers(words)
@@ -135,7 +143,7 @@ class NumberGrader(ComparingGrader):
     """Exact comparison of one number with the reference."""
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
-        value = final_number(text)
+        value = final_number(text, question.text if question else "")
         return None if value is None else canonical(value)
 
     def reference(self, question: Question) -> str:

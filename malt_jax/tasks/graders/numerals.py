@@ -53,6 +53,7 @@ def plain(words: str) -> str:
     words = "".join("$" if kind == "Sc" else c for c, kind in kinds if kind != "Cf")
     for pattern, new in _SURROUNDINGS:
         words = pattern.sub(new, words)
+    words = _RE.raised.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", words)
     words = _RE.blank_groups.sub(lambda groups: re.sub(r"\s", "", groups[0]), words)
     for pattern, new in _REWRITES:
         words = pattern.sub(new, words)
@@ -70,7 +71,8 @@ def figures(spelled: re.Match[str]) -> str:
             total, part = total + part * value, 0
         else:
             part = part * 100 if value == 100 else part + value
-    return str(total + part)
+    negative = re.match("(?i)negative|minus", spelled[0])
+    return f"{'-' * bool(negative)}{total + part}"
 
 
 def left_to_compute(words: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from malt_jax.tasks.graders.patterns import Patterns
@@ -12,7 +13,8 @@ from malt_jax.tasks.graders.patterns import Patterns
 _RE = Patterns("snippets")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 MAX_UNFENCED = 50  # definitions looked at in a text without fences
-MAX_CODE = 20_000  # characters of one of them
+MAX_CODE = 10_000  # characters of one of them
+MAX_PARSED = 50  # attempts to parse a part of a text
 
 
 def program(text: str, names: set[str]) -> str | None:
@@ -23,7 +25,7 @@ def program(text: str, names: set[str]) -> str | None:
     last one with a definition counts. Without fences, the Python lines in the prose are the
     block, and without any definition the whole text is.
     """
-    blocks = _blocks(text) or _unfenced(text) or [text]
+    blocks = [_outdented(b, names) for b in _blocks(text) or _unfenced(text) or [text]]
     defining = [block for block in blocks if _RE.any_definition.search(block)]
     found = "\n".join(_needed(blocks, names) or (defining or blocks)[-1:]).rstrip()
     return found if found.strip() else None
@@ -37,10 +39,13 @@ def _blocks(text: str) -> list[str]:
         indent, words = len(line) - len(line.lstrip()), line.strip()
         # Nothing but marks, and at least as many as opened the block, is a closing fence.
         bare = words.startswith(mark) and not words.strip(mark[:1])
-        if not mark:
-            if opening := _RE.fence.fullmatch(line):
-                mark, margin = opening[1], indent
-                blocks.append([])
+        opening = _RE.fence.fullmatch(line)
+        # A fence that names a language opens a block, also where the last one was never closed.
+        if opening and (not mark or (words.startswith(mark) and not bare and indent < margin + 4)):
+            mark, margin = opening[1], indent
+            blocks.append([])
+        elif not mark:
+            continue
         elif bare and indent < margin + 4:  # further in it belongs to a docstring
             mark = ""
         elif not bare and words.endswith(mark) and words.count(mark) == 1:
@@ -62,6 +67,7 @@ def _unfenced(text: str) -> list[str]:
         return [text]
     blocks: list[str] = []
     end = 0
+    attempts = iter(range(MAX_PARSED))
     for opening in islice(_RE.code.finditer(text), MAX_UNFENCED):
         start, margin = opening.end(), opening["margin"] or opening["indent"] or ""
         # A definition inside the block found before is part of it already.
@@ -70,7 +76,7 @@ def _unfenced(text: str) -> list[str]:
         first, *more = text[start : start + MAX_CODE].split("\n")
         # Code that is quoted within a line ends at the backtick.
         lines = [first.partition("`")[0], *(line.removeprefix(margin).rstrip() for line in more)]
-        if count := _parsed_lines(lines):
+        if count := _parsed_lines(lines, attempts):
             blocks.append("\n".join(lines[:count]))
             end = start + sum(map(len, lines[:count]))
     return blocks
@@ -89,11 +95,17 @@ def _is_python(text: str) -> bool:
     )
 
 
-def _parsed_lines(lines: list[str]) -> int:
+def _outdented(block: str, names: set[str]) -> str:
+    """The block without the margin of all its lines, if one of `names` is defined there."""
+    outdented = textwrap.dedent(block)
+    return outdented if names & set(_RE.defined.findall(outdented)) else block
+
+
+def _parsed_lines(lines: list[str], attempts: Iterator[int]) -> int:
     """How many lines, to the end of a definition or import, are Python; 0 for none."""
     count = len(lines)
     # Each failed attempt names the line where Python ends; the text is cut there and parsed again.
-    for _ in range(MAX_UNFENCED):
+    for _ in attempts:
         try:
             tree = ast.parse("\n".join(lines[:count]))
         except SyntaxError as error:

@@ -54,6 +54,9 @@ def statements(text: str) -> list[Statement]:
     # 1. Prose and `####` lines. If one is denied, so are the boxes inside it; if it holds boxes,
     # they stand for it.
     for words in [*_hashes(text), *_prose(text)]:
+        around = bisect_left(starts, words.start) - 1
+        if around >= 0 and words.start < boxed[around].end:
+            continue  # `\boxed{\text{Answer: } 18}` is read as a box
         inside = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
         if _denied(text, words):
             denied.update(inside)
@@ -76,6 +79,11 @@ def statements(text: str) -> list[Statement]:
     return sorted(found, key=lambda s: s.start)
 
 
+def unfinished(text: str, last: str) -> bool:
+    """Whether a text without statements breaks off, asks, or in its `last` sentence supposes."""
+    return bool(text.rstrip().endswith("?") or _RE.cut.search(text) or _RE.premise.match(last))
+
+
 def _hashes(text: str) -> list[Statement]:
     return [
         Statement("hash", m[1], m.start(), m.end(1), line=m[1])
@@ -87,7 +95,7 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
     """Prose statements, or those that comment on another one ("The answer is correct")."""
     found = []
     for match in [*_RE.prose.finditer(text)][-MAX_STATEMENTS:]:
-        line = match["line"]
+        line = match["line"].partition("</answer>")[0]
         span = _sentence(line)
         if _RE.check.search(text[max(0, match.start() - 30) : match.start()]):
             continue  # "to check our answer:" states none
@@ -95,7 +103,9 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
         if bool(comment) != comments or (comment and comment["bare"] is None):
             continue
         end = match.start("line") + len(span)
-        found.append(Statement("prose", span, match.start(), end, match["between"], line))
+        stated = Statement("prose", span, match.start(), end, match["between"], line)
+        # A question states nothing: "The answer is 18?"
+        found.append(_emptied(stated) if line[len(span) :].startswith("?") else stated)
     if not comments:
         for language in candidates(text):
             found += _foreign(text, language)
@@ -114,12 +124,15 @@ def _foreign(text: str, language: Language) -> list[Statement]:
         # What follows a comma may negate something else, unless it is an alternative.
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
         # A denial that is the whole answer denies nothing: the answer may be "no".
-        denied = language.denies.search(match["between"] or "") or (
+        ahead = _clause(text[max(0, match.start() - _CLAUSE) : match.start()]).rstrip()
+        ahead = ahead.rpartition(" ")[2] if language.spaced else ahead[-3:]  # "falsche Antwort"
+        denied = language.denies.search(f"{ahead} {match['between'] or ''}") or (
             (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
         )
         alternative = rest and language.denies.match(rest[0])
+        asked = text[end : end + 1] == "?"
         statement = Statement("prose", span, match.start(), end, "", span, language.decimal_comma)
-        found.append(_emptied(statement) if denied or alternative else statement)
+        found.append(_emptied(statement) if denied or alternative or asked else statement)
     return found
 
 

@@ -24,6 +24,7 @@ def main(channel_number: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
+    wire.send(channel, "confined")
     namespace = {"__name__": "solution"}
     try:
         for part in order["parts"]:
@@ -63,7 +64,9 @@ def _answer(target, args, kwargs, namespace: dict, objects: list) -> list:
     try:
         args = [wire.decode(a, find) for a in args]
         kwargs = {name: wire.decode(a, find) for name, a in kwargs.items()}
-        value = find(target)(*args, **kwargs)
+        # A name that the program lacks is not Python's own: an answer without `max` has no `max`.
+        function = objects[target] if isinstance(target, int) else namespace[target]
+        value = function(*args, **kwargs)
         left = [*args, *kwargs.values()] if value is None else []
         return ["value", wire.encode(value, keep), [wire.encode(a, keep) for a in left]]
     except Exception as error:
