@@ -139,9 +139,8 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
     config = session.config
     results = read_json(session.run.results, "remove it and run `malt eval`")
     for row in results["systems"] if results else ():
-        row["system"] = system_without_temperature(
-            row
-        )  # a card is of the systems, whatever their temperature
+        # A card is of the systems, whatever their temperature.
+        row["system"] = system_without_temperature(row)
     model = session.bases.model_of(role)
     own = {r.name: config.model_of(r.name) for r in session.pipeline.roles}
     return CardFacts(

@@ -83,8 +83,10 @@ def _holder_is_alive(path: Path) -> bool:
     """Whether the holder is a process of this machine that has not ended."""
     try:
         owner = json.loads(read_bytes(path))
+        if owner["host"] != socket.gethostname():
+            return False
         os.kill(owner["pid"], 0)  # signal 0 only asks whether there is such a process
-        return owner["host"] == socket.gethostname()
+        return True
     except PermissionError:
         return True  # a process of another user
     except (OSError, ValueError, KeyError, TypeError, UserError):
