@@ -106,6 +106,11 @@ def whole_number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
+def has_lone_surrogate(text: str) -> bool:
+    """Whether text holds half a character (a lone surrogate), which JSON can and UTF-8 cannot."""
+    return re.search("[\ud800-\udfff]", text) is not None
+
+
 def show(value: Any) -> str:
     """The `repr` of a value from outside, cut to 80 characters so that it fits into a message."""
     try:

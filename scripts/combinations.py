@@ -49,6 +49,25 @@ def pairwise() -> list[dict]:
 def run(combination: dict, model: Path, folder: Path) -> None:
     """One run in two sessions; raises what is wrong with it."""
     import tiny
+
+    mesh = dict(part.split("=") for part in combination["mesh"].split() if "=" in part)
+    loop(
+        {
+            **tiny.SMALL,
+            "model": {"path": str(model), "dtype": combination["dtype"]},
+            "sampler": tiny.ONE_BATCH,
+            "sharing": combination["sharing"],
+            "rounds": combination["rounds"],
+            "mesh": {axis: int(size) for axis, size in mesh.items()},
+            "train": {**tiny.SMALL["train"], "full": combination["full"]},
+            "eval": {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"},
+        },
+        folder,
+    )
+
+
+def loop(data: dict, folder: Path, measured: bool = True) -> None:
+    """Search to training in one session; evaluation, if it is `measured`, and export in another."""
     from malt_jax import config as configs
     from malt_jax.progress import Progress
     from malt_jax.stages.evaluate import evaluate
@@ -59,21 +78,7 @@ def run(combination: dict, model: Path, folder: Path) -> None:
     from malt_jax.stages.train import train
     from malt_jax.storage.rundir import RunDir
 
-    mesh = dict(part.split("=") for part in combination["mesh"].split() if "=" in part)
-    config = configs.from_dict(
-        {
-            **tiny.SMALL,
-            "model": {"path": str(model), "dtype": combination["dtype"]},
-            "sampler": tiny.ONE_BATCH,
-            "sharing": combination["sharing"],
-            "rounds": combination["rounds"],
-            "mesh": {axis: int(size) for axis, size in mesh.items()},
-            "train": {**tiny.SMALL["train"], "full": combination["full"]},
-            "eval": {"trees": 0, "systems": ["sa", "malt"], "baseline": "sa@3"},
-            "output_dir": str(folder),
-            "quiet": True,
-        }
-    )
+    config = configs.from_dict({**data, "output_dir": str(folder), "quiet": True})
     plain = configs.reading.to_dict(config)
     with RunDir.open(folder, plain, "combinations") as directory:
         session = Session(config, directory, Progress(quiet=True))
@@ -84,9 +89,8 @@ def run(combination: dict, model: Path, folder: Path) -> None:
         session.close()
     with RunDir.open(folder, plain, "combinations") as directory:
         session = Session(config, directory, Progress(quiet=True))
-        results = evaluate(session)
+        assert not measured or evaluate(session)["systems"], "no system in the table"
         export(session)
-        assert results["systems"], "no system in the table"
         check_exports(session)
         session.close()
 

@@ -25,38 +25,16 @@ FAMILIES = (
 
 def run(family: str, folder: Path, **changes: object) -> None:
     """One run, `changes` being fields of config.json; raises what is wrong with it."""
-    from combinations import check_exports
+    from combinations import loop
 
     import tiny
-    from malt_jax import config as configs
-    from malt_jax.progress import Progress
-    from malt_jax.stages.export import export
-    from malt_jax.stages.label import label
-    from malt_jax.stages.search import search
-    from malt_jax.stages.session import Session
-    from malt_jax.stages.train import train
-    from malt_jax.storage.rundir import RunDir
     from tiny_models import save_with_characters
 
-    config = configs.from_dict(
-        {
-            **tiny.SMALL,
-            "model": {"path": str(save_with_characters(family, folder / "model", **changes))},
-            "sampler": tiny.ONE_BATCH,
-            "output_dir": str(folder / "run"),
-            "quiet": True,
-        }
-    )
-    with RunDir.open(folder / "run", configs.reading.to_dict(config), "family_loops") as directory:
-        session = Session(config, directory, Progress(quiet=True))
-        search(session, 0)
-        label(session, 0)
-        train(session, 0)
-        export(session)
-        trained = sorted(path.name for path in directory.path.glob("checkpoints/000/*/dpo"))
-        assert trained, "no role was trained on pairs"
-        check_exports(session)
-        session.close()
+    model = save_with_characters(family, folder / "model", **changes)
+    data = {**tiny.SMALL, "model": {"path": str(model)}, "sampler": tiny.ONE_BATCH}
+    loop(data, folder / "run", measured=False)
+    trained = sorted(path.name for path in folder.glob("run/checkpoints/000/*/dpo"))
+    assert trained, "no role was trained on pairs"
 
 
 def main(families: list[str]) -> int:

@@ -11,13 +11,13 @@ docs/reliability.md has the results.
 import argparse
 import ctypes
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import pods
 
 KINDS = ("sleep", "compute", "lock")
 HEARTBEAT = 20
@@ -26,31 +26,25 @@ PATIENCE = 120
 
 
 @dataclass
-class Process:
+class Watched(pods.Process):
     """One process of the run, as it is seen from outside; times in seconds since one hung."""
 
-    popen: subprocess.Popen
-    log: Path
     named: float | None = None
     """When it said which process hangs."""
     ended: float | None = None
 
 
-def work(kind: str, hung: int, hang: int, process: int, coordinator: str) -> None:
+def work(kind: str, hung: int, hang: int) -> None:
     """What one process does; it never returns."""
     from malt_jax import distributed
     from malt_jax.config.mesh import MeshConfig
     from malt_jax.storage import writers
 
-    distributed.initialize(
-        MeshConfig(
-            coordinator=coordinator, processes=2, process=process, heartbeat=HEARTBEAT, hang=hang
-        )
-    )
+    distributed.initialize(MeshConfig(heartbeat=HEARTBEAT, hang=hang))
     writers.wait_for_all("begin")
     for _ in range(10):
         writers.any_of(False, "safe point")
-    if process == hung:
+    if os.environ[distributed.PROCESS] == str(hung):
         print("hangs now", flush=True)
         stand_still(kind)
     writers.any_of(False, "safe point")
@@ -64,23 +58,11 @@ def stand_still(kind: str) -> None:
     ctypes.PyDLL(None).sleep(3600)  # unlike `CDLL`, it keeps the lock during the call
 
 
-def measure(kind: str, hung: int, hang: int, folder: Path) -> list[Process]:
+def measure(kind: str, hung: int, hang: int, folder: Path) -> list[Watched]:
     """Starts a run of two processes, of which number `hung` hangs, and watches it to its end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    run = []
-    for process in range(2):
-        words = [sys.executable, __file__, "--work", kind, str(hung), str(hang), str(process)]
-        log = folder / f"{kind}.{hung}.{process}.log"
-        with open(log, "w") as file:
-            popen = subprocess.Popen(
-                [*words, coordinator],
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-        run.append(Process(popen, log))
+    words = [sys.executable, __file__, "--work", kind, str(hung), str(hang)]
+    pod = pods.start_together(words, folder / f"{kind}.{hung}", 2, 1)
+    run = [Watched(process.popen, process.log) for process in pod]
     until, began = time.monotonic() + hang + PATIENCE, 0.0
     while any(process.ended is None for process in run):
         time.sleep(0.05)
@@ -101,11 +83,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--hang", type=int, default=10, help="mesh.hang of the run [10]")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        kind, hung, hang, process, coordinator = options.work
-        work(kind, int(hung), int(hang), int(process), coordinator)
+        kind, hung, hang = options.work
+        work(kind, int(hung), int(hang))
     print("| kind | hung | named by the other after | ended after | statuses |", flush=True)
     print("| --- | --- | ---: | ---: | --- |", flush=True)
     good = True

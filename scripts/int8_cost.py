@@ -11,22 +11,16 @@ finds what was drawn; and how many solutions are, token for token, those drawn w
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from quantized_base import next_logprobs, prompts
 
 import malt_jax as malt
 from malt_jax.bench.inputs import word_problems
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
-from malt_jax.tasks import get_task
-from malt_jax.tree.keys import node_key
-from malt_jax.tree.prompts import render
 
 SETTINGS = {
     "exact": {},
@@ -44,7 +38,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     options = parser.parse_args()
     model = malt.load_model(options.model)
-    requests = prompts(model, options.questions)
+    questions = {question.id: question.text for question in word_problems(options.questions)}
+    requests = prompts(model, "gsm8k", questions, "int8")
     params = SamplingParams(
         temperature=options.temperature,
         max_new_tokens=options.new_tokens,
@@ -67,39 +62,10 @@ def main() -> None:
         )
 
 
-def prompts(model: Any, count: int) -> list[Request]:
-    """GSM8K's generator prompts over built-in word problems, one key each."""
-    template = get_task("gsm8k").templates["generator"]
-    requests = []
-    for question in word_problems(count):
-        prompt = render(
-            template,
-            question.text,
-            {},
-            model.tokenizer,
-            room=model.spec.context,
-            overflow="refuse",
-            where=question.id,
-        )
-        requests.append(Request(prompt.ids, node_key(0, "int8", question.id)[None]))
-    return requests
-
-
 def rescored(model: Any, request: Request, completion: Completion) -> np.ndarray:
     """The unrounded model's log-probability of each drawn token."""
-    tokens = (*request.prompt, *completion.tokens)
-    padded = -(-len(tokens) // 64) * 64
-    row = np.zeros((1, padded), np.int32)
-    row[0, : len(tokens)] = tokens
-    scores = _logprobs(model.graph, model.params, row)
-    return np.asarray(scores)[len(request.prompt) - 1 : len(tokens) - 1]
-
-
-@partial(jax.jit, static_argnums=0)
-def _logprobs(graph: nnx.GraphDef, params: nnx.State, tokens: jax.Array) -> jax.Array:
-    """[T] log p(token t + 1 | tokens up to t); the last one means nothing."""
-    logprobs = jax.nn.log_softmax(nnx.merge(graph, params)(tokens)[0])
-    return jnp.take_along_axis(logprobs, jnp.roll(tokens[0], -1)[:, None], axis=1)[:, 0]
+    logprobs = np.asarray(next_logprobs(model, request, completion))
+    return np.take_along_axis(logprobs, np.array(completion.tokens)[:, None], axis=1)[:, 0]
 
 
 if __name__ == "__main__":

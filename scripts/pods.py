@@ -43,7 +43,7 @@ PATIENCE = 150
 """Seconds in which all processes must end after one of them: JAX's heartbeat and some more."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Process:
     """One process of a run and the file of its output."""
 
@@ -53,20 +53,21 @@ class Process:
 
 def start(words: list[str], run: Path, processes: int = 1, devices: int = 1) -> list[Process]:
     """Starts `malt WORDS --output-dir RUN` as several processes that form one run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "malt_jax.cli", *words, "--output-dir", str(run)]
+    return start_together(command, run, processes, devices)
+
+
+def start_together(command: list[str], run: Path, processes: int, devices: int) -> list[Process]:
+    """Starts a command as processes that find each other; their output goes to RUN.INDEX.log."""
+    shared = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{probe.getsockname()[1]}"
+        shared |= {"MALT_COORDINATOR": place, "MALT_PROCESSES": str(processes)}
     started = []
     for index in range(processes):
-        env = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-        }
-        if processes > 1:
-            env |= {"MALT_COORDINATOR": coordinator, "MALT_PROCESSES": str(processes)}
-            env |= {"MALT_PROCESS": str(index)}
-        command = [sys.executable, "-m", "malt_jax.cli", *words, "--output-dir", str(run)]
+        env = shared | ({"MALT_PROCESS": str(index)} if processes > 1 else {})
         log = run.with_name(f"{run.name}.{index}.log")
         with open(log, "a") as file:
             popen = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)

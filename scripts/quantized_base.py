@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 import malt_jax as malt
-from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks import get_task
 from malt_jax.tree.keys import node_key
@@ -45,7 +46,8 @@ def main() -> None:
     }
     with Path(options.questions_file).open() as file:
         rows = [json.loads(line) for line, _ in zip(file, range(options.questions), strict=False)]
-    requests = prompts(models["float"], options.task, [row["question"] for row in rows])
+    questions = {str(number): row["question"] for number, row in enumerate(rows)}
+    requests = prompts(models["float"], options.task, questions, "quantized")
     params = SamplingParams(temperature=0.7, max_new_tokens=options.new_tokens)
     samplers = {name: Sampler(model) for name, model in models.items()}
     drawn = {name: s.sample(requests, params) for name, s in samplers.items()}  # compiles
@@ -63,11 +65,7 @@ def main() -> None:
     print(f"median ratio of the speeds: {ratio:.2f}")
     measured = []
     for request, (completion,) in zip(requests, drawn["float"], strict=True):
-        first, tokens = len(request.prompt) - 1, (*request.prompt, *completion.tokens)
-        row = np.zeros((1, -(-len(tokens) // 64) * 64), np.int32)
-        row[0, : len(tokens)] = tokens
-        places = slice(first, len(tokens) - 1)
-        p, q = (_logprobs(m.graph, m.params, row)[places] for m in models.values())
+        p, q = (next_logprobs(m, request, completion) for m in models.values())
         measured.append(np.stack([jnp.sum(jnp.exp(p) * (p - q), -1), p.argmax(-1) == q.argmax(-1)]))
     divergence, same = np.concatenate(measured, axis=1)
     print(
@@ -76,17 +74,22 @@ def main() -> None:
     )
 
 
-def prompts(model: Any, task: str, questions: list[str]) -> list[Request]:
-    """The task's generator prompts, one key each."""
+def prompts(model: Any, task: str, questions: Mapping[str, str], name: str) -> list[Request]:
+    """The task's generator prompts for questions by id, one key each; `name` is a part of it."""
     template = get_task(task).templates["generator"]
     requests = []
-    for i, question in enumerate(questions):
-        prompt = render(
-            template, question, {}, model.tokenizer,
-            room=model.spec.context, overflow="refuse", where=str(i),
-        )  # fmt: skip
-        requests.append(Request(prompt.ids, node_key(0, "quantized", str(i))[None]))
+    for id, question in questions.items():
+        prompt = render(template, question, {}, model.tokenizer, room=model.spec.context, where=id)
+        requests.append(Request(prompt.ids, node_key(0, name, id)[None]))
     return requests
+
+
+def next_logprobs(model: Any, request: Request, completion: Completion) -> jax.Array:
+    """[T V] a model's log-probabilities of every token at each place of a completion."""
+    tokens = (*request.prompt, *completion.tokens)
+    row = np.zeros((1, -(-len(tokens) // 64) * 64), np.int32)
+    row[0, : len(tokens)] = tokens
+    return _logprobs(model.graph, model.params, row)[len(request.prompt) - 1 : len(tokens) - 1]
 
 
 @partial(jax.jit, static_argnums=0)

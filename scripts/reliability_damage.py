@@ -10,8 +10,6 @@ damage was accepted.
 
 import argparse
 import collections
-import contextlib
-import io
 import random
 import shutil
 import subprocess
@@ -41,12 +39,10 @@ def answer(command: list[str]) -> tuple[int, str]:
     if command[0] != "malt":
         done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, done.stderr
-    from malt_jax import cli
+    from reliability_inputs import here
 
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        status = cli.main(command[1:])
-    return status, said.getvalue()
+    status, _, said = here(command[1:])
+    return status, said
 
 
 def main() -> int:

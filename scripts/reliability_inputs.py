@@ -42,7 +42,7 @@ def faults(case: Case, folder: Path) -> tuple[list[str], str]:
     """What is wrong with the answer of `malt` to this case in an empty folder, and its message."""
     command = case.make(World(folder))
     before = contents(folder)
-    status, out, message = _apart(case, command) if case.apart else _here(command)
+    status, out, message = _apart(case, command) if case.apart else here(command)
     wrong = [] if status == 2 else [f"exit {status}"]
     if message.count("\n") != 1 or not message.startswith("malt: "):
         wrong.append("not one sentence")
@@ -56,7 +56,8 @@ def faults(case: Case, folder: Path) -> tuple[list[str], str]:
     return wrong, message
 
 
-def _here(command: list[str]) -> tuple[int, str, str]:
+def here(command: list[str]) -> tuple[int, str, str]:
+    """Runs the words in this process; its exit status, standard output and standard error."""
     error, out = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(out):
         status = cli.main(command)

@@ -1,5 +1,11 @@
-"""The fields of published config.json files that describe the decoder, written down from memory of
-the files on the hub (transformers 4 spelling); fields about training and files are left out."""
+"""The fields of published config.json files that describe the decoder (transformers 4 spelling).
+
+Written down from memory of the files on the hub; fields about training and files are left out.
+Compared with copies of the published files, and equal to them in all that is read: Qwen3 0.6B to
+235B, Mixtral and gpt-oss (model_configs of ai-dynamo/aiconfigurator), Granite 3.3 8B, OLMo 3's rope
+and Phi-4-mini. From such copies, as transformers 4.50 to 4.57 wrote them: Gemma 3 270M, Mistral
+Small 3.1, DeepSeek-R1-0528-Qwen3-8B, and what a fine-tuned Phi-3.5 says of its code.
+"""
 
 from __future__ import annotations
 
@@ -117,9 +123,9 @@ def _olmo3(*size: int):
                tie_word_embeddings=False)  # fmt: skip
 
 
-def _phi(*size: int, context: int = 4096, theta: float = 10000.0, **fields: Any):
-    code = {"AutoConfig": "configuration_phi3.Phi3Config",
-            "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}  # fmt: skip
+def _phi(*size: int, context: int = 4096, theta: float = 10000.0, origin: str = "", **fields: Any):
+    code = {"AutoConfig": f"{origin}configuration_phi3.Phi3Config",
+            "AutoModelForCausalLM": f"{origin}modeling_phi3.Phi3ForCausalLM"}  # fmt: skip
     return _of("Phi3ForCausalLM", "phi3", **_sized(*size), auto_map=code, attention_bias=False,
                hidden_act="silu", max_position_embeddings=context, rms_norm_eps=1e-5,
                rope_theta=theta, **{"original_max_position_embeddings": 4096, "rope_scaling": None,
@@ -176,6 +182,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen3-4B-Instruct-2507": _qwen3(2560, 9728, 36, 32, 8, tied=True, context=262144,
                                      theta=5000000),
     "Qwen3-8B": _qwen3(4096, 12288, 36, 32, 8),
+    "DeepSeek-R1-0528-Qwen3-8B": {
+        **_qwen3(4096, 12288, 36, 32, 8, context=131072),
+        # `attn_factor` is what vLLM multiplies in; transformers does not read it.
+        "rope_scaling": {"attn_factor": 0.8782488562869419, "factor": 4.0, "rope_type": "yarn",
+                         "original_max_position_embeddings": 32768},
+    },
     "Qwen3-14B": _qwen3(5120, 17408, 40, 40, 8),
     "Qwen3-32B": _qwen3(5120, 25600, 64, 64, 8),
     "Qwen3-30B-A3B": _qwen3_moe(2048, 6144, 48, 32, 4, inner=768, layers=48),
@@ -184,8 +196,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
                                   theta=1000000.0),
     "Mistral-Small-24B-2501": _mistral(5120, 32768, 40, 32, 8, vocab=131072, context=32768,
                                        theta=100000000.0),
+    "Mistral-Small-3.1-24B": _of(
+        "Mistral3ForConditionalGeneration", "mistral3", image_token_index=10,
+        multimodal_projector_bias=False, projector_hidden_act="gelu", spatial_merge_size=2,
+        text_config={"model_type": "mistral", **_sized(5120, 32768, 40, 32, 8, 131072),
+                     "head_dim": 128, "hidden_act": "silu", "max_position_embeddings": 131072,
+                     "rms_norm_eps": 1e-5, "rope_theta": 1000000000.0, "sliding_window": None},
+        vision_config={"model_type": "pixtral", "head_dim": 64, "hidden_size": 1024,
+                       "image_size": 1540, "intermediate_size": 4096, "num_attention_heads": 16,
+                       "num_hidden_layers": 24, "patch_size": 14, "rope_theta": 10000.0},
+        vision_feature_layer=-1),
     "gemma-2-9b": _gemma2(3584, 14336, 42, 16, 8, head_dim=256, scalar=256),
     "gemma-2-27b": _gemma2(4608, 36864, 46, 32, 16, head_dim=128, scalar=144),
+    "gemma-3-270m": _of(
+        "Gemma3ForCausalLM", "gemma3_text", **_sized(640, 2048, 18, 4, 1, 262144),
+        _sliding_window_pattern=6, attn_logit_softcapping=None, final_logit_softcapping=None,
+        head_dim=256, hidden_activation="gelu_pytorch_tanh", attention_bias=False,
+        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 3,
+        max_position_embeddings=32768, query_pre_attn_scalar=256, rms_norm_eps=1e-6,
+        rope_local_base_freq=10000.0, rope_scaling=None, rope_theta=1000000.0, sliding_window=512,
+        use_bidirectional_attention=False),
     "gemma-3-4b": _gemma3(hidden_size=2560, intermediate_size=10240, num_hidden_layers=34),
     "gemma-3-12b": _gemma3(hidden_size=3840, intermediate_size=15360, num_hidden_layers=48,
                            num_attention_heads=16, num_key_value_heads=8),
@@ -203,12 +233,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Phi-3-mini-4k": _phi(3072, 8192, 32, 32, 32, 32064, sliding_window=2047),
     "Phi-3-mini-128k": _phi(3072, 8192, 32, 32, 32, 32064, context=131072, rope_scaling=_long(48),
                             sliding_window=262144),
+    "Phi-3.5-mini-tuned": _phi(3072, 8192, 32, 32, 32, 32064, context=131072,
+                               rope_scaling=_long(48), sliding_window=262144,
+                               origin="microsoft/Phi-3.5-mini-instruct--"),
     "Phi-3-medium-4k": _phi(5120, 17920, 40, 40, 10, 32064, sliding_window=2047),
     "phi-4": _phi(5120, 17920, 40, 40, 10, 100352, context=16384, theta=250000,
                   original_max_position_embeddings=16384, sliding_window=None),
     "Phi-4-mini": _phi(3072, 8192, 32, 24, 8, 200064, context=131072, rope_scaling=_long(48),
                        partial_rotary_factor=0.75, sliding_window=262144,
-                       tie_word_embeddings=True),
+                       tie_word_embeddings=True, lm_head_bias=False, mlp_bias=False),
     "granite-3.1-2b": _granite(2048, 8192, 40, 32, 8, 49155, query=0.015625, logits=8.0,
                                theta=5000000.0),
     "granite-3.1-8b": _granite(4096, 12800, 40, 32, 8, 49155, query=0.0078125, logits=16.0,
@@ -218,9 +251,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite-3.3-8b": _granite(4096, 12800, 40, 32, 8, 49159, query=0.0078125, logits=16.0,
                                theta=10000000.0),
     "Mixtral-8x7B": _mixtral(4096, 14336, 32, 32, 8, vocab=32000, context=32768),
-    "Mixtral-8x22B": _mixtral(6144, 16384, 56, 48, 8, vocab=32768, context=65536),
+    "Mixtral-8x22B": _mixtral(6144, 16384, 56, 48, 8, vocab=32000, context=65536),
     "OLMoE-1B-7B-0924": _olmoe(False),
     "OLMoE-1B-7B-0125": _olmoe(False),
     "gpt-oss-20b": _gpt_oss(24, 32),
     "gpt-oss-120b": _gpt_oss(36, 128),
 }  # fmt: skip
+CONFIGS["Phi-4-mini"]["auto_map"]["AutoTokenizer"] = "Xenova/gpt-4o"

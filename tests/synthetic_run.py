@@ -92,6 +92,7 @@ def make_run(
             "verifier": {"positives": 240, "negatives": 300, "repeats": 12},
         },
         calibration=calibration(map(Tree.from_record, trees)),
+        sources={f"eval/{name}.jsonl": "" for name in records},
     )
     (path / "results.json").write_text(json.dumps(results))
     return path

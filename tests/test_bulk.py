@@ -81,6 +81,19 @@ def test_many_answer_a_question_that_is_too_long_with_an_error(pipeline):
     assert second.text is None and "tokens" in second.error
 
 
+def test_a_question_fits_if_it_does_behind_turns_that_say_nothing(pipeline, monkeypatch):
+    shown: list[dict[str, str]] = []
+    prompt = Answerer._prompt
+
+    def noted(self, role, params, question, said):
+        shown.append(dict(said))
+        return prompt(self, role, params, question, said)
+
+    monkeypatch.setattr(Answerer, "_prompt", noted)
+    pipeline.check("e1+1=?")
+    assert shown == [{}, {"generator": ""}, {"generator": "", "verifier": ""}]
+
+
 def test_a_prompt_that_draws_share_is_rendered_once(pipeline, monkeypatch):
     rendered: list[str] = []
     prompt = Answerer._prompt
@@ -210,6 +223,21 @@ def test_empty_lines_at_the_end_are_no_questions(tmp_path):
         bulk.check_questions(source, lambda question: None)
 
 
+def test_an_id_is_kept_as_it_is_and_compared_as_a_text(tmp_path):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    source.write_bytes(
+        b'{"id": 7, "question": "a"}\r\n{"id": null, "question": "b"}\r\n{"question": "c"}'
+    )
+    assert [line.id for line in bulk.read_questions(source)] == [7, "2", "3"]
+    made = {"made_with": "x"}
+    rows = [{"id": "7", "question": "a"} | made, {"id": "2", "question": "b"} | made]
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert bulk.answered(output, source, "x") == 2
+    source.write_bytes(b'{"id": 7, "question": "a"}\n{"id": "7", "question": "b"}')
+    with pytest.raises(UserError, match="already on line 1"):
+        bulk.check_questions(source, lambda question: None)
+
+
 def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     assert ask(run, questions, output, "--votes", "1") == 0
@@ -237,7 +265,7 @@ def test_a_question_whose_later_prompt_leaves_no_room_is_the_only_one_without_an
     prompt = Answerer._prompt
 
     def crowded(self, role, params, question, said):
-        if question == questions[1] and len(said) == 2:
+        if question == questions[1] and len(said) == 2 and any(said.values()):
             raise UserError("the prompt has too many tokens")
         return prompt(self, role, params, question, said)
 

@@ -98,12 +98,21 @@ def test_its_draws_are_those_that_the_run_itself_would_make(run, capsys):
     assert {"run", "same"} <= {column["name"] for column in table["evaluations"]}
 
 
-def test_a_transfer_to_several_tasks_is_one_command_and_one_table(run, sums, capsys):
+def test_a_transfer_to_several_tasks_is_one_command_and_one_table(run, sums, tmp_path, capsys):
     words = [f"custom={sums}", "arithmetic", "--task.num-eval", "2", "--eval.systems", "sa,malt"]
+    words += ["--mirror", str(tmp_path)]
     assert evaluate(run, "--name", "to", "--tasks", *words) == 0
+    for name in ("to-custom", "to-arithmetic"):
+        kept = (tmp_path / name / "results.json").read_bytes()
+        assert kept == (run / "evals" / name / "results.json").read_bytes()
     out = capsys.readouterr().out
     assert "to-custom" in out and "to-arithmetic" in out
     assert results(run, "to-arithmetic")["questions"] == 2
+    # An earlier evaluation with other settings is refused before another one is measured.
+    words = ["pairs", "arithmetic", "--task.num-eval", "1", "--eval.systems", "sa,malt"]
+    assert evaluate(run, "--name", "to", "--tasks", *words) == 2
+    assert "task.num_eval was 2 and is now 1" in capsys.readouterr().err
+    assert not (run / "evals/to-pairs").exists()
     page = (run / "evals/table.md").read_text()
     assert "trained on tiny:LUCK" in page and "to-arithmetic, 2 questions" in page
 
@@ -235,6 +244,7 @@ def np_leaves(tree):
         (["--name", "a/b"], "--name"),
         (["--name", "table.json"], "--name"),
         (["--task.num-eval", "2"], "--name: missing"),
+        (["--tasks", "custom=a.jsonl", "custom=b.jsonl"], "'custom' appears twice"),
         (["--name", "a", "--eval.split", "tset"], "eval.split: found 'tset', allowed: train, eval"),
         (["--name", "a", "--eval.systems", "star-sa"], "has not trained"),
         (["--name", "a", "--eval.temperatures", "-1"], "temperatures: found"),

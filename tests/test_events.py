@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
-from malt_jax.storage import atomic
+from malt_jax.storage import atomic, events
 from malt_jax.storage.events import EventFile
 
 proto = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -45,6 +45,14 @@ def test_any_names_and_numbers_round_trip(tmp_path_factory, numbers):
     largest = 3.4028234663852886e38
     said = {value.tag: value.simple_value for value in event.summary.value}
     assert said == {name: max(-largest, min(largest, x)) for name, x in numbers.items()}
+
+
+def test_files_are_in_the_order_of_the_runs_whatever_the_clock_says(tmp_path, monkeypatch):
+    made = []
+    for now in (2e9, 2e9, 1e9):
+        monkeypatch.setattr(events.time, "time", lambda now=now: now)
+        made.append(EventFile(tmp_path, 1).path)
+    assert made == sorted(tmp_path.iterdir())
 
 
 def test_an_event_file_starts_a_session_and_holds_its_points(tmp_path):

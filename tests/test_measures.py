@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,9 +52,24 @@ def test_a_critique_supports_the_answer_it_read_and_opposes_any_other():
     assert [measures.draw_weight(r) for r in (kept, mended, silent)] == [0.1, 0.9, 0.5]
     votes = measures.weighted_vote(["7", "8", "7"], [0.1, 0.9, 0.5])
     assert votes.answer == "8" and votes.draw == 1
-    assert measures.weighted([[kept, mended, silent]], np.array([False])) == {
-        "accuracy": 1.0, "wrong_to_right": 1, "right_to_wrong": 0, "p": 1.0,
-    }  # fmt: skip
+    assert measures.weighted_outcomes([[kept, mended, silent]]) == [True]
+
+
+def test_a_weighted_vote_under_several_seeds_is_tested_over_questions():
+    """Two questions that weights put right under each of four seeds are no evidence of eight."""
+    graded, critique = turn("g", "7", False), turn("v", support=0.1)
+    kept = draw("q", 0, "7", False, graded, critique, turn("r", "7", False))
+    mended = draw("q", 1, "8", True, graded, critique, turn("r", "8", True))
+    units = [(seed, question) for seed in range(4) for question in "ab"]
+    draws = {
+        name: [replace(one, seed=s, question_id=q) for s, q in units for one in drawn]
+        for name, drawn in {"sa": [draw(number=n) for n in range(6)], "c": [kept, mended]}.items()
+    }
+    found = summarise(draws, {"sa": SystemInfo("sa"), "c": SystemInfo("c", (2,))}, "sa")
+    test = found["systems"][-1]["weighted"]
+    assert (test["accuracy"], test["wrong_to_right"], test["right_to_wrong"]) == (1.0, 8, 0)
+    assert (test["p"], test["p_pooled"]) == (0.5, pytest.approx(2**-7))
+    assert test["seeds"]["0"] == {"wrong_to_right": 2, "right_to_wrong": 0, "p": 0.5}
 
 
 def test_records_without_a_verdict_are_written_as_they_always_were():

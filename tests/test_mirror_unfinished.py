@@ -83,7 +83,18 @@ def test_only_what_has_grown_is_copied_and_old_pieces_are_removed(tmp_path, monk
     assert Path(url, "eval/malt.jsonl").read_bytes() == grown
 
 
-def test_checkpoints_that_are_not_sealed_or_vanish_are_not_listed(tmp_path, monkeypatch):
+def test_pieces_that_a_killed_process_left_are_removed_by_the_next(tmp_path):
+    url = str(tmp_path / "mirror")
+    in_training(tmp_path / "one", url, checkpoint=False)
+    pieces = {path.name for path in Path(url, "unfinished").iterdir()}
+    for name in ("f" * 64, "somebody's"):
+        Path(url, "unfinished", name).write_text("not named by any list")
+    with begun(tmp_path / "one", url):
+        pass
+    assert {path.name for path in Path(url, "unfinished").iterdir()} == {*pieces, "somebody's"}
+
+
+def test_checkpoints_that_are_not_sealed_or_vanish_are_not_listed(tmp_path, monkeypatch, capsys):
     url = tmp_path / "mirror"
     with begun(tmp_path / "one", str(url)) as run:
         saver = CheckpointFolder(run.path / STEP)
@@ -101,6 +112,9 @@ def test_checkpoints_that_are_not_sealed_or_vanish_are_not_listed(tmp_path, monk
     monkeypatch.setattr(unfinished, "work_of", removed_meanwhile)
     assert not work.push(manifest.load(run))
     assert not json.loads((url / unfinished.LIST).read_bytes())["files"]
+    monkeypatch.setattr(unfinished.Unfinished, "push", lambda *_: False)
+    begun(tmp_path / "one", str(url)).close()
+    assert "checkpoints are replaced before" in capsys.readouterr().err
 
 
 def test_a_list_of_another_manifest_is_passed_over(tmp_path):

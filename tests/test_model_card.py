@@ -287,6 +287,13 @@ def test_the_base_model_is_loaded_at_the_revision_that_was_trained_on():
     assert "vllm serve org/model --revision abc123" in card
 
 
+def test_the_intervals_of_a_card_are_called_by_their_coverage():
+    row = {"system": "sa", "label": "single agent", "calls": 1, "tokens": 4.0, "accuracy": 0.5}
+    found = {"systems": [row | {"interval": [0.4, 0.6]}], "questions": 9, "confidence": 0.9}
+    card = model_card(replace(FACTS, rank=4, results=found))
+    assert "| 90% interval |" in card and "| single agent | 1 | 4 | 50.0 | 40.0 to 60.0 |" in card
+
+
 def test_a_template_with_a_fence_of_its_own_stays_inside_its_block():
     template = "{question}\n```python\nx = 1\n```"
     card = model_card(replace(FACTS, templates={"solo": template}))

@@ -106,6 +106,15 @@ WRONG = {
     "ranks by layer": ({"rank_pattern": {"q_proj": 4}}, {}, "rank_pattern"),
     "saved modules": ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
     "a changed base": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
+    "a part of the text": ({"alora_invocation_tokens": [1, 2]}, {}, "alora_invocation_tokens"),
+    "layers used twice": ({"layer_replication": [[0, 2], [0, 2]]}, {}, "layer_replication"),
+    "grouped inputs": ({"use_qalora": True}, {}, "use_qalora"),
+    "a bias": ({"bias": "lora_only"}, {}, "bias"),
+    "biases of factors": ({"lora_bias": True}, {}, "lora_bias"),
+    "a newer method": ({"use_newer": 3}, {}, "use_newer"),
+    "an embedding": (
+        {}, {"base_model.model.model.embed_tokens.weight": np.ones((3, 32), np.float32)},
+        "embed_tokens.weight is no LoRA factor"),
     "no rank": ({"r": None}, {}, "r is missing"),
     "another width": ({}, {NAME: np.ones((3, 7), np.float32)}, r"\[7, 3\].*made for 'base'"),
     "another layer": (
@@ -126,6 +135,23 @@ def test_what_is_not_plain_lora_or_of_another_base_is_refused_in_one_sentence(ca
     with pytest.raises(UserError, match=named) as caught:
         load_adapter(folder, model.spec)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    # PEFT 0.2, which lacked most fields and had two of its own.
+    {key: None for key in ("use_rslora", "rank_pattern", "use_dora", "lora_bias", "revision")}
+    | {"enable_lora": None, "merge_weights": False},
+    # A newer one: what is switched off, or says which modules there are.
+    {"use_newer": False, "newer_config": None, "newer_pattern": {}, "qalora_group_size": 16,
+     "target_modules": r".*\.(q|down)_proj", "layers_to_transform": [0, 1], "peft_version": "9"},
+])  # fmt: skip
+def test_fields_that_do_not_change_the_adapter_are_read_over(change, model, folder):
+    path = folder / "adapter_config.json"
+    expected, config = load_adapter(folder, model.spec)[0].layers, json.loads(path.read_text())
+    path.write_text(json.dumps({"use_rslora": True} | config | change))
+    jax.tree.map(
+        np.testing.assert_array_equal, load_adapter(folder, model.spec)[0].layers, expected
+    )
 
 
 def test_a_folder_without_an_adapter_and_an_unknown_name_are_refused(model, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import jax
 import pytest
 
+from malt_jax.errors import UserError
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.spec import Rope
 from malt_jax.models.weights import abstract_params
@@ -85,6 +87,7 @@ PUBLISHED = {
 
 
 PARAMETERS = {
+    "gemma-3-270m": 0.268, "Mistral-Small-3.1-24B": 23.6,
     "Qwen3-1.7B": 1.72, "Qwen3-4B": 4.02, "Qwen3-8B": 8.19, "Qwen3-14B": 14.8, "Qwen3-32B": 32.8,
     "Qwen3-30B-A3B": 30.5, "Qwen3-235B-A22B": 235.1, "Mistral-Nemo-2407": 12.2,
     "Mistral-Small-24B-2501": 23.6, "gemma-2-9b": 9.24, "gemma-2-27b": 27.2, "gemma-3-4b": 3.88,
@@ -142,6 +145,46 @@ def test_fields_that_are_left_out_are_those_of_transformers(tmp_path):
     oss = CONFIGS["gpt-oss-20b"]
     assert spec_of(tmp_path, oss).swiglu_gain == 1.702
     assert spec_of(tmp_path, oss | {"swiglu_alpha": 1.5}).swiglu_gain == 1.5
+
+
+def read(folder: Path, config: dict):
+    try:
+        return spec_of(folder, config)
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "name", {config["model_type"]: name for name, config in reversed(PUBLISHED.items())}.values()
+)
+def test_a_field_that_is_left_out_has_the_value_that_transformers_gives_it(name, tmp_path):
+    from transformers import CONFIG_MAPPING
+
+    config = PUBLISHED[name]
+    kind, tower = CONFIG_MAPPING[config["model_type"]], "text_config" in config
+    for key in config["text_config"] if tower else config:
+        less = copy.deepcopy(config)
+        del (less["text_config"] if tower else less)[key]
+        found = read(tmp_path, less)
+        # Sizes that a file must state are refused by name, whatever transformers takes them for.
+        if f"{key} is missing" in str(found) or key == "model_type":
+            continue
+        whole = kind.from_dict(copy.deepcopy(less)).to_dict()
+        whole["architectures"] = less.get("architectures")
+        assert found == read(tmp_path, whole), key
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_tower_that_transformers_5_calls_tied_is_untied_if_the_file_has_a_head(head, tmp_path):
+    config = copy.deepcopy(CONFIGS["Mistral-Small-3.1-24B"])
+    config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = True, False
+    names = [
+        "language_model.model.norm.weight",
+        *(["language_model.lm_head.weight"] if head else []),
+    ]
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00010.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert spec_of(tmp_path, config).tied != head
 
 
 def test_what_the_newer_families_are_told_apart_by(tmp_path):

@@ -22,13 +22,19 @@ OTHERS = (
     "model.fp16.safetensors", "adapter_model.safetensors", "modeling_x.py", "flax_model.msgpack",
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "vocab_size": 9,
+    "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "max_position_embeddings": 8,
+}  # fmt: skip
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A repository of given files behind the client's own function; returns what was fetched."""
 
-    def serve(*files: str) -> list[str]:
+    def serve(*files: str, config: dict | None = None) -> list[str]:
+        config = CONFIG if config is None else config
         fetched: list[str] = []
 
         def snapshot_download(name, *, revision=None, allow_patterns=None, **_):
@@ -37,7 +43,8 @@ def hub(tmp_path, monkeypatch):
                 path = tmp_path / COMMIT / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 weights = dict.fromkeys(("a", "b"), SHARDS[0]) | {"c": SHARDS[1]}
-                path.write_text(json.dumps({"weight_map": weights} if file == INDEX else {}))
+                contents = {INDEX: {"weight_map": weights}, "config.json": config}
+                path.write_text(json.dumps(contents.get(file, {})))
                 fetched.append(file)
             return str(tmp_path / COMMIT)
 
@@ -60,8 +67,23 @@ def test_the_shards_that_the_index_names_are_fetched(hub):
     assert sorted(fetched) == sorted((*TEXT, INDEX, *SHARDS))
 
 
+def test_a_single_file_is_preferred_to_shards_as_in_transformers(hub):
+    fetched = hub(*TEXT, INDEX, *SHARDS, "model.safetensors")
+    local_folder("org/model", "main")
+    assert set(fetched) == {*TEXT, INDEX, "model.safetensors"}
+
+
 def test_a_repository_without_a_config_is_refused_before_any_weight(hub):
     fetched = hub("model.safetensors", "README.md")
     with pytest.raises(UserError, match=r"no config\.json on the hub"):
         local_folder("org/model", "main")
     assert fetched == []
+
+
+@pytest.mark.parametrize("quantised", [True, False])
+def test_a_model_that_is_not_supported_is_refused_before_any_weight(quantised, hub):
+    files = (*TEXT, "model.safetensors", *(["hf_quant_config.json"] if quantised else []))
+    fetched = hub(*files, config=CONFIG if quantised else {"model_type": "falcon"})
+    with pytest.raises(UserError, match="quantised" if quantised else "'falcon' is not supported"):
+        local_folder("org/model", "main")
+    assert "model.safetensors" not in fetched

@@ -97,6 +97,22 @@ BAD_CONFIGS = {
     "experts in a dense name": ({"num_local_experts": 4}, "mixture of experts"),
     "multimodal": ({"vision_config": {"a": 1}}, "multimodal"),
     "another multimodal": ({"model_type": "llama4", "text_config": {"a": 1}}, "multimodal"),
+    "llama 4 by its name": ({"model_type": "llama4", "text_config": {"a": 1}}, "'llama4'"),
+    "gemma 3n": ({"model_type": "gemma3n", "text_config": {"a": 1}, "quantization_config": {
+        "quant_method": "fp8"}}, "'gemma3n' is not supported"),
+    "deepseek by its name": ({"model_type": "deepseek_v3", "n_routed_experts": 8, "auto_map": {
+        "AutoConfig": "configuration_deepseek.DeepseekV3Config"}}, "'deepseek_v3'"),
+    "falcon with its code": ({"model_type": "falcon", "auto_map": {"AutoConfig": "x.Y"}},
+                             "'falcon' is not supported"),
+    "granite 4 without experts": (
+        {"model_type": "granitemoehybrid", "num_local_experts": 0}, "'granitemoehybrid'"),
+    "an embedding model": (
+        {"model_type": "qwen3", "architectures": ["Qwen3Model"]}, "Qwen3ForCausalLM"),
+    "a tower of another mistral": (
+        {"model_type": "mistral3", "architectures": None, "text_config": {
+            "model_type": "ministral3"}}, "'ministral3'"),
+    "gemma without its windows": (
+        {"model_type": "gemma2", "architectures": None, "sliding_window": None}, "sliding_window"),
     "a tower without its section": ({"model_type": "gemma3", "architectures": None}, "text_config"),
     "a tower of another family": (
         {"model_type": "gemma3", "architectures": None, "text_config": {"model_type": "llama"}},
@@ -106,6 +122,9 @@ BAD_CONFIGS = {
         {"model_type": "phi3", "architectures": None, "auto_map": {"AutoModel": "evil.Model"}},
         "auto_map"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    **{f"quantised by {method}": ({"quantization_config": {"quant_method": method}}, f"{method!r}")
+       for method in ("fp8", "awq", "gptq", "bitsandbytes", "compressed-tensors")},
+    "quantised by MLX": ({"quantization": {"group_size": 64, "bits": 4}}, "quantised"),
     "mxfp4 in another family": ({"quantization_config": {"quant_method": "mxfp4"}},
                                 "quantization_config"),
     "both directions": ({"use_bidirectional_attention": True}, "both directions"),
@@ -348,6 +367,11 @@ def test_shards_load_as_one_file_does(tmp_path):
     whole = load_model(checkpoint(tmp_path / "whole"))(tokens)
     parts = load_model(index(tmp_path / "parts", split(tmp_path / "parts")))(tokens)
     np.testing.assert_array_equal(np.asarray(whole), np.asarray(parts))
+
+
+def test_an_index_that_another_checkpoint_left_beside_a_single_file_is_not_read(tmp_path):
+    folder = index(checkpoint(tmp_path), {Q: "model-00001-of-00002.safetensors"})
+    assert Checkpoint(folder).names == tensors().keys()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -18,10 +19,11 @@ import pytest
 
 from malt_jax.credit.signals import node_signals
 from malt_jax.errors import UserError
+from malt_jax.evaluation.records import DrawRecord
+from malt_jax.evaluation.results import SystemInfo, summarise
 from malt_jax.evaluation.statistics import exact_mcnemar, majority_vote
 from malt_jax.evaluation.transfer import Column
 from malt_jax.report import build_report, compare, live
-from malt_jax.report.elsewhere import own_column
 from malt_jax.report.signals import read_signals, signal_table
 from malt_jax.stages.compare import check_output
 from malt_jax.storage.jsonl import read_lines, read_records
@@ -55,16 +57,18 @@ def side(run: Path, rename: str = "E", questions: int = QUESTIONS) -> compare.Si
 
 
 def sweep(run: Path) -> dict:
-    """The results of a run as if its systems were measured at two temperatures."""
-    results = _results(run)
-    rows = [row for row in results["systems"] if row["name"] in ("sa", "malt@3")]
-    results["systems"] = [
-        {**row, "temperature": t, "label": f"{row['label']}, T={t:g}", "name": f"{row['name']}-{t}"}
-        for row in rows
-        for t in (0.0, 0.7)
-    ]
-    # These name systems and rows that are left out or have other names now.
-    return {**results, "turns": [], "levels": {}}
+    """The results of a run as if two of its systems were measured at two temperatures."""
+    draws, systems = {}, {}
+    for t, (name, label) in itertools.product(
+        (0.0, 0.7), (("sa", "single agent"), ("malt", "MALT"))
+    ):
+        baseline = f"sa-t{t:g}"
+        systems[f"{name}-t{t:g}"] = SystemInfo(
+            f"{label}, T={t:g}", (1, 3), 0.5, baseline, f"{baseline}@9", t
+        )
+        records = read_records(run / "eval" / f"{name}.jsonl", DrawRecord.from_record)
+        draws[f"{name}-t{t:g}"] = list(records)
+    return summarise(draws, systems, "sa@9")
 
 
 def test_the_page_shows_every_evaluation_beside_the_runs_own_results(runs, tmp_path):
@@ -77,8 +81,13 @@ def test_the_page_shows_every_evaluation_beside_the_runs_own_results(runs, tmp_p
     assert 'data-evaluation="sweep"' in text and "By temperature" in text
     assert "<img src=x" not in text
     assert (run / "plots" / "evaluation-sweep-by-temperature.svg").exists()
-    assert "Measured elsewhere" not in build_report(run).read_text()
-    assert own_column(other).task == "gsm8k"
+    # A run's own evaluation may be a sweep; each row has the baseline of its temperature.
+    (run / "results.json").write_text(json.dumps(sweep(run)))
+    text = build_report(run).read_text()
+    assert "Measured elsewhere" not in text and "at the same temperature (sa@9)" in text
+    assert "MALT, T=0, vote of 3: <strong>" in text and "not tested" not in text
+    assert "sa@9 at its own temperature" in text and '"before":["ma-t0","sa-t0"]' in text
+    assert Column.of("run", other).task == "gsm8k"
 
 
 def test_signals_are_summed_up_as_numpy_sums_them_up(runs, tmp_path):
@@ -122,6 +131,20 @@ def test_runs_are_tested_on_the_questions_whose_text_both_have(runs, tmp_path):
     assert f"On the {QUESTIONS} questions" in text
     assert "</script><script>document" not in text
     assert "B: Search trees" in text and "verifier, DPO, margin" in text
+
+
+def test_an_ablation_of_both_runs_is_compared_by_the_file_that_its_results_name(runs, tmp_path):
+    sides = [side(Path(shutil.copytree(run, tmp_path / run.name))) for run in runs]
+    both = compare.same_questions(sides[0].questions, sides[1].questions)
+    expected = compare._pairings(tuple(sides), both)
+    for one in sides:
+        folder = one.path / "ablations" / "a" / "eval"
+        folder.mkdir(parents=True)
+        (one.path / "eval" / "star-ma.jsonl").rename(folder / "star-ma.jsonl")
+        records = dict(one.results["records"])
+        records["ablations/a/eval/star-ma.jsonl"] = records.pop("eval/star-ma.jsonl")
+        one.results["records"] = records
+    assert compare._pairings(tuple(sides), both) == expected
 
 
 def test_a_question_is_the_same_by_its_text_and_answer_whatever_its_id(runs):

@@ -114,11 +114,17 @@ def test_any_text_of_a_model_can_be_stored(tmp_path):
     thinking = replace(first, thought="<think>hm", unclosed=True)
     trees[0] = replace(trees[0], nodes=(thinking, *trees[0].nodes[1:]))
     forest = Round(0, trees, {first.id: {"divergence": 0.25}})
+    data = run / "rounds/000/data/verifier/dpo.jsonl"
+    pairs = list(read_lines(data))
+    pairs[-1]["margin"] = 0.5  # a column of some rows only
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     results = [run / "results.json"]
     facts = {"run": HOSTILE[5], "task": "gsm8k", "base": "x"}
     write_dataset(tmp_path / "d", [forest], run / "rounds/000/data", results, **facts)
     import pyarrow.parquet as pq
 
+    stored = pq.read_table(tmp_path / "d/data/verifier/dpo.parquet").to_pylist()
+    assert [row["margin"] for row in stored] == [*[None] * (len(pairs) - 1), 0.5]
     rows = pq.read_table(tmp_path / "d" / "nodes").to_pylist()
     nodes = [node for tree in trees for node in tree.nodes]
     assert [row["node_id"] for row in rows] == [node.id for node in nodes]

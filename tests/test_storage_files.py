@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malt_jax.errors import UserError
+from malt_jax.errors import Unavailable, UserError
+from malt_jax.storage import lock
 from malt_jax.storage.atomic import (
     atomic_directory,
     clean_leftovers,
@@ -102,6 +104,26 @@ def test_an_error_of_the_disk_leaves_the_old_content(tmp_path, monkeypatch, code
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_share_that_cannot_flush_folders_holds_files_all_the_same(tmp_path, monkeypatch, code):
+    flush = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_text(tmp_path / "new" / "file", "x")
+    append_lines(tmp_path / "shard", [{"n": 1}])
+    assert listing(tmp_path) == {"new/file": b"x", "shard": b'{"n":1}\n'}
+
+
+def test_a_name_as_long_as_the_disk_allows_is_written(tmp_path):
+    write_text(tmp_path / ("é" * 127), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["é" * 127]
+
+
 def test_a_full_disk_gives_one_sentence_and_leaves_the_old_content(tmp_path):
     """On a file system in memory, where this user may mount one."""
     disk = tmp_path / "disk"
@@ -179,6 +201,13 @@ def test_a_replacement_killed_between_its_two_renames_is_undone(tmp_path):
     (tmp_path / "a/.tmp-malt-4567cdef-export").mkdir()
     clean_leftovers(tmp_path)
     assert listing(tmp_path) == {"a/export/weights": b"old"}
+
+
+def test_what_the_writer_of_a_run_beneath_is_writing_is_left_alone(tmp_path):
+    for name in ("a/.tmp-malt-0123abcd-x", "evals/b/.tmp-malt-0123abcd-x", "evals/b/.lock"):
+        write_text(tmp_path / name, name)
+    clean_leftovers(tmp_path)
+    assert listing(tmp_path).keys() == {"evals/b/.tmp-malt-0123abcd-x", "evals/b/.lock"}
 
 
 @pytest.mark.parametrize("name", [".tmp-thesis", ".old-thesis", ".tmp-malt-x-thesis"])
@@ -354,8 +383,18 @@ def test_a_second_writer_is_told_which_process_holds_the_run(tmp_path):
     with RunLockHeld(tmp_path, "malt run"), pytest.raises(UserError) as refusal:
         RunLock(tmp_path, "malt train")
     assert f"process {os.getpid()} on " in str(refusal.value)
-    assert "malt run" in str(refusal.value)
+    assert "malt run" in str(refusal.value) and refusal.value.status == 2
     RunLock(tmp_path, "malt train").release()
+
+
+@pytest.mark.parametrize("gone", [{"host": "of a machine that is gone"}, {"pid": 1 << 30}])
+def test_a_lock_that_outlives_its_holder_is_tried_again_by_launchers(tmp_path, gone, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.01)
+    with RunLockHeld(tmp_path, "malt run"):
+        path = tmp_path / ".lock"
+        path.write_text(json.dumps(json.loads(path.read_text()) | gone))
+        with pytest.raises(Unavailable, match="is writing this run"):
+            RunLock(tmp_path, "malt run")
 
 
 class RunLockHeld:

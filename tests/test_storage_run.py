@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -153,6 +154,19 @@ def test_redo_sets_aside_damaged_units_and_later_stages_only(run):
     assert not manifest.stage_done(run, "search/000") and not manifest.stage_done(run, "eval")
     with pytest.raises(UserError, match=r"no stage named 'eval'.*search/000"):
         manifest.redo(run, "eval")
+
+
+def test_redo_sets_aside_what_a_link_keeps_on_another_disk(run, monkeypatch):
+    (run.trees(0) / "1.jsonl").write_text("damaged")
+
+    def other_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "rename", other_disk)
+    aside = manifest.redo(run, "search/000")
+    assert (aside / "rounds/000/trees/1.jsonl").read_text() == "damaged"
+    assert (aside / "checkpoints/000/generator/20/d/weights").exists()
+    assert not (run.trees(0) / "1.jsonl").exists() and not run.results.exists()
 
 
 def test_after_an_interrupted_redo_the_run_is_refused_until_it_is_repeated(run, monkeypatch):

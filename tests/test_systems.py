@@ -303,6 +303,41 @@ def test_a_wrong_system_is_refused_by_name(config, words):
     assert words in str(error.value)
 
 
+def test_a_chain_may_begin_with_a_role_that_does_not_answer():
+    """The single agent is then the first role that answers, and no further turn lacks its text."""
+    roles = (
+        RoleConfig("planner", template="P {question}", answers=False),
+        RoleConfig("solver", template="S {question} {planner}"),
+        RoleConfig("critic", template="C {question} {solver}", answers=False),
+        RoleConfig("editor", template="E {question} {critic}"),
+    )
+    pipeline = make_chain(PipelineConfig(roles), TEMPLATES)
+    templates = {**TEMPLATES, "judge": "J {question} {generator}"}
+    systems = {s.name: s for s in make_systems(EvalConfig(models=("m",)), pipeline, templates)}
+    for name in ("sa", "self-correction", "debate", "m"):
+        assert systems[name].turns[0].role.name == "solver"
+    assert "star-sa" not in systems and "malt-planner" not in systems
+    last = systems["malt-planner-solver-critic"].turns[-1].role
+    assert last.template == "J {question} {solver}" and speaker("judge", pipeline).name == "critic"
+    star = EvalConfig(extra=(SystemConfig("x", ("solver:star",)),))
+    with pytest.raises(UserError, match="that one does not answer"):
+        make_systems(star, pipeline, templates)
+
+
+def test_other_models_are_called_by_as_much_of_their_paths_as_tells_them_apart():
+    paths = ("runs/a/export/generator", "runs/b/export/generator/", "Org/Model", "../x")
+    names = [s.name for s in make_systems(EvalConfig(("sa",), models=paths), PIPELINE, TEMPLATES)]
+    assert names[1:] == ["a-export-generator", "b-export-generator", "Org-Model", "x"]
+
+
+def test_two_rows_that_are_each_others_baseline_have_one_test():
+    _, records, _, _ = roll_out(EvalConfig(systems=("malt",)))
+    infos = {"sa": SystemInfo("sa", (9,)), "malt": SystemInfo("malt", (3,))}
+    rows = {row["name"]: row for row in summarise(records, infos, "malt@3")["systems"]}
+    one, other = rows["malt@3"]["tests"]["sa@9"], rows["sa@9"]["tests"]["malt@3"]
+    assert one["p_holm"] == other["p_holm"] == pytest.approx(one["p"])
+
+
 def test_a_role_may_have_the_name_of_a_further_turn():
     """It is then that role in every system, by its own weights; the further turn has no system."""
     roles = (

@@ -23,7 +23,7 @@ from malt_jax.data.role_data import tree_counts
 from malt_jax.errors import UserError
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
-from malt_jax.models.thoughts import ThoughtFormat
+from malt_jax.models.thoughts import ThoughtFormat, WrittenThoughts
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.report.prompts import Templates
 from malt_jax.report.trees import Uses, compact
@@ -41,11 +41,16 @@ from malt_jax.tree.roles import make_chain
 from malt_jax.tree.thoughts import read_completion
 from test_sampling import DRAWN, SMALL, assert_same, make_model, make_requests, spec
 from tiny import LUCK
-from tiny_models import CHATML, save_thinking_tokenizer
+from tiny_models import CHATML, save_thinking_tokenizer, save_tokenizer
 
 # TRL ships the published templates unchanged, to recognise a model by them: its README names their
 # checkpoints (Qwen/Qwen3-*, deepseek-ai/DeepSeek-R1-Distill-*, openai/gpt-oss-*).
-PUBLISHED = {"qwen3": "qwen3", "r1": "deepseek_r1_distill", "gpt-oss": "gptoss"}
+PUBLISHED = {
+    "qwen3": "qwen3",
+    "r1": "deepseek_r1_distill",
+    "gpt-oss": "gptoss",
+    "llama3.1": "llama3_1",
+}
 
 
 def published(name: str) -> str:
@@ -73,6 +78,7 @@ SETTINGS = [
     ("r1", {}),
     ("gpt-oss", {}),
     ("gpt-oss", {"reasoning_effort": "low", "model_identity": "You are MALT."}),
+    ("llama3.1", {"date_string": "1 Jan 2025"}),
 ]
 
 
@@ -130,6 +136,41 @@ def said(tokenizer, text: str, finish: str = "eos"):
 def test_the_answer_is_what_follows_the_thought(name, thought, answer, unclosed, tmp_path):
     found = said(make_tokenizer(tmp_path, published(name)), (thought or "") + answer)
     assert found[:3] == (answer, thought, unclosed)
+
+
+# The end of OLMo 3 Think's template, whose tokenizer has no such token, as two of its spellings.
+OLMO_THINK = CHATML.replace("assistant\\n", "assistant\\n<think>")
+SPLIT = {"</th": 1, "ink>4": 2, "ink>\n\n": 3, "2 and 2": 4, "4": 5}
+
+
+@pytest.mark.parametrize(
+    ("thought", "answer", "unclosed"),
+    [("2 and 2</think>\n\n", "4", False), ("2 and 2</think>", "4", False), ("2 and 2", "", True)],
+)
+def test_markers_that_are_no_tokens_are_read_as_text(thought, answer, unclosed, tmp_path):
+    save_tokenizer(tmp_path / "own", OLMO_THINK)
+    own = load_tokenizer(tmp_path / "own")
+    assert own.thoughts.inside and said(own, thought + answer)[:3] == (answer, thought, unclosed)
+    sent: list[str] = []
+    stream = TextStream(own, own.thoughts, 0, lambda _, new: sent.append(new))
+    for token in own.encode(thought + answer):
+        stream.add([token])
+    assert "".join(sent) == answer
+    begun = replace(own.thoughts, inside=False)
+    for text, start in (("", None), (" <thi", None), ("<think>a", None), ("No.", 0)):
+        assert begun.answer_start(own.encode(text)) == start
+    budget = chain(thinking=ThinkingConfig(budget=8))
+    with pytest.raises(UserError, match=r"thinking\.budget: .* </think> is no token"):
+        check_chat(make_chain(PipelineConfig(budget), LUCK.templates), own)
+
+
+def test_a_token_of_marker_and_answer_belongs_to_both():
+    names = {index: text for text, index in SPLIT.items()}
+    read = SimpleNamespace(decode=lambda ids, **_: "".join(names[i] for i in ids), end_ids=())
+    form = WrittenThoughts("<think>", "</think>", True, read.decode)
+    for ids, text, thought in (([4, 1, 2], "4", "2 and 2</think>"),
+                               ([4, 1, 3, 5], "4", "2 and 2</think>\n\n")):  # fmt: skip
+        assert read_completion(ids, "length", read, form)[:3] == (text, thought, False)
 
 
 def test_a_template_argument_moves_where_a_thought_begins(qwen, tmp_path):

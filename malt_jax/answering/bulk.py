@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from malt_jax.answering.turns import Answer
-from malt_jax.checks import nearest, show
+from malt_jax.checks import has_lone_surrogate, nearest, show
 from malt_jax.errors import UserError
 from malt_jax.memory import release_freed
 from malt_jax.regular_files import open_regular
@@ -32,7 +32,7 @@ MAX_LINE = 1 << 20
 """The longest line in bytes: no question is a megabyte of text."""
 NEEDED = ("id", "question", "made_with")
 """Fields without which a line of the output is no answer."""
-FIRST_BYTES = b'{"id":"'
+FIRST_BYTES = b'{"id":'
 """How every line of the output begins."""
 
 
@@ -41,7 +41,7 @@ class Line:
     """A question of the input."""
 
     number: int
-    id: str
+    id: str | int
     question: str
 
 
@@ -86,14 +86,14 @@ def _parse(raw: bytes, number: int) -> Line:
     if "question" not in record:
         hint = nearest("question", list(record), cutoff=0.5)
         raise UserError(f"no `question`; found {', '.join(map(show, record)) or 'nothing'}.{hint}")
-    question, identity = record["question"], record.get("id", number)
+    question, identity = record["question"], record.get("id")
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"`question` is {show(question)}, expected a text.")
-    if any("\ud800" <= character <= "\udfff" for character in question):
+    if has_lone_surrogate(question):
         raise UserError("`question` holds half a character (a lone surrogate); write it whole.")
-    if isinstance(identity, bool) or not isinstance(identity, str | int):
+    if isinstance(identity, bool) or not isinstance(identity, str | int | None):
         raise UserError(f"`id` is {show(identity)}, expected a text or a whole number.")
-    return Line(number, str(identity), question)
+    return Line(number, str(number) if identity is None else identity, question)
 
 
 def check_questions(path: Path, check: Callable[[str], None]) -> int:
@@ -105,7 +105,7 @@ def check_questions(path: Path, check: Callable[[str], None]) -> int:
     count = 0
     for line in read_questions(path):
         # Hashes and no texts, so that memory stays small.
-        earlier = seen.setdefault(hash(line.id), line.number)
+        earlier = seen.setdefault(hash(str(line.id)), line.number)
         if earlier != line.number:
             raise UserError(
                 f"{path}:{line.number}: the id {show(line.id)} is already on line {earlier}; "
@@ -152,7 +152,9 @@ def answered(path: Path, questions: Path, made_with: str) -> int:
         if record is None:
             break
         here = f"{path}:{count + 1}"
-        if line is None or (record["id"], record["question"]) != (line.id, line.question):
+        # As texts, as which earlier versions wrote numbers.
+        same = line and str(record["id"]) == str(line.id) and record["question"] == line.question
+        if not same:
             raise UserError(
                 f"{here}: answers another question than line {count + 1} of {questions}; choose "
                 "another --output."

@@ -24,7 +24,7 @@ from malt_jax.tree.roles import Chain, Role
 from malt_jax.tree.thoughts import read_completion
 
 if TYPE_CHECKING:
-    from malt_jax.models.thoughts import ThoughtFormat
+    from malt_jax.models.thoughts import AnyThoughts
     from malt_jax.sampling.sampler import Sampler
     from malt_jax.tasks.base import Grader
 
@@ -142,11 +142,13 @@ class Answerer:
         """
         if not question.strip():
             raise UserError("the question is empty; write one.")
-        known = self._passed_on(said)
+        told = self._passed_on(said)
+        known: dict[str, str] = {}
         for role in self.chain.roles:
             if params is None or role.name in params:
                 own = self.params(role) if params is None else params[role.name]
                 self._prompt(role, own, question, known)
+            known[role.name] = told.get(role.name, "")  # what is not told yet may be empty
 
     def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
         """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""
@@ -270,7 +272,7 @@ class Answerer:
 class TextStream:
     """Tokens in, text out as soon as it is certain: never half of a character, and no thought."""
 
-    def __init__(self, tokenizer: Any, form: ThoughtFormat | None, index: int, on_text: OnDrawText):
+    def __init__(self, tokenizer: Any, form: AnyThoughts | None, index: int, on_text: OnDrawText):
         self._tokenizer, self._form = tokenizer, form
         self._index, self._on_text = index, on_text
         self._ids: list[int] = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from malt_jax.checks import has_lone_surrogate
 from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line, visible
@@ -93,7 +94,7 @@ def _in_bulk(invocation: Invocation) -> None:
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
     """Prints every turn, the first draw's while it is written, then the vote."""
     # Bytes that are not UTF-8 reach Python as lone surrogates.
-    if any("\ud800" <= character <= "\udfff" for character in question):
+    if has_lone_surrogate(question):
         raise UserError(f"the question is not text in UTF-8: {one_line(question)[:60]}")
     if unread := pipeline.unread(question):
         print(

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from malt_jax.checks import check_unique
 from malt_jax.commands.command import Invocation, Option
-from malt_jax.commands.launch import check_prompts, print_table
+from malt_jax.commands.launch import check_prompts, print_table, redo
 from malt_jax.errors import UserError
 from malt_jax.stages.trust import check_trust
 
@@ -22,6 +23,10 @@ OPTIONS = (
     Option("--name", "The evaluation's folder in DIR/evals.", "NAME"),
     Option("--tasks", "One evaluation of each: TASK, or TASK=FILE.", "TASK", several=True),
     Option("--allow-overlap", "Measure training questions as well, and say so."),
+)
+CAPTION = (
+    "Accuracy in %, its interval, points above the single agent at equal calls; *: p < 0.05 after "
+    "Holm's correction."
 )
 
 
@@ -65,7 +70,7 @@ def run(invocation: Invocation) -> None:
             table = write_table(directory)
             # One evaluation has printed its own table.
             if len(plans) != 1:
-                print_table(_rich(table))
+                print_table(table.terminal(CAPTION))
 
 
 def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[str, Config]]:
@@ -74,10 +79,11 @@ def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[
 
     options, fields = invocation.options, invocation.fields
     if options.tasks:
-        for word in options.tasks:
-            task, _, file = word.partition("=")
-            name = task.replace(":", "-")
-            name = f"{options.name}-{name}" if options.name else name
+        begin = f"{options.name}-" if options.name else ""
+        words = [word.partition("=") for word in options.tasks]
+        check_unique("--tasks", [task for task, _, _ in words])
+        for task, _, file in words:
+            name = begin + task.replace(":", "-")
             flags = ["--task.name", task, *(["--task.eval-path", file] if file else [])]
             yield name, evaluation_config(config, run, name, [*fields, *flags])
     elif options.name:
@@ -110,7 +116,6 @@ def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> N
     from malt_jax.evaluation.tables import to_terminal
     from malt_jax.stages.evaluate import evaluate
     from malt_jax.stages.evaluations import opened
-    from malt_jax.storage import manifest
     from malt_jax.storage.writers import is_writer
 
     options = invocation.options
@@ -120,8 +125,7 @@ def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> N
     if seen := session.trained_on_evaluated:
         shown.note(f"WARNING: {seen} of {len(session.eval_questions)} questions were trained on")
     with opened(session):
-        if (stage := options.redo) and is_writer():
-            shown.note(f"{stage} again; set aside in {manifest.redo(session.run, stage)}")
+        redo(invocation, session.run, shown)
         results = evaluate(session)
     if is_writer():
         print_table(to_terminal(results))
@@ -146,21 +150,3 @@ def _described(session: Evaluation) -> Iterator[str]:
     yield "first prompt:"
     first = fill(session.pipeline.roles[0].template, {"question": questions[0].text})
     yield from (f"  | {line}" for line in visible(first).splitlines())
-
-
-def _rich(table):
-    """The table over all evaluations as `rich` prints it."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from malt_jax.escape import one_line
-
-    shown = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left",
-                  caption="Accuracy in %, its interval, points above the single agent at equal "
-                  "calls; *: p < 0.05 after Holm's correction.")  # fmt: skip
-    for column in table.columns:
-        heading = Text(one_line(column.heading))
-        shown.add_column(heading, justify="right" if column.is_number else "left")
-    for row in table.rows:
-        shown.add_row(*(Text(one_line(cell)) for cell in row))
-    return shown

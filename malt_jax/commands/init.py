@@ -192,12 +192,9 @@ def _has_chat_template(model: str) -> bool:
         if not isinstance(cached, str):
             return True
         folder = Path(cached).parent
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    from malt_jax.models.hf_fields import read_json
+    from malt_jax.models.tokenizer_files import read_chat_template
 
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(read_json(settings).get("chat_template"))
+    return read_chat_template(folder) is not None
 
 
 COMMAND = Command(

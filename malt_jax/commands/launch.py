@@ -14,7 +14,7 @@ from malt_jax.commands.bases import Found, Models, check_models, specs_of
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
 from malt_jax.errors import UserError
-from malt_jax.stages.trust import check_trust
+from malt_jax.stages.trust import open_existing
 
 if TYPE_CHECKING:
     from malt_jax.config.model import ModelConfig
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from malt_jax.evaluation.systems import System
     from malt_jax.models.spec import ModelSpec
     from malt_jax.models.tokenizer import Tokenizer
+    from malt_jax.progress import Progress
     from malt_jax.stages.session import Session
+    from malt_jax.storage.rundir import RunDir
     from malt_jax.tasks.base import Question
     from malt_jax.tree.roles import Chain, Role
 
@@ -35,7 +37,6 @@ def read_config(invocation: Invocation) -> Config:
     from malt_jax import config
     from malt_jax.config import reading
     from malt_jax.storage import manifest
-    from malt_jax.storage.rundir import RunDir
 
     flags, options = invocation.fields, invocation.options
     if options.config:
@@ -46,9 +47,7 @@ def read_config(invocation: Invocation) -> Config:
     if os.path.exists(Path(folder, manifest.NAME)):
         # The run may have been moved, so its folder overrides the saved `output_dir`.
         flags = [*flags, "--output-dir", folder]
-        found = config.from_dict(RunDir.existing(folder).config, flags)
-        check_trust(found, folder, options.trust_task_code, said)
-        return found
+        return open_existing(folder, options.trust_task_code, flags)[0]
     if not said.keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
@@ -120,8 +119,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
             try:
                 # 5. Set aside what is to be made again, before any process looks at what is
                 # finished.
-                if (stage := invocation.options.redo) and is_writer():
-                    shown.note(f"{stage} again; set aside in {manifest.redo(run, stage)}")
+                redo(invocation, run, shown)
                 wait_for_all("stages begin")
                 yield session
             except UserError:
@@ -130,6 +128,15 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
                 raise
             finally:
                 session.close()
+
+
+def redo(invocation: Invocation, run: RunDir, progress: Progress) -> None:
+    """Sets aside the stage that --redo names, and what was made from it."""
+    from malt_jax.storage import manifest
+    from malt_jax.storage.writers import on_writer
+
+    if stage := invocation.options.redo:
+        on_writer(lambda: progress.note(f"{stage} again; set aside in {manifest.redo(run, stage)}"))
 
 
 def _finished(config: Config, command: str) -> bool:

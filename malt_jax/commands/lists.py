@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from malt_jax.commands.command import Command, Invocation
 from malt_jax.commands.launch import print_table
+from malt_jax.evaluation.table import Table, texts
 
 
 def tasks(invocation: Invocation) -> None:
     """Prints the built-in tasks."""
-    from malt_jax.escape import one_line
     from malt_jax.tasks import get_task, task_names
 
     rows = []
@@ -19,8 +17,9 @@ def tasks(invocation: Invocation) -> None:
         task = get_task(name, allow_code=True)
         extra = [role for role in task.templates if role in ("retry", "debate")]
         cells = (name, task.description, ", ".join(task.splits), ", ".join(extra))
-        rows.append(list(map(one_line, (*cells, task.answer_format))))
-    _print_rows(("task", "questions", "splits", "turns besides the roles'", "how to answer"), rows)
+        rows.append((*cells, task.answer_format))
+    head = texts("task", "questions", "splits", "turns besides the roles'", "how to answer")
+    print_table(Table(head, rows).terminal())
     print()
     print("Without task.train_path and task.eval_path, questions come from the hub, those of")
     print("`arithmetic`, `pairs` and `knights` from the package. `custom` reads a JSONL, CSV or")
@@ -40,25 +39,16 @@ def models(invocation: Invocation) -> None:
         (name, architecture, f"the text tower, {text}", LIMITS[name])
         for name, (architecture, text) in TOWERS.items()
     ]
-    _print_rows(("model_type", "architecture", "read in the tests", "limits"), rows)
+    head = texts("model_type", "architecture", "read in the tests", "limits")
+    print_table(Table(head, rows).terminal())
     print()
     print("Any checkpoint of these architectures in safetensors works, whatever its size, from a")
     print("local directory or the hub, and so does `quickstart`, the tiny model in the package.")
     print("Each family is compared with transformers and PEFT: logits, greedy tokens, gradients of")
     print("an adapter, and both exports. The context length is that of config.json. Refused:")
-    for meaning in dict.fromkeys(REFUSED.values()):
+    others = ("holds quantised weights (but for MXFP4)", "asks for code shipped with it")
+    for meaning in dict.fromkeys((*REFUSED.values(), *others)):
         print(f"  a checkpoint that {meaning}")
-
-
-def _print_rows(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*row)
-    print_table(table)
 
 
 COMMANDS = (

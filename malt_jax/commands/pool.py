@@ -6,23 +6,20 @@ from pathlib import Path
 
 from malt_jax.commands.command import TRUST, Argument, Command, Invocation, Option
 from malt_jax.commands.launch import print_table
-from malt_jax.stages.trust import check_trust
+from malt_jax.stages.trust import open_existing
 
 
 def run(invocation: Invocation) -> None:
     """Prints the table over all runs, and writes it where --output says."""
-    from malt_jax.config.run import from_dict
     from malt_jax.evaluation.tables import to_terminal
     from malt_jax.stages.measured import write_results
     from malt_jax.stages.pool import check_output, pool
-    from malt_jax.storage.rundir import RunDir
 
     options = invocation.options
     if options.output:
         check_output(Path(options.output))
     for folder in options.runs:
-        config = from_dict(RunDir.existing(folder).config)
-        check_trust(config, folder, options.trust_task_code, {})
+        open_existing(folder, options.trust_task_code)
     results = pool(options.runs)
     if options.output:
         for file in write_results(Path(options.output), results):

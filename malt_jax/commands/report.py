@@ -39,19 +39,15 @@ def run(invocation: Invocation) -> None:
 
 
 def _compare(invocation: Invocation) -> None:
-    from malt_jax.config.run import from_dict
     from malt_jax.stages.compare import check_output, compare
-    from malt_jax.stages.trust import check_trust
-    from malt_jax.storage.rundir import RunDir
+    from malt_jax.stages.trust import open_existing
 
     options = invocation.options
     if len(options.compare) != 2:
         raise UserError(f"--compare: found {len(options.compare)} run(s); give two, A and B.")
     if options.config or invocation.fields:
         raise UserError("--compare: the runs have their configs; give no --config and no fields.")
-    runs = [RunDir.existing(folder) for folder in options.compare]
-    for one in runs:
-        check_trust(from_dict(one.config), one.path, options.trust_task_code, {})
+    runs = [open_existing(folder, options.trust_task_code)[1] for folder in options.compare]
     # Names of folders may hold anything; those of files that we make hold letters and digits.
     names = (re.sub(r"[^A-Za-z0-9.]+", "-", one.path.name) for one in runs)
     output = Path(options.output or f"compare-{'-'.join(names)}.html").absolute()

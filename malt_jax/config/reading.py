@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from malt_jax.checks import nearest, show, whole_number
+from malt_jax.checks import has_lone_surrogate, nearest, show, whole_number
 from malt_jax.config.fields import field_types, without_none
 from malt_jax.config.strict_yaml import read_value
 from malt_jax.errors import UserError
@@ -230,7 +229,7 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
         raise UserError(f"{path}: expected a 64-bit whole number, found {show(value)}.")
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"{path}: the text holds a NUL character.")
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+    if isinstance(value, str) and has_lone_surrogate(value):
         raise UserError(f"{path}: the text {show(value)} is not UTF-8 (it holds half a character).")
     return value
 

@@ -44,7 +44,7 @@ def paired_rows(
         system, votes = rows[0][name]["system"], rows[0][name]["votes"]
         before = _voted(draws[0][system], votes, list(both))
         after = _voted(draws[1][system], votes, list(both.values()))
-        found.append(compare(before, after, units))
+        found.append(compare(before, after, units, results[0]["confidence"]))
     corrected = holm([test["p"] for test in found])
     return [
         Pairing(rows[0][name], rows[1][name], {**test, "p_holm": p})

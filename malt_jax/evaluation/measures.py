@@ -9,11 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
-from malt_jax.evaluation import statistics
 from malt_jax.evaluation.records import DrawRecord
-from malt_jax.evaluation.schema import Weighted
 from malt_jax.evaluation.statistics import Vote
 
 Drawn = Sequence[Sequence[DrawRecord]]
@@ -65,16 +62,16 @@ def weighted_vote(predictions: Sequence[str | None], weights: Sequence[float]) -
     return Vote(winners[0], predictions.index(winners[0]), len(winners) > 1)
 
 
-def weighted(drawn: Drawn, voted: Bool[np.ndarray, " U"]) -> Weighted | None:
-    """The vote weighted by critiques, compared with the plain vote; None if no critique counts."""
+def weighted_outcomes(drawn: Drawn) -> list[bool]:
+    """Whether each unit's vote weighted by critiques is right; empty if no critique counts."""
     if not any(turn.support is not None for d in drawn for record in d for turn in record.turns):
-        return None
+        return []
     correct = []
     for records in drawn:
         weights = [draw_weight(record) for record in records]
         vote = weighted_vote([record.prediction for record in records], weights)
         correct.append(records[vote.draw].correct)
-    return {"accuracy": float(np.mean(correct)), **statistics.mcnemar(voted, np.array(correct))}
+    return correct
 
 
 def tokens_by_votes(drawn: Drawn) -> list[float]:

@@ -172,11 +172,13 @@ def summarise(
         for other in dict.fromkeys([baselines[rows[key]["system"]], equal_calls[key]])
         if other != key
     }
-    # The family of Holm's correction is the whole table.
-    corrected = statistics.holm([found["p"] for found in comparisons.values()])
+    # The family of Holm's correction is the whole table, in which two rows that are each other's
+    # baseline have one test.
+    family = {frozenset(pair): found["p"] for pair, found in comparisons.items()}
+    corrected = dict(zip(family, statistics.holm([*family.values()]), strict=True))
     tests: dict[str, dict[str, PairedTest]] = defaultdict(dict)
-    for ((key, other), found), p_holm in zip(comparisons.items(), corrected, strict=True):
-        tests[key][other] = {**found, "p_holm": p_holm}
+    for (key, other), found in comparisons.items():
+        tests[key][other] = {**found, "p_holm": corrected[frozenset((key, other))]}
     # 4. Each row against the single agent at equal tokens, beside the table and its correction.
     table: list[Row] = [
         {**row, "tests": tests[key], "equal_calls_baseline": equal_calls[key]}
@@ -315,8 +317,10 @@ def _row(
     if info.temperature is not None:
         row["temperature"] = info.temperature
     # A plain vote that is certain need not be so with weights.
-    if votes > 1 and not left_out and (by_critique := measures.weighted(used, correct)):
-        row["weighted"] = by_critique
+    if votes > 1 and not left_out and (by_critique := measures.weighted_outcomes(used)):
+        right = np.array(by_critique, bool)
+        test = compare(correct, right, units, confidence)
+        row["weighted"] = {**test, "accuracy": float(right.mean())}
     if units.pooled:
         by_seed = {
             str(seed): float(correct[units.seeds == seed].mean()) for seed in np.unique(units.seeds)

@@ -30,7 +30,7 @@ from malt_jax.tree.roles import of_role
 from malt_jax.tree.thoughts import Said, read_completion
 
 if TYPE_CHECKING:
-    from malt_jax.models.thoughts import ThoughtFormat
+    from malt_jax.models.thoughts import AnyThoughts
     from malt_jax.sampling.sampler import Sampler
 
 
@@ -65,7 +65,7 @@ class UniqueCall(NamedTuple):
     prompt: Prompt
     key: tuple[str, int, int, int]
     """Question id, draw, agent, turn."""
-    thoughts: ThoughtFormat | None
+    thoughts: AnyThoughts | None
     """How completions of this prompt write thoughts; it follows from the prompt."""
     role: str = ""
     """The role that speaks, where roles have models of their own; else all share their calls."""

@@ -29,7 +29,7 @@ class PairedTest(Comparison):
     p_holm: float  # after Holm's correction
 
 
-class Weighted(McNemar):
+class Weighted(Comparison):
     """A vote weighted by what critiques say of the answers, compared with the plain vote."""
 
     accuracy: float

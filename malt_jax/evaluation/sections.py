@@ -147,8 +147,8 @@ def weighted_votes(results: Results) -> Section:
         "Votes weighted by the verifier",
         Table([*columns, *numbers("wrong→right", "right→wrong", "p")], rows),
         "Each draw votes with how far its own critique supports its answer: the probability of the "
-        "critique's verdict, without further calls. The exact McNemar test against the plain vote "
-        "is not part of the correction above.",
+        "critique's verdict, without further calls. The test against the plain vote is not part of "
+        "the correction above.",
     )
 
 
@@ -202,8 +202,8 @@ def by_time(results: Results) -> Section:
     return Section(
         "Accuracy against time",
         Table(texts("system") + numbers("seconds", "accuracy %") + texts("frontier"), rows),
-        "Wall-clock seconds per question at the batches of this evaluation. Frontier: no row takes "
-        "as little time and is more accurate.",
+        "Wall-clock seconds per question at the batches of this evaluation. Frontier: no faster "
+        "row is as accurate.",
     )
 
 

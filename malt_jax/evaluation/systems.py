@@ -3,8 +3,8 @@
 A chain is written as `role:policy` words; all baselines and role removals are such chains, so a
 comparison is one line of config. `malt_jax.tree.policies` lists the policies. Besides the roles of
 the pipeline, a turn may name one of the task's further templates: `retry` and `debate`, spoken by
-the first role, and `judge`, spoken by the first role whose turns are not graded, so that its
-critique ends with a final answer in a chain that ends there.
+the single agent, which is the first role that answers, and `judge`, spoken by the last role that
+does not, so that its critique ends with a final answer in a chain that ends there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from malt_jax.checks import check_unique, whole_number
 from malt_jax.config.evaluation import MAX_SYSTEM_NAME, EvalConfig, SystemConfig
 from malt_jax.errors import UserError
 from malt_jax.evaluation.results import single_agent_draws
+from malt_jax.evaluation.schema import VotedRow
 from malt_jax.tree.policies import BASE, POLICIES, SFT, STAR, TRAINED
+from malt_jax.tree.prompts import fill
 from malt_jax.tree.roles import Chain, Role
 
 FURTHER_TURNS = ("retry", "debate", "judge")
@@ -85,9 +87,9 @@ def make_systems(
     systems += [
         _system(entry, pipeline, templates, f"eval.extra.{entry.name}") for entry in config.extra
     ]
-    systems += [_model_system(path, pipeline) for path in config.models]
+    systems += _model_systems(config.models, pipeline)
     every = [*systems, *variants]
-    check_unique("eval.extra, ablations", [system.name for system in every])
+    check_unique("eval.extra, eval.models, ablations", [system.name for system in every])
     # Only the single agent draws more than it asks for: its votes are the equal-call baselines, and
     # the named baseline `sa@k` may want more than any row needs.
     draws = single_agent_draws(
@@ -111,6 +113,12 @@ def at_temperature(row: str, temperature: float | None) -> str:
     return row if temperature is None else f"{name}-t{temperature:g}{separator}{votes}"
 
 
+def system_without_temperature(row: VotedRow) -> str:
+    """The name that a row's system has outside of a sweep: `malt` for `malt-t0.7`."""
+    t = row.get("temperature")
+    return row["system"] if t is None else row["system"].removesuffix(f"-t{t:g}")
+
+
 def _cooled(system: System, temperature: float) -> System:
     """The same system with every turn at one temperature."""
     turns = tuple(
@@ -129,21 +137,37 @@ def _cooled(system: System, temperature: float) -> System:
     )
 
 
-def _model_system(path: str, pipeline: Chain) -> System:
-    """Another model, or an adapter, that answers with the first role's prompt."""
-    # Not the whole path, which need not be a file's name; two of the same name are refused.
-    parts = [part for part in path.replace("\\", "/").split("/") if part.strip(".")]
-    safe = re.sub("[^A-Za-z0-9.+_-]", "-", "-".join(parts[-2:])).strip("-._+") or "model"
-    votes = (1, 3, 9)
-    turns = (ChainTurn(pipeline.roles[0], BASE),)
-    name = safe[:MAX_SYSTEM_NAME]
-    return System(name, name, turns, votes, max(votes), model=path)
+def _model_systems(paths: Sequence[str], pipeline: Chain) -> list[System]:
+    """Other models, or adapters, that answer with the single agent's prompt."""
+    # Of each path the last parts, at least two and as many as tell all paths apart.
+    parts = [[part for part in re.split(r"[/\\]", path) if part.strip(".")] for path in paths]
+    names: list[str] = []
+    for count in range(2, max([2, *map(len, parts)]) + 1):
+        names = [_file_name("-".join(own[-count:])) for own in parts]
+        if len({name.casefold() for name in names}) == len(names):
+            break
+    turns, votes = (ChainTurn(single_agent_role(pipeline), BASE),), (1, 3, 9)
+    return [
+        System(name, name, turns, votes, max(votes), model=path)
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _file_name(text: str) -> str:
+    """Text as the name of a file."""
+    safe = re.sub("[^A-Za-z0-9.+_-]", "-", text).strip("-._+") or "model"
+    return safe[:MAX_SYSTEM_NAME]
+
+
+def single_agent_role(pipeline: Chain) -> Role:
+    """The role as which the single agent answers: the first one that answers."""
+    return next(role for role in pipeline.roles if role.config.answers)
 
 
 def standard_systems(pipeline: Chain, templates: Mapping[str, str]) -> list[SystemConfig]:
     """Every system of the publication that this pipeline and the task's templates allow."""
     names = [role.name for role in pipeline.roles]
-    first = names[0]
+    first = single_agent_role(pipeline).name
     # A name that the pipeline has means its role, never the task's further turn.
     further = {turn for turn in FURTHER_TURNS if turn in templates and turn not in names}
     systems = [SystemConfig(SINGLE_AGENT, (f"{first}:{BASE}",), "single agent", (1, 3, 9))]
@@ -153,9 +177,11 @@ def standard_systems(pipeline: Chain, templates: Mapping[str, str]) -> list[Syst
     if "debate" in further:
         label = f"debate, {DEBATERS} agents x 3 rounds"
         systems.append(SystemConfig("debate", (f"debate:{BASE}",), label, (1,)))
+    systems.append(SystemConfig("ma", _chain(names, BASE), "pipeline, untrained"))
+    if first == names[0]:  # its training reads the first turns of the search
+        label = "STaR single agent"
+        systems.append(SystemConfig("star-sa", (f"{first}:{STAR}",), label, (1, 3, 9)))
     systems += [
-        SystemConfig("ma", _chain(names, BASE), "pipeline, untrained"),
-        SystemConfig("star-sa", (f"{first}:{STAR}",), "STaR single agent", (1, 3, 9)),
         SystemConfig("star-ma", _chain(names, SFT), "STaR pipeline (SFT only)"),
         SystemConfig("malt", _chain(names, TRAINED), "MALT"),
     ]
@@ -202,8 +228,8 @@ def speaker(name: str, pipeline: Chain) -> Role:
     for role in pipeline.roles:
         if role.name == name:
             return role
-    silent = (role for role in pipeline.roles if name == "judge" and not role.config.answers)
-    return next(silent, pipeline.roles[0])
+    silent = [role for role in pipeline.roles if name == "judge" and not role.config.answers]
+    return silent[-1] if silent else single_agent_role(pipeline)
 
 
 def _system(
@@ -213,7 +239,11 @@ def _system(
     if len(chain) == 1 and chain[0].startswith("debate:"):
         # In the first round each agent answers alone; in the two after it they read each other.
         policy = chain[0].partition(":")[2]
-        chain = (f"{pipeline.roles[0].name}:{policy}", f"debate:{policy}", f"debate:{policy}")
+        chain = (
+            f"{single_agent_role(pipeline).name}:{policy}",
+            f"debate:{policy}",
+            f"debate:{policy}",
+        )
         agents = DEBATERS
     turns = tuple(_turn(text, pipeline, templates, where) for text in chain)
     if not any(turn.role.config.answers for turn in turns):
@@ -233,6 +263,11 @@ def _turn(text: str, pipeline: Chain, templates: Mapping[str, str], where: str) 
             f"{where}: {text!r} asks for the STaR single agent, which is trained over the run's "
             "model, of a role that answers with a model of its own; choose another policy."
         )
+    if policy == STAR and not pipeline.roles[0].config.answers:
+        raise UserError(
+            f"{where}: {text!r} asks for the STaR single agent, which learns from the answers of "
+            "the first role, and here that one does not answer; choose another policy."
+        )
     for role in pipeline.roles:
         if role.name == name:
             return ChainTurn(role, policy)
@@ -240,6 +275,10 @@ def _turn(text: str, pipeline: Chain, templates: Mapping[str, str], where: str) 
         # The speaker's settings under the turn's own name. Such a turn is always graded, even where
         # the speaker itself does not answer.
         config = replace(speaker(name, pipeline).config, name=name, answers=True)
-        return ChainTurn(Role(config, templates[name]), policy)
+        # The task's templates call the first solution `generator`, whatever role writes it.
+        template = templates[name]
+        if all(role.name != "generator" for role in pipeline.roles):
+            template = fill(template, {"generator": f"{{{single_agent_role(pipeline).name}}}"})
+        return ChainTurn(Role(config, template), policy)
     names = ", ".join(role.name for role in pipeline.roles)
     raise UserError(f"{where}: {name!r} in {text!r} is not a role here; allowed: {names}.")

@@ -1,4 +1,4 @@
-"""A table of text cells, written as Markdown, LaTeX or CSV.
+"""A table of text cells, written as Markdown, LaTeX or CSV, or printed by `rich`.
 
 Cells of number columns are the package's own and are written as they are. All other text may come
 from anywhere and is escaped.
@@ -6,10 +6,14 @@ from anywhere and is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from malt_jax import escape
+
+if TYPE_CHECKING:
+    import rich.table
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,32 @@ class Table:
 
         lines = [self._headings(escape.csv), *self._escaped(number, escape.csv)]
         return "".join(",".join(line) + "\r\n" for line in lines)
+
+    def terminal(
+        self, caption: str = "", bold: Container[int] = (), whole_numbers: bool = False
+    ) -> rich.table.Table:
+        """The table as `rich` prints it.
+
+        `bold`: indices of rows; `whole_numbers`: cells of numbers stay on one line.
+        """
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        # Text and not a string, because `rich` would read square brackets in it as markup.
+        table = RichTable(
+            box=None, pad_edge=False, header_style="bold", caption_justify="left",
+            caption=Text(caption) if caption else None,
+        )  # fmt: skip
+        for heading, column in zip(self._headings(escape.one_line), self.columns, strict=True):
+            table.add_column(
+                Text(heading),
+                justify="right" if column.is_number else "left",
+                no_wrap=column.is_number and whole_numbers,
+            )
+        for index, row in enumerate(self.rows):
+            style = "bold" if index in bold else ""
+            table.add_row(*(Text(escape.one_line(cell)) for cell in row), style=style)
+        return table
 
     def _headings(self, escaped: Callable[[str], str]) -> list[str]:
         return [escaped(column.heading) for column in self.columns]

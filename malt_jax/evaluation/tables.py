@@ -77,12 +77,14 @@ def caption(results: Results) -> str:
     seeds = _pooled_seeds(results)
     pooled = f", {len(seeds)} seeds pooled" if seeds else ""
     interval = "bootstrap interval over questions" if seeds else "Wilson interval"
+    swept = any("temperature" in row for row in results["systems"])
+    baseline = results["baseline"] + (" at its own temperature" if swept else "")
     return (
         f"{results['questions']} questions{pooled}. Calls and generated tokens are per question. "
         f"Accuracy with its {100 * results['confidence']:g}% {interval}; differences in percentage "
         "points on the same questions, with a paired bootstrap interval; p from the "
         f"{_test_name(results)}, two-sided, then with Holm's correction over all tests of the "
-        f"table. Each system is tested against {results['baseline']} and against the single agent "
+        f"table. Each system is tested against {baseline} and against the single agent "
         "voting over the same number of calls."
     )
 
@@ -130,31 +132,18 @@ def to_csv(results: Results) -> str:
 
 def to_terminal(results: Results) -> rich.table.Table:
     """The table as `rich` prints it: one line per row, tested at equal calls."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    table = RichTable(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        caption_justify="left",
-        caption=Text(
-            "Accuracy in %. vs SA: points above the single agent voting over as many calls, "
-            f"with p by the {_test_name(results)} after Holm's correction. "
-            "Bold: above it, p < 0.05."
-        ),
+    lines, above = [], []
+    for number, row in enumerate(results["systems"]):
+        line = [*_cost_and_accuracy(row), "", ""]
+        if test := row["tests"].get(row["equal_calls_baseline"]):
+            line[-2:] = cells.points(test["delta"]), cells.probability(test["p_holm"])
+            if test["p_holm"] < 0.05 and test["delta"] > 0:
+                above.append(number)
+        lines.append(line)
+    head = numbers("calls", "tokens", "accuracy", "interval", "vs SA", "p (Holm)")
+    caption = (
+        "Accuracy in %. vs SA: points above the single agent voting over as many calls, "
+        f"with p by the {_test_name(results)} after Holm's correction. Bold: above it, p < 0.05."
     )
     # At 80 columns a long name takes a second line, so that every number stays whole.
-    table.add_column("system")
-    for heading in ("calls", "tokens", "accuracy", "interval", "vs SA", "p (Holm)"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in results["systems"]:
-        line, above = _cost_and_accuracy(row), False
-        if test := row["tests"].get(row["equal_calls_baseline"]):
-            line += [cells.points(test["delta"]), cells.probability(test["p_holm"])]
-            above = test["p_holm"] < 0.05 and test["delta"] > 0
-        # Text and not a string, because `rich` would read square brackets in a label as markup.
-        table.add_row(
-            *(Text(escape.one_line(cell)) for cell in line), style="bold" if above else ""
-        )
-    return table
+    return Table([*texts("system"), *head], lines).terminal(caption, above, whole_numbers=True)

@@ -21,6 +21,13 @@ class Column:
     split: str
     results: Results
 
+    @classmethod
+    def of(cls, name: str, results: Results) -> Column:
+        """The column of results that say themselves what was asked."""
+        run = results["run"]
+        # Where another split than `eval` was measured, the results name it.
+        return cls(name, str(run.get("task", "")), str(run.get("split", "eval")), results)
+
 
 def transfer_table(columns: Sequence[Column]) -> Table:
     """Accuracy of every row in every evaluation, with the difference at equal calls.

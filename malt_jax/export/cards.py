@@ -79,6 +79,7 @@ def model_card(facts: CardFacts) -> str:
         policy=facts.policies[facts.role],
         trained=facts.policies[facts.role] != "base",
         questions=facts.results["questions"] if facts.results else 0,
+        confidence=facts.results["confidence"] if facts.results else 0,
         fence=_fence(facts.templates.values()),
         prompts=_named_turns(facts),
         adapters=adapters,

@@ -112,7 +112,9 @@ def _write_role_data(path: Path, place: Path) -> None:
 
     with path.open(encoding="utf-8") as lines:
         rows = [_storable(json.loads(line)) for line in lines]
-    pq.write_table(pa.Table.from_pylist(rows), place)
+    # PyArrow takes the first row's columns, and some columns are only in rows that need them.
+    names = dict.fromkeys(name for row in rows for name in row)
+    pq.write_table(pa.Table.from_pylist([{**names, **row} for row in rows]), place)
 
 
 def _storable(row: dict[str, Any]) -> dict[str, Any]:

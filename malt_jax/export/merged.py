@@ -22,6 +22,7 @@ from malt_jax.models.lora import Adapter
 from malt_jax.models.quantized import dequantized
 from malt_jax.models.sharding import to_host
 from malt_jax.models.spec import ModelSpec
+from malt_jax.models.tokenizer_files import read_chat_template
 
 
 class Piece(NamedTuple):
@@ -105,6 +106,10 @@ def write_merged(
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+    template = read_chat_template(base)
+    if template is not None and template.file.name == "chat_template.json":
+        # That file is for a multimodal checkpoint's processor, which the text model has none of.
+        (folder / "chat_template.jinja").write_text(template.text, encoding="utf-8")
 
 
 def _config(config: dict[str, Any], spec: ModelSpec, dtype: np.dtype) -> dict[str, Any]:

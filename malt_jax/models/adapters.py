@@ -16,7 +16,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.hf_fields import Fields, read_json, unreadable
 from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
 from malt_jax.models.lora import Adapter, projections, stack_adapter, unstack_adapter
-from malt_jax.models.peft_layout import from_peft
+from malt_jax.models.peft_layout import SIDES, from_peft
 from malt_jax.models.spec import ModelSpec
 
 CONFIG, WEIGHTS = ADAPTER_FILES
@@ -35,6 +35,17 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "init_lora_weights": (None, False, "gaussian", "eva", "orthogonal", True),
 }
 """Fields of adapter_config.json and what they may be: plain LoRA of one rank and nothing else."""
+FREE = (
+    "r", "lora_alpha", "use_rslora", "base_model_name_or_path", "revision", "peft_version",
+    "task_type", "inference_mode", "auto_mapping", "lora_dropout", "qalora_group_size",
+    # The tensors say which modules have factors.
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    # How the factors began, of the ways of `init_lora_weights` above.
+    "eva_config", "corda_config", "lora_ga_config", "loftq_config",
+    # Where the base was split, and what holds for saved modules only.
+    "megatron_config", "megatron_core", "ensure_weight_tying",
+)  # fmt: skip
+"""Fields that may have any value: read elsewhere, or without an effect on plain LoRA."""
 
 
 def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, LoraConfig]:
@@ -46,6 +57,12 @@ def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, Lor
     folder = adapter_folder(path)
     lora = _config(folder / CONFIG)
     tensors = _tensors(folder / WEIGHTS)
+    for name in tensors:
+        if not any(f".{side}." in name for side in SIDES.values()):
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} is no LoRA factor of a projection, and nothing else "
+                "of an adapter is read; choose another adapter, or merge this one into its base."
+            )
     try:
         layers = from_peft(spec, tensors)
     except ValueError as error:
@@ -114,7 +131,10 @@ def check_room(own: LoraConfig, lora: LoraConfig, place: str) -> None:
 
 def _config(path: Path) -> LoraConfig:
     fields = Fields(path, read_json(path))
-    for key, allowed in PLAIN.items():
+    # A field of a newer PEFT may stand for another method, unless it is switched off.
+    unknown = fields.data.keys() - PLAIN.keys() - {*FREE}
+    off: tuple[Any, ...] = (False, [], {}, None)
+    for key, allowed in {**PLAIN, **dict.fromkeys(sorted(unknown), off)}.items():
         value = fields.data.get(key)
         if value not in allowed:
             raise fields.refuse(

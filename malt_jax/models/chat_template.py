@@ -14,9 +14,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import has_lone_surrogate
 from malt_jax.errors import UserError
 
 SECONDS = 20
@@ -42,7 +44,7 @@ class ChatTemplate:
 
     text: str
     file: Path
-    """The file that holds it, for messages: chat_template.jinja or tokenizer_config.json."""
+    """The file that holds it, for messages."""
 
     @cached_property
     def _arguments(self) -> frozenset[str]:
@@ -66,12 +68,15 @@ class ChatFrame:
 
     before: str
     after: str
-    strip: bool
-    """White space around the message is dropped (Llama 3, Gemma)."""
+    strip: tuple[bool, bool] = (False, False)
+    """Whether white space before and after the message is dropped: both in Llama 3 and Gemma, that
+    after it where a template first joins it with the system message (Llama 2)."""
 
     def content(self, message: str) -> str:
         """The message as it appears between `before` and `after`."""
-        return message.strip() if self.strip else message
+        before, after = self.strip
+        message = message.lstrip() if before else message
+        return message.rstrip() if after else message
 
     def render(self, message: str) -> str:
         return self.before + self.content(message) + self.after
@@ -91,7 +96,7 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
     job = {"variables": variables, "conversations": conversations}
     first, *others = _run(template, job, "texts")
     # The frame is part of every prompt, and a surrogate could not be encoded as UTF-8.
-    if any("\ud800" <= character <= "\udfff" for character in first):
+    if has_lone_surrogate(first):
         raise UserError(
             f"{template.file}: the chat template writes half a character (a lone surrogate); "
             "remove it there."
@@ -99,7 +104,7 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
     before, mark, after = first.partition(MARK)
     # Exactly once: a template that repeats the message has no frame.
     if mark and MARK not in after:
-        for strip in (False, True):
+        for strip in product((False, True), (False, True)):
             frame = ChatFrame(before, after, strip)
             if [frame.render(text) for text in PROBES] == others:
                 return frame

@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "vocab.json",
     "merges.txt",
 )
@@ -144,9 +145,21 @@ def _open(path: Path) -> Iterator[tuple[str, Any]]:
     yield from views
 
 
+def stores_head(folder: Path) -> bool:
+    """Whether the weights have an output head apart from the embedding; True without weights."""
+    if (folder / SINGLE).is_file():
+        names = [name for name, _ in _open(folder / SINGLE)]
+    elif (folder / INDEX).is_file():
+        names = list(_weight_map(folder))
+    else:
+        return True
+    return any(name.endswith("lm_head.weight") for name in names)
+
+
 def weight_names(folder: Path) -> list[str]:
-    """The files that hold the weights: those that the index names, or the single one."""
-    if (folder / INDEX).is_file():
+    """The files that hold the weights: the single one, else those that the index names."""
+    # As in transformers: an index beside the single file is left over from another checkpoint.
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         return sorted(set(_weight_map(folder).values()))
     return [SINGLE]
 
@@ -184,7 +197,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, file_of: dict[str, Path]) -> None:
-    if not (folder / INDEX).is_file():
+    if weight_names(folder) == [SINGLE]:
         return
     # The other direction, tensors that the index leaves out, is checked when weights are loaded.
     for name, shard in _weight_map(folder).items():

@@ -8,12 +8,35 @@ Both spellings are read: that of transformers 4 (`rope_theta`, `rope_scaling`,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from malt_jax.checks import show
-from malt_jax.models.hf_families import ACTIVATIONS, FAMILIES, REFUSED, SUPPORTED, TOWERS, Family
+from malt_jax.errors import UserError
+from malt_jax.models.checkpoint import stores_head
+from malt_jax.models.hf_families import (
+    ACTIVATIONS,
+    EXPERTS,
+    FAMILIES,
+    MIXTURES,
+    QUANTISED,
+    QUANTISED_FILES,
+    REFUSED,
+    SUPPORTED,
+    TOWERS,
+    UNQUANTISED,
+    Family,
+)
 from malt_jax.models.hf_fields import Fields, read_json
 from malt_jax.models.hf_rope import FULL, SLIDING, read_ropes
 from malt_jax.models.spec import Mixture, ModelSpec, Rope
+
+NULLABLE = (
+    "sliding_window",
+    "num_key_value_heads",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+"""Fields where null is a value of its own, and not the family's default."""
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -80,35 +103,45 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
     """The fields of the text model with its family's defaults, the family, and if it is a tower."""
     name = fields.data.get("model_type")
     tower = False
-    allowed: set[str] = set()
     if isinstance(name, str) and name in TOWERS:
         tower = True
         architecture, text_name = TOWERS[name]
         _check_architecture(fields, name, architecture)
         outer, fields = fields, fields.section("text_config")
+        # transformers 5 writes true beside the section of an untied model as well: the default of
+        # its outer class, to which it does not keep if the file has a head.
+        untied = fields.data.get("tie_word_embeddings") is False and stores_head(fields.path.parent)
         # What is beside the section holds for the whole checkpoint.
-        for key in ("tie_word_embeddings", "quantization_config", "auto_map"):
-            if key in outer.data:
+        for key in ("tie_word_embeddings", *QUANTISED, "auto_map"):
+            if outer.has(key) and not (untied and key == "tie_word_embeddings"):
                 fields.data[key] = outer.data[key]
-        name = fields.data.get("model_type", text_name)
-        if name != text_name:
-            raise fields.refuse("model_type", f"= {show(name)}: expected {text_name!r}")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is not None:
-        allowed = _allowed(fields, str(name), family)
-    # Before the model type, so that the message names the cause: a multimodal checkpoint, for one,
-    # has a model type of its own as well.
-    for key, meaning in REFUSED.items():
-        if fields.data.get(key) and key not in allowed:
-            raise fields.refuse(key, f"is set: this model {meaning}. Supported: {SUPPORTED}")
-    if family is None:
+        found = fields.data.get("model_type", text_name)
+        if found != text_name:
+            raise fields.refuse(
+                "model_type", f"= {show(found)}: of a {name} checkpoint, {text_name!r} is supported"
+            )
+        name = found
+    if not isinstance(name, str) or name not in FAMILIES:
+        # A reason alone would suggest that another file of the same model can be read.
+        why = next((f": this model {REFUSED[key]}" for key in REFUSED if fields.data.get(key)), "")
         raise fields.refuse(
-            "model_type", f"= {show(name)} is not supported. Supported: {SUPPORTED}"
+            "model_type", f"= {show(name)} is not supported{why}. Supported: {SUPPORTED}"
         )
+    family = FAMILIES[name]
+    _check_quantisation(fields, name)
+    if fields.data.get("auto_map") and not _known_code(fields.data["auto_map"], family):
+        raise fields.refuse(
+            "auto_map",
+            "asks for code shipped with the checkpoint, which is never run; remove it there if "
+            f"the weights are those of transformers' own {family.architecture}",
+        )
+    for key, meaning in REFUSED.items():
+        if fields.data.get(key) and not (key in EXPERTS and name in MIXTURES):
+            raise fields.refuse(key, f"is set: this model {meaning}. Supported: {SUPPORTED}")
     if not tower:
-        _check_architecture(fields, str(name), family.architecture)
-    given = {k: v for k, v in fields.data.items() if v is not None or k == "sliding_window"}
-    return Fields(fields.path, {**family.defaults, **given}, fields.prefix), str(name), tower
+        _check_architecture(fields, name, family.architecture)
+    given = {k: v for k, v in fields.data.items() if v is not None or k in NULLABLE}
+    return Fields(fields.path, {**family.defaults, **given}, fields.prefix), name, tower
 
 
 def _check_architecture(fields: Fields, name: str, architecture: str) -> None:
@@ -119,19 +152,30 @@ def _check_architecture(fields: Fields, name: str, architecture: str) -> None:
         )
 
 
-def _allowed(fields: Fields, name: str, family: Family) -> set[str]:
-    """Keys that stand for a refusal elsewhere, but belong to this family."""
-    allowed = set()
-    if name in ("qwen3_moe", "mixtral", "olmoe", "gpt_oss"):
-        allowed |= {"num_local_experts", "num_experts"}
-    code = fields.data.get("auto_map")
-    if isinstance(code, dict) and code and all(value in family.code for value in code.values()):
-        allowed.add("auto_map")
-    quantised = fields.data.get("quantization_config")
-    mxfp4 = isinstance(quantised, dict) and quantised.get("quant_method") == "mxfp4"
-    if name == "gpt_oss" and mxfp4:
-        allowed.add("quantization_config")
-    return allowed
+def _check_quantisation(fields: Fields, name: str) -> None:
+    """Refuses quantised weights, whichever file of the folder speaks of them."""
+    for key in QUANTISED:
+        if found := fields.data.get(key):
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            if name == "gpt_oss" and method == "mxfp4":
+                continue
+            finding = "is set" if method is None else f"has quant_method {show(method)}"
+            raise fields.refuse(key, f"{finding}: {UNQUANTISED}")
+    for file in QUANTISED_FILES:
+        if (fields.path.parent / file).is_file():
+            raise UserError(f"{fields.path.parent / file}: {UNQUANTISED}.")
+
+
+def _known_code(code: Any, family: Family) -> bool:
+    """Whether `auto_map` names nothing but classes that transformers has built in as well."""
+    if not isinstance(code, dict):
+        return False
+    # A fine-tuned model names the repository of its code in front: `owner/name--module.Class`. The
+    # tokenizer's class does not matter, because the tokenizer is what its files say.
+    classes = [value for key, value in code.items() if key != "AutoTokenizer"]
+    return all(
+        isinstance(value, str) and value.rpartition("--")[2] in family.code for value in classes
+    )
 
 
 def _context(fields: Fields, rope: Rope) -> int:
@@ -165,9 +209,10 @@ def _rope_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
 
 def _mixture(fields: Fields, name: str) -> Mixture | None:
     """The mixture of experts of the families that have one."""
-    if name not in ("qwen3_moe", "mixtral", "olmoe", "gpt_oss"):
+    if name not in MIXTURES:
         return None
-    key = "num_local_experts" if fields.has("num_local_experts") else "num_experts"
+    own = "num_local_experts" if name in ("mixtral", "gpt_oss") else "num_experts"
+    key = next((key for key in (own, *EXPERTS) if fields.has(key)), own)
     experts, chosen = fields.integer(key), fields.integer("num_experts_per_tok")
     if chosen > experts:
         raise fields.refuse("num_experts_per_tok", f"= {chosen}: expected at most {experts}")
@@ -194,6 +239,7 @@ def _windows(fields: Fields, name: str, layers: int) -> tuple[int | None, ...]:
         size = None
     # 2. The layers that have it: as listed, or else by the family's own pattern.
     kinds = fields.data.get("layer_types")
+    needs_size = kinds is not None or name in ("gemma2", "gemma3_text", "olmo3", "gpt_oss")
     if kinds is None:
         if name in ("mistral", "mixtral", "phi3", "qwen3_moe"):
             kinds = [SLIDING] * layers
@@ -221,8 +267,8 @@ def _windows(fields: Fields, name: str, layers: int) -> tuple[int | None, ...]:
         )
     elif name == "mistral" and FULL in kinds and size is not None:
         raise fields.refuse("layer_types", "mixes layer types, which Mistral does not")
-    elif size is None and SLIDING in kinds:
-        raise fields.refuse("layer_types", "has sliding windows but sliding_window is not set")
+    if needs_size and size is None and SLIDING in kinds:
+        raise fields.refuse("sliding_window", "is not set, but layers have sliding windows")
     if size is None or SLIDING not in kinds:
         return ()
     return tuple(size if kind == SLIDING else None for kind in kinds)

@@ -19,17 +19,11 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
     theta = fields.number("rope_theta", 1e4)
     # transformers 4 gives the second rope a field of its own (Gemma 3) or none (OLMo 3), and never
     # scales it; transformers 5 gives each kind of layer a whole section.
+    local_theta = LOCAL_THETA if family.architecture.startswith("Gemma") else theta
+    local_theta = fields.number("rope_local_base_freq", local_theta)
     if not fields.has("rope_parameters"):  # transformers 4
-        scaling = (
-            fields.section("rope_scaling")
-            if fields.has("rope_scaling")
-            else Fields(fields.path, {}, "rope_scaling.")
-        )
-        wide = _rope(fields, scaling, family, theta, head_dim)
-        if not family.two_ropes:
-            return wide, None
-        local_theta = LOCAL_THETA if family.architecture.startswith("Gemma") else theta
-        return wide, Rope(fields.number("rope_local_base_freq", local_theta))
+        wide = _rope(fields, _section(fields, "rope_scaling"), family, theta, head_dim)
+        return wide, Rope(local_theta) if family.two_ropes else None
     parameters = fields.section("rope_parameters")
     nested = any(isinstance(value, dict) for value in parameters.data.values())
     if nested != family.two_ropes:
@@ -41,8 +35,15 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
         )
     if not nested:
         return _rope(fields, parameters, family, theta, head_dim), None
-    wide = _rope(fields, parameters.section(FULL), family, theta, head_dim)
-    return wide, _rope(fields, parameters.section(SLIDING), family, LOCAL_THETA, head_dim)
+    return (
+        _rope(fields, _section(parameters, FULL), family, theta, head_dim),
+        _rope(fields, _section(parameters, SLIDING), family, local_theta, head_dim),
+    )
+
+
+def _section(fields: Fields, key: str) -> Fields:
+    """A section that may be left out, which means an unscaled rope."""
+    return fields.section(key) if fields.has(key) else Fields(fields.path, {}, f"{key}.")
 
 
 def _rope(

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from malt_jax.errors import HubError, UserError, first_line
-from malt_jax.models.checkpoint import INDEX, TOKENIZER_FILES, weight_names
+from malt_jax.models.checkpoint import INDEX, SINGLE, TOKENIZER_FILES, weight_names
+from malt_jax.models.hf_config import read_spec
+from malt_jax.models.hf_families import QUANTISED_FILES
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -65,9 +67,12 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     """
     # A snapshot's folder is named by its commit. The second call asks for that commit and not for
     # the branch, which may have moved in between.
-    folder = _snapshot(name, revision, ["config.json", INDEX, *TOKENIZER_FILES])
+    first = ["config.json", INDEX, *QUANTISED_FILES, *TOKENIZER_FILES]
+    folder = _snapshot(name, revision, first)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: has no config.json on the hub, so it is not a checkpoint.")
+    read_spec(folder)  # refuses a model that is not supported, before gigabytes are fetched
+    _snapshot(name, folder.name, [SINGLE])  # preferred to shards, if the repository has it
     return _snapshot(name, folder.name, weight_names(folder)), folder.name
 
 

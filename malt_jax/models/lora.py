@@ -266,6 +266,10 @@ def dropped(x: Float[Array, "*b i"], pair: dict[str, Array]) -> Float[Array, "*b
     return jnp.where(kept, x / pair["keep"].astype(x.dtype), jnp.zeros((), x.dtype))
 
 
+WIDE = 512
+"""Inputs narrower than this are transposed in no time."""
+
+
 @jax.custom_vjp
 def _project(x: Float[Array, "B T i"], w: Float[Array, "i o"]) -> Float[Array, "B T o"]:
     """`x @ w` in x's dtype, with the gradient of `w` summed in w's own dtype (float32 masters).
@@ -282,8 +286,8 @@ def _project_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _project_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, w = saved
-    # A product transposes its left side, so that is the one with the rank.
-    if x.shape[-1] < dy.shape[-1]:
+    # A CPU transposes a product's left side, so of two wide ones that is the one with the rank.
+    if x.shape[-1] < max(WIDE, dy.shape[-1]):
         dw = jnp.einsum("bti,bto->io", x, dy, preferred_element_type=w.dtype)
     else:
         dw = jnp.einsum("bto,bti->oi", dy, x, preferred_element_type=w.dtype).T

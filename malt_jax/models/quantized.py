@@ -8,7 +8,8 @@ activations is then a small part of that of the matrices. With one digit it woul
 and larger where activations have outliers.
 
 The gradient with respect to the activations is that of the product with the dequantised matrix, as
-if they had not been rounded (the straight-through estimator, arXiv 1308.3432).
+if they had not been rounded (the straight-through estimator, arXiv 1308.3432). What it is made of,
+the gradient of the result, is rounded in the same way.
 """
 
 from __future__ import annotations

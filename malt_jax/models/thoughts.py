@@ -8,8 +8,9 @@ of these a model was trained on.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PAIRS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 """Tokens that begin and end a thought: of Qwen3, R1, SmolLM3 and others, and of Magistral."""
@@ -59,13 +60,48 @@ class ThoughtFormat:
         return count if closed and not undecided else None
 
 
+@dataclass(frozen=True)
+class WrittenThoughts:
+    """Thoughts between markers that are ordinary text to the tokenizer (OLMo 3 Think, Granite 3.3).
+
+    A marker has many spellings in tokens then: its last character may be one token with the line
+    breaks after it. So the text of the tokens is searched, which no program on a device does.
+    """
+
+    begin: str
+    end: str
+    inside: bool
+    """The prompts end within a thought, so that completions begin within it."""
+    decode: Callable[[Sequence[int]], str] = field(compare=False, repr=False)
+
+    def split(self, ids: Sequence[int]) -> tuple[int, bool]:
+        """As `ThoughtFormat.split`; the last token of a thought may hold more than its marker."""
+        text = self.decode(ids)
+        if not self.inside and not text.lstrip().startswith(self.begin):
+            return 0, True
+        if self.end not in text:
+            return len(ids), False
+        lengths = range(len(ids))
+        return bisect_left(lengths, True, key=lambda n: self.end in self.decode(ids[:n])), True
+
+    def answer_start(self, ids: Sequence[int]) -> int | None:
+        """As `ThoughtFormat.answer_start`."""
+        count, closed = self.split(ids)
+        undecided = not self.inside and self.begin.startswith(self.decode(ids).lstrip())
+        return count if closed and not undecided else None
+
+
+AnyThoughts = ThoughtFormat | WrittenThoughts
+
+
 def find_format(
     template: str,
     vocabulary: Mapping[str, int],
     prompt_end: Callable[[], str],
     encode: Callable[[str], list[int]],
-) -> ThoughtFormat | None:
-    """The format that a chat template speaks of, if its markers are tokens of the vocabulary.
+    decode: Callable[[Sequence[int]], str],
+) -> AnyThoughts | None:
+    """The format that a chat template speaks of.
 
     `prompt_end` gives what the template writes after the user's message.
     """
@@ -76,11 +112,17 @@ def find_format(
         final, blank = tuple(encode(FINAL)), _blank(vocabulary)
         return ThoughtFormat(vocabulary[CHANNEL], final, closing, inside, blank)
     for first, last in PAIRS:
-        if last in template and {first, last} <= vocabulary.keys():
-            written = prompt_end()
-            inside = written.rfind(first) > written.rfind(last)
-            begin, end = vocabulary[first], vocabulary[last]
-            return ThoughtFormat(begin, (end,), f"\n{last}\n\n", inside, _blank(vocabulary))
+        tokens = {first, last} <= vocabulary.keys()
+        # As text, a marker that ends a thought means less than one that begins it: templates of
+        # models without thoughts cut at it as well.
+        if (last if tokens else first) not in template:
+            continue
+        written = prompt_end()
+        inside = written.rfind(first) > written.rfind(last)
+        if not tokens:
+            return WrittenThoughts(first, last, inside, decode)
+        begin, end = vocabulary[first], vocabulary[last]
+        return ThoughtFormat(begin, (end,), f"\n{last}\n\n", inside, _blank(vocabulary))
     return None
 
 

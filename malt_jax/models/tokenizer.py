@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatFrame, ChatTemplate, chat_frame
 from malt_jax.models.checkpoint import TOKENIZER_FILES
 from malt_jax.models.hf_fields import read_json
-from malt_jax.models.thoughts import CHANNEL, ThoughtFormat, find_format
+from malt_jax.models.thoughts import CHANNEL, AnyThoughts, find_format
 from malt_jax.models.tokenizer_engines import Engine
 from malt_jax.models.tokenizer_files import open_tokenizer, read_chat_template, read_special_tokens
 
@@ -99,12 +99,13 @@ class Tokenizer:
         return self._views[settings]
 
     @cached_property
-    def thoughts(self) -> ThoughtFormat | None:
+    def thoughts(self) -> AnyThoughts | None:
         """How completions of these prompts write thoughts; None if the model has none."""
         if self._template is None:
             return None
         after = lambda: self._chat_frame(None).after  # noqa: E731
-        return find_format(self._template.text, self._vocabulary, after, self._encode)
+        decode = partial(self.decode, skip_special=False)
+        return find_format(self._template.text, self._vocabulary, after, self._encode, decode)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer puts around a text (a BOS)."""

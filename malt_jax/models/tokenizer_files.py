@@ -32,7 +32,10 @@ def open_tokenizer(folder: Path) -> Engine:
     """The engine of the folder's vocabulary, with the added tokens that any file declares."""
     path = next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
     if path is None:
-        raise UserError(f"{folder}: no tokenizer: expected one of {', '.join(VOCABULARIES)}.")
+        expected = ", ".join(VOCABULARIES)
+        if (folder / "tekken.json").is_file():
+            expected += "; of tekken.json, transformers makes a tokenizer.json (save_pretrained)"
+        raise UserError(f"{folder}: no tokenizer: expected one of {expected}.")
     try:
         engine = _open(path)
     except UserError:
@@ -85,7 +88,10 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """The chat template of chat_template.jinja or, without this file, of tokenizer_config.json."""
+    """The chat template of chat_template.jinja, else of tokenizer_config.json.
+
+    Some multimodal checkpoints have it in chat_template.json alone (Mistral Small 3.1).
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
@@ -98,6 +104,9 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         return ChatTemplate(text, path) if text else None
     path = folder / "tokenizer_config.json"
     template = _config(folder).get("chat_template")
+    if not template and (folder / "chat_template.json").is_file():
+        path = folder / "chat_template.json"
+        template = read_json(path).get("chat_template")
     if isinstance(template, list):  # several by name, of which a chat without tools is `default`
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = {entry.get("name"): entry.get("template") for entry in entries}

@@ -110,8 +110,9 @@ def count_work(config: Config) -> Work:
     if config.eval.split == "validation":
         evaluate = config.task.num_validation
     roles = tuple(_roles(config, train))
-    # STaR trains a single agent, so only what the first role wrote can be an example.
-    star = round(ASSUMED.positive_share * roles[0].nodes)
+    # STaR trains a single agent, so only answers that the first role wrote can be examples.
+    answers = roles[0].nodes if config.pipeline.roles[0].answers else 0
+    star = round(ASSUMED.positive_share * answers)
     return Work(train, evaluate, roles, star, evaluate * _calls_per_question(config))
 
 

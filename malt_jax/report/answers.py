@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
+from malt_jax.evaluation.schema import Results
 from malt_jax.evaluation.statistics import majority_vote
+from malt_jax.evaluation.systems import at_temperature
 from malt_jax.report.embed import Pages
 from malt_jax.report.trees import SHORT
 from malt_jax.storage.jsonl import read_records
@@ -32,6 +34,13 @@ class Source(NamedTuple):
     """Begins the names of its systems, where several runs are on one page."""
     ids: Mapping[str, str] | None = None
     """The page's id of each question; others are left out. Without it each keeps its own."""
+
+
+def names_in(results: Results | None, *systems: str) -> list[str]:
+    """The systems by their names in these results: those of its first temperature, in a sweep."""
+    rows = results["systems"] if results else ()
+    temperature = next((row.get("temperature") for row in rows), None)
+    return [at_temperature(system, temperature) for system in systems]
 
 
 def add_answers(sources: Sequence[Source], pages: Pages) -> tuple[list[str], list[dict[str, Any]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from malt_jax.evaluation.transfer import Column
 from malt_jax.report import answers, elsewhere, embed, page, signals, trees
 from malt_jax.report.drawing import Gallery
 from malt_jax.report.prompts import Templates
+from malt_jax.storage import atomic
 from malt_jax.storage.jsonl import read_json
 
 PLOTS = "plots"
@@ -34,8 +34,8 @@ def build_report(
     whatever the run does not have yet. Raises `UserError` if the folder holds nothing to report.
     """
     path, gallery = Path(run) / "report.html", Gallery()
-    with tempfile.TemporaryDirectory() as folder:
-        text, beside = compose(Path(run), Path(folder), gallery, questions or {}, evaluations)
+    with atomic.scratch(path) as folder:
+        text, beside = compose(Path(run), folder, gallery, questions or {}, evaluations)
         embed.write_page(path, text, beside)
     gallery.write(path.with_name(PLOTS))
     return path
@@ -71,8 +71,13 @@ def compose(
         )
     labels = sections.titles(results) if results else {}
     address = live or embed.REPORT_DATA
+    pairing = {
+        "name": "Before and after",
+        "before": answers.names_in(results, "ma", "sa"),
+        "after": answers.names_in(results, "malt"),
+    }
     data, inline = embed.explorer_data(
-        folder, pages, groups, templates, systems, labels, entries, address
+        folder, pages, groups, templates, systems, labels, entries, address, pairing
     )
     roles = [role["name"] for role in (config.get("pipeline") or {}).get("roles", ())]
     text = page.render(

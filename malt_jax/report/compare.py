@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,13 @@ from malt_jax.evaluation.between import Pairing, paired_rows
 from malt_jax.evaluation.credit_table import NOTE, contrast_table
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.schema import Results
+from malt_jax.evaluation.systems import system_without_temperature
 from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.report import answers, embed, figures, page
 from malt_jax.report.build import add_groups
 from malt_jax.report.drawing import Gallery
 from malt_jax.report.prompts import Templates
+from malt_jax.storage import atomic
 from malt_jax.storage.jsonl import read_records
 
 MARK = '<meta name="generator" content="malt report --compare">'
@@ -46,8 +47,10 @@ def write_comparison(
     """
     gallery = Gallery()
     both = same_questions(sides[0].questions, sides[1].questions)
-    with tempfile.TemporaryDirectory() as folder:
-        pages, templates = embed.Pages(Path(folder)), Templates()
+    with atomic.scratch(path) as folder:
+        pages, templates = embed.Pages(folder), Templates()
+        rows = _pairings(sides, both)
+        ours = [row for row in rows if system_without_temperature(row.first) == "malt"]
         groups = [
             group
             for name, side in zip(NAMES, sides, strict=True)
@@ -56,7 +59,7 @@ def write_comparison(
         systems, entries = answers.add_answers(_sources(sides, both), pages)
         pages.close()
         data, inline = embed.explorer_data(
-            Path(folder),
+            folder,
             pages,
             groups,
             templates,
@@ -64,9 +67,16 @@ def write_comparison(
             _labels(sides),
             entries,
             address=f"{embed.beside(path).name}/",
-            pairing={"name": "A and B", "before": ["A: malt", "A: sa"], "after": ["B: malt"]},
+            pairing={
+                "name": "A and B",
+                "before": [
+                    f"A: {name}" for name in answers.names_in(sides[0].results, "malt", "sa")
+                ],
+                "after": [
+                    f"B: {name}" for name in answers.names_in(sides[1].results, "malt", "sa")
+                ],
+            },
         )
-        rows = _pairings(sides, both)
         text = page.render(
             "compare.html.j2",
             mark=MARK,
@@ -74,7 +84,10 @@ def write_comparison(
             sides=list(zip(NAMES, sides, strict=True)),
             both=len(both),
             rows=rows,
-            headline=_headline(rows),
+            measured=all(side.results for side in sides),
+            ours=[row.first["label"] for row in ours],
+            # The trained pipeline's largest vote, or else the first row.
+            headline=max(ours or rows[:1], key=lambda row: row.first["votes"], default=None),
             differing=Table(
                 texts("field", *NAMES), [[field, one, other] for field, one, other in differing]
             ),
@@ -90,7 +103,7 @@ def write_comparison(
             data=data,
             pages=inline,
         )
-        embed.write_page(path, text, None if inline else Path(folder))
+        embed.write_page(path, text, None if inline else folder)
 
 
 def same_questions(first: answers.Questions, second: answers.Questions) -> dict[str, str]:
@@ -121,22 +134,18 @@ def _labels(sides: tuple[Side, Side]) -> dict[str, str]:
 
 
 def _pairings(sides: tuple[Side, Side], both: Mapping[str, str]) -> list[Pairing]:
-    first, second = sides
-    if not (first.results and second.results):
+    found = [(side.path, side.results) for side in sides if side.results]
+    if len(found) < 2:
         return []
-    shared = [system for system in _systems(first) if system in _systems(second)]
+    shared = {*_systems(sides[0])} & {*_systems(sides[1])}
 
-    def draws(side: Side, system: str) -> list[DrawRecord]:
-        return list(read_records(side.path / "eval" / f"{system}.jsonl", DrawRecord.from_record))
+    def draws(path: Path, results: Results) -> dict[str, list[DrawRecord]]:
+        # The results name the files, because an ablation's are in a folder of its own.
+        files = {Path(file).stem: path / file for file in results["records"]}
+        return {name: list(read_records(files[name], DrawRecord.from_record)) for name in shared}
 
-    by_system = [{system: draws(side, system) for system in {*shared}} for side in sides]
-    return paired_rows((first.results, second.results), (by_system[0], by_system[1]), both)
-
-
-def _headline(rows: Sequence[Pairing]) -> Pairing | None:
-    """The trained pipeline's largest vote, or else the first row."""
-    own = [row for row in rows if row.first["system"] == "malt"]
-    return max(own, key=lambda row: row.first["votes"]) if own else next(iter(rows), None)
+    first, second = found
+    return paired_rows((first[1], second[1]), (draws(*first), draws(*second)), both)
 
 
 def _curves(sides: tuple[Side, Side], gallery: Gallery) -> list[str]:

@@ -18,7 +18,7 @@ def evaluations(
     """What the page shows of a run's evaluations beside its own results; None without any."""
     if not found:
         return None
-    columns = [*([own_column(own)] if own else []), *found]
+    columns = [*([Column.of("run", own)] if own else []), *found]
     return {
         "table": transfer_table(columns),
         "each": [
@@ -35,9 +35,3 @@ def evaluations(
             for column in found
         ],
     }
-
-
-def own_column(results: Results) -> Column:
-    """A run's own results, for the table beside its evaluations."""
-    run = results["run"]
-    return Column("run", str(run.get("task", "")), str(run.get("split", "eval")), results)

@@ -27,8 +27,6 @@ _CALL = "maltPage("
 """How every page of data begins."""
 REPORT_DATA = "report_data/"
 """Where `report.html` finds its data."""
-BEFORE_AND_AFTER = {"name": "Before and after", "before": ("ma", "sa"), "after": ("malt",)}
-"""The two systems that the explorer first shows side by side: the first ones that there are."""
 
 
 def script_json(data: Any) -> str:
@@ -106,12 +104,14 @@ def explorer_data(
     systems: Sequence[str],
     labels: Mapping[str, str],
     entries: Sequence[Mapping[str, Any]],
-    address: str = REPORT_DATA,
-    pairing: Mapping[str, Any] = BEFORE_AND_AFTER,
+    address: str,
+    pairing: Mapping[str, Any],
 ) -> tuple[str, list[str]]:
     """What the explorer reads as JSON, and the pages of data as scripts, if they fit the page.
 
     Otherwise there are no scripts, and the page loads them from `address`, relative to its own.
+    `pairing`: a name, and the systems that are first shown side by side, `before` and `after`: the
+    first ones of each that there are.
     """
     inline = pages.bytes <= INLINE_BYTES
     data = {

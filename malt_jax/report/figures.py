@@ -13,6 +13,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from malt_jax.evaluation.schema import Reliability, Results, Row
+from malt_jax.evaluation.systems import system_without_temperature
 from malt_jax.report.drawing import COLOURS, axes, plain, styled, tooltip
 
 if TYPE_CHECKING:
@@ -49,17 +50,20 @@ def accuracy_against_tokens(results: Results) -> Figure:
     right, height = 60 + 7 * max(map(len, labels.values())), max(400, 90 + 20 * len(systems))
     title = "accuracy against generated tokens per question"
     figure, plot = axes(title, 690 + right, height, right=right)
+    # Beside each other, one system's temperatures need colours of their own.
+    swept = len({row.get("temperature") for row in results["systems"]}) > 1
     for name, rows in ordered:
+        known = name if swept else system_without_temperature(rows[0])
         # A logarithmic scale has no place for 0.
         tokens = [max(row["tokens"], 1.0) for row in rows]
         accuracies = [row["accuracy"] for row in rows]
-        [line] = plot.plot(tokens, accuracies, label=labels[name], **LOOKS.get(name, {"lw": 1.25}))
+        [line] = plot.plot(tokens, accuracies, label=labels[name], **LOOKS.get(known, {"lw": 1.25}))
         colour = str(line.get_color())
         for x, y, row in zip(tokens, accuracies, rows, strict=True):
             low, high = row["interval"]
             plot.vlines(x, low, high, color=colour, lw=1, alpha=0.45)
             text = f"{row['label']}: {100 * y:.1f}%, {row['calls']} calls, {x:.0f} tokens"
-            _dot(plot, x, y, colour, text, radius=5 if name == "malt" else 3.5)
+            _dot(plot, x, y, colour, text, radius=5 if known == "malt" else 3.5)
     plot.set_xscale("log")
     plot.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plot.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -215,7 +219,7 @@ def accuracy_by_temperature(name: str, results: Results) -> Figure | None:
     title = f"{name}: accuracy by temperature"
     figure, plot = axes(title, 420 + right, max(220, 70 + 20 * len(swept)), right=right)
     for label, rows in swept.items():
-        look = LOOKS.get(rows[0]["system"].rpartition("-t")[0], {"lw": 1.25})
+        look = LOOKS.get(system_without_temperature(rows[0]), {"lw": 1.25})
         points = sorted((row["temperature"], row["accuracy"], row["interval"]) for row in rows)
         at, accuracies, bounds = zip(*points, strict=True)
         [line] = plot.plot(at, accuracies, label=plain(label), marker="o", ms=4, **look)

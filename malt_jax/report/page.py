@@ -14,6 +14,7 @@ from malt_jax.escape import visible
 from malt_jax.evaluation import cells, sections, tables
 from malt_jax.evaluation.credit_table import NOTE, contrast_table
 from malt_jax.evaluation.schema import Results
+from malt_jax.evaluation.systems import at_temperature, system_without_temperature
 from malt_jax.report import figures
 from malt_jax.report.drawing import Gallery
 from malt_jax.report.trees import Group
@@ -130,7 +131,14 @@ def evaluation(results: Results, roles: Sequence[str], gallery: Gallery) -> dict
         "headline": _headline(results),
         "caption": tables.caption(results),
         "rows": {row["name"]: row["label"] for row in results["systems"]},
-        "ours": [row["label"] for row in results["systems"] if row["system"] == "malt"],
+        "ours": [
+            row["label"] for row in results["systems"] if system_without_temperature(row) == "malt"
+        ],
+        # In a sweep every row has the baseline of its own temperature.
+        "baselines": {
+            row["name"]: at_temperature(results["baseline"], row.get("temperature"))
+            for row in results["systems"]
+        },
         "sections": [section for section in breakdowns if section.table.rows],
         # The common scale of the intervals that are drawn in the table.
         "low": min(bounds),
@@ -176,7 +184,7 @@ def _counts(labels: Mapping[str, Any], group: str = "all") -> Iterator[tuple[str
 def _headline(results: Results) -> dict[str, Any] | None:
     """The trained pipeline's largest vote beside the single agent with as many calls."""
     rows = {row["name"]: row for row in results["systems"]}
-    own = [row for row in rows.values() if row["system"] == "malt"]
+    own = [row for row in rows.values() if system_without_temperature(row) == "malt"]
     for row in sorted(own or rows.values(), key=lambda row: -row["votes"]):
         if test := row["tests"].get(row["equal_calls_baseline"]):
             return {"row": row, "test": test, "other": rows[row["equal_calls_baseline"]]}

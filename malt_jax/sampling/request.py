@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from malt_jax.checks import check
-from malt_jax.models.thoughts import ThoughtFormat
+from malt_jax.models.thoughts import AnyThoughts
 
 MAX_END_IDS = 16
 MAX_ENDING = 8
@@ -101,7 +101,7 @@ class SamplingParams:
     """Limits the thought at a completion's beginning; None: it is drawn like anything else."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, after the token that completes them."""
-    thoughts: ThoughtFormat | None = None
+    thoughts: AnyThoughts | None = None
     """How completions write thoughts, in which no stop text is looked for; None: they have none."""
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ class Metrics:
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
             own = (name, *(f"{name}_{part}" for part in ("bucket", "sum", "count")))
             lines += [
-                f"{series}{_labels(labels)} {value:g}"
+                f"{series}{_labels(labels)} {value:.15g}"
                 for (series, labels), value in counts.items()
                 if series in own
             ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from malt_jax.answering.turns import Draw, Turn
-from malt_jax.checks import no_constant, show, whole_number
+from malt_jax.checks import has_lone_surrogate, no_constant, show, whole_number
 from malt_jax.sampling.request import SamplingParams
 from malt_jax.serving.errors import ApiError, wrong
 from malt_jax.tree.roles import Chain, Role
@@ -25,19 +25,20 @@ MAX_STOPS = 16
 MEANINGLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 """Fields of the API that say nothing about the answer; they are accepted."""
 ONLY = {
-    "frequency_penalty": (0, None),
-    "presence_penalty": (0, None),
-    "logit_bias": ({}, None),
-    "logprobs": (False, None),
-    "top_logprobs": (0, None),
-    "tools": ([], None),
-    "tool_choice": ("none", "auto", None),
-    "functions": ([], None),
-    "parallel_tool_calls": (True, False, None),
-    "response_format": ({"type": "text"}, None),
-    "modalities": (["text"], None),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
 }
-"""Fields of the API that are not supported, with the values that ask for nothing."""
+"""Fields of the API that are not supported, with the values that ask for nothing, as null does."""
 READ = {
     "model", "messages", "n", "seed", "temperature", "top_p", "top_k", "max_tokens",
     "max_completion_tokens", "stop", "stream", "stream_options",
@@ -90,11 +91,12 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
     """The request in a body; raises ApiError that names the field that is wrong."""
     body = _json(raw)
     for name, value in body.items():
-        if name in ONLY:
-            if value not in ONLY[name]:
-                raise wrong(name, f"found {show(value)}, which is not supported here; leave it out")
-        elif name not in READ | MEANINGLESS:
+        if value is None or name in READ | MEANINGLESS:
+            continue
+        if name not in ONLY:
             raise wrong(name, "unknown field.", code="unknown_parameter")
+        if value not in ONLY[name]:
+            raise wrong(name, f"found {show(value)}, which is not supported here; leave it out")
     model = body.get("model")
     roles, votes = find_model(model, chain)
     question, texts = _messages(body.get("messages"))
@@ -194,14 +196,14 @@ def _messages(messages: Any) -> tuple[str, list[str]]:
 def _text(content: Any, where: str) -> str:
     """A message's content: a text, or parts of type `text`."""
     if isinstance(content, list):
-        parts: list[Any] = [p.get("text") if isinstance(p, dict) else None for p in content]
-        kinds = {p.get("type") for p in content if isinstance(p, dict)}
-        if kinds - {"text"} or not all(isinstance(part, str) for part in parts):
+        parts = [p for p in content if isinstance(p, dict) and p.get("type") == "text"]
+        texts = [p["text"] for p in parts if isinstance(p.get("text"), str)]
+        if len(texts) < len(content):
             raise wrong(where, "content: only parts of type text are supported.")
-        content = "".join(parts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise wrong(where, f"content: found {show(content)}, expected a text.")
-    if any("\ud800" <= character <= "\udfff" for character in content):
+    if has_lone_surrogate(content):
         raise wrong(where, "content: holds half a character (a lone surrogate).")
     return content
 
@@ -240,6 +242,6 @@ def _integer(
 
 def _boolean(body: Mapping[str, Any], name: str) -> bool:
     value = body.get(name)
-    if value not in (True, False, None) or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is not None and not isinstance(value, bool):
         raise wrong(name, f"found {show(value)}, expected true or false.")
     return bool(value)

@@ -30,8 +30,8 @@ T = TypeVar("T")
 class Bases:
     """The model and the sampler of each role: the only place where they are looked up.
 
-    Names are those of roles, of further turns such as `judge`, and of policies. The first role,
-    and with it the single agent, has the run's model.
+    Names are those of roles, of further turns such as `judge`, and of policies. The first role has
+    the run's model.
     """
 
     def __init__(self, session: Session, shared: Bases | None):
@@ -47,7 +47,7 @@ class Bases:
         return self.sampler(self._config_of(name))
 
     def each(self, of: Callable[[str], T]) -> T | Mapping[str, T]:
-        """Something of every role by name, or of all of them at once if they share one base."""
+        """What `of` returns for each role, by name; once for all roles if they share one base."""
         names = [role.name for role in self._session.pipeline.roles]
         return of(names[0]) if self._alone else ByRole(names, of)
 

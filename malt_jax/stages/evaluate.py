@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import malt_jax as malt
 from malt_jax.credit.contrast import contrast
 from malt_jax.credit.verdict import verdict_readers
 from malt_jax.evaluation.credit_table import contrast_table
@@ -28,6 +27,7 @@ from malt_jax.stages.measured import (
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.other_models import load_other
 from malt_jax.stages.policies import Weights, identities, policies_after
+from malt_jax.stages.search import grown
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
 from malt_jax.storage.journal import Journal
@@ -145,21 +145,9 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
         if name in trees:
             count = counted(len(questions), "held-out question")
             session.progress.note(f"{EVAL}: trees of {count} {when} training")
-            forest = malt.search(
-                session.bases.each(session.bases.model_of),
-                questions,
-                session.pipeline,
-                task=session.task,
-                adapters=policies_after(session.trained, rounds[when]),
-                seed=config.seed,
-                # In place of a round's number: no key of a training search is used again.
-                round="held-out",
-                backup=config.search.backup,
-                softness=config.search.softness,
-                threshold=config.search.threshold,
-                sampler=session.bases.each(session.bases.sampler_of),
-                overflow=config.pipeline.overflow,
-            )
+            adapters = policies_after(session.trained, rounds[when])
+            # In place of a round's number: no key of a training search is used again.
+            forest = grown(session, adapters, "held-out", questions)
             journal.write_lines(path, (tree.to_record() for tree in forest.trees))
         else:
             forest = Forest(list(read_records(trees[when], Tree.from_record)))

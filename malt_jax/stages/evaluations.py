@@ -26,7 +26,7 @@ from malt_jax.stages.bases import facts_of_bases
 from malt_jax.stages.names import EVAL, search_stage, trained_stage
 from malt_jax.stages.other_models import check_other
 from malt_jax.stages.session import Session
-from malt_jax.stages.trust import check_trust
+from malt_jax.stages.trust import open_existing
 from malt_jax.stages.variants import planned
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import json_text, write_text
@@ -51,10 +51,7 @@ def trained_run(run: str | os.PathLike, trusted: bool) -> tuple[Config, RunDir]:
     A run that somebody else made may name a Python module as its task, which is imported only if
     it is `trusted`.
     """
-    directory = RunDir.existing(run)
-    config = from_dict(directory.config)
-    # Before a session could import the module that the run's config names as its task.
-    check_trust(config, directory.path, trusted, {})
+    config, directory = open_existing(run, trusted)
     needed = trained_stage(config.rounds - 1)
     if not manifest.stage_done(directory, needed):
         raise UserError(
@@ -122,8 +119,8 @@ def evaluation_config(config: Config, run: Path, name: str, flags: list[str]) ->
     other = said.get("task", {}).get("name", config.task.name)
     if other != config.task.name:
         data["task"] = reading.to_dict(TaskConfig(name=str(other)))
-    data |= {"output_dir": str(run / FOLDER / name), "ablations": []}
-    data["mirror"] = config.mirror and f"{config.mirror}/{FOLDER}/{name}"
+    # Into a mirror only where the flags say so: that of the run may be somebody else's.
+    data |= {"output_dir": str(run / FOLDER / name), "ablations": [], "mirror": None}
     # Trees of other questions would be measured before and after training; only on demand.
     data["eval"]["trees"] = 0
     made = from_dict(data, flags)
@@ -148,6 +145,13 @@ def _refuse_trained(config: Config, made: Config) -> None:
 
 def check_evaluation(session: Evaluation) -> None:
     """Refuses, before anything is written, what an evaluation could not be made of."""
+    RunDir.check(
+        session.config.output_dir,
+        reading.to_dict(session.config),
+        free=CANNOT_CHANGE_RESULTS,
+        complete=with_defaults,
+        inside=session.trained.run,
+    )
     systems, _ = planned(session)
     if not session.eval_questions:
         raise UserError("task.eval_path: found no question; at least one is needed.")
@@ -177,6 +181,8 @@ def opened(session: Evaluation) -> Iterator[None]:
         free=CANNOT_CHANGE_RESULTS,
         complete=with_defaults,
         facts=facts,
+        mirror=config.mirror and f"{config.mirror}/{Path(config.output_dir).name}",
+        mirror_seconds=config.mirror_seconds,
         inside=trained.run,
     ) as run:
         if manifest.load(run).get("evaluates") != weights:
@@ -204,10 +210,7 @@ def trained_with(trained: Session) -> dict[str, Any]:
 
 def finished(run: RunDir) -> list[Column]:
     """The results of a run and of its finished evaluations, for one table."""
-    own = []
-    if manifest.stage_done(run, EVAL):
-        task = with_defaults(run.config)["task"]["name"]
-        own.append(Column("run", task, "eval", _results(run)))
+    own = [Column.of("run", _results(run))] if manifest.stage_done(run, EVAL) else []
     return own + evaluated(run)
 
 
@@ -218,9 +221,7 @@ def evaluated(run: RunDir) -> list[Column]:
     for folder in (path.parent for path in folders):
         one = RunDir.existing(folder)
         if manifest.stage_done(one, EVAL):
-            config = with_defaults(one.config)
-            split = config["eval"]["split"]
-            found.append(Column(folder.name, config["task"]["name"], split, _results(one)))
+            found.append(Column.of(folder.name, _results(one)))
     return found
 
 

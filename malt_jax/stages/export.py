@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from flax import nnx
 
 from malt_jax.data.role_data import policy_name
 from malt_jax.errors import HubError, first_line
+from malt_jax.evaluation.systems import system_without_temperature
 from malt_jax.export.cards import CardFacts, base_license, model_card
 from malt_jax.export.dataset import Round, write_dataset
 from malt_jax.export.role import export_role
@@ -22,9 +22,8 @@ from malt_jax.stages.policies import Weights, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
-from malt_jax.storage.jsonl import read_lines
+from malt_jax.storage.jsonl import read_json, read_lines
 from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
-from malt_jax.tree.values import value_forest
 
 DATASET = "dataset"
 """The folder of the run that holds trees, role data and results for `load_dataset`."""
@@ -116,11 +115,7 @@ def _write_dataset(session: Session, folder: Path) -> None:
             path = signals_file(run, number)
             # Earlier versions labelled without signals.
             signals = {row["node_id"]: row for row in read_lines(path)} if path.exists() else {}
-            search = config.search
-            forest = value_forest(
-                session.forest(number), search.backup, search.softness, search.threshold
-            )
-            yield Round(number, forest.trees, signals)
+            yield Round(number, session.valued(session.forest(number)).trees, signals)
 
     results = [path for path in (run.results, run.results_table) if path.exists()]
     bases = ", ".join(dict.fromkeys(base.path for base in config.bases))
@@ -141,7 +136,11 @@ def _exported_rank(session: Session, role: str) -> int | None:
 
 
 def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFacts:
-    config, results = session.config, session.run.results
+    config = session.config
+    results = read_json(session.run.results, "remove it and run `malt eval`")
+    for row in results["systems"] if results else ():
+        # A card is of the systems, whatever their temperature.
+        row["system"] = system_without_temperature(row)
     model = session.bases.model_of(role)
     own = {r.name: config.model_of(r.name) for r in session.pipeline.roles}
     return CardFacts(
@@ -159,7 +158,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         largest_rank=max(_exported_rank(session, n) or 0 for n in own if own[n] == own[role]),
         thinks=model.tokenizer.thoughts is not None,
         merged=config.export.merged,
-        results=json.loads(results.read_text()) if results.exists() else None,
+        results=results,
         bases={n: (base.path, session.bases.model_of(n).revision) for n, base in own.items()},
     )
 

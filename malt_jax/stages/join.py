@@ -7,14 +7,11 @@ do, but how many siblings there are depends on the blocks, which begin anew in e
 
 from __future__ import annotations
 
-import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from malt_jax.errors import RunStopped, UserError
@@ -33,9 +30,9 @@ from malt_jax.stages.slices import (
     read_cost,
 )
 from malt_jax.storage import manifest
-from malt_jax.storage.atomic import temporary
+from malt_jax.storage.atomic import scratch
 from malt_jax.storage.journal import Journal
-from malt_jax.storage.signals import signal_received
+from malt_jax.storage.signals import first_signal, signal_received
 from malt_jax.storage.writers import on_writer
 
 LOOK_SECONDS = 20.0
@@ -66,13 +63,9 @@ def join(session: Session, places: Sequence[str], minutes: float = 0.0) -> None:
         session.refuse_own_search(STAGE, journal.done and joined, "--join")
         if journal.done:
             return
-        fetched = temporary(session.run.path / "slices")
-        try:
-            if minutes:
-                on_writer(lambda: wait_for(session, places, minutes), patient=True)
-            on_writer(lambda: _take(session, journal, places, fetched), patient=True)
-        finally:
-            shutil.rmtree(fetched, ignore_errors=True)
+        if minutes:
+            on_writer(lambda: wait_for(session, places, minutes), patient=True)
+        on_writer(lambda: _take(session, journal, places), patient=True)
     session.progress.note(f"{STAGE}: joined {len(places)} slices")
 
 
@@ -99,22 +92,23 @@ def wait_for(session: Session, places: Sequence[str], minutes: float) -> None:
             said = named
         time.sleep(min(LOOK_SECONDS, max(0.0, until - time.monotonic()) + 0.01))
         if signal_received():
-            raise RunStopped(signal.SIGTERM, "stopped while waiting for slices; nothing is lost")
+            raise RunStopped(first_signal(), "stopped while waiting for slices; nothing is lost")
 
 
-def _take(session: Session, journal: Journal, places: Sequence[str], fetched: Path) -> None:
-    """Copies the files of the slices into this run; mirrored slices are first `fetched`."""
-    # All slices are opened and checked before the first tree is copied.
-    slices = in_order(
-        open_slice(session, place, fetched / str(at)) for at, place in enumerate(places)
-    )
-    for one in slices:
-        check_files(one)
-    _check_weights(session, slices)
-    check_trees(session, slices)
-    for path in (path for one in slices for path in one.shards):
-        journal.write_bytes(session.run.trees(ROUND) / path.name, path.read_bytes())
-    journal.record_cost(**_cost(slices))
+def _take(session: Session, journal: Journal, places: Sequence[str]) -> None:
+    """Copies the files of the slices into this run; mirrored slices are fetched first."""
+    with scratch(session.run.path / "slices") as fetched:
+        # All slices are opened and checked before the first tree is copied.
+        slices = in_order(
+            open_slice(session, place, fetched / str(at)) for at, place in enumerate(places)
+        )
+        for one in slices:
+            check_files(one)
+        _check_weights(session, slices)
+        check_trees(session, slices)
+        for path in (path for one in slices for path in one.shards):
+            journal.write_bytes(session.run.trees(ROUND) / path.name, path.read_bytes())
+        journal.record_cost(**_cost(slices))
 
 
 def in_order(slices: Iterable[Slice]) -> list[Slice]:

@@ -19,7 +19,6 @@ from malt_jax.stages.credit import measure, records, signals_file
 from malt_jax.stages.names import label_stage
 from malt_jax.stages.session import Session
 from malt_jax.tree.node import Forest
-from malt_jax.tree.values import value_forest
 
 OTHERS = {"kto": "unpaired examples", "pg": "examples for the policy gradient"}
 """Examples that a role's line names if it learns from them."""
@@ -36,17 +35,15 @@ def label(session: Session, round: int) -> dict[str, Any]:
     with session.journal(label_stage(round)) as journal:
         if journal.done:
             return json.loads(summary.read_text())
-        sealed = session.forest(round)
-        _refuse_repeats(sealed)
         # Values are computed again from the rewards, because the threshold and the backup may
         # differ from the search's, as they do in ablations.
-        search = config.search
-        forest = value_forest(sealed, search.backup, search.softness, search.threshold)
+        forest = session.valued(session.forest(round))
+        _refuse_repeats(forest)
         signals = measure(session, forest, round - 1, label_stage(round))
         data = malt.label(forest, config.data, seed=config.seed, signals=signals)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)
-        counts["credit"] = contrast(forest.trees, signals, search.threshold)
+        counts["credit"] = contrast(forest.trees, signals, config.search.threshold)
         trained = {role.name: split_phases(role.train) for role in config.pipeline.roles}
         for role, learned in data.items():
             folder, written = run.data(round, role), {}

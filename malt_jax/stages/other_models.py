@@ -20,7 +20,6 @@ from malt_jax.storage.writers import on_writer, wait_for_all
 if TYPE_CHECKING:
     from malt_jax.config.model import ModelConfig
     from malt_jax.config.run import Config
-    from malt_jax.models.spec import ModelSpec
     from malt_jax.sampling.sampler import Sampler
 
 
@@ -50,6 +49,7 @@ def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     """
     from malt_jax.models.adapters import WEIGHTS, adapter_base, load_adapter
     from malt_jax.sampling.sampler import Sampler
+    from malt_jax.training.weights import on_mesh
 
     config, place = session.config, _adapter_place(path)
     base, revision = adapter_base(place) if place else (path, None)
@@ -61,7 +61,7 @@ def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     adapter = None
     print_of_files = sampler.model.fingerprint
     if place:
-        adapter = _placed(session, load_adapter(place, sampler.spec)[0], sampler.spec)
+        adapter = on_mesh(load_adapter(place, sampler.spec)[0], sampler.spec, session.mesh)
         print_of_files = fingerprint([place / WEIGHTS], data=print_of_files)
     _refuse_changed(session, path, print_of_files)
     return sampler, adapter
@@ -92,17 +92,6 @@ def _base_of_run(config: Config, base: str, revision: str | None) -> ModelConfig
     folder = local_folder(base, revision)[0].resolve()
     same = (k for k in config.bases if local_folder(k.path, k.revision)[0].resolve() == folder)
     return next(same, None)
-
-
-def _placed(session: Session, adapter: Any, spec: ModelSpec) -> Any:
-    """The adapter of a model on the devices of the mesh."""
-    import jax
-
-    from malt_jax.models.lora import adapter_shardings
-
-    if session.mesh is None:
-        return adapter
-    return jax.device_put(adapter, adapter_shardings(spec, adapter, session.mesh))
 
 
 def _refuse_changed(session: Session, path: str, found: str) -> None:

@@ -19,7 +19,6 @@ from malt_jax.storage.jsonl import read_records
 from malt_jax.tasks.base import Question
 from malt_jax.tree.node import Tree
 from malt_jax.tree.outside import complete, graded
-from malt_jax.tree.values import value_forest
 
 ROUND = 0
 """Trees come from outside for the first round; later ones are sampled from what it has trained."""
@@ -72,9 +71,7 @@ def take_over(session: Session, files: Sequence[str]) -> None:
             forest = graded(trees, records, list(questions.values()), session.task.grader)
         except ValueError as error:
             raise UserError(f"--import: {error}") from None
-        search = config.search
-        forest = value_forest(forest, search.backup, search.softness, search.threshold)
-        rows = (tree.to_record() for tree in forest.trees)
+        rows = (tree.to_record() for tree in session.valued(forest).trees)
         journal.write_lines(session.run.trees(ROUND) / "00000.jsonl", rows)
     session.progress.note(f"{stage}: imported from {', '.join(files)}")
 

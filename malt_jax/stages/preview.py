@@ -19,7 +19,6 @@ from malt_jax.evaluation.table import Table, numbers, texts
 from malt_jax.stages.credit import known_influence
 from malt_jax.stages.session import Session
 from malt_jax.tree.node import Forest, Node
-from malt_jax.tree.values import value_forest
 
 NOTE = (
     "Before right, wrong: positives behind a right and behind a wrong answer. SFT, pairs, KTO and "
@@ -32,16 +31,15 @@ NOTE = (
 
 def preview(session: Session, round: int) -> list[str]:
     """The lines to print about a round: what its trees hold, and what each rule makes of them."""
-    config = session.config
-    search = config.search
-    forest = value_forest(session.forest(round), search.backup, search.softness, search.threshold)
+    config, threshold = session.config, session.config.search.threshold
+    forest = session.valued(session.forest(round))
     signals = node_signals(
         forest,
-        threshold=search.threshold,
+        threshold=threshold,
         readers=verdict_readers(config.pipeline.roles),
         measured={"influence": known_influence(session, round)},
     )
-    found = contrast(forest.trees, signals, search.threshold)
+    found = contrast(forest.trees, signals, threshold)
     rules = {name: rule.selection(config.data) for name, rule in RULES.items()}
     if config.data not in rules.values():
         rules = {"this config": config.data, **rules}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -38,34 +39,13 @@ def search(session: Session, round: int) -> None:
             raise UserError("task.num_train: no training questions; at least one is needed.")
         # Round 0 draws from the base, a later one from what the round before has trained.
         adapters = policies_after(session, round - 1)
-        forests: Iterator[Forest] | None = None
+        grow: Callable[[Sequence[Question]], Forest] = partial(
+            grown, session, adapters, round, spare=config.search.spare, on_level=say
+        )
+        if config.search.streaming:
+            grow = _streamed(session, adapters, round, say)
         for block in journal.blocks(session.train_questions, config.search.block, shard):
-            if not config.search.streaming:
-                forest = malt.search(
-                    session.bases.each(session.bases.model_of),
-                    block.items,
-                    session.pipeline,
-                    task=session.task,
-                    adapters=adapters,
-                    seed=config.seed,
-                    round=round,
-                    backup=config.search.backup,
-                    softness=config.search.softness,
-                    threshold=config.search.threshold,
-                    sampler=session.bases.each(session.bases.sampler_of),
-                    overflow=config.pipeline.overflow,
-                    spare=config.search.spare,
-                    on_level=say,
-                )
-            else:
-                if forests is None:
-                    left = _blocks_from(session, block.items)
-                    say("all roles", session.pipeline.calls * sum(map(len, left)))
-                    forests = _streamed(session, round, adapters, left)
-                # Blocks are sealed in order, so those that are left are nearly always all to be
-                # made. One that is there already is sampled with them and passed over.
-                first = block.items[0].id
-                forest = next(one for one in forests if one.trees[0].question_id == first)
+            forest = grow(block.items)
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             # For the progress line only: a mean over the blocks of this process.
@@ -73,29 +53,58 @@ def search(session: Session, round: int) -> None:
             block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
 
 
-def _streamed(
-    session: Session, round: int, adapters: Any, blocks: Sequence[Sequence[Question]]
-) -> Iterator[Forest]:
-    """The valued trees of each block, sampled without waiting for levels or blocks to end."""
-    from malt_jax.tree.grading import grade
-    from malt_jax.tree.streaming import expand_blocks
-    from malt_jax.tree.values import value_forest
-
+def grown(
+    session: Session, adapters: Any, round: int | str, questions: Sequence[Question], **more: Any
+) -> Forest:
+    """The valued trees of these questions as the run's config says, drawn with these adapters."""
     config = session.config
-    forests = expand_blocks(
-        session.model,
-        session.sampler,
-        blocks,
+    return malt.search(
+        session.bases.each(session.bases.model_of),
+        questions,
         session.pipeline,
+        task=session.task,
         adapters=adapters,
         seed=config.seed,
         round=round,
+        backup=config.search.backup,
+        softness=config.search.softness,
+        threshold=config.search.threshold,
+        sampler=session.bases.each(session.bases.sampler_of),
         overflow=config.pipeline.overflow,
+        **more,
     )
-    for questions, forest in zip(blocks, forests, strict=True):
-        graded = grade(forest, questions, session.task.grader)
-        search = config.search
-        yield value_forest(graded, search.backup, search.softness, search.threshold)
+
+
+def _streamed(
+    session: Session, adapters: Any, round: int, say: Callable[[str, int], None]
+) -> Callable[[Sequence[Question]], Forest]:
+    """What gives the trees of one block after the other, sampled without waiting in between."""
+    from malt_jax.tree.grading import grade
+    from malt_jax.tree.streaming import expand_blocks
+
+    forests: Iterator[Forest] | None = None
+
+    def grow(block: Sequence[Question]) -> Forest:
+        nonlocal forests
+        if forests is None:
+            left = _blocks_from(session, block)
+            say("all roles", session.pipeline.calls * sum(map(len, left)))
+            forests = expand_blocks(
+                session.model,
+                session.sampler,
+                left,
+                session.pipeline,
+                adapters=adapters,
+                seed=session.config.seed,
+                round=round,
+                overflow=session.config.pipeline.overflow,
+            )
+        # Blocks are sealed in order, so those that are left are nearly always all to be made. One
+        # that is there already is sampled with them and passed over.
+        forest = next(one for one in forests if one.trees[0].question_id == block[0].id)
+        return session.valued(grade(forest, block, session.task.grader))
+
+    return grow
 
 
 def _blocks_from(session: Session, items: Sequence[Question]) -> list[Sequence[Question]]:

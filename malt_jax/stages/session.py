@@ -240,6 +240,13 @@ class Session:
         trees = [Tree.from_record(record) for path in shards for record in read_lines(path)]
         return Forest(trees)
 
+    def valued(self, forest: Forest) -> Forest:
+        """The forest with values and labels as the config computes them from its rewards."""
+        from malt_jax.tree.values import value_forest
+
+        search = self.config.search
+        return value_forest(forest, search.backup, search.softness, search.threshold)
+
     def role_data(self, round: int, role: str, phase: str) -> RoleData:
         """A role's sealed examples for one phase of training."""
         from malt_jax.data.examples import EXAMPLES
@@ -256,11 +263,9 @@ class Session:
 
         The adapter is the one that the config names, or a new one, which changes nothing yet.
         """
-        import jax
-
         from malt_jax.models.adapters import fitted, load_adapter
-        from malt_jax.models.lora import Adapter, adapter_shardings
-        from malt_jax.training.weights import initial_weights
+        from malt_jax.models.lora import Adapter
+        from malt_jax.training.weights import initial_weights, on_mesh
 
         train, path = self.config.training_of(name), self.start_adapter(name)
         model = self.bases.model_of(name)
@@ -273,9 +278,7 @@ class Session:
         adapter, own = load_adapter(path, model.spec)
         assert isinstance(weights, Adapter)  # the config refuses full fine-tuning of an adapter
         weights = fitted(adapter, own, weights, train.lora, path)
-        if self.mesh is None:
-            return weights
-        return jax.device_put(weights, adapter_shardings(model.spec, weights, self.mesh))
+        return on_mesh(weights, model.spec, self.mesh)
 
     def start_adapter(self, name: str) -> str | None:
         """The adapter that the config names for a policy, or None."""

@@ -176,13 +176,12 @@ def _sampling_warning(role: RoleConfig, spare: int = 0) -> str | None:
     reasons = []
     if spare:
         reasons.append(
-            f"search.spare is {spare}, so that the number of siblings depends on outcomes; 0 mends "
-            "that"
+            f"search.spare is {spare}, so that the number of siblings depends on outcomes; set 0"
         )
     if (role.temperature, role.top_p, role.top_k) != (1.0, 1.0, 0):
         reasons.append(
             f"it samples at temperature {role.temperature:g}, top_p {role.top_p:g}, top_k "
-            f"{role.top_k}; 1, 1 and 0 mend that"
+            f"{role.top_k}; set 1, 1 and 0"
         )
     if not reasons:
         return None

@@ -1,4 +1,4 @@
-"""Whether a run's own config may make this process import Python or execute a model's programs.
+"""Opens a run to be read, unless its config makes this process run code that nobody agreed to.
 
 A config that the user gives with --config, or flags of the command line, are the user's own words.
 The config.yaml inside a run directory may have been written by whoever made the run.
@@ -6,13 +6,29 @@ The config.yaml inside a run directory may have been written by whoever made the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from malt_jax.checks import show
-from malt_jax.config.reading import leaves, to_dict
-from malt_jax.config.run import Config
+from malt_jax.config.reading import apply_flags, leaves, to_dict
+from malt_jax.config.run import Config, from_dict
 from malt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from malt_jax.storage.rundir import RunDir
+
+
+def open_existing(
+    folder: str | os.PathLike, trusted: bool, flags: Sequence[str] = ()
+) -> tuple[Config, RunDir]:
+    """The config of a run, with flags over it, and its directory, to be read; see `check_trust`."""
+    from malt_jax.storage.rundir import RunDir
+
+    run = RunDir.existing(folder)
+    config = from_dict(run.config, list(flags))
+    check_trust(config, folder, trusted, apply_flags({}, flags))
+    return config, run
 
 
 def check_trust(config: Config, place: object, trusted: bool, said: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from malt_jax.errors import UserError
 from malt_jax.regular_files import open_regular
+from malt_jax.storage.schema import LOCK
 from malt_jax.storage.writers import is_writer
 
 _LEFTOVER = re.compile(r"\.(tmp|old)-malt-[0-9a-f]{8}-(.+)", re.DOTALL)
@@ -34,7 +35,12 @@ _REMEDIES = {
     errno.EEXIST: "remove the file that is where a folder is needed",
     errno.EISDIR: "remove the folder that is where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ESTALE: "mount that file system again",
 }
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
+"""How file systems say that a folder cannot be flushed: network shares, or no right to read it."""
 
 
 @contextmanager
@@ -159,11 +165,23 @@ def atomic_directory(path: str | os.PathLike, replace: bool = False) -> Iterator
         remove(old)
 
 
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yields an empty folder on the disk of `path`, for what is needed while `path` is made."""
+    folder = temporary(path)
+    with explained(path):
+        make_folder(folder)
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+
 def clean_leftovers(folder: str | os.PathLike[str]) -> None:
     """Removes the temporary files that killed writers left beneath `folder`.
 
     The caller must be the only writer. A folder that was renamed away but not yet replaced is put
-    back in its place.
+    back in its place. A run in a folder beneath may have a writer of its own, and is left alone.
     """
     for parent, folders, files in os.walk(os.fspath(folder)):
         for name in [*folders, *files]:
@@ -176,7 +194,8 @@ def clean_leftovers(folder: str | os.PathLike[str]) -> None:
             else:
                 remove(path)
         # `os.walk` descends into what stays in this list, and the temporary folders are gone.
-        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+        stay = (name for name in folders if not _LEFTOVER.fullmatch(name))
+        folders[:] = [name for name in stay if not os.path.lexists(Path(parent, name, LOCK))]
 
 
 def leftover_of(name: str) -> str | None:
@@ -190,8 +209,10 @@ def temporary(path: Path, kind: str = "tmp") -> Path:
 
     The name is random, so two writers of one path cannot rename each other's unfinished file.
     """
-    # The name is cut, because with the prefix a long one would exceed the file system's limit.
-    return path.with_name(f".{kind}-malt-{secrets.token_hex(4)}-{path.name[:200]}")
+    # The name is cut, because with the prefix a long one would exceed the file system's limit,
+    # which is in bytes.
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    return path.with_name(f".{kind}-malt-{secrets.token_hex(4)}-{name}")
 
 
 def discard(path: Path) -> None:
@@ -227,11 +248,15 @@ def make_folder(path: Path) -> list[Path]:
 
 def sync(path: Path) -> None:
     """Flushes a file's content, or a folder's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH or not path.is_dir():
+            raise
 
 
 def sync_tree(path: Path) -> None:

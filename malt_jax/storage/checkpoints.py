@@ -22,7 +22,14 @@ import numpy as np
 from malt_jax.errors import UserError
 from malt_jax.hashing import files_beneath, sha256_all
 from malt_jax.storage import selfsealed, signals
-from malt_jax.storage.atomic import discard, explained, make_folder, write_bytes, write_json
+from malt_jax.storage.atomic import (
+    discard,
+    explained,
+    make_folder,
+    sync_tree,
+    write_bytes,
+    write_json,
+)
 from malt_jax.storage.references import load_or_compute
 from malt_jax.storage.writers import any_of, is_writer, wait_for_all
 
@@ -58,6 +65,8 @@ class CheckpointFolder:
             wait_for_all(f"checkpoint {name} begins")
             ocp.save(path / STATE, leaves)
             if is_writer():
+                # Orbax flushes the arrays, but not the files that describe them, nor the folders.
+                sync_tree(path)
                 kinds = {key: [str(leaf.dtype), list(leaf.shape)] for key, leaf in leaves.items()}
                 seal = {"facts": facts, "leaves": kinds, "files": _hashes(path)}
                 write_bytes(path / SEAL, selfsealed.encode(seal))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from malt_jax.storage.atomic import append_bytes
 
+PATTERN = "events.out.tfevents.[0-9]*.malt.*"
 # The largest finite float32, the type in which a point is stored.
 _MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
@@ -29,7 +30,10 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, step: int):
-        name = f"events.out.tfevents.{int(time.time()):010d}.malt.{secrets.token_hex(4)}"
+        # TensorBoard reads the files in the order of their names, whatever the clocks said.
+        earlier = [int(path.name.split(".")[3]) for path in folder.glob(PATTERN)]
+        stamp = max(int(time.time()), *(second + 1 for second in earlier), 0)
+        name = f"events.out.tfevents.{stamp:010d}.malt.{secrets.token_hex(4)}"
         self.path = folder / name
         # Field 3 is the version of the file format; field 7 a session log, whose status 1 means
         # "start".

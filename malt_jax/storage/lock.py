@@ -9,11 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from malt_jax.errors import UserError
+from malt_jax.errors import Unavailable, UserError
 from malt_jax.regular_files import open_regular, read_bytes
 from malt_jax.storage.atomic import explained
+from malt_jax.storage.schema import LOCK
 
-NAME = ".lock"
 PATIENCE = 1.0
 """Seconds to wait: a busy machine can take a moment to release the lock of a killed process."""
 UNKNOWN = "another process"
@@ -28,7 +28,7 @@ class RunLock:
     """
 
     def __init__(self, run: str | os.PathLike, command: str):
-        path = Path(run, NAME)
+        path = Path(run, LOCK)
         # The lock belongs to the process and not to one thread (`thread_local`), so that `release`
         # works from any thread.
         # No fall-back to FileLock's "soft" lock: it would outlive a killed process.
@@ -54,7 +54,9 @@ class RunLock:
         try:
             self._lock.acquire()
         except Timeout:
-            raise UserError(
+            # Of a machine that is gone, a file server keeps the lock for a while, and a process
+            # that was killed may take long to give its memory back: launchers try again.
+            raise (UserError if _holder_is_alive(path) else Unavailable)(
                 f"{path.parent}: {_holder(path)} is writing this run. Wait for it or stop it, or "
                 "choose another --output-dir."
             ) from None
@@ -75,6 +77,20 @@ def _holder(path: Path) -> str:
         return f"process {owner['pid']} on {owner['host']} ({owner['command']!r})"
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return UNKNOWN  # it has the lock but has not yet written who it is
+
+
+def _holder_is_alive(path: Path) -> bool:
+    """Whether the holder is a process of this machine that has not ended."""
+    try:
+        owner = json.loads(read_bytes(path))
+        if owner["host"] != socket.gethostname():
+            return False
+        os.kill(owner["pid"], 0)  # signal 0 only asks whether there is such a process
+        return True
+    except PermissionError:
+        return True  # a process of another user
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False
 
 
 def is_lock(path: Path) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from malt_jax.errors import UserError
 from malt_jax.hashing import files_beneath, sha256_all
 from malt_jax.regular_files import read_bytes
 from malt_jax.storage import selfsealed
-from malt_jax.storage.atomic import make_folder, sync_tree, write_bytes
+from malt_jax.storage.atomic import explained, make_folder, sync, sync_tree, write_bytes
 from malt_jax.storage.provenance import versions
 from malt_jax.storage.schema import FORMAT, NAME, SET_ASIDE, TWIN, parse
 from malt_jax.storage.writers import on_writer, wait_for_all
@@ -105,7 +106,9 @@ def _seal(run: str | os.PathLike, stage: str, paths: Paths, done: bool) -> None:
     for unit in units:
         if not (root / unit).exists():
             raise FileNotFoundError(root / unit)
-        sync_tree(root / unit)  # what the manifest promises must survive a power cut
+        # What the manifest promises must survive a power cut: the unit, and its name.
+        sync_tree(root / unit)
+        sync((root / unit).parent)
     files = [file for unit in units for file in files_beneath(root / unit)]
     for file, digest in zip(files, sha256_all(files), strict=True):
         size = file.stat().st_size
@@ -148,7 +151,7 @@ def verify(run: str | os.PathLike, paths: Paths | None = None) -> None:
     the newest earlier unit that is intact.
     """
     root, data = _root(run), load(run)
-    units = _units(data)
+    units = units_of(data)
     chosen = units if paths is None else [_relative(root, path) for path in paths]
     # The stage of every sealed unit and file, and of the folders around them.
     stage_of = {unit: name for name, entry in data["stages"].items() for unit in entry["units"]}
@@ -229,15 +232,22 @@ def _new_aside(root: Path) -> Path:
 
 
 def _move(root: Path, unit: str, aside: Path) -> Path:
-    make_folder((aside / unit).parent)
-    os.rename(root / unit, aside / unit)
-    return aside / unit
+    old, new = root / unit, aside / unit
+    with explained(new):
+        make_folder(new.parent)
+        shutil.move(old, new)  # a copy, where a folder of the run is a link to another disk
+    # Before the manifest forgets the unit: a power cut that undoes the move would leave it as a
+    # file that no stage knows.
+    sync_tree(new)
+    sync(new.parent)
+    sync(old.parent)
+    return new
 
 
 def _damage(root: Path, data: Manifest, paths: Collection[str]) -> dict[str, str]:
     """What is wrong with each file at or beneath `paths` that differs from its registration."""
     chosen = set(paths)
-    sealed = {file: e for file, e in data["artefacts"].items() if _within(file, chosen)}
+    sealed = {file: e for file, e in data["artefacts"].items() if within(file, chosen)}
     found = {_relative(root, file): file for path in paths for file in files_beneath(root / path)}
     damage = dict.fromkeys(sealed.keys() - found.keys(), "missing")
     damage |= dict.fromkeys(found.keys() - sealed.keys(), "unknown")
@@ -257,15 +267,16 @@ def _damage(root: Path, data: Manifest, paths: Collection[str]) -> dict[str, str
 def _unregister(data: Manifest, stage: str, units: Iterable[str]) -> None:
     gone, entry = set(units), data["stages"][stage]
     entry["units"] = [unit for unit in entry["units"] if unit not in gone]
-    kept = {file: e for file, e in data["artefacts"].items() if not _within(file, gone)}
+    kept = {file: e for file, e in data["artefacts"].items() if not within(file, gone)}
     data["artefacts"] = kept
 
 
-def _units(data: Manifest) -> list[str]:
+def units_of(data: Manifest) -> list[str]:
+    """The sealed units of all stages, in the order in which they were sealed."""
     return [unit for entry in data["stages"].values() for unit in entry["units"]]
 
 
-def _within(file: str, paths: Collection[str]) -> bool:
+def within(file: str, paths: Collection[str]) -> bool:
     """Whether `file` is one of `paths` or lies beneath one."""
     return any(place in paths for place in _lineage(file))
 

@@ -76,7 +76,7 @@ def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None
     checked where a stage uses them, as in any run. A killed copy is repeated from the start by the
     next call; if the copy fails, its files are removed.
     """
-    begun: list[str] = []
+    begun: set[str] = set()
     try:
         with explained(url, "read"):
             store = Store(url)
@@ -86,30 +86,34 @@ def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None
             if accept:
                 accept(store.read(config_file.NAME) or b"", data["config_sha256"])
             make_folder(run)
-            # The marker tells the next start that this folder is ours and may be fetched again.
-            begun.append(BEGUN)
-            (run / BEGUN).touch()
             logs = [file for file in LOGS if store.has(file)]
             files = [*data["artefacts"], *logs, config_file.NAME]
-            # The files are listed before they are copied, so that a copy that fails half-way is
-            # removed too.
-            begun += files
+            # The marker tells the next start that this folder is ours and may be fetched again.
+            write_bytes(run / BEGUN, b"")
+            # The first part of each path also names the folders made for the copy.
+            written = (*files, *unfinished.WORK, unfinished.METRICS)
+            begun = {PurePosixPath(file).parts[0] for file in written}
+            # What a fetch that was killed has left may belong to an older state of the mirror.
+            _remove(run, begun)
+            begun.add(BEGUN)
             for file in files:
                 make_folder((run / file).parent)
                 store.get(file, run / file, data["artefacts"].get(file, {}).get("bytes"))
-            begun += (*unfinished.WORK, unfinished.METRICS)
             _pull_unfinished(store, run, data)
             # The files reach the disk before the manifest that makes the folder a run. The bytes
             # written are those checked above, because a second read could give a newer manifest.
             sync_tree(run)
             write_bytes(run / manifest.NAME, raw)
     except UserError:
-        # The first part of each path is enough: it also removes the folders made for the copy.
-        for name in {PurePosixPath(file).parts[0] for file in begun}:
-            remove(run / name)
+        _remove(run, begun)
         raise
     remove(run / BEGUN)
     return True
+
+
+def _remove(run: Path, names: set[str]) -> None:
+    for name in names:
+        remove(run / name)
 
 
 def look(url: str) -> dict[str, Any] | None:

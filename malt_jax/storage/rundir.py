@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ from malt_jax.storage.atomic import (
 )
 from malt_jax.storage.config_file import Request, differences
 from malt_jax.storage.provenance import git_commit, versions
+from malt_jax.storage.schema import LOCK
 from malt_jax.storage.uploader import Uploader
 from malt_jax.storage.writers import is_writer, on_writer
 
 __all__ = ["RunDir", "differences", "run_around"]
 CHOOSE = "--output-dir"
+SEEN_SECONDS = 90.0
+"""Until all machines see what one has written to a shared folder; NFS needs up to 60 s."""
 
 
 class RunDir:
@@ -85,6 +89,11 @@ class RunDir:
             patient=mirror is not None,
         )
         if not opened:
+            # Each process has looked for the run before, and a file server's clients remember for a
+            # while that there was none.
+            until = time.monotonic() + SEEN_SECONDS
+            while not _is_run(path) and time.monotonic() < until:
+                time.sleep(0.5)
             return cls.existing(path)
         if mirror:
             opened[0].uploader = Uploader(path, mirror, mirror_seconds)
@@ -142,12 +151,13 @@ class RunDir:
         *,
         free: Collection[str] = (),
         complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        inside: RunDir | None = None,
     ) -> None:
         """Raises what `open` would for this folder and config, and writes nothing."""
         path = Path(os.path.abspath(path))
         request = Request(config, free, complete or Request.complete)
         with explained(path):
-            _refuse_foreign(path, request)
+            _refuse_foreign(path, request, inside=inside)
             if _is_run(path):
                 request.refuse_other(cls(path, None).config, f"{path}:", CHOOSE)
 
@@ -182,7 +192,7 @@ class RunDir:
         if not is_writer():
             return
         # In this order, because a config.yaml alone is a run whose creation was interrupted.
-        ours = (manifest.TWIN, manifest.NAME, lock.NAME)
+        ours = (manifest.TWIN, manifest.NAME, LOCK)
         # Any other file shows that a stage has begun, and then nothing is removed.
         if {entry.name for entry in self.path.iterdir()} <= {*ours, config_file.NAME}:
             for name in ours:
@@ -299,7 +309,7 @@ def _refuse_foreign(
 
 def _is_of_creation(entry: Path, request: Request) -> bool:
     """Whether the creation of this run writes such a file before the manifest."""
-    if entry.name == lock.NAME:
+    if entry.name == LOCK:
         return lock.is_lock(entry)
     if entry.name == config_file.NAME:
         return read_bytes(entry) == config_file.to_yaml(request.config)

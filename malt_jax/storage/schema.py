@@ -12,9 +12,9 @@ from typing import Any
 from malt_jax.storage import selfsealed
 
 NAME, TWIN = "manifest.json", "manifest.copy.json"
-SET_ASIDE = "set-aside"
+SET_ASIDE, LOCK = "set-aside", ".lock"
 FORMAT = 1
-_NO_ARTEFACTS = {NAME, TWIN, SET_ASIDE, "config.yaml", ".lock"}
+_NO_ARTEFACTS = {NAME, TWIN, SET_ASIDE, "config.yaml", LOCK}
 """Names in a run directory that no stage writes."""
 _REQUIRED = {
     "versions": dict,

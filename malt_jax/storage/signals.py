@@ -27,6 +27,11 @@ def signal_received() -> bool:
     return bool(_received)
 
 
+def first_signal() -> int:
+    """The first signal that this process got; SIGTERM if only another process got one."""
+    return _received[0] if _received else signal.SIGTERM
+
+
 def stop_requested() -> bool:
     """Whether a signal has asked this process, or another one of the run, to stop."""
     return any_of(signal_received(), "safe point")
@@ -35,9 +40,7 @@ def stop_requested() -> bool:
 def raise_if_stopped() -> None:
     """Raises `RunStopped` if a stop was requested; stages call it after saving their state."""
     if stop_requested():
-        # If only another process got a signal, there is none to report here, and SIGTERM is
-        # assumed.
-        raise RunStopped(_received[0] if _received else signal.SIGTERM)
+        raise RunStopped(first_signal())
 
 
 def stop_ends_process() -> None:

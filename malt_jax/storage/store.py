@@ -83,6 +83,15 @@ class Store:
     def has(self, name: str) -> bool:
         return self._patiently(lambda: self._fs.exists(self._place(name)))
 
+    def names(self, folder: str) -> list[str]:
+        """The names of the files in a folder; none if there is no such folder."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._patiently(lambda: self._fs.ls(f"{self.base}/{folder}", detail=False))
+        except FileNotFoundError:
+            return []
+        return [PurePosixPath(path).name for path in found]
+
     def put(self, source: Path, name: str) -> None:
         """Copies a file into the store, where it replaces an older one as a whole."""
         os.close(open_regular(source, os.O_RDONLY))  # a pipe would never end
@@ -176,3 +185,4 @@ def _replace(place: Path, write: Callable[[Path], Any]) -> None:
     write(partial)
     sync(partial)
     os.replace(partial, place)
+    sync(place.parent)  # before a list or a manifest names the file

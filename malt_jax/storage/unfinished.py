@@ -19,7 +19,7 @@ from typing import Any
 
 from malt_jax.hashing import files_beneath
 from malt_jax.regular_files import open_regular
-from malt_jax.storage import selfsealed
+from malt_jax.storage import manifest, selfsealed
 from malt_jax.storage.atomic import leftover_of, make_folder, temporary
 from malt_jax.storage.schema import is_artefact
 from malt_jax.storage.store import Store
@@ -50,6 +50,10 @@ class Unfinished:
         self._known: dict[str, tuple[Version, Pieces]] = {}
         self._last: bytes | None = None
         self._there = set(_pieces_of(store.read(LIST)))
+        # A process that was killed during a copy may have left pieces that no list names.
+        for name in filter(_is_digest, store.names(FOLDER)):
+            if name not in self._there:
+                store.remove(f"{FOLDER}/{name}")
 
     def push(self, data: dict[str, Any]) -> bool:
         """Copies what has changed; `data` is the manifest that the store holds.
@@ -57,7 +61,7 @@ class Unfinished:
         Returns False, and leaves the list in the store as it is, if a stage has removed or replaced
         a checkpoint meanwhile: a part of one must not be listed.
         """
-        sealed = {unit for stage in data["stages"].values() for unit in stage["units"]}
+        sealed = set(manifest.units_of(data))
         try:
             files = {path: self._copy(path) for path in work_of(self._run, sealed)}
             changed = [path for path in files if self._version(path) != self._known[path][0]]
@@ -112,7 +116,7 @@ def work_of(run: Path, sealed: set[str]) -> Iterator[str]:
     for file in (file for name in WORK for file in files_beneath(run / name)):
         path = file.relative_to(run).as_posix()
         parts = path.split("/")
-        if any(leftover_of(part) for part in parts) or _within(path, sealed):
+        if any(leftover_of(part) for part in parts) or manifest.within(path, sealed):
             continue
         # A checkpoint without its seal is being written.
         folder = run.joinpath(*parts[:CHECKPOINT_DEPTH])
@@ -133,8 +137,12 @@ def pull(store: Store, run: Path, data: dict[str, Any]) -> list[str]:
     listed = parse(raw)
     if listed["manifest"] != data[selfsealed.KEY]:
         return []
-    sealed = {unit for stage in data["stages"].values() for unit in stage["units"]}
-    files = {path: pieces for path, pieces in listed["files"].items() if not _within(path, sealed)}
+    sealed = set(manifest.units_of(data))
+    files = {
+        path: pieces
+        for path, pieces in listed["files"].items()
+        if not manifest.within(path, sealed)
+    }
     # The files keep temporary names until all are whole: a sealed log is in the place of one.
     building = {path: temporary(run / path) for path in files}
     try:
@@ -173,8 +181,11 @@ def _is_piece(piece: object) -> bool:
     if not (isinstance(piece, list) and len(piece) == 2):
         return False
     digest, size = piece
-    letters = isinstance(digest, str) and len(digest) == 64 and set(digest) <= {*"0123456789abcdef"}
-    return letters and type(size) is int and 0 < size <= PIECE
+    return _is_digest(digest) and type(size) is int and 0 < size <= PIECE
+
+
+def _is_digest(name: object) -> bool:
+    return isinstance(name, str) and len(name) == 64 and set(name) <= {*"0123456789abcdef"}
 
 
 def _pieces_of(raw: bytes | None) -> Iterator[str]:
@@ -195,9 +206,3 @@ def _cut(file: Any, size: int, whole_lines: bool) -> Iterator[bytes]:
             data = data[: data.rfind(b"\n") + 1]  # a line that is being written is not whole
         if data:
             yield data
-
-
-def _within(path: str, sealed: set[str]) -> bool:
-    """Whether a path is a sealed unit or lies in one."""
-    parts = path.split("/")
-    return any("/".join(parts[: n + 1]) in sealed for n in range(len(parts)))

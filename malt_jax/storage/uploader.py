@@ -37,6 +37,7 @@ class Uploader:
         self._pushed = b""
         """The manifest that the store is known to hold."""
         self._unfinished: Unfinished | None = None
+        self._slow = False
         # A daemon, because a crash of the run must end the process and not wait for a store.
         self._thread = threading.Thread(target=self._work, name="malt mirror", daemon=True)
         self._thread.start()
@@ -102,3 +103,9 @@ class Uploader:
                 complete = self._unfinished.push(parse(raw))
             if complete and read_bytes(path) == raw:
                 return
+        if not complete and not self._slow:
+            self._slow = True  # said once
+            self._say(
+                f"mirror: checkpoints are replaced before {self._url} has taken them, so a machine "
+                "that vanishes takes their training with it; save less often (save_minutes)"
+            )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from malt_jax.checks import no_constant, no_repeats, show
+from malt_jax.checks import has_lone_surrogate, no_constant, no_repeats, show
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 
@@ -98,7 +98,7 @@ class Row:
             raise self.fail(f"`{column}` is empty", "give it a text or remove the row")
         if "\0" in value:
             raise self.fail(f"`{column}` holds a NUL character", "remove it")
-        if any("\ud800" <= c <= "\udfff" for c in value):
+        if has_lone_surrogate(value):
             raise self.fail(
                 f"`{column}` holds a lone surrogate (half of a character)",
                 "write the file again as valid UTF-8",

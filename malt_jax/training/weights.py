@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from malt_jax.config.lora import LoraConfig
 from malt_jax.data.role_data import policy_name
-from malt_jax.models.lora import adapter_shardings, init_adapter, is_stacked
+from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter, is_stacked
+from malt_jax.models.spec import ModelSpec
 from malt_jax.training.fit import BaseModel
 from malt_jax.training.step import Trainable
 from malt_jax.tree.keys import node_key
@@ -35,9 +36,14 @@ def initial_weights(
     # A hash of seed and name, so that all processes draw the same adapter.
     key = jax.random.wrap_key_data(jnp.asarray(node_key(seed, "adapter", name)))
     adapter = init_adapter(model.spec, lora or LoraConfig(), key, stacked=is_stacked(model.params))
+    return on_mesh(adapter, model.spec, mesh)
+
+
+def on_mesh(adapter: Adapter, spec: ModelSpec, mesh: Mesh | None) -> Adapter:
+    """An adapter of a model on the devices of a mesh; as it is without one."""
     if mesh is None:
         return adapter
-    return jax.device_put(adapter, adapter_shardings(model.spec, adapter, mesh))
+    return jax.device_put(adapter, adapter_shardings(spec, adapter, mesh))
 
 
 def start_by_policy(

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from malt_jax.errors import UserError
+from malt_jax.models.thoughts import WrittenThoughts
 from malt_jax.sampling.request import Completion, Request, SamplingParams, ThoughtBudget
 from malt_jax.tasks.base import Question
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.node import LOGPROB_DIGITS, Forest, Node, Tree
 from malt_jax.tree.prompts import Overflow, Prompt, render
 from malt_jax.tree.roles import Chain, Role, of_role
-from malt_jax.tree.thoughts import read_completion
+from malt_jax.tree.thoughts import Said, read_completion
 
 if TYPE_CHECKING:
     from malt_jax.models.model import Model
@@ -113,14 +114,8 @@ def expand(
                 turns = {**prefix.turns, role.name: said}
                 deeper.append(Prefix(prefix.question, path, turns))
         prefixes = deeper
-    names = tuple(role.name for role in pipeline.roles)
-    branches, ragged = pipeline.branches, siblings is not None
-    return Forest(
-        [
-            Tree(q.id, q.text, q.answer, q.meta, branches, names, tuple(nodes[q.id]), ragged)
-            for q in questions
-        ]
-    )
+    ragged = siblings is not None
+    return Forest([tree_of(q, pipeline, nodes[q.id], ragged) for q in questions])
 
 
 def sampling_params(role: Role, tokenizer: Any) -> SamplingParams:
@@ -150,6 +145,11 @@ def _thought_budget(role: Role, tokenizer: Any) -> ThoughtBudget:
             "thoughts; leave it out."
         )
     form = tokenizer.thoughts
+    if isinstance(form, WrittenThoughts):
+        raise UserError(
+            f"thinking.budget: found {thinking.budget}, but {form.end} is no token of this model, "
+            "so a thought cannot be closed in its place; leave it out."
+        )
     closing = tuple(tokenizer.encode(thinking.conclusion + form.closing))
     if thinking.budget + len(closing) >= longest:
         raise UserError(
@@ -189,9 +189,11 @@ def completed_node(
     completion: Completion,
     pipeline: Chain,
     tokenizer: Any,
+    said: Said | None = None,
 ) -> Node:
-    """The node of a completion, not graded yet."""
-    said = read_completion(completion.tokens, completion.finish, tokenizer, tokenizer.thoughts)
+    """The node of a completion, not graded yet. `said`: how it is read, if that is known."""
+    if said is None:
+        said = read_completion(completion.tokens, completion.finish, tokenizer, tokenizer.thoughts)
     return Node(
         id=pipeline.node_id(question.id, path),
         role=role.name,
@@ -208,3 +210,14 @@ def completed_node(
         thought=said.thought,
         unclosed=said.unclosed,
     )
+
+
+def tree_of(
+    question: Question, pipeline: Chain, nodes: Sequence[Node], ragged: bool = False
+) -> Tree:
+    """The tree of a question from its nodes, which are listed level by level."""
+    names = tuple(role.name for role in pipeline.roles)
+    return Tree(
+        question.id, question.text, question.answer, question.meta, pipeline.branches, names,
+        tuple(nodes), ragged,
+    )  # fmt: skip

@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from malt_jax.checks import show
+from malt_jax.sampling.request import Completion
 from malt_jax.tasks.base import Grader, Question
+from malt_jax.tree.expand import Prefix, completed_node, prompt_of, tree_of
 from malt_jax.tree.grading import grade
-from malt_jax.tree.node import LOGPROB_DIGITS, WIDEST, Forest, Node, Tree, is_ragged
-from malt_jax.tree.prompts import Overflow, render
+from malt_jax.tree.node import WIDEST, Forest, Node, Tree, is_ragged
+from malt_jax.tree.prompts import Overflow, Prompt
 from malt_jax.tree.roles import Chain, Role, of_role
 from malt_jax.tree.thoughts import Said, read_completion
 
@@ -53,56 +55,50 @@ def complete(
         if given.setdefault(name.removeprefix(prefix), node) is not node:
             raise ValueError(f"node {show(name)} comes twice")
     nodes: list[Node] = []
-    texts: dict[tuple[int, ...], str] = {}
     ragged = is_ragged(record)
-    parents: list[tuple[int, ...]] = [()]
+    prefixes = [Prefix(question, (), {})]
     for depth, role in enumerate(pipeline.roles):
         spoken = role.tokenizer(of_role(tokenizer, role.name))
+        window = of_role(context, role.name)
         widest = pipeline.branches[depth] * (WIDEST if ragged else 1)
-        paths = []
-        for parent in parents:
+        deeper = []
+        for before in prefixes:
+            # As in a search, whatever the completions' lengths: siblings have one prompt.
+            room = window - role.config.max_new_tokens
+            prompt = prompt_of(role, before, pipeline, spoken, room, overflow)
             for index in range(widest):
-                path = (*parent, index)
-                if ragged and index and pipeline.node_id("", path)[1:] not in given:
+                path = (*before.path, index)
+                name = pipeline.node_id("", path)[1:]
+                if ragged and index and name not in given:
                     break
-                paths.append(path)
-        for path in paths:
-            name = pipeline.node_id("", path)[1:]
-            if name not in given:
-                raise ValueError(f"node {prefix}{name} is missing")
-            before = zip(
-                pipeline.roles, (texts[path[:d]] for d in range(1, depth + 1)), strict=False
-            )
-            turns = {earlier.name: text for earlier, text in before}
-            node = _node(given.pop(name), role, path, turns, question, pipeline, spoken,
-                         of_role(context, role.name), overflow)  # fmt: skip
-            texts[path] = role.passed_on(node.completion, node.thought)
-            nodes.append(node)
-        parents = paths
+                if name not in given:
+                    raise ValueError(f"node {prefix}{name} is missing")
+                node = _node(
+                    given.pop(name), role, path, prompt, question, pipeline, spoken, window
+                )
+                said = role.passed_on(node.completion, node.thought)
+                deeper.append(Prefix(question, path, {**before.turns, role.name: said}))
+                nodes.append(node)
+        prefixes = deeper
     if given:
         reason = "is none of this pipeline's"
         if ragged:
             reason += f", follows no sibling before it, or is beyond {WIDEST} x branch"
         raise ValueError(f"node {prefix}{next(iter(given))} {reason}")
-    names = tuple(role.name for role in pipeline.roles)
-    return Tree(
-        question.id, question.text, question.answer, question.meta, pipeline.branches, names,
-        tuple(nodes), ragged,
-    )  # fmt: skip
+    return tree_of(question, pipeline, nodes, ragged)
 
 
 def _node(
     given: Mapping[str, Any],
     role: Role,
-    path: Sequence[int],
-    turns: Mapping[str, str],
+    path: tuple[int, ...],
+    prompt: Prompt,
     question: Question,
     pipeline: Chain,
     tokenizer: Any,
     context: int,
-    overflow: Overflow,
 ) -> Node:
-    id, parent = (pipeline.node_id(question.id, p) for p in (path, path[:-1]))
+    id = pipeline.node_id(question.id, path)
     text, finish = given.get("completion"), given.get("finish", "eos")
     if not isinstance(text, str):
         raise ValueError(f"node {id} has no text as its completion")
@@ -111,10 +107,6 @@ def _node(
     if given.get("role", role.name) != role.name:
         raise ValueError(f"node {id} is by {show(given['role'])} and not by {role.name}")
     ids, said = _read(id, given, text, finish, tokenizer)
-    # As in a search, whatever the completion's length: siblings have one prompt.
-    room = context - role.config.max_new_tokens
-    prompt = render(role.template, question.text, turns, tokenizer, room=room, overflow=overflow,
-                    where=id)  # fmt: skip
     if len(prompt.ids) + len(ids) > context:
         raise ValueError(
             f"node {id} has {len(ids)} tokens behind a prompt of {len(prompt.ids)}, more than the "
@@ -133,22 +125,8 @@ def _node(
             "settings (`system`, `chat_template_kwargs`) give; set those it was sampled with, or "
             "leave `prompt_ids` out"
         )
-    return Node(
-        id=id,
-        role=role.name,
-        parent=parent if len(path) > 1 else None,
-        prompt=prompt.text,
-        prompt_ids=tuple(map(int, prompt.ids)),
-        cut=prompt.cut,
-        completion=said.text,
-        token_ids=ids,
-        logprobs=_logprobs(id, given, len(ids)),
-        finish=finish,
-        # A mark for `grade`: False says that the role answers, None that it does not.
-        correct=False if role.config.answers else None,
-        thought=said.thought,
-        unclosed=said.unclosed,
-    )
+    completion = Completion(ids, _logprobs(id, given, len(ids)), finish)
+    return completed_node(role, question, path, prompt, completion, pipeline, tokenizer, said)
 
 
 def _read(
@@ -212,7 +190,7 @@ def _logprobs(id: str, given: Mapping[str, Any], tokens: int) -> tuple[float, ..
     # A NaN fails the comparison as well; rounding may leave a certain token just above 0.
     if not all(type(p) in (int, float) and -1e9 < p < 1e-3 for p in found):
         raise ValueError(f"logprobs of node {id} hold what is no log-probability")
-    return tuple(round(float(p), LOGPROB_DIGITS) for p in found)
+    return tuple(found)
 
 
 def graded(

@@ -20,8 +20,9 @@ from malt_jax.tree.expand import (
     prompt_of,
     sampling_params,
     sibling_keys,
+    tree_of,
 )
-from malt_jax.tree.node import Forest, Node, Tree
+from malt_jax.tree.node import Forest, Node
 from malt_jax.tree.prompts import Overflow, Prompt, fill
 from malt_jax.tree.roles import Chain
 
@@ -130,13 +131,7 @@ def _forest(
     questions: Sequence[Question], pipeline: Chain, nodes: Mapping[tuple[str, tuple], Node]
 ) -> Forest:
     """The trees of one block, their nodes level by level."""
-    names = tuple(role.name for role in pipeline.roles)
-    by_question: dict[str, list[tuple[tuple[int, ...], Node]]] = {q.id: [] for q in questions}
-    for (question, path), node in nodes.items():
-        by_question[question].append((path, node))
-    trees = []
-    for q in questions:
-        found = sorted(by_question[q.id], key=lambda item: (len(item[0]), item[0]))
-        members = tuple(node for _, node in found)
-        trees.append(Tree(q.id, q.text, q.answer, q.meta, pipeline.branches, names, members))
-    return Forest(trees)
+    found: dict[str, list[Node]] = {question.id: [] for question in questions}
+    for question, path in sorted(nodes, key=lambda key: (len(key[1]), key[1])):
+        found[question].append(nodes[question, path])
+    return Forest([tree_of(question, pipeline, found[question.id]) for question in questions])

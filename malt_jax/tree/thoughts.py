@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from malt_jax.models.thoughts import ThoughtFormat
+from malt_jax.models.thoughts import AnyThoughts, WrittenThoughts
 
 
 class Said(NamedTuple):
@@ -21,7 +21,7 @@ class Said(NamedTuple):
 
 
 def read_completion(
-    ids: Iterable[int], finish: str, tokenizer: Any, form: ThoughtFormat | None
+    ids: Iterable[int], finish: str, tokenizer: Any, form: AnyThoughts | None
 ) -> Said:
     """Splits a completion into thought and answer, without its end token."""
     ids = [int(token) for token in ids]
@@ -33,5 +33,10 @@ def read_completion(
     # Blanks between thought and answer belong to neither; no prompt should begin a turn with them.
     while closed and count < len(ids) and tokenizer.decode(ids[count : count + 1]).isspace():
         count += 1
-    thought = tokenizer.decode(ids[:count], skip_special=False)
-    return Said(tokenizer.decode(ids[count:]), thought, not closed, count)
+    thought, text = tokenizer.decode(ids[:count], skip_special=False), tokenizer.decode(ids[count:])
+    if isinstance(form, WrittenThoughts) and closed:
+        # The token that completes the marker may hold the first characters of the answer, too.
+        end = thought.index(form.end) + len(form.end)
+        if thought[end:].strip():
+            thought, text = thought[:end], thought[end:] + text
+    return Said(text, thought, not closed, count)

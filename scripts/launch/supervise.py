@@ -64,7 +64,7 @@ def done_so_far(run: Path) -> set[tuple[str, int]]:
 
 
 def last_change(run: Path) -> float:
-    """When a file of the run was last written, as `time.time`; 0.0 if there is none."""
+    """When a file of the run was last written, by the clock of its disk; 0.0 if there is none."""
     newest = 0.0
     for parent, _, names in os.walk(run):
         for path in (parent, *(os.path.join(parent, name) for name in names)):
@@ -99,7 +99,9 @@ def signal_all(pod: list[subprocess.Popen], number: int) -> None:
 
 def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
     """Waits until the run is done, or has to be started again; says which: `done` or why."""
-    began = looked = time.time()
+    # Clocks of disks and machines differ and are set, so only a change of the time is looked at.
+    written, changed = last_change(run), time.monotonic()
+    looked = changed
     while True:
         statuses = [process.poll() for process in pod]
         if stopping:
@@ -111,9 +113,11 @@ def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
         if failed:
             stop(pod, False)
             return f"process {min(failed)} ended with {failed[min(failed)]}"
-        if hang and time.time() - looked > min(hang / 4, 30):
-            looked = time.time()
-            if looked - max(began, last_change(run)) > hang:
+        if hang and time.monotonic() - looked > min(hang / 4, 30):
+            looked = time.monotonic()
+            if (newest := last_change(run)) != written:
+                written, changed = newest, looked
+            if looked - changed > hang:
                 signal_all(pod, signal.SIGKILL)
                 stop(pod, False)
                 return f"nothing was written for {hang:g} s"
