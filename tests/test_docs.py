@@ -120,7 +120,7 @@ def test_python_of_a_page_runs(page, model, tmp_path, monkeypatch):
     Path("runs/mine").symlink_to(run)
     monkeypatch.setattr("malt_jax.models.model.local_folder", lambda *_: (model, None))
     # The page means a run of a built-in task; the tests' run has one in a module of theirs.
-    monkeypatch.setattr("malt_jax.stages.evaluations.check_trust", lambda *_: None)
+    monkeypatch.setattr("malt_jax.stages.trust.check_trust", lambda *_: None)
     names = {
         "MODEL": model,
         "RUN": run,

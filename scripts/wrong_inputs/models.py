@@ -112,7 +112,7 @@ MODELS = (
     case(
         "model: experts without their number",
         lambda w: _of_family(w, "mixtral", num_experts_per_tok=2),
-        "num_experts",
+        "num_local_experts",
     ),
     case(
         "model: gpt-oss in another quantisation",
@@ -231,20 +231,8 @@ MODELS = (
         lambda w: w.with_tensors(lambda t: t.update(extra=np.ones(3, np.float32))),
         "extra",
     ),
-    case(
-        "model: an index that leaves the folder",
-        lambda w: w.with_model_file(
-            "model.safetensors.index.json", b'{"weight_map": {"a": "../x.safetensors"}}'
-        ),
-        "same folder",
-    ),
-    case(
-        "model: an index to nowhere",
-        lambda w: w.with_model_file(
-            "model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}'
-        ),
-        "b.safetensors",
-    ),
+    case("model: an index that leaves the folder", index(a="../x.safetensors"), "same folder"),
+    case("model: an index to nowhere", index(a="b.safetensors"), "b.safetensors"),
     case("tokenizer: missing", lambda w: w.with_model_file("tokenizer.json", None), "tokenizer"),
     case(
         "tokenizer: damaged",

@@ -178,8 +178,16 @@ def ablation(**change: Any) -> Make:
 
 
 def index(**shards: str) -> Make:
+    """The model's weights in shards that an index names, in place of the single file."""
     content = json.dumps({"weight_map": shards}).encode()
-    return lambda world: world.with_model_file("model.safetensors.index.json", content)
+
+    def make(world: World) -> list[str]:
+        command = world.with_model_file("model.safetensors.index.json", content)
+        # Beside the single file, an index is not read.
+        Path(world.data["model"]["path"], "model.safetensors").unlink()
+        return command
+
+    return make
 
 
 def json_changes(name: str, **changes: Any) -> Make:
