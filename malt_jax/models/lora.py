@@ -267,7 +267,7 @@ def dropped(x: Float[Array, "*b i"], pair: dict[str, Array]) -> Float[Array, "*b
 
 
 WIDE = 512
-"""Inputs narrower than this are transposed in no time."""
+"""Narrower inputs are small to transpose, and keep the order of summation of README's table."""
 
 
 @jax.custom_vjp

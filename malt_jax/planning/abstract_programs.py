@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -30,7 +31,7 @@ from malt_jax.planning.sizes import Sizes
 from malt_jax.planning.training_steps import largest
 from malt_jax.planning.typical_rows import kernel_bytes
 from malt_jax.progress import counted
-from malt_jax.sampling import cache, decode, memory
+from malt_jax.sampling import cache, decode, device, memory
 from malt_jax.sampling.attention import Chunks
 from malt_jax.sampling.attention_choice import choose_attention
 from malt_jax.sampling.filters import Filters
@@ -67,6 +68,8 @@ class AbstractProgram:
     """Bytes that its kernels move at a depth, which no compiler counts; None: it has none."""
     scanned: bool = False
     """Whether it is a loop over the layers, so that it compiles as fast with all of them."""
+    options: Mapping[str, dict[str, str | bool]] = MappingProxyType({})
+    """The run's own compiler options, by platform."""
 
 
 def run_programs(
@@ -88,15 +91,22 @@ def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     base = (weights if make.config.train.full else 0) + make.other_caches()
     words = counted(make.copies, "shared prefix", "shared prefixes")
     # While prefixes are written, the suffix caches of decoding lie on the device as well.
-    yield AbstractProgram("copy", "sampling", words, make.copy, (0,), suffix + weights + base)
+    options = device.COMPILER_OPTIONS
+    yield AbstractProgram(
+        "copy", "sampling", words, make.copy, (0,), suffix + weights + base, options=options
+    )
     for count in calls.counts:
         words = f"{count} x {calls.tokens} tokens of prompts"
         build = partial(make.extend, count)
-        yield AbstractProgram(prefill_name(count), "sampling", words, build, (0,), suffix + base)
+        yield AbstractProgram(
+            prefill_name(count), "sampling", words, build, (0,), suffix + base, options=options
+        )
     words = f"{shapes.rows} rows, {shapes.entries} prompts of {shapes.prefix_tokens}"
     words = f"{words}, {shapes.new_tokens} new"
     kernel = make.kernel_bytes if make.attention.layout is cache.JoinedKV else None
-    yield AbstractProgram("decode", "sampling", words, make.decode, (2,), base, kernel)
+    yield AbstractProgram(
+        "decode", "sampling", words, make.decode, (2,), base, kernel, options=options
+    )
 
 
 def prefill_name(prompts: int) -> str:
@@ -115,8 +125,9 @@ def _training(make: _Arguments) -> Iterator[AbstractProgram]:
         if plan := sizes.steps.get(kind):
             build = partial(make.train_step, train.phase(kind), plan)
             yield AbstractProgram(
-                f"{kind} step", kind, _words(plan), build, (0,), resident, scanned=scanned
-            )
+                f"{kind} step", kind, _words(plan), build, (0,), resident,
+                scanned=scanned, options=training.COMPILER_OPTIONS,
+            )  # fmt: skip
     for kind in LATER:
         if plan := sizes.steps.get(kind):
             build = partial(make.reference, train.phase(kind), plan)

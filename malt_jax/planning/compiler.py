@@ -29,8 +29,6 @@ from malt_jax.planning.abstract_programs import AbstractProgram, device_bytes
 from malt_jax.planning.hlo import collectives
 from malt_jax.planning.traffic import program_traffic, step_traffic
 from malt_jax.planning.traffic import total_bytes as traffic_bytes
-from malt_jax.sampling import device
-from malt_jax.training import step as training_step
 
 DEPTHS = (2, 3)
 """Layers compiled. Not one: a layer that is both first and last is unlike those of a deep model."""
@@ -164,8 +162,7 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
 def compile_options(program: AbstractProgram, mesh: Mesh) -> dict[str, str | bool] | None:
     """The run's own compiler options, and those that compiling without a GPU needs."""
     platform = mesh.devices.flat[0].platform
-    of_run = device if program.kind == "sampling" else training_step
-    own = of_run.COMPILER_OPTIONS.get(platform, {})
+    own = program.options.get(platform, {})
     return {**own, **gpus.COMPILER_OPTIONS} if platform == "gpu" else own or None
 
 
