@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -68,7 +67,7 @@ class AbstractProgram:
     """Bytes that its kernels move at a depth, which no compiler counts; None: it has none."""
     scanned: bool = False
     """Whether it is a loop over the layers, so that it compiles as fast with all of them."""
-    options: Mapping[str, dict[str, str | bool]] = MappingProxyType({})
+    options: Mapping[str, dict[str, str | bool]] = field(default_factory=dict)
     """The run's own compiler options, by platform."""
 
 
