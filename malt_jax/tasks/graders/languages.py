@@ -20,6 +20,7 @@ from itertools import islice
 from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
 
 _TABLES = Patterns("languages")
+_LEAD = Patterns("statements").lead.pattern
 _STOPS = _TABLES.table["stops"]
 _SIGNS = str.maketrans(
     {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms
@@ -81,7 +82,7 @@ class Language:
         return _compiled(
             rf"{start}(?:{self.answer})(?:{between}(?:[:=]|{start}(?:{self.link}){end})"
             rf"|{near if self.direct else '(?P<near>(?!))'})"
-            rf"(?:\n[ \t]*[-•>][ \t]|[\s:]|[*_]+(?=\s))*(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))"
+            rf"{_LEAD}(?=(?P<line>[^\n]{{0,{MAX_SPAN + 1}}}))"
         )
 
     @cached_property
