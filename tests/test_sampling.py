@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,6 +22,7 @@ from malt_jax.models.lora import init_adapter
 from malt_jax.models.quantized import weights_dtype
 from malt_jax.models.spec import ModelSpec, Rope
 from malt_jax.sampling import reference
+from malt_jax.sampling.memory import cache_dtype
 from malt_jax.sampling.request import Policy, Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 
@@ -311,6 +313,26 @@ def test_int8_is_close_to_full_precision(model, what):
     exact = Sampler(model, SMALL).sample(requests, params)
     rounded = Sampler(model, replace(SMALL, **{what: "int8"})).sample(requests, params)
     pairs = [pair for groups in zip(exact, rounded, strict=True) for pair in zip(*groups)]  # noqa: B905
+    gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in pairs if a.tokens == b.tokens]
+    assert len(gaps) >= 0.9 * len(pairs)
+    assert 0 < max(gaps) < 0.2
+
+
+def test_a_cpu_keeps_the_caches_of_a_bfloat16_model_in_float32(model):
+    """Its attention is computed in float32, which would otherwise convert them in every step."""
+    requests = make_requests(16, 3, seed=6)
+    params = SamplingParams(temperature=1.0, max_new_tokens=1)
+    params16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    rounded = SimpleNamespace(**{**vars(model), "params": params16, "dtype": jnp.bfloat16})
+    sampler = Sampler(rounded, SMALL)
+    assert (sampler.dtype, sampler.cache_dtype) == (jnp.bfloat16, jnp.float32)
+    assert cache_dtype(SMALL, jnp.bfloat16, "tpu") == jnp.bfloat16
+    exact = Sampler(model, SMALL).sample(requests, params)
+    pairs = [
+        pair
+        for groups in zip(exact, sampler.sample(requests, params), strict=True)
+        for pair in zip(*groups, strict=True)
+    ]
     gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in pairs if a.tokens == b.tokens]
     assert len(gaps) >= 0.9 * len(pairs)
     assert 0 < max(gaps) < 0.2

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from malt_jax.models.matmul import matmul
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.formula import active_weights, layer_weights
 from malt_jax.sampling.memory import CacheShape
@@ -142,7 +143,7 @@ def _mlp_products(spec: ModelSpec, rows: int, dtype: Any) -> tuple[Callable[[], 
     @jax.jit
     def run(x: jax.Array, up: list[jax.Array], down: list[jax.Array]) -> jax.Array:
         for first, second in zip(up, down, strict=True):
-            x = (x @ first) @ second
+            x = matmul(matmul(x, first), second)
         return x
 
     x = jnp.ones((rows, spec.d_model), dtype)

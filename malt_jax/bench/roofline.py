@@ -82,7 +82,7 @@ class _Case:
         )
         self.program: AbstractProgram = next(p for p in programs if p.name == "decode")
         self.depths = depths(spec)
-        self.cache_dtype = memory.cache_dtype(config.sampler, sizes.dtype)
+        self.cache_dtype = memory.cache_dtype(config.sampler, sizes.dtype, target.chip.platform)
         self.kv_shards = memory.kv_shards(spec, mesh)
 
     def traffic(self, depth: int) -> dict[str, Traffic]:

@@ -42,7 +42,8 @@ class SamplerConfig:
     weights: Literal["auto", "int8"] = "auto"
     """`auto`: the weights as loaded; `int8`: rounded, with one scale per output channel."""
     cache: Literal["auto", "int8"] = "auto"
-    """Keys and values. `auto`: the weights' dtype; `int8`: rounded, a scale per token and head."""
+    """Keys and values. `auto`: the weights' dtype, float32 on a CPU; `int8`: rounded, a scale per
+    token and head."""
     attention: Literal["auto", "xla", "pallas"] = "auto"
     """Implementation of decode attention. `xla`: matrix products over whole caches; `pallas`: a TPU
     kernel that reads the valid part only; `auto`: xla, until the kernel was measured on a TPU."""

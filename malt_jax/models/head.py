@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from malt_jax.models import quantized
+from malt_jax.models.matmul import blocked_matmul, float32_matmul
 from malt_jax.models.quantized import QuantizedMatrix
 from malt_jax.models.sharding import constrain, mesh_parts
 
@@ -29,7 +30,7 @@ def product(
     """
     if isinstance(head, QuantizedMatrix):
         return quantized.product(hidden, head.T)
-    return jnp.matmul(hidden, head.T, preferred_element_type=jnp.float32)
+    return float32_matmul(hidden, head.T)
 
 
 def blocked_product(
@@ -45,7 +46,7 @@ def blocked_product(
     if n * w == vocab and not isinstance(head, QuantizedMatrix):
         # As one product of [D] with [n, w, D]: a head that is transposed first would be copied.
         blocks = head.reshape(n, w, -1)
-        logits = jnp.einsum("rd,nwd->rnw", hidden, blocks, preferred_element_type=jnp.float32)
+        logits = blocked_matmul(hidden, blocks)
     else:
         logits = in_blocks(product(hidden, head), n, w)
     return constrain(logits, "batch", "vocab", None)

@@ -9,6 +9,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from malt_jax.models.matmul import matmul
+from malt_jax.models.quantized import QuantizedMatrix
 from malt_jax.models.spec import ModelSpec
 
 
@@ -48,7 +50,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
         # The bias gets its other axes explicitly: the tests forbid implicit rank promotion.
-        y = x @ self.kernel[...]
+        kernel = self.kernel[...]
+        y = x @ kernel if isinstance(kernel, QuantizedMatrix) else matmul(x, kernel)
         return y if self.bias is None else y + self.bias[...][None, None]
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
+from malt_jax.models.matmul import matmul
 from malt_jax.models.sharding import AnyMesh, named
 from malt_jax.models.spec import ModelSpec
 
@@ -277,7 +278,7 @@ def _project(x: Float[Array, "B T i"], w: Float[Array, "i o"]) -> Float[Array, "
     Autodiff would round the gradient of a bfloat16 product to bfloat16 before devices add their
     parts.
     """
-    return x @ w.astype(x.dtype)
+    return matmul(x, w.astype(x.dtype))
 
 
 def _project_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -286,12 +287,13 @@ def _project_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _project_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, w = saved
-    # A CPU transposes a product's left side, so of two wide ones that is the one with the rank.
-    if x.shape[-1] < max(WIDE, dy.shape[-1]):
+    # A CPU transposes a product's left side, so of two wide ones that is the one with the rank. (It
+    # cannot do so in bfloat16, where XLA has no program for that order of the axes.)
+    if x.shape[-1] < max(WIDE, dy.shape[-1]) or x.dtype != jnp.float32:
         dw = jnp.einsum("bti,bto->io", x, dy, preferred_element_type=w.dtype)
     else:
         dw = jnp.einsum("bto,bti->oi", dy, x, preferred_element_type=w.dtype).T
-    return dy @ w.astype(dy.dtype).T, dw.astype(w.dtype)
+    return matmul(dy, w.astype(dy.dtype).T), dw.astype(w.dtype)
 
 
 _project.defvjp(_project_forward, _project_backward)

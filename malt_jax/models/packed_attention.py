@@ -138,7 +138,8 @@ def _backward(softcap, kept, d_out):
             share = jnp.exp(sinks - top[:, :, :, here]) / total[:, :, :, here]
             d_sinks -= jnp.sum(share * mean, axis=(0, 3, 4), keepdims=True)
         d_scores, weights = _tall(d_scores.astype(q.dtype)), _tall(weights.astype(q.dtype))
-        d_q.append((d_scores @ k[:, :, seen]).reshape(some_q.shape))
+        to_q = jnp.matmul(d_scores, k[:, :, seen], preferred_element_type=jnp.float32)
+        d_q.append(to_q.astype(q.dtype).reshape(some_q.shape))
         # Later blocks see these keys too, so their gradients add up over the blocks, in float32.
         d_k = d_k.at[:, :, seen].add(_back(d_scores, _tall(some_q)))
         d_v = d_v.at[:, :, seen].add(_back(weights, _tall(some_out)))

@@ -25,11 +25,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from malt_jax.models.matmul import PRODUCT
+
 LOW = 254.0
 """The low digit of an activation in units of the high one: what rounding leaves is at most a half,
 which becomes 127."""
-PRODUCT = "quantized product"
-"""The name of a product's result in `jax.checkpoint`."""
 TABLES = (("embed",), ("head",))
 """The paths of the matrices whose rows, one per token, have a scale each."""
 

@@ -257,7 +257,7 @@ class _Arguments:
 
     @property
     def _cache_dtype(self) -> Any:
-        return memory.cache_dtype(self.config.sampler, self.sizes.dtype)
+        return memory.cache_dtype(self.config.sampler, self.sizes.dtype, self.platform)
 
     def train_step(self, phase: PhaseConfig, plan: Plan, depth: int) -> Call:
         spec = self.spec.first_layers(depth)

@@ -118,7 +118,7 @@ def _cache_shapes(
             streams=streams,
             free_bytes=None if known is None else max(0, known - weights),
         )
-        cached = memory.cache_dtype(sampler, dtype)
+        cached = memory.cache_dtype(sampler, dtype, platform)
         shapes, _ = memory.plan_shapes(spec, one, cached, sampler, devices)
     except UserError:
         # Not even one row fits beside the weights: the plan says so, and what would fit.

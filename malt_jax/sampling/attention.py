@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from malt_jax.models.attention import MASKED, LayerAttention
+from malt_jax.models.matmul import small_products
 from malt_jax.sampling.cache import Cache, local_entries, to_cache, write_chunk
 
 
@@ -136,7 +137,7 @@ def _scores(
     q: Float[Array, "B K t h"], k: Array, scale: Array | None, softcap: float | None
 ) -> Float[Array, "B K t L"]:
     """Soft-capped logits in float32."""
-    scores = jnp.einsum("bkth,bkhl->bktl", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+    scores = small_products("bkth,bkhl->bktl", q, k)
     if scale is not None:
         scores = scores * scale[:, :, None]
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
@@ -148,8 +149,7 @@ def _mix(
     """The weighted sum of values, accumulated in float32."""
     if scale is not None:
         weights = weights * scale[:, :, None]
-    weights, v = weights.astype(dtype), v.astype(dtype)
-    return jnp.einsum("bktl,bklh->bkth", weights, v, preferred_element_type=jnp.float32)
+    return small_products("bktl,bklh->bkth", weights.astype(dtype), v)
 
 
 class Chunks(NamedTuple):

@@ -206,9 +206,12 @@ def first_shape(shapes: Sequence[CacheShape], completions: int) -> CacheShape:
     return next(fits, shapes[-1])
 
 
-def cache_dtype(config: SamplerConfig, dtype: Any) -> Any:
+def cache_dtype(config: SamplerConfig, dtype: Any, platform: str) -> Any:
     """Dtype of the caches of a model that computes in `dtype`."""
-    return jnp.dtype(jnp.int8 if config.cache == "int8" else dtype)
+    if config.cache == "int8":
+        return jnp.dtype(jnp.int8)
+    # A CPU computes attention in float32, and would convert whole caches in every step.
+    return jnp.dtype(jnp.float32 if platform == "cpu" else dtype)
 
 
 def kv_shards(spec: ModelSpec, mesh: AnyMesh | None) -> int:

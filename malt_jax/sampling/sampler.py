@@ -83,7 +83,7 @@ class Sampler:
         self._attention = choose_attention(
             self.config.attention, self._platform, self.spec, self.dtype
         )
-        self.cache_dtype = memory.cache_dtype(self.config, self.dtype)
+        self.cache_dtype = memory.cache_dtype(self.config, self.dtype, self._platform)
 
     def sample(
         self,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Generic, Protocol, runtime_checkable
 
 import jax
@@ -33,8 +34,9 @@ from malt_jax.training.saver import MemorySaver, Saver
 from malt_jax.training.scoring import mean_divergence, score_plan, score_tokens
 from malt_jax.training.step import Program, Trainable, make_program, scoring
 
-MEASURED = 256
-"""Completions on which a trained policy's divergence from its start is measured."""
+MEASURED_TOKENS = 8192
+"""A trained policy's divergence from its start is measured on batches until so many tokens, with
+padding, went through both. On a CPU more would cost as much as the training of a small phase."""
 
 
 @runtime_checkable
@@ -227,7 +229,8 @@ class Phase(Generic[E]):
         those that the search visited.
         """
         plan = self.held_plan if self.held else self.every_example
-        few = Plan(plan.steps[: max(1, MEASURED // self.config.batch_size)])
+        spent = accumulate(Plan((step,)).row_tokens for step in plan.steps)
+        few = Plan(plan.steps[: 1 + sum(tokens < MEASURED_TOKENS for tokens in spent)])
         return mean_divergence(
             self.scoring, trained, self.start, self._frozen(self.start), few, self.mesh
         )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from malt_jax.models.quantized import PRODUCT
+from malt_jax.models.matmul import PRODUCT
 from malt_jax.models.spec import ModelSpec
 
 CPU_KEPT = 4 << 30
