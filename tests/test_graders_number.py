@@ -410,6 +410,9 @@ WRONG = [
     # asked, almost, or more than that
     ("18", "The answer is 18?"),
     ("18", r"\boxed{18?}"),
+    ("18", r"\boxed{18...}"),
+    ("18", r"\boxed{18\ldots}"),
+    ("0.333", r"\boxed{0.333\dots}"),
     ("18", "The answer is +/- 18."),
     ("18", "The answer is almost 18."),
     ("18", "The answer is nowhere near 18."),

@@ -101,6 +101,8 @@ def final_number(text: str, asked: str = "") -> Fraction | None:
     nearest = " ".join(last.before.rpartition(",")[2].split()[-2:])
     if _RE.negated.search(last.before) or _RE.bound.search(nearest):
         return None
+    if last.form == "box" and _RE.goes_on.search(last.span):
+        return None
     try:
         return value_of(last.span, last.decimal_comma)
     except Unreadable:
