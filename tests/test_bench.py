@@ -30,10 +30,13 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     assert found == {"tunix": "not run: tunix"}
 
 
-def test_the_sampler_benchmark_measures_a_search(capsys):
+def test_the_sampler_benchmark_measures_a_search(capsys, tmp_path):
     words = ["--questions", "1", "--branch", "2", "--max-new-tokens", "4", "--no-peer"]
     model = ["--model.path", str(cli_run.model()), "--sampler.rows", "4"]
-    assert cli.main(["bench", "sampler", *words, *model]) == 0
+    file = tmp_path / "svamp.jsonl"  # an answer of this task is a bare number
+    file.write_text(json.dumps({"question": "2 + 3?", "answer": "5"}) + "\n")
+    task = ["--task.name", "svamp", "--task.train-path", str(file)]
+    assert cli.main(["bench", "sampler", *words, *model, *task]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["bench"] == "sampler" and result["tokens_per_s"] > 0
     roofline = result["roofline"]

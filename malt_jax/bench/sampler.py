@@ -21,6 +21,7 @@ from typing import Any
 from malt_jax.bench.worker import beside_tunix, measured_apart, no_peer
 
 DEFAULTS: dict[str, Any] = {
+    "task": "gsm8k",
     "questions": 8,
     "branch": 3,
     "max_new_tokens": 128,
@@ -67,7 +68,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
     count = job["questions"]
     if job["train_path"]:
-        questions = get_task("gsm8k").load("train", job["train_path"], count, 0)
+        questions = get_task(job["task"]).load("train", job["train_path"], count, 0)
     else:
         questions = word_problems(count)
     began = time.perf_counter()
@@ -124,4 +125,4 @@ def _pipeline(job: dict[str, Any]) -> Any:
         "max_new_tokens": job["max_new_tokens"],
     }
     roles = tuple(RoleConfig(name, **drawn) for name in ("generator", "verifier", "refiner"))
-    return make_chain(PipelineConfig(roles=roles), get_task("gsm8k").templates)
+    return make_chain(PipelineConfig(roles=roles), get_task(job["task"]).templates)

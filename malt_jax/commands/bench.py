@@ -12,6 +12,7 @@ from malt_jax.checks import show, whole_number
 from malt_jax.commands.command import Argument, Command, Invocation, Option
 from malt_jax.commands.launch import read_config
 from malt_jax.config.pipeline import PHASES
+from malt_jax.config.task import TaskConfig
 from malt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace
     values["quantize"] = config.model.quantize
     if what == "sampler":
         values["train_path"] = config.task.train_path
+        if config.task.name != TaskConfig().name:
+            values["task"] = config.task.name
         for name in SAMPLER_FIELDS:
             values[name] = getattr(config.sampler, name)
     else:
@@ -154,7 +157,7 @@ COMMAND = Command(
         Option("--no-peer", "sampler, train: only malt-jax, no peers."),
         Option("--topology", "roofline: a slice, as v5p:2x2x1; needs libtpu.", "NAME"),
     ),
-    fields=("model.path", "model.dtype", "task.train_path", "sampler.rows"),
+    fields=("model.path", "model.dtype", "task.name", "task.train_path", "sampler.rows"),
     computes=True,
     examples=(
         "malt bench sampler --model.path DIR",

@@ -54,7 +54,12 @@ def search(session: Session, round: int) -> None:
 
 
 def grown(
-    session: Session, adapters: Any, round: int | str, questions: Sequence[Question], **more: Any
+    session: Session,
+    adapters: Any,
+    round: int | str,
+    questions: Sequence[Question],
+    spare: int = 0,
+    on_level: Callable[[str, int], None] = lambda role, completions: None,
 ) -> Forest:
     """The valued trees of these questions as the run's config says, drawn with these adapters."""
     config = session.config
@@ -71,7 +76,8 @@ def grown(
         threshold=config.search.threshold,
         sampler=session.bases.each(session.bases.sampler_of),
         overflow=config.pipeline.overflow,
-        **more,
+        spare=spare,
+        on_level=on_level,
     )
 
 
