@@ -34,7 +34,7 @@ from malt_jax.training.saver import MemorySaver, Saver
 from malt_jax.training.scoring import mean_divergence, score_plan, score_tokens
 from malt_jax.training.step import Program, Trainable, make_program, scoring
 
-MEASURED_TOKENS = 8192
+MEASURED_TOKENS = 4096
 """A trained policy's divergence from its start is measured on batches until so many tokens, with
 padding, went through both. On a CPU more would cost as much as the training of a small phase."""
 
