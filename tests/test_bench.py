@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -28,6 +31,26 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(worker.importlib.util, "find_spec", lambda name: name == "qwix" or None)
     found = worker.beside_tunix("train_tunix", {"no_peer": False}, 1.0)
     assert found == {"tunix": "not run: tunix"}
+
+
+def test_a_worker_ends_with_its_parent(tmp_path):
+    code = (
+        "import os, threading\n"
+        "from malt_jax.bench import worker\n"
+        "threading.Timer(0.5, os._exit, (9,)).start()\n"
+        "worker.measured_apart('waits', {})\n"
+    )
+    # In place of a benchmark: the worker imports `malt_jax.bench.waits`, which blocks.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time, types\n"
+        "module = types.ModuleType('malt_jax.bench.waits')\n"
+        "module.measure = lambda job: time.sleep(600)\n"
+        "sys.modules['malt_jax.bench.waits'] = module\n"
+    )
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    # The worker inherits standard error, which so stays open as long as it lives.
+    done = subprocess.run([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 9
 
 
 def test_the_sampler_benchmark_measures_a_search(capsys, tmp_path):

@@ -8,8 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +25,17 @@ def measured_apart(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """What `measure(job)` of a module of this folder returns in a process of its own."""
     # Standard error is not captured, so that progress and tracebacks reach the terminal.
     command = [sys.executable, "-m", __name__, module, json.dumps(job)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as worker:
+        try:
+            assert worker.stdout is not None
+            output = worker.stdout.read()  # `communicate` would close the worker's input
+        except BaseException:
+            worker.kill()
+            raise
+    if worker.returncode:
+        raise subprocess.CalledProcessError(worker.returncode, command)
+    result = json.loads(output.splitlines()[-1])
     if REFUSED in result:
         raise UserError(result[REFUSED])
     return result
@@ -60,5 +72,17 @@ def main(module: str, job: str) -> None:
     print(json.dumps(result))
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that holds the other end of its input is gone.
+
+    Otherwise a measurement whose parent was killed would go on, beside the next one.
+    """
+    while os.read(sys.stdin.fileno(), 1024):  # not `sys.stdin.read`, which would hold a lock
+        pass
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     main(*sys.argv[1:])
