@@ -2,7 +2,7 @@
 
 CPUs have instructions that multiply bfloat16 and sum in float32. XLA uses them for large products
 whose result is float32 and whose matrix lies in memory in the order of its axes. With a bfloat16
-result, with a transposed matrix, or in many small products, bfloat16 takes two to five times as
+result, with a transposed matrix, or in many small products, bfloat16 takes two to six times as
 long. Accelerators round and transpose within the product.
 """
 
