@@ -36,7 +36,7 @@ from malt_jax.training.step import Program, Trainable, make_program, scoring
 
 MEASURED_TOKENS = 4096
 """A trained policy's divergence from its start is measured on batches until so many tokens, with
-padding, went through both. On a CPU more would cost as much as the training of a small phase."""
+padding, went through both. On a CPU more costs as much as a good part of a small phase."""
 
 
 @runtime_checkable
@@ -223,7 +223,7 @@ class Phase(Generic[E]):
         return found.reshape(-1)
 
     def _divergence(self, trained: Trainable) -> float:
-        """KL(trained || start) of the next token, on the held-out or the first training examples.
+        """KL(trained || start) of the next token, on the first held-out or training examples.
 
         It is exact at each place of their completions, over the whole vocabulary; the places are
         those that the search visited.
