@@ -84,7 +84,9 @@ def _train_phase(
         measured = session.metrics.series("trained", round, name, phase)
         session.progress.watch(dict)  # the sampler is at rest
         count = counted(len(examples), "row")
-        session.progress.note(f"{stage}: {count}, from {before}; the first step compiles")
+        # Other objectives compare with the start: a pass over all rows, minutes long on a CPU.
+        first = "the first step compiles" if phase == "sft" else "first their log-probabilities"
+        session.progress.note(f"{stage}: {count}, from {before}; {first}")
         model = session.bases.model_of(name)
         per_token = training_utilisation(model.spec, examples, config.train.full)
 
