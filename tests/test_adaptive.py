@@ -18,14 +18,13 @@ import tiny
 from credit_trees import CHAINS, forest_of
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.config.reading import to_dict
-from malt_jax.credit.advantage import EQUAL
 from malt_jax.credit.contrast import contrast
 from malt_jax.credit.signals import node_signals
 from malt_jax.stages import search
 from malt_jax.tasks.base import Question
 from malt_jax.tree.adaptive import allocate, first_pass, grow, outcome_variance
 from malt_jax.tree.expand import Prefix
-from malt_jax.tree.node import Forest, Tree
+from malt_jax.tree.node import EQUAL, Forest, Tree
 from malt_jax.tree.outside import complete
 from malt_jax.tree.roles import make_chain
 from malt_jax.tree.values import back_up, back_up_ragged, value_forest

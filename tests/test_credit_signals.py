@@ -75,6 +75,17 @@ def test_siblings_that_agree_have_no_advantage_whatever_their_rounding():
     assert not np.any(sibling_advantage(values)) and not np.any(normalised_advantage(values))
 
 
+@pytest.mark.parametrize("n", range(2, 10))
+def test_a_turn_as_good_as_its_siblings_is_neither_better_nor_worse(n):
+    """Values of a record are rounded, and so is their mean: neither may decide the sign."""
+    rights = np.random.default_rng(n).integers(0, n + 1, (4000, n))
+    rounded = jnp.asarray((rights / n).round(6), jnp.float32)
+    own, scaled = sibling_advantage(rounded), normalised_advantage(rounded)
+    as_good = n * rights == rights.sum(axis=1, keepdims=True)
+    assert as_good.any() and not as_good.all()
+    assert (np.asarray(own == 0) == as_good).all() and (np.asarray(scaled == 0) == as_good).all()
+
+
 def test_advantages_of_a_group_sum_to_zero_and_normalising_keeps_their_signs():
     values = jnp.asarray(np.random.default_rng(0).random((5, 3, 4)), jnp.float32)
     own, scaled = sibling_advantage(values), normalised_advantage(values)
@@ -190,6 +201,17 @@ def test_trees_of_several_shapes_are_one_forest():
         ("3 + 4 = 7 and 7 * 2 = 14", None),
         ("The answer is 97.", None),
         ("The high school has three rooms.", None),
+        ("Step 3 has no justification and is incorrect.", False),
+        ("There is no doubt that step 2 is wrong.", False),
+        ("The draft shows no work and the answer is wrong.", False),
+        ("Step 2 was done without carrying and is wrong.", False),
+        ("It shows no unit, but step 2 is wrong.", False),
+        ("Nothing is wrong.", True),
+        ("None of the steps is wrong.", True),
+        ("No step is incorrect.", True),
+        ("There are no steps that are wrong.", True),
+        ("No arithmetic or logical errors.", True),
+        ("There are no errors or mistakes.", True),
         ("", None),
     ],
 )

@@ -89,6 +89,19 @@ def test_one_pair_a_prefix_is_drawn_by_seed_and_by_nothing_else():
     assert len(picks) > 1
 
 
+@pytest.mark.parametrize("gap", [0.1, 0.2, 0.3, 0.4])
+def test_a_gap_as_wide_as_the_least_one_is_wide_enough(gap):
+    for chosen in (0.6, 0.7, 0.8, 0.9):
+        record = tree([[[1], [0]]])
+        values = {"Q0/g0/v0": chosen, "Q0/g0/v1": round(chosen - gap, 6)}
+        nodes = (replace(n, value=values.get(n.id, n.value)) for n in record.nodes)
+        record = replace(record, nodes=tuple(nodes))
+        pairs = role_data([record], ROLES, DataConfig(min_gap=gap), 0)["verifier"].dpo
+        assert len(pairs) == 1
+        pairs = role_data([record], ROLES, DataConfig(min_gap=gap + 0.001), 0)["verifier"].dpo
+        assert pairs == []
+
+
 def test_best_worst_takes_the_widest_gap():
     record = tree([[[1, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 0]]])
     (pair,) = role_data([record], ROLES, DataConfig(pairs="best_worst"), 0)["verifier"].dpo
@@ -162,6 +175,24 @@ def test_by_advantage_equal_siblings_are_one_turn_with_the_mean_of_their_values(
     assert {(p.rejected_node_id, p.margin) for p in data.dpo} == {(n, 0.5) for n in equal}
     published = role_data([record], ROLES, DataConfig(), 0)["refiner"]
     assert {e.node_id for e in published.sft} == {equal[0], "Q0/g0/v0/r2"}
+
+
+def test_a_repeated_example_weighs_as_its_copies_do_on_average():
+    # One critique behind two equal drafts: it repaired the first one more than the second.
+    first, second = [[1, 1], [0, 0], [0, 0]], [[1, 1], [1, 1], [0, 0]]
+    weights = []
+    for drafts in ([first, second], [second, first]):
+        record = tree([*drafts, [[1, 1], [0, 0], [0, 0]]])
+        same = {"Q0/g0/v0": (7, 2), "Q0/g1/v0": (7, 2)}
+        nodes = [
+            replace(n, token_ids=same.get(n.id, n.token_ids), prompt_ids=(1, 5))
+            for n in record.nodes
+        ]
+        data = role_data(
+            [replace(record, nodes=tuple(nodes))], ROLES, DataConfig(weights="advantage"), 0
+        )
+        weights.append({e.completion_ids: e.weight for e in data["verifier"].sft}[7, 2])
+    assert weights[0] == weights[1]
 
 
 def test_equal_texts_under_one_prefix_are_one_example_and_no_pair():

@@ -258,9 +258,20 @@ def test_a_question_is_never_on_both_sides_of_the_split():
     def groups(many):
         return {examples[i].question_id for i in many}
 
-    assert len(groups(held)) == 5 and not groups(held) & groups(train)
+    assert 2 <= len(groups(held)) <= 8 and not groups(held) & groups(train)
     assert sorted(train + held) == list(range(60))
     assert split(examples, 0.25, seed=2)[1] != held
+    assert len(groups(split(examples, 1e-6, seed=1)[1])) == 1
+    assert len(groups(split(examples[:6], 0.5, seed=1)[0])) >= 1
+
+
+def test_a_later_phase_holds_out_the_same_questions():
+    examples = [SftExample((1, i), (2,), f"{i}", question_id=f"Q{i}") for i in range(300)]
+    for seed in range(5):
+        train = {examples[i].question_id for i in split(examples, 0.1, seed)[0]}
+        later = examples[::3]  # DPO has pairs of some questions only
+        held = {later[i].question_id for i in split(later, 0.1, seed)[1]}
+        assert held and not held & train
 
 
 def test_shared_mode_mixes_roles_in_every_stretch_as_the_whole_does():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from malt_jax.tree.values import back_up, label
+from malt_jax.tree.values import back_up, back_up_ragged, label
 
 
 def oracle(rewards: np.ndarray, path: tuple[int, ...], backup: str, softness: float) -> float:
@@ -57,6 +57,17 @@ def test_a_tie_with_the_threshold_is_exact_and_negative(branches):
     (values, *_) = back_up(jnp.asarray(half.reshape(1, 1, *branches)))
     assert float(values[0, 0]) == 0.5
     assert not bool(label(values)[0, 0])
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("threshold", [0.5, 2 / 3, 0.9])
+def test_a_tie_is_negative_in_whatever_order_the_leaves_come(threshold, ragged):
+    rng, back = np.random.default_rng(0), back_up_ragged if ragged else back_up
+    leaves = np.array([threshold - 0.1, threshold - 0.3, threshold + 0.4] * 3)
+    trees = np.stack([rng.permutation(leaves).reshape(3, 3) for _ in range(200)])
+    (values, *_) = back(jnp.asarray(trees[:, None], jnp.float32))
+    assert not label(values, threshold).any()
+    assert label(values + 1e-4, threshold).all()
 
 
 def test_soft_lies_between_mean_and_max():

@@ -13,12 +13,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from malt_jax.tree.node import VALUE_DIGITS
+from malt_jax.tree.node import EQUAL
 from malt_jax.tree.values import back_up_ragged
-
-EQUAL = 10.0**-VALUE_DIGITS
-"""Values that differ by less are equal: values of a record are rounded to as many digits."""
-
 
 Present = Bool[Array, "*prefix n"] | None
 """Which siblings there are; None: all of them."""
@@ -31,8 +27,8 @@ def sibling_advantage(
 
     The leave-one-out baseline in a frozen context (C3, arXiv 2603.06859). The baseline does not
     contain x, so A(x) is an unbiased estimate of V(x) - V(prefix) where the number of siblings is
-    fixed. An only child has no
-    counterfactual and gets 0, and so do siblings whose values are all equal.
+    fixed. An only child has no counterfactual and gets 0. So does a turn that is as good as its
+    siblings up to the rounding of values, which must not make it better or worse than them.
     """
     if values.shape[-1] == 1:
         return jnp.zeros_like(values)
@@ -40,7 +36,7 @@ def sibling_advantage(
     mean = values.mean(axis=-1, keepdims=True, where=present)
     # V - (n mean - V) / (n - 1), with both terms over n - 1.
     advantage = (values - mean) * (n / (n - 1))
-    return jnp.where(_all_equal(values, present), jnp.zeros_like(values), advantage)
+    return jnp.where(jnp.abs(advantage) < EQUAL, jnp.zeros_like(values), advantage)
 
 
 def normalised_advantage(

@@ -16,10 +16,9 @@ from zlib import crc32
 
 import numpy as np
 
-from malt_jax.credit.advantage import EQUAL
 from malt_jax.credit.signals import Signals
 from malt_jax.credit.verdict import judged_answers
-from malt_jax.tree.node import Node, Tree
+from malt_jax.tree.node import EQUAL, Node, Tree
 
 RARE = 0.05
 """Contrast in a smaller share of prefixes, beyond that by chance, is called out."""
@@ -153,16 +152,16 @@ def _by_chance(tree: Tree, siblings: Sequence[Node], threshold: float) -> list[f
     sizes = np.array(list(map(len, below)))
     starts = np.cumsum(sizes) - sizes
     branches = np.concatenate(below)
-    if np.abs(np.add.reduceat(branches, starts) / sizes - values).max() > 2 * EQUAL:
+    if np.abs(np.add.reduceat(branches, starts) / sizes - values).max() > EQUAL:
         return None  # backed up by another rule than the mean
     # The same numbers whenever these trees are read, in whatever order.
     rng = np.random.default_rng(crc32(siblings[0].id.encode()))
     dealt = rng.permuted(np.tile(branches, (DEALS, 1)), axis=1)
     means = np.add.reduceat(dealt, starts, axis=1) / sizes
     # Values are rounded, so a tie with theta may be off by a rounding.
-    positive = (means > threshold + 2 * EQUAL).sum(axis=1)
+    positive = (means > threshold + EQUAL).sum(axis=1)
     both = (positive > 0) & (positive < len(siblings))
-    return [float(both.mean()), float((np.ptp(means, axis=1) > 2 * EQUAL).mean())]
+    return [float(both.mean()), float((np.ptp(means, axis=1) > EQUAL).mean())]
 
 
 def _shares(count: Mapping[str, float]) -> RoleContrast:

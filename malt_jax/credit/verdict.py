@@ -36,6 +36,9 @@ _GOOD = rf"{_WORD}(?:right|correct(?:ly)?|valid|accurate|sound){_END}"
 _NOT = r"(?:\bnot(?! only)|n't|n’t|\b(?:never|cannot|no longer|hardly|far from))"
 _NONE = r"(?:no|not any|without(?: any)?|nothing|none|free of|neither)"
 _CLAUSE = r"[^.,;:!?]"
+# What "no" is said of ends where the next statement begins: "no justification and is wrong".
+_NEXT = r"\b(?:but|because|so|doubt|and (?:is|are|was|were|has|have|the|it|this|that|so|then))\b"
+_SAME = rf"(?:(?!{_NEXT}){_CLAUSE})"
 _NO_VERDICT = re.compile(
     # A question; what is asked for; what would hold; and the name of an answer that is not judged.
     rf"[^.;:!?]*\?|\b(?:whether|if)\b{_CLAUSE}*?\b(?:{_GOOD}|{_BAD})\b"
@@ -43,7 +46,7 @@ _NO_VERDICT = re.compile(
     r"|\b(?:the )?(?:correct|right) (?:(?!and\b)[\w-]+ ?){0,5}?(?:\b(?:is|are|was|should be)\b|:|=)"
 )
 _APPROVES_BY_NEGATION = re.compile(
-    rf"\b{_NONE}\b{_CLAUSE}{{0,30}}?\b{_BAD}\b"
+    rf"\b{_NONE}\b{_SAME}{{0,30}}?\b{_BAD}\b(?: n?or (?:\w+ )??{_BAD}\b)*"
     rf"|{_NOT}(?: (?:find|see|spot|contain|have|make))?(?: (?:any|an?|a single))? {_BAD}\b",
 )
 _REJECTS = re.compile(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from malt_jax.config.data import DataConfig
@@ -14,7 +15,7 @@ from malt_jax.credit.selection import Selection
 from malt_jax.credit.signals import Signals, node_signals
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.tree.keys import draw_order
-from malt_jax.tree.node import VALUE_DIGITS, Forest, Node, Tree
+from malt_jax.tree.node import EQUAL, VALUE_DIGITS, Forest, Node, Tree
 from malt_jax.tree.policies import STAR
 
 SHARED = "shared"
@@ -171,7 +172,7 @@ def _add_siblings(
     pairs = [(p, n) for p in whole for n in negatives]
     distinct = [(p, n) for p, n in pairs if p.token_ids != n.token_ids]
     data.counts["pairs_of_equal_text"] += len(pairs) - len(distinct)
-    wide = [(p, n) for p, n in distinct if p.value - n.value >= config.min_gap]
+    wide = [(p, n) for p, n in distinct if p.value - n.value > config.min_gap - EQUAL]
     data.counts["pairs_possible"] += len(wide)
     for chosen, rejected in _select_pairs(wide, config, seed):
         data.dpo.append(_pair(question_id, chosen, rejected, config.margins == "gap"))
@@ -239,13 +240,19 @@ def _pair(question_id: str, chosen: Node, rejected: Node, with_margin: bool) -> 
 
 
 def _drop_repeats(examples: list[Any]) -> int:
-    """Keeps the first of the examples with equal token ids and label; returns how many go."""
-    kept: dict[tuple, Any] = {}
+    """Keeps the first of the examples with equal token ids and label; returns how many go.
+
+    Its weight becomes the mean of theirs, since each was earned behind another prefix.
+    """
+    equal: dict[tuple, list[Any]] = defaultdict(list)
     for example in examples:
         key = (example.prompt_ids, example.completion_ids, getattr(example, "label", True))
-        kept.setdefault(key, example)
-    dropped = len(examples) - len(kept)
-    examples[:] = kept.values()
+        equal[key].append(example)
+    dropped = len(examples) - len(equal)
+    examples[:] = [
+        replace(same[0], weight=fmean(example.weight for example in same))
+        for same in equal.values()
+    ]
     return dropped
 
 

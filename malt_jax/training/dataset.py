@@ -50,17 +50,18 @@ def segment(example: Example, number: int) -> Segment:
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and indices to hold out; the examples of a question stay together.
 
-    The questions held out are those with the smallest seeded hashes, at least one if `share` is
-    above 0 and there are two questions.
+    A question is held out if its seeded hash, a number in [0, 1), is below `share`: by itself, so
+    that a later phase, which has other examples, does not measure on what an earlier one learnt.
+    At least one is held out if `share` is above 0 and there are two questions, and never all.
     """
     # Without a question's id, the examples of one prompt count as one question.
     names = [example.question_id or repr(example.prompt_ids) for example in examples]
-    # A name's rank depends on the seed and the name only, so the split is the same in whatever
-    # order the examples come.
-    ranked = sorted(set(names), key=lambda name: _hash(f"{seed}/{name}"))
+    places = {name: _place(f"{seed}/{name}") for name in names}
+    ranked = sorted(places, key=places.__getitem__)
     count = 0
     if share > 0 and len(ranked) > 1:
-        count = max(1, round(share * len(ranked)))
+        below = sum(place < share for place in places.values())
+        count = min(max(1, below), len(ranked) - 1)
     held = set(ranked[:count])
     train = [i for i, name in enumerate(names) if name not in held]
     return train, [i for i, name in enumerate(names) if name in held]
@@ -121,5 +122,6 @@ def digest(examples: Sequence[Example]) -> str:
     return sha.hexdigest()
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+def _place(text: str) -> float:
+    """A hash of the text as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

@@ -24,6 +24,9 @@ LOGPROB_DIGITS = 5
 VALUE_DIGITS = 6
 """Decimals of a value. Both are rounded when a node is made, so that writing and reading a tree
 gives the same nodes."""
+EQUAL = 2 * 10.0**-VALUE_DIGITS
+"""Values, and differences of values, that are nearer to each other than this are equal: each of
+them was rounded."""
 WIDEST = 2
 """Siblings of a prefix of a ragged tree, at most so many times the role's `branch`."""
 

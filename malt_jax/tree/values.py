@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from malt_jax.tree.node import VALUE_DIGITS, Forest, Tree
+from malt_jax.tree.node import EQUAL, VALUE_DIGITS, Forest, Tree
 
 Backup = Literal["mean", "max", "soft"]
 
@@ -26,12 +26,7 @@ def value_forest(
         return forest
     back = back_up_ragged if forest.ragged else back_up
     values = forest.by_tree(back(forest.rewards, backup, softness))
-    flat = np.concatenate(values)
-    if forest.ragged:
-        # A mean of means may miss a tie with the threshold by its last bit.
-        flat = flat.round(VALUE_DIGITS)
-    # Of fixed trees, labels are decided on the values before they are rounded for the record.
-    labels = np.asarray(label(jnp.asarray(flat, jnp.float32), threshold))
+    labels = np.asarray(label(jnp.asarray(np.concatenate(values), jnp.float32), threshold))
     ends = np.cumsum([len(own) for own in values])[:-1]
     rows = zip(forest.trees, values, np.split(labels, ends), strict=True)
     return Forest([_valued(*row) for row in rows])
@@ -94,5 +89,8 @@ def back_up_ragged(
 
 
 def label(values: Float[Array, "*nodes"], threshold: float = 0.5) -> Bool[Array, "*nodes"]:
-    """Positive iff the value is above the threshold, strictly; a tie is negative."""
-    return values > threshold
+    """Positive iff the value is above the threshold, strictly; a tie is negative.
+
+    A mean may miss a tie by its last bits, to which side depends on the order of what is summed.
+    """
+    return values > threshold + EQUAL
