@@ -108,8 +108,8 @@ class TrainedRun(ModelAPI):
     def _sample(self, request: ChatRequest, draws: list[Draw]) -> Reply:
         """Waits for all draws of a request; the engine samples them beside those of others."""
         events: queue.Queue[Any] = queue.Queue()
-        own = self._engine.answerer.params
-        params = tuple(request.params(role, own(role)) for role in request.roles)
+        answerer = self._engine.answerer
+        params = tuple(request.params(role, answerer) for role in request.roles)
         ticket = Ticket(draws, request.roles, params, events.put)
         self._engine.submit(ticket)
         left = len(ticket.draws)

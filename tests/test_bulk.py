@@ -183,16 +183,19 @@ def test_an_output_that_holds_something_else_is_refused_and_kept(content, tmp_pa
 def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, questions):
     output = tmp_path / "answers.jsonl"
     output.write_bytes(content)
-    assert bulk.answered(output, questions, "a run") == 0
+    assert bulk.answered(output, questions, "a run") == (0, 0)
     assert output.read_bytes() == b""
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "no JSON"),
+        (b"{", "not JSON"),
         (b'\n{"question": "2+2"}', "no JSON"),
-        (b'"1+1"', "expected an object"),
+        (b'"1+1"', "not an object"),
+        (b"[", "jq -c '.[]' FILE"),
+        (b'{"question": "a", "question": "b"}', "question"),
+        (b'{"question": "a", "n": NaN}', "NaN"),
         (b'{"questoin": "1+1"}', "Did you mean 'questoin'?"),
         (b'{"question": ""}', "expected a text"),
         (b'{"question": 3}', "expected a text"),
@@ -202,7 +205,7 @@ def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, qu
         (b'{"question": "\xff"}', "UTF-8"),
         (b'{"question": "' + b"a" * 5000 + b'"}', "tokens"),
         (b'{"question": "' + b"a" * (1 << 20) + b'"}', "longer than"),
-        (b"[" * 100_000, "no JSON"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_malformed_line_is_named_before_any_work(run, line, message, tmp_path, capsys):
@@ -210,8 +213,29 @@ def test_a_malformed_line_is_named_before_any_work(run, line, message, tmp_path,
     source.write_bytes(b'{"question": "1+1", "id": "q1"}\n' + line + b"\n")
     assert ask(run, source, output) == 2
     err = capsys.readouterr().err
-    assert f"{source}:2: " in err and message in err and err.count("\n") == 1
+    assert f"{source}:2" in err and message in err and err.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\x1f\x8b\x08\x00", "gunzip"),
+        ('{"question": "1+1"}'.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_file_of_something_else_is_named_with_what_to_do(content, message, tmp_path):
+    source = tmp_path / "questions.jsonl"
+    source.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        bulk.check_questions(source, lambda question: None)
+
+
+def test_an_output_in_a_run_directory_is_refused(run, questions, capsys):
+    output = run / "export" / "answers.jsonl"
+    assert ask(run, questions, output) == 2
+    assert "is in the run" in capsys.readouterr().err and not output.exists()
 
 
 def test_empty_lines_at_the_end_are_no_questions(tmp_path):
@@ -232,7 +256,7 @@ def test_an_id_is_kept_as_it_is_and_compared_as_a_text(tmp_path):
     made = {"made_with": "x"}
     rows = [{"id": "7", "question": "a"} | made, {"id": "2", "question": "b"} | made]
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert bulk.answered(output, source, "x") == 2
+    assert bulk.answered(output, source, "x") == (2, 0)
     source.write_bytes(b'{"id": 7, "question": "a"}\n{"id": "7", "question": "b"}')
     with pytest.raises(UserError, match="already on line 1"):
         bulk.check_questions(source, lambda question: None)
@@ -276,5 +300,8 @@ def test_a_question_whose_later_prompt_leaves_no_room_is_the_only_one_without_an
     assert [record["question"] for record in records] == questions
     assert ["error" in record for record in records] == [False, True, False]
     assert records[1]["answer"] is None and len(records[1]["draws"][0]) == 2
+    # Asked again, nothing is left to do; the output still holds a question without an answer.
+    assert ask(run, source, output, "--votes", "2") == 2
+    assert "1 question could not be answered" in capsys.readouterr().err
     with pytest.raises(UserError, match="too many tokens"):
         Pipeline.load(run, trust_task_code=True).ask(questions[1], votes=1)

@@ -384,14 +384,16 @@ def test_init_ends_the_turns_of_a_base_model_before_a_question_of_its_own(templa
     assert made.pipeline.roles[0].stop == tuple(wanted)
 
 
-def strangers_run(folder: Path, **task) -> str:
+def strangers_run(folder: Path, ablations=(), **task) -> str:
     """A run directory as someone else may have made it, whose config names a module here."""
     from malt_jax.config.reading import to_dict
     from malt_jax.storage.rundir import RunDir
 
-    module = task["name"].partition(":")[0]
-    Path(f"{module}.py").write_text("open('imported', 'w').close()\n")
-    made = config.from_dict({"task": task, "output_dir": str(folder)})
+    if "name" in task:
+        module = task["name"].partition(":")[0]
+        Path(f"{module}.py").write_text("open('imported', 'w').close()\n")
+    data = {"task": task, "output_dir": str(folder), "ablations": list(ablations)}
+    made = config.from_dict(data)
     RunDir.open(folder, to_dict(made), "test").close()
     return str(folder)
 
@@ -410,6 +412,20 @@ def test_code_that_a_strangers_config_names_is_not_imported(tmp_path, monkeypatc
     assert not Path("imported").exists()
     fails(capsys, "report", "--output-dir", run, "--trust-task-code")
     assert Path("imported").exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pipeline.roles.1.verdict": "evil:read"},
+        {"pipeline.roles": '{verdict: "evil:read"}'},
+        {"task": {"name": "evil:TASK"}},
+        {"task.allow_code": True},
+    ],
+)
+def test_however_an_ablation_spells_it_a_strangers_code_is_refused(changed, tmp_path, capsys):
+    run = strangers_run(tmp_path / "run", ablations=[{"name": "a", "set": changed}])
+    assert "--trust-task-code" in fails(capsys, "report", "--output-dir", run)
 
 
 def test_a_task_that_the_user_names_is_the_users_own(tmp_path, monkeypatch, capsys):

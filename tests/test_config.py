@@ -1,12 +1,17 @@
 """Configs are read strictly; every refusal says which field, what was found, what is allowed."""
 
+import hashlib
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from malt_jax import config
 from malt_jax.config import fields, reading
+from malt_jax.config.reading import to_dict
 from malt_jax.errors import UserError
+from malt_jax.storage import config_file
 
 
 def test_the_defaults_are_the_published_method():
@@ -213,6 +218,56 @@ def test_yaml_that_its_parser_stumbles_over_is_refused(tmp_path, text):
         config.load(str(path))
     with pytest.raises(UserError, match="seed"):
         config.load(None, ["--seed", text])
+
+
+def test_numbers_are_those_of_json_and_other_spellings_are_text(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text in ("0100", "1:30", "1_000", "0x10", "010"):
+        path.write_text(f"seed: {text}")
+        for words in ((str(path),), (None, ["--seed", text])):
+            with pytest.raises(UserError, match="seed: expected a whole number"):
+                config.load(*words)
+        path.write_text(f"model: {{revision: {text}}}\noutput_dir: {text}")
+        made = config.load(str(path))
+        assert (made.model.revision, made.output_dir) == (text, text)
+    for text in ("1e3", "1.10", "12345e6", ".5"):
+        path.write_text(f"model: {{revision: {text}}}")
+        with pytest.raises(UserError, match=r"revision: .* put it in quotes"):
+            config.load(str(path))
+    path.write_text("train: {sft: {optim: {learning_rate: 1e-4}}}\nseed: 7\nsave_minutes: .5")
+    made = config.load(str(path))
+    assert (made.train.sft.optim.learning_rate, made.seed, made.save_minutes) == (1e-4, 7, 0.5)
+
+
+@pytest.mark.parametrize("text", ["1e5", "0100", "1:30", "1_000", "~", "2024-01-01", "7", ".5"])
+def test_a_text_that_looks_like_a_number_is_saved_as_a_text(tmp_path, text):
+    made = config.load(None, ["--model.revision", text])
+    path = tmp_path / "config.yaml"
+    path.write_bytes(config_file.to_yaml(to_dict(made)))
+    assert config.load(str(path)) == made
+    assert yaml.safe_load(path.read_text())["model"]["revision"] == text
+
+
+@pytest.mark.parametrize("value", ["2024-07-26", "!!set {a}", "!!binary aGk=", ".nan"])
+def test_what_json_cannot_hold_is_refused(tmp_path, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"pipeline: {{roles: [{{name: a, chat_template_kwargs: {{d: {value}}}}}]}}")
+    with pytest.raises(UserError, match="chat_template_kwargs"):
+        config.load(str(path))
+
+
+@pytest.mark.parametrize("field", ["mirror", "export.push_to_hub"])
+def test_an_unset_variable_is_no_place(field):
+    with pytest.raises(UserError, match="an empty text"):
+        config.load(None, [f"--{field}", ""])
+
+
+def test_a_saved_config_of_endless_aliases_is_refused():
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    raw = "\n".join(lines).encode()
+    with pytest.raises(UserError, match="not what the run was made with"):
+        config_file.parse(raw, hashlib.sha256(raw).hexdigest(), "run", "place")
 
 
 @pytest.mark.parametrize("index", ["²", "-1", "9" * 5000])

@@ -64,6 +64,38 @@ def test_a_run_continues_from_its_mirror(tmp_path, url):
         assert manifest.load(again) == manifest.load(tmp_path / "one")
 
 
+def test_a_kill_while_a_file_is_replaced_leaves_a_run_that_can_be_continued(tmp_path, url):
+    """A file that was made again has the place of the one that the old manifest names."""
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "rounds/000/trees/a.jsonl", b"{}\n")
+        write_bytes(run.path / "report.html", b"the first page")
+        manifest.seal(run, "report", [run.path / "report.html"])
+        mirror.push(run, url)
+        manifest.reopen(run, "report")
+        write_bytes(run.path / "report.html", b"a longer second page")
+        manifest.seal(run, "report", [run.path / "report.html"])
+        killed = Mock(side_effect=[None, KeyboardInterrupt])
+        put = mirror.Store.put_bytes
+
+        def put_bytes(store, data, name):
+            if name == manifest.NAME:
+                killed()
+            put(store, data, name)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(mirror.Store, "put_bytes", put_bytes)
+            mirror.push(run, url)
+        mirror.pull(url, tmp_path / "two")
+        with contextlib.closing(opened(tmp_path / "two")) as again:
+            manifest.verify(again)
+            assert manifest.sealed_units(again, "search/000")
+            assert not manifest.stage_done(again, "report")
+        mirror.push(run, url)
+    with opened(tmp_path / "three", url) as whole:
+        manifest.verify(whole)
+        assert manifest.load(whole) == manifest.load(tmp_path / "one")
+
+
 def test_unsealed_files_are_not_mirrored(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         write_bytes(run.path / "rounds/000/trees/torn.jsonl", b'{"a"')

@@ -83,6 +83,32 @@ def test_only_what_has_grown_is_copied_and_old_pieces_are_removed(tmp_path, monk
     assert Path(url, "eval/malt.jsonl").read_bytes() == grown
 
 
+def test_pieces_whose_removal_failed_are_copied_again(tmp_path, monkeypatch):
+    url = str(tmp_path / "mirror")
+    in_training(tmp_path / "one", url)
+    run, there = tmp_path / "one", manifest.load(tmp_path / "one")
+    kept = (run / "eval/malt.jsonl").read_bytes()
+    copies = unfinished.Unfinished(run, stores.Store(url))
+    assert copies.push(there)
+    write_bytes(run / "eval/malt.jsonl", b"{}\n")
+    remove, calls = stores.Store.remove, []
+
+    def removes_two(store, name):
+        calls.append(name)
+        if len(calls) > 2:
+            raise OSError("the store does not answer")
+        remove(store, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.Store, "remove", removes_two)
+        with pytest.raises(OSError):
+            copies.push(there)
+    write_bytes(run / "eval/malt.jsonl", kept)  # the same content as before
+    assert copies.push(there)
+    (tmp_path / "two").mkdir()
+    assert "eval/malt.jsonl" in unfinished.pull(stores.Store(url), tmp_path / "two", there)
+
+
 def test_pieces_that_a_killed_process_left_are_removed_by_the_next(tmp_path):
     url = str(tmp_path / "mirror")
     in_training(tmp_path / "one", url, checkpoint=False)

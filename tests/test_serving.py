@@ -27,12 +27,14 @@ from malt_jax import cli
 from malt_jax.answering.turns import Turn
 from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
+from malt_jax.models.thoughts import WrittenThoughts
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.request import SamplingParams
 from malt_jax.serving import server
 from malt_jax.serving.app import Limits, Service
 from malt_jax.serving.engine import Engine
 from malt_jax.serving.metrics import Metrics
+from malt_jax.serving.requests import parse_request
 from malt_jax.serving.stops import StopFilter, before_stop
 from malt_jax.tree.roles import Chain, Role
 
@@ -252,6 +254,7 @@ USER = [{"role": "user", "content": "e1+1=?"}]
         ({"model": "malt", "messages": USER, "logprobs": True}, 400, "not supported"),
         ({"model": "malt", "messages": USER, "function_call": {"name": "f"}}, 400, "not supported"),
         ({"model": "malt", "messages": USER, "temprature": 1}, 400, "unknown field"),
+        ({"model": "malt", "messages": USER, "\ud800": 1}, 400, "unknown field"),
         ({"model": "malt", "messages": [{"role": "user", "content": "a" * 5000}]}, 400, "tokens"),
     ],
     ids=lambda value: str(value)[:60],
@@ -343,6 +346,8 @@ class Stub:
         self.entered.set()
         while not self.gate.wait(0.01):
             self.between_chunks()
+            if on_text:
+                on_text(0, "still here ")
         for index, draw in enumerate(draws):
             if draw.question == "broken":
                 raise RuntimeError("a device fell over")
@@ -429,6 +434,35 @@ def test_a_client_that_leaves_takes_no_further_turns():
         here.stub.gate.set()
         assert asked(here.port, "generator", "other").choices[0].message.content == "other"
         assert ("refiner", 1) not in here.stub.calls
+
+
+def test_a_client_that_leaves_while_text_flows_is_noticed():
+    with served() as here:
+        here.stub.gate.clear()
+        stream = asked(here.port, "malt", stream=True)
+        assert [next(stream) for _ in range(3)]
+        stream.close()
+        ended = time.monotonic() + 20
+        while json.loads(get(here.port, "/health")[1])["in_flight"] and time.monotonic() < ended:
+            time.sleep(0.01)
+        assert json.loads(get(here.port, "/health")[1])["in_flight"] == 0
+        here.stub.gate.set()
+        assert asked(here.port, "generator", "other").choices[0].message.content == "other"
+        assert not [role for role, _ in here.stub.calls if role == "refiner"]
+
+
+def test_a_stop_text_of_a_request_ends_no_thought():
+    body = {"model": "malt", "messages": USER, "stop": ["\n\n"]}
+    chain = Chain(tuple(Role(RoleConfig(name), "{question}") for name in ("generator", "refiner")))
+    request = parse_request(json.dumps(body).encode(), chain, 0)
+    form = WrittenThoughts("<think>", "</think>", False, str)
+    answerer = SimpleNamespace(
+        params=lambda role: SamplingParams(),
+        tokenizer=lambda role: SimpleNamespace(thoughts=form),
+    )
+    first, last = (request.params(role, answerer) for role in chain.roles)
+    assert last.stop == ("\n\n",) and last.thoughts is form
+    assert first.stop == () and first.thoughts is None  # calls of one kind stay in one batch
 
 
 def test_a_question_that_is_too_long_never_reaches_the_engine():

@@ -27,6 +27,7 @@ from malt_jax.regular_files import open_regular
 from malt_jax.storage.atomic import explained
 from malt_jax.storage.jsonl import append_lines, read_lines, recover
 from malt_jax.storage.signals import raise_if_stopped
+from malt_jax.tasks.files import json_object, refuse_other_content
 
 MAX_LINE = 1 << 20
 """The longest line in bytes: no question is a megabyte of text."""
@@ -52,6 +53,7 @@ def read_questions(path: Path) -> Iterator[Line]:
     """
     empty: int | None = None
     with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        refuse_other_content(path)
         for number in itertools.count(1):
             raw = file.readline(MAX_LINE + 1)
             if not raw:
@@ -61,38 +63,26 @@ def read_questions(path: Path) -> Iterator[Line]:
                 continue
             if empty:
                 raise UserError(f"{path}:{empty}: an empty line is no JSON; remove it.")
-            try:
-                yield _parse(raw, number)
-            except UserError as error:
-                raise UserError(f"{path}:{number}: {error}") from None
+                yield _question(raw, number, f"{path}:{number}")
 
 
-def _parse(raw: bytes, number: int) -> Line:
+def _question(raw: bytes, number: int, place: str) -> Line:
     if len(raw) > MAX_LINE:
-        raise UserError(f"longer than {MAX_LINE:,} bytes; shorten the question.")
-    try:
-        # A byte order mark, as some editors write it, may begin the file.
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        record = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise UserError(f"not text in UTF-8 ({error.reason}); convert the file.") from None
-    except (ValueError, RecursionError) as error:
-        found = show(raw.decode("utf-8", "replace").strip())
-        raise UserError(
-            f'found {found}, which is no JSON ({error}); write {{"question": "..."}}.'
-        ) from None
-    if not isinstance(record, dict):
-        raise UserError(f'found {show(record)}, expected an object: {{"question": "..."}}.')
+        raise UserError(f"{place}: longer than {MAX_LINE:,} bytes; shorten the question.")
+    record = json_object(raw, place)
     if "question" not in record:
         hint = nearest("question", list(record), cutoff=0.5)
-        raise UserError(f"no `question`; found {', '.join(map(show, record)) or 'nothing'}.{hint}")
+        found = ", ".join(map(show, record)) or "nothing"
+        raise UserError(f"{place}: no `question`; found {found}.{hint}")
     question, identity = record["question"], record.get("id")
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"`question` is {show(question)}, expected a text.")
+        raise UserError(f"{place}: `question` is {show(question)}, expected a text.")
     if has_lone_surrogate(question):
-        raise UserError("`question` holds half a character (a lone surrogate); write it whole.")
+        raise UserError(
+            f"{place}: `question` holds half a character (a lone surrogate); write it whole."
+        )
     if isinstance(identity, bool) or not isinstance(identity, str | int | None):
-        raise UserError(f"`id` is {show(identity)}, expected a text or a whole number.")
+        raise UserError(f"{place}: `id` is {show(identity)}, expected a text or a whole number.")
     return Line(number, str(number) if identity is None else identity, question)
 
 
@@ -134,8 +124,10 @@ def only_writer(path: Path) -> Iterator[None]:
         yield
 
 
-def answered(path: Path, questions: Path, made_with: str) -> int:
-    """The number of answers that the output holds already; a torn last line is dropped.
+def answered(path: Path, questions: Path, made_with: str) -> tuple[int, int]:
+    """How many answers the output holds already, and how many of them are an error.
+
+    A torn last line is dropped.
 
     Raises UserError unless they answer the first questions of the input, made the same way. Only a
     file that begins as an output of this command is changed.
@@ -145,7 +137,7 @@ def answered(path: Path, questions: Path, made_with: str) -> int:
             f"--output: {path} holds something other than answers; choose another file."
         )
     recover(path)
-    count = 0
+    count = failed = 0
     records = read_lines(path, needs=NEEDED)
     # The input may be longer than the output; a longer output answers another input.
     for record, line in itertools.zip_longest(records, read_questions(questions)):
@@ -165,7 +157,8 @@ def answered(path: Path, questions: Path, made_with: str) -> int:
                 "another --output."
             )
         count += 1
-    return count
+        failed += "error" in record
+    return count, failed
 
 
 def _begins_as_output(path: Path) -> bool:

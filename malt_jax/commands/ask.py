@@ -48,6 +48,7 @@ def _in_bulk(invocation: Invocation) -> None:
     from malt_jax.answering import bulk
     from malt_jax.pipeline import Pipeline
     from malt_jax.progress import counted, open_progress
+    from malt_jax.storage.rundir import run_around
     from malt_jax.storage.signals import graceful_stop
 
     options = invocation.options
@@ -62,6 +63,8 @@ def _in_bulk(invocation: Invocation) -> None:
         raise UserError(f"--output: {output.parent}: there is no such folder; make it first.")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output: {output} is the input; choose another file.")
+    if folder := run_around(output):
+        raise UserError(f"--output: {output} is in the run {folder}; choose a place outside it.")
     # The file is read before the weights are, so that a malformed line is named at once.
     bulk.check_questions(source, lambda question: None)
     with graceful_stop(), open_progress(options.quiet, "ask") as shown:
@@ -70,12 +73,12 @@ def _in_bulk(invocation: Invocation) -> None:
         total = bulk.check_questions(source, pipeline.check)
         made_with = pipeline.made_with(options.votes, options.seed)
         with bulk.only_writer(output):
-            done = bulk.answered(output, source, made_with)
+            done, failed = bulk.answered(output, source, made_with)
             if done:
                 shown.note(f"ask: {counted(done, 'question')} answered before")
             if done < total:
                 pipeline.meter()
-            failed = bulk.write_answers(
+            failed += bulk.write_answers(
                 islice(bulk.read_questions(source), done, None),
                 lambda some: pipeline.ask_many(some, options.votes, options.seed),
                 output,

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from malt_jax.commands.command import Argument, Command, Invocation, Option
 from malt_jax.config.fields import field_docs
 from malt_jax.config.pipeline import RoleConfig
 from malt_jax.config.reading import to_dict
 from malt_jax.config.run import QUICKSTART, Config, from_dict
-from malt_jax.config.strict_yaml import Loader, write_value
+from malt_jax.config.strict_yaml import load, write_value
 from malt_jax.errors import UserError
 from malt_jax.escape import one_line
 
@@ -66,7 +64,7 @@ def run(invocation: Invocation) -> None:
     if output and os.path.lexists(output):
         raise UserError(f"{output}: exists; choose another --output.")
     text = starter(options.task, options.model, output)
-    from_dict(yaml.load(text, Loader=Loader))  # what is written can be run
+    from_dict(load(text))  # what is written can be run
     if output is None:
         print(text, end="")
         return

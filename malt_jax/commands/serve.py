@@ -28,6 +28,8 @@ def run(invocation: Invocation) -> None:
     from malt_jax.storage.signals import graceful_stop
 
     options = invocation.options
+    if options.api_key == "":
+        raise UserError("--api-key: found an empty text, as an unset variable gives; name a key.")
     api_key = options.api_key or os.environ.get(KEY) or None
     limits = Limits(
         int(_at_least(1, "max-requests", options.max_requests)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from malt_jax.checks import check
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -15,3 +17,10 @@ class ExportConfig:
     """Write trees, role data and results as a dataset as well; always done for an upload."""
     push_to_hub: str | None = None
     """A hub name to upload roles and dataset to; nothing is uploaded without one."""
+
+    def __post_init__(self):
+        check(
+            self.push_to_hub != "",
+            "push_to_hub: found an empty text, as an unset variable gives; name a repository, or "
+            "leave it out.",
+        )

@@ -166,7 +166,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             _scalar(str, str(key), path): _convert(args[1], item, f"{path}.{key}")
             for key, item in value.items()
         }
-    return _without_flags(value) if hint is Any else _scalar(hint, value, path)
+    return _free(value, path) if hint is Any else _scalar(hint, value, path)
 
 
 def _read_flag(hint: Any, flag: Flag) -> Any:
@@ -179,13 +179,20 @@ def _read_flag(hint: Any, flag: Flag) -> Any:
     return read_value(flag)
 
 
-def _without_flags(value: Any) -> Any:
-    """A value of any type in which every flag is read as YAML."""
+def _free(value: Any, path: str) -> Any:
+    """A value of any type that JSON has, in which every flag is read as YAML."""
+    if isinstance(value, Flag):
+        value = read_value(value)
     if isinstance(value, dict):
-        return {key: _without_flags(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_flags(item) for item in value]
-    return read_value(value) if isinstance(value, Flag) else value
+        return {_scalar(str, key, path): _free(value[key], f"{path}.{key}") for key in value}
+    if isinstance(value, list | tuple):
+        return [_free(item, f"{path}.{index}") for index, item in enumerate(value)]
+    if value is not None and not isinstance(value, str | bool | int | float):
+        raise UserError(
+            f"{path}: expected a text, a number, a list or a mapping, found {show(value)}; put a "
+            "date in quotes."
+        )
+    return value if value is None else _scalar(type(value), value, path)
 
 
 def _choice(allowed: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -216,9 +223,12 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
     if hint is float and number:
         # A larger number cannot become a float; as infinity it is refused below with a sentence.
         value = float(value) if abs(value) < 1 << 1000 else math.inf
-    # A text of digits needs no quotes in the file, although YAML reads it as a number.
-    if hint is str and number:
+    # A text of digits needs no quotes in the file, although YAML reads it as a number. Other
+    # numbers may have been written otherwise, as 1.10 or 12e6.
+    if hint is str and number and not isinstance(value, float):
         value = str(value)
+    elif hint is str and number:
+        raise UserError(f"{path}: expected text, found the number {value}; put it in quotes.")
     # bool is a subclass of int, so `true` would pass as a number.
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

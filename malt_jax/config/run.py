@@ -71,6 +71,8 @@ class Config:
             f"output_dir: found {self.output_dir!r}, allowed: a folder of this machine; --mirror "
             "copies the run to an object store.",
         )
+        empty = "found an empty text, as an unset variable gives"
+        check(self.mirror != "", f"mirror: {empty}; name a folder or a store, or leave it out.")
         check_range(self, "rounds", least=1, most=100)
         check_range(self, "mirror_seconds", above=0, most=86400)
         check_range(self, "save_minutes", least=0)

@@ -31,7 +31,7 @@ def read_file(path: str) -> dict[str, Any]:
         if len(content) > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES:,} bytes, which no config is.")
         # This encoding also accepts a byte-order mark at the start of the file.
-        data = yaml.load(content.decode("utf-8-sig"), Loader=Loader)
+        data = load(content.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give --config FILE.yaml, or --config "
@@ -55,7 +55,7 @@ def read_value(text: str) -> Any:
     """The YAML value that the text of a flag spells, or the text itself where it is not YAML."""
     text = str(text)
     try:
-        return yaml.load(text, Loader=Loader) if text.strip() else text
+        return load(text) if text.strip() else text
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
@@ -63,14 +63,24 @@ def read_value(text: str) -> Any:
 def write_value(value: Any) -> str:
     """A value as YAML on one line."""
     value = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+    text = dump(value, default_flow_style=True, width=1 << 30)
     text = text.removesuffix("...\n").strip()
     # PyYAML would break a text with line breaks over several lines; JSON is YAML as well.
     return json.dumps(value, ensure_ascii=False) if "\n" in text else text
 
 
+def load(text: str | bytes) -> Any:
+    """The value of a YAML document; raises yaml.YAMLError, ValueError or RecursionError."""
+    return yaml.load(text, Loader=Loader)
+
+
+def dump(value: Any, **options: Any) -> str:
+    """A value as YAML that `load`, and other readers of YAML, read as the same value."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **options)
+
+
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads 1e-4 as a number and refuses repeated keys.
+    """PyYAML's safe loader that reads numbers as JSON does and refuses repeated keys.
 
     A few lines of aliases can stand for billions of values, so these are counted before any is
     built.
@@ -100,16 +110,28 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML reads, wants a decimal point in every number with an exponent.
-# The table is copied, because a new entry in PyYAML's own would hold for the whole process.
-Loader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper that also quotes the texts which `Loader` would take for numbers."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(?:0|[1-9][0-9]*)",
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    ),
 }
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+"""YAML 1.1, which PyYAML reads, wants a point in 1e-4, and takes 010 for 8, 1:30 for 90 and
+1_000 for 1000."""
+
+# Tables of their own, because a new entry in PyYAML's would hold for the whole process.
+for _kind, _kept in ((Loader, False), (Dumper, True)):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in resolvers if _kept or tag not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for _tag, _form in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, re.compile(f"^(?:{_form})$"), list("-+.0123456789"))
 
 
 def _count_values(node: yaml.Node, known: dict[int, float]) -> float:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from malt_jax.config import strict_yaml
 from malt_jax.errors import UserError
 from malt_jax.evaluation import sections
 from malt_jax.evaluation.transfer import Column
@@ -127,4 +126,4 @@ def _tree_files(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None, 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The content of a YAML file; empty without one."""
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    return (strict_yaml.load(path.read_bytes()) or {}) if path.exists() else {}

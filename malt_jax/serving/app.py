@@ -201,7 +201,7 @@ class Service:
     async def _check(self, chat: ChatRequest) -> None:
         """Refuses a question that is too long, before it takes the time of the engine's thread."""
         answerer = self._engine.answerer
-        params = {role.name: chat.params(role, answerer.params(role)) for role in chat.roles}
+        params = {role.name: chat.params(role, answerer) for role in chat.roles}
         try:
             await asyncio.to_thread(answerer.check, chat.question, params, chat.said)
         except UserError as error:
@@ -235,7 +235,7 @@ class Exchange:
     def __init__(self, service: Service, request: Request, chat: ChatRequest, began: float):
         self._service, self._request, self._chat = service, request, chat
         self._deadline = began + service.limits.seconds
-        own = service._engine.answerer.params
+        answerer = service._engine.answerer
         loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def notify(found: Any) -> None:
@@ -245,7 +245,7 @@ class Exchange:
         self.ticket = Ticket(
             chat.draws(),
             chat.roles,
-            tuple(chat.params(role, own(role)) for role in chat.roles),
+            tuple(chat.params(role, answerer) for role in chat.roles),
             notify,
             streams=chat.stream,
         )
@@ -310,17 +310,20 @@ class Exchange:
 
         Raises ApiError for a request that failed or was not answered in time.
         """
-        heard = time.perf_counter()
+        heard = looked = time.perf_counter()
         try:
             while True:
                 now = time.perf_counter()
                 if now > self._deadline:
                     raise too_slow(self._service.limits.seconds)
+                # Also while text flows, because a server tells no writer that nobody reads.
+                if now - looked >= POLL:
+                    looked = now
+                    if await self._request.is_disconnected():
+                        return
                 try:
                     found = await asyncio.wait_for(self._events.get(), POLL)
                 except TimeoutError:
-                    if await self._request.is_disconnected():
-                        return
                     if now - heard > KEEP_ALIVE_EVERY:
                         heard = now
                         yield None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from malt_jax.errors import UserError
+from malt_jax.escape import visible
 
 INVALID, AUTHENTICATION, OVERLOADED, SERVER = (
     "invalid_request_error",
@@ -37,9 +38,10 @@ class ApiError(Exception):
         """The JSON body."""
         return {
             "error": {
-                "message": self.message,
+                # A name from the request may hold half a character, which no JSON can.
+                "message": visible(self.message),
                 "type": self.kind,
-                "param": self.param,
+                "param": self.param and visible(self.param),
                 "code": self.code,
             }
         }

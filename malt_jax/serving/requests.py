@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from malt_jax.answering.turns import Draw, Turn
+from malt_jax.answering.turns import Answerer, Draw, Turn
 from malt_jax.checks import has_lone_surrogate, no_constant, show, whole_number
 from malt_jax.sampling.request import SamplingParams
 from malt_jax.serving.errors import ApiError, wrong
@@ -65,18 +65,20 @@ class ChatRequest:
     max_tokens: int | None
     stop: tuple[str, ...]
 
-    def params(self, role: Role, own: SamplingParams) -> SamplingParams:
+    def params(self, role: Role, answerer: Answerer) -> SamplingParams:
         """How a role samples: its own parameters, with those of the request over them.
 
         `max_tokens` only lowers a role's limit. Stop texts end the last turn, because those before
-        it are not the answer.
+        it are not the answer; nor is its thought, in which they end nothing.
         """
+        own = answerer.params(role)
         given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         if self.max_tokens is not None:
             changed["max_new_tokens"] = min(self.max_tokens, own.max_new_tokens)
-        if role is self.roles[-1]:
+        if role is self.roles[-1] and self.stop:
             changed["stop"] = tuple(dict.fromkeys((*own.stop, *self.stop)))
+            changed["thoughts"] = answerer.tokenizer(role).thoughts
         return replace(own, **changed)
 
     def draws(self) -> list[Draw]:

@@ -7,11 +7,11 @@ The config.yaml inside a run directory may have been written by whoever made the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.checks import show
-from malt_jax.config.reading import apply_flags, leaves, to_dict
+from malt_jax.config.reading import apply_flags, leaves
 from malt_jax.config.run import Config, from_dict
 from malt_jax.errors import UserError
 
@@ -40,30 +40,21 @@ def check_trust(config: Config, place: object, trusted: bool, said: dict[str, An
         return
     # A name that the user has typed in a flag is the user's own, wherever else it stands.
     own = [value for _, value in leaves(said)]
-    for what, name in _imported(config):
-        if ":" in name and name not in own:
+    from malt_jax.stages.variants import varied  # here, because it imports what computes
+
+    # An ablation is a config of its own, however it spells its fields.
+    for one in (config, *(varied(config, ablation) for ablation in config.ablations)):
+        readers = [("verdict reader", role.verdict) for role in one.pipeline.roles]
+        for what, name in [("task", one.task.name), *readers]:
+            if ":" in name and name not in own:
+                raise UserError(
+                    f"{place}: its config names the {what} {show(name)}, which is Python code of "
+                    "whoever made the run; if you trust it, add --trust-task-code (in Python "
+                    "trust_task_code=True), or continue your own run with its --config."
+                )
+        if one.task.allow_code and "allow_code" not in said.get("task", {}):
             raise UserError(
-                f"{place}: its config names the {what} {show(name)}, which is Python code of "
-                "whoever made the run; if you trust it, add --trust-task-code (in Python "
-                "trust_task_code=True), or continue your own run with its --config."
+                f"{place}: its config lets graders execute what the model writes "
+                "(task.allow_code); if you agree, add --trust-task-code, or continue your own run "
+                "with its --config."
             )
-    if config.task.allow_code and "allow_code" not in said.get("task", {}):
-        raise UserError(
-            f"{place}: its config lets graders execute what the model writes (task.allow_code); "
-            "if you agree, add --trust-task-code, or continue your own run with its --config."
-        )
-
-
-def _imported(config: Config) -> Iterator[tuple[str, str]]:
-    """What a config may import, and the name it gives for it."""
-    yield "task", config.task.name
-    for role in config.pipeline.roles:
-        yield "verdict reader", role.verdict
-    # An ablation is a config of its own, so the names that it sets count as well.
-    for ablation in config.ablations:
-        for field, value in leaves(to_dict(ablation.set)):
-            kind = {"task.name": "task"}.get(field.replace("-", "_"))
-            if field.rpartition(".")[2] == "verdict":
-                kind = "verdict reader"
-            if kind:
-                yield kind, str(value)

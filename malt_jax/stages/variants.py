@@ -64,18 +64,23 @@ def _check_baseline(baseline: str, systems: Sequence[System]) -> None:
         )
 
 
+def varied(config: Config, ablation: Ablation) -> Config:
+    """The config of an ablation's run: the fields of its rule, and its own over them."""
+    data = reading.to_dict(replace(config, ablations=()))
+    rule = get_rule(ablation.rule).settings(config.pipeline) if ablation.rule else {}
+    for field, value in {**rule, **ablation.set}.items():
+        data = reading.assign(data, field, value)
+    # A variant is one row of the run's table, whose baselines are not measured again.
+    data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0, "models": []}
+    data["eval"]["temperatures"] = []
+    data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
+    return reading.build(Config, data)
+
+
 def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> Variant:
     try:
-        settings = _settings(config, ablation)
         changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
-        data = reading.to_dict(replace(config, ablations=()))
-        for field, value in settings.items():
-            data = reading.assign(data, field, value)
-        # A variant is one row of the run's table, whose baselines are not measured again.
-        data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0, "models": []}
-        data["eval"]["temperatures"] = []
-        data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
-        other = reading.build(Config, data)
+        other = varied(config, ablation)
         # Comparisons are paired by question, so they need the same questions and grader.
         if _measured_on(other) != _measured_on(config):
             raise UserError("it would be measured on other questions; leave those of eval alone.")
@@ -88,12 +93,6 @@ def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> V
     label = f"{trained.label}, {ablation.label or ', '.join(filter(None, [rule, changes]))}"
     system = replace(trained, name=f"{TRAINED}-{ablation.name}", label=label)
     return Variant(ablation.name, other, system)
-
-
-def _settings(config: Config, ablation: Ablation) -> dict[str, Any]:
-    """The fields that an ablation sets: those of its rule, and its own over them."""
-    rule = get_rule(ablation.rule).settings(config.pipeline) if ablation.rule else {}
-    return {**rule, **ablation.set}
 
 
 def _measured_on(config: Config) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from malt_jax.config import strict_yaml
 from malt_jax.errors import UserError
 
 NAME = "config.yaml"
@@ -44,7 +45,7 @@ class Request:
                 f"with the version in its manifest, or choose another {choose}."
             ) from None
         # Through YAML and back, so that a tuple equals the list as which it was saved.
-        found = differences(complete, yaml.safe_load(to_yaml(self.config)), self.free)
+        found = differences(complete, strict_yaml.load(to_yaml(self.config)), self.free)
         if found:
             raise UserError(
                 f"{run} made with another config: {'; '.join(found)}. Give the same config to "
@@ -74,7 +75,7 @@ def changed_fields(
 
 
 def to_yaml(config: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+    return strict_yaml.dump(config).encode()
 
 
 def parse(raw: bytes, sha256: str, place: str, choose: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def parse(raw: bytes, sha256: str, place: str, choose: str) -> dict[str, Any]:
     # A wrong hash, broken YAML and YAML that is no mapping all end in the one sentence below.
     with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
         intact = hashlib.sha256(raw).hexdigest() == sha256
-        if intact and isinstance(config := yaml.safe_load(raw), dict):
+        if intact and isinstance(config := strict_yaml.load(raw), dict):
             return config
     raise UserError(
         f"{place}: missing or not what the run was made with; restore it or choose another "

@@ -276,6 +276,21 @@ def units_of(data: Manifest) -> list[str]:
     return [unit for entry in data["stages"].values() for unit in entry["units"]]
 
 
+def only(data: Manifest, files: Collection[str]) -> bytes:
+    """The manifest of the same run with the units alone that consist of these files.
+
+    Their stages are not done, so that a run with this manifest makes the other units again.
+    """
+    rest = {**data, "stages": {name: dict(entry) for name, entry in data["stages"].items()}}
+    lacking = [file for file in data["artefacts"] if file not in files]
+    for stage, entry in rest["stages"].items():
+        units = {unit for unit in entry["units"] if any(within(f, [unit]) for f in lacking)}
+        if units:
+            _unregister(rest, stage, units)
+            entry["done"] = False
+    return selfsealed.encode(rest)
+
+
 def within(file: str, paths: Collection[str]) -> bool:
     """Whether `file` is one of `paths` or lies beneath one."""
     return any(place in paths for place in _lineage(file))

@@ -49,8 +49,17 @@ def push(run: str | os.PathLike, url: str) -> None:
                 raise UserError(
                     f"mirror: {url} holds another run (made with another config); choose another."
                 )
+            there_already = {
+                file
+                for file, entry in here["artefacts"].items()
+                if mirrored.get(file, {}).get("sha256") == entry["sha256"]
+            }
+            if mirrored.keys() & here["artefacts"].keys() - there_already:
+                # A file that was made again takes the place of the old one, which no manifest may
+                # name by then.
+                store.put_bytes(manifest.only(here, there_already), manifest.NAME)
             for file, entry in here["artefacts"].items():
-                if mirrored.get(file, {}).get("sha256") == entry["sha256"]:
+                if file in there_already:
                     continue
                 try:
                     store.put(root / file, file)

@@ -77,8 +77,9 @@ class Unfinished:
         self._last = encoded
         named = {digest for pieces in files.values() for digest, _ in pieces}
         for digest in self._there - named:
+            # Forgotten first: a removal that fails may have been done all the same.
+            self._there.discard(digest)
             self._store.remove(f"{FOLDER}/{digest}")
-        self._there = named
         return True
 
     def _copy(self, path: str) -> Pieces:

@@ -143,7 +143,7 @@ def read_rows(path: str | Path) -> list[Row]:
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise UserError(f"{name}: is a pipe or a device; give a file")
     try:
-        _refuse_other_content(path, name)
+        refuse_other_content(path)
         rows = list(reader(path, name))
     except FileNotFoundError:
         raise UserError(f"{name}: no such file; check the path") from None
@@ -155,7 +155,9 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _refuse_other_content(path: Path, name: str) -> None:
+def refuse_other_content(path: Path) -> None:
+    """Raises UserError for a file that is something else than a table, by its first bytes."""
+    name = _shown(path)
     with path.open("rb") as file:
         # The start is enough for every mark above, and a large file is not read twice.
         start = file.read(100).removeprefix(BOM).lstrip().lower()
@@ -177,11 +179,13 @@ def _jsonl(path: Path, name: str) -> Iterator[Row]:
             place = f"{name}, line {number}"
             if len(line) > MAX_LINE_BYTES:
                 raise UserError(f"{place}: longer than {MAX_LINE_BYTES:,} bytes; {_ONE_A_LINE}")
-            if text := _decode(line.removeprefix(BOM), place).strip():
-                yield Row(name, f"line {number}", _object(text, place))
+            if line.removeprefix(BOM).strip():
+                yield Row(name, f"line {number}", json_object(line, place))
 
 
-def _object(text: str, place: str) -> dict[str, Any]:
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """The object in one line of a file; UserError names the `place` of what is none."""
+    text = _decode(line.removeprefix(BOM), place).strip()
     # How to convert JSON over several lines, which is recognised by the first of them.
     advice = _ONE_A_LINE
     if text.startswith("["):
