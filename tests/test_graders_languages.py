@@ -97,7 +97,7 @@ GROUPED = [  # (text, the number that is read, or None)
     # ambiguous, malformed, or several numbers
     ("Die Antwort ist 1.234.", None), ("Die Antwort ist 1,234.", None), ("La respuesta es 12.345 dólares.", None), ("La réponse est 1,200.", None), ("Ответ: 1.200", None),
     ("#### 0,125", None), ("#### 3,5", None), ("#### 12,3456", None), ("#### 1,23", None), ("She has 17 18 eggs.", None), ("In 2024 100 people came.", None), ("She has 2 million 500.", None),
-    ("#### 1.23.456", None), ("#### 1,234.567,8", None), ("答案是3万5千。", None), ("She earns 12 00 dollars.", None), ("It is 1 2000.", None), ("#### 1 200 50", None), ("#### 012,345", None),
+    ("#### 1.23.456", None), ("#### 1,234.567,8", None), ("答案是3万5千。", "35000"), ("She earns 12 00 dollars.", None), ("It is 1 2000.", None), ("#### 1 200 50", None), ("#### 012,345", None),
 ]  # fmt: skip
 
 SAYS_B = [

@@ -46,7 +46,10 @@ class ChoiceGrader(ComparingGrader):
             # one, such as "Answer:", lets the lines below it count.
             last = found[-1]
             if last.form == "box" or last.span.strip(" .:*"):
-                return names.chosen(last.line)
+                label = names.chosen(last.line)
+                # "The answer is (B). However, (A) is correct."
+                others = {names.chosen(m[1]) for m in _RE.also_right.finditer(text, last.end)}
+                return None if others - {None, label} else label
             text = text[last.end :]
         lines = [line for line in text.splitlines() if line.strip()][-2:]
         label = names.chosen(lines[-1]) if lines and len(lines[-1]) <= MAX_SPAN else None
@@ -77,6 +80,7 @@ class _Names:
     def chosen(self, words: str) -> str | None:
         """The one label that `words` name from their start and do not contradict."""
         words = _RE.markup.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
+        words = re.sub(r"^\{([^{}]*)\}$", r"\1", words)  # `\text{Option B}`
         label, rest = self._first(words)
         if label is None or _RE.asked.match(rest):
             return None

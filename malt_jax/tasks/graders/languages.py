@@ -39,7 +39,7 @@ def fold(text: str) -> str:
         return text
     # The patterns have the same form (see `_compiled`), so accents match however they were typed.
     text = unicodedata.normalize("NFC", text)
-    text = re.sub(r"(?<=\d)，(?=\d)", ",", text)  # it separates groups of digits
+    text = re.sub(r"(?<=\d)[，،](?=\d)", ",", text)  # it separates groups of digits
     # Elsewhere the ASCII sign needs a blank behind it: that is how a sentence is seen to end.
     text = re.sub(f"[{''.join(_STOPS)}]", lambda m: f"{_STOPS[m[0]]} ", text)
     return re.sub(r"\d+", _ascii_digits, text.translate(_SIGNS))
@@ -112,6 +112,14 @@ def denied(words: str) -> bool:
         return True
     others = (language for name, language in LANGUAGES.items() if name not in _LATIN)
     return not words.isascii() and any(language.denies.search(words) for language in others)
+
+
+def writes_decimal_comma(text: str) -> bool:
+    """Whether a text without a stated answer seems to be in a language that writes 3.5 as 3,5."""
+    words = re.findall(r"[^\W\d_]+", text.casefold())
+    comma = sum(bool(_TABLES.comma_words.fullmatch(word)) for word in words)
+    point = sum(bool(_TABLES.point_words.fullmatch(word)) for word in words)
+    return comma > point or bool(re.search("[\u0400-\u04ff]", text))
 
 
 # Each word for a power of ten is a group of its own, so that the group's number finds the factor.

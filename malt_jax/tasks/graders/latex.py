@@ -55,7 +55,8 @@ def tidy(latex: str) -> str:
     both = _RE.relation.search(latex)
     latex = _RE.joined.sub(lambda m: m[0] if both and "and" in m[0] else ", ", latex)
     # Units are removed first, because the rewriting below takes the `\text{}` around them away.
-    latex = _RE.unit.sub(lambda m: "" if _is_unit(m[1] or m[2], bare=not m[1]) else m[0], latex)
+    unit = lambda m: "" if _is_unit(m[m.lastindex], bare=not m[1]) else m[0]  # noqa: E731
+    latex = _RE.unit.sub(unit, latex)
     for pattern, new in _TIDYING:
         latex = pattern.sub(new, latex)
     latex = " ".join(latex.split())
@@ -287,7 +288,8 @@ class LatexGrader:
 
 def _copied(formula: str, question: Question) -> bool:
     """Whether the formula is what the question asks to compute, not what comes out of it."""
-    if plain_number(formula) is not None:
+    # A word of the question may be the answer to it: which of three, or even or odd.
+    if plain_number(formula) is not None or _RE.words.fullmatch(formula):
         return False
     asked, copied, gold = map(_unspaced, (question.text, formula, question.answer))
     return copied in asked and copied != gold

@@ -16,7 +16,7 @@ import re
 from fractions import Fraction
 
 from malt_jax.tasks.base import ComparingGrader, Question
-from malt_jax.tasks.graders.languages import denied, fold
+from malt_jax.tasks.graders.languages import denied, fold, writes_decimal_comma
 from malt_jax.tasks.graders.numerals import (
     RUN,
     SPELLED,
@@ -28,7 +28,7 @@ from malt_jax.tasks.graders.numerals import (
     plain,
 )
 from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
-from malt_jax.tasks.graders.statements import statements, unfinished
+from malt_jax.tasks.graders.statements import statements, unfinished, without_request
 
 _RE = Patterns("number")
 
@@ -84,7 +84,7 @@ def final_number(text: str, asked: str = "") -> Fraction | None:
 
     What repeats a sentence of the question, `asked`, is no answer to it.
     """
-    text = _RE.abbreviated.sub(r"\1", fold(text))
+    text = without_request(_RE.abbreviated.sub(r"\1", fold(text)))
     found = statements(text)
     if not found:
         return _last_number(text, fold(asked))
@@ -126,6 +126,8 @@ def _last_number(text: str, asked: str = "") -> Fraction | None:
         line = line[-MAX_SPAN:].partition(" ")[2]
     words = plain(line).rpartition("=")[2]
     runs = list(RUN.finditer(words))
+    if _RE.loose_group.search(words):
+        return None  # "1, 800" may be one number or two
     if not runs or _RE.hedge.search(SPELLED.sub(figures, words)) or left_to_compute(words):
         return None
     before, after = words[: runs[-1].start()], words[runs[-1].end() :]
@@ -135,7 +137,7 @@ def _last_number(text: str, asked: str = "") -> Fraction | None:
     if other or _RE.negated.search(after) or denied(line):
         return None
     try:
-        read = numbers(words)
+        read = numbers(words, writes_decimal_comma(f"{text} {asked}"))
     except Unreadable:
         return None
     return read[-1] if read else None

@@ -16,6 +16,7 @@ another script, a letter O, a dash or an exponent there changes the number, so i
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from fractions import Fraction
@@ -57,8 +58,31 @@ def plain(words: str) -> str:
     words = _RE.blank_groups.sub(lambda groups: re.sub(r"\s", "", groups[0]), words)
     for pattern, new in _REWRITES:
         words = pattern.sub(new, words)
+    words = _joined_scales(words)
     # Mixed numbers come last, when every fraction is written as 3/4.
     return _RE.mixed.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", words)
+
+
+def _joined_scales(words: str) -> str:
+    """`1만 8천` and `3亿5000万` in figures: groups whose words for powers of ten become smaller."""
+    done, written = 0, ""
+    for run in _RE.group.finditer(words):
+        if run.start() < done or not (scale := SCALE.match(words, run.end())) or not scale[0]:
+            continue
+        total, least, end, groups = 0, math.inf, run.start(), 0
+        while group := _RE.group.match(words, end):
+            factor, stop = 1, group.end()
+            while (scale := SCALE.match(words, stop)) and scale.lastindex:
+                factor *= SCALES[scale.lastindex - 1]
+                stop = scale.end()
+            value = int(group[0]) * factor
+            if value >= least:
+                break
+            total, least, end, groups = total + value, factor, stop, groups + 1
+        if groups > 1:
+            written += f"{words[done : run.start()]}{total}"
+            done = end
+    return written + words[done:]
 
 
 def figures(spelled: re.Match[str]) -> str:
@@ -124,7 +148,7 @@ def _number(body: str, before: str, after: str, decimal_comma: bool) -> Fraction
         factor, length = multiplier
         value *= factor
         after = after[length:]
-    if after[:1].isnumeric() and not re.match("千[克米瓦]", after):  # kg, km, kW
+    if after[:1].isnumeric() and not re.match("千[克米瓦卡焦伏帕赫]|百分", after):  # kg, %
         raise Unreadable("a digit of another script")
     if len(canonical(value)) > MAX_DIGITS:
         raise Unreadable("out of range")
@@ -164,6 +188,8 @@ def _sign(before: str) -> int:
     if not head.endswith("-"):
         return 1
     left = head[:-1].rstrip()
+    if re.search(r"-\s*[({]+$", left):
+        return -_sign(left)  # -(-18)
     # Whether the sign touches the number, but for brackets: "9 - 5" is a difference.
     adjacent = head == before.rstrip("({")
     alone = re.fullmatch(f"[^0-9]*[{ATTACHED}]", left)  # "答案是-18" has nothing to subtract from

@@ -21,19 +21,27 @@ def program(text: str, names: set[str]) -> str | None:
     """The last fenced block that defines one of `names`, with what it needs.
 
     Earlier blocks are joined when they define one of the names or something that a later block
-    uses: a helper is often in a block of its own. If no block defines one of the names, the
-    last one with a definition counts. Without fences, the Python lines in the prose are the
-    block, and without any definition the whole text is.
+    uses: a helper is often in a block of its own. If no block defines one of the names, the Python
+    lines in the prose between them may, and if they don't, the last block with a definition counts.
+    Without fences, the Python lines in the prose are the block, and without any definition the
+    whole text is.
     """
-    blocks = [_outdented(b, names) for b in _blocks(text) or _unfenced(text) or [text]]
+    fenced, prose = _blocks(text)
+    if fenced and not any(names & _defined(block) for block in fenced):
+        fenced = [b for b in _unfenced(prose) if names & _defined(b)] or fenced
+    blocks = [_outdented(b, names) for b in fenced or _unfenced(text) or [text]]
     defining = [block for block in blocks if _RE.any_definition.search(block)]
     found = "\n".join(_needed(blocks, names) or (defining or blocks)[-1:]).rstrip()
     return found if found.strip() else None
 
 
-def _blocks(text: str) -> list[str]:
-    """Markdown's fenced blocks, less the indentation of their fences; an open last one counts."""
+def _blocks(text: str) -> tuple[list[str], str]:
+    """Markdown's fenced blocks, less the indentation of their fences, and the prose between them.
+
+    An open last block counts.
+    """
     blocks: list[list[str]] = []
+    prose: list[str] = []
     mark, margin = "", 0
     for line in text.replace("\r\n", "\n").split("\n"):
         indent, words = len(line) - len(line.lstrip()), line.strip()
@@ -45,7 +53,7 @@ def _blocks(text: str) -> list[str]:
             mark, margin = opening[1], indent
             blocks.append([])
         elif not mark:
-            continue
+            prose.append(line)
         elif bare and indent < margin + 4:  # further in it belongs to a docstring
             mark = ""
         elif not bare and words.endswith(mark) and words.count(mark) == 1:
@@ -54,7 +62,7 @@ def _blocks(text: str) -> list[str]:
             mark = ""
         else:
             blocks[-1].append(line[min(indent, margin) :])
-    return ["\n".join(lines) for lines in blocks]
+    return ["\n".join(lines) for lines in blocks], "\n".join(prose)
 
 
 def _unfenced(text: str) -> list[str]:
@@ -77,28 +85,48 @@ def _unfenced(text: str) -> list[str]:
         # Code that is quoted within a line ends at the backtick.
         lines = [first.partition("`")[0], *(line.removeprefix(margin).rstrip() for line in more)]
         if count := _parsed_lines(lines, attempts):
-            blocks.append("\n".join(lines[:count]))
+            above = _assignments(text[end:start])
+            blocks.append("\n".join([*above, *lines[:count]]))
             end = start + sum(map(len, lines[:count]))
     return blocks
 
 
+def _assignments(before: str) -> list[str]:
+    """The lines at the end of `before` that assign module variables, in their order."""
+    found: list[str] = []
+    for line in reversed(before.split("\n")):
+        if line.strip() and not (_RE.assigned.fullmatch(line) and _parsed(line)):
+            break
+        found.insert(0, line)
+    return found
+
+
 def _is_python(text: str) -> bool:
     """Whether a text is Python as a whole; "Done" and "Note: x" parse, but are prose."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return all(
+    tree = _parsed(text)
+    return tree is not None and all(
         isinstance(node.value, ast.Call | ast.Constant)
         for node in tree.body
         if isinstance(node, ast.Expr | ast.AnnAssign)
     )
 
 
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 def _outdented(block: str, names: set[str]) -> str:
     """The block without the margin of all its lines, if one of `names` is defined there."""
     outdented = textwrap.dedent(block)
-    return outdented if names & set(_RE.defined.findall(outdented)) else block
+    return outdented if names & _defined(outdented) else block
+
+
+def _defined(block: str) -> set[str]:
+    """The names that a block defines or assigns at its margin."""
+    return {match[1] or match[2] for match in _RE.defined.finditer(block)}
 
 
 def _parsed_lines(lines: list[str], attempts: Iterator[int]) -> int:
@@ -126,7 +154,7 @@ def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
     wanted, known = set(asked), set[str]()
     # From the last block back, because a later block says what it needs of earlier ones.
     for block in reversed(blocks):
-        defined = set(_RE.defined.findall(block))
+        defined = _defined(block)
         imported = words("\n".join(_RE.imported.findall(block)))
         # An answer is no import: `from solution import f` shows how to use an earlier block.
         if (wanted - known) & (defined | imported if taken else defined):

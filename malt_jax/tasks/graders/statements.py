@@ -16,8 +16,10 @@ wrong."). A box inside prose or on a `####` line is one statement with it.
 from __future__ import annotations
 
 import re
+import tomllib
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from malt_jax.tasks.graders.languages import COPULA, REASON, TAKEN_BACK, Language, candidates
 from malt_jax.tasks.graders.patterns import Patterns
@@ -26,6 +28,8 @@ MAX_STATEMENTS = 100  # per form; no honest text has more, so only the last ones
 _CLAUSE = 200  # characters examined on either side of a statement
 _NEAR = 6  # words before "answer" in which a negation concerns the statement
 _RE = Patterns("statements", foreign=TAKEN_BACK)
+_GRADERS = tomllib.loads(Path(__file__).with_name("graders.toml").read_text(encoding="utf-8"))
+_ASKED = re.compile("|".join(re.escape(entry["asks"]) for entry in _GRADERS.values()))
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Statement:
 
 def statements(text: str) -> list[Statement]:
     """All statements of a final answer in `text`, which is folded (see `languages`), in order."""
+    text = without_request(text)
     boxed = boxes(text)[-MAX_STATEMENTS:]
     starts = [box.start for box in boxed]
     found: list[Statement] = []
@@ -65,6 +70,8 @@ def statements(text: str) -> list[Statement]:
             found.append(words)
     # 2. Boxes, emptied if the words on either side deny them.
     for i, box in enumerate(boxed):
+        if i and _RE.not_that.fullmatch(text[boxed[i - 1].end : box.start]):
+            continue  # the box before it is what is stated in its place
         # The words before a box go back to the box before it at most.
         lead = text[max(boxed[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
         against = _RE.before_box.search(_clause(lead)) or _RE.after_box.match(text, box.end)
@@ -77,6 +84,12 @@ def statements(text: str) -> list[Statement]:
     if not found:
         found = [s for s in _prose(text, comments=True) if not _denied(text, s)]
     return sorted(found, key=lambda s: s.start)
+
+
+def without_request(text: str) -> str:
+    """The text with blanks in place of what the prompts ask for: models repeat it, and it states
+    no answer."""
+    return _ASKED.sub(lambda copied: " " * len(copied[0]), text)
 
 
 def unfinished(text: str, last: str) -> bool:
@@ -107,6 +120,10 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
         # A question states nothing: "The answer is 18?"
         found.append(_emptied(stated) if line[len(span) :].startswith("?") else stated)
     if not comments:
+        found += [
+            Statement("prose", m["span"], m.start(), m.end(), line=m["span"])
+            for m in [*_RE.named.finditer(text)][-MAX_STATEMENTS:]
+        ]
         for language in candidates(text):
             found += _foreign(text, language)
     return found
@@ -125,7 +142,7 @@ def _foreign(text: str, language: Language) -> list[Statement]:
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
         # A denial that is the whole answer denies nothing: the answer may be "no".
         ahead = _clause(text[max(0, match.start() - _CLAUSE) : match.start()]).rstrip()
-        ahead = ahead.rpartition(" ")[2] if language.spaced else ahead[-3:]  # "falsche Antwort"
+        ahead = ahead.rpartition(" ")[2] if language.spaced else ahead[-8:]  # "falsche Antwort"
         denied = language.denies.search(f"{ahead} {match['between'] or ''}") or (
             (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
         )
