@@ -137,6 +137,17 @@ def test_what_is_not_plain_lora_or_of_another_base_is_refused_in_one_sentence(ca
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_names_of_an_adapter_saved_by_hand_are_read(model, folder):
+    path = folder / "adapter_model.safetensors"
+    expected = load_adapter(folder, model.spec)[0].layers
+    named = {
+        name.replace(".weight", ".default.weight"): value for name, value in load_file(path).items()
+    }
+    save_file(named, path)
+    for one, other in zip(expected, load_adapter(folder, model.spec)[0].layers, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 @pytest.mark.parametrize("change", [
     # PEFT 0.2, which lacked most fields and had two of its own.
     {key: None for key in ("use_rslora", "rank_pattern", "use_dora", "lora_bias", "revision")}

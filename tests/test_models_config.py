@@ -216,6 +216,41 @@ def test_what_the_newer_families_are_told_apart_by(tmp_path):
     assert not oss.rope.truncate and oss.rope.original_context == 4096
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen3-8B", {"rope_type": "default", "rope_theta": 1e6}),
+        ("gemma-3-1b", {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }),
+    ],
+)  # fmt: skip
+def test_two_descriptions_of_one_rope_are_refused_unless_they_agree(name, parameters, tmp_path):
+    scaling = {"type": "linear", "factor": 8.0}
+    both = PUBLISHED[name] | {"rope_parameters": parameters, "rope_scaling": scaling}
+    with pytest.raises(UserError, match="rope_scaling says something else than rope_parameters"):
+        spec_of(tmp_path, both)
+    plain = spec_of(tmp_path, both | {"rope_scaling": None})
+    assert plain.rope.kind == "default" or plain.rope.kind is None
+    # An empty one says nothing.
+    empty = both | {"rope_parameters": {}}
+    assert spec_of(tmp_path, empty).rope.kind == "linear"
+
+
+def test_two_descriptions_that_agree_are_one(tmp_path):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    both = {"rope_parameters": {**scaling, "rope_theta": 1e6}, "rope_scaling": scaling}
+    assert spec_of(tmp_path, CONFIGS["Qwen3-8B"] | both).rope.kind == "yarn"
+
+
+@pytest.mark.parametrize("name", ["Llama-3.2-1B", "Qwen3-8B"])
+def test_a_family_that_turns_whole_heads_refuses_a_part_of_them(name, tmp_path):
+    with pytest.raises(UserError, match=r"partial_rotary_factor = 0\.5 is not supported"):
+        spec_of(tmp_path, PUBLISHED[name] | {"partial_rotary_factor": 0.5})
+    assert spec_of(tmp_path, PUBLISHED[name] | {"partial_rotary_factor": 1.0})
+
+
 def test_qwen3_with_yarn_as_its_card_says_is_read_with_the_longer_context(tmp_path):
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     spec = spec_of(tmp_path, CONFIGS["Qwen3-8B"] | {"rope_scaling": scaling})

@@ -8,14 +8,18 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from malt_jax.errors import UserError
+from malt_jax.export.cards import base_license
 from malt_jax.models.hub import local_folder
 
 COMMIT = "c" * 40
+OWN, _ = local_folder("quickstart")
+CARD = "---\nlicense: apache-2.0\n---\nA model."
 TEXT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "tokenizer.model", "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
+        "tokenizer.model", "special_tokens_map.json", "chat_template.jinja", "README.md",
+        "tekken.json")  # fmt: skip
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 OTHERS = (
-    "README.md", "LICENSE", "params.json", "tekken.json", "preprocessor_config.json",
+    "LICENSE", "params.json", "preprocessor_config.json",
     "consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated.00.pth",
     "original/consolidated.00.pth", "original/model.safetensors", "original/tokenizer.model",
     "original/params.json", "onnx/config.json", "onnx/model.onnx", "pytorch_model.bin",
@@ -23,7 +27,8 @@ OTHERS = (
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "vocab_size": 9,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8,
+    "vocab_size": 1024,
     "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
     "max_position_embeddings": 8,
 }  # fmt: skip
@@ -44,7 +49,12 @@ def hub(tmp_path, monkeypatch):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 weights = dict.fromkeys(("a", "b"), SHARDS[0]) | {"c": SHARDS[1]}
                 contents = {INDEX: {"weight_map": weights}, "config.json": config}
-                path.write_text(json.dumps(contents.get(file, {})))
+                text = json.dumps(contents.get(file, {}))
+                if file in ("tokenizer.json", "README.md"):
+                    text = {"README.md": CARD}.get(file) or (OWN / file).read_text()
+                elif file == "chat_template.jinja":
+                    text = ""
+                path.write_text(text)
                 fetched.append(file)
             return str(tmp_path / COMMIT)
 
@@ -59,6 +69,7 @@ def test_one_file_of_weights_is_fetched(hub):
     folder, revision = local_folder("org/model", "main")
     assert revision == folder.name == COMMIT
     assert set(fetched) == {*TEXT, "model.safetensors"}
+    assert base_license(folder) == "apache-2.0"
 
 
 def test_the_shards_that_the_index_names_are_fetched(hub):
@@ -77,7 +88,14 @@ def test_a_repository_without_a_config_is_refused_before_any_weight(hub):
     fetched = hub("model.safetensors", "README.md")
     with pytest.raises(UserError, match=r"no config\.json on the hub"):
         local_folder("org/model", "main")
-    assert fetched == []
+    assert fetched == ["README.md"]
+
+
+def test_a_repository_without_a_tokenizer_is_refused_before_any_weight(hub):
+    fetched = hub("config.json", "tekken.json", "model.safetensors")
+    with pytest.raises(UserError, match=r"of tekken\.json, transformers makes a tokenizer\.json"):
+        local_folder("org/model", "main")
+    assert "model.safetensors" not in fetched
 
 
 @pytest.mark.parametrize("quantised", [True, False])

@@ -185,6 +185,17 @@ def test_a_channel_ends_a_message_and_not_the_turn(tmp_path):
     assert not set(tokenizer.encode("<|end|>")) & set(tokenizer.end_ids)
 
 
+def test_a_template_that_only_cuts_thoughts_off_speaks_of_them(tmp_path):
+    """As that of Llama-3.1-Nemotron-Nano, whose markers are no tokens."""
+    cuts = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    assert cuts != CHATML
+    tokenizer = make_tokenizer(tmp_path, cuts)
+    thought = "<think>\n2 and 2\n</think>\n\n"
+    assert said(tokenizer, f"{thought}4")[:3] == ("4", thought, False)
+    assert said(tokenizer, "<think>\nit is 18, but let me check")[::2] == ("", True)
+    assert said(tokenizer, "The answer is 4").text == "The answer is 4"
+
+
 def test_templates_without_thoughts_leave_completions_whole(tmp_path):
     tokenizer = make_tokenizer(tmp_path, CHATML)
     assert tokenizer.thoughts is None

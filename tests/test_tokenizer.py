@@ -268,6 +268,37 @@ def test_ends_of_turns_come_from_every_source(tmp_path):
     assert set(load_tokenizer(tmp_path).end_ids) == {end, text_end}
 
 
+def test_an_end_in_config_json_counts_only_where_the_generation_config_names_none(tmp_path):
+    """config.json often holds the default of its class: 2, which is `#` in a byte-level table."""
+    save_tokenizer(tmp_path)
+    (end,) = load_tokenizer(tmp_path).encode("<|im_end|>")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"eos_token_id": 2}))
+    assert 2 in load_tokenizer(tmp_path).end_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    assert load_tokenizer(tmp_path).end_ids == (end,)
+    config.write_text(json.dumps({"eos_token_id": 10**6}))  # of no token at all
+    assert load_tokenizer(tmp_path).end_ids == (end,)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        # As Phi-3-mini's first one, and as Phi-4-reasoning's, whose own system text stands there.
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n"
+        "{% endif %}{% endfor %}<|assistant|>\n",
+        "<|system|>You are Phi.<|end|>{% for m in messages if m.role != 'system' %}<|user|>"
+        "{{ m.content }}<|end|>{% endfor %}<|assistant|>",
+    ],
+)
+def test_a_system_message_that_the_template_leaves_out_is_refused(template, tmp_path):
+    save_tokenizer(tmp_path, template)
+    tokenizer = load_tokenizer(tmp_path)
+    assert "hi" in tokenizer.render("hi")
+    with pytest.raises(UserError, match="leaves out the system message"):
+        tokenizer.render("hi", "Be careful.")
+
+
 HOSTILE = {
     "reaches for classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "reaches through attr": "{{ messages|attr('__class__') }}{{ ''|attr('__class__')|string }}",

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from malt_jax.errors import UserError
+from malt_jax.models import tokenizer_engines
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.models.tokenizer_probe import PROBE
 from tokenizer_layouts import (
@@ -25,6 +26,7 @@ from tokenizer_layouts import (
     unigram_sentencepiece,
 )
 
+ADDED = tokenizer_engines.JsonEngine.added.fget
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 19\n\t.,é中🙂▁<s>")
 
 
@@ -144,6 +146,84 @@ def test_legacy_false_puts_a_blank_in_front_of_the_first_stretch_only(tmp_path):
     assert first == "<s>" and "".join(rest) == "[INST]"
     assert library.id_to_piece(tokenizer.encode("[INST]")[0]).startswith("▁")
     assert tokenizer.encode("[INST]", special=True) == library.encode("[INST]")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json"])
+@pytest.mark.parametrize("layout", [llama2, smollm2])
+def test_flags_of_other_files_change_no_token_of_tokenizer_json(layout, name, tmp_path):
+    layout(tmp_path)
+    own = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    own.add_tokens([tokenizers.AddedToken("<|user|>", rstrip=True, normalized=False)])
+    own.save(str(tmp_path / "tokenizer.json"))
+    ids = {token.content: i for i, token in own.get_added_tokens_decoder().items()}
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["added_tokens_decoder"]
+    if name == "added_tokens.json":  # without flags, as transformers wrote it before 4.34
+        (tmp_path / name).write_text(json.dumps(ids))
+    else:
+        flags = {"normalized": True, "rstrip": False, "lstrip": True, "special": True}
+        config["added_tokens_decoder"] = {
+            str(i): {"content": content, **flags} for content, i in ids.items()
+        }
+    path.write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    for content in ids:
+        for text in (f"hi {content}\n there{content}", f"{content}{content} a", f"a\n{content}"):
+            assert tokenizer.encode(text) == own.encode(text, add_special_tokens=False).ids
+
+
+def test_a_token_that_becomes_special_keeps_its_other_flags(tmp_path):
+    smollm2(tmp_path)
+    own = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    own.add_tokens([tokenizers.AddedToken("<|end|>", rstrip=True, normalized=False)])
+    own.save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|end|>"}))
+    text = "a<|end|>\n b"
+    ids = own.encode(text, add_special_tokens=False).ids
+    assert load_tokenizer(tmp_path).encode(text) == ids
+
+
+def test_sentencepiece_honours_the_flags_of_declared_tokens(tmp_path):
+    library = llama2_sentencepiece(
+        tmp_path,
+        legacy=False,
+        add_bos_token=False,
+        added_tokens_decoder={
+            "500": {"content": "<|user|>", "rstrip": True, "special": True},
+            "700": {"content": "<|end|>", "lstrip": True, "special": True},  # behind a gap
+            "701": {"content": "word", "single_word": True},
+        },
+    )
+    assert library.get_piece_size() < 500
+    tokenizer = load_tokenizer(tmp_path)
+    first, *between, last = tokenizer.encode("<|user|>\n hi \n<|end|>")
+    assert (first, last) == (500, 700) and tokenizer.decode(between) == "hi"
+    assert 701 in tokenizer.encode("a word here") and 701 not in tokenizer.encode("swords")
+
+
+def test_a_tiktoken_file_is_named(tmp_path):
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+    with pytest.raises(UserError, match="is a tiktoken file"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_with_thousands_of_added_tokens_loads_in_few_calls(tmp_path, monkeypatch):
+    smollm2(tmp_path)
+    own = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    after = own.get_vocab_size()
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    for i in range(300):
+        config["added_tokens_decoder"][str(after + i)] = {"content": f"<unused{i}>"}
+    path.write_text(json.dumps(config))
+    calls = []
+    monkeypatch.setattr(
+        tokenizer_engines.JsonEngine, "added", property(lambda self: calls.append(1) or ADDED(self))
+    )
+    assert load_tokenizer(tmp_path, rows=after + 300).encode("<unused7>") == [after + 7]
+    assert len(calls) < 10
 
 
 def test_a_token_that_only_the_config_declares_is_added_where_it_says(tmp_path):

@@ -66,7 +66,10 @@ def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, Lor
     try:
         layers = from_peft(spec, tensors)
     except ValueError as error:
-        raise _other_base(folder, f"{error} has no place in this {spec.family} model") from error
+        raise UserError(
+            f"{folder / WEIGHTS}: {error} has no place in this {spec.family} model; choose an "
+            "adapter that was made for it."
+        ) from error
     targets = tuple(t for t in projections(spec) if any(t in layer for layer in layers))
     if not targets:
         raise UserError(f"{folder / WEIGHTS}: holds no factors; export or download it again.")

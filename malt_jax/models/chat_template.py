@@ -102,6 +102,11 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
             "remove it there."
         )
     before, mark, after = first.partition(MARK)
+    if system is not None and system.strip() not in first:
+        raise UserError(
+            f"{template.file}: the chat template leaves out the system message {system[:60]!r}; "
+            "put it into the role's template."
+        )
     # Exactly once: a template that repeats the message has no frame.
     if mark and MARK not in after:
         for strip in product((False, True), (False, True)):

@@ -21,6 +21,8 @@ class Family:
     scaled_ropes: tuple[str, ...] = ("linear", "llama3", "yarn", "dynamic")
     two_ropes: bool = False
     """Layers with a sliding window have a rope of their own."""
+    partial_rotary: bool = False
+    """A part of each head may be left as it is (`partial_rotary_factor`)."""
     code: tuple[str, ...] = ()
     """Names in `auto_map` that stand for what transformers and this package have built in."""
 
@@ -94,6 +96,7 @@ FAMILIES = {
         {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
         {"fused": True},
         ("longrope",),
+        partial_rotary=True,
         code=("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"),
     ),
     "granite": Family("GraniteForCausalLM", "3.1 2B and 8B, 3.3 2B and 8B"),

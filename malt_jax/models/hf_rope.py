@@ -21,10 +21,11 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
     # scales it; transformers 5 gives each kind of layer a whole section.
     local_theta = LOCAL_THETA if family.architecture.startswith("Gemma") else theta
     local_theta = fields.number("rope_local_base_freq", local_theta)
-    if not fields.has("rope_parameters"):  # transformers 4
+    if not fields.data.get("rope_parameters"):  # transformers 4
         wide = _rope(fields, _section(fields, "rope_scaling"), family, theta, head_dim)
         return wide, Rope(local_theta) if family.two_ropes else None
     parameters = fields.section("rope_parameters")
+    _refuse_both(fields, parameters)
     nested = any(isinstance(value, dict) for value in parameters.data.values())
     if nested != family.two_ropes:
         raise fields.refuse(
@@ -41,6 +42,17 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
     )
 
 
+def _refuse_both(fields: Fields, parameters: Fields) -> None:
+    """Refuses two descriptions of one rope, unless they agree."""
+    older = dict(_section(fields, "rope_scaling").data)
+    if "type" in older:
+        older.setdefault("rope_type", older.pop("type"))
+    if any(parameters.data.get(key) != value for key, value in older.items()):
+        raise fields.refuse(
+            "rope_scaling", "says something else than rope_parameters; write what holds there"
+        )
+
+
 def _section(fields: Fields, key: str) -> Fields:
     """A section that may be left out, which means an unscaled rope."""
     return fields.section(key) if fields.has(key) else Fields(fields.path, {}, f"{key}.")
@@ -55,7 +67,7 @@ def _rope(
     if "longrope" in family.scaled_ropes and kind in ("su", "yarn"):
         kind = "longrope"
     theta = section.number("rope_theta", default_theta)
-    share = _rotary_share(fields, section, head_dim)
+    share = _rotary_share(fields, section, family, head_dim)
     if kind == "default":
         return Rope(theta, rotary_share=share)
     if kind not in family.scaled_ropes:
@@ -106,10 +118,15 @@ def _rope(
     )
 
 
-def _rotary_share(fields: Fields, section: Fields, head_dim: int) -> float:
+def _rotary_share(fields: Fields, section: Fields, family: Family, head_dim: int) -> float:
     holder = section if section.has("partial_rotary_factor") else fields
     share = holder.number("partial_rotary_factor", 1.0)
     width = int(head_dim * share)
+    if share != 1 and not family.partial_rotary:
+        raise holder.refuse(
+            "partial_rotary_factor",
+            f"= {share} is not supported, since {family.architecture} turns whole heads",
+        )
     if share > 1 or width < 4 or width % 2:
         raise holder.refuse(
             "partial_rotary_factor",

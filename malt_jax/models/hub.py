@@ -11,6 +11,7 @@ from malt_jax.errors import HubError, UserError, first_line
 from malt_jax.models.checkpoint import INDEX, SINGLE, TOKENIZER_FILES, weight_names
 from malt_jax.models.hf_config import read_spec
 from malt_jax.models.hf_families import QUANTISED_FILES
+from malt_jax.models.tokenizer import load_tokenizer
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -67,11 +68,12 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
     """
     # A snapshot's folder is named by its commit. The second call asks for that commit and not for
     # the branch, which may have moved in between.
-    first = ["config.json", INDEX, *QUANTISED_FILES, *TOKENIZER_FILES]
+    first = ["config.json", INDEX, *QUANTISED_FILES, *TOKENIZER_FILES, "tekken.json", "README.md"]
     folder = _snapshot(name, revision, first)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: has no config.json on the hub, so it is not a checkpoint.")
-    read_spec(folder)  # refuses a model that is not supported, before gigabytes are fetched
+    # What is not supported is refused before gigabytes are fetched.
+    load_tokenizer(folder, read_spec(folder).vocab)
     _snapshot(name, folder.name, [SINGLE])  # preferred to shards, if the repository has it
     return _snapshot(name, folder.name, weight_names(folder)), folder.name
 

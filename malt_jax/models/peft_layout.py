@@ -130,7 +130,11 @@ def from_peft(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[dict[s
 
 
 def _plain(name: str) -> str:
-    """A tensor's name from `layers.` on, whatever classes are around the text model."""
+    """A tensor's name from `layers.` on, whatever classes are around the text model.
+
+    Of an adapter that was saved without PEFT's own function, the names hold that of the adapter.
+    """
+    name = name.replace(".default.weight", ".weight")
     for prefix in (TOWER_PREFIX, "base_model.model.language_model.model.", PREFIX):
         if name.startswith(prefix + "layers."):
             return name.removeprefix(prefix)

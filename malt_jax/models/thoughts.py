@@ -113,9 +113,9 @@ def find_format(
         return ThoughtFormat(vocabulary[CHANNEL], final, closing, inside, blank)
     for first, last in PAIRS:
         tokens = {first, last} <= vocabulary.keys()
-        # As text, a marker that ends a thought means less than one that begins it: templates of
-        # models without thoughts cut at it as well.
-        if (last if tokens else first) not in template:
+        # As text, either marker may stand alone: some templates only cut earlier thoughts off. For
+        # a model without thoughts nothing changes, because its completions begin with none.
+        if last not in template and (tokens or first not in template):
             continue
         written = prompt_end()
         inside = written.rfind(first) > written.rfind(last)

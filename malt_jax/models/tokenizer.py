@@ -16,7 +16,7 @@ from malt_jax.models.chat_template import ChatFrame, ChatTemplate, chat_frame
 from malt_jax.models.checkpoint import TOKENIZER_FILES
 from malt_jax.models.hf_fields import read_json
 from malt_jax.models.thoughts import CHANNEL, AnyThoughts, find_format
-from malt_jax.models.tokenizer_engines import Engine
+from malt_jax.models.tokenizer_engines import FLAGS, Engine
 from malt_jax.models.tokenizer_files import open_tokenizer, read_chat_template, read_special_tokens
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>", "<|end|>", "<|endoftext|>")
@@ -50,10 +50,11 @@ class Tokenizer:
         if CHANNEL in written:  # there it ends one message of several, and <|return|> the turn
             self._turn_ends -= {"<|end|>"}
         self._special_texts = {*special_tokens.values(), *self._turn_ends}
-        for token in engine.added.values():
+        for index, token in engine.added.items():
             if token.content in self._special_texts and not token.special:
                 # So that it, too, can be read as ordinary text in a message.
-                engine.add(AddedToken(token.content, normalized=token.normalized, special=True))
+                flags = {name: getattr(token, name) for name in FLAGS if name != "special"}
+                engine.add({index: AddedToken(token.content, **flags, special=True)})
             if token.special:
                 self._special_texts.add(token.content)
         self._special_ids = {
@@ -200,9 +201,14 @@ class Tokenizer:
         found: dict[int, str] = {}
         if (eos := self.special_tokens.get("eos_token")) is not None:
             found[self._vocabulary.get(eos, -1)] = f"{self.folder}: eos_token {eos!r}"
+        declared: Any = None
         for name in ("generation_config.json", "config.json"):
+            # As in transformers, config.json counts where the other one says nothing: many hold
+            # the default of their class there, an id that means something else in this vocabulary.
+            if declared is not None:
+                break
             path = self.folder / name
-            declared: Any = read_json(path).get("eos_token_id") if path.is_file() else None
+            declared = read_json(path).get("eos_token_id") if path.is_file() else None
             if declared == []:
                 raise UserError(f"{path}: eos_token_id lists nothing; give an id, or leave it out.")
             for i in declared if isinstance(declared, list) else [declared]:
@@ -229,7 +235,7 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Tokenizer:
     beyond it are not (Gemma 3 has one for images): only a text that uses one is.
     """
     engine = open_tokenizer(folder)
-    largest = max((i for i in engine.vocabulary.values() if i not in engine.added), default=0)
+    largest = max(engine.vocabulary.values() - engine.added.keys(), default=0)
     if rows is not None and largest >= rows:
         raise UserError(
             f"{folder}: the tokenizer has {largest + 1} tokens but the embedding {rows} rows; "

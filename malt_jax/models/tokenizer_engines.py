@@ -8,9 +8,10 @@ engines offer under the same names.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -25,6 +26,8 @@ MAX_GROWTH = 64
 """Characters that a file's own rules may make of one; NFKC's table, the widest known, has 18."""
 SPACE = "▁"
 """What sentencepiece writes for a blank."""
+FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+"""The flags of an added token."""
 
 
 class JsonEngine:
@@ -57,11 +60,12 @@ class JsonEngine:
         """The tokens that are found in a text before it is cut into pieces."""
         return self._tokenizer.get_added_tokens_decoder()
 
-    def add(self, token: AddedToken) -> int | None:
-        """Adds a token, or marks a known one as special; returns its id."""
-        add = self._tokenizer.add_special_tokens if token.special else self._tokenizer.add_tokens
-        add([token])
-        return self._tokenizer.token_to_id(token.content)
+    def add(self, tokens: Mapping[int, AddedToken]) -> None:
+        """Adds tokens in the order given, each with the next free id, or replaces known ones."""
+        # In few calls, because each of them builds the whole vocabulary anew.
+        for special, some in itertools.groupby(tokens.values(), lambda token: token.special):
+            add = self._tokenizer.add_special_tokens if special else self._tokenizer.add_tokens
+            add([*some])
 
     def encode(self, text: str, *, special: bool = False, plain: bool = False) -> list[int]:
         """`special` puts BOS and EOS around as the file has it; `plain` finds no special token."""
@@ -99,12 +103,13 @@ class SentencePieceEngine:
         library = self._first
         self._pieces = [library.id_to_piece(i) for i in range(library.get_piece_size())]
         self._ids = {piece: i for i, piece in enumerate(self._pieces)}
-        self.added: dict[int, AddedToken] = {}
         # Control and unknown pieces become added tokens: they are found before sentencepiece reads
         # the text, as declared ones are.
-        for i, piece in enumerate(self._pieces):
-            if library.is_control(i) or library.is_unknown(i):
-                self.add(AddedToken(piece, special=True))
+        self.added: dict[int, AddedToken] = {
+            i: AddedToken(piece, special=True)
+            for i, piece in enumerate(self._pieces)
+            if library.is_control(i) or library.is_unknown(i)
+        }
         # A model without such a token gives -1, which `encode` leaves out.
         self._bos = [library.bos_id()] if config.get("add_bos_token") is not False else []
         self._eos = [library.eos_id()] if config.get("add_eos_token") is True else []
@@ -117,11 +122,10 @@ class SentencePieceEngine:
     def vocabulary(self) -> dict[str, int]:
         return self._ids | {token.content: i for i, token in self.added.items()}
 
-    def add(self, token: AddedToken) -> int:
-        after = max(len(self._pieces), *(i + 1 for i in self.added), 0)
-        index = self.vocabulary.get(token.content, after)
-        self.added[index] = token
-        return index
+    def add(self, tokens: Mapping[int, AddedToken]) -> None:
+        """Adds tokens with their ids, or replaces known ones, whose ids stay."""
+        known = self.vocabulary
+        self.added |= {known.get(token.content, i): token for i, token in tokens.items()}
 
     def encode(self, text: str, *, special: bool = False, plain: bool = False) -> list[int]:
         ids: list[int] = []
@@ -156,13 +160,20 @@ class SentencePieceEngine:
         after = 0
         for match in re.finditer("|".join(map(re.escape, names)) or r"(?!)", text):
             index, token = tokens[match.group()]
-            # As ordinary text, a name is cut in two: sentencepiece finds some of them by itself.
-            end = match.start() + 1 if plain and token.special else match.start()
-            if end > after:
-                yield after, text[after:end]
-            if end == match.start():
-                yield end, index
-            after = match.end() if end == match.start() else end
+            start, stop = match.span()
+            beside = text[max(start - 1, 0) : start] + text[stop : stop + 1]
+            if token.single_word and re.search(r"\w", beside):
+                continue
+            if plain and token.special:
+                # As ordinary text, a name is cut in two: sentencepiece finds some by itself.
+                yield after, text[after : start + 1]
+                after = start + 1
+                continue
+            stretch = text[after:start]
+            if stretch := stretch.rstrip() if token.lstrip else stretch:
+                yield after, stretch
+            yield start, index
+            after = len(text) - len(text[stop:].lstrip()) if token.rstrip else stop
         if after < len(text):
             yield after, text[after:]
 

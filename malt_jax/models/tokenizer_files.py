@@ -8,6 +8,7 @@ only another file declares are added, if that changes the ids of nothing else.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ from malt_jax.checks import show
 from malt_jax.errors import UserError
 from malt_jax.models.chat_template import ChatTemplate
 from malt_jax.models.hf_fields import MAX_BYTES, read_json, unreadable
-from malt_jax.models.tokenizer_engines import Engine, JsonEngine, SentencePieceEngine
+from malt_jax.models.tokenizer_engines import FLAGS, Engine, JsonEngine, SentencePieceEngine
 from malt_jax.models.tokenizer_probe import compare
 
 # In order of preference: the first that exists is read, the others are not.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MAX_TOKEN = 4096
 """Characters of one token; published vocabularies have runs of up to some hundred blanks."""
-FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 def open_tokenizer(folder: Path) -> Engine:
@@ -62,6 +62,12 @@ def _open(path: Path) -> Engine:
     if path.name == "tokenizer.json":
         return JsonEngine(tokenizers.Tokenizer.from_file(str(path)), path)
     if path.name == "tokenizer.model":
+        with open(path, "rb") as file:
+            if re.fullmatch(rb"[A-Za-z0-9+/]+=* [0-9]+\s*", file.readline(4096)):
+                raise UserError(
+                    f"{path}: is a tiktoken file, which does not say how a text is cut; "
+                    "transformers makes a tokenizer.json of it (save_pretrained)."
+                )
         return SentencePieceEngine(path, _config(path.parent))
     # How vocab.json and merges.txt cut a text is written only in the code of transformers' class.
     # Without this it says on standard error, at every start, that torch is not installed.
@@ -128,16 +134,22 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _add_declared(engine: Engine, folder: Path) -> bool:
     """Adds the tokens that only other files declare; says whether there were any."""
-    before = len(engine.added)
     # By rising id, because an engine gives a new token the next free one. Any other order would
     # number the tokens differently from what the file declares.
-    for index, token, path in sorted(_declared(folder), key=lambda entry: entry[0]):
-        if (found := engine.add(token)) != index:
+    declared = sorted(_declared(folder), key=lambda entry: entry[0])
+    # Those of the vocabulary's own file stay as that file has them, whatever flags others give.
+    own = {token.content for token in engine.added.values()}
+    new = {index: token for index, token, _ in declared if token.content not in own}
+    if new:
+        engine.add(new)
+    vocabulary = engine.vocabulary
+    for index, token, path in declared:
+        if (found := vocabulary.get(token.content)) != index:
             raise UserError(
                 f"{path}: {token.content!r} is token {index} here but {found} in the vocabulary; "
                 "download the checkpoint again."
             )
-    return len(engine.added) > before
+    return bool(new)
 
 
 def _declared(folder: Path) -> Iterator[tuple[int, tokenizers.AddedToken, Path]]:
