@@ -5,8 +5,8 @@
     policies = train(model, data)                each role's weights
     forest = search(model, questions, adapters=policies, round=1)         and so on
 
-Everything here is a pure function over typed records (`tree.node`, `data.examples`). A run
-directory calls these very functions and adds what makes a long run safe (`stages`).
+Pure functions over typed records (`tree.node`, `data.examples`). A run directory calls them (with
+`search.streaming` another form of `search`) and adds what makes a long run safe (`stages`).
 docs/method.md has the formulas with their sources, and every decision the publication leaves open.
 """
 

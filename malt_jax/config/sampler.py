@@ -22,7 +22,8 @@ class SamplerConfig:
     """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
     CPU with several cores, 1 elsewhere."""
     memory_gb: float = 0.0
-    """GiB per device for caches and temporaries; 0: 80% of what is free."""
+    """GiB per device for caches and temporaries; 0: 80% of what is free, on a CPU
+    at most 2."""
     prefix_buckets: tuple[int, ...] = (
         64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048,
         3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768,

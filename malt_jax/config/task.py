@@ -18,9 +18,10 @@ class TaskConfig:
     eval_path: str | None = None
     """As `train_path`, for the evaluation questions."""
     num_train: int | None = None
-    """Train on the first so many questions of the file; default: all."""
+    """Train on so many questions; default: all. Of a file the first ones, of a task's own split a
+    random sample by `seed`, so that seeds differ in what they learn from."""
     num_eval: int | None = None
-    """Evaluate on the first so many questions of the file; default: all."""
+    """Evaluate on the first so many questions, the same under every seed; default: all."""
     num_validation: int = 0
     """Set aside so many questions of the training split, the same ones under every seed, to choose
     settings by (`eval.split: validation`). None of them is trained on."""

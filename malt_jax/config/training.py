@@ -43,8 +43,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The training loop of a phase. What changes its result: `steps`, `max_length`, `held_out` and
-    `patience`."""
+    """The training loop of a phase. What changes its result: `steps`, `max_length`, `held_out`, and
+    with held-out questions `eval_every` and `patience`."""
 
     steps: int = 0
     """Optimiser steps in all, in as many passes over the examples as that takes, so that phases
@@ -84,7 +84,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Supervised fine-tuning on a role's positive completions (docs/method.md, section 1)."""
+    """Supervised fine-tuning on a role's positive completions (docs/method.md, section 5)."""
 
     epochs: int = 2
     """Passes over the role's examples."""
@@ -102,7 +102,7 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """Direct preference optimisation against the frozen SFT policy (docs/method.md, section 1)."""
+    """Direct preference optimisation against the frozen SFT policy (docs/method.md, section 5)."""
 
     epochs: int = 1
     """Passes over the role's pairs."""

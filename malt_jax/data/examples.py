@@ -162,7 +162,8 @@ class PolicyExample(_OneCompletion):
     """Log-probability of each completion token under the policy that sampled it, unfiltered and at
     temperature 1, as `Node.logprobs` has them."""
     advantage: float
-    """How much better than its group the completion was; the group is the role and the prefix."""
+    """How much better the completion was than its siblings, or with `data.advantage: global` than
+    all other leaves."""
     role: str = ""
     question_id: str = ""
     prompt: str = ""

@@ -39,7 +39,7 @@ class CardFacts:
     """A hub name, a local folder, or `quickstart`."""
     revision: str | None
     license: str | None
-    """License of the base model, as its own card or config states it; None when it states none."""
+    """Licence of the base model, as the header of its own card states it, or None."""
     task: str
     seed: int
     policies: Mapping[str, str]

@@ -114,7 +114,7 @@ def _train_phase(
                 counts=outcome.counts,
             )
 
-        restart_peak()  # so that a phase's peak is its own
+        restart_peak()  # so that a phase's peak on a CPU is its own
         with session.profiler.stage(stage):
             malt.train(
                 model,

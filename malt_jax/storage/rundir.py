@@ -1,6 +1,7 @@
 """A run directory: the paths of its files, and the rules for creating and opening one.
 
-This is the only module that knows the layout; others ask it for paths.
+It has the paths that several stages share; a stage's own folders (`evals`, `ablations`, `dataset`)
+are named where they are made.
 """
 
 from __future__ import annotations

@@ -86,11 +86,12 @@ class TrainOutcome:
     """Useful tokens trained on: prompt and completion of every sequence, padding excluded."""
     padding_waste: float
     peak_bytes: int
-    """Highest memory use of the device, or of the process on a CPU."""
+    """Highest memory use of the process on a CPU, of an accelerator since the process began."""
     stopped_early: bool
     best_step: int | None
     counts: dict[str, int] = field(default_factory=dict)
-    """Examples dropped (`no_room`, `empty`, `equal`), `truncated`, `trained`, `held_out`."""
+    """Examples dropped (`no_room`, `empty`, `equal`), `truncated`, `trained`, `held_out`, and
+    `unused`, which no step reaches."""
     measured: dict[str, float] = field(default_factory=dict)
     """Measured once: `kl_from_start` of the trained weights, the load of a mixture's experts
     (`balance`), and what the phase adds."""
