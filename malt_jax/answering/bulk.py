@@ -63,7 +63,7 @@ def read_questions(path: Path) -> Iterator[Line]:
                 continue
             if empty:
                 raise UserError(f"{path}:{empty}: an empty line is no JSON; remove it.")
-                yield _question(raw, number, f"{path}:{number}")
+            yield _question(raw, number, f"{path}:{number}")
 
 
 def _question(raw: bytes, number: int, place: str) -> Line:
