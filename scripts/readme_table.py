@@ -53,7 +53,8 @@ def table(results: dict[str, Any]) -> str:
     tests = (
         " and seed; calls and generated tokens are per question. p compares with the last row on "
         "the same questions: the exact McNemar test of the seed where it is largest, and the exact "
-        "sign-flip test over questions with the seeds pooled."
+        "sign-flip test over questions with the seeds pooled. Both are about these trained "
+        "weights; how much another training would differ, the seeds say."
         if several
         else f" (seed {results['seeds'][0]}); calls and generated tokens are per question. MALT's "
         "gain is the last row against this one on the same questions, in points with a paired "

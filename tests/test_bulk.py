@@ -233,7 +233,7 @@ def test_a_file_of_something_else_is_named_with_what_to_do(content, message, tmp
 
 
 def test_an_output_in_a_run_directory_is_refused(run, questions, capsys):
-    output = run / "eval" / "answers.jsonl"
+    output = run / "answers.jsonl"
     assert ask(run, questions, output) == 2
     assert "is in the run" in capsys.readouterr().err and not output.exists()
 

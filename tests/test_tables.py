@@ -118,6 +118,28 @@ def test_flips_between_turns_lead_from_the_draft_to_the_answer(results):
     assert last["accuracy"] - first["accuracy"] == pytest.approx(gained / entry["draws"])
 
 
+def test_instances_of_one_template_are_one_cluster():
+    """Fifty copies of a question prove no more than one."""
+    sa = [[q % 2 == 0] * 9 for q in range(8)]
+    malt = [[q % 2 == 0 or q < 6] * 3 for q in range(8)]
+    systems = {"sa": SystemInfo("single agent"), "malt": SystemInfo("MALT", (1, 3))}
+    alone = summarise({"sa": _records(sa), "malt": _records(malt, 3)}, systems, "sa@9")
+    records = {"sa": _records(sa * 50), "malt": _records(malt * 50, 3)}
+    clusters = {f"Q{q}": f"T{q % 8}" for q in range(400)}
+    many = summarise(records, systems, "sa@9", clusters=clusters)
+    (row, own), (naive,) = (
+        [table["systems"][-1] for table in (many, alone)],
+        [summarise(records, systems, "sa@9")["systems"][-1]],
+    )
+    assert row["tests"]["sa@9"]["p"] == pytest.approx(own["tests"]["sa@9"]["p"])
+    assert naive["tests"]["sa@9"]["p"] < 1e-6
+    width, too_narrow = (high - low for low, high in (row["interval"], naive["interval"]))
+    assert width > 3 * too_narrow
+    assert many["templates"] == 8 and "templates" not in alone
+    assert "400 questions made of 8 templates" in tables.to_markdown(many)
+    assert "sign-flip test over templates" in tables.to_markdown(many)
+
+
 def test_pooled_seeds_are_clustered_and_also_shown_one_by_one():
     sa = [[True] * 9 if q % 2 else [False] * 9 for q in range(30)]
     malt = [[True] * 3 if q % 2 or q < 14 else [False] * 3 for q in range(30)]

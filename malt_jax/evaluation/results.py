@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +58,8 @@ class Units:
     """All units in the one order that every row uses; U is their number."""
 
     pairs: Sequence[Unit]
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    """Of questions made from one template: its name, by question id. The others stand alone."""
 
     @cached_property
     def seeds(self) -> Int[np.ndarray, " U"]:
@@ -69,18 +71,27 @@ class Units:
 
     @property
     def pooled(self) -> bool:
-        """Whether there are several seeds, so that a question is a cluster of units."""
+        """Whether there are several seeds."""
         return len(np.unique(self.seeds)) > 1
 
-    def per_question(
+    @cached_property
+    def cluster(self) -> Int[np.ndarray, " U"]:
+        """The number of each unit's cluster: of its question, or of its template if it has one."""
+        names = [self.clusters.get(question, question) for question in self.questions]
+        return np.unique(names, return_inverse=True)[1]
+
+    @property
+    def clustered(self) -> bool:
+        """Whether some cluster has several units, which are then not independent."""
+        return int(self.cluster.max()) + 1 < len(self.pairs)
+
+    def per_cluster(
         self, values: Int[np.ndarray, " U"]
     ) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
-        """The sum of `values` and the number of units of each question."""
-        # `index` numbers the questions. With weights `bincount` returns floats, though these are
-        # integers.
-        _, index = np.unique(self.questions, return_inverse=True)
-        sums = np.bincount(index, weights=values).round().astype(np.int64)
-        return sums, np.bincount(index)
+        """The sum of `values` and the number of units of each cluster."""
+        # With weights `bincount` returns floats, though these are integers.
+        sums = np.bincount(self.cluster, weights=values).round().astype(np.int64)
+        return sums, np.bincount(self.cluster)
 
 
 def row_name(system: str, votes: int) -> str:
@@ -114,6 +125,7 @@ def summarise(
     *,
     single_agent: str = "sa",
     levels: Mapping[str, Any] | None = None,
+    clusters: Mapping[str, str] | None = None,
     run: Mapping[str, Any] | None = None,
     cost: Mapping[str, Any] | None = None,
     labels: Mapping[str, Any] | None = None,
@@ -129,6 +141,7 @@ def summarise(
       baseline: the row that every other row is tested against, for example `sa@9`.
       single_agent: the system of one call whose votes are the equal-call baselines.
       levels: the difficulty (or subject) of each question id, for the breakdown.
+      clusters: see `Units`.
       run, cost, labels, calibration, sources: copied into the results; see `schema.Results`.
       confidence: of every interval.
 
@@ -144,7 +157,7 @@ def summarise(
             )
     by_unit = {name: _by_unit(name, draws[name]) for name in systems}
     reference = next(iter(single.values()))
-    units = Units(sorted(by_unit[reference]))
+    units = Units(sorted(by_unit[reference]), clusters or {})
     for name in systems:
         _check_same_questions(name, by_unit[name], reference, units)
 
@@ -196,7 +209,7 @@ def summarise(
             agent = name, systems[name], by_unit[name]
             right = correct[full["name"]]
             full["equal_tokens"] = _equal_tokens(full, right, agent, units, confidence)
-    return {
+    results: Results = {
         "run": dict(run or {}),
         "questions": len(set(units.questions)),
         "seeds": np.unique(units.seeds).tolist(),
@@ -210,6 +223,9 @@ def summarise(
         "labels": dict(labels or {}),
         "records": dict(sources or {}),
     }
+    if units.clusters:
+        results["templates"] = len(set(units.clusters.values()))
+    return results
 
 
 def _by_unit(system: str, records: Iterable[DrawRecord]) -> Draws:
@@ -328,8 +344,10 @@ def _row(
         row["seeds"] = by_seed
         # The seeds are a sample of those that could have been run, so n - 1.
         row["seeds_sd"] = float(np.std(list(by_seed.values()), ddof=1))
-        # Answers to one question under several seeds are not independent: resample whole questions.
-        sums, sizes = units.per_question(correct.astype(int))
+    if units.clustered:
+        # Answers to one question under several seeds, and to instances of one template, are not
+        # independent: resample whole clusters.
+        sums, sizes = units.per_cluster(correct.astype(int))
         row["interval"] = list(statistics.bootstrap_interval(sums, sizes, confidence=confidence))
     return row, correct
 
@@ -363,11 +381,11 @@ def compare(
 ) -> Comparison:
     """The paired comparison of two rows on the same units: flips, p-value, difference.
 
-    One seed: exact McNemar. Several: the sign-flip test over whole questions, and besides it the
-    pooled flips and each seed alone.
+    Exact McNemar, or with clusters the sign-flip test over whole clusters; with several seeds
+    besides it the pooled flips and each seed alone.
     """
-    # Per question: the seeds under which only `after` is right, less those where only `before` is.
-    sums, sizes = units.per_question(after.astype(int) - before.astype(int))
+    # Per cluster: the units for which only `after` is right, less those where only `before` is.
+    sums, sizes = units.per_cluster(after.astype(int) - before.astype(int))
     interval = statistics.bootstrap_interval(sums, sizes, confidence=confidence)
     changed = statistics.mcnemar(before, after)
     test: Comparison = {
@@ -375,8 +393,9 @@ def compare(
         "delta": float(after.mean() - before.mean()),
         "delta_interval": list(interval),
     }
-    if units.pooled:
+    if units.clustered:
         test["p"] = statistics.clustered_mcnemar(sums)
+    if units.pooled:
         test["p_pooled"] = changed["p"]
         test["seeds"] = {
             str(seed): statistics.mcnemar(before[units.seeds == seed], after[units.seeds == seed])

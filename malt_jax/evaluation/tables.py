@@ -76,23 +76,38 @@ def caption(results: Results) -> str:
     """What the numbers of the table mean, in one paragraph."""
     seeds = _pooled_seeds(results)
     pooled = f", {len(seeds)} seeds pooled" if seeds else ""
-    interval = "bootstrap interval over questions" if seeds else "Wilson interval"
+    templates = results.get("templates")
+    made = f" made of {templates} templates" if templates else ""
+    over = _resampled(results)
+    interval = f"bootstrap interval over {over}" if over else "Wilson interval"
+    weights = (
+        " Intervals and tests are over questions, with the trained weights of these seeds as they "
+        "are; how much another training would differ, the seeds' columns say."
+        if seeds
+        else ""
+    )
     swept = any("temperature" in row for row in results["systems"])
     baseline = results["baseline"] + (" at its own temperature" if swept else "")
     return (
-        f"{results['questions']} questions{pooled}. Calls and generated tokens are per question. "
-        f"Accuracy with its {100 * results['confidence']:g}% {interval}; differences in percentage "
+        f"{results['questions']} questions{made}{pooled}. Calls and generated tokens are per "
+        f"question. Accuracy with its {100 * results['confidence']:g}% {interval}; differences in percentage "
         "points on the same questions, with a paired bootstrap interval; p from the "
         f"{_test_name(results)}, two-sided, then with Holm's correction over all tests of the "
         f"table. Each system is tested against {baseline} and against the single agent "
-        "voting over the same number of calls."
+        f"voting over the same number of calls.{weights}"
     )
 
 
 def _test_name(results: Results) -> str:
-    if _pooled_seeds(results):
-        return "exact sign-flip test over questions"
-    return "exact McNemar test"
+    over = _resampled(results)
+    return f"exact sign-flip test over {over}" if over else "exact McNemar test"
+
+
+def _resampled(results: Results) -> str:
+    """What intervals and tests take as independent, where it is more than a single answer."""
+    if results.get("templates"):
+        return "templates"
+    return "questions" if _pooled_seeds(results) else ""
 
 
 def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -150,6 +150,7 @@ def _summarise(
         config.eval.baseline,
         single_agent=SINGLE_AGENT,
         levels={q.id: q.meta["level"] for q in first.eval_questions if "level" in q.meta},
+        clusters={q.id: q.meta["template"] for q in first.eval_questions if "template" in q.meta},
         run=facts,
         cost=cost,
         labels=labels,
