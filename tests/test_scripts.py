@@ -310,6 +310,16 @@ def test_the_indexed_job_is_what_kubernetes_accepts_and_searches_a_slice_per_ind
     assert words[words.index("--mirror") + 1].endswith("/slices/3")
 
 
+def test_a_run_graded_again_by_the_same_grader_has_the_same_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    run, again = cli_run.trained(), tmp_path / "again"
+    monkeypatch.setattr(sys, "argv", ["regrade.py", str(run), str(again)])
+    import_module("regrade").main()
+    assert "votes that lack draws: 0" in capsys.readouterr().out
+    for name in ("results.json", "results.md"):
+        assert (again / name).read_text() == (run / name).read_text()
+
+
 def test_settings_of_any_kind_are_read_from_a_flag_and_stand_in_the_table(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     choose = import_module("choose_settings")

@@ -90,8 +90,8 @@ def caption(results: Results) -> str:
     baseline = results["baseline"] + (" at its own temperature" if swept else "")
     return (
         f"{results['questions']} questions{made}{pooled}. Calls and generated tokens are per "
-        f"question. Accuracy with its {100 * results['confidence']:g}% {interval}; differences in percentage "
-        "points on the same questions, with a paired bootstrap interval; p from the "
+        f"question. Accuracy with its {100 * results['confidence']:g}% {interval}; differences in "
+        "percentage points on the same questions, with a paired bootstrap interval; p from the "
         f"{_test_name(results)}, two-sided, then with Holm's correction over all tests of the "
         f"table. Each system is tested against {baseline} and against the single agent "
         f"voting over the same number of calls.{weights}"

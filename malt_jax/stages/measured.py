@@ -97,9 +97,9 @@ def held_out_signals(run: RunDir, when: str) -> Path:
     return run.path / "eval" / "trees" / f"{when}-signals.jsonl"
 
 
-def summarise_run(session: Session) -> Results:
-    """The content of a run's `results.json`."""
-    found = measured(session)
+def summarise_run(session: Session, found: Measured | None = None) -> Results:
+    """The content of a run's `results.json`; `found`: its draws, if they are at hand."""
+    found = found or measured(session)
     counts = session.run.data(session.config.rounds - 1, "counts").with_suffix(".json")
     labels = json.loads(counts.read_text()) if counts.exists() else {}
     labels.pop("credit", None)  # shares and not counts; the report has them beside the trees
