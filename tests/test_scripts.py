@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import cli_run
+from malt_jax import cli
 from malt_jax.cli import all_commands
 from malt_jax.commands.command import parse
 from malt_jax.config.run import load
@@ -312,7 +313,8 @@ def test_the_indexed_job_is_what_kubernetes_accepts_and_searches_a_slice_per_ind
 
 def test_a_run_graded_again_by_the_same_grader_has_the_same_table(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    run, again = cli_run.trained(), tmp_path / "again"
+    run, again = shutil.copytree(cli_run.as_trained(), tmp_path / "run"), tmp_path / "again"
+    assert cli.main(["eval", *cli_run.flags()[:-1], str(run)]) == 0
     monkeypatch.setattr(sys, "argv", ["regrade.py", str(run), str(again)])
     import_module("regrade").main()
     assert "votes that lack draws: 0" in capsys.readouterr().out
