@@ -5,9 +5,11 @@ pip install -e '.[docs]' && mkdocs build --strict
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 MODULES = (
@@ -33,6 +35,16 @@ def on_files(files: Any, config: Any) -> Any:
     text = "\n\n".join(["# Modules", *sections]) + "\n"
     files.append(File.generated(config, "modules.md", content=text))
     return files
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas become MathML, which browsers draw without a script."""
+
+    def formula(match: re.Match[str]) -> str:
+        latex = html.unescape(match[2])[2:-2]  # without the brackets of `\(...\)` and `\[...\]`
+        return convert(latex, display="block" if match[1] == "div" else "inline")
+
+    return re.sub(r'(?s)<(span|div) class="arithmatex">(.*?)</\1>', formula, content)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -37,6 +37,14 @@ def test_every_page_of_the_docs_is_on_the_site_and_in_its_navigation(site):
             assert f'href="{page.stem}/"' in front, f"{page.name} is in no section of mkdocs.yml"
 
 
+def test_formulas_are_drawn_by_the_browser_itself(site):
+    for name in ("method", "credit"):
+        text = (site / name / "index.html").read_text()
+        assert text.count("<math") > 10 and "arithmatex" not in text
+        shown = re.sub(r"(?s)<(code|pre|script|math)\b.*?</\1>", "", text)
+        assert not re.search(r"\$[^$\n]{1,80}\\[a-z]", shown), "LaTeX is left as text"
+
+
 def test_docstrings_are_pages_and_no_page_asks_another_host(site):
     text = (site / "modules" / "index.html").read_text()
     assert "malt_jax.algorithm.search" in text and "back_up" in text
