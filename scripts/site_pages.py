@@ -49,4 +49,8 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to files outside of docs/ become their names; the site does not hold these files."""
-    return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)[^)]*\)", r"\1 (`\2`)", markdown)
+
+    def name(link: re.Match[str]) -> str:
+        return link[1] if link[2] in link[1] else f"{link[1]} (`{link[2]}`)"
+
+    return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)[^)]*\)", name, markdown)
