@@ -89,7 +89,18 @@ def test_bootstrap_of_paired_differences_has_the_textbook_width():
 def test_bootstrap_depends_on_its_seed_and_not_on_the_order_of_questions(differences, seed):
     first = statistics.bootstrap_interval(differences, seed=seed, resamples=500)
     assert first == statistics.bootstrap_interval(differences[::-1], seed=seed, resamples=500)
-    assert min(differences) <= first[0] <= first[1] <= max(differences)
+    if len(set(differences)) > 1:
+        assert min(differences) <= first[0] <= first[1] <= max(differences)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1])
+def test_questions_that_are_all_alike_prove_little_where_they_are_few(value):
+    few, many = (statistics.bootstrap_interval([value] * n) for n in (5, 5000))
+    assert few[0] <= value <= few[1] and many[0] <= value <= many[1]
+    assert few[1] - few[0] > 0.4 and many[1] - many[0] < 0.002
+    assert few[0] >= -1 and few[1] <= 1
+    if value == 1:
+        assert few == pytest.approx((statistics.wilson_interval(5, 5)[0], 1.0))
 
 
 def test_bootstrap_refuses_what_it_cannot_resample():

@@ -348,7 +348,8 @@ def _row(
         # Answers to one question under several seeds, and to instances of one template, are not
         # independent: resample whole clusters.
         sums, sizes = units.per_cluster(correct.astype(int))
-        row["interval"] = list(statistics.bootstrap_interval(sums, sizes, confidence=confidence))
+        low, high = statistics.bootstrap_interval(sums, sizes, confidence=confidence)
+        row["interval"] = [max(0.0, low), high]
     return row, correct
 
 

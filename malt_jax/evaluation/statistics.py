@@ -71,7 +71,9 @@ def bootstrap_interval(
     """Percentile bootstrap interval of `sum(differences) / sum(weights)` over questions.
 
     A question's difference is summed over its `weights[q]` seeds (by default 1 each), and whole
-    questions are resampled. Raises ValueError without questions.
+    questions are resampled. Where all are alike, every resample says the same, though few questions
+    prove little: then the interval goes as far as Wilson's of 0 in so many. Raises ValueError
+    without questions.
     """
     differences = np.asarray(differences, dtype=np.float64)
     weights = np.ones(len(differences)) if weights is None else np.asarray(weights, np.float64)
@@ -81,6 +83,10 @@ def bootstrap_interval(
     # multinomial draw over the kinds that occur. This has the distribution of drawing questions one
     # by one, at a cost that does not grow with their number.
     kinds, counts = np.unique(np.stack([differences, weights]), axis=1, return_counts=True)
+    if len(counts) == 1:
+        mean = float(differences.sum() / weights.sum())
+        margin = wilson_interval(0, len(differences), confidence)[1]
+        return max(-1.0, mean - margin), min(1.0, mean + margin)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(differences), counts / counts.sum(), size=resamples)
     means = (drawn @ kinds[0]) / (drawn @ kinds[1])
