@@ -336,6 +336,9 @@ class Stub:
     def params(self, role):
         return SamplingParams()
 
+    def tokenizer(self, role):
+        return SimpleNamespace(thoughts=None)
+
     def check(self, question, params, said):
         assert list(params)[-1] == self.chain.roles[-1].name or len(params) == 1
         if question == "far too long":

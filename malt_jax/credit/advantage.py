@@ -34,8 +34,8 @@ def sibling_advantage(
         return jnp.zeros_like(values)
     n = values.shape[-1] if present is None else _count(present, values)
     mean = values.mean(axis=-1, keepdims=True, where=present)
-    # V - (n mean - V) / (n - 1), with both terms over n - 1.
-    advantage = (values - mean) * (n / (n - 1))
+    # V - (n mean - V) / (n - 1), with both terms over n - 1; an only child is its own mean.
+    advantage = (values - mean) * (n / jnp.maximum(n - 1, 1))
     return jnp.where(jnp.abs(advantage) < EQUAL, jnp.zeros_like(values), advantage)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from malt_jax.evaluation.records import DrawRecord
-from malt_jax.evaluation.results import Units, compare
 from malt_jax.evaluation.schema import PairedTest, Results, Row
 from malt_jax.evaluation.statistics import holm, majority_vote
+from malt_jax.evaluation.units import Units, compare
 
 Draws = Mapping[str, Sequence[DrawRecord]]
 """The draws of each system of one run."""

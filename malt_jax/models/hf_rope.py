@@ -25,7 +25,8 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
         wide = _rope(fields, _section(fields, "rope_scaling"), family, theta, head_dim)
         return wide, Rope(local_theta) if family.two_ropes else None
     parameters = fields.section("rope_parameters")
-    _refuse_both(fields, parameters)
+    if fields.data.get("rope_scaling") != family.defaults.get("rope_scaling"):
+        _refuse_both(fields, parameters)
     nested = any(isinstance(value, dict) for value in parameters.data.values())
     if nested != family.two_ropes:
         raise fields.refuse(
