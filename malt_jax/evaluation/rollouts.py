@@ -152,14 +152,17 @@ def _wave(
     found: Mapping[tuple[str, str], Sequence[DrawRecord]],
     stop_when_certain: bool,
 ) -> list[Agent]:
-    """The agents of the next draws: all that are missing, or as many as may make votes certain."""
+    """The agents of the next draws: all that are missing, or first as many as may be enough."""
     agents = []
     for system in systems:
         for question in questions:
             drawn = [record.prediction for record in found[system.name, question.id]]
             more = system.draws - len(drawn)
             if stop_when_certain:
-                more = draws_to_certainty(drawn, system.draws)
+                fewest = draws_to_certainty(drawn, system.draws)
+                # Who is not certain after as few as may do takes all the others at once: each wave
+                # waits for its longest completion, which costs more than it could still save.
+                more = fewest if not drawn else more if fewest else 0
             agents += [
                 Agent(system, question, draw, number)
                 for draw in range(len(drawn), len(drawn) + more)
