@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
 from malt_jax.models.spec import ModelSpec, Rope
 from malt_jax.sampling.decode import IDLE, ChunkOutput, Rows
@@ -16,6 +17,7 @@ from malt_jax.sampling.memory import (
     Devices,
     cache_shapes,
     plan_memory,
+    plan_shapes,
     row_counts,
     siblings_per_entry,
     token_bytes,
@@ -271,6 +273,19 @@ def test_too_large_a_request_is_refused_with_the_size_that_fits():
     shape = CacheShape(1, 1, 1, 1 << 20, 4096)
     with pytest.raises(UserError, match=r"enough for [1-9][0-9]* tokens"):
         plan_memory(SPEC, shape, np.dtype(np.float32), 0.1, Devices("cpu"))
+
+
+def test_rows_that_long_prompts_leave_no_room_for_are_fewer_and_no_error():
+    """A search may come to its longest prompts after hours."""
+    config = SamplerConfig(rows=320, memory_gb=0.25, streams=1)
+    short, long = (
+        plan_shapes(
+            SPEC, CacheShape(1, 1, 1, tokens, 16), np.dtype(np.float32), config, Devices("cpu")
+        )
+        for tokens in (16, 4096)
+    )
+    assert short[0][-1].rows == 320
+    assert 0 < long[0][-1].rows == long[1].most_rows < 320
 
 
 @pytest.mark.parametrize(("most", "shards"), [(64, 1), (1, 1), (6, 1), (64, 8), (8, 8), (24, 2)])

@@ -13,8 +13,8 @@ class SamplerConfig:
     """How the sampler uses its devices. No field changes what is drawn, except for rounding."""
 
     rows: int = 0
-    """Completions that decode at a time, over all devices; 0: the platform's best number, or as
-    many as fit."""
+    """Completions that decode at a time, over all devices, at most; 0: the platform's best number.
+    Where their caches do not fit, as those of long prompts may not, as many as fit."""
     width: int = 0
     """Completions of one prompt that share one copy of its keys and values, at most; 0: 4, or with
     `attention: pallas` all that the kernel has room for, which is 16 or more."""

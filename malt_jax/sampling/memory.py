@@ -167,17 +167,12 @@ def plan_shapes(
     """The cache shapes of one stream, fewest rows first, and the memory plan.
 
     `one`: the capacities of an entry and a row. The most rows are those of `sampler.rows`, or the
-    platform's best number on every shard, as far as they fit. Raises UserError if `sampler.rows` or
-    a single row does not fit.
+    platform's best number on every shard, as far as they fit: the caches of later turns, whose
+    prompts are longer, may have room for fewer. Raises UserError if a single row does not fit.
     """
     plan = plan_memory(spec, one, dtype, config.memory_gb, devices)
     shards, streams = devices.shards, devices.streams
     wanted = rows_wanted(config, devices.platform, shards, streams)
-    if config.rows and plan.most_rows < wanted:
-        raise UserError(
-            f"sampler.rows: {wanted} rows need {plan.need(wanted) / 2**30:.2f} GiB per device, "
-            f"{plan.allowed / 2**30:.2f} are allowed; set at most {plan.most_rows}."
-        )
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
     return cache_shapes(one, per_shard, shards, row_step(spec, devices.platform)), plan
 
