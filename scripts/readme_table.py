@@ -37,9 +37,18 @@ def kept(results: dict[str, Any]) -> dict[str, Any]:
     """What the table needs of a run's results, and the hashes of the records they came from."""
     if results["baseline"] != REFERENCE:
         sys.exit(f"expected results against {REFERENCE}: `eval.baseline` of a run or of a pool.")
-    rows = {row["name"]: row for row in results["systems"]}
+    rows = {row["name"]: row for row in map(without_temperature, results["systems"])}
     facts = ("run", "questions", "seeds", "baseline", "confidence", "records")
     return {**{name: results[name] for name in facts}, "systems": [rows[name] for name in ROWS]}
+
+
+def without_temperature(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a sweep over one temperature, under the names that rows have without one."""
+    if (t := row.get("temperature")) is None:
+        return row
+    tests = {name.replace(f"-t{t:g}", ""): test for name, test in row["tests"].items()}
+    name, label = row["name"].replace(f"-t{t:g}", ""), row["label"].replace(f", T={t:g}", "")
+    return {**row, "name": name, "label": label, "tests": tests}
 
 
 def table(results: dict[str, Any]) -> str:
