@@ -40,6 +40,7 @@ NUMBERS = [  # (text, the number that is read)
     ("답은 1만 8천원입니다", "18000"),
     ("答えは1万8000円です", "18000"),
     ("答案是3亿5000万。", "350000000"),
+    ("Elle gagne 2 mille 500 euros.", "2500"),
     ("Jibu ni 18 elfu", "18000"),
     ("Jibu ni elfu 18", "18000"),
     # The answer behind an earlier one

@@ -67,7 +67,8 @@ def _joined_scales(words: str) -> str:
     """`1만 8천` and `3亿5000万` in figures: groups whose words for powers of ten become smaller."""
     done, written = 0, ""
     for run in _RE.group.finditer(words):
-        if run.start() < done or not (scale := SCALE.match(words, run.end())) or not scale[0]:
+        scale = SCALE.match(words, run.end())
+        if run.start() < done or not (scale and scale.lastindex):
             continue
         total, least, end, groups = 0, math.inf, run.start(), 0
         while group := _RE.group.match(words, end):
@@ -80,7 +81,8 @@ def _joined_scales(words: str) -> str:
                 break
             total, least, end, groups = total + value, factor, stop, groups + 1
         if groups > 1:
-            written += f"{words[done : run.start()]}{total}"
+            start = run.start() + run[0].startswith(" ")  # the blank before it stays
+            written += f"{words[done:start]}{total}"
             done = end
     return written + words[done:]
 
