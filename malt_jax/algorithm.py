@@ -136,8 +136,8 @@ def train(
     one phase of one policy. `template` is hashed into the key of stored log-probabilities.
     `on_policy`: the data were sampled with `start`, whose log-probabilities are then found again.
     """
-    roles = {role.name: role for role in (pipeline or PipelineConfig()).roles}
-    phases = {name: role.train for name, role in roles.items()}
+    pipeline = pipeline or PipelineConfig()
+    phases = {role.name: role.train for role in pipeline.roles}
     given = {"lora": lora, "sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     settings = fit.TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
     policies: dict[str, Trainable] = {}
@@ -147,7 +147,7 @@ def train(
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():
         base = of_role(model, name)
-        own = settings.with_fields(roles[name].training) if name in roles else settings
+        own = settings.with_fields(pipeline.training_of(name))
         policy = begin.get(name) or initial_weights(base, own.lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None
         # Each phase starts from the weights that the one before left. Paper, as minima:

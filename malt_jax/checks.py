@@ -23,6 +23,15 @@ def check(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def check_path(name: str, path: str | None) -> None:
+    """Raises UserError for a path that a shell would have filled in; None is no path."""
+    check(path != "", f"{name}: found an empty text, as an unset variable gives; leave it out.")
+    check(
+        path is None or not path.startswith("~"),
+        f"{name}: found {path!r}, and only a shell knows what ~ stands for; write the whole path.",
+    )
+
+
 def check_range(
     config: Any,
     *names: str,

@@ -84,16 +84,23 @@ WRONG: dict[str, tuple[Callable[[dict], object], str]] = {
     "other finish": (lambda r: r["nodes"][0].update(finish="done"), "'done'"),
     "other role": (lambda r: r["nodes"][0].update(role="b"), "by 'b'"),
     "other prompt": (lambda r: r["nodes"][0].update(prompt="1+1"), "another prompt"),
-    "other tokens": (lambda r: r["nodes"][0].update(token_ids=[1, 2]), "to this model's tokenizer"),
+    "other tokens": (
+        lambda r: r["nodes"][0].update(token_ids=[1, 2], finish="stop"),
+        "to this model's tokenizer",
+    ),
     "tokens of no kind": (lambda r: r["nodes"][0].update(token_ids=[-1]), "not a list of token"),
     "too few logprobs": (
-        lambda r: r["nodes"][0].update(token_ids=[*map(ord, "no")], logprobs=[0]),
+        lambda r: r["nodes"][0].update(token_ids=[*map(ord, "no")], finish="stop", logprobs=[0]),
         "one for each",
     ),
     "logprobs alone": (lambda r: r["nodes"][0].update(logprobs=[0, 0, 0]), "one for each"),
     "positive logprob": (
-        lambda r: r["nodes"][0].update(token_ids=[*map(ord, "no")], logprobs=[0, 1]),
+        lambda r: r["nodes"][0].update(token_ids=[*map(ord, "no")], finish="stop", logprobs=[0, 1]),
         "no log-probability",
+    ),
+    "no end token": (
+        lambda r: r["nodes"][0].update(token_ids=[*map(ord, "no")]),
+        "do not end with an end token",
     ),
     "nothing said": (lambda r: r["nodes"][0].update(completion="", finish="stop"), "is empty"),
 }
@@ -182,13 +189,17 @@ def test_a_search_that_has_begun_is_neither_mixed_nor_ignored(trees, tmp_path, c
     shutil.copytree(cli_run.as_trained(), own)
     stages = manifest.load(own)["stages"]
     begun = {**stages["search/000"], "done": False}
-    remedy = "to go on with it, or give --redo search/000 or another --output-dir"
+    remedy = "to go on with it, or choose another --output-dir"
     for state in (stages, {**stages, "search/000": begun}):
         manifest.amend(own, stages=state)
         for words in (["--import", str(file)], ["--join", "slice-1", "slice-2"]):
             assert cli.main(["label", *FLAGS, str(own), *words]) == 2
             said = capsys.readouterr().err
             assert f"malt: {words[0]}: the search of" in said and remedy in said
+    # Opened again, the imported search is not filled up with one of the run's own.
+    words = ["search", *FLAGS, str(tmp_path / "taken"), "--redo", "search/000"]
+    assert cli.main(words) == 2 and "was joined or imported" in capsys.readouterr().err
+    assert len(list((tmp_path / "taken/rounds/000/trees").iterdir())) == 1
 
 
 def test_trees_of_other_questions_are_refused(trees, tmp_path, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.training import DpoConfig, LoopConfig, OptimConfig, SftConfig
-from malt_jax.data.examples import DpoExample, SftExample
+from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.errors import RunStopped, UserError
 from malt_jax.models.lora import init_adapter
 from malt_jax.storage.checkpoints import CheckpointFolder
@@ -176,7 +176,7 @@ def test_dpo_against_anothers_reference_is_a_fault(tmp_path):
         def references(self, key, compute):
             return logprobs
 
-    with pytest.raises(AssertionError, match="not those of the policy"):
+    with pytest.raises(UserError, match="not those of the policy"):
         dpo(tmp_path, saver=Anothers())
 
 
@@ -190,24 +190,42 @@ def test_pairs_equal_after_truncation_and_hopeless_ones_are_dropped_and_counted(
     shared = ids(rng, 20)
     pairs = [
         *dpo_examples(6),
-        DpoExample(ids(rng, 12), (*shared, 1), (*shared, 2), "equal"),
+        DpoExample(ids(rng, 12), shared[:12], shared, "equal"),
+        DpoExample(ids(rng, 12), (*shared, 1), (*shared, 2), "too long"),
         DpoExample(ids(rng, 24), (1, 2), (2, 1), "long prompt"),
         DpoExample(ids(rng, 3), (1, 2), (), "empty"),
     ]
     examples, counts = admit(pairs, 24)
-    assert counts == {"no_room": 1, "empty": 1, "equal": 1, "truncated": 0}
+    assert counts == {"no_room": 1, "empty": 1, "equal": 1, "too_long": 1, "truncated": 0}
     assert examples == pairs[:6]
     outcome = dpo(tmp_path, pairs=pairs, loop={"max_length": 24})
     assert outcome.counts == {**counts, "trained": 6, "held_out": 0}
 
 
 def test_a_long_completion_is_cut_at_its_end():
-    (example,) = admit([SftExample((1, 2), (3, 4, 5, 6), "x")], 4)[0]
-    assert example.completion_ids == (3, 4)
+    rejected = DpoExample((1, 2), (3, 4), (4, 5, 6, 7), "x")
+    (pair,), counts = admit([rejected], 4)
+    assert pair.completions == ((3, 4), (4, 5)) and counts["truncated"] == 1
+    policy = PolicyExample((1, 2), (3, 4, 5), "x", (-1.0, -2.0, -3.0), 0.5)
+    assert admit([policy], 4)[0][0].logprobs == (-1.0, -2.0)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        SftExample((1, 2), (3, 4, 5, 6), "x"),
+        DpoExample((1, 2), (3, 4, 5, 6), (4, 5), "x"),
+        UnpairedExample((1, 2), (3, 4, 5, 6), "x", label=True),
+    ],
+)
+def test_what_would_be_imitated_without_its_end_is_left_out_and_counted(example):
+    kept, counts = admit([example], 4)
+    assert not kept and counts["too_long"] == 1
+    assert admit([example], 6)[0] == [example]
 
 
 def test_no_example_left_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no example"):
+    with pytest.raises(UserError, match=r"loop\.max_length: \d+ leaves none of 1"):
         sft(tmp_path, examples=[SftExample((), (1,), "x")])
 
 

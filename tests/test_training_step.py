@@ -222,6 +222,19 @@ def test_schedules_rise_to_the_peak_and_end_where_they_say():
         config = OptimConfig(schedule=name, learning_rate=2.0 / 4, warmup=0.25, final=0.1)
         rates = learning_rates(config, 40) / 0.5
         np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10, rtol=1e-6)
-        np.testing.assert_allclose([rates[10], rates[-1]], [1.0, last], rtol=1e-6)
-        assert np.all(np.diff(rates[10:]) <= 1e-7)
-    assert learning_rates(OptimConfig(), 1)[0] > 0
+        assert rates[10] == 1.0 and np.all(np.diff(rates[10:]) <= 1e-7)
+        # The last step would be followed by one at the final rate, and is not one itself.
+        assert (rates[-1] > last) == (last < 1.0) and rates[-1] < last + 0.05
+    for steps in (1, 2, 3):
+        assert np.all(learning_rates(OptimConfig(), steps) > 0)
+
+
+def test_the_decay_is_optaxs():
+    decays = {
+        "linear": optax.linear_schedule(0.5, 0.05, 40),
+        "cosine": optax.cosine_decay_schedule(0.5, 40, 0.1),
+    }
+    for name, schedule in decays.items():
+        config = OptimConfig(schedule=name, learning_rate=0.5, warmup=0.0, final=0.1)
+        theirs = [float(schedule(step)) for step in range(40)]
+        np.testing.assert_allclose(learning_rates(config, 40), theirs, rtol=1e-5)

@@ -143,3 +143,11 @@ class PipelineConfig:
             f"at most {MAX_CALLS:,}; lower a branch.",
         )
         check(self.roles[-1].answers, "roles: the last role must answer (answers: true).")
+
+    def training_of(self, policy: str) -> dict[str, Any]:
+        """Fields of `train` that a policy has of its own.
+
+        The STaR single agent learns as the first role does, whose drafts it learns from.
+        """
+        own = {"star": self.roles[0].training} | {role.name: role.training for role in self.roles}
+        return own.get(policy, {})

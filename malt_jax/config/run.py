@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from malt_jax.checks import check, check_range, check_unique
+from malt_jax.checks import check, check_path, check_range, check_unique
 from malt_jax.config import reading, strict_yaml
 from malt_jax.config.data import DataConfig
 from malt_jax.config.evaluation import Ablation, EvalConfig
@@ -71,8 +71,8 @@ class Config:
             f"output_dir: found {self.output_dir!r}, allowed: a folder of this machine; --mirror "
             "copies the run to an object store.",
         )
-        empty = "found an empty text, as an unset variable gives"
-        check(self.mirror != "", f"mirror: {empty}; name a folder or a store, or leave it out.")
+        check_path("output_dir", self.output_dir)
+        check_path("mirror", self.mirror)
         check_range(self, "rounds", least=1, most=100)
         check_range(self, "mirror_seconds", above=0, most=86400)
         check_range(self, "save_minutes", least=0)
@@ -88,12 +88,6 @@ class Config:
             f"data.weights: confidence, but search.backup: {self.search.backup}; confidence is "
             "that of a mean of branches, so use search.backup: mean.",
         )
-        check(
-            (self.data.margins == "gap") == (self.train.dpo.offset > 0),
-            "data.margins and train.dpo.offset: found "
-            f"{self.data.margins} and {self.train.dpo.offset:g}, of which one does nothing without "
-            "the other; set data.margins: gap and an offset above 0, or neither.",
-        )
         for index, role in enumerate(self.pipeline.roles):
             where = f"pipeline.roles.{index}.training"
             check(
@@ -104,6 +98,14 @@ class Config:
                 self.training_of(role.name)
             except UserError as error:
                 raise UserError(f"{where}.{error}") from None
+        offsets = [self.train, *(self.training_of(role.name) for role in self.pipeline.roles)]
+        offset = max(train.dpo.offset for train in offsets)
+        check(
+            (self.data.margins == "gap") == (offset > 0),
+            "data.margins and train.dpo.offset: found "
+            f"{self.data.margins} and {offset:g}, of which one does nothing without "
+            "the other; set data.margins: gap and an offset above 0, or neither.",
+        )
         self._check_bases()
         adapters = {role.adapter for role in self.pipeline.roles}
         check(
@@ -185,8 +187,7 @@ class Config:
 
     def training_of(self, policy: str) -> TrainConfig:
         """How a policy is trained: by the run's fields, under a role's own."""
-        own = {role.name: role.training for role in self.pipeline.roles}
-        return self.train.with_fields(own.get(policy, {}))
+        return self.train.with_fields(self.pipeline.training_of(policy))
 
 
 @functools.cache
@@ -200,7 +201,7 @@ def load(path: str | None, flags: list[str] | tuple[str, ...] = ()) -> Config:
 
     `quickstart` names the file in the package, unless the current folder has a file of that name.
     """
-    if path == "quickstart" and not Path(path).exists():
+    if path == "quickstart" and not Path(path).is_file():
         path = str(QUICKSTART)
     data = strict_yaml.read_file(path) if path else {}
     return from_dict(data, flags)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from malt_jax.checks import check_range
+from malt_jax.checks import check_path, check_range
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,7 @@ class TaskConfig:
     """Let graders of code tasks execute what the model wrote (see `malt tasks`)."""
 
     def __post_init__(self):
+        check_path("train_path", self.train_path)
+        check_path("eval_path", self.eval_path)
         check_range(self, "num_train", "num_eval", least=1)
         check_range(self, "num_validation", least=0, zero="none")

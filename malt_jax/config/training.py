@@ -20,11 +20,12 @@ class OptimConfig:
     learning_rate: float = 1e-4
     """The peak of the learning rate, after warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate goes from the peak at the end of warm-up to `final` at the last step."""
+    """How the rate goes from the peak at the end of warm-up to `final` after the last step."""
     warmup: float = 0.1
     """Share of all steps in which the rate rises linearly to the peak."""
     final: float = 0.0
-    """The rate at the last step, as a share of the peak (not for `constant`)."""
+    """The rate that the decay ends at, one step after the last, as a share of the peak (not for
+    `constant`)."""
     weight_decay: float = 0.0
     """Decoupled decay: each step shrinks the weights by learning rate x this."""
     beta1: float = 0.9
@@ -50,10 +51,12 @@ class LoopConfig:
     """Optimiser steps in all, in as many passes over the examples as that takes, so that phases
     with different numbers of examples can be compared; 0: the phase's `epochs` decide."""
     max_length: int = 2048
-    """The longest sequence in tokens; longer completions are cut at their end, and counted."""
+    """The longest sequence in tokens. A longer completion that would be imitated is left out, since
+    its end was cut off; another one is cut at its end. Both are counted."""
     micro_tokens: int = 0
     """Padded tokens per micro-batch. Gradients are summed over the micro-batches of a batch, so
-    this changes memory and not the result. 0: 1024 on a CPU, 16384 per device elsewhere."""
+    this changes memory and not the result, except for what `lora.dropout` draws. 0: 1024 on a CPU,
+    16384 per device elsewhere."""
     row_length: int = 0
     """Tokens per packed row, unless an example is longer; 0: the length that computes least. Roles
     with the same length share compiled programs."""
@@ -61,11 +64,13 @@ class LoopConfig:
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers.
     auto: `dots`; on a CPU `none`, as long as that keeps at most 4 GiB of activations."""
     logit_chunk: int = 0
-    """Completion tokens whose logits are in memory at once; 0: as many as take about 64 MB."""
+    """Completion tokens whose logits are in memory at once; 0: as many as take about 64 MiB on a
+    CPU and 512 MiB elsewhere."""
     held_out: float = 0.0
-    """Share of questions kept out of training to choose the best step and to stop early."""
+    """Share of questions kept out of training to choose the best step and to stop early. The
+    weights before the first step are no candidate."""
     eval_every: int = 0
-    """Steps between evaluations of the held-out questions; 0: eight evaluations in all."""
+    """Steps between evaluations of the held-out questions; 0: as many as make at most eight."""
     patience: int = 0
     """Stop after this many evaluations in a row without an improvement; 0: never."""
     save_every: int = 0
@@ -79,6 +84,12 @@ class LoopConfig:
         check_range(self, "micro_tokens", "row_length", "logit_chunk", least=0)
         check_range(self, "eval_every", "patience", "save_every", least=0)
         check_range(self, "held_out", least=0, most=0.5)
+        for name in ("eval_every", "patience"):
+            check(
+                self.held_out > 0 or not getattr(self, name),
+                f"{name}: found {getattr(self, name)}, but held_out: 0, and nothing is measured "
+                "without held-out questions; set held_out, or leave it out.",
+            )
         check_range(self, "explode", above=0)
 
 
@@ -91,7 +102,8 @@ class SftConfig:
     batch_size: int = 8
     """Examples per step; the paper uses 8."""
     siblings_together: bool = False
-    """Keep completions of the same prompt in one batch, where the prompt is computed once."""
+    """Keep completions of the same prompt in one batch, where the prompt is computed once. Only at
+    a batch's end they may be divided."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=2e-4))
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -172,7 +184,7 @@ class PgConfig:
     epochs: int = 2
     """Passes over the same completions."""
     batch_size: int = 32
-    """Completions per step; siblings are in the same batch where they fit."""
+    """Completions per step; siblings follow each other, and only at a batch's end are divided."""
     clip: float = 0.2
     """PPO (1707.06347): a token's probability ratio gains nothing beyond 1 - clip and 1 + clip."""
     kl_weight: float = 0.0

@@ -1,7 +1,8 @@
 """Training examples as a role's data files hold them: what TRL reads, and where each came from.
 
-Every kind has `completions`, its token ids; `cut`, itself with shorter ones; and `signals`, what
-else its loss reads (empty where that changes nothing), by which stored results are recognised.
+Every kind has `completions`, its token ids, of which the first `imitated` are made likelier; `cut`,
+itself with shorter ones; and `signals`, what else its loss reads (empty where that changes
+nothing), by which stored results are recognised.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class _OneCompletion:
     @property
     def completions(self) -> tuple[tuple[int, ...], ...]:
         return (self.completion_ids,)
+
+    @property
+    def imitated(self) -> int:
+        return 1
 
     def cut(self: _Single, completions: Sequence[tuple[int, ...]]) -> _Single:
         return replace(self, completion_ids=completions[0])
@@ -96,6 +101,10 @@ class DpoExample:
         return (self.chosen_ids, self.rejected_ids)
 
     @property
+    def imitated(self) -> int:
+        return 1
+
+    @property
     def signals(self) -> tuple[Any, ...]:
         return () if self.margin == 0.0 else (self.margin,)
 
@@ -146,6 +155,10 @@ class UnpairedExample(_OneCompletion):
     FILE: ClassVar[str] = "kto.jsonl"
 
     @property
+    def imitated(self) -> int:
+        return int(self.label)
+
+    @property
     def signals(self) -> tuple[Any, ...]:
         return (self.label, self.weight)
 
@@ -178,6 +191,11 @@ class PolicyExample(_OneCompletion):
                 f"{self.node_id}: {len(self.logprobs)} log-probabilities for "
                 f"{len(self.completion_ids)} completion tokens; each token has one."
             )
+
+    @property
+    def imitated(self) -> int:
+        # Its advantage is that of the tokens which were sampled, however many are kept.
+        return 0
 
     @property
     def signals(self) -> tuple[Any, ...]:

@@ -165,9 +165,8 @@ def _add_siblings(
     data.counts["negatives"] += len(negatives)
     data.counts["positives_cut_at_limit"] += len(positives) - len(whole)
     data.sft.extend(
-        SftExample(**_of_node(question_id, node), weight=weight)
+        SftExample(**_of_node(question_id, node), weight=selection.weight(node, desirable=True))
         for node in whole
-        if (weight := selection.weight(node, desirable=True))
     )
     pairs = [(p, n) for p in whole for n in negatives]
     distinct = [(p, n) for p, n in pairs if p.token_ids != n.token_ids]
@@ -179,8 +178,9 @@ def _add_siblings(
     for node in siblings:
         desirable = signs[node.id] > 0
         unfit = signs[node.id] == 0 or (desirable and not node.ended)
-        if not unfit and (weight := selection.weight(node, desirable=desirable)):
+        if not unfit:
             about = _of_node(question_id, node)
+            weight = selection.weight(node, desirable=desirable)
             data.kto.append(UnpairedExample(**about, label=desirable, weight=weight))
         if advantage := selection.advantage(node):
             # Trees from elsewhere may lack what the sampler stores; the ratio needs every token's.
@@ -242,7 +242,8 @@ def _pair(question_id: str, chosen: Node, rejected: Node, with_margin: bool) -> 
 def _drop_repeats(examples: list[Any]) -> int:
     """Keeps the first of the examples with equal token ids and label; returns how many go.
 
-    Its weight becomes the mean of theirs, since each was earned behind another prefix.
+    Its weight becomes the mean of theirs, since each was earned behind another prefix. After that
+    examples of weight 0 are left out.
     """
     equal: dict[tuple, list[Any]] = defaultdict(list)
     for example in examples:
@@ -250,8 +251,9 @@ def _drop_repeats(examples: list[Any]) -> int:
         equal[key].append(example)
     dropped = len(examples) - len(equal)
     examples[:] = [
-        replace(same[0], weight=fmean(example.weight for example in same))
+        replace(same[0], weight=weight)
         for same in equal.values()
+        if (weight := fmean(example.weight for example in same))
     ]
     return dropped
 

@@ -17,6 +17,7 @@ from malt_jax.stages.names import train_stage
 from malt_jax.stages.policies import PHASES, Weights, latest, phases_of, weights_folder
 from malt_jax.stages.session import Session
 from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.training.dataset import admit
 from malt_jax.training.fit import RATIO_SLACK
 from malt_jax.training.loop import TrainOutcome
 from malt_jax.training.mismatch import Mismatch
@@ -62,9 +63,11 @@ def _train_phase(
             if phase in phases and policy_name(role, config.sharing) == name
         }
         examples = [example for d in data.values() for example in d.of(phase)]
-        if not examples:
+        limit = config.training_of(name).phase(phase).loop.max_length
+        if not admit(examples, limit)[0]:
             if data:
-                session.progress.note(f"{stage}: no {phase} data, {name} keeps its weights")
+                fits = f" within {limit} tokens (loop.max_length)" if examples else ""
+                session.progress.note(f"{stage}: no {phase} data{fits}, {name} keeps its weights")
             # Leaving the block seals the stage without weights, and `latest` passes over it.
             return
         # The first phase begins with what the round before left, by which the trees were searched.

@@ -16,11 +16,12 @@ def admit(examples: Sequence[E], max_length: int) -> tuple[list[E], dict[str, in
     """Filters examples by length: those kept, after truncation, and counts of the others.
 
     Completions are cut at their end so that prompt and completion fit `max_length`. Dropped are
-    prompts that leave no room (`no_room`), empty completions (`empty`), and pairs whose completions
-    are equal after the cut (`equal`). `truncated` counts those that were cut and kept.
+    prompts that leave no room (`no_room`), empty completions (`empty`), pairs whose completions are
+    equal after the cut (`equal`), and examples of which a completion to imitate would be cut: they
+    would teach not to end (`too_long`). `truncated` counts those that were cut and kept.
     """
     kept: list[E] = []
-    counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, truncated=0)
+    counts: Counter[str] = Counter(no_room=0, empty=0, equal=0, too_long=0, truncated=0)
     for example in examples:
         # A prompt is never cut, because the completion was sampled given all of it.
         room = max_length - len(example.prompt_ids)
@@ -29,6 +30,8 @@ def admit(examples: Sequence[E], max_length: int) -> tuple[list[E], dict[str, in
             counts["no_room"] += 1
         elif not all(cut):
             counts["empty"] += 1
+        elif cut[: example.imitated] != example.completions[: example.imitated]:
+            counts["too_long"] += 1
         elif len(cut) == 2 and cut[0] == cut[1]:
             # Whatever the weights are, the gap of such a pair is 0 and has no gradient.
             counts["equal"] += 1
@@ -51,8 +54,9 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
     """Indices to train on and indices to hold out; the examples of a question stay together.
 
     A question is held out if its seeded hash, a number in [0, 1), is below `share`: by itself, so
-    that a later phase, which has other examples, does not measure on what an earlier one learnt.
-    At least one is held out if `share` is above 0 and there are two questions, and never all.
+    that a later phase with the same share, which has other examples, does not measure on what an
+    earlier one learnt. At least one is held out if `share` is above 0 and there are two questions,
+    and never all; where that one is not below `share`, an earlier phase may have learnt it.
     """
     # Without a question's id, the examples of one prompt count as one question.
     names = [example.question_id or repr(example.prompt_ids) for example in examples]
@@ -67,21 +71,25 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
     return train, [i for i, name in enumerate(names) if name in held]
 
 
-def mismatched(examples: Sequence[Example], max_length: int, first: int) -> list[Segment]:
-    """Each prompt of a batch with the completion of the example before it, numbered from `first`.
+def mismatched(
+    examples: Sequence[Example], max_length: int, first: int, others: Sequence[Example] = ()
+) -> list[Segment]:
+    """Each prompt of a batch with another prompt's completion, numbered from `first`.
 
-    KTO estimates the divergence of policy and reference on them, as TRL does. The first example
-    takes the completion of the last one; an example that is alone keeps its own.
+    KTO estimates the divergence of policy and reference on them. As in TRL the completion is that
+    of the example before it in the batch, and the last one's for the first; but an example of the
+    same prompt is passed over, and a batch of one prompt takes it from `others`. Where all have one
+    prompt, each keeps its own completion.
     """
-    pairs = zip(examples, [examples[-1], *examples[:-1]], strict=True) if examples else ()
-    return [
-        Segment(
-            example.prompt_ids,
-            (other.completions[0][: max_length - len(example.prompt_ids)],),
-            (first + place,),
+    segments = []
+    for place, example in enumerate(examples):
+        before = [*examples[:place][::-1], *examples[place:][::-1], *others]
+        other = next((one for one in before if one.prompt_ids != example.prompt_ids), example)
+        room = max_length - len(example.prompt_ids)
+        segments.append(
+            Segment(example.prompt_ids, (other.completions[0][:room],), (first + place,))
         )
-        for place, (example, other) in enumerate(pairs)
-    ]
+    return segments
 
 
 def epoch_order(

@@ -135,7 +135,10 @@ def _dpo(phase: Phase[DpoExample], config: DpoConfig) -> TrainOutcome:
         margin = np.asarray(result.chosen_reward - result.rejected_reward)
         # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
         accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
-        loss = float(np.mean(result.loss))
+        added = config.nll_weight * result.nll if config.loss != "nll" else 0.0
+        loss = float(np.mean(result.loss + added))
+        if config.loss == "nll":  # it learns no preference
+            return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": -loss}
         # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.
         score = accuracy - loss / (1.0 + loss) / (len(margin) + 1)
         return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": score}
@@ -153,7 +156,7 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
     """Trains towards desirable completions and away from undesirable ones.
 
     The divergence from the policy it starts from is estimated before each step, on the batch's
-    prompts with each other's completions.
+    prompts with other prompts' completions.
     """
     weight = _array(example.weight for example in phase.examples)
     desirable = _array(example.label for example in phase.examples)
@@ -162,7 +165,7 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
     firsts = np.cumsum([0, *map(len, batches)])
     longest = config.loop.max_length
     segments = [
-        mismatched([phase.examples[i] for i in batch], longest, int(first))
+        mismatched([phase.examples[i] for i in batch], longest, int(first), phase.examples)
         for batch, first in zip(batches, firsts, strict=False)
     ]
     other_plan, others = phase.plan_segments(segments), int(firsts[-1])

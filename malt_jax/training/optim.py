@@ -34,15 +34,14 @@ class Optimiser:
 def learning_rates(config: OptimConfig, steps: int) -> np.ndarray:
     """The learning rate of each step, float32 `[steps]`: a linear rise to the peak, then a decay.
 
-    The rise ends at the peak in the last warm-up step and the decay reaches `final` in the last
-    step of all; optax's schedules end one step later, so they are not used here.
+    The rise ends at the peak in the last warm-up step. The decay would reach `final` one step after
+    the last one, so that with a `final` of 0 the last batch is learnt as well.
     """
-    # At most steps - 1, so that the decay has at least one step.
+    # At most steps - 1, so that the decay has at least one step, which stays at the peak.
     warmup = min(round(config.warmup * steps), max(steps - 1, 0))
     step = np.arange(steps)
     rise = (step + 1) / max(warmup, 1)
-    # A decay of one step only stays at the peak (`past` is 0), so a phase of one step still learns.
-    past = (step - warmup) / max(steps - 1 - warmup, 1)
+    past = (step - warmup) / max(steps - warmup, 1)
     decay = {
         "constant": np.ones(steps),
         "linear": 1.0 - past,

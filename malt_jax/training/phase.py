@@ -83,7 +83,11 @@ class Phase(Generic[E]):
             train = self._keep(self._order(train, 0)[: loop.steps * config.batch_size])
         self.counts |= {"trained": len(train), "held_out": len(self.held)}
         if not train:
-            raise UserError(f"no example to train on is left of {len(examples)}: {self.counts}.")
+            longest = max((len(example.prompt_ids) for example in examples), default=0)
+            raise UserError(
+                f"loop.max_length: {loop.max_length} leaves none of {len(examples)} examples to "
+                f"train on: {self.counts}; the longest prompt has {longest} tokens. Raise it."
+            )
         # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
         # each epoch has the same number of them, but the last one may end early.
         self.epoch_steps = math.ceil(len(train) / config.batch_size)
@@ -229,8 +233,10 @@ class Phase(Generic[E]):
         those that the search visited.
         """
         plan = self.held_plan if self.held else self.every_example
-        spent = accumulate(Plan((step,)).row_tokens for step in plan.steps)
-        few = Plan(plan.steps[: 1 + sum(tokens < MEASURED_TOKENS for tokens in spent)])
+        # The held-out plan is one step, so micro-batches are counted.
+        micros = [(micro,) for step in plan.steps for micro in step]
+        spent = accumulate(Plan((one,)).row_tokens for one in micros)
+        few = Plan(tuple(micros[: 1 + sum(tokens < MEASURED_TOKENS for tokens in spent)]))
         return mean_divergence(
             self.scoring, trained, self.start, self._frozen(self.start), few, self.mesh
         )
@@ -257,7 +263,11 @@ class Phase(Generic[E]):
         segments = [[segment(self.examples[i], i) for i in batch] for batch in batches]
         # A pair's two completions share their prompt already, as the branches of one segment.
         if not any(isinstance(example, DpoExample) for example in self.examples[:1]):
-            longest = self.config.loop.max_length
+            loop = self.config.loop
+            longest = loop.max_length
+            if loop.row_length:  # joined prompts must not make rows longer
+                single = (one.tokens for batch in segments for one in batch)
+                longest = min(longest, max(loop.row_length, *single, 0))
             segments = [share_prompts(batch, longest) for batch in segments]
         return self.plan_segments(segments)
 

@@ -172,6 +172,11 @@ def _token_ids(id: str, given: Any, text: str, finish: str, tokenizer: Any) -> t
         or not all(type(i) is int and 0 <= i < 1 << 31 for i in given)
     ):
         raise ValueError(f"token_ids of node {id} are not a list of token ids")
+    if finish == "eos" and end and given[-1] not in end:
+        raise ValueError(
+            f"token_ids of node {id} do not end with an end token, which its finish `eos` says; "
+            "append it, or give `finish`: stop"
+        )
     said = read_completion(given, finish, tokenizer, tokenizer.thoughts)
     if (said.thought or "") + said.text != text:
         raise ValueError(
