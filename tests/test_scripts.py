@@ -147,7 +147,18 @@ else:
 words = sys.argv[1:]
 while words[0].startswith("--"):
     assert words.pop(0) == "--kill-on-bad-exit=1"
-os.execvp(words[0], words)
+step = subprocess.Popen(words)
+Path("step").write_text(str(step.pid))
+def kill(*_):  # src/srun/srun_job.c: SIGTERM, "forcing job termination"
+    step.kill()
+signal.signal(signal.SIGTERM, kill)
+status = step.wait()
+sys.exit(status if status >= 0 else 128 - status)
+""",
+    # As https://slurm.schedmd.com/scancel.html: a signal is sent to the steps of a job.
+    "scancel": """
+assert sys.argv[1:] == ["--signal=TERM", "17"]
+os.kill(int(Path("step").read_text()), signal.SIGTERM)
 """,
     "scontrol": "Path('requeued').write_text(' '.join(sys.argv[1:]))",
     "malt": """

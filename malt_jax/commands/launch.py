@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from malt_jax.checks import check_path
 from malt_jax.commands.bases import Found, Models, check_models, specs_of
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
 from malt_jax.errors import UserError
-from malt_jax.stages.trust import open_existing
+from malt_jax.stages.trust import check_destinations, open_existing
 
 if TYPE_CHECKING:
     from malt_jax.config.model import ModelConfig
@@ -43,11 +44,14 @@ def read_config(invocation: Invocation) -> Config:
         return config.load(options.config, flags)
     # Only what the flags say, without defaults: it tells which run is meant, or that none is.
     said = reading.apply_flags({}, flags)
-    folder = str(said.get("output_dir") or config.Config().output_dir)
+    folder = str(said.get("output_dir", config.Config().output_dir))
+    check_path("output_dir", folder)
     if os.path.exists(Path(folder, manifest.NAME)):
         # The run may have been moved, so its folder overrides the saved `output_dir`.
         flags = [*flags, "--output-dir", folder]
-        return open_existing(folder, options.trust_task_code, flags)[0]
+        found = open_existing(folder, options.trust_task_code, flags)[0]
+        check_destinations(found, folder, options.trust_task_code, said)
+        return found
     if not said.keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
@@ -136,7 +140,23 @@ def redo(invocation: Invocation, run: RunDir, progress: Progress) -> None:
     from malt_jax.storage.writers import on_writer
 
     if stage := invocation.options.redo:
-        on_writer(lambda: progress.note(f"{stage} again; set aside in {manifest.redo(run, stage)}"))
+        if not does(invocation.command.name, stage):
+            raise UserError(
+                f"--redo: `malt {invocation.command.name}` does not make {stage}; "
+                f"use `malt run`, or the stage's own command."
+            )
+
+        def set_aside() -> None:
+            folder = manifest.redo(run, stage)
+            moved = f"; set aside in {folder}" if folder.exists() else ", and nothing was damaged"
+            progress.note(f"{stage} is open again{moved}")
+
+        on_writer(set_aside)
+
+
+def does(command: str, stage: str) -> bool:
+    """Whether a command makes this stage."""
+    return command == "run" or stage.split("/")[0] == command
 
 
 def _finished(config: Config, command: str) -> bool:

@@ -44,6 +44,8 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
             )
         if _weights(run) != _weights(first):
             raise UserError(f"{run.path}: its base model's weights are not those of {first.path}.")
+        if _asked(run) != _asked(first):
+            raise UserError(f"{run.path}: was evaluated on other questions than {first.path}.")
     seeds = [run.config["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise UserError(f"pool: found seeds {seeds}; each run needs a seed of its own.")
@@ -53,6 +55,12 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
             for _, run in sorted(zip(seeds, runs, strict=True), key=lambda pair: pair[0])
         ]
     )
+
+
+def _asked(run: RunDir) -> str | None:
+    """The hash of the questions that a run was evaluated on."""
+    asked: str | None = (manifest.load(run).get("questions") or {}).get("eval")
+    return asked
 
 
 def check_output(folder: Path) -> None:

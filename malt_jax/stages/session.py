@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.config.run import Config
-from malt_jax.data.role_data import policy_name
+from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.errors import HubError, UserError
 from malt_jax.hashing import fingerprint
 from malt_jax.progress import Progress, counted
@@ -128,6 +128,8 @@ class Session:
             # A user's file is read in its order; a task's own split is sampled by seed.
             seed_of = seed if config.train_path is None else None
             return choose(kept, config.num_train, seed_of), validation
+        except HubError:
+            raise
         except UserError as error:
             if str(error).startswith("task."):
                 raise
@@ -225,8 +227,8 @@ class Session:
         if not taken and (units := manifest.sealed_units(self.run, stage)):
             raise UserError(
                 f"{flag}: the search of {self.run.path} has {counted(len(units), 'sealed file')}, "
-                f"not from what is given here; leave {flag} out to go on with it, or give "
-                f"--redo {stage} or another --output-dir."
+                f"not from what is given here; leave {flag} out to go on with it, or choose "
+                "another --output-dir."
             )
 
     def forest(self, round: int) -> Forest:
@@ -281,7 +283,9 @@ class Session:
         return on_mesh(weights, model.spec, self.mesh)
 
     def start_adapter(self, name: str) -> str | None:
-        """The adapter that the config names for a policy, or None."""
+        """The adapter that the config names for a policy, or None; for STaR the first role's."""
+        if name == STAR:
+            return self.pipeline.roles[0].config.adapter
         for role in self.pipeline.roles:
             if policy_name(role.name, self.config.sharing) == name:
                 return role.config.adapter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from malt_jax.checks import show
@@ -22,13 +23,41 @@ if TYPE_CHECKING:
 def open_existing(
     folder: str | os.PathLike, trusted: bool, flags: Sequence[str] = ()
 ) -> tuple[Config, RunDir]:
-    """The config of a run, with flags over it, and its directory, to be read; see `check_trust`."""
+    """The config of a run, with flags over it, and its directory, to be read; see `check_trust`.
+
+    Compiled programs are not read from a folder that only the run's config names: JAX would execute
+    what it finds there.
+    """
     from malt_jax.storage.rundir import RunDir
 
-    run = RunDir.existing(folder)
+    run, said = RunDir.existing(folder), apply_flags({}, flags)
     config = from_dict(run.config, list(flags))
-    check_trust(config, folder, trusted, apply_flags({}, flags))
+    check_trust(config, folder, trusted, said)
+    if not trusted and config.sampler.cache_dir and "cache_dir" not in said.get("sampler", {}):
+        config = replace(config, sampler=replace(config.sampler, cache_dir="auto"))
     return config, run
+
+
+def check_destinations(config: Config, place: object, trusted: bool, said: dict[str, Any]) -> None:
+    """Raises UserError if a run's config sends it somewhere that the user has not named.
+
+    The arguments are those of `check_trust`. It is for commands that write the run.
+    """
+    named = {
+        "mirror": (config.mirror, "mirror" in said),
+        "export.push_to_hub": (
+            config.export.push_to_hub, "push_to_hub" in said.get("export", {})
+        ),
+        "wandb": (config.wandb, "wandb" in said),
+        "trackio": (config.trackio, "trackio" in said),
+    }  # fmt: skip
+    for field, (value, given) in named.items():
+        if value and not given and not trusted:
+            raise UserError(
+                f"{place}: its config has {field}: {show(value)}, and would send the run there in "
+                f"your name; give the flag --{field.replace('_', '-')} yourself, add "
+                "--trust-task-code, or continue your own run with its --config."
+            )
 
 
 def check_trust(config: Config, place: object, trusted: bool, said: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from malt_jax.errors import UserError
+from malt_jax.errors import Unavailable, UserError
 from malt_jax.regular_files import open_regular
 from malt_jax.storage.schema import LOCK
 from malt_jax.storage.writers import is_writer
@@ -55,7 +55,9 @@ def explained(path: Path) -> Iterator[None]:
             code = errno.ENOSPC
         if isinstance(error, UserError) or code not in _REMEDIES:
             raise
-        raise UserError(
+        # A disk or mount that fails may be whole again on the machine that tries next.
+        kind = Unavailable if code in (errno.EIO, errno.ESTALE) else UserError
+        raise kind(
             f"{path}: could not be written: {os.strerror(code)}. The previous content is "
             f"unchanged; {_REMEDIES[code]} or choose another folder, then run the command again."
         ) from error

@@ -13,11 +13,13 @@ at most one block. A stage that was finished before has nothing to do: `journal.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from malt_jax.errors import UserError
 from malt_jax.memory import release_freed
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import write_bytes, write_json, write_text
@@ -164,6 +166,7 @@ class Journal:
         unsealed = [path for path in paths if path not in sealed]
         # 2. Check the sealed files against their hashes, and cut a torn line off the others.
         manifest.verify(self.run, [path for path in paths if path in sealed])
+        self._refuse_others(sealed, expected)
         # The cost is sealed after the last block, so nothing is left to do once it is.
         if not unsealed and self._cost_path in sealed:
             return
@@ -208,6 +211,20 @@ class Journal:
         total = sum(cost["seconds"] for cost in costs.values())
         self.record_cost(**{**figures(), "seconds": total})
         self._seal([*unsealed, self.block_costs_path(self.run, self.stage), self._write_cost()])
+
+    def _refuse_others(
+        self, sealed: set[Path], expected: Sequence[Mapping[Path, set[Key]]]
+    ) -> None:
+        """Refuses sealed files that are not of these blocks, such as those of a joined search."""
+        sizes: Counter[Path] = Counter()
+        for block in expected:
+            sizes.update({path: len(keys) for path, keys in block.items()})
+        for path in sealed:
+            if path.suffix == ".jsonl" and sizes[path] != sum(1 for _ in read_lines(path)):
+                raise UserError(
+                    f"{path}: is not what {self.stage} makes here, but was joined or imported; go "
+                    "on with the command that took it, or choose another --output-dir."
+                )
 
     def pending(self, pieces: Mapping[str, Path], *, folders: bool) -> Iterator[tuple[str, Path]]:
         """The named files or `folders` that are not sealed yet; each is sealed after its turn.

@@ -17,6 +17,8 @@ from malt_jax.storage.schema import LOCK
 PATIENCE = 1.0
 """Seconds to wait: a busy machine can take a moment to release the lock of a killed process."""
 UNKNOWN = "another process"
+_HELD: set[str] = set()
+"""The lock files that this process holds."""
 
 
 class RunLock:
@@ -45,6 +47,7 @@ class RunLock:
                 # names it.
                 file.truncate()
                 file.write(json.dumps(owner).encode())
+                _HELD.add(os.path.realpath(path))
             # The caller gets no RunLock after an exception here, so nobody could release it later.
             except BaseException:
                 self.release()
@@ -67,6 +70,7 @@ class RunLock:
             ) from error
 
     def release(self) -> None:
+        _HELD.discard(os.path.realpath(self._lock.lock_file))
         self._lock.release()
 
 
@@ -86,7 +90,8 @@ def _holder_is_alive(path: Path) -> bool:
         if owner["host"] != socket.gethostname():
             return False
         os.kill(owner["pid"], 0)  # signal 0 only asks whether there is such a process
-        return True
+        # In containers all numbers begin with 1, and the one of a holder that is gone may be ours.
+        return owner["pid"] != os.getpid() or os.path.realpath(path) in _HELD
     except PermissionError:
         return True  # a process of another user
     except (OSError, ValueError, KeyError, TypeError, UserError):

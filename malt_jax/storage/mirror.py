@@ -7,6 +7,7 @@ sealed yet lies beside it (`unfinished`). `uploader` copies both while the run g
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def push(run: str | os.PathLike, url: str) -> None:
                 raise UserError(
                     f"mirror: {url} holds another run (made with another config); choose another."
                 )
+            _refuse_older(url, root, there, here)
             there_already = {
                 file
                 for file, entry in here["artefacts"].items()
@@ -72,9 +74,31 @@ def push(run: str | os.PathLike, url: str) -> None:
                 if (root / file).exists():
                     store.put_bytes(read_bytes(root / file), file)
             store.put(root / config_file.NAME, config_file.NAME)
+            if raw != read_bytes(root / manifest.NAME):
+                # The run goes on faster than it is copied: what is there can be continued already.
+                same = {f for f, entry in here["artefacts"].items() if mirrored.get(f) == entry}
+                store.put_bytes(manifest.only(here, same), manifest.NAME)
         # The manifest goes last: also after a kill it names only files that are already there. The
         # bytes are those whose files were copied, because the file may have changed by now.
         store.put_bytes(raw, manifest.NAME)
+
+
+def refuse_older(url: str, run: Path) -> None:
+    """Refuses a run directory whose mirror has gone on without it, on another machine."""
+    # A store that does not answer now is asked again by the first copy.
+    with contextlib.suppress(Unavailable):
+        _refuse_older(url, run, look(url), manifest.load(run))
+
+
+def _refuse_older(url: str, run: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
+    """What an old copy of the run would put there must not replace what is newer."""
+    if not there or there.get("writes", 0) <= here.get("writes", 0):
+        return
+    if lost := there["artefacts"].keys() - here["artefacts"].keys():
+        raise UserError(
+            f"mirror: {url} has gone on without {run}: it has {len(lost)} finished files more. "
+            f"Move {run} away to continue from the mirror, or choose another mirror."
+        )
 
 
 def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None) -> bool:

@@ -125,7 +125,9 @@ class RunDir:
             try:
                 _refuse_foreign(path, request, url, inside)  # again, now that nobody else writes
                 # 4. Fetch the run from its mirror, if it exists only there.
-                if url and not _is_run(path):
+                if url and _is_run(path):
+                    mirror.refuse_older(url, path)
+                elif url:
                     _fetch(url, path, request)
                 # 5. Remove what a killed process left: the marker of a fetch, and temporary files.
                 remove(path / mirror.BEGUN)

@@ -43,6 +43,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         isinstance(bases, dict) and all(_has(b, path=str, fingerprint=str) for b in bases.values()),
         "bases",
     )
+    _require(type(data.get("writes", 0)) is int, "writes")
     resumed = data.get("resumed_with", [{}])
     _require(isinstance(resumed, list) and resumed and all(map(_has, resumed)), "resumed_with")
     _require(all(_has(stage, done=bool, units=list) for stage in data["stages"].values()), "stages")

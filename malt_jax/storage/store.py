@@ -121,7 +121,13 @@ class Store:
 
     def _upload(self, send: Callable[[], Any], place: str, size: int) -> None:
         """Object stores show an upload only once it is complete; this checks that it is."""
-        send()
+        try:
+            send()
+        except FileNotFoundError as error:
+            # The answer to completing an upload a second time; a missing bucket says so again.
+            if self._fs.exists(self.base.split("/")[0]):
+                raise OSError(f"{place}: the upload is gone") from error
+            raise
         self._fs.invalidate_cache()
         if (there := self._fs.size(place)) != size:
             raise OSError(f"{place} has {there} bytes after an upload of {size}")

@@ -17,7 +17,7 @@ from malt_jax.regular_files import read_bytes
 from malt_jax.storage import manifest, mirror
 from malt_jax.storage.schema import parse
 from malt_jax.storage.store import Store
-from malt_jax.storage.unfinished import Unfinished
+from malt_jax.storage.unfinished import Unfinished, work_of
 
 TRIES = 10
 """How often a copy is begun again because the run has changed during it."""
@@ -90,7 +90,9 @@ class Uploader:
     def _copy(self) -> None:
         path = self._run / manifest.NAME
         # A run that holds nothing yet may be withdrawn, and is not copied.
-        if not path.exists() or not parse(read_bytes(path))["artefacts"]:
+        if not path.exists():
+            return
+        if not parse(read_bytes(path))["artefacts"] and not any(work_of(self._run, set())):
             return
         # What a stage seals, or removes, during the copy is looked at now and not after the pause.
         for _ in range(TRIES):
