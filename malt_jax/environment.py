@@ -7,7 +7,6 @@ results without a word. Every check ends with one sentence that says what to cha
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 from malt_jax.checks import show
 from malt_jax.errors import Unavailable, UserError, first_line
 from malt_jax.escape import one_line
-from malt_jax.memory import CONTROL_GROUP, number_in
+from malt_jax.memory import free_memory
 
 PINNED: dict[str, Any] = {
     "jax_enable_x64": False,
@@ -121,7 +120,7 @@ def check_memory(need: int) -> None:
     device = jax.local_devices()[0]
     # On a CPU the arrays are in the memory of this process.
     if device.platform == "cpu":
-        have, where = _free_memory(), "this process may still take"
+        have, where = free_memory(), "this process may still take"
     else:
         have = (device.memory_stats() or {}).get("bytes_limit")
         where = f"{device.device_kind} has"
@@ -184,35 +183,6 @@ def _check_xla_flags(env: Mapping[str, str]) -> None:
             f"XLA_FLAGS: found {show(env['XLA_FLAGS'])}, which XLA refuses ({one_line(reason)}); "
             "correct or unset it."
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes this process may still take: of the machine, its control group and its limits."""
-    bounds = []
-    found = _numbers("/proc/meminfo")
-    if "MemAvailable:" in found:
-        # The kernel writes these numbers in KiB.
-        bounds.append(1024 * (found["MemAvailable:"] + found.get("SwapFree:", 0)))
-    limit, used = (number_in(CONTROL_GROUP / f"memory.{name}") for name in ("max", "current"))
-    if limit is not None and used is not None:
-        # The group's use includes cached files, which the kernel drops when memory is needed.
-        cached = _numbers(CONTROL_GROUP / "memory.stat").get("inactive_file", 0)
-        bounds.append(limit - used + cached)
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    # This limit counts addresses, so it is compared with all mapped pages, resident or not.
-    pages = number_in("/proc/self/statm")
-    if limit != resource.RLIM_INFINITY and pages is not None:
-        bounds.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
-    return max(0, min(bounds)) if bounds else None
-
-
-def _numbers(path: str | Path) -> dict[str, int]:
-    """The numbers by name in a file of the kernel with lines `name number ...`."""
-    try:
-        lines = [line.split() for line in Path(path).read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def _gigabytes(count: int) -> str:

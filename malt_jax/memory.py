@@ -27,6 +27,35 @@ def host_memory() -> int:
     return min(machine, number_in(CONTROL_GROUP / "memory.max") or machine)
 
 
+def free_memory() -> int | None:
+    """Bytes this process may still take: of the machine, its control group and its limits."""
+    bounds = []
+    found = _numbers("/proc/meminfo")
+    if "MemAvailable:" in found:
+        # The kernel writes these numbers in KiB.
+        bounds.append(1024 * (found["MemAvailable:"] + found.get("SwapFree:", 0)))
+    limit, used = (number_in(CONTROL_GROUP / f"memory.{name}") for name in ("max", "current"))
+    if limit is not None and used is not None:
+        # The group's use includes cached files, which the kernel drops when memory is needed.
+        cached = _numbers(CONTROL_GROUP / "memory.stat").get("inactive_file", 0)
+        bounds.append(limit - used + cached)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    # This limit counts addresses, so it is compared with all mapped pages, resident or not.
+    pages = number_in("/proc/self/statm")
+    if limit != resource.RLIM_INFINITY and pages is not None:
+        bounds.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(bounds)) if bounds else None
+
+
+def _numbers(path: str | Path) -> dict[str, int]:
+    """The numbers by name in a file of the kernel with lines `name number ...`."""
+    try:
+        lines = [line.split() for line in Path(path).read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+
+
 def peak_bytes() -> int:
     """The most memory in use so far: of the first device, or of this process on a CPU.
 

@@ -88,7 +88,7 @@ def test_x64_changes_no_result(tmp_path):
 
 
 def test_too_little_memory_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(environment, "_free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(environment, "free_memory", lambda: 1_000_000)
     assert cli.main([*RUN, str(tmp_path / "run")]) == 2
     assert "memory: the run needs about" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -108,8 +108,8 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 def test_memory_is_bounded_by_the_limits_of_the_process():
     code = (
-        "import resource\nfrom malt_jax.environment import _free_memory\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\nprint(_free_memory())"
+        "import resource\nfrom malt_jax.memory import free_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\nprint(free_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 0 < int(done.stdout) < 3 << 30

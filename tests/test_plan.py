@@ -381,3 +381,13 @@ def test_headers_of_recipes_are_the_kept_plans():
         plan = json.loads(path.read_text())
         assert recipes.with_header(text, plan) == text, f"run `python {recipes.__file__}`"
         assert "# The plan of" in text and plan["fits"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results/plans").glob("*.json")), ids=lambda path: path.stem)
+def test_a_recipe_whose_compiled_plan_fits_is_not_refused_by_the_estimate_of_a_run(path):
+    plan = json.loads(path.read_text())
+    recipe = config.load(str(ROOT / f"configs/{path.stem}.yaml"))
+    spec, _ = find_spec(recipe.model.path, recipe.model.revision)
+    target = find_target(plan["target"]["name"], compiles=False)
+    needs = count_needs(recipe, spec, ("sampling", "sft", "dpo"), target=target)
+    assert plan["fits"] and needs.memory <= plan["target"]["chip_bytes"]

@@ -16,8 +16,9 @@ class SamplerConfig:
     """Completions that decode at a time, over all devices, at most; 0: the platform's best number.
     Where their caches do not fit, as those of long prompts may not, as many as fit."""
     width: int = 0
-    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4, or with
-    `attention: pallas` all that the kernel has room for, which is 16 or more."""
+    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4. With
+    `attention: pallas` not more than the kernel has room for, which 0 stands for: 8 to 20 for most
+    models."""
     streams: int = 0
     """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
     CPU with several cores, 1 elsewhere."""
@@ -41,7 +42,8 @@ class SamplerConfig:
     chunk_steps: int = 16
     """Decode steps that the device takes between two visits of the host, at most."""
     weights: Literal["auto", "int8"] = "auto"
-    """`auto`: the weights as loaded; `int8`: rounded, with one scale per output channel."""
+    """`auto`: the weights as loaded; `int8`: a rounded copy beside them, with one scale per output
+    channel, which takes more memory and is read faster. `model.quantize` rounds them for all."""
     cache: Literal["auto", "int8"] = "auto"
     """Keys and values. `auto`: the weights' dtype, float32 on a CPU; `int8`: rounded, a scale per
     token and head."""

@@ -150,10 +150,15 @@ def _backward(softcap, kept, d_out):
 _attention.defvjp(_forward, _backward)
 
 
+def block_size(time: int) -> int:
+    """Queries of a row that attend at once."""
+    # Every block is a copy of the code in the compiled program, hence the limit on their number.
+    return min(time, max(BLOCK, -(-time // BLOCKS)))
+
+
 def _blocks(time: int) -> list[tuple[int, int]]:
     """The first query and the end of every block."""
-    # Every block is a copy of the code in the compiled program, hence the upper limit.
-    size = max(BLOCK, -(-time // BLOCKS))
+    size = block_size(time)
     return [(first, min(first + size, time)) for first in range(0, time, size)]
 
 

@@ -71,6 +71,12 @@ def mesh_parts(mesh: AnyMesh | None, axis: str) -> int:
     return math.prod(mesh.shape.get(name, 1) for name in RULES[axis]) if mesh is not None else 1
 
 
+def parts_of(mesh: AnyMesh | None, axis: str, size: int) -> int:
+    """Into how many parts a mesh splits a dimension of this size; one if it does not divide it."""
+    parts = mesh_parts(mesh, axis)
+    return parts if size % parts == 0 else 1
+
+
 def on_mesh(mesh: AnyMesh | None) -> AbstractContextManager[Any]:
     """What is traced under it finds the mesh; no effect without devices."""
     return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext()

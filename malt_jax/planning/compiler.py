@@ -83,12 +83,14 @@ def measure(
     compiled = [spec.num_layers] if whole else depths(spec)
     started = time.perf_counter()
     found = [_at(program, depth, mesh, chips) for depth in compiled]
+    refused = any([one.pop("refused", False) for one in found])
     # A program that did not fit reports fewer figures: only what all depths have can be extended.
     known = [name for name in found[0] if all(name in one for one in found)]
     found = [{name: one[name] for name in known} for one in found]
     figures = extended(found, compiled, spec.num_layers) if len(found) > 1 else found[0]
     return {
         **figures,
+        **({"refused": True} if refused else {}),
         "resident": program.resident,
         "compiled_at_layers": compiled if isinstance(mesh, Mesh) else [],
         "compile_seconds": round(time.perf_counter() - started, 1),
@@ -131,7 +133,8 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
             if not (used := _USED.search(str(error))):
                 raise
             total = round(float(used[1]) * 2 ** _UNITS[used[2]])
-            return figures | {"temporaries": max(0, total - figures["arguments"])}
+            temporaries = max(0, total - figures["arguments"])
+            return figures | {"temporaries": temporaries, "refused": True}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = _text(compiled)
     figures |= {

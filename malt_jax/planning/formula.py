@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from malt_jax.config.run import Config
+from malt_jax.models.sharding import AnyMesh, mesh_parts, parts_of
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram
 from malt_jax.planning.sizes import Sizes
@@ -29,39 +30,53 @@ def active_weights(spec: ModelSpec) -> int:
 
 
 def temporaries(
-    program: AbstractProgram, config: Config, spec: ModelSpec, sizes: Sizes, weights: int
+    program: AbstractProgram,
+    config: Config,
+    spec: ModelSpec,
+    sizes: Sizes,
+    weights: int,
+    mesh: AnyMesh,
 ) -> int:
-    """Bytes that a program needs beside its arguments; `weights`: bytes of the parameters."""
+    """Bytes that a program needs beside its arguments; `weights`: those of the parameters."""
     if program.kind == "sampling":
-        return _sampling(program, spec, sizes)
-    return _training(program, config, spec, sizes, weights)
+        return _sampling(program, spec, sizes, mesh)
+    return _training(program, config, spec, sizes, weights, mesh)
 
 
-def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes) -> int:
-    shapes = sizes.shapes
+def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes, mesh: AnyMesh) -> int:
+    shapes, shards = sizes.shapes, mesh_parts(mesh, "batch")
     if program.name == "copy":
         return 0
     if program.name == "decode":
         # A step's activations are small beside the float32 logits that top-k and top-p search.
-        return LOGIT_COPIES * FLOAT32 * spec.vocab * shapes.rows
-    # Prefill: the activations of one layer, the caches of the prompts in the call, and queries
-    # times keys in float32, once as scores and once as probabilities.
+        vocab = spec.vocab // parts_of(mesh, "vocab", spec.vocab)
+        return LOGIT_COPIES * FLOAT32 * vocab * -(-shapes.rows // shards)
+    # Prefill: the activations of one layer, and of one chunk at a time its prompt's cache and
+    # queries times keys in float32, once as scores and once as probabilities.
     count = int(program.name.split()[-1])
-    tokens = count * sizes.prefill.tokens
-    activations = (2 * spec.active_mlp + 4 * spec.d_model) * tokens
-    caches = 2 * count * spec.kv_heads * spec.head_dim * shapes.prefix_tokens
-    scores = 2 * FLOAT32 * tokens * spec.heads * shapes.prefix_tokens
-    return jnp.dtype(sizes.dtype).itemsize * (activations + caches) + scores
+    tokens = -(-count // shards) * sizes.prefill.tokens
+    mlp = spec.active_mlp // parts_of(mesh, "mlp", spec.active_mlp)
+    heads = spec.heads // parts_of(mesh, "heads", spec.heads)
+    kv_heads = spec.kv_heads // parts_of(mesh, "kv_heads", spec.kv_heads)
+    activations = (2 * mlp + 4 * spec.d_model) * tokens
+    cache = 2 * kv_heads * spec.head_dim * shapes.prefix_tokens
+    scores = 2 * FLOAT32 * sizes.prefill.tokens * heads * shapes.prefix_tokens
+    return jnp.dtype(sizes.dtype).itemsize * (activations + cache) + scores
 
 
 def _training(
-    program: AbstractProgram, config: Config, spec: ModelSpec, sizes: Sizes, weights: int
+    program: AbstractProgram,
+    config: Config,
+    spec: ModelSpec,
+    sizes: Sizes,
+    weights: int,
+    mesh: AnyMesh,
 ) -> int:
     phase, shape = config.train.phase(program.kind), largest(sizes.steps[program.kind])
     element = jnp.dtype(sizes.dtype).itemsize
     backward = not program.name.endswith("reference")
     # Formulas stand in for the compilers of accelerators; a CPU's is always at hand.
-    total = working_bytes(phase, spec, shape, element, "accelerator", backward)
+    total = working_bytes(phase, spec, shape, element, "accelerator", mesh, backward)
     if config.train.full:
         parameters = weights // element
         # The float32 weights are cast to compute, and this micro-batch's gradient is added to

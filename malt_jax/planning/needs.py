@@ -16,7 +16,7 @@ from malt_jax.models.spec import ModelSpec
 from malt_jax.planning import formula
 from malt_jax.planning.abstract_programs import device_bytes
 from malt_jax.planning.bases import parts_of
-from malt_jax.planning.chips import find_target
+from malt_jax.planning.chips import Target, find_target
 from malt_jax.planning.plan import count_parameters, lay_out
 from malt_jax.planning.work import Work
 
@@ -50,12 +50,13 @@ def count_needs(
     kinds: Collection[str],
     roles: tuple[str, ...] = (),
     beside: int = 0,
+    target: Target | None = None,
 ) -> Needs:
     """The needs of a run's programs of these kinds (`sampling`, or a phase) on these devices.
 
-    `roles` and `beside` as in `lay_out`.
+    `roles` and `beside` as in `lay_out`. `target`: other devices than this machine's.
     """
-    target = find_target(None, compiles=False)
+    target = target or find_target(None, compiles=False)
     run = lay_out(config, spec, target, roles, beside)
     # Programs run one at a time, so the largest decides.
     largest = 0
@@ -63,7 +64,9 @@ def count_needs(
         if program.kind in kinds:
             arrays = device_bytes(program.build(spec.num_layers)[1]) + program.resident
             if target.chip.platform != "cpu":
-                arrays += formula.temporaries(program, config, spec, run.sizes, run.weights)
+                arrays += formula.temporaries(
+                    program, config, spec, run.sizes, run.weights, run.mesh
+                )
             largest = max(largest, arrays)
     return Needs(largest, disk_bytes(config, spec, run.work, run.sizes.dtype.itemsize))
 

@@ -195,10 +195,13 @@ def measured(
     for program, figures in zip(programs, found, strict=True):
         if not target.devices:
             figures["temporaries"] = formula.temporaries(
-                program, run.config, run.spec, run.sizes, run.weights
+                program, run.config, run.spec, run.sizes, run.weights, run.mesh
             )
-        have, need = target.chip.memory, total_bytes(figures)
-        figures |= {"total_bytes": need, "fits": None if have is None else need <= have}
+        have, refused = target.chip.memory, figures.pop("refused", False)
+        need = total_bytes(figures)
+        # What the compiler refuses does not fit: it may use a little less than the nominal size.
+        fits = None if have is None else need <= have and not refused
+        figures |= {"total_bytes": need, "fits": fits}
     return found
 
 

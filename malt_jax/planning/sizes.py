@@ -64,7 +64,7 @@ def choose_sizes(
     }
 
     def memory_of(step: tuple[PhaseConfig, Plan]) -> int:
-        return working_bytes(step[0], spec, largest(step[1]), dtype.itemsize, platform)
+        return working_bytes(step[0], spec, largest(step[1]), dtype.itemsize, platform, mesh)
 
     most = {phase: max(steps.items(), key=memory_of) for phase, steps in found.items()}
     return Sizes(
@@ -94,11 +94,12 @@ def _cache_shapes(
     """
     sampler, last, platform = config.sampler, work.roles[-1], target.chip.platform
     attention = choose_attention(sampler.attention, platform, spec, dtype)
-    limit = sampler.width or attention.siblings
     one = CacheShape(
         rows=1,
         entries=1,
-        siblings=memory.siblings_per_entry(last.nodes // last.prefixes, limit),
+        siblings=memory.siblings_per_entry(
+            last.nodes // last.prefixes, attention.width(sampler.width)
+        ),
         # The longest prompt of a block needs about a quarter more than the mean.
         prefix_tokens=memory.bucket(
             sampler.prefix_buckets, min(round(1.25 * last.prompt), spec.context), attention.block

@@ -8,7 +8,8 @@ from typing import Any
 from malt_jax.config.run import Config
 from malt_jax.config.training import DpoConfig, PhaseConfig
 from malt_jax.data.packing import Segment, Shape
-from malt_jax.models.sharding import AnyMesh
+from malt_jax.models.packed_attention import block_size
+from malt_jax.models.sharding import AnyMesh, mesh_parts, parts_of
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.work import RoleWork, Work
 from malt_jax.training import remat
@@ -58,27 +59,30 @@ def largest(plan: Plan) -> Shape:
 
 def working_bytes(
     phase: PhaseConfig, spec: ModelSpec, shape: Shape, element: int, platform: str,
-    backward: bool = True,
+    mesh: AnyMesh | None, backward: bool = True,
 ) -> int:  # fmt: skip
-    """What a micro-batch needs by formula: activations, attention scores and logits.
+    """What a micro-batch needs on one device by formula: activations, scores and logits.
 
     `element`: bytes of an activation. Without a backward pass only one layer is held.
     """
-    tokens = shape.rows * shape.time
+    shards = mesh_parts(mesh, "batch")
+    rows = -(-shape.rows // shards)
     policy = remat.resolve(phase.loop.remat, platform)
-    policy = remat.of_shape(policy, spec, tokens, element)
-    activations = remat.kept_bytes(spec, policy, tokens, element)
+    policy = remat.of_shape(policy, spec, shape.rows * shape.time, element)
+    # As if no part of a layer were split over devices.
+    activations = remat.kept_bytes(spec, policy, rows * shape.time, element)
     if not backward:
         activations //= spec.num_layers
-    # One layer's attention scores: forward, probabilities, and their gradient.
-    scores = 3 * FLOAT32 * shape.rows * spec.heads * shape.time**2
+    # Scores of one layer's last block of queries: forward, probabilities, and their gradient.
+    heads = spec.heads // parts_of(mesh, "heads", spec.heads)
+    scores = 3 * FLOAT32 * rows * heads * block_size(shape.time) * shape.time
     # Logits of a chunk of targets: forward, gradient, and the product with the head.
     chunk = CPU_CHUNK_BYTES if platform == "cpu" else CHUNK_BYTES
     if phase.loop.logit_chunk:
         # A chunk has one target of each row at least, and no more than there are.
         targets = min(max(phase.loop.logit_chunk, shape.rows), shape.rows * shape.targets)
         chunk = FLOAT32 * spec.vocab * targets
-    return activations + scores + 3 * chunk
+    return activations + scores + 3 * chunk // (shards * parts_of(mesh, "vocab", spec.vocab))
 
 
 def for_largest(config: Config, fields: dict[str, PhaseConfig], work: Work) -> Config:

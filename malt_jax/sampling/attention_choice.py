@@ -25,6 +25,12 @@ class AttentionChoice(NamedTuple):
     """Capacities of caches are multiples of it."""
     siblings: int
     """Rows that read one prefix cache entry, at most, unless `sampler.width` says otherwise."""
+    widest: int = 1 << 30
+    """What `sampler.width` can ask for, at most: the kernel holds all of them on the chip."""
+
+    def width(self, asked: int) -> int:
+        """Rows that read one entry, at most, under this `sampler.width`."""
+        return min(asked or self.siblings, self.widest)
 
 
 def choose_attention(name: str, platform: str, spec: ModelSpec, dtype: Any) -> AttentionChoice:
@@ -50,7 +56,7 @@ def choose_attention(name: str, platform: str, spec: ModelSpec, dtype: Any) -> A
     # On a CPU the kernel is interpreted, which is slow: it is for tests.
     decode = _kernel(interpret=platform == "cpu")
     limit = tree_attention.siblings_limit(spec, dtype)
-    return AttentionChoice(decode, JoinedKV, work_list.BLOCK, limit)
+    return AttentionChoice(decode, JoinedKV, work_list.BLOCK, limit, limit)
 
 
 @cache

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
-from malt_jax.models.sharding import AnyMesh, mesh_parts
+from malt_jax.memory import free_memory, host_memory
+from malt_jax.models.sharding import AnyMesh, parts_of
 from malt_jax.models.spec import ModelSpec
 
 BEST_ROWS = {"cpu": 64}
@@ -214,8 +215,7 @@ def kv_shards(spec: ModelSpec, mesh: AnyMesh | None) -> int:
 
     Heads that the mesh does not divide stay whole on each device (`models.sharding.partition`).
     """
-    parts = mesh_parts(mesh, "kv_heads")
-    return parts if spec.kv_heads % parts == 0 else 1
+    return parts_of(mesh, "kv_heads", spec.kv_heads)
 
 
 def token_bytes(spec: ModelSpec, dtype: Any) -> int:
@@ -233,7 +233,7 @@ def plan_memory(
     Raises UserError with the size that would fit when not even one row does.
     """
     allowed = int(memory_gb * 2**30)
-    if not allowed:
+    if not memory_gb:
         free = free_bytes() if devices.free_bytes is None else devices.free_bytes
         allowed = int(CACHE_SHARE * free)
         if devices.platform == "cpu":
@@ -245,11 +245,12 @@ def plan_memory(
     plan = MemoryPlan(row, entry, shape.siblings, allowed, devices.shards)
     if plan.held(1, 1) > allowed:
         tokens = max(0, int((allowed - logits / kv_shards) / (token / kv_shards)))
+        smaller = "" if dtype == jnp.int8 else ", or set sampler.cache to int8"
         raise UserError(
             f"sampler.memory_gb: one prompt of {shape.prefix_tokens} tokens with a completion of "
-            f"{shape.new_tokens} takes {plan.held(1, 1) / 2**30:.3f} GiB per device, and "
-            f"{allowed / 2**30:.3f} are allowed, enough for {tokens} tokens of both together; "
-            "shorten max_new_tokens or the prompts, or set sampler.cache to int8."
+            f"{shape.new_tokens} takes {plan.held(1, 1) / 2**20:,.1f} MiB per device, and "
+            f"{allowed / 2**20:,.1f} are allowed, enough for {tokens} tokens of both together; "
+            f"raise sampler.memory_gb, shorten max_new_tokens or the prompts{smaller}."
         )
     return plan
 
@@ -259,4 +260,5 @@ def free_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = free_memory()
+    return host_memory() if free is None else free

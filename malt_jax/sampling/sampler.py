@@ -115,14 +115,20 @@ class Sampler:
             for i, completions in zip(members, drawn, strict=False):  # none if it was stopped
                 done[i] = completions
 
-        for group in self._groups(requests):
+        def planned(group: Sequence[int]) -> Plan:
             # All streams of a group have the same shapes, so that they share their programs.
             completions = sum(len(requests[i].keys) for i in group)
-            plan = self.plan(
+            return self.plan(
                 max(len(requests[i].prompt) for i in group),
                 params.max_new_tokens,
                 siblings or max(1, -(-completions // len(group))),
             )
+
+        groups = self._groups(requests)
+        if len(groups) > 1:
+            planned(groups[-1])  # refused now if it does not fit, and not after the shorter ones
+        for group in groups:
+            plan = planned(group)
             shares = self._split(group, requests) if on_tokens is None else [group]
             if len(shares) == 1:
                 run(group, plan)
@@ -207,11 +213,10 @@ class Sampler:
         # Weights that take turns on the device must lie on it before free memory is measured.
         _ = self._params
         attention = self._attention
-        limit = self.config.width or attention.siblings
         one = CacheShape(
             rows=1,
             entries=1,
-            siblings=memory.siblings_per_entry(siblings, limit),
+            siblings=memory.siblings_per_entry(siblings, attention.width(self.config.width)),
             prefix_tokens=self._prefix_tokens(prompt_tokens),
             new_tokens=memory.bucket(self.config.new_token_buckets, new_tokens, attention.block),
         )
