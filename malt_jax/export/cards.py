@@ -55,6 +55,8 @@ class CardFacts:
     """The largest rank of an adapter over this base, where they differ."""
     thinks: bool = False
     """The base model writes thoughts before its answers."""
+    longest: int | None = None
+    """Tokens that vLLM must be told to serve at most, where its rope would be another one."""
     bases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     """The base and its revision of every role; left out, all have the same."""
 
@@ -192,6 +194,10 @@ def _request(facts: CardFacts, role: str, has_adapter: bool) -> dict[str, Any]:
         "top_p": config.top_p,
         "top_k": config.top_k,
         "max_tokens": config.max_new_tokens,
+        # vLLM takes what a request leaves out from the base's generation_config.json, under whose
+        # penalties the role was not trained.
+        "repetition_penalty": 1.0,
+        "min_p": 0.0,
     }
     if config.chat_template_kwargs:
         request["chat_template_kwargs"] = config.chat_template_kwargs

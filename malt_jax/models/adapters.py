@@ -16,7 +16,7 @@ from malt_jax.errors import UserError
 from malt_jax.models.hf_fields import Fields, read_json, unreadable
 from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
 from malt_jax.models.lora import Adapter, projections, stack_adapter, unstack_adapter
-from malt_jax.models.peft_layout import SIDES, from_peft
+from malt_jax.models.peft_layout import SIDES, from_peft, without_zeros
 from malt_jax.models.spec import ModelSpec
 
 CONFIG, WEIGHTS = ADAPTER_FILES
@@ -67,15 +67,21 @@ def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, Lor
         layers = from_peft(spec, tensors)
     except ValueError as error:
         raise UserError(
-            f"{folder / WEIGHTS}: {error} has no place in this {spec.family} model; choose an "
-            "adapter that was made for it."
+            f"{folder / WEIGHTS}: {error} has no place in this {spec.family} model: adapters are "
+            "read for its projections, of all experts alike. Choose an adapter that was made for "
+            "it; what it has on a head, an embedding or a router must be merged into its base."
         ) from error
     targets = tuple(t for t in projections(spec) if any(t in layer for layer in layers))
     if not targets:
         raise UserError(f"{folder / WEIGHTS}: holds no factors; export or download it again.")
-    filled = [
-        {t: _pair(folder, spec, lora.rank, t, layer.get(t)) for t in targets} for layer in layers
-    ]
+    for layer in layers:
+        for target, pair in layer.items():
+            _check_shape(folder, spec, lora.rank, target, pair)
+    if spec.fused:
+        scale = lora.scale
+        layers, rank = without_zeros(layers, lora.rank)
+        lora = replace(lora, rank=rank, alpha=scale * (rank**0.5 if lora.rslora else rank))
+    filled = [{t: _pair(spec, lora.rank, t, layer.get(t)) for t in targets} for layer in layers]
     return Adapter(filled, lora.scale), replace(lora, targets=targets)
 
 
@@ -137,8 +143,12 @@ def _config(path: Path) -> LoraConfig:
     # A field of a newer PEFT may stand for another method, unless it is switched off.
     unknown = fields.data.keys() - PLAIN.keys() - {*FREE}
     off: tuple[Any, ...] = (False, [], {}, None)
+    # A pattern that says what holds anyway is none.
+    same = {"rank_pattern": fields.data.get("r"), "alpha_pattern": fields.data.get("lora_alpha")}
     for key, allowed in {**PLAIN, **dict.fromkeys(sorted(unknown), off)}.items():
         value = fields.data.get(key)
+        if key in same and isinstance(value, dict) and {*value.values()} == {same[key]}:
+            continue
         if value not in allowed:
             raise fields.refuse(
                 key, f"= {show(value)} is not supported; expected {show(allowed[-1])}, plain LoRA"
@@ -166,23 +176,32 @@ def _tensors(path: Path) -> Mapping[str, np.ndarray]:
     return tensors
 
 
-def _pair(
-    folder: Path, spec: ModelSpec, rank: int, target: str, pair: dict[str, np.ndarray] | None
-) -> dict[str, np.ndarray]:
-    """One layer's factors in float32; a layer without them gets such as change nothing."""
+def _shapes(spec: ModelSpec, rank: int, target: str) -> dict[str, tuple[int, ...]]:
     (d_in, _), (d_out, _), experts = projections(spec)[target]
     lead = (experts,) if experts else ()
-    shapes = {"a": (*lead, d_in, rank), "b": (*lead, rank, d_out)}
+    return {"a": (*lead, d_in, rank), "b": (*lead, rank, d_out)}
+
+
+def _pair(
+    spec: ModelSpec, rank: int, target: str, pair: dict[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """One layer's factors in float32; a layer without them gets such as change nothing."""
     if pair is None:
+        shapes = _shapes(spec, rank, target)
         return {side: np.zeros(shape, np.float32) for side, shape in shapes.items()}
-    for side, shape in shapes.items():
+    return {side: np.asarray(x, np.float32) for side, x in pair.items()}
+
+
+def _check_shape(
+    folder: Path, spec: ModelSpec, rank: int, target: str, pair: dict[str, np.ndarray]
+) -> None:
+    for side, shape in _shapes(spec, rank, target).items():
         if pair[side].shape != shape:
             raise _other_base(
                 folder,
                 f"factor {side} of {target} has shape {list(pair[side].shape)}, this model and "
                 f"rank {rank} want {list(shape)}",
             )
-    return {side: np.asarray(x, np.float32) for side, x in pair.items()}
 
 
 def _other_base(folder: Path, finding: str) -> UserError:

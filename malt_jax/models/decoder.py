@@ -19,7 +19,7 @@ from malt_jax.models.attention import Attend, LayerAttention
 from malt_jax.models.experts import ExpertLinear, mix_experts
 from malt_jax.models.head import blocked_product, product
 from malt_jax.models.linear import ONES, ZEROS, Linear, activation, normal, param
-from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta
+from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta, times
 from malt_jax.models.packed_attention import Packing, packed_attention
 from malt_jax.models.quantized import QuantizedMatrix
 from malt_jax.models.rope import Angles, rotate, rotation
@@ -136,7 +136,7 @@ class Layer(nnx.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         # Scaling the queries touches T x h numbers per head; scaling the scores would touch T x S.
-        q = q * jnp.asarray(self.spec.query_scale, q.dtype)
+        q = times(q, self.spec.query_scale)
         if self.sinks is not None:
             layer = layer._replace(sinks=self.sinks[...])
         out, cache = attend(q, k, v, cache, layer)
@@ -162,7 +162,7 @@ class Layer(nnx.Module):
     def _scaled(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """A branch's output as it is added to the residual stream."""
         scale = self.spec.residual_scale
-        return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
+        return y if scale == 1.0 else times(y, scale)
 
     def _qk_normed(
         self, norm: RMSNorm | None, x: Float[Array, "B T N h"]

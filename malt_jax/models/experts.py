@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from malt_jax.models.linear import ZEROS, Linear, activation, normal, param
-from malt_jax.models.lora import LayerAdapter, dropped
+from malt_jax.models.lora import LayerAdapter, dropped, times
 from malt_jax.models.quantized import QuantizedMatrix, dequantized
 from malt_jax.models.sharding import EXPERT, TENSOR, partition
 from malt_jax.models.spec import Mixture, ModelSpec
@@ -164,7 +164,7 @@ def _gated(
         return activation(spec)(gate) * up
     gate = jnp.minimum(gate, spec.swiglu_limit)
     up = jnp.clip(up, -spec.swiglu_limit, spec.swiglu_limit)
-    return gate * jax.nn.sigmoid(spec.swiglu_gain * gate) * (up + 1)
+    return gate * jax.nn.sigmoid(times(gate, spec.swiglu_gain)) * (up + 1)
 
 
 def _route(chosen: Int[Array, "M"], count: int, split: bool, per_token: int) -> Routing:

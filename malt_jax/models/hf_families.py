@@ -45,7 +45,12 @@ FAMILIES = {
     "mistral": Family(
         "MistralForCausalLM",
         "7B v0.1 and v0.3, Nemo 12B, Small 24B (2501, tower of 3.1)",
-        {"sliding_window": 4096, "num_key_value_heads": 8},
+        {
+            "sliding_window": 4096,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+        },
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
@@ -97,7 +102,11 @@ FAMILIES = {
         {"fused": True},
         ("longrope",),
         partial_rotary=True,
-        code=("configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"),
+        code=(
+            "configuration_phi3.Phi3Config",
+            "modeling_phi3.Phi3ForCausalLM",
+            "modeling_phi3.Phi3Model",
+        ),
     ),
     "granite": Family("GraniteForCausalLM", "3.1 2B and 8B, 3.3 2B and 8B"),
     "qwen3_moe": Family(

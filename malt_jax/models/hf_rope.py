@@ -28,6 +28,10 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
     if fields.data.get("rope_scaling") != family.defaults.get("rope_scaling"):
         _refuse_both(fields, parameters)
     nested = any(isinstance(value, dict) for value in parameters.data.values())
+    if not nested and family.architecture.startswith("Olmo3"):
+        # As early versions of transformers 5 saved it. The model was trained with this rope where
+        # attention is whole, and with a plain one in the windows.
+        return _rope(fields, parameters, family, theta, head_dim), Rope(theta)
     if nested != family.two_ropes:
         raise fields.refuse(
             "rope_parameters",

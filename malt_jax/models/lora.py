@@ -255,7 +255,12 @@ def lora_delta(
         if "own" in pair:
             inner = jnp.where(pair["own"][:, None], inner, jnp.zeros((), x.dtype))
         y = _project(inner, pair["b"])
-        return y * jnp.asarray(scale, x.dtype)
+        return times(y, scale)
+
+
+def times(x: Float[Array, "*b"], factor: float) -> Float[Array, "*b"]:
+    """`factor * x`, rounded once: of a factor rounded to bfloat16 the error would be systematic."""
+    return (x.astype(jnp.float32) * jnp.float32(factor)).astype(x.dtype)
 
 
 def dropped(x: Float[Array, "*b i"], pair: dict[str, Array]) -> Float[Array, "*b i"]:

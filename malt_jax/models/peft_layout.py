@@ -129,13 +129,40 @@ def from_peft(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[dict[s
     return layers
 
 
+def without_zeros(layers: list[dict[str, Pair]], rank: int) -> tuple[list[dict[str, Pair]], int]:
+    """The same products by factors of the smallest common rank, and that rank.
+
+    Of the factors of a fused module each part uses its own block, and the others meet zeros: with
+    them an adapter that is exported and read again would grow each time.
+    """
+    kept = [
+        {name: pair["a"].any(0) & pair["b"].any(1) for name, pair in layer.items()}
+        for layer in layers
+    ]
+    smaller = max((int(used.sum()) for layer in kept for used in layer.values()), default=0)
+    if not 0 < smaller < rank:
+        return layers, rank
+
+    def shrunk(pair: Pair, used: np.ndarray) -> Pair:
+        a, b = pair["a"][:, used], pair["b"][used]
+        more = smaller - a.shape[1]
+        return {"a": np.pad(a, ((0, 0), (0, more))), "b": np.pad(b, ((0, more), (0, 0)))}
+
+    return [
+        {name: shrunk(pair, kept[i][name]) for name, pair in layer.items()}
+        for i, layer in enumerate(layers)
+    ], smaller
+
+
 def _plain(name: str) -> str:
     """A tensor's name from `layers.` on, whatever classes are around the text model.
 
     Of an adapter that was saved without PEFT's own function, the names hold that of the adapter.
     """
     name = name.replace(".default.weight", ".weight")
-    for prefix in (TOWER_PREFIX, "base_model.model.language_model.model.", PREFIX):
+    for prefix in (
+        TOWER_PREFIX, "base_model.model.language_model.model.", PREFIX, "base_model.model."
+    ):  # fmt: skip
         if name.startswith(prefix + "layers."):
             return name.removeprefix(prefix)
     return name

@@ -113,9 +113,9 @@ def find_format(
         return ThoughtFormat(vocabulary[CHANNEL], final, closing, inside, blank)
     for first, last in PAIRS:
         tokens = {first, last} <= vocabulary.keys()
-        # As text, either marker may stand alone: some templates only cut earlier thoughts off. For
-        # a model without thoughts nothing changes, because its completions begin with none.
-        if last not in template and (tokens or first not in template):
+        # Either marker may stand alone: some templates only cut earlier thoughts off, some only
+        # open one. For a model without thoughts nothing changes: its completions begin with none.
+        if last not in template and first not in template:
             continue
         written = prompt_end()
         inside = written.rfind(first) > written.rfind(last)

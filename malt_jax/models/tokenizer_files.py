@@ -34,7 +34,10 @@ def open_tokenizer(folder: Path) -> Engine:
     if path is None:
         expected = ", ".join(VOCABULARIES)
         if (folder / "tekken.json").is_file():
-            expected += "; of tekken.json, transformers makes a tokenizer.json (save_pretrained)"
+            expected += (
+                "; of tekken.json transformers makes one: AutoTokenizer.from_pretrained(DIR, "
+                "mistral_format=False).save_pretrained(DIR) of a downloaded folder"
+            )
         raise UserError(f"{folder}: no tokenizer: expected one of {expected}.")
     try:
         engine = _open(path)
