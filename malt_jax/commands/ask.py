@@ -163,7 +163,7 @@ def vote(answer: Answer) -> str:
 
 def _lines() -> Iterator[str]:
     """The questions on standard input, one per line, with a prompt on a terminal."""
-    terminal = sys.stdin.isatty()
+    terminal, first = sys.stdin.isatty(), True
     if terminal:
         print("One question per line; Ctrl-D ends.", file=sys.stderr)
     while True:
@@ -175,6 +175,8 @@ def _lines() -> Iterator[str]:
             raise UserError("standard input is not text in UTF-8; convert it first.") from None
         if not line:
             return
+        if first:  # some editors begin a file with a byte order mark
+            line, first = line.removeprefix("\ufeff"), False
         if line.strip():
             yield line.strip()
 

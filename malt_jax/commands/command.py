@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from malt_jax.checks import nearest
@@ -125,8 +127,18 @@ def add_option(group: argparse._ArgumentGroup, option: Option) -> None:
 
 def parse(command: Command, words: Sequence[str]) -> Invocation:
     """Parses the words after a command's name; raises UserError for an unknown word or field."""
-    # Words that argparse does not know may be fields of the config.
-    options, rest = Parser(command).parse_known_args(list(words))
+    # Words that argparse does not know may be fields of the config. Those with a value in them are
+    # taken out first: argparse holds a word with a blank for an argument.
+    own = {option.flag for option in command.own_options}
+    named = list(takewhile(lambda word: word != "--", words))
+    fields = [
+        word
+        for word in named
+        if command.takes_config and _FIELD.match(word) and word.split("=")[0] not in own
+    ]
+    others = [word for word in named if word not in fields]
+    options, rest = Parser(command).parse_known_args([*others, *words[len(named) :]])
+    rest += fields
     if command.takes_config:
         # Only the section is checked here. What is wrong below it, the reader of configs says.
         for name, _ in split_flags(rest):
@@ -135,6 +147,9 @@ def parse(command: Command, words: Sequence[str]) -> Invocation:
     elif rest:
         raise _unknown(command, rest[0])
     return Invocation(command, options, rest)
+
+
+_FIELD = re.compile(r"--[A-Za-z][\w.-]*=", re.ASCII)
 
 
 def _unknown(command: Command, word: str) -> UserError:

@@ -81,7 +81,7 @@ def _run(config: Config, finished: list[str], begun: list[str], redo: str | None
     if begun:
         yield f"  begun: {', '.join(begun)}"
     if redo:
-        yield f"  {redo} and what was made from it would be set aside and made again"
+        yield f"  what is damaged of {redo}, and all after it, would be set aside and made again"
 
 
 def _models(config: Config, found: Models) -> Iterator[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DRY_RUN = Option("--dry-run", "Say what would happen, with first prompts; write nothing.")
 REDO = Option(
     "--redo",
-    "Repeat a finished stage (for example search/000) and all that came after it.",
+    "Set aside what is damaged of a stage (such as search/000), and all after it; make it anew.",
     "STAGE",
 )
 PROFILE = Option(

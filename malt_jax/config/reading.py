@@ -208,7 +208,11 @@ def _choice(allowed: tuple[Any, ...], value: Any, path: str) -> Any:
 def _items(kind: Any, value: Any, path: str) -> Sequence[Any]:
     """The items of a list, which a flag or a lone text spells as `a,b,c`."""
     if isinstance(value, str):
-        texts = [item for item in value.split(",") if item]
+        if not value.strip():
+            raise UserError(
+                f"{path}: found an empty text, as an unset variable gives; write [] for none."
+            )
+        texts = [item.strip() for item in value.split(",") if item.strip()]
         return texts if kind is str else list(map(read_value, texts))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [value]

@@ -94,7 +94,7 @@ def _compact(record: DrawRecord, keep_texts: bool) -> dict[str, Any]:
         "prediction": record.prediction,
         "correct": record.correct,
         # A single call has no draft that a later turn could change.
-        "draft": record.turns[0].correct if record.calls > 1 else None,
+        "draft": next((t.correct for t in record.turns[:-1] if t.correct is not None), None),
         "turns": list(map(_compact_turn, record.turns)) if keep_texts else None,
     }
 

@@ -155,7 +155,7 @@ function heading(record) {
     if (state.open.broke) facts.push(el("span", {}, el("b", {}, state.open.broke), " broken"));
   }
   const elsewhere = SOURCES.filter((one) => one !== state.source)
-    .map((one) => [one, one.entries.find((entry) => entry.id === record.id)]).filter(([, entry]) => entry);
+    .map((one) => [one, one.entries.find((entry) => entry.id === record.id && entry.text === state.open.text && entry.answer === state.open.answer)]).filter(([, entry]) => entry);
   return el("div", {},
     el("div", { class: "nav" }, el("h3", {}, visible(record.id)),
       el("div", { class: "step" },

@@ -26,7 +26,7 @@ class TreeView {
   /** The leaf to begin with: one whose draft was corrected, else broken, else the first. */
   interesting() {
     const leaves = this.tree.nodes.map((node, i) => i).filter((i) => this.tree.nodes[i].leaf);
-    const draft = (i) => this.tree.nodes[this.path(i)[0]].correct;
+    const draft = (i) => this.path(i).map((j) => this.tree.nodes[j].correct).find((one) => one === true || one === false);
     const right = (i) => this.tree.nodes[i].correct;
     const found = leaves.find((i) => right(i) && draft(i) === false)
       ?? leaves.find((i) => !right(i) && draft(i) === true) ?? leaves[0];
@@ -156,7 +156,7 @@ class TreeView {
     const node = this.tree.nodes[index];
     const facts = [...this.outcome(index), ...this.credit(index), ...turnFacts(node, this.tree.answer), ["training", this.training(index)]];
     const chip = el("span", { class: "chip", style: `background:${valueColour(node.value)}` },
-      node.leaf ? `reward ${node.value ? 1 : 0}` : `value ${node.value.toFixed(2)}`);
+      node.leaf ? `reward ${+node.value.toFixed(2)}` : `value ${node.value.toFixed(2)}`);
     const card = turnCard(this.tree.roles[node.depth], node.id.slice(node.id.lastIndexOf("/") + 1), chip, node, facts, index === this.chosen);
     card.append(el("details", {}, el("summary", {}, "prompt"), el("p", { class: "said" }, visible(this.prompt(index)))));
     return card;

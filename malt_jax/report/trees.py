@@ -205,11 +205,11 @@ def compact(tree: Tree, uses: Uses, templates: Templates) -> dict[str, Any]:
 def entry(tree: Tree) -> dict[str, Any]:
     """One line of the list of questions: the leaves as text of 0 and 1, and what to filter by.
 
-    A leaf is saved if the first turn's own answer was wrong and the leaf's is right, and broken if
+    A leaf is saved if the first answer on its path was wrong and the leaf's is right, and broken if
     it is the other way round. A question flips if any of its leaves did either.
     """
     paths = _paths(tree)
-    outcomes = [(bool(leaf.reward), paths[leaf.id][0].correct) for leaf in tree.leaves]
+    outcomes = [(bool(leaf.correct), _draft(paths[leaf.id])) for leaf in tree.leaves]
     return {
         "id": tree.question_id,
         "text": tree.question[:SHORT],
@@ -218,6 +218,11 @@ def entry(tree: Tree) -> dict[str, Any]:
         "saved": sum(right and draft is False for right, draft in outcomes),
         "broke": sum(not right and draft is True for right, draft in outcomes),
     }
+
+
+def _draft(path: Sequence[Node]) -> bool | None:
+    """Whether the first turn of a path that answers is right; None if that is the last one."""
+    return next((node.correct for node in path[:-1] if node.correct is not None), None)
 
 
 def _paths(tree: Tree) -> dict[str, tuple[Node, ...]]:

@@ -150,7 +150,11 @@ def _summarise(
         config.eval.baseline,
         single_agent=SINGLE_AGENT,
         levels={q.id: q.meta["level"] for q in first.eval_questions if "level" in q.meta},
-        clusters={q.id: q.meta["template"] for q in first.eval_questions if "template" in q.meta},
+        clusters={
+            q.id: str(q.meta["cluster"])
+            for q in first.eval_questions
+            if q.meta.get("cluster") not in (None, "")
+        },
         run=facts,
         cost=cost,
         labels=labels,

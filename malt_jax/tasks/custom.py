@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from malt_jax.checks import show
 from malt_jax.errors import UserError
-from malt_jax.tasks.base import Grader, Loader, Question, Task
+from malt_jax.tasks.base import Grade, Grader, Loader, Question, Task
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders import ANSWER_FORMATS, WRITTEN, get_grader
 from malt_jax.tasks.loading import choose, to_questions
@@ -24,8 +30,9 @@ Pairs = Callable[[str], Iterable[tuple[str, str]]]  # split -> (question, answer
 def from_file(grader: str = "number", **changes) -> Task:
     """A task over the user's files, columns `question` and `answer` (`id`, `choices` optional).
 
-    Every further column goes into `meta`. `choices` is a list of texts or an object label -> text,
-    listed below the question. `changes` replace fields of the `Task`.
+    Every further column goes into `meta`; questions of one `cluster` are not independent, which the
+    intervals take into account. `choices` is a list of texts or an object label -> text, listed
+    below the question. `changes` replace fields of the `Task`.
     """
     return _task(changes.pop("name", "custom"), None, grader, changes)
 
@@ -53,7 +60,13 @@ def import_task(place: str) -> Task:
         raise UserError(f"task.name: {place!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise UserError(f"task.name: {place!r} is a {type(found).__name__}; it must be a Task")
-    return replace(task, load=_OwnLoader(place, task.load))
+    if not isinstance(task.grader, Grader):
+        raise UserError(
+            f"task.name: the grader of {place!r} is a {type(task.grader).__name__}; a grader has "
+            "`extract` and `grade` (see malt_jax.tasks.base.Grader)"
+        )
+    grader = _OwnGrader(place, task.grader)
+    return replace(task, load=_OwnLoader(place, task.load), grader=grader)
 
 
 def import_attribute(place: str, field: str) -> Any:
@@ -93,7 +106,96 @@ class _OwnLoader:
             ) from error
         if not all(isinstance(question, Question) for question in questions):
             raise UserError(f"task.name: {self.place!r} must load questions, each a Question")
+        known = set[str]()
+        for question in questions:
+            texts = (question.id, question.text, question.answer)
+            good = all(isinstance(text, str) for text in texts)
+            if not good or not question.id.strip() or "/" in question.id or question.id in known:
+                raise UserError(
+                    f"task.name: {self.place!r} loads a question with id {show(question.id)}; "
+                    "id, text and answer are texts, and an id comes once and holds no slash"
+                )
+            known.add(question.id)
+            _plain(Row(self.place, question.id, {}), "meta", dict(question.meta))
         return questions
+
+
+@dataclass(frozen=True)
+class _OwnGrader:
+    """The user's own grader; its errors, which come after hours of sampling, name its place."""
+
+    place: str
+    grader: Grader
+
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        with self._explained():
+            return self.grader.extract(text, question)
+
+    def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
+        with self._explained():
+            grades = [*self.grader.grade(texts, questions)]
+        if len(grades) != len(texts) or not all(isinstance(grade, Grade) for grade in grades):
+            raise UserError(
+                f"task.name: the grader of {self.place!r} was given {len(texts)} texts and "
+                f"returned {len(grades)} grades; it returns one Grade for each"
+            )
+        return grades
+
+    def check(self, question: Question) -> str | None:
+        # A user's own grader may have no `check`.
+        check = getattr(self.grader, "check", None)
+        return check(question) if check else None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"task.name: the grader of {self.place!r} raised {type(error).__name__}: {error}"
+            ) from error
+
+
+def _row(number: int, pair: Any) -> Row:
+    """One (question, answer) of the user's function as a row."""
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) != 2
+        or not isinstance(pair[0], str)
+        or isinstance(pair[1], bool)
+        or not isinstance(pair[1], str | int | float)
+    ):
+        raise TypeError(
+            f"question {number} is {show(pair)}; give pairs (question, answer), a text and a text "
+            "or number"
+        )
+    values = {"question": pair[0], "answer": str(pair[1])}
+    return Row("the task's questions", f"row {number}", values)
+
+
+def _from_json(value: Any) -> Any:
+    """A value that a file without lists spells as JSON; any other one as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def _plain(row: Row, column: str, value: Any) -> Any:
+    """A value of a column as JSON has it, in which the trees keep the questions' data."""
+    if isinstance(value, float) and math.isnan(value):  # how some files write that there is none
+        return None
+    if isinstance(value, date | Decimal):
+        return str(value)
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise row.fail(f"`{column}` holds what JSON cannot: {error}", "write it as text") from None
+    return value
 
 
 def _task(
@@ -136,20 +238,19 @@ class _OwnRows:
         elif path:
             raise UserError(f"task.{split}_path: this task makes its own questions; leave it out")
         else:
-            rows = [
-                Row("the task's questions", f"row {i}", {"question": str(q), "answer": str(a)})
-                for i, (q, a) in enumerate(self.questions(split), start=1)
-            ]
+            rows = [_row(i, pair) for i, pair in enumerate(self.questions(split), start=1)]
         return choose(to_questions(rows, self._parse, split), limit, seed)
 
     def _parse(self, row: Row, split: str) -> Question:
         text, meta = row.text("question"), {}
         for column, value in row.values.items():
-            if column == "choices" and value is not None:
-                meta["choices"] = choices_of(row, value)
-                text += listed(meta["choices"])
+            if column == "choices":
+                # A CSV file has a text here, and an empty one where a question has no choices.
+                if given := _from_json(value):
+                    meta["choices"] = choices_of(row, given)
+                    text += listed(meta["choices"])
             elif column not in ("id", "question", "answer"):
-                meta[column] = value
+                meta[column] = _plain(row, column, value)
         answer = row.text("answer", numbers=True).strip()
         question = Question(row.identity(split, "id"), text, answer, meta)
         # A user's own grader may have no `check`.

@@ -58,7 +58,7 @@ class Benchmark:
         if split not in self.splits:
             raise UserError(f"no split {split!r}; choose from {', '.join(self.splits)}")
         source = self.splits[split]
-        rows = read_rows(path) if path else _hub_rows(source, split)
+        rows = _hub_rows(source, split) if path is None else read_rows(path)
         return choose(to_questions(rows, source.parse, split, leave_out=True), limit, seed)
 
 
@@ -155,8 +155,17 @@ def _text_hash(text: str) -> bytes:
 
 
 def normalised(text: str) -> str:
-    """Text for comparison: NFKC, with case folded and blanks collapsed."""
+    """Text for comparison: NFKC, with case folded and blanks collapsed.
+
+    Digits above and below the line keep their place: 5² is not 52.
+    """
+    if not text.isascii():
+        text = "".join(_MARKS.get(unicodedata.decomposition(c)[:5], "") + c for c in text)
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+_MARKS = {"<supe": "^", "<sub>": "_"}
+"""By how Unicode's decomposition of a character begins."""
 
 
 def count_duplicates(questions: Sequence[Question]) -> int:

@@ -39,7 +39,7 @@ def gsm_symbolic(row: Row, split: str) -> Question:
         return question
     # The id repeats in every draw of a template, so only both together name a question.
     template, instance = row.identity(split, "id"), row.identity(split, "instance")
-    meta = {**question.meta, "template": template, "instance": instance}
+    meta = {**question.meta, "cluster": template}
     return replace(question, id=f"{template}-{instance}", meta=meta)
 
 
