@@ -27,7 +27,7 @@ def check_path(name: str, path: str | None) -> None:
     """Raises UserError for a path that a shell would have filled in; None is no path."""
     check(path != "", f"{name}: found an empty text, as an unset variable gives; leave it out.")
     check(
-        path is None or not path.startswith("~"),
+        path is None or not path.startswith("~/"),
         f"{name}: found {path!r}, and only a shell knows what ~ stands for; write the whole path.",
     )
 

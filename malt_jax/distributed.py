@@ -24,6 +24,8 @@ COORDINATOR, PROCESSES, PROCESS = "MALT_COORDINATOR", "MALT_PROCESSES", "MALT_PR
 
 JOIN_SECONDS = 300
 """How long process 0 waits for the others to connect."""
+SHUTDOWN_SECONDS = 6 * 3600
+"""How long processes that are done wait for those that are not."""
 LEAVE_SECONDS = 10
 """How long a process that failed waits for the others to fail as well."""
 
@@ -112,6 +114,8 @@ def initialize(config: MeshConfig) -> None:
             **known,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=config.heartbeat,
+            # At the end the others wait here for process 0, which may still copy to a mirror.
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         where = place.coordinator if place else "found by JAX on this cluster"

@@ -383,7 +383,9 @@ def test_headers_of_recipes_are_the_kept_plans():
         assert "# The plan of" in text and plan["fits"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs/results/plans").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/results/plans").glob("*.json")), ids=lambda path: path.stem
+)
 def test_a_recipe_whose_compiled_plan_fits_is_not_refused_by_the_estimate_of_a_run(path):
     plan = json.loads(path.read_text())
     recipe = config.load(str(ROOT / f"configs/{path.stem}.yaml"))

@@ -14,7 +14,7 @@ import numpy as np
 from malt_jax.models.matmul import matmul
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.formula import active_weights, layer_weights
-from malt_jax.sampling.memory import CacheShape
+from malt_jax.sampling.memory import CacheShape, token_bytes
 from malt_jax.sampling.request import Request, SamplingParams
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.sampling.scheduler import Scheduler
@@ -24,15 +24,15 @@ ROUNDS = 5
 
 
 def step_cost(
-    spec: ModelSpec, shapes: CacheShape, streams: int, itemsize: int, kv_itemsize: int
+    spec: ModelSpec, shapes: CacheShape, streams: int, weight_bytes: int, cache_dtype: Any
 ) -> dict[str, float]:
     """Floating-point operations and bytes of one decode step of all streams, with all rows busy.
 
-    Each stream reads the weights once. Every token of the caches counts, filled or not, because
-    programs of static shapes read all of them.
+    Each stream reads the weights once, of which `weight_bytes` are in memory. Every token of the
+    caches counts, filled or not, because programs of static shapes read all of them.
     """
     rows = shapes.rows
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    q = spec.heads * spec.head_dim
     # All of the head, but no embedding table: of that one, a step reads a row per token.
     weights = spec.num_layers * layer_weights(spec) + spec.d_model * spec.vocab
     met = weights - spec.num_layers * (layer_weights(spec) - active_weights(spec))
@@ -44,11 +44,7 @@ def step_cost(
     return {
         "flops": streams * (2 * met * rows + attention),
         "bytes": streams
-        * (
-            weights * itemsize
-            + 2 * spec.num_layers * kv * cached * kv_itemsize
-            + 4 * rows * spec.vocab
-        ),
+        * (weight_bytes + token_bytes(spec, cache_dtype) * cached + 4 * rows * spec.vocab),
     }
 
 
@@ -81,7 +77,7 @@ def measure(
         steps = decode()
         timed["step"] = (time.perf_counter() - began) / steps
         best = {name: min(best[name], timed[name]) for name in best}
-    cost = step_cost(spec, shapes, streams, jnp.dtype(dtype).itemsize, sampler.cache_dtype.itemsize)
+    cost = step_cost(spec, shapes, streams, _weight_bytes(sampler), sampler.cache_dtype)
     rates = {
         "matmul_flops_per_s": flops / best["product"],
         "read_bytes_per_s": stream.nbytes / best["read"],
@@ -101,6 +97,14 @@ def measure(
         "matmul_fraction": by_matmul / best["step"],
         "memory_fraction": by_memory / best["step"],
     }
+
+
+def _weight_bytes(sampler: Sampler) -> int:
+    """Bytes of the weights that a step reads, as they are in memory."""
+    params = sampler.params
+    # Of an embedding table that is not the head as well, a step reads one row per token.
+    unread = [] if sampler.spec.tied else jax.tree.leaves(params["embed"])
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - sum(x.nbytes for x in unread)
 
 
 def _saturated(sampler: Sampler, shapes: CacheShape, prompt_tokens: int) -> Callable[[], int]:

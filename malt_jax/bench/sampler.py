@@ -56,6 +56,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from malt_jax.bench.inputs import word_problems
+    from malt_jax.config.reading import build
     from malt_jax.config.sampler import SamplerConfig
     from malt_jax.models.model import load_model
     from malt_jax.models.quantized import weights_dtype
@@ -64,8 +65,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from malt_jax.tree.expand import expand
 
     model = load_model(job["model"], dtype=job["dtype"], quantize=job["quantize"])
-    names = ("rows", "width", "cache", "weights")
-    sampler = Sampler(model, SamplerConfig(**{name: job[name] for name in names}))
+    sampler = Sampler(model, build(SamplerConfig, job["sampler"]))
     count = job["questions"]
     if job["train_path"]:
         questions = get_task(job["task"]).load("train", job["train_path"], count, 0)

@@ -17,6 +17,9 @@ from typing import Any
 
 from malt_jax.bench.worker import beside_tunix, measured_apart, no_peer
 
+LOOP_FIELDS = ("micro_tokens", "row_length", "remat", "logit_chunk")
+"""Fields of the phase's loop that are measured as the config has them."""
+
 DEFAULTS: dict[str, Any] = {
     "stage": "sft",
     "steps": 4,
@@ -78,7 +81,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     lora = LoraConfig(rank=job["rank"], alpha=2.0 * job["rank"])
     adapter = initial_weights(model, lora)
     count, vocab = job["batch"] * job["steps"], model.spec.vocab
-    loop = LoopConfig(**{name: job[name] for name in ("micro_tokens", "row_length", "remat")})
+    loop = LoopConfig(**{name: job[name] for name in LOOP_FIELDS})
     common = {"epochs": 1, "batch_size": job["batch"], "loop": loop}
     compiling = CompileClock()
     finished: list[tuple[float, float, float]] = []

@@ -24,8 +24,6 @@ OWN = {
     "roofline": ("topology",),
 }
 """Flags that only one of the benchmarks has."""
-SAMPLER_FIELDS = ("rows", "width", "cache", "weights")
-LOOP_FIELDS = ("micro_tokens", "row_length", "remat")
 
 
 def run(invocation: Invocation) -> None:
@@ -75,6 +73,7 @@ def _roofline(config: Config, topology: str) -> None:
 
 def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's settings: its defaults, overridden by the config and then by flags."""
+    from malt_jax.config.reading import to_dict
     from malt_jax.models.hf_config import read_spec
     from malt_jax.models.hub import local_folder
 
@@ -91,13 +90,16 @@ def arguments(what: str, bench: Any, config: Config, options: argparse.Namespace
         values["train_path"] = config.task.train_path
         if config.task.name != TaskConfig().name:
             values["task"] = config.task.name
-        for name in SAMPLER_FIELDS:
-            values[name] = getattr(config.sampler, name)
+        values["sampler"] = to_dict(config.sampler)
     else:
+        if config.train.full:
+            raise UserError(
+                "bench train: train.full: true, but adapters are measured; leave it out."
+            )
         phase = config.train.phase(options.stage or "sft")
         values["batch"] = phase.batch_size
         values["rank"] = config.train.lora.rank
-        for name in LOOP_FIELDS:
+        for name in bench.LOOP_FIELDS:
             values[name] = getattr(phase.loop, name)
     for name in (*OWN[what], "no_peer"):
         if (given := getattr(options, name)) is not None:

@@ -140,7 +140,9 @@ def redo(invocation: Invocation, run: RunDir, progress: Progress) -> None:
     from malt_jax.storage.writers import on_writer
 
     if stage := invocation.options.redo:
-        if not does(invocation.command.name, stage):
+        # A name that no stage has is refused below, with those there are.
+        known = stage in manifest.load(run)["stages"]
+        if known and not does(invocation.command.name, stage):
             raise UserError(
                 f"--redo: `malt {invocation.command.name}` does not make {stage}; "
                 f"use `malt run`, or the stage's own command."

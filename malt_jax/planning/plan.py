@@ -163,6 +163,7 @@ def plan_run(
         "work": {
             "train_questions": work.train_questions,
             "eval_questions": work.eval_questions,
+            "questions_guessed": work.guessed,
             "rounds": config.rounds,
             "search_programs": search_programs(
                 config, spec, work, run.sizes, target.chip.platform, run.mesh

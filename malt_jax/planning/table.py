@@ -65,7 +65,8 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
         f"at most {work['eval_calls']:,} completions of {work['eval_tokens']:,} tokens"
     )
     assumed = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in plan["assumptions"].items())
-    yield f"assumed: {assumed}"
+    guessed = ", and the numbers of questions" if work["questions_guessed"] else ""
+    yield f"assumed: {assumed}{guessed}"
     if plan["not_counted"]:
         yield f"not counted: {', '.join(plan['not_counted'])}"
 

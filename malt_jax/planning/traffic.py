@@ -36,8 +36,7 @@ Branches = Literal["least", "all"]
 _NAME, _CYCLES = re.compile(r'op_name="([^"]*)"'), re.compile(r'"estimated_cycles":"(\d+)"')
 # What moves nothing, and the second halves of asynchronous pairs, whose first halves count.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "iota",
-         "partition-id", "replica-id", "opt-barrier", "copy-done", "async-done", "slice-done",
-         "all-gather-done", "all-reduce-done"}  # fmt: skip
+         "partition-id", "replica-id", "opt-barrier"}  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice",)
 
@@ -97,7 +96,7 @@ def _computation(program: Program, name: str, branches: Branches) -> Parts:
                 called = [min(called, key=total_bytes)]
             for parts in called:
                 _add(totals, parts, one.trips)
-        elif one.op not in _FREE and not _is_kernel(one):
+        elif one.op not in _FREE and not one.op.endswith("-done") and not _is_kernel(one):
             found = _CYCLES.search(one.rest)
             traffic = Traffic(_bytes_moved(program, one, types), int(found[1]) if found else 0)
             _add(totals, {_part(one): traffic})
@@ -133,6 +132,8 @@ def _bytes_moved(program: Program, one: Instruction, types: Mapping[str, str]) -
         found = list(hlo.arrays(one.type))
         moved = found[0 if one.op == "copy-start" else min(1, len(found) - 1)]
         return (0 if moved.on_chip else moved.bytes) + min(operands[0], moved.bytes)
+    if one.op in ("all-gather-start", "collective-permute-start", "all-to-all-start"):
+        return out  # the type is (operand, result, ...)
     if one.op == "fusion":
         return _fused(program, program[one.called[0]], operands, out)
     return out + sum(operands)

@@ -10,10 +10,21 @@ from malt_jax.config.pipeline import PHASES, RoleConfig, split_phases
 from malt_jax.config.run import Config
 from malt_jax.config.training import PhaseConfig
 
-QUESTIONS = {"gsm8k": (7473, 1319), "math": (7500, 5000), "csqa": (9741, 1221)}
+QUESTIONS = {
+    "gsm8k": (7473, 1319),
+    "gsm_symbolic": (7473, 5000),
+    "gsm_symbolic_p1": (7473, 5000),
+    "gsm_symbolic_p2": (7473, 2500),
+    "svamp": (700, 300),
+    "math": (7500, 5000),
+    "math500": (7500, 500),
+    "csqa": (9741, 1221),
+    "mbpp": (374, 500),
+    "humaneval": (374, 164),
+}
 """(train, eval) questions of the published splits, for runs that use all of them."""
-# A guess, for tasks whose size only their files show.
 UNKNOWN_QUESTIONS = (1000, 200)
+"""A guess, for tasks whose size only their files show."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class Work:
     """SFT examples of the STaR baseline."""
     eval_calls: int
     """Completions of all systems, as if none were shared between systems."""
+    guessed: bool = False
+    """Whether the number of questions is a guess."""
 
     def of_roles(self, names: Collection[str]) -> Work:
         """The share of some roles, those of one base model; all roles count alike in evaluation."""
@@ -101,19 +114,24 @@ class Work:
 
 def count_work(config: Config) -> Work:
     """Counts the work of one round and of the evaluation."""
-    published, published_eval = QUESTIONS.get(config.task.name, UNKNOWN_QUESTIONS)
-    # A published split has no more questions than this. The size of another is not known here.
-    train = config.task.num_train or published
-    if config.task.name in QUESTIONS:
-        train = min(train, published)
-    evaluate = config.task.num_eval or published_eval
+    task = config.task
+    published, published_eval = QUESTIONS.get(task.name, UNKNOWN_QUESTIONS)
+    # A published split has no more questions than this, and those set aside are not trained on. The
+    # size of a user's own file is not known here.
+    most = max(1, published - task.num_validation)
+    train, evaluate = task.num_train or most, task.num_eval or published_eval
+    if task.name in QUESTIONS:
+        train = train if task.train_path else min(train, most)
+        evaluate = evaluate if task.eval_path else min(evaluate, published_eval)
+    guessed = not (task.num_train and task.num_eval) and task.name not in QUESTIONS
     if config.eval.split == "validation":
-        evaluate = config.task.num_validation
+        evaluate = task.num_validation
     roles = tuple(_roles(config, train))
     # STaR trains a single agent, so only answers that the first role wrote can be examples.
     answers = roles[0].nodes if config.pipeline.roles[0].answers else 0
     star = round(ASSUMED.positive_share * answers)
-    return Work(train, evaluate, roles, star, evaluate * _calls_per_question(config))
+    calls = evaluate * _calls_per_question(config)
+    return Work(train, evaluate, roles, star, calls, guessed)
 
 
 def _roles(config: Config, questions: int) -> Iterator[RoleWork]:

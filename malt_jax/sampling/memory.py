@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.errors import UserError
@@ -256,9 +257,16 @@ def plan_memory(
 
 
 def free_bytes() -> int:
-    """Free memory of a device, or of the host for a CPU."""
+    """Free memory of a device, or of the host for a CPU; of several processes, the least."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    free = free_memory()
-    return host_memory() if free is None else free
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    else:
+        known = free_memory()
+        free = host_memory() if known is None else known
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import process_allgather
+
+        # All must choose the same shapes. In MiB, since an int32 is what is gathered.
+        free = int(process_allgather(np.int32(free >> 20)).min()) << 20
+    return free

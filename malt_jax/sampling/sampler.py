@@ -42,6 +42,9 @@ AdapterOrWeights = Adapter | nnx.State | None
 Plan = tuple[list[CacheShape], memory.MemoryPlan]
 """The cache shapes of a stream, rising, and what they take."""
 
+PARTS = 8
+"""Runs of neighbouring prompts that each of several streams takes of a call."""
+
 
 class Sampler:
     """Draws completions from one model; other adapters and parameters compile nothing new."""
@@ -165,7 +168,8 @@ class Sampler:
     def _split(self, group: list[int], requests: Sequence[Request]) -> list[list[int]]:
         """One share of a group per stream, if each gets half of the platform's best batch.
 
-        A stream takes neighbours in the order of their tokens, so that they share their prefixes.
+        In the order of their tokens, neighbours share prefixes and write at similar length. So each
+        stream takes runs of neighbours from everywhere, and the streams end at about one time.
         """
         completions = sum(len(requests[i].keys) for i in group)
         worth = max(1, 2 * completions // self._best_rows)
@@ -173,8 +177,10 @@ class Sampler:
         if count == 1:
             return [group]
         order = sorted(group, key=lambda i: requests[i].prompt)
-        cuts = [len(order) * k // count for k in range(count + 1)]
-        return [order[first:end] for first, end in pairwise(cuts)]
+        parts = min(count * PARTS, len(order))
+        cuts = [len(order) * k // parts for k in range(parts + 1)]
+        runs = [order[first:end] for first, end in pairwise(cuts)]
+        return [[i for run in runs[stream::count] for i in run] for stream in range(count)]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         for index, request in enumerate(requests):
@@ -211,7 +217,7 @@ class Sampler:
 
     def plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> Plan:
         # Weights that take turns on the device must lie on it before free memory is measured.
-        _ = self._params
+        _ = self.params
         attention = self._attention
         one = CacheShape(
             rows=1,
@@ -233,7 +239,7 @@ class Sampler:
         if isinstance(adapter, nnx.State):
             weights = Weights(self._rounded(adapter), None)
         else:
-            weights = Weights(self._params, adapter)
+            weights = Weights(self.params, adapter)
         program = DecodeProgram(
             self.model.graph, self.config.chunk_steps, shape.siblings, self._attention
         )
@@ -257,7 +263,7 @@ class Sampler:
         )
 
     @property
-    def _params(self) -> Any:
+    def params(self) -> Any:
         # Asked of the model in every call, since it may take turns with others on the device.
         return self.model.params if self._rounded_params is None else self._rounded_params
 

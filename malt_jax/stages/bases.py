@@ -103,6 +103,8 @@ class Bases:
         def between_chunks() -> None:
             # A stop request abandons the block in progress; finished blocks are saved already.
             raise_if_stopped()
+            if session.run is not None:
+                session.run.show_life()
             session.profiler.between_steps()
 
         return Sampler(

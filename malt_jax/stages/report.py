@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from malt_jax.errors import UserError
 from malt_jax.hashing import sha256_all
 from malt_jax.report import embed
 from malt_jax.report.build import PLOTS, build_report
@@ -34,11 +35,16 @@ def report(session: Session) -> None:
     with session.journal(REPORT) as journal:
         if journal.done:
             return
-        questions = {q.id: (q.text, q.answer) for q in session.eval_questions}
+        questions, missing = asked(session)
+        if missing:
+            session.progress.note(f"report: prompts stand in place of questions: {missing}")
         with session.timed(REPORT):
             page = session.run.report
             if is_writer():
                 build_report(session.run.path, questions, evaluations)
+        if missing:  # whole once it is made where the questions are
+            journal.leave_open()
+            return
         if not manifest.stage_done(session.run, EVAL):
             journal.leave_open()
             session.progress.note("report: the run is not evaluated yet; it shows what there is")
@@ -46,6 +52,17 @@ def report(session: Session) -> None:
         # The folder of data is made only for a run with much data, so not every path exists.
         beside = (embed.beside(page), page.with_name(PLOTS))
         journal.add(page, *(path for path in beside if path.exists()))
+
+
+def asked(session: Session) -> tuple[dict[str, tuple[str, str]], str]:
+    """Text and answer of the evaluated questions by id, or none and why they cannot be read.
+
+    A run may have been copied from where its question files are.
+    """
+    try:
+        return {q.id: (q.text, q.answer) for q in session.eval_questions}, ""
+    except UserError as error:
+        return {}, str(error)
 
 
 def _reopen(session: Session, shown: list[str]) -> None:

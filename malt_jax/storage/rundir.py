@@ -37,6 +37,7 @@ __all__ = ["RunDir", "differences", "run_around"]
 CHOOSE = "--output-dir"
 SEEN_SECONDS = 90.0
 """Until all machines see what one has written to a shared folder; NFS needs up to 60 s."""
+LIFE_SECONDS = 60.0
 
 
 class RunDir:
@@ -45,6 +46,7 @@ class RunDir:
     def __init__(self, path: Path, held: lock.RunLock | None, created: Sequence[Path] = ()):
         """`created`: config.yaml and the folders, innermost first, that did not exist before."""
         self.path, self._lock, self._created = path, held, created
+        self._shown = 0.0
         self.uploader: Uploader | None = None
         """Copies the run to its mirror, in the process that writes a run that has one."""
         self.results = path / "results.json"
@@ -181,6 +183,16 @@ class RunDir:
         finally:
             if self._lock:
                 self._lock.release()
+
+    def show_life(self) -> None:
+        """Touches the lock file now and then: hours of sampling may write nothing else.
+
+        By that a supervisor tells a long block from a process that hangs.
+        """
+        if self._lock and time.monotonic() - self._shown > LIFE_SECONDS:
+            self._shown = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self.path / LOCK)
 
     def copy_sealed(self) -> None:
         """Has what was sealed copied to the mirror, if there is one; raises its last UserError."""

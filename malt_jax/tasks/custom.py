@@ -129,7 +129,9 @@ class _OwnGrader:
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
         with self._explained():
-            return self.grader.extract(text, question)
+            # One that needs no question may be written without it.
+            rest = () if question is None else (question,)
+            return self.grader.extract(text, *rest)
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         with self._explained():

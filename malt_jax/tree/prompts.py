@@ -14,6 +14,7 @@ Overflow = Literal["refuse", "truncate"]
 
 # Not `str.format`, which fails at braces of other kinds, as LaTeX and JSON have them.
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_COMMAND = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})*$")
 _MISWRITTEN = re.compile(
     r"\{(?:\{\s*|\s+)([A-Za-z_][A-Za-z0-9_]*)\s*\}|\{([A-Za-z_][A-Za-z0-9_]*)\s+\}"
 )
@@ -38,8 +39,15 @@ class Prompt:
 
 
 def placeholders(template: str) -> list[str]:
-    """Names in braces, in order; `{question}`, `{previous}` and earlier roles are replaced."""
-    return _PLACEHOLDER.findall(template)
+    """Names in braces, in order; `{question}`, `{previous}` and earlier roles are replaced.
+
+    The arguments of LaTeX's commands, as in `\\text{cm}`, are none.
+    """
+    return [
+        found[1]
+        for found in _PLACEHOLDER.finditer(template)
+        if not _COMMAND.search(template[max(0, found.start() - 100) : found.start()])
+    ]
 
 
 def miswritten(template: str) -> list[str]:

@@ -120,7 +120,7 @@ def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
             if looked - changed > hang:
                 signal_all(pod, signal.SIGKILL)
                 stop(pod, False)
-                return f"nothing was written for {hang:g} s"
+                return f"nothing was written for {hang:g} s (--hang)"
         time.sleep(POLL)
 
 
