@@ -26,6 +26,7 @@ from malt_jax.storage.rundir import RunDir
 if TYPE_CHECKING:
     from malt_jax.commands.bases import Models
     from malt_jax.config.run import Config
+    from malt_jax.tasks.base import Question
 
 
 def describe(invocation: Invocation) -> str:
@@ -58,7 +59,7 @@ def describe(invocation: Invocation) -> str:
         *_training(config),
         *_systems(session),
         *_export(config),
-        *_prompts(session, found),
+        *prompts(session, found, session.train_questions[0]),
     ]
     return "\n".join(lines)
 
@@ -187,11 +188,10 @@ def _export(config: Config) -> Iterator[str]:
         yield f"  and to the hub, as {one_line(config.export.push_to_hub)}-ROLE, private"
 
 
-def _prompts(session: Session, found: Models) -> Iterator[str]:
-    """The first question's prompt for each role, with a placeholder for each earlier turn."""
+def prompts(session: Session, found: Models, question: Question) -> Iterator[str]:
+    """A question's prompt for each role, with a placeholder for each earlier turn."""
     from malt_jax.tree.prompts import render
 
-    question = session.train_questions[0]
     said: dict[str, str] = {}
     for role in session.pipeline.roles:
         spec, tokenizer = found[session.config.model_of(role.name)]

@@ -133,10 +133,11 @@ def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> N
 
 
 def _described(session: Evaluation) -> Iterator[str]:
-    """What an evaluation would do, and the first question's first prompt."""
-    from malt_jax.escape import one_line, visible
+    """What an evaluation would do, and the first question's prompt for each role."""
+    from malt_jax.commands.bases import check_models
+    from malt_jax.commands.dry_run import prompts
+    from malt_jax.escape import one_line
     from malt_jax.stages.variants import planned
-    from malt_jax.tree.prompts import fill
 
     systems, _ = planned(session)
     questions, task = session.eval_questions, session.task
@@ -147,6 +148,4 @@ def _described(session: Evaluation) -> Iterator[str]:
     for system in systems:
         turns = " ".join(f"{turn.role.name}:{turn.policy}" for turn in system.turns)
         yield f"  {one_line(system.name)}: {turns}, {system.draws} draws"
-    yield "first prompt:"
-    first = fill(session.pipeline.roles[0].template, {"question": questions[0].text})
-    yield from (f"  | {line}" for line in visible(first).splitlines())
+    yield from prompts(session, check_models(session.config), questions[0])

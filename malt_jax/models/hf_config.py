@@ -103,6 +103,7 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
     """The fields of the text model with its family's defaults, the family, and if it is a tower."""
     name = fields.data.get("model_type")
     tower = False
+    beside: tuple[Fields, ...] = ()
     if isinstance(name, str) and name in TOWERS:
         tower = True
         architecture, text_name = TOWERS[name]
@@ -112,9 +113,9 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
         # its outer class, to which it does not keep if the file has a head.
         untied = fields.data.get("tie_word_embeddings") is False and stores_head(fields.path.parent)
         # What is beside the section holds for the whole checkpoint.
-        for key in ("tie_word_embeddings", *QUANTISED, "auto_map"):
-            if outer.has(key) and not (untied and key == "tie_word_embeddings"):
-                fields.data[key] = outer.data[key]
+        if outer.has("tie_word_embeddings") and not untied:
+            fields.data["tie_word_embeddings"] = outer.data["tie_word_embeddings"]
+        beside = (outer,)
         found = fields.data.get("model_type", text_name)
         if found != text_name:
             raise fields.refuse(
@@ -128,13 +129,14 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
             "model_type", f"= {show(name)} is not supported{why}. Supported: {SUPPORTED}"
         )
     family = FAMILIES[name]
-    _check_quantisation(fields, name)
-    if fields.data.get("auto_map") and not _known_code(fields.data["auto_map"], family):
-        raise fields.refuse(
-            "auto_map",
-            "asks for code shipped with the checkpoint, which is never run; remove it there if "
-            f"the weights are those of transformers' own {family.architecture}",
-        )
+    for one in (*beside, fields):
+        _check_quantisation(one, name)
+        if one.data.get("auto_map") and not _known_code(one.data["auto_map"], family):
+            raise one.refuse(
+                "auto_map",
+                "asks for code shipped with the checkpoint, which is never run; remove it there if "
+                f"the weights are those of transformers' own {family.architecture}",
+            )
     for key, meaning in REFUSED.items():
         if fields.data.get(key) and not (key in EXPERTS and name in MIXTURES):
             raise fields.refuse(key, f"is set: this model {meaning}. Supported: {SUPPORTED}")

@@ -141,14 +141,9 @@ class Device:
         same_entries = shape.entries == self.shape.entries
         numbers = (entries.astype(np.int32), rows.astype(np.int32))
         key = ("resize", self.shape, shape)
-        # Smaller caches are made at once. Larger ones are made layer by layer, so that never more
-        # than one layer is there twice.
-        layers = len(self._suffix)
-        parts = [slice(i, i + 1) for i in range(layers)]
-        if shape.rows < self.shape.rows:
-            parts = [slice(0, layers)]
+        # Layer by layer, so that never more than one layer is there twice.
         with self._executables.turn:
-            for part in parts:
+            for part in (slice(i, i + 1) for i in range(len(self._suffix))):
                 prefix = None if same_entries else self._prefix[part]
                 args = (prefix, self._suffix[part], *numbers)
                 prefix, self._suffix[part] = self._executables.get(key, cache.resize, args)(*args)

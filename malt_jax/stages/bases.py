@@ -151,7 +151,12 @@ class Bases:
         return None if together else Exchange()
 
     def _record(self, config: ModelConfig, model: Model) -> None:
-        facts = {"path": config.path, "revision": model.revision, "fingerprint": model.fingerprint}
+        facts = {
+            "path": config.path,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint,
+            "dtype": str(model.dtype),
+        }
         if config == self._session.config.model:
             self._record_model(facts | self._adapter_facts())
         else:
@@ -174,6 +179,11 @@ class Bases:
             raise UserError(
                 "pipeline.roles: an adapter that a role starts from is not the one this run began "
                 "with (its SHA-256 differs); restore it or choose another --output-dir."
+            )
+        elif known.get("dtype", facts["dtype"]) != facts["dtype"]:
+            self._session.progress.note(
+                f"WARNING: this run began in {known['dtype']} and goes on in {facts['dtype']} "
+                "(model.dtype: auto), whose roundings differ"
             )
 
     def _record_own(self, config: ModelConfig, facts: dict[str, Any]) -> None:

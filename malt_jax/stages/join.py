@@ -150,6 +150,12 @@ def _check_weights(session: Session, slices: Sequence[Slice]) -> None:
                 f"--join: {one.place} was searched with other weights than {slices[0].place} or "
                 "this run (their SHA-256 differs); join what one model has searched."
             )
+        dtypes = {facts["model"].get("dtype") for facts in (known, found) if facts.get("model")}
+        if len(dtypes - {None}) > 1:
+            session.progress.note(
+                f"WARNING: {one.place} was searched in another dtype than the slices before it or "
+                f"this run ({', '.join(sorted(map(str, dtypes - {None})))}); their roundings differ"
+            )
         # A run that was stopped early knows no model yet, or not those of all roles.
         bases = {**found.get("bases", {}), **known.get("bases", {})}
         known = {**found, **known, **({"bases": bases} if bases else {})}
