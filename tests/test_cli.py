@@ -19,6 +19,7 @@ import tiny
 from malt_jax import cli, config
 from malt_jax.commands import completion, init
 from malt_jax.commands.command import Command, parse
+from malt_jax.config.reading import split_flags
 from malt_jax.config.run import all_fields
 from malt_jax.errors import HubError, RunStopped, Unavailable, UserError
 
@@ -414,6 +415,40 @@ def test_code_that_a_strangers_config_names_is_not_imported(tmp_path, monkeypatc
     assert Path("imported").exists()
 
 
+def test_a_strangers_config_sends_nothing_anywhere(tmp_path, capsys):
+    from malt_jax.config.reading import to_dict
+    from malt_jax.storage.rundir import RunDir
+
+    home = tmp_path / "home"
+    for field, value in {"mirror": str(home), "export": {"push_to_hub": "thief/run"}}.items():
+        run = tmp_path / field
+        made = config.from_dict({"output_dir": str(run), field: value})
+        RunDir.open(run, to_dict(made), "test").close()
+        for command in ("report", "label", "export"):
+            said = fails(capsys, command, "--output-dir", str(run))
+            assert "in your name" in said and "--trust-task-code" in said
+        assert not home.exists()
+    # The user's own words are none of a stranger's.
+    assert "not finished" in fails(
+        capsys, "label", "--output-dir", str(tmp_path / "mirror"), "--mirror", str(home)
+    )
+
+
+def test_programs_are_not_read_from_where_a_strangers_config_says(tmp_path):
+    from malt_jax.config.reading import to_dict
+    from malt_jax.stages.trust import open_existing
+    from malt_jax.storage.rundir import RunDir
+
+    made = config.from_dict({"sampler": {"cache_dir": "programs"}})
+    run = tmp_path / "run"
+    RunDir.open(run, to_dict(made), "test").close()
+    found = [
+        open_existing(run, trusted, flags)[0].sampler.cache_dir
+        for trusted, flags in ((False, []), (True, []), (False, ["--sampler.cache-dir", "mine"]))
+    ]
+    assert found == ["auto", "programs", "mine"]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -520,3 +555,24 @@ def test_a_line_break_in_the_name_of_a_config_stays_in_its_comment(tmp_path, mon
     name = "in\nseed: 77\n# j.yaml"
     assert cli.main(["init", "gsm8k", "m", "--output", name]) == 0
     assert yaml.safe_load((tmp_path / name).read_text())["seed"] == 0
+
+
+def test_a_field_whose_value_has_a_blank_is_no_item_of_the_list_before_it():
+    label = next(command for command in cli.all_commands() if command.name == "label")
+    made = parse(label, ["--join", "a", "b", "--output-dir=my runs/x", "--task.name", "svamp"])
+    assert made.options.join == ["a", "b"]
+    assert sorted(split_flags(made.fields)) == [("output-dir", "my runs/x"), ("task.name", "svamp")]
+
+
+def test_a_stage_is_not_opened_again_by_a_command_that_does_not_make_it(tmp_path, capsys):
+    from malt_jax.config.reading import to_dict
+    from malt_jax.storage import manifest
+    from malt_jax.storage.rundir import RunDir
+
+    run = tmp_path / "run"
+    with RunDir.open(run, to_dict(config.from_dict({"output_dir": str(run)})), "test") as made:
+        (made.path / "shard.jsonl").write_text("{}\n")
+        manifest.seal(made, "search/000", [made.path / "shard.jsonl"])
+    said = fails(capsys, "report", "--output-dir", str(run), "--redo", "search/000")
+    assert "`malt report` does not make search/000" in said
+    assert manifest.stage_done(run, "search/000")

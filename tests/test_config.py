@@ -284,3 +284,52 @@ def test_a_config_is_a_file_of_moderate_size(tmp_path):
     for name, words in (("pipe.yaml", "a pipe"), ("large.yaml", "larger than")):
         with pytest.raises(UserError, match=words):
             config.load(str(tmp_path / name))
+
+
+def test_an_offset_of_a_roles_own_needs_margins_and_margins_an_offset():
+    own = [{"name": "a", "template": "{question}", "training": {"dpo": {"offset": 0.5}}}]
+    with pytest.raises(
+        UserError, match=r"data\.margins and train\.dpo\.offset: found none and 0.5"
+    ):
+        config.from_dict({"pipeline": {"roles": own}})
+    made = config.from_dict({"pipeline": {"roles": own}, "data": {"margins": "gap"}})
+    assert made.training_of("a").dpo.offset == 0.5
+    with pytest.raises(UserError, match="found gap and 0"):
+        config.from_dict({"data": {"margins": "gap"}})
+
+
+def test_the_star_single_agent_learns_as_the_first_role():
+    roles = [
+        {"name": "a", "template": "{question}", "training": {"sft": {"epochs": 5}}},
+        {"name": "b", "template": "{a}", "training": {"sft": {"epochs": 7}}},
+    ]
+    made = config.from_dict({"pipeline": {"roles": roles}})
+    epochs = [made.training_of(name).sft.epochs for name in ("star", "a", "b", "c")]
+    assert epochs == [5, 5, 7, made.train.sft.epochs]
+
+
+@pytest.mark.parametrize("field", ["patience", "eval_every"])
+def test_what_only_held_out_questions_use_is_refused_without_them(field):
+    with pytest.raises(UserError, match=rf"train\.sft\.loop\.{field}.*held_out"):
+        config.from_dict({"train": {"sft": {"loop": {field: 3}}}})
+    config.from_dict({"train": {"sft": {"loop": {field: 3, "held_out": 0.1}}}})
+
+
+@pytest.mark.parametrize("field", ["--output-dir", "--mirror", "--task.train-path"])
+@pytest.mark.parametrize("path", ["", "~/runs"])
+def test_a_path_that_a_shell_would_have_filled_in_is_refused(field, path):
+    with pytest.raises(UserError, match=r"unset variable|only a shell knows"):
+        config.load(None, [field, path])
+
+
+def test_lists_in_one_text_may_have_blanks_but_not_be_an_unset_variable():
+    assert config.load(None, ["--eval.systems", "sa, malt"]).eval.systems == ("sa", "malt")
+    assert config.load(None, ["--eval.systems", "[]"]).eval.systems == ()
+    with pytest.raises(UserError, match=r"eval\.systems: found an empty text"):
+        config.load(None, ["--eval.systems", ""])
+
+
+def test_the_quickstart_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config.load("quickstart").task.name == "arithmetic"

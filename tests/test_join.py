@@ -274,6 +274,8 @@ def test_slices_of_two_divisions_are_refused():
 def test_a_wait_without_slices_to_wait_for_is_refused_before_anything_is_written(tmp_path, capsys):
     assert cli.main(["label", *FLAGS, str(tmp_path / "run"), "--wait", "5"]) == 2
     assert "--wait: belongs to --join" in capsys.readouterr().err
+    words = ["label", *FLAGS, str(tmp_path / "run"), "--join", "a", "b", "--wait", "nan"]
+    assert cli.main(words) == 2 and "--wait: found nan, allowed: 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -18,6 +18,7 @@ from malt_jax.models.lora import (
     lora_delta,
     merge_adapter,
     stack_adapter,
+    times,
     unstack_adapter,
     with_dropout,
 )
@@ -115,3 +116,13 @@ def test_the_gradient_of_a_bfloat16_product_is_summed_in_float32():
 def test_wrong_fields_are_refused_by_name(fields):
     with pytest.raises(UserError, match=next(iter(fields))):
         LoraConfig(**fields)
+
+
+def test_a_factor_is_not_rounded_before_it_multiplies():
+    """0.22, Granite's factor of every branch, is 0.2197 in bfloat16: 0.12% less in all layers."""
+    x = jax.random.uniform(jax.random.key(0), (1 << 14,), jnp.bfloat16, 0.5, 1.0)
+    exact = 0.22 * np.asarray(x, np.float64)
+    error = np.asarray(times(x, 0.22), np.float64) / exact - 1
+    assert abs(error.mean()) < 2e-4
+    single = jnp.float32([1.0, 3.0])
+    np.testing.assert_array_equal(times(single, 0.22), single * jnp.float32(0.22))

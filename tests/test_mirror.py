@@ -308,3 +308,45 @@ def test_a_kill_while_a_file_is_mirrored_leaves_the_old_mirror(tmp_path, monkeyp
         mirror.push(run, url)
     with opened(tmp_path / "three", url) as again:
         assert len(manifest.sealed_units(again, "search/000")) == 2
+
+
+def test_an_old_copy_of_a_run_does_not_replace_what_its_mirror_has(tmp_path, url):
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+    shutil.copytree(tmp_path / "one", tmp_path / "old")
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "b.jsonl", b"{}\n")
+    with pytest.raises(UserError, match=r"has gone on without .* 1 finished files more"):
+        opened(tmp_path / "old", url)
+    with pytest.raises(UserError, match="has gone on without"):
+        mirror.push(tmp_path / "old", url)
+    with opened(tmp_path / "two", url) as run:
+        assert len(manifest.sealed_units(run, "search/000")) == 2
+        # What is made again may have fewer files than before.
+        (run.path / "b.jsonl").write_bytes(b"damaged")
+        manifest.redo(run, "search/000")
+        mirror.push(run, url)
+
+
+def test_a_run_that_is_faster_than_its_copies_is_continued_from_them(tmp_path, monkeypatch):
+    """Sealed again and again during a copy: the mirror has a manifest all the same."""
+    url = str(tmp_path / "mirror")
+    with opened(tmp_path / "one") as run:
+        sealed(run, "0.jsonl", b"{}\n")
+        put = mirror.Store.put
+
+        def slow(store, source, name):
+            put(store, source, name)
+            number = len(manifest.sealed_units(run, "search/000"))
+            if number < 5:
+                sealed(run, f"{number}.jsonl", b"{}\n")
+            elif number == 5:
+                raise OSError("the machine is gone")
+
+        monkeypatch.setattr(mirror.Store, "put", slow)
+        with pytest.raises(UserError, match="the machine is gone"):
+            mirror.push(run, url)
+    monkeypatch.undo()
+    with opened(tmp_path / "two", url) as again:
+        manifest.verify(again)
+        assert manifest.sealed_units(again, "search/000")

@@ -286,3 +286,12 @@ def test_a_faulty_network_changes_nothing(tmp_path, monkeypatch, kind, capsys):
             pass
         with begun(tmp_path / "three", url) as run:
             assert manifest.load(run)["note"] == "changed"
+
+
+def test_the_work_of_a_run_that_has_sealed_nothing_is_copied_too(tmp_path):
+    """Baselines that are measured before any training are sealed after the last one."""
+    url = str(tmp_path / "mirror")
+    with RunDir.open(tmp_path / "one", CONFIG, "malt test", mirror=url) as run:
+        write_bytes(run.path / "eval/sa.jsonl", b'{"question_id": "a"}\n')
+    with RunDir.open(tmp_path / "two", CONFIG, "malt test", mirror=url) as again:
+        assert (again.path / "eval/sa.jsonl").read_bytes() == b'{"question_id": "a"}\n'

@@ -18,8 +18,9 @@ from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.export.peft import write_peft
 from malt_jax.models.adapters import check_room, fitted, load_adapter
-from malt_jax.models.lora import init_adapter
+from malt_jax.models.lora import init_adapter, unstack_adapter
 from malt_jax.models.model import load_model
+from malt_jax.models.peft_layout import exported_rank, from_peft, to_peft, without_zeros
 from tiny_models import save_checkpoint
 
 LORA = LoraConfig(rank=3, alpha=5.0, targets=("q", "down"), rslora=True)
@@ -191,3 +192,30 @@ def test_an_adapter_that_peft_made_gives_pefts_logits(family, tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(TOKENS, np.int64))).logits.numpy()
     assert_near(logits(model, adapter), expected, 2e-4)
+
+
+def test_an_exported_adapter_of_a_fused_model_is_read_at_its_own_rank(tmp_path):
+    """Its file has the parts' blocks one after the other, and each part needs its own alone."""
+    spec = load_model(save_checkpoint(tmp_path / "base", "phi3")).spec
+    rng = np.random.default_rng(0)
+    lora = LoraConfig(rank=2)
+    shapes = init_adapter(spec, lora, jax.random.key(0))
+    draw = lambda x: rng.standard_normal(x.shape).astype(np.float32)  # noqa: E731
+    layers = jax.tree.map(draw, unstack_adapter(shapes).layers)
+    tensors = to_peft(spec, layers)
+    rank = exported_rank(spec, lora.targets, lora.rank)
+    assert rank > lora.rank
+    read, smaller = without_zeros(from_peft(spec, tensors), rank)
+    assert smaller == lora.rank
+    for ours, theirs in zip(layers, read, strict=True):
+        for target, pair in ours.items():
+            np.testing.assert_allclose(
+                theirs[target]["a"] @ theirs[target]["b"], pair["a"] @ pair["b"], atol=1e-5
+            )
+
+
+def test_patterns_that_say_what_holds_anyway_are_none(model, folder):
+    path = folder / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"rank_pattern": {"q_proj": saved["r"]}}))
+    assert load_adapter(folder, model.spec)[1].rank == saved["r"]

@@ -393,3 +393,27 @@ def test_a_recipe_whose_compiled_plan_fits_is_not_refused_by_the_estimate_of_a_r
     target = find_target(plan["target"]["name"], compiles=False)
     needs = count_needs(recipe, spec, ("sampling", "sft", "dpo"), target=target)
     assert plan["fits"] and needs.memory <= plan["target"]["chip_bytes"]
+
+
+def test_published_splits_bound_the_questions_of_a_plan_and_guesses_are_named():
+    def work(**task) -> tuple[int, int, bool]:
+        found = count_work(config.from_dict({"task": task}))
+        return found.train_questions, found.eval_questions, found.guessed
+
+    assert work(name="svamp") == (700, 300, False)
+    assert work(name="gsm8k", num_eval=100_000, num_validation=2000) == (5473, 1319, False)
+    assert work(name="gsm8k", num_train=9000, train_path="mine.jsonl")[0] == 9000
+    assert work(name="strategyqa") == (1000, 200, True)
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit(small, monkeypatch):
+    """A v5e has 15.75 GiB for programs, of 16, so its compiler may refuse what seems to fit."""
+    from malt_jax.planning import compiler
+
+    def refused(*_):
+        return {"arguments": 1, "temporaries": 1, "refused": True}
+
+    run = lay_out(*small, Target("v5e:1", CHIPS["v5e"], 1, None))
+    monkeypatch.setattr(compiler, "_at", refused)
+    found = measured(run, run.programs[:1], whole=True)
+    assert [figures["fits"] for figures in found] == [False]

@@ -60,8 +60,11 @@ def test_what_cannot_be_pooled_is_named(runs, tmp_path, capsys):
     damaged = changed(runs[1], tmp_path / "damaged", "seed: 1", "seed: 2")
     with open(damaged / "eval/malt.jsonl", "ab") as file:
         file.write(b"{}\n")
+    asked = changed(runs[1], tmp_path / "asked", "seed: 1", "seed: 3")
+    manifest.amend(asked, questions={"train": "x", "eval": "others"})
     for folders, words in (
         ([runs[0]], "one run alone"),
+        ([runs[0], asked], "evaluated on other questions"),
         ([runs[0], runs[0]], "seed of its own"),
         ([runs[0], other], "search.threshold was 0.5 and is now 0.25"),
         ([runs[0], damaged], "eval/malt.jsonl"),

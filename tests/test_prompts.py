@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tree.keys import draw_order, node_key
-from malt_jax.tree.prompts import fill, render
+from malt_jax.tree.prompts import fill, placeholders, render
 from malt_jax.tree.roles import abbreviations, make_chain
 
 
@@ -93,3 +93,10 @@ def test_a_placeholder_is_the_exact_name_of_a_role():
     assert fill("{First} {first} {QUESTION}", {"First": "1", "question": "?"}) == (
         "1 {first} {QUESTION}"
     )
+
+
+def test_the_arguments_of_latex_are_no_placeholders():
+    template = r"{question} in \text{cm}, as \frac{a}{b} or \boxed{answer}"
+    assert placeholders(template) == ["question"]
+    assert fill(template, {"question": "2"}) == r"2 in \text{cm}, as \frac{a}{b} or \boxed{answer}"
+    assert placeholders("{question} {critic}") == ["question", "critic"]

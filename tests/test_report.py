@@ -23,7 +23,7 @@ from malt_jax.report.figures import DepthValues
 from malt_jax.report.prompts import Templates, expand
 from malt_jax.report.trees import entry
 from malt_jax.storage.jsonl import read_lines
-from malt_jax.tree.node import Tree
+from malt_jax.tree.node import Node, Tree
 from synthetic_run import HOSTILE, make_run
 
 any_text = st.text(alphabet=st.characters(categories=("L", "N", "P", "S", "Z", "C")))
@@ -314,3 +314,29 @@ def test_a_record_in_progress_without_what_is_shown_is_refused_by_line(run, tmp_
     (copied / name).write_text(text.replace(f'"{field}":', '"x":', 1))
     with pytest.raises(UserError, match=f":1: .*(without|has no) '{field}'"):
         build_report(copied)
+
+
+def _chain(correct: list[list[bool | None]], rewards: list[float]) -> Tree:
+    """One path per row of `correct`, from planner to editor; the planner does not answer."""
+    roles, nodes = ("planner", "solver", "editor"), []
+    for row, (path, reward) in enumerate(zip(correct, rewards, strict=True)):
+        parent = None
+        for depth, (role, right) in enumerate(zip(roles, path, strict=True)):
+            name = (parent or "Q") + f"/{role[0]}{row if depth == 0 else 0}"
+            last = depth == 2
+            nodes.append(
+                Node(
+                    id=name, role=role, parent=parent, prompt="", prompt_ids=(1,), cut=0,
+                    completion=name, token_ids=(1,), logprobs=(), finish="eos", parsed="1",
+                    correct=right, value=reward, label=reward > 0.5,
+                    **({"reward": reward} if last else {}),
+                )
+            )  # fmt: skip
+            parent = name
+    return Tree("Q", "Q", "1", {}, (2, 1, 1), roles, tuple(nodes))
+
+
+def test_a_partial_reward_is_no_right_answer_and_the_first_answer_is_the_draft():
+    tree = _chain([[None, False, True], [None, True, False]], [1.0, 0.5])
+    found = entry(tree)
+    assert (found["leaves"], found["saved"], found["broke"]) == ("10", 1, 1)

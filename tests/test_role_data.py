@@ -217,3 +217,25 @@ def test_pairs_only_keeps_chosen_nodes_as_sft_examples():
     config = DataConfig(sft="pairs", pairs="all")
     data = role_data([MIXED], ROLES, config, 0)["verifier"]
     assert [row.node_id for row in data.sft] == ["Q0/g0/v0"]
+
+
+def test_a_repeat_that_earned_no_credit_counts_in_the_mean_of_its_weight():
+    """One critique behind two equal drafts: it helped behind the one and not behind the other."""
+    one = tree([[[1, 1], [0, 0]], [[1, 1], [1, 1]]])
+    same = {"Q0/g1/v0": "Q0/g0/v0", "Q0/g1/v1": "Q0/g0/v1"}
+    by_id = {node.id: node for node in one.nodes}
+    nodes = tuple(
+        replace(
+            node,
+            prompt_ids=by_id[same[node.id]].prompt_ids,
+            token_ids=by_id[same[node.id]].token_ids,
+        )
+        if node.id in same
+        else node
+        for node in one.nodes
+    )
+    once = tree([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], question="Q1")
+    config = DataConfig(weights="advantage")
+    data = role_data([replace(one, nodes=nodes), once], ROLES, config, seed=0)["verifier"]
+    weights = {example.node_id: example.weight for example in data.sft}
+    assert weights["Q0/g0/v0"] == pytest.approx(weights["Q1/g0/v0"] / 2, abs=1e-5)

@@ -24,6 +24,7 @@ from malt_jax.sampling.memory import (
 )
 from malt_jax.sampling.prefill import CopyCall, PrefillCall, PrefillShape, plan_calls
 from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.sampling.sampler import Sampler
 from malt_jax.sampling.scheduler import Scheduler
 
 END = 1
@@ -293,3 +294,14 @@ def test_row_counts_halve_down_and_divide_over_the_mesh(most, shards):
     counts = row_counts(most, shards)
     assert counts[-1] == most and all(count % shards == 0 for count in counts)
     assert all(a < b <= 2 * a for a, b in pairwise(counts))
+
+
+def test_streams_take_prompts_from_everywhere():
+    """Neighbours write at similar length: of halves in their order, one would end much later."""
+    sampler = Sampler.__new__(Sampler)
+    sampler.streams, sampler._best_rows = 2, 1
+    keys = np.zeros((1, 2), np.uint32)
+    requests = [Request((i,), keys) for i in range(32)]
+    shares = sampler._split(list(range(32)), requests)
+    assert sorted(shares[0] + shares[1]) == list(range(32))
+    assert shares[0] == [i for i in range(32) if i // 2 % 2 == 0]

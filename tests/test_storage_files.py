@@ -387,12 +387,20 @@ def test_a_second_writer_is_told_which_process_holds_the_run(tmp_path):
     RunLock(tmp_path, "malt train").release()
 
 
-@pytest.mark.parametrize("gone", [{"host": "of a machine that is gone"}, {"pid": 1 << 30}])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        {"host": "of a machine that is gone"},
+        {"pid": 1 << 30},
+        {"pid": os.getpid()},  # of another container: in each the first process has this number
+    ],
+)
 def test_a_lock_that_outlives_its_holder_is_tried_again_by_launchers(tmp_path, gone, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.01)
     with RunLockHeld(tmp_path, "malt run"):
         path = tmp_path / ".lock"
         path.write_text(json.dumps(json.loads(path.read_text()) | gone))
+        monkeypatch.setattr(lock, "_HELD", set())  # as if another process held it
         with pytest.raises(Unavailable, match="is writing this run"):
             RunLock(tmp_path, "malt run")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -665,3 +666,85 @@ def test_a_module_of_the_users_may_bear_the_name_of_one_of_pythons(tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     [question] = get_task("turtledemo:TASK").load("train")
     assert question.id == "train-1"
+
+
+def test_digits_above_the_line_make_another_question():
+    check_overlap(
+        [Question("t", "What is 5² + 1?", "26")], [Question("e", "What is 52 + 1?", "53")]
+    )
+    with pytest.raises(UserError, match="t = e"):
+        check_overlap([Question("t", "5² + 1?", "26")], [Question("e", "5²  + １?", "26")])
+
+
+def test_what_json_cannot_hold_is_said_before_anything_is_sampled(tmp_path):
+    """The trees keep every column of a question."""
+    from datetime import date
+    from decimal import Decimal
+
+    import pyarrow
+    from pyarrow import parquet
+
+    def load(**columns):
+        table = pyarrow.table({"question": ["1+1"], "answer": ["2"], **columns})
+        parquet.write_table(table, tmp_path / "t.parquet")
+        return custom.from_file().load("train", str(tmp_path / "t.parquet"))[0].meta
+
+    meta = load(made=[date(2026, 1, 2)], price=[Decimal("1.50")], score=[math.nan])
+    assert meta == {"made": "2026-01-02", "price": "1.50", "score": None}
+    with pytest.raises(UserError, match="`raw` holds what JSON cannot"):
+        load(raw=[b"\x00"])
+
+
+def test_choices_of_a_csv_file_are_json_and_may_be_absent(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        'question,answer,choices\n"Which?",A,"[""red"", ""blue""]"\n"What is (A)?",A,\n'
+    )
+    first, second = custom.from_file("choice").load("train", str(path))[:2]
+    assert first.meta["choices"] == {"A": "red", "B": "blue"} and "choices" not in second.meta
+
+
+OWN_GRADERS = {
+    "no_grader": ("object()", "a grader has `extract` and `grade`"),
+    "raises": ("Own(lambda t, q: 1 / 0)", "raised ZeroDivisionError"),
+    "too_few": ("Own(lambda t, q: [])", "was given 1 texts and returned 0 grades"),
+    "no_grades": ("Own(lambda t, q: [True])", "returns one Grade for each"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_GRADERS)
+def test_what_the_users_grader_does_wrong_is_said_of_it(tmp_path, monkeypatch, name):
+    grader, message = OWN_GRADERS[name]
+    (tmp_path / f"graded_{name}.py").write_text(
+        "from dataclasses import dataclass, replace\n"
+        "from typing import Any\n"
+        "from malt_jax.tasks.custom import from_function\n"
+        "@dataclass\n"
+        "class Own:\n"
+        "    grade: Any\n"
+        "    def extract(self, text):\n"
+        "        return text\n"
+        "TASK = replace(\n"
+        f"    from_function('own', lambda split: [('1', '1')]), grader={grader}\n"
+        ")\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"task\.name: the grader of .*graded_{name}.*{message}"):
+        task = get_task(f"graded_{name}:TASK")
+        assert task.grader.extract("x") == "x"
+        task.grader.grade(["x"], task.load("train"))
+
+
+@pytest.mark.parametrize("identity", ["3", "'a/b'", "'same'", "' '"])
+def test_questions_of_the_users_own_loader_are_checked(tmp_path, monkeypatch, identity):
+    name = f"loaded_{abs(hash(identity))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from dataclasses import replace\n"
+        "from malt_jax.tasks.base import Question\n"
+        "from malt_jax.tasks.custom import from_function\n"
+        f"rows = [Question('same', 'q', 'a'), Question({identity}, 'q', 'a')]\n"
+        "TASK = replace(from_function('own', lambda split: []), load=lambda *_: rows)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="loads a question with id"):
+        get_task(f"{name}:TASK").load("train")

@@ -23,7 +23,7 @@ from malt_jax.data.role_data import tree_counts
 from malt_jax.errors import UserError
 from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.results import SystemInfo, summarise
-from malt_jax.models.thoughts import ThoughtFormat, WrittenThoughts
+from malt_jax.models.thoughts import ThoughtFormat, WrittenThoughts, find_format
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.report.prompts import Templates
 from malt_jax.report.trees import Uses, compact
@@ -427,3 +427,13 @@ def test_imported_trees_have_the_prompts_and_thoughts_of_a_search(qwen):
     full[0]["thought"] = "<think>another</think>"
     with pytest.raises(ValueError, match="to this model's tokenizer"):
         complete({"question_id": question.id, "nodes": full}, question, pipeline, qwen, 4096)
+
+
+def test_a_template_that_only_opens_a_thought_speaks_of_it():
+    """As that of some fine-tuned models, whose prompts end in `<think>`."""
+    vocabulary = {"<think>": 1, "</think>": 2}
+    found = find_format(
+        "... <|assistant|><think>\n", vocabulary, lambda: "<|assistant|><think>\n", list, str
+    )
+    assert found is not None and found.inside
+    assert find_format("... <|assistant|>", vocabulary, lambda: "", list, str) is None

@@ -257,3 +257,14 @@ def test_the_kto_loss_is_trls(folder, model, pairs, reference, tmp_path):
         np.testing.assert_allclose(metrics[ours], theirs[name], rtol=1e-4, atol=1e-4)
     for key, slope in _torch_gradients(trainer.model).items():
         np.testing.assert_allclose(gradients[key], slope, atol=1e-4, err_msg=key)
+
+
+def test_ktos_other_completions_are_those_of_other_prompts():
+    """Siblings follow each other in a batch, and a batch may hold one prompt alone."""
+    siblings = [UnpairedExample((1, 2), (3 + i,), f"a{i}", True) for i in range(3)]
+    others = [UnpairedExample((7,), (8,), "b", True), UnpairedExample((9,), (9,), "c", False)]
+    segments = mismatched([*siblings, others[0]], 8, 0)
+    assert [s.branches[0] for s in segments] == [(8,), (8,), (8,), (5,)]
+    alone = mismatched(siblings[:1], 8, 4, [*siblings, *others])
+    assert [(s.branches[0], s.sequences) for s in alone] == [((8,), (4,))]
+    assert mismatched(siblings[:1], 8, 0, siblings)[0].branches[0] == (3,)

@@ -329,3 +329,18 @@ def test_roles_share_compiled_programs(tmp_path):
 
 def _programs() -> int:
     return jax.jit(train_step, static_argnums=0, donate_argnums=1)._cache_size()
+
+
+def test_the_best_weights_of_the_newest_checkpoint_outlive_better_ones(tmp_path):
+    """After a kill the phase goes back to that checkpoint, and may find no better ones again."""
+    kept: list[bool] = []
+
+    def on_step(*_) -> None:
+        saver = CheckpointFolder(tmp_path)
+        for name in saver.names("step-")[-1:]:
+            best = saver.facts(name)["progress"]["best_step"]
+            kept.append(f"best-{best:08d}" in saver.names("best-"))
+
+    loop = {"held_out": 0.3, "eval_every": 1, "save_every": 3}
+    sft(tmp_path, epochs=4, on_step=on_step, **loop)
+    assert len(kept) > 2 and all(kept)

@@ -52,6 +52,7 @@ PREVIEW = Option(
     "--preview",
     "Print what every credit rule would select from the run's trees; write nothing.",
 )
+LONGEST_WAIT = 60 * 24 * 365
 READ_INPUT = ("run", "search", "eval")
 """Commands that read questions and model, so that both are checked before anything is written."""
 
@@ -88,8 +89,11 @@ def _check_sources(options: argparse.Namespace) -> None:
     slices, files = (getattr(options, name, None) for name in ("join", "import"))
     if slices and files:
         raise UserError("--import: the trees come from one place; leave --join out.")
-    if getattr(options, "wait", 0.0) and not slices:
+    wait = getattr(options, "wait", 0.0)
+    if wait and not slices:
         raise UserError("--wait: belongs to --join, whose slices it waits for.")
+    if not 0 <= wait <= LONGEST_WAIT:
+        raise UserError(f"--wait: found {wait:g}, allowed: 0 to {LONGEST_WAIT:,} minutes.")
 
 
 def _take_trees(invocation: Invocation, session: Session) -> None:

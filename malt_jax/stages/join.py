@@ -37,7 +37,6 @@ from malt_jax.storage.writers import on_writer
 
 LOOK_SECONDS = 20.0
 """Between two looks at slices that are waited for."""
-MOST_MINUTES = 60 * 24 * 365
 MOST_NAMED = 10
 """Missing slices that a message lists; a stranger's slice may be one of any number."""
 
@@ -72,8 +71,6 @@ def join(session: Session, places: Sequence[str], minutes: float = 0.0) -> None:
 
 def wait_for(session: Session, places: Sequence[str], minutes: float) -> None:
     """Returns once all slices are finished; raises UserError that names those that are not."""
-    if not 0 <= minutes <= MOST_MINUTES:
-        raise UserError(f"--wait: found {minutes:g}, allowed: 0 to {MOST_MINUTES:,} minutes.")
     until, said, wanted = time.monotonic() + 60 * minutes, "", list(places)
     while True:
         # A slice that is finished stays so, and is not looked at again.
