@@ -37,6 +37,11 @@ CONNECTIONS = 64
 """Samples that are answered at a time, unless inspect_ai is told otherwise."""
 FIELDS = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 """Fields of inspect_ai's config that mean what they mean to the endpoint."""
+REFUSED = (
+    "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs",
+    "response_schema", "reasoning_effort", "reasoning_tokens", "best_of",
+)  # fmt: skip
+"""Fields that would change the answer, and that a chain of roles does not have."""
 
 
 @modelapi(name="malt")
@@ -74,17 +79,21 @@ class TrainedRun(ModelAPI):
             "model": self._answers,
             "messages": [{"role": m.role, "content": m.text} for m in input],
             "stop": config.stop_seqs,
+            "n": config.num_choices,
             **{name: getattr(config, name) for name in FIELDS},
         }
         try:
             if tools:
                 raise ApiError(400, "tools: a chain of roles calls none.")
+            for name in REFUSED:
+                if getattr(config, name, None) not in (None, False, 0):
+                    raise ApiError(400, f"{name}: not supported by a chain of roles; leave it out.")
+            for message in input:
+                if not isinstance(message.content, str):
+                    _check_parts(message.content)
             chain, seed = self._engine.answerer.chain, self._pipeline.seed
             request = parse_request(json.dumps(body).encode(), chain, seed)
-            draws = self._draws(request)
-            reply = await anyio.to_thread.run_sync(
-                self._sample, request, draws, limiter=self._threads
-            )
+            reply = await self._sampled(request, self._draws(request))
         except ApiError as error:
             if error.code == "context_length_exceeded":
                 return ModelOutput.from_content(
@@ -105,23 +114,32 @@ class TrainedRun(ModelAPI):
         self._asked[asked] += 1
         return draws
 
-    def _sample(self, request: ChatRequest, draws: list[Draw]) -> Reply:
+    async def _sampled(self, request: ChatRequest, draws: list[Draw]) -> Reply:
         """Waits for all draws of a request; the engine samples them beside those of others."""
         events: queue.Queue[Any] = queue.Queue()
         answerer = self._engine.answerer
         params = tuple(request.params(role, answerer) for role in request.roles)
         ticket = Ticket(draws, request.roles, params, events.put)
+
+        def wait() -> None:
+            left = len(ticket.draws)
+            while left and not ticket.cancelled:
+                found = events.get()
+                if isinstance(found, Failed):
+                    raise found.error
+                left -= isinstance(found, Finished)
+
         self._engine.submit(ticket)
-        left = len(ticket.draws)
-        while left:
-            found = events.get()
-            if isinstance(found, Failed):
-                raise found.error
-            left -= isinstance(found, Finished)
+        try:
+            # A sample that runs out of time is given up at once.
+            await anyio.to_thread.run_sync(wait, abandon_on_cancel=True, limiter=self._threads)
+        finally:
+            self._engine.cancel(ticket)
+            events.put(None)  # wakes a thread that was abandoned
         return Reply(request, ticket.draws, self._pipeline.made_with(request.votes, None))
 
     def _output(self, completion: dict[str, Any]) -> ModelOutput:
-        [choice], used = completion["choices"], completion["usage"]
+        choices, used = completion["choices"], completion["usage"]
         return ModelOutput(
             model=self.model_name,
             choices=[
@@ -131,13 +149,14 @@ class TrainedRun(ModelAPI):
                     ),
                     stop_reason="max_tokens" if choice["finish_reason"] == "length" else "stop",
                 )
+                for choice in choices
             ],
             usage=ModelUsage(
                 input_tokens=used["prompt_tokens"],
                 output_tokens=used["completion_tokens"],
                 total_tokens=used["total_tokens"],
             ),
-            metadata=choice["malt"],
+            metadata=choices[0]["malt"],
         )
 
     def max_connections(self) -> int:
@@ -148,3 +167,10 @@ class TrainedRun(ModelAPI):
 
     async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._engine.close, 1.0)
+
+
+def _check_parts(parts: list[Any]) -> None:
+    """Refuses what a text model cannot read, such as an image."""
+    for part in parts:
+        if part.type not in ("text", "reasoning"):
+            raise ApiError(400, f"messages: a part of type {part.type!r}; a chain reads text.")

@@ -233,3 +233,18 @@ def test_a_verdict_is_graded_against_the_latest_earlier_answer():
     }  # fmt: skip
     assert "verdict" not in node_signals(forest)["Q0/g0/v0"]  # no reader was given
     assert node_signals(forest, readers={"verifier": read_verdict})["Q0/g1/v0"]["verdict"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("I can't find anything wrong with it.", True),
+        ("I could not find any step that is wrong.", True),
+        ("There are zero errors.", True),
+        ("The reasoning is right except for step 3.", None),
+        ("I find something wrong in step 2.", False),
+    ],
+)
+def test_negated_searches_and_exceptions_are_read(text, verdict):
+    found = read_verdict(text)
+    assert (found and found.approves) is verdict

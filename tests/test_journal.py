@@ -200,3 +200,29 @@ def test_a_finished_stage_whose_files_have_changed_is_refused(run):
     path.write_bytes(path.read_bytes().replace(b"q1", b"q9"))
     with pytest.raises(UserError, match="content changed"):
         journal(run)
+
+
+def test_other_sealed_files_of_an_evaluation_do_not_stop_it_and_those_of_a_search_do(run):
+    """Held-out trees are sealed beside the draws; a joined search must not be added to."""
+
+    def evaluate(fail: bool) -> None:
+        path = run.path / "eval/sa.jsonl"
+        with journal(run, "eval") as one:
+            for block in one.blocks(
+                ITEMS, 3, lambda number, items: {path: {(i,) for i in items}}, sealed_apart=False
+            ):
+                block.append(path, ({"question_id": item} for item in block.items))
+            trees = {"before": run.path / "eval/trees/before.jsonl"}
+            for _, place in one.pending(trees, folders=False):
+                one.write_lines(place, [{"id": 1}, {"id": 2}])
+            if fail:
+                raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        evaluate(fail=True)
+    evaluate(fail=False)
+    assert manifest.stage_done(run, "eval")
+    with journal(run, finishes=False) as one:
+        one.write_lines(run.trees(0) / "1of2-00000.jsonl", [{"question_id": "q0"}])
+    with pytest.raises(UserError, match="was joined or imported"):
+        search(run, [])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.tree.keys import draw_order, node_key
-from malt_jax.tree.prompts import fill, placeholders, render
+from malt_jax.tree.prompts import fill, render, unknown
 from malt_jax.tree.roles import abbreviations, make_chain
 
 
@@ -97,6 +97,6 @@ def test_a_placeholder_is_the_exact_name_of_a_role():
 
 def test_the_arguments_of_latex_are_no_placeholders():
     template = r"{question} in \text{cm}, as \frac{a}{b} or \boxed{answer}"
-    assert placeholders(template) == ["question"]
+    assert unknown(template, ["question"]) == []
     assert fill(template, {"question": "2"}) == r"2 in \text{cm}, as \frac{a}{b} or \boxed{answer}"
-    assert placeholders("{question} {critic}") == ["question", "critic"]
+    assert unknown("{question} {critic} \\textbf{question}", ["question"]) == ["critic"]

@@ -333,6 +333,7 @@ def _chain(correct: list[list[bool | None]], rewards: list[float]) -> Tree:
                 )
             )  # fmt: skip
             parent = name
+    nodes.sort(key=lambda node: node.id.count("/"))  # level by level
     return Tree("Q", "Q", "1", {}, (2, 1, 1), roles, tuple(nodes))
 
 

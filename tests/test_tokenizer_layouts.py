@@ -15,6 +15,7 @@ from malt_jax.errors import UserError
 from malt_jax.models import tokenizer_engines
 from malt_jax.models.tokenizer import load_tokenizer
 from malt_jax.models.tokenizer_probe import PROBE
+from malt_jax.tree.prompts import fill, render
 from tokenizer_layouts import (
     LAYOUTS,
     gemma,
@@ -359,3 +360,20 @@ def test_a_damaged_sentencepiece_model_is_refused_or_harmless(data, tmp_path, pi
     )
     with contextlib.suppress(UserError):
         load_tokenizer(tmp_path).encode("two plus two")
+
+
+@pytest.mark.parametrize("text", ["44+1=? 5 x 9 = 45. ", "価格は三十五円です。", "5€ each. "])
+def test_a_prompt_is_cut_to_any_room_with_every_layout(folders, pieces, text):
+    """A cut text that is encoded again may be as long as before: by a dummy prefix, or bytes."""
+    places = [*folders.values(), *(folder for folder, _ in pieces.values())]
+    template = "Question: {question}\nDraft: {generator}"
+    for folder in places:
+        tokenizer = load_tokenizer(folder)
+        turns = {"generator": text * 8, "verifier": "unused " * 50}
+        whole = len(tokenizer.prompt_ids(fill(template, {"question": "1+1?", **turns})))
+        least = len(tokenizer.prompt_ids(fill(template, {"question": "1+1?", "generator": ""})))
+        for room in range(least + 8, whole, 7):
+            prompt = render(
+                template, "1+1?", turns, tokenizer, room=room, overflow="truncate", where="x"
+            )
+            assert len(prompt.ids) <= room and prompt.cut < whole and "unused" not in prompt.text

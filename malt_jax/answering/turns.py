@@ -17,6 +17,8 @@ import numpy as np
 from malt_jax.errors import UserError
 from malt_jax.evaluation.statistics import majority_vote
 from malt_jax.sampling.request import Request, SamplingParams
+from malt_jax.tasks.base import Question, read_answer
+from malt_jax.tasks.parsers import listed_choices
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
 from malt_jax.tree.prompts import Overflow, Prompt, render
@@ -93,7 +95,7 @@ class Draw:
     turns: list[Turn] = field(default_factory=list)
     prompt_tokens: int = 0
     error: UserError | None = None
-    """Why its next turn cannot be asked; it takes no further turns."""
+    """Why it takes no further turns: the next one leaves no room, or its answer is not read."""
 
 
 def answer(draws: Sequence[Draw]) -> Answer:
@@ -237,7 +239,7 @@ class Answerer:
                 if index in streams:
                     streams[index].finish(spoken.text)
                 answers = role.config.answers and not spoken.unclosed
-                read = self.grader.extract(spoken.text) if answers else None
+                read = self._read(draws[index], spoken.text) if answers else None
                 draws[index].turns.append(
                     Turn(
                         role.name,
@@ -249,6 +251,15 @@ class Answerer:
                         spoken.unclosed,
                     )
                 )
+
+    def _read(self, draw: Draw, text: str) -> str | None:
+        """The answer in a turn; a grader of the user's own that fails ends this draw alone."""
+        asked = Question("", draw.question, "", listed_choices(draw.question))
+        try:
+            return read_answer(self.grader, text, asked)
+        except UserError as error:
+            draw.error = error
+            return None
 
     def _passed_on(self, turns: Sequence[Turn]) -> dict[str, str]:
         """What the next role reads of each turn, by role."""

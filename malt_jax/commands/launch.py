@@ -49,9 +49,7 @@ def read_config(invocation: Invocation) -> Config:
     if os.path.exists(Path(folder, manifest.NAME)):
         # The run may have been moved, so its folder overrides the saved `output_dir`.
         flags = [*flags, "--output-dir", folder]
-        found = open_existing(folder, options.trust_task_code, flags)[0]
-        check_destinations(found, folder, options.trust_task_code, said)
-        return found
+        return open_existing(folder, options.trust_task_code, flags)[0]
     if not said.keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
@@ -73,7 +71,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     """
     from malt_jax import progress
     from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
-    from malt_jax.config.reading import to_dict
+    from malt_jax.config.reading import apply_flags, to_dict
     from malt_jax.config.run import with_defaults
     from malt_jax.distributed import initialize
     from malt_jax.environment import devices
@@ -84,6 +82,10 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
     from malt_jax.storage.writers import is_writer, wait_for_all
 
     config, command = read_config(invocation), invocation.command.name
+    options = invocation.options
+    if not options.config:
+        said = apply_flags({}, invocation.fields)
+        check_destinations(config, config.output_dir, options.trust_task_code, said)
     # 1. Find the other processes, before any device is touched.
     initialize(config.mesh)
     if command in COMPUTES:

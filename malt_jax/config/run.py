@@ -16,7 +16,7 @@ from malt_jax.config.fields import Field, list_fields
 from malt_jax.config.lora import EXPERT_TARGETS
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.config.model import ModelConfig
-from malt_jax.config.pipeline import PipelineConfig
+from malt_jax.config.pipeline import PipelineConfig, split_phases
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.config.search import SearchConfig
 from malt_jax.config.task import TaskConfig
@@ -88,6 +88,11 @@ class Config:
             f"data.weights: confidence, but search.backup: {self.search.backup}; confidence is "
             "that of a mean of branches, so use search.backup: mean.",
         )
+        check(
+            self.data.weights != "confidence" or self.data.positives != "advantage",
+            "data.weights: confidence, but data.positives: advantage; confidence is how sure it is "
+            "that a value is above the threshold, so use positives: value or both.",
+        )
         for index, role in enumerate(self.pipeline.roles):
             where = f"pipeline.roles.{index}.training"
             check(
@@ -98,8 +103,10 @@ class Config:
                 self.training_of(role.name)
             except UserError as error:
                 raise UserError(f"{where}.{error}") from None
-        offsets = [self.train, *(self.training_of(role.name) for role in self.pipeline.roles)]
-        offset = max(train.dpo.offset for train in offsets)
+        # Of the roles that learn by it; of the run, where none does.
+        by_dpo = [r.name for r in self.pipeline.roles if "dpo" in split_phases(r.train)]
+        learned = [self.training_of(name) for name in by_dpo] or [self.train]
+        offset = max(train.dpo.offset for train in learned)
         check(
             (self.data.margins == "gap") == (offset > 0),
             "data.margins and train.dpo.offset: found "

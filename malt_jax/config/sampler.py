@@ -16,9 +16,8 @@ class SamplerConfig:
     """Completions that decode at a time, over all devices, at most; 0: the platform's best number.
     Where their caches do not fit, as those of long prompts may not, as many as fit."""
     width: int = 0
-    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4. With
-    `attention: pallas` not more than the kernel has room for, which 0 stands for: 8 to 20 for most
-    models."""
+    """Completions of one prompt that share one copy of its keys and values, at most; 0: 4, or with
+    `attention: pallas` as many as the kernel has room for, which is 8 to 20 for most models."""
     streams: int = 0
     """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
     CPU with several cores, 1 elsewhere."""

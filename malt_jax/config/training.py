@@ -24,8 +24,8 @@ class OptimConfig:
     warmup: float = 0.1
     """Share of all steps in which the rate rises linearly to the peak."""
     final: float = 0.0
-    """The rate that the decay ends at, one step after the last, as a share of the peak (not for
-    `constant`)."""
+    """The rate at the end of the decay, which would be that of one more step, as a share of the
+    peak (not for `constant`)."""
     weight_decay: float = 0.0
     """Decoupled decay: each step shrinks the weights by learning rate x this."""
     beta1: float = 0.9
@@ -102,8 +102,8 @@ class SftConfig:
     batch_size: int = 8
     """Examples per step; the paper uses 8."""
     siblings_together: bool = False
-    """Keep completions of the same prompt in one batch, where the prompt is computed once. Only at
-    a batch's end they may be divided."""
+    """Keep completions of the same prompt in one batch, where the prompt is computed once. Those
+    that reach over a batch's end are divided."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=2e-4))
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -184,7 +184,8 @@ class PgConfig:
     epochs: int = 2
     """Passes over the same completions."""
     batch_size: int = 32
-    """Completions per step; siblings follow each other, and only at a batch's end are divided."""
+    """Completions per step. Siblings follow each other; those that reach over a batch's end are
+    divided."""
     clip: float = 0.2
     """PPO (1707.06347): a token's probability ratio gains nothing beyond 1 - clip and 1 + clip."""
     kl_weight: float = 0.0

@@ -55,8 +55,10 @@ def influence(
             role = roles[node.role]
             said = role.passed_on(node.completion, node.thought)
             turns[node.id] = {**earlier, node.role: said}
-            # Trees from elsewhere may lack what the sampler stores.
-            if not earlier or not node.token_ids or len(node.logprobs) != len(node.token_ids):
+            # Trees from elsewhere may lack what the sampler stores. Of a prompt that was cut, the
+            # one without the last turn would have more of the others.
+            scored = node.token_ids and len(node.logprobs) == len(node.token_ids)
+            if not earlier or not scored or node.cut:
                 continue
             prompt = render(
                 role.template,

@@ -34,7 +34,7 @@ _BAD = _WORD + (
 ) + _END  # fmt: skip
 _GOOD = rf"{_WORD}(?:right|correct(?:ly)?|valid|accurate|sound){_END}"
 _NOT = r"(?:\bnot(?! only)|n't|n’t|\b(?:never|cannot|no longer|hardly|far from))"
-_NONE = r"(?:no|not any|without(?: any)?|nothing|none|free of|neither)"
+_NONE = r"(?:no|zero|not any|without(?: any)?|nothing|none|free of|neither)"
 _CLAUSE = r"[^.,;:!?]"
 # What "no" is said of ends where the next statement begins: "no justification and is wrong".
 _NEXT = r"\b(?:but|because|so|doubt|and (?:is|are|was|were|has|have|the|it|this|that|so|then))\b"
@@ -47,7 +47,9 @@ _NO_VERDICT = re.compile(
 )
 _APPROVES_BY_NEGATION = re.compile(
     rf"\b{_NONE}\b{_SAME}{{0,30}}?\b{_BAD}\b(?: n?or (?:\w+ )??{_BAD}\b)*"
-    rf"|{_NOT}(?: (?:find|see|spot|contain|have|make))?(?: (?:any|an?|a single))? {_BAD}\b",
+    rf"|{_NOT}(?: (?:find|see|spot|contain|have|make))?"
+    r"(?: (?:any|an?|a single|(?:anything|any step|a step)(?: that is| that's| which is)?))?"
+    rf" {_BAD}\b",
 )
 _REJECTS = re.compile(
     # A negation reaches over three words: "does not look right", "not a valid step".
@@ -56,7 +58,9 @@ _REJECTS = re.compile(
     rf"|\b(?:almost|nearly|partly|partially) {_GOOD}\b|\b(?:too )?(?:high|low)\s*$"
 )
 _APPROVES = re.compile(rf"\b{_GOOD}\b|\bok(?:ay)?\b|\bi agree\b")
-_CORRECTS = re.compile(r"(?<!as it )\bshould (?:be|equal|read)\b|\binstead of\b")
+_CORRECTS = re.compile(
+    r"(?<!as it )\bshould (?:be|equal|read)\b|\binstead of\b|\b(?:except|apart from|other than)\b"
+)
 
 
 def read_verdict(text: str) -> Verdict | None:

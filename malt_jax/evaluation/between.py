@@ -27,18 +27,22 @@ class Pairing(NamedTuple):
 
 
 def paired_rows(
-    results: tuple[Results, Results], draws: tuple[Draws, Draws], both: Mapping[str, str]
+    results: tuple[Results, Results],
+    draws: tuple[Draws, Draws],
+    both: Mapping[str, str],
+    clusters: Mapping[str, str] | None = None,
 ) -> list[Pairing]:
     """The rows that both tables have, each tested on the questions in common.
 
     `both` gives the second run's id of each question of the first that is the same question. Rows
     are paired by name, which is the system and its votes. Holm's correction is over all of them.
+    `clusters`: of questions of the first that are not independent, as in `Units`.
     """
     rows = [{row["name"]: row for row in one["systems"]} for one in results]
     names = [name for name in rows[0] if name in rows[1]]
     if not both:
         return [Pairing(rows[0][name], rows[1][name], None) for name in names]
-    units = Units([(0, question) for question in both])
+    units = Units([(0, question) for question in both], clusters or {})
     found = []
     for name in names:
         system, votes = rows[0][name]["system"], rows[0][name]["votes"]

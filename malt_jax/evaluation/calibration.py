@@ -81,9 +81,10 @@ def _reliability(
 def auc(predicted: Real[np.ndarray, " N"], observed: Real[np.ndarray, " N"]) -> float | None:
     """Probability that a success was predicted above a failure, where ties count half.
 
-    None if there are only successes or only failures.
+    A success is an outcome above the middle of those observed, since rewards may be partial. None
+    if all are alike.
     """
-    successes = observed > 0.5
+    successes = observed > (observed.min(initial=1.0) + observed.max(initial=0.0)) / 2
     positive, negative = int(successes.sum()), int((~successes).sum())
     if positive == 0 or negative == 0:
         return None

@@ -40,11 +40,11 @@ def draw_weight(record: DrawRecord) -> float:
     """
     weight, judged = 0.5, None
     for turn in record.turns:
-        if turn.correct is not None:
-            judged = turn.parsed
-        elif turn.support is not None:
+        if turn.support is not None:
             same = judged is not None and judged == record.prediction
             weight = turn.support if same else 1 - turn.support
+        if turn.correct is not None:
+            judged = turn.parsed
     return weight
 
 

@@ -25,7 +25,7 @@ from malt_jax.sampling.request import Completion, Request, SamplingParams
 from malt_jax.tasks.base import NO_ANSWER, Grade, Grader, Question
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
-from malt_jax.tree.prompts import Prompt, placeholders, render
+from malt_jax.tree.prompts import Prompt, render, unknown
 from malt_jax.tree.roles import of_role
 from malt_jax.tree.thoughts import Said, read_completion
 
@@ -212,7 +212,7 @@ def _take_turn(
     critiques = {
         (role.name, call)
         for agent, call in zip(agents, calls, strict=True)
-        if not (role := agent.system.turns[number].role).config.answers
+        if (role := agent.system.turns[number].role).name in context.readers
     }
     supports = {(name, call): _support(name, sampled[call], context) for name, call in critiques}
     for agent, call in zip(agents, calls, strict=True):
@@ -248,7 +248,7 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     role, policy = agent.system.turns[number].role, agent.system.turns[number].policy
     # A role that was removed from the chain leaves its place in later prompts empty.
     known = {*agent.texts, "previous", "question"}
-    absent = {name: "" for name in placeholders(role.template) if name not in known}
+    absent = dict.fromkeys(unknown(role.template, known), "")
     # A debate template names the others' texts: `{others}`, one per line, or `{other_1}`, ...
     debate = {"others": "\n".join(others)}
     debate |= {f"other_{i}": text for i, text in enumerate(others, start=1)}

@@ -114,9 +114,13 @@ def fitted(
         if old is None or not (old["a"].any() or old["b"].any()):
             return new
         b = old["b"] * (adapter.scale / fresh.scale)
+        # Neither do ranks that are zero on both sides, which no gradient would reach.
+        dead = ~(old["a"].any(-2) | old["b"].any(-1))
+        a = np.where(dead[..., None, :], new["a"][..., : own.rank], old["a"])
+        b = np.where(dead[..., :, None], new["b"][..., : own.rank, :], b)
         # Further ranks add nothing yet, since one side of a new adapter is zero.
         return {
-            "a": new["a"].at[..., : own.rank].set(old["a"]),
+            "a": new["a"].at[..., : own.rank].set(a),
             "b": new["b"].at[..., : own.rank, :].set(b),
         }
 
@@ -147,7 +151,7 @@ def _config(path: Path) -> LoraConfig:
     same = {"rank_pattern": fields.data.get("r"), "alpha_pattern": fields.data.get("lora_alpha")}
     for key, allowed in {**PLAIN, **dict.fromkeys(sorted(unknown), off)}.items():
         value = fields.data.get(key)
-        if key in same and isinstance(value, dict) and {*value.values()} == {same[key]}:
+        if key in same and isinstance(value, dict) and all(v == same[key] for v in value.values()):
             continue
         if value not in allowed:
             raise fields.refuse(

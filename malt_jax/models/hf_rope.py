@@ -31,7 +31,8 @@ def read_ropes(fields: Fields, family: Family, head_dim: int) -> tuple[Rope, Rop
     if not nested and family.architecture.startswith("Olmo3"):
         # As early versions of transformers 5 saved it. The model was trained with this rope where
         # attention is whole, and with a plain one in the windows.
-        return _rope(fields, parameters, family, theta, head_dim), Rope(theta)
+        wide = _rope(fields, parameters, family, theta, head_dim)
+        return wide, Rope(wide.theta)
     if nested != family.two_ropes:
         raise fields.refuse(
             "rope_parameters",

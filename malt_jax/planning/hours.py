@@ -12,6 +12,7 @@ from malt_jax.planning.abstract_programs import prefill_name, reference_name
 from malt_jax.planning.sizes import Sizes
 from malt_jax.planning.training_steps import largest
 from malt_jax.planning.work import ASSUMED, Work, first_epoch, steps
+from malt_jax.tree.policies import STAR
 
 Executions = dict[str, float]
 """How often each program is executed, by its name."""
@@ -96,7 +97,8 @@ def _training(config: Config, work: Work, sizes: Sizes) -> Executions:
             for role in work.roles
             if phase in role.examples
         ]
-        examples += [(work.star, config.train.sft)] if phase == "sft" and work.star else []
+        star = config.training_of(STAR).sft
+        examples += [(work.star, star)] if phase == "sft" and work.star else []
         # A step counts by its own tokens, in micro-batches of the shape that the plan compiles.
         shape = largest(plan)
         taken = scored = 0.0

@@ -16,6 +16,7 @@ from malt_jax.training import remat
 from malt_jax.training.placement import plan_on
 from malt_jax.training.plan import Plan
 from malt_jax.training.step import CHUNK_BYTES, CPU_CHUNK_BYTES
+from malt_jax.tree.policies import STAR
 
 FLOAT32 = 4
 
@@ -25,8 +26,8 @@ def fields_of(config: Config, phase: str, work: Work) -> list[PhaseConfig]:
     found = [
         config.training_of(role.name).phase(phase) for role in work.roles if phase in role.examples
     ]
-    if phase == "sft" and work.star:  # the STaR baseline learns by the run's own fields
-        found.append(config.train.sft)
+    if phase == "sft" and work.star:
+        found.append(config.training_of(STAR).sft)
     return list(dict.fromkeys(found))
 
 
@@ -91,7 +92,7 @@ def for_largest(config: Config, fields: dict[str, PhaseConfig], work: Work) -> C
     That is the adapter of the role with the largest rank, and `fields` in each phase.
     """
     every = [config.training_of(role.name) for role in work.roles]
-    every += [config.train] if work.star else []
+    every += [config.training_of(STAR)] if work.star else []
     adapter = max((train.lora for train in every), key=lambda x: x.rank)
     parts: dict[str, Any] = {"lora": adapter, **fields}
     return replace(config, train=replace(config.train, **parts))

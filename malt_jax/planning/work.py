@@ -123,9 +123,12 @@ def count_work(config: Config) -> Work:
     if task.name in QUESTIONS:
         train = train if task.train_path else min(train, most)
         evaluate = evaluate if task.eval_path else min(evaluate, published_eval)
-    guessed = not (task.num_train and task.num_eval) and task.name not in QUESTIONS
+    known = task.name in QUESTIONS
+    guessed = not (task.num_train or (known and not task.train_path))
     if config.eval.split == "validation":
         evaluate = task.num_validation
+    else:
+        guessed |= not (task.num_eval or (known and not task.eval_path))
     roles = tuple(_roles(config, train))
     # STaR trains a single agent, so only answers that the first role wrote can be examples.
     answers = roles[0].nodes if config.pipeline.roles[0].answers else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Side:
     results: Results | None
     threshold: float
     roles: Sequence[str]
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    """Of questions that are not independent, by id."""
 
 
 def write_comparison(
@@ -145,7 +147,8 @@ def _pairings(sides: tuple[Side, Side], both: Mapping[str, str]) -> list[Pairing
         return {name: list(read_records(files[name], DrawRecord.from_record)) for name in shared}
 
     first, second = found
-    return paired_rows((first[1], second[1]), (draws(*first), draws(*second)), both)
+    clusters = sides[0].clusters
+    return paired_rows((first[1], second[1]), (draws(*first), draws(*second)), both, clusters)
 
 
 def _curves(sides: tuple[Side, Side], gallery: Gallery) -> list[str]:

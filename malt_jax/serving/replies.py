@@ -85,7 +85,9 @@ class Reply:
     ) -> bytes:
         """An event of the stream."""
         entry = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
-        return event({**self._head, "object": "chat.completion.chunk", "choices": [entry]})
+        head = {**self._head, "object": "chat.completion.chunk", "choices": [entry]}
+        # Where the last event has the usage, the others say that they have none.
+        return event({**head, **({"usage": None} if self._request.include_usage else {})})
 
     def usage_chunk(self) -> bytes:
         """The event with the usage, which has no choice."""

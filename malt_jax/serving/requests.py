@@ -22,11 +22,16 @@ CHAIN = "malt"
 MAX_DRAWS = 64
 """The most draws of one request: its choices times its votes."""
 MAX_STOPS = 16
-MEANINGLESS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+MEANINGLESS = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "verbosity",
+}  # fmt: skip
 """Fields of the API that say nothing about the answer; they are accepted."""
 ONLY = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -117,7 +122,10 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise wrong("stream_options", f"found {show(options)}, expected an object.")
-    lengths = [_integer(body, n, None, 1, 1 << 20) for n in ("max_tokens", "max_completion_tokens")]
+    lengths = [
+        _integer(body, name, None, 1, (1 << 31) - 1)
+        for name in ("max_tokens", "max_completion_tokens")
+    ]
     return ChatRequest(
         model=str(model),
         roles=roles,
@@ -130,7 +138,8 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
         include_usage=_boolean(options, "include_usage"),
         temperature=_number(body, "temperature", 0, 10),
         top_p=_number(body, "top_p", 0, 1, above=True),
-        top_k=_integer(body, "top_k", None, 0, (1 << 31) - 1),
+        # Some servers write -1 for all tokens.
+        top_k=0 if body.get("top_k") == -1 else _integer(body, "top_k", None, 0, (1 << 31) - 1),
         max_tokens=min((n for n in lengths if n is not None), default=None),
         stop=_stops(body.get("stop")),
     )
@@ -211,7 +220,9 @@ def _text(content: Any, where: str) -> str:
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
-    stops: Sequence[Any] = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    stops: Sequence[Any] = [stop] if isinstance(stop, str) else stop
+    if not stop:
+        return ()
     whole = isinstance(stops, list) and len(stops) <= MAX_STOPS
     if not whole or not all(isinstance(text, str) and text for text in stops):
         raise wrong("stop", f"found {show(stop)}, expected at most {MAX_STOPS} texts.")

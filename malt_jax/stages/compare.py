@@ -11,7 +11,8 @@ from malt_jax.errors import UserError
 from malt_jax.progress import Progress
 from malt_jax.report import embed
 from malt_jax.report.compare import MARK, Side, write_comparison
-from malt_jax.stages.report import asked, sealed_inputs
+from malt_jax.stages.measured import clusters_of
+from malt_jax.stages.report import sealed_inputs
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.config_file import changed_fields
@@ -33,10 +34,11 @@ def _side(run: RunDir) -> Side:
     session = Session(config, run, Progress(quiet=True))
     return Side(
         run.path,
-        asked(session)[0],
+        {q.id: (q.text, q.answer) for q in session.eval_questions},
         read_json(run.results, "remove it and run `malt eval`"),
         config.search.threshold,
         [role.name for role in config.pipeline.roles],
+        clusters_of(session),
     )
 
 

@@ -150,11 +150,7 @@ def _summarise(
         config.eval.baseline,
         single_agent=SINGLE_AGENT,
         levels={q.id: q.meta["level"] for q in first.eval_questions if "level" in q.meta},
-        clusters={
-            q.id: str(q.meta["cluster"])
-            for q in first.eval_questions
-            if q.meta.get("cluster") not in (None, "")
-        },
+        clusters=clusters_of(first),
         run=facts,
         cost=cost,
         labels=labels,
@@ -162,6 +158,15 @@ def _summarise(
         sources=files,
         confidence=config.eval.confidence,
     )
+
+
+def clusters_of(session: Session) -> dict[str, str]:
+    """The cluster of each evaluated question that is not independent of others, by id."""
+    return {
+        question.id: str(question.meta["cluster"])
+        for question in session.eval_questions
+        if question.meta.get("cluster") not in (None, "")
+    }
 
 
 def _mean_seconds(found: Sequence[Measured]) -> dict[str, SystemInfo]:

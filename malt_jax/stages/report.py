@@ -13,7 +13,7 @@ from malt_jax.stages.names import EVAL, REPORT
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.rundir import RunDir
-from malt_jax.storage.writers import is_writer, on_writer, wait_for_all
+from malt_jax.storage.writers import any_of, is_writer, on_writer, wait_for_all
 
 
 def report(session: Session) -> None:
@@ -35,14 +35,16 @@ def report(session: Session) -> None:
     with session.journal(REPORT) as journal:
         if journal.done:
             return
-        questions, missing = asked(session)
+        # Only the process that writes the page needs them.
+        questions, missing = asked(session) if is_writer() else ({}, "")
         if missing:
             session.progress.note(f"report: prompts stand in place of questions: {missing}")
         with session.timed(REPORT):
             page = session.run.report
             if is_writer():
                 build_report(session.run.path, questions, evaluations)
-        if missing:  # whole once it is made where the questions are
+        if any_of(bool(missing), "questions looked up"):
+            # The page is whole once it is made where the questions are.
             journal.leave_open()
             return
         if not manifest.stage_done(session.run, EVAL):
@@ -62,6 +64,8 @@ def asked(session: Session) -> tuple[dict[str, tuple[str, str]], str]:
     try:
         return {q.id: (q.text, q.answer) for q in session.eval_questions}, ""
     except UserError as error:
+        if error.status != UserError.status:  # a hub that does not answer is asked again
+            raise
         return {}, str(error)
 
 

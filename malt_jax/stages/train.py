@@ -8,6 +8,7 @@ from typing import Any
 import malt_jax as malt
 from malt_jax.config.pipeline import RoleConfig, split_phases
 from malt_jax.data.role_data import STAR, policy_name
+from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.memory import restart_peak
 from malt_jax.planning.utilisation import training_utilisation
@@ -64,10 +65,16 @@ def _train_phase(
         }
         examples = [example for d in data.values() for example in d.of(phase)]
         limit = config.training_of(name).phase(phase).loop.max_length
-        if not admit(examples, limit)[0]:
+        kept, counts = admit(examples, limit)
+        if not kept and counts["no_room"] + counts["too_long"]:
+            raise UserError(
+                f"train.{phase}.loop.max_length: none of {counted(len(examples), 'example')} of "
+                f"{name} fits {limit} tokens ({counts}); raise it, in a run that takes over this "
+                "one's trees (--join)."
+            )
+        if not kept:
             if data:
-                fits = f" within {limit} tokens (loop.max_length)" if examples else ""
-                session.progress.note(f"{stage}: no {phase} data{fits}, {name} keeps its weights")
+                session.progress.note(f"{stage}: no {phase} data, {name} keeps its weights")
             # Leaving the block seals the stage without weights, and `latest` passes over it.
             return
         # The first phase begins with what the round before left, by which the trees were searched.

@@ -41,7 +41,7 @@ def open_existing(
 def check_destinations(config: Config, place: object, trusted: bool, said: dict[str, Any]) -> None:
     """Raises UserError if a run's config sends it somewhere that the user has not named.
 
-    The arguments are those of `check_trust`. It is for commands that write the run.
+    The arguments are those of `check_trust`. For commands that open a run to write it.
     """
     named = {
         "mirror": (config.mirror, "mirror" in said),
@@ -53,10 +53,11 @@ def check_destinations(config: Config, place: object, trusted: bool, said: dict[
     }  # fmt: skip
     for field, (value, given) in named.items():
         if value and not given and not trusted:
+            flag = f"--{field.replace('_', '-')}"
             raise UserError(
-                f"{place}: its config has {field}: {show(value)}, and would send the run there in "
-                f"your name; give the flag --{field.replace('_', '-')} yourself, add "
-                "--trust-task-code, or continue your own run with its --config."
+                f"{place}: its config has {field}: {show(value)}, which sends what it holds from "
+                f"here to there; continue your own run with its --config, or say {flag} yourself "
+                f"(`{flag} {'false' if value is True else 'null'}` leaves it out)."
             )
 
 

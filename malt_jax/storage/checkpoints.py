@@ -12,7 +12,7 @@ silence. Arrays are saved from and restored to whatever devices hold them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,10 @@ class CheckpointFolder:
         # Arrays are found by their path in the tree, in the order of `like` and not of the file.
         return jax.tree.unflatten(jax.tree.structure(like), [found[key] for key in wanted])
 
-    def remove(self, prefix: str, keep: str = "") -> None:
+    def remove(self, prefix: str, keep: Collection[str] = ()) -> None:
         if is_writer():
             for path in self._begun(prefix):
-                if path.name != keep:
+                if path.name not in keep:
                     discard(path)
 
     def references(self, key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:

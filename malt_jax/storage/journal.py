@@ -166,7 +166,8 @@ class Journal:
         unsealed = [path for path in paths if path not in sealed]
         # 2. Check the sealed files against their hashes, and cut a torn line off the others.
         manifest.verify(self.run, [path for path in paths if path in sealed])
-        self._refuse_others(sealed, expected)
+        if sealed_apart:
+            self._refuse_others(sealed, expected)
         # The cost is sealed after the last block, so nothing is left to do once it is.
         if not unsealed and self._cost_path in sealed:
             return
@@ -222,8 +223,8 @@ class Journal:
         for path in sealed:
             if path.suffix == ".jsonl" and sizes[path] != sum(1 for _ in read_lines(path)):
                 raise UserError(
-                    f"{path}: is not what {self.stage} makes here, but was joined or imported; go "
-                    "on with the command that took it, or choose another --output-dir."
+                    f"{path}: was joined or imported, and {self.stage} would add trees of its own; "
+                    "restore what was taken with it, or choose another --output-dir."
                 )
 
     def pending(self, pieces: Mapping[str, Path], *, folders: bool) -> Iterator[tuple[str, Path]]:

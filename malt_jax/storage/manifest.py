@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -36,7 +37,13 @@ Manifest = dict[str, Any]
 
 def create(run: str | os.PathLike, facts: dict[str, Any]) -> None:
     """Writes the first manifest of a run: facts about it, and no stages yet."""
-    _write(_root(run), {"format": FORMAT, **facts, "inputs": {}, "stages": {}, "artefacts": {}})
+    begun = {"format": FORMAT, **facts, "lineage": [secrets.token_hex(8)]}
+    _write(_root(run), {**begun, "inputs": {}, "stages": {}, "artefacts": {}})
+
+
+def fork(run: str | os.PathLike) -> None:
+    """Marks a copy that was fetched from a mirror: it goes on apart from what it is a copy of."""
+    amend(run, lineage=[*load(run).get("lineage", []), secrets.token_hex(8)])
 
 
 def amend(run: str | os.PathLike, **facts: Any) -> None:

@@ -85,19 +85,21 @@ def push(run: str | os.PathLike, url: str) -> None:
 
 def refuse_older(url: str, run: Path) -> None:
     """Refuses a run directory whose mirror has gone on without it, on another machine."""
-    # A store that does not answer now is asked again by the first copy.
-    with contextlib.suppress(Unavailable):
-        _refuse_older(url, run, look(url), manifest.load(run))
+    # A store that does not answer at once is asked again by the first copy.
+    with contextlib.suppress(Unavailable), explained(url, "read"):
+        _refuse_older(url, run, _manifest(Store(url, patience=0.0))[0], manifest.load(run))
 
 
 def _refuse_older(url: str, run: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
     """What an old copy of the run would put there must not replace what is newer."""
-    if not there or there.get("writes", 0) <= here.get("writes", 0):
+    if not there or there["config_sha256"] != here["config_sha256"]:
         return
-    if lost := there["artefacts"].keys() - here["artefacts"].keys():
+    apart = there.get("lineage", [""])[-1] not in here.get("lineage", [""])
+    behind = there.get("writes", 0) > here.get("writes", 0)
+    if apart or (behind and there["artefacts"] != here["artefacts"]):
         raise UserError(
-            f"mirror: {url} has gone on without {run}: it has {len(lost)} finished files more. "
-            f"Move {run} away to continue from the mirror, or choose another mirror."
+            f"mirror: {url} has gone on without {run}, from another copy of this run. Move {run} "
+            "away to continue from the mirror, or choose another mirror."
         )
 
 

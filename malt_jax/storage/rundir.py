@@ -131,6 +131,8 @@ class RunDir:
                     mirror.refuse_older(url, path)
                 elif url:
                     _fetch(url, path, request)
+                    if _is_run(path):
+                        manifest.fork(path)
                 # 5. Remove what a killed process left: the marker of a fetch, and temporary files.
                 remove(path / mirror.BEGUN)
                 clean_leftovers(path)

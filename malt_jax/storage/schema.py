@@ -44,6 +44,8 @@ def parse(raw: bytes) -> dict[str, Any]:
         "bases",
     )
     _require(type(data.get("writes", 0)) is int, "writes")
+    lineage = data.get("lineage", [""])
+    _require(isinstance(lineage, list) and lineage and all(map(_is_text, lineage)), "lineage")
     resumed = data.get("resumed_with", [{}])
     _require(isinstance(resumed, list) and resumed and all(map(_has, resumed)), "resumed_with")
     _require(all(_has(stage, done=bool, units=list) for stage in data["stages"].values()), "stages")
@@ -62,6 +64,10 @@ def parse(raw: bytes) -> dict[str, Any]:
 def _require(holds: object, field: str) -> None:
     if not holds:
         raise ValueError(f"its {field!r} is missing or malformed")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _has(entry: object, **kinds: type) -> bool:

@@ -41,8 +41,9 @@ FOLDER_FINAL = (*FINAL, PermissionError, NotADirectoryError, IsADirectoryError, 
 class Store:
     """Files by name under a URL."""
 
-    def __init__(self, url: str):
-        self.url = url
+    def __init__(self, url: str, patience: float | None = None):
+        """`patience`: seconds for which a fault that may pass is tried again."""
+        self.url, self._given_patience = url, patience
         self._connect()
 
     def _connect(self, **options: Any) -> None:
@@ -124,10 +125,11 @@ class Store:
         try:
             send()
         except FileNotFoundError as error:
-            # The answer to completing an upload a second time; a missing bucket says so again.
-            if self._fs.exists(self.base.split("/")[0]):
-                raise OSError(f"{place}: the upload is gone") from error
-            raise
+            # Also the answer to completing an upload a second time, where the bucket is there.
+            there = False
+            with contextlib.suppress(Exception):  # one may be allowed to write and not to look
+                there = self._fs.exists(self.base.split("/")[0])
+            raise OSError(f"{place}: the upload is gone") if there else error from error
         self._fs.invalidate_cache()
         if (there := self._fs.size(place)) != size:
             raise OSError(f"{place} has {there} bytes after an upload of {size}")
@@ -139,7 +141,8 @@ class Store:
             try:
                 return work()
             except Exception as error:
-                limit = STOPPING if signal_received() else PATIENCE
+                patience = PATIENCE if self._given_patience is None else self._given_patience
+                limit = min(STOPPING, patience) if signal_received() else patience
                 over = time.monotonic() - began + pause > limit
                 if self.is_local or isinstance(error, FINAL) or over:
                     raise

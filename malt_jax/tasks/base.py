@@ -6,6 +6,7 @@ Everything here is plain data. A `Task` is built once and never changed. To make
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -60,6 +61,12 @@ class Grader(Protocol):
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         """Grades `texts[i]` as an answer to `questions[i]`; the two have the same length."""
+
+
+def read_answer(grader: Grader, text: str, question: Question) -> str | None:
+    """What the grader reads in a text, with the question where its `extract` takes one."""
+    takes = len(inspect.signature(grader.extract).parameters) > 1
+    return grader.extract(text, question) if takes else grader.extract(text)  # type: ignore[call-arg]
 
 
 class ComparingGrader:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 from malt_jax.checks import show
 from malt_jax.errors import UserError
-from malt_jax.tasks.base import Grade, Grader, Loader, Question, Task
+from malt_jax.tasks.base import Grade, Grader, Loader, Question, Task, read_answer
 from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders import ANSWER_FORMATS, WRITTEN, get_grader
 from malt_jax.tasks.loading import choose, to_questions
@@ -129,9 +130,8 @@ class _OwnGrader:
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
         with self._explained():
-            # One that needs no question may be written without it.
-            rest = () if question is None else (question,)
-            return self.grader.extract(text, *rest)
+            asked = question or Question("", "", "")
+            return read_answer(self.grader, text, asked)
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
         with self._explained():
@@ -167,7 +167,8 @@ def _row(number: int, pair: Any) -> Row:
         or len(pair) != 2
         or not isinstance(pair[0], str)
         or isinstance(pair[1], bool)
-        or not isinstance(pair[1], str | int | float)
+        or not isinstance(pair[1], str | Number | Decimal)
+        or pair[1] != pair[1]  # NaN
     ):
         raise TypeError(
             f"question {number} is {show(pair)}; give pairs (question, answer), a text and a text "

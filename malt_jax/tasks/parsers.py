@@ -5,6 +5,7 @@ A parser is called as `parse(row, split)`. It raises `UserError` for a row that 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -128,6 +129,12 @@ def choices_of(row: Row, value: Any) -> dict[str, str]:
             'write {"label": ["A", "B"], "text": ["red", "blue"]}',
         )
     return {row.clean("choices", a): row.clean("choices", b) for a, b in choices.items()}
+
+
+def listed_choices(text: str) -> dict[str, dict[str, str]]:
+    """`meta` of a question whose text lists its choices as `listed` writes them."""
+    choices = dict(re.findall(r"^\(([A-Z])\) (.+)$", text, re.MULTILINE))
+    return {"choices": choices} if len(choices) > 1 else {}
 
 
 def listed(choices: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def mismatched(
     """
     segments = []
     for place, example in enumerate(examples):
-        before = [*examples[:place][::-1], *examples[place:][::-1], *others]
+        before = chain(examples[:place][::-1], examples[place:][::-1], others)
         other = next((one for one in before if one.prompt_ids != example.prompt_ids), example)
         room = max_length - len(example.prompt_ids)
         segments.append(

@@ -163,9 +163,10 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
     # The completions of each batch under other prompts. The held-out examples are one more batch.
     batches = [*phase.batches, phase.held]
     firsts = np.cumsum([0, *map(len, batches)])
-    longest = config.loop.max_length
+    longest, held = config.loop.max_length, {*phase.held}
+    learned = [example for i, example in enumerate(phase.examples) if i not in held]
     segments = [
-        mismatched([phase.examples[i] for i in batch], longest, int(first), phase.examples)
+        mismatched([phase.examples[i] for i in batch], longest, int(first), learned)
         for batch, first in zip(batches, firsts, strict=False)
     ]
     other_plan, others = phase.plan_segments(segments), int(firsts[-1])

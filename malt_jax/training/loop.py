@@ -105,6 +105,8 @@ class _Progress:
     best_score: float = -math.inf
     worse: int = 0
     """Measurements since the best one."""
+    saved_best: str = ""
+    """The best weights at the newest checkpoint."""
     stopped_early: bool = False
     log: list[dict[str, float]] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
@@ -269,6 +271,9 @@ def _measure(job: Job, state: TrainState, progress: _Progress) -> dict[str, floa
         progress.best_score, progress.best_step, progress.worse = score, progress.step, 0
         name = f"best-{progress.step:08d}"
         save_weights(job.saver, name, state.trainable, {"identity": job.identity})
+        # A restart goes back to the newest checkpoint, and with it to the weights that were the
+        # best then.
+        job.saver.remove("best-", keep=(name, progress.saved_best))
     else:
         progress.worse += 1
         progress.stopped_early = 0 < job.config.patience <= progress.worse
@@ -310,14 +315,12 @@ def _kept(state: TrainState) -> dict[str, Any]:
 
 
 def _save(job: Job, state: TrainState, progress: _Progress) -> None:
+    progress.saved_best = f"best-{progress.best_step or 0:08d}"
     facts = {"identity": job.identity, "progress": _plain(progress)}
     name = f"step-{progress.step:08d}"
     job.saver.save(name, _kept(state), facts)
-    job.saver.remove("step-", keep=name)
-    # Only now: until the checkpoint is complete, a restart goes back to the one before, and with it
-    # to the weights that were the best then.
-    if progress.best_step is not None:
-        job.saver.remove("best-", keep=f"best-{progress.best_step:08d}")
+    job.saver.remove("step-", keep=(name,))
+    job.saver.remove("best-", keep=(progress.saved_best,))
 
 
 def _plain(progress: _Progress) -> dict[str, Any]:

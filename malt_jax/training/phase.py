@@ -83,10 +83,9 @@ class Phase(Generic[E]):
             train = self._keep(self._order(train, 0)[: loop.steps * config.batch_size])
         self.counts |= {"trained": len(train), "held_out": len(self.held)}
         if not train:
-            longest = max((len(example.prompt_ids) for example in examples), default=0)
             raise UserError(
-                f"loop.max_length: {loop.max_length} leaves none of {len(examples)} examples to "
-                f"train on: {self.counts}; the longest prompt has {longest} tokens. Raise it."
+                f"no example to train on is left of {len(examples)}: {self.counts}; `no_room` and "
+                f"`too_long` do not fit loop.max_length: {loop.max_length}."
             )
         # The learning rate runs through all epochs without a break. Batches do not cross epochs, so
         # each epoch has the same number of them, but the last one may end early.

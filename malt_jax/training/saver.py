@@ -6,7 +6,7 @@ run directory is `storage.checkpoints.CheckpointFolder`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -37,8 +37,8 @@ class Saver(Protocol):
     def restore(self, name: str, like: Any) -> Any:
         """The tree, with the shapes, dtypes and shardings of `like`; UserError if it differs."""
 
-    def remove(self, prefix: str, keep: str = "") -> None:
-        """Removes the checkpoints whose names begin with `prefix`, except `keep`."""
+    def remove(self, prefix: str, keep: Collection[str] = ()) -> None:
+        """Removes the checkpoints whose names begin with `prefix`, except those to `keep`."""
 
     def references(self, key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:
         """Reference log-probabilities stored under `key`, or computed and stored now."""
@@ -76,9 +76,9 @@ class MemorySaver:
     def restore(self, name: str, like: Any) -> Any:
         return jax.tree.map(jnp.copy, self._kept[name][0])
 
-    def remove(self, prefix: str, keep: str = "") -> None:
+    def remove(self, prefix: str, keep: Collection[str] = ()) -> None:
         for name in self.names(prefix):
-            if name != keep:
+            if name not in keep:
                 del self._kept[name]
 
     def references(self, key: Mapping[str, str], compute: Callable[[], np.ndarray]) -> np.ndarray:

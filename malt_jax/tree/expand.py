@@ -66,6 +66,9 @@ def expand(
     before it is sampled. `siblings` says how many each prefix has, by default the `branch` of the
     role; the trees are ragged then. Nodes that are `known`, by id, are not sampled again.
     """
+    ids = [question.id for question in questions]
+    if len(set(ids)) < len(ids) or any("/" in one for one in ids):
+        raise ValueError("each question needs an id of its own, without a slash")
     prefixes = [Prefix(question, (), {}) for question in questions]
     # Nodes are added level by level, the order in which trees and forests hold them.
     nodes: dict[str, list[Node]] = {question.id: [] for question in questions}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -39,14 +39,17 @@ class Prompt:
 
 
 def placeholders(template: str) -> list[str]:
-    """Names in braces, in order; `{question}`, `{previous}` and earlier roles are replaced.
+    """Names in braces, in order; `{question}`, `{previous}` and earlier roles are replaced."""
+    return _PLACEHOLDER.findall(template)
 
-    The arguments of LaTeX's commands, as in `\\text{cm}`, are none.
-    """
+
+def unknown(template: str, known: Collection[str]) -> list[str]:
+    """Names in braces that are none of these, except arguments of LaTeX, as in `\\text{cm}`."""
     return [
         found[1]
         for found in _PLACEHOLDER.finditer(template)
-        if not _COMMAND.search(template[max(0, found.start() - 100) : found.start()])
+        if found[1] not in known
+        and not _COMMAND.search(template[max(0, found.start() - 100) : found.start()])
     ]
 
 
@@ -78,24 +81,28 @@ def render(
     longest earlier turn loses its beginning, because its conclusion is at the end, until the prompt
     fits, and the result counts the tokens cut. A question that is too long is always refused.
     """
-    turns = dict(turns)
-    cut = 0
-    # Decoding a cut turn and encoding it again may not shorten the prompt by exactly `drop` tokens,
-    # so turns are cut until the prompt fits.
+    texts = {**turns, **(extra or {})}
+    last = next(reversed(list(turns)), "")
+    named = {last if name == "previous" else name for name in placeholders(template)}
+    # What may be cut: turns that stand in the prompt, and those of the others in a debate.
+    tokens = {
+        name: tokenizer.encode(text)
+        for name, text in (texts.items() if overflow == "truncate" else ())
+        if name in named and text
+    }
+    dropped = dict.fromkeys(tokens, 0)
+    # A cut text that is encoded again may not be shorter by exactly what was cut, so texts are cut
+    # until the prompt fits: always from their own tokens, of which each pass leaves fewer.
     while True:
-        # Looked up in each pass, because the last turn may be the one that was cut.
-        previous = next(reversed(turns.values()), "")
-        text = fill(
-            template, {**turns, "previous": previous, "question": question, **(extra or {})}
-        )
+        values = {**texts, "previous": texts.get(last, ""), "question": question}
+        text = fill(template, values)
         ids = tuple(tokenizer.prompt_ids(text))
         if len(ids) <= room:
-            return Prompt(text, ids, cut)
-        # Lengths of the turns alone; within the prompt, tokens may join across their borders.
-        lengths = {name: len(tokenizer.encode(turn)) for name, turn in turns.items()}
-        # Of equally long turns the earliest is cut.
-        longest = max(lengths, key=lengths.get, default=None)  # type: ignore[arg-type]
-        if overflow == "refuse" or longest is None or lengths[longest] <= 1:
+            return Prompt(text, ids, sum(dropped.values()))
+        left = {name: len(ids) - dropped[name] for name, ids in tokens.items()}
+        # Of equally long texts the earliest is cut.
+        longest = max(left, key=left.get, default=None)  # type: ignore[arg-type]
+        if longest is None or left[longest] <= 1:
             if room <= 0:
                 raise UserError(
                     f"{where}: max_new_tokens fills the model's whole context, {-room} tokens more "
@@ -103,14 +110,14 @@ def render(
                 )
             way_out = (
                 "or set --pipeline.overflow truncate"
-                if any(turns.values())
+                if overflow == "refuse" and any(texts.get(name) for name in named)
                 else "or leave the question out"
             )
             raise UserError(
                 f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion; "
                 f"lower max_new_tokens, {way_out}."
             )
-        # At least one token is cut in each pass, and at least one of the turn is left.
-        drop = min(max(len(ids) - room, 1), lengths[longest] - 1)
-        turns[longest] = tokenizer.decode(tokenizer.encode(turns[longest])[drop:])
-        cut += drop
+        # At least one token is cut in each pass, and at least one of the text is left.
+        dropped[longest] += min(max(len(ids) - room, 1), left[longest] - 1)
+        # The cut may be within a character, of which nothing readable is left.
+        texts[longest] = tokenizer.decode(tokens[longest][dropped[longest] :]).lstrip("\ufffd")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.errors import UserError
-from malt_jax.tree.prompts import miswritten, placeholders
+from malt_jax.tree.prompts import miswritten, placeholders, unknown
 
 T = TypeVar("T")
 
@@ -79,12 +79,11 @@ def make_chain(config: PipelineConfig | None, templates: Mapping[str, str]) -> C
             )
         # `roles` holds the roles made so far: a turn cannot quote what comes after it.
         known = {"question", "previous", *(earlier.name for earlier in roles)}
-        for name in placeholders(template):
-            if name not in known:
-                raise UserError(
-                    f"pipeline.roles.{index}.template: {{{name}}} is not the question or an "
-                    f"earlier role; allowed: {', '.join('{' + k + '}' for k in sorted(known))}."
-                )
+        for name in unknown(template, known):
+            raise UserError(
+                f"pipeline.roles.{index}.template: {{{name}}} is not the question or an "
+                f"earlier role; allowed: {', '.join('{' + k + '}' for k in sorted(known))}."
+            )
         # Only names that would have been replaced; other braces may be meant as they are.
         for name in known.intersection(miswritten(template)):
             raise UserError(

@@ -92,7 +92,7 @@ class CodeGrader:
 
     def extract(self, text: str, question: Question | None = None) -> str | None:
         """The program in the text, see `snippets`."""
-        code = question.meta["code"] if question else {}
+        code = question.meta.get("code", {}) if question else {}
         return program(text, {*code.get("names", ()), *words(code.get("fixture", ""))})
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
