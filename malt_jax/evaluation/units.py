@@ -22,7 +22,8 @@ class Units:
 
     pairs: Sequence[Unit]
     clusters: Mapping[str, str] = field(default_factory=dict)
-    """Of questions made from one template: its name, by question id. The others stand alone."""
+    """Of questions that are not independent, such as those made from one template: the name of
+    their cluster, by question id. The others stand alone."""
 
     @cached_property
     def seeds(self) -> Int[np.ndarray, " U"]:
@@ -40,7 +41,13 @@ class Units:
     @cached_property
     def cluster(self) -> Int[np.ndarray, " U"]:
         """The number of each unit's cluster: of its question, or of its template if it has one."""
-        names = [self.clusters.get(question, question) for question in self.questions]
+        # A cluster may be named as a question is that belongs to none.
+        names = [
+            f"cluster {self.clusters[question]}"
+            if question in self.clusters
+            else f"alone {question}"
+            for question in self.questions
+        ]
         return np.unique(names, return_inverse=True)[1]
 
     @property
