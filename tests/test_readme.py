@@ -30,7 +30,8 @@ def test_the_tables_are_those_of_the_kept_results():
 
 def test_a_number_typed_in_by_hand_is_replaced(script):
     readme = (ROOT / "README.md").read_text()
-    typed = readme.replace("**95.9**", "**97.9**")
+    [last] = (row for row in json.loads(KEPT.read_text())["systems"] if row["name"] == "malt@3")
+    typed = readme.replace(f"**{100 * last['accuracy']:.1f}**", "**99.9**")
     assert typed != readme
     assert script.written(typed) == readme
 

@@ -119,15 +119,18 @@ def verdict_readers(roles: Iterable[RoleConfig]) -> dict[str, Reader]:
             function = import_attribute(role.verdict, field)
             if not callable(function):
                 raise UserError(f"{field}: {role.verdict!r} is no function from a text to a bool.")
-            readers[role.name] = _reader(function)
+            readers[role.name] = _reader(function, f"{field}: {role.verdict!r}")
     return readers
 
 
-def _reader(function: Callable[[str], bool | None]) -> Reader:
+def _reader(function: Callable[[str], bool | None], place: str) -> Reader:
     """The reader that a user's function from a text to True, False or None makes."""
 
     def read(text: str) -> Verdict | None:
-        approves = function(text)
+        try:
+            approves = function(text)
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            raise UserError(f"{place} raised {type(error).__name__}: {error}") from error
         return None if approves is None else Verdict(bool(approves))
 
     return read
