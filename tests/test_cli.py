@@ -426,7 +426,7 @@ def test_a_strangers_config_sends_nothing_anywhere(tmp_path, capsys):
         RunDir.open(run, to_dict(made), "test").close()
         for command in ("report", "label", "export"):
             said = fails(capsys, command, "--output-dir", str(run))
-            assert "in your name" in said and "--trust-task-code" in said
+            assert "sends what it holds from here" in said and "with its --config" in said
         assert not home.exists()
     # The user's own words are none of a stranger's.
     assert "not finished" in fails(
@@ -540,7 +540,7 @@ def test_a_benchmark_takes_its_fields_from_the_config(what, model):
     half = import_module(f"malt_jax.bench.{what}")
     found = bench.arguments(what, half, made, invocation.options)
     assert found["model"] == str(model) and found["no_peer"]
-    assert what == "train" or found["rows"] == 6
+    assert what == "train" or found["sampler"]["rows"] == 6
 
 
 @pytest.mark.parametrize("columns", ["9" * 5000, "²", "-5", "0", "99999999"])

@@ -88,7 +88,7 @@ def test_a_checkpoint_leaves_whole_even_if_deleting_it_is_cut_short(tmp_path, mo
     for name in ("step-1", "step-2"):
         folder.save(name, TREE, {})
     monkeypatch.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
-    folder.remove("step-", keep="step-2")
+    folder.remove("step-", keep=("step-2",))
     assert folder.names("step-") == ["step-2"]
     monkeypatch.undo()
     atomic.clean_leftovers(tmp_path)

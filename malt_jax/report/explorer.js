@@ -145,6 +145,11 @@ function show(record, node) {
   } else compare(body, record);
 }
 
+/** Whether two entries of one id are one question; files may number alike. Of some only the prompt is known. */
+function same(one, other) {
+  return !one.answer || !other.answer || (one.text === other.text && one.answer === other.answer);
+}
+
 function heading(record) {
   const facts = [];
   if (record.answer) facts.push(el("span", {}, "answer ", el("b", {}, visible(String(record.answer)))));
@@ -155,7 +160,7 @@ function heading(record) {
     if (state.open.broke) facts.push(el("span", {}, el("b", {}, state.open.broke), " broken"));
   }
   const elsewhere = SOURCES.filter((one) => one !== state.source)
-    .map((one) => [one, one.entries.find((entry) => entry.id === record.id && entry.text === state.open.text && entry.answer === state.open.answer)]).filter(([, entry]) => entry);
+    .map((one) => [one, one.entries.find((entry) => entry.id === record.id && same(entry, state.open))]).filter(([, entry]) => entry);
   return el("div", {},
     el("div", { class: "nav" }, el("h3", {}, visible(record.id)),
       el("div", { class: "step" },

@@ -37,12 +37,12 @@ def report(session: Session) -> None:
             return
         # Only the process that writes the page needs them.
         questions, missing = asked(session) if is_writer() else ({}, "")
-        if missing:
-            session.progress.note(f"report: prompts stand in place of questions: {missing}")
         with session.timed(REPORT):
             page = session.run.report
             if is_writer():
                 build_report(session.run.path, questions, evaluations)
+        if missing:
+            session.progress.note(f"report: prompts stand in place of questions: {missing}")
         if any_of(bool(missing), "questions looked up"):
             # The page is whole once it is made where the questions are.
             journal.leave_open()
