@@ -296,12 +296,13 @@ def test_row_counts_halve_down_and_divide_over_the_mesh(most, shards):
     assert all(a < b <= 2 * a for a, b in pairwise(counts))
 
 
-def test_streams_take_prompts_from_everywhere():
-    """Neighbours write at similar length: of halves in their order, one would end much later."""
+def test_streams_share_every_kind_of_prompt():
+    """Kinds write at different length: one stream with all of a kind could end much later."""
     sampler = Sampler.__new__(Sampler)
     sampler.streams, sampler._best_rows = 2, 1
     keys = np.zeros((1, 2), np.uint32)
-    requests = [Request((i,), keys) for i in range(32)]
-    shares = sampler._split(list(range(32)), requests)
-    assert sorted(shares[0] + shares[1]) == list(range(32))
-    assert shares[0] == [i for i in range(32) if i // 2 % 2 == 0]
+    requests = [Request((i,), keys, kind="long" if i < 8 else "short") for i in range(20)]
+    first, second = sampler._split(list(range(20)), requests)
+    assert first == [*range(4), *range(8, 14)] and second == [*range(4, 8), *range(14, 20)]
+    alike = [Request((9 - i,), keys) for i in range(10)]
+    assert sampler._split(list(range(10)), alike) == [[9, 8, 7, 6, 5], [4, 3, 2, 1, 0]]

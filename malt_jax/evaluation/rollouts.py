@@ -201,7 +201,12 @@ def _take_turn(
     for agent in agents:
         others = [text for i, text in enumerate(latest[agent.group]) if i != agent.number]
         calls.append(_call(agent, number, others, context))
-    sampled |= _sample((call for call in calls if call not in sampled), context)
+    # Equal calls may be turns of different roles; either will do.
+    kinds = {
+        call.prompt.ids: agent.system.turns[number].role.name
+        for agent, call in zip(agents, calls, strict=True)
+    }
+    sampled |= _sample((call for call in calls if call not in sampled), kinds, context)
     answers = [
         (agent.question, sampled[call].text)
         for agent, call in zip(agents, calls, strict=True)
@@ -272,8 +277,13 @@ def _call(agent: Agent, number: int, others: list[str], context: RolloutContext)
     return UniqueCall(identity, params, prompt, key, tokenizer.thoughts, speaks)
 
 
-def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[UniqueCall, Sampled]:
-    """Every unique call's completion, one identity of weights after the other."""
+def _sample(
+    calls: Iterable[UniqueCall], kinds: Mapping[tuple[int, ...], str], context: RolloutContext
+) -> dict[UniqueCall, Sampled]:
+    """Every unique call's completion, one identity of weights after the other.
+
+    `kinds`: by the ids of a prompt, which role it is for.
+    """
     # By base model and weights first, so that each set is loaded once per turn. `fromkeys` removes
     # repeats and keeps the order, so that a run that is repeated forms the same batches.
     batches: dict[tuple[str, str], dict[SamplingParams, list[UniqueCall]]] = defaultdict(
@@ -284,14 +294,18 @@ def _sample(calls: Iterable[UniqueCall], context: RolloutContext) -> dict[Unique
     sampled: dict[UniqueCall, Sampled] = {}
     # A base that has to be loaded again is loaded for all of its role's weights at once.
     for role, identity in sorted(batches, key=lambda key: key[0]):
-        sampled |= _sample_with(role, identity, batches[role, identity].values(), context)
+        sampled |= _sample_with(role, identity, batches[role, identity].values(), kinds, context)
     return sampled
 
 
 def _sample_with(
-    role: str, identity: str, batches: Iterable[Sequence[UniqueCall]], context: RolloutContext
+    role: str,
+    identity: str,
+    batches: Iterable[Sequence[UniqueCall]],
+    kinds: Mapping[tuple[int, ...], str],
+    context: RolloutContext,
 ) -> dict[UniqueCall, Sampled]:
-    """The completions of one identity's batches; `role` as in `UniqueCall`.
+    """The completions of one identity's batches; `role` as in `UniqueCall`, `kinds` in `_sample`.
 
     Its weights are a local variable here, so they are free before the next identity's are loaded.
     """
@@ -307,7 +321,11 @@ def _sample_with(
             groups[call.key[0], call.prompt.ids].append(call)
         # The word `eval` keeps these keys apart from those of the search.
         requests = [
-            Request(ids, np.stack([node_key(context.seed, "eval", *call.key) for call in group]))
+            Request(
+                ids,
+                np.stack([node_key(context.seed, "eval", *call.key) for call in group]),
+                kind=kinds[ids],
+            )
             for (_, ids), group in groups.items()
         ]
         started = time.perf_counter()

@@ -34,6 +34,8 @@ class Request:
     """By which of the call's policies its completions are drawn."""
     order: tuple[int, ...] = ()
     """Prompts of a lower order are prefilled first; equal ones in the order of their tokens."""
+    kind: str = ""
+    """Of each kind every stream gets a part: prompts of one kind are answered at similar length."""
     tag: Any = None
     """What the caller knows the request by; the sampler does not look at it."""
 

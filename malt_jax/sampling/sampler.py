@@ -8,6 +8,7 @@ one that finishes takes the next completion of any entry, and so on (`stream.py`
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -41,9 +42,6 @@ AdapterOrWeights = Adapter | nnx.State | None
 
 Plan = tuple[list[CacheShape], memory.MemoryPlan]
 """The cache shapes of a stream, rising, and what they take."""
-
-PARTS = 8
-"""Runs of neighbouring prompts that each of several streams takes of a call."""
 
 
 class Sampler:
@@ -168,19 +166,23 @@ class Sampler:
     def _split(self, group: list[int], requests: Sequence[Request]) -> list[list[int]]:
         """One share of a group per stream, if each gets half of the platform's best batch.
 
-        In the order of their tokens, neighbours share prefixes and write at similar length. So each
-        stream takes runs of neighbours from everywhere, and the streams end at about one time.
+        A stream takes neighbours in the order of their tokens, so that they share their prefixes,
+        and of each kind of prompt its part, so that all streams end at about one time.
         """
         completions = sum(len(requests[i].keys) for i in group)
         worth = max(1, 2 * completions // self._best_rows)
         count = min(self.streams, worth, len(group))
         if count == 1:
             return [group]
-        order = sorted(group, key=lambda i: requests[i].prompt)
-        parts = min(count * PARTS, len(order))
-        cuts = [len(order) * k // parts for k in range(parts + 1)]
-        runs = [order[first:end] for first, end in pairwise(cuts)]
-        return [[i for run in runs[stream::count] for i in run] for stream in range(count)]
+        kinds: dict[str, list[int]] = defaultdict(list)
+        for index in sorted(group, key=lambda i: requests[i].prompt):
+            kinds[requests[index].kind].append(index)
+        shares: list[list[int]] = [[] for _ in range(count)]
+        for order in kinds.values():
+            cuts = [len(order) * k // count for k in range(count + 1)]
+            for share, (first, end) in zip(shares, pairwise(cuts), strict=True):
+                share += order[first:end]
+        return [share for share in shares if share]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         for index, request in enumerate(requests):
