@@ -317,35 +317,65 @@ def test_a_kill_while_a_file_is_mirrored_leaves_the_old_mirror(tmp_path, monkeyp
         assert len(manifest.sealed_units(again, "search/000")) == 2
 
 
-def test_an_old_copy_of_a_run_does_not_replace_what_its_mirror_has(tmp_path, url):
+def test_an_old_copy_of_a_run_does_not_replace_what_its_mirror_has(tmp_path, url, capsys):
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
     shutil.copytree(tmp_path / "one", tmp_path / "old")
     with opened(tmp_path / "one", url) as run:
         sealed(run, "b.jsonl", b"{}\n")
     with pytest.raises(UserError, match="has gone on without"):
-        opened(tmp_path / "old", url)
-    with pytest.raises(UserError, match="has gone on without"):
         mirror.push(tmp_path / "old", url)
-    with opened(tmp_path / "two", url) as run:
+    # Opened, it continues from the mirror, and keeps what it had.
+    with opened(tmp_path / "old", url) as run:
         assert len(manifest.sealed_units(run, "search/000")) == 2
+        manifest.verify(run)
         # What is made again may have fewer files than before.
         (run.path / "b.jsonl").write_bytes(b"damaged")
         manifest.redo(run, "search/000")
         mirror.push(run, url)
+    assert "what was here is in" in capsys.readouterr().err
+    assert (tmp_path / "old/set-aside/000/a.jsonl").read_bytes() == b"{}\n"
+    assert manifest.parse((tmp_path / "old/set-aside/000/manifest.json").read_bytes())
 
 
 def test_two_copies_of_a_run_do_not_write_one_mirror(tmp_path, url):
     """A machine that seemed gone comes back, after another one has gone on from the mirror."""
     with opened(tmp_path / "one", url) as run:
         sealed(run, "a.jsonl", b"{}\n")
-    with opened(tmp_path / "two", url):
+    with opened(tmp_path / "two", url) as other:
         pass  # it may train for hours before it seals anything
     with pytest.raises(UserError, match="has gone on without"):
-        opened(tmp_path / "one", url)
+        mirror.push(tmp_path / "one", url)
+    with opened(tmp_path / "one", url) as run:
+        lineage = manifest.load(run)["lineage"]
+        assert lineage[:2] == manifest.load(other)["lineage"] and len(lineage) == 3
+    opened(tmp_path / "other", seed=1).close()
     with pytest.raises(UserError, match="holds another run"):
-        opened(tmp_path / "other", seed=1).close()
         mirror.push(tmp_path / "other", url)
+
+
+def test_what_is_set_aside_is_whole_after_a_kill(tmp_path, monkeypatch):
+    url = str(tmp_path / "mirror")
+    with opened(tmp_path / "one", url) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+    with opened(tmp_path / "two", url):
+        pass
+    move, moved = shutil.move, []
+
+    def killed(old, new):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(new)
+        return move(old, new)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "move", killed)
+        opened(tmp_path / "one", url)
+    with opened(tmp_path / "one", url) as run:
+        manifest.verify(run)
+        assert len(manifest.sealed_units(run, "search/000")) == 1
+    kept = {path.name for path in (tmp_path / "one/set-aside").rglob("*") if path.is_file()}
+    assert {"a.jsonl", "config.yaml", "manifest.json", "manifest.copy.json"} <= kept
 
 
 def test_a_run_that_is_faster_than_its_copies_is_continued_from_them(tmp_path, monkeypatch):

@@ -233,6 +233,18 @@ def set_aside(run: str | os.PathLike, path: str | os.PathLike) -> Path:
     return _move(root, _relative(root, path), _new_aside(root))
 
 
+def set_all_aside(run: str | os.PathLike, keep: Collection[str]) -> Path:
+    """Moves everything in the run except what to `keep`, the manifest last; returns where to."""
+    root = _root(run)
+    aside = _new_aside(root)
+    # A kill before the end leaves a run with its manifest, of which the rest is moved next time.
+    last = (TWIN, NAME)
+    names = [entry.name for entry in root.iterdir() if entry.name not in (SET_ASIDE, *keep, *last)]
+    for name in (*names, *(name for name in last if (root / name).exists())):
+        _move(root, name, aside)
+    return aside
+
+
 def _new_aside(root: Path) -> Path:
     folders = (root / SET_ASIDE / f"{number:03d}" for number in itertools.count())
     return next(folder for folder in folders if not folder.exists())

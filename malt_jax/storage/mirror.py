@@ -50,7 +50,12 @@ def push(run: str | os.PathLike, url: str) -> None:
                 raise UserError(
                     f"mirror: {url} holds another run (made with another config); choose another."
                 )
-            _refuse_older(url, root, there, here)
+            if _has_gone_on(there, here):
+                # What an old copy of the run would put there must not replace what is newer.
+                raise UserError(
+                    f"mirror: {url} has gone on without {root}, from another copy of this run; "
+                    "start the command again to continue from the mirror, or choose another one."
+                )
             there_already = {
                 file
                 for file, entry in here["artefacts"].items()
@@ -83,24 +88,20 @@ def push(run: str | os.PathLike, url: str) -> None:
         store.put_bytes(raw, manifest.NAME)
 
 
-def refuse_older(url: str, run: Path) -> None:
-    """Refuses a run directory whose mirror has gone on without it, on another machine."""
+def has_gone_on(url: str, run: Path) -> bool:
+    """Whether the mirror is further than this run directory, by another machine's work."""
     # A store that does not answer at once is asked again by the first copy.
     with contextlib.suppress(Unavailable), explained(url, "read"):
-        _refuse_older(url, run, _manifest(Store(url, patience=0.0))[0], manifest.load(run))
+        return _has_gone_on(_manifest(Store(url, patience=0.0))[0], manifest.load(run))
+    return False
 
 
-def _refuse_older(url: str, run: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
-    """What an old copy of the run would put there must not replace what is newer."""
+def _has_gone_on(there: dict[str, Any] | None, here: dict[str, Any]) -> bool:
     if not there or there["config_sha256"] != here["config_sha256"]:
-        return
+        return False
     apart = there.get("lineage", [""])[-1] not in here.get("lineage", [""])
     behind = there.get("writes", 0) > here.get("writes", 0)
-    if apart or (behind and there["artefacts"] != here["artefacts"]):
-        raise UserError(
-            f"mirror: {url} has gone on without {run}, from another copy of this run. Move {run} "
-            "away to continue from the mirror, or choose another mirror."
-        )
+    return apart or (behind and there["artefacts"] != here["artefacts"])
 
 
 def pull(url: str, run: Path, accept: Callable[[bytes, str], None] | None = None) -> bool:

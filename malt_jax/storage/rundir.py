@@ -127,9 +127,16 @@ class RunDir:
             try:
                 _refuse_foreign(path, request, url, inside)  # again, now that nobody else writes
                 # 4. Fetch the run from its mirror, if it exists only there.
-                if url and _is_run(path):
-                    mirror.refuse_older(url, path)
-                elif url:
+                if url and _is_run(path) and mirror.has_gone_on(url, path):
+                    # This machine was gone for a while, and another one has gone on from the store.
+                    write_bytes(path / mirror.BEGUN, b"")  # makes the folder one to fetch into
+                    kept = manifest.set_all_aside(path, keep=(LOCK, mirror.BEGUN))
+                    print(
+                        f"mirror: {url} has gone on without {path}, which continues from there; "
+                        f"what was here is in {kept}",
+                        file=sys.stderr,
+                    )
+                if url and not _is_run(path):
                     _fetch(url, path, request)
                     if _is_run(path):
                         manifest.fork(path)
