@@ -306,3 +306,16 @@ def test_a_local_base_model_is_named_so_that_any_folder_finds_it(tmp_path, monke
     card = model_card(replace(FACTS, base="my models", revision=None, rank=4))
     place = str(tmp_path / "my models")
     assert f"from_pretrained({place!r})" in card and f"vllm serve '{place}'" in card
+
+
+def test_a_card_prints_no_peft_code_that_cannot_load_the_base():
+    """Mistral Small 3.1 is a model of images and text to transformers, without a chat template."""
+    card = model_card(replace(FACTS, rank=4, merged=False, causal=False))
+    assert "use the merged models" in card and "### PEFT" not in card and "vllm serve" in card
+    assert "malt export --export.merged true" in card
+
+
+def test_a_card_tells_vllm_what_it_would_assume_otherwise():
+    card = model_card(replace(FACTS, rank=4, longest=4096))
+    assert "--max-model-len 4096" in card and '"repetition_penalty": 1.0' in card
+    assert "--max-model-len" not in model_card(replace(FACTS, rank=4))

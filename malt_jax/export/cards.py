@@ -55,6 +55,8 @@ class CardFacts:
     """The largest rank of an adapter over this base, where they differ."""
     thinks: bool = False
     """The base model writes thoughts before its answers."""
+    causal: bool = True
+    """Whether transformers loads the base as a causal language model."""
     longest: int | None = None
     """Tokens that vLLM must be told to serve at most, where its rope would be another one."""
     bases: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)

@@ -157,6 +157,7 @@ def _facts(session: Session, role: str, identities: Mapping[str, str]) -> CardFa
         rank=_exported_rank(session, role),
         largest_rank=max(_exported_rank(session, n) or 0 for n in own if own[n] == own[role]),
         thinks=model.tokenizer.thoughts is not None,
+        causal=not (model.spec.tower and model.spec.family == "mistral"),
         longest=model.spec.context if model.spec.rope.kind == "longrope" else None,
         merged=config.export.merged,
         results=results,
