@@ -561,7 +561,10 @@ def test_a_field_whose_value_has_a_blank_is_no_item_of_the_list_before_it():
     label = next(command for command in cli.all_commands() if command.name == "label")
     made = parse(label, ["--join", "a", "b", "--output-dir=my runs/x", "--task.name", "svamp"])
     assert made.options.join == ["a", "b"]
-    assert sorted(split_flags(made.fields)) == [("output-dir", "my runs/x"), ("task.name", "svamp")]
+    assert [*split_flags(made.fields)] == [("output-dir", "my runs/x"), ("task.name", "svamp")]
+    # Of the same field the last word counts, in whichever form.
+    for words in (["--seed=1", "--seed", "2"], ["--seed", "1", "--seed=2"]):
+        assert config.load(None, parse(label, words).fields).seed == 2
 
 
 def test_a_stage_is_not_opened_again_by_a_command_that_does_not_make_it(tmp_path, capsys):

@@ -44,3 +44,27 @@ def test_samples_are_answered_as_the_pipeline_answers_them(run):
     for output, draws in ((outputs[0], six[:3]), (repeated, six[3:])):
         told = [[turn["text"] for turn in draw] for draw in output.metadata["draws"]]
         assert told == [[turn.text for turn in draw] for draw in draws]
+
+
+def test_settings_are_taken_or_refused_and_a_cancelled_sample_is_given_up(run):
+    import anyio
+    from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
+
+    model = get_model(f"malt/{run}", answers="malt", trust_task_code=True)
+    asked = [ChatMessageUser(content="1+1=?")]
+    engine, given_up = model.api._engine, []
+
+    async def ask() -> None:
+        several = await model.generate(asked, config=GenerateConfig(num_choices=2, max_tokens=4))
+        assert len(several.choices) == 2
+        with pytest.raises(RuntimeError, match="frequency_penalty: not supported"):
+            await model.generate(asked, config=GenerateConfig(frequency_penalty=0.5))
+        cancel = engine.cancel
+        engine.cancel = lambda ticket: (given_up.append(len(ticket.draws)), cancel(ticket))
+        submit = engine.submit
+        with anyio.CancelScope() as scope:
+            engine.submit = lambda ticket: (submit(ticket), scope.cancel())
+            await model.generate(asked, config=GenerateConfig(num_choices=3))
+        assert scope.cancelled_caught and given_up == [3]
+
+    asyncio.run(ask())

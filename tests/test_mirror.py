@@ -102,7 +102,7 @@ def test_a_kill_while_a_file_is_replaced_leaves_a_run_that_can_be_continued(tmp_
         assert facts(whole.path) == facts(tmp_path / "one")
 
 
-def test_unsealed_files_are_not_mirrored(tmp_path, url):
+def test_of_an_unsealed_file_a_torn_line_is_not_mirrored(tmp_path, url):
     with opened(tmp_path / "one", url) as run:
         write_bytes(run.path / "rounds/000/trees/torn.jsonl", b'{"a"')
         mirror.push(run, url)

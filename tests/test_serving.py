@@ -248,6 +248,8 @@ USER = [{"role": "user", "content": "e1+1=?"}]
         ({"model": "malt", "messages": USER, "top_p": 0}, 400, "top_p"),
         ({"model": "malt", "messages": USER, "max_tokens": "many"}, 400, "max_tokens"),
         ({"model": "malt", "messages": USER, "stop": [""]}, 400, "stop"),
+        ({"model": "malt", "messages": USER, "stop": {}}, 400, "stop"),
+        ({"model": "malt", "messages": USER, "stop": 0}, 400, "stop"),
         ({"model": "malt", "messages": USER, "stop": ["a"] * 17}, 400, "stop"),
         ({"model": "malt", "messages": USER, "stream": "yes"}, 400, "stream"),
         ({"model": "malt", "messages": USER, "tools": [{}]}, 400, "not supported"),

@@ -127,18 +127,16 @@ def add_option(group: argparse._ArgumentGroup, option: Option) -> None:
 
 def parse(command: Command, words: Sequence[str]) -> Invocation:
     """Parses the words after a command's name; raises UserError for an unknown word or field."""
-    # Words that argparse does not know may be fields of the config. Those with a value in them are
-    # taken out first: argparse holds a word with a blank for an argument.
+    # Words that argparse does not know may be fields of the config. It takes `--a=b c` for an
+    # argument, so words with a value are hidden from it, and put back in their places.
     own = {option.flag for option in command.own_options}
-    named = list(takewhile(lambda word: word != "--", words))
-    fields = [
-        word
-        for word in named
-        if command.takes_config and _FIELD.match(word) and word.split("=")[0] not in own
-    ]
-    others = [word for word in named if word not in fields]
-    options, rest = Parser(command).parse_known_args([*others, *words[len(named) :]])
-    rest += fields
+    shown, values = list(words), dict[str, str]()
+    for place, word in enumerate(takewhile(lambda word: word != "--", words)):
+        if command.takes_config and _FIELD.match(word) and word.split("=")[0] not in own:
+            shown[place] = f"--field-{place}"
+            values[shown[place]] = word
+    options, rest = Parser(command).parse_known_args(shown)
+    rest = [values.get(word, word) for word in rest]
     if command.takes_config:
         # Only the section is checked here. What is wrong below it, the reader of configs says.
         for name, _ in split_flags(rest):

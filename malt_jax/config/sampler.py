@@ -17,7 +17,7 @@ class SamplerConfig:
     Where their caches do not fit, as those of long prompts may not, as many as fit."""
     width: int = 0
     """Completions of one prompt that share one copy of its keys and values, at most; 0: 4, or with
-    `attention: pallas` as many as the kernel has room for, which is 8 to 20 for most models."""
+    `attention: pallas` as many as the kernel has room for: 64 for Llama 3.1 8B in bfloat16."""
     streams: int = 0
     """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
     CPU with several cores, 1 elsewhere."""

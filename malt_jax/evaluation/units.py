@@ -40,7 +40,7 @@ class Units:
 
     @cached_property
     def cluster(self) -> Int[np.ndarray, " U"]:
-        """The number of each unit's cluster: of its question, or of its template if it has one."""
+        """The number of each unit's cluster: its question's, or that of the question alone."""
         # A cluster may be named as a question is that belongs to none.
         names = [
             f"cluster {self.clusters[question]}"

@@ -7,15 +7,18 @@ parts of it. All are bytes on one device.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 
-from malt_jax.config.run import Config
-from malt_jax.models.sharding import AnyMesh, mesh_parts, parts_of
+from malt_jax.models.sharding import mesh_parts, parts_of
 from malt_jax.models.spec import ModelSpec
 from malt_jax.planning.abstract_programs import AbstractProgram
-from malt_jax.planning.sizes import Sizes
 from malt_jax.planning.training_steps import FLOAT32, largest, working_bytes
 from malt_jax.sampling.memory import LOGIT_COPIES
+
+if TYPE_CHECKING:
+    from malt_jax.planning.plan import PlannedRun
 
 
 def layer_weights(spec: ModelSpec) -> int:
@@ -29,21 +32,13 @@ def active_weights(spec: ModelSpec) -> int:
     return layer_weights(spec) - 3 * spec.d_model * (spec.all_mlp - spec.active_mlp)
 
 
-def temporaries(
-    program: AbstractProgram,
-    config: Config,
-    spec: ModelSpec,
-    sizes: Sizes,
-    weights: int,
-    mesh: AnyMesh,
-) -> int:
-    """Bytes that a program needs beside its arguments; `weights`: those of the parameters."""
-    if program.kind == "sampling":
-        return _sampling(program, spec, sizes, mesh)
-    return _training(program, config, spec, sizes, weights, mesh)
+def temporaries(program: AbstractProgram, run: PlannedRun) -> int:
+    """Bytes that a program of a run needs beside its arguments."""
+    return _sampling(program, run) if program.kind == "sampling" else _training(program, run)
 
 
-def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes, mesh: AnyMesh) -> int:
+def _sampling(program: AbstractProgram, run: PlannedRun) -> int:
+    spec, sizes, mesh = run.spec, run.sizes, run.mesh
     shapes, shards = sizes.shapes, mesh_parts(mesh, "batch")
     if program.name == "copy":
         return 0
@@ -64,23 +59,17 @@ def _sampling(program: AbstractProgram, spec: ModelSpec, sizes: Sizes, mesh: Any
     return jnp.dtype(sizes.dtype).itemsize * (activations + cache) + scores
 
 
-def _training(
-    program: AbstractProgram,
-    config: Config,
-    spec: ModelSpec,
-    sizes: Sizes,
-    weights: int,
-    mesh: AnyMesh,
-) -> int:
+def _training(program: AbstractProgram, run: PlannedRun) -> int:
+    config, sizes = run.config, run.sizes
     phase, shape = config.train.phase(program.kind), largest(sizes.steps[program.kind])
     element = jnp.dtype(sizes.dtype).itemsize
     backward = not program.name.endswith("reference")
     # Formulas stand in for the compilers of accelerators; a CPU's is always at hand.
-    total = working_bytes(phase, spec, shape, element, "accelerator", mesh, backward)
+    total = working_bytes(phase, run.spec, shape, element, "accelerator", run.mesh, backward)
     if config.train.full:
-        parameters = weights // element
+        parameters = run.weights // element
         # The float32 weights are cast to compute, and this micro-batch's gradient is added to
         # the step's, which is an argument.
-        total += weights if element != FLOAT32 else 0
+        total += run.weights if element != FLOAT32 else 0
         total += FLOAT32 * parameters if backward else 0
     return total

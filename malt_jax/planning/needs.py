@@ -64,9 +64,7 @@ def count_needs(
         if program.kind in kinds:
             arrays = device_bytes(program.build(spec.num_layers)[1]) + program.resident
             if target.chip.platform != "cpu":
-                arrays += formula.temporaries(
-                    program, config, spec, run.sizes, run.weights, run.mesh
-                )
+                arrays += formula.temporaries(program, run)
             largest = max(largest, arrays)
     return Needs(largest, disk_bytes(config, spec, run.work, run.sizes.dtype.itemsize))
 

@@ -195,9 +195,7 @@ def measured(
     # The dictionaries in `found` are updated in place.
     for program, figures in zip(programs, found, strict=True):
         if not target.devices:
-            figures["temporaries"] = formula.temporaries(
-                program, run.config, run.spec, run.sizes, run.weights, run.mesh
-            )
+            figures["temporaries"] = formula.temporaries(program, run)
         have, refused = target.chip.memory, figures.pop("refused", False)
         need = total_bytes(figures)
         # What the compiler refuses does not fit: it may use a little less than the nominal size.

@@ -220,9 +220,9 @@ def _text(content: Any, where: str) -> str:
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
-    stops: Sequence[Any] = [stop] if isinstance(stop, str) else stop
-    if not stop:
+    if stop is None or stop in ("", []):
         return ()
+    stops: Sequence[Any] = [stop] if isinstance(stop, str) else stop
     whole = isinstance(stops, list) and len(stops) <= MAX_STOPS
     if not whole or not all(isinstance(text, str) and text for text in stops):
         raise wrong("stop", f"found {show(stop)}, expected at most {MAX_STOPS} texts.")

@@ -220,8 +220,10 @@ class Journal:
         sizes: Counter[Path] = Counter()
         for block in expected:
             sizes.update({path: len(keys) for path, keys in block.items()})
-        for path in sealed:
-            if path.suffix == ".jsonl" and sizes[path] != sum(1 for _ in read_lines(path)):
+        for path in (path for path in sealed if path.suffix == ".jsonl"):
+            with open(path, "rb") as file:
+                lines = sum(1 for _ in file)
+            if lines != sizes[path]:
                 raise UserError(
                     f"{path}: was joined or imported, and {self.stage} would add trees of its own; "
                     "restore what was taken with it, or choose another --output-dir."
