@@ -146,7 +146,7 @@ else:
     "srun": """
 words = sys.argv[1:]
 while words[0].startswith("--"):
-    assert words.pop(0) == "--kill-on-bad-exit=1"
+    assert words.pop(0) in ("--kill-on-bad-exit=0", "--wait=0")
 step = subprocess.Popen(words)
 Path("step").write_text(str(step.pid))
 def kill(*_):  # src/srun/srun_job.c: SIGTERM, "forcing job termination"
@@ -222,8 +222,14 @@ def test_the_slurm_script_runs_and_queues_itself_again_when_it_is_told_to_stop(l
     assert status == 0 and not (tmp_path / "requeued").exists()
     check_run(words, "my config.yaml", "/runs/my run")
     (tmp_path / "called").unlink()
-    status, _ = launched("slurm.sbatch", "my config.yaml", "r", wait="30", after=signal.SIGTERM)
+    status, _ = launched("slurm.sbatch", "my config.yaml", "r", wait="30", after=signal.SIGUSR1)
     assert status == 143 and (tmp_path / "requeued").read_text() == "requeue 17"
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm_slices.sbatch"])
+def test_a_cancelled_slurm_job_saves_its_state_and_does_not_come_back(launched, tmp_path, script):
+    status, _ = launched(script, "my config.yaml", "r", wait="30", after=signal.SIGTERM)
+    assert status == 143 and not (tmp_path / "requeued").exists()
 
 
 @pytest.mark.parametrize(("status", "again"), [(0, False), (2, False), (1, True), (137, True)])
@@ -247,7 +253,7 @@ def test_the_slurm_array_searches_a_slice_per_task_and_queues_itself_again(launc
     assert words == ["search", "--config", "my config.yaml", "--search.shard", "3/16",
                      "--output-dir", "r/3", "--mirror", "s3://b/slices/3"]  # fmt: skip
     (tmp_path / "called").unlink()
-    status, words = launched("slurm_slices.sbatch", "c", "r", wait="30", after=signal.SIGTERM)
+    status, words = launched("slurm_slices.sbatch", "c", "r", wait="30", after=signal.SIGUSR1)
     assert "--mirror" not in words
     assert status == 143 and (tmp_path / "requeued").read_text() == "requeue 17_3"
 

@@ -189,6 +189,9 @@ def test_a_stream_tells_every_turn_and_ends_with_the_answer(port, pipeline):
         told = {(n, turn.role): turn.text for n, draw in enumerate(expected.draws)
                 for turn in draw if turn.text}  # fmt: skip
         assert heard == told
+        whole = asked(port, model, "e2+2=?").choices[0].message
+        earlier = [turn.text for turn in expected.turns[:-1] if turn.text]
+        assert getattr(whole, "reasoning_content", "") == "\n\n".join(earlier)
         assert usage.completion_tokens == sum(t.tokens for d in expected.draws for t in d)
 
 

@@ -135,9 +135,9 @@ def test_instances_of_one_template_are_one_cluster():
     assert naive["tests"]["sa@9"]["p"] < 1e-6
     width, too_narrow = (high - low for low, high in (row["interval"], naive["interval"]))
     assert width > 3 * too_narrow
-    assert many["templates"] == 8 and "templates" not in alone
-    assert "400 questions made of 8 templates" in tables.to_markdown(many)
-    assert "sign-flip test over templates" in tables.to_markdown(many)
+    assert many["clusters"] == 8 and "clusters" not in alone
+    assert "400 questions in 8 clusters" in tables.to_markdown(many)
+    assert "sign-flip test over clusters" in tables.to_markdown(many)
 
 
 def test_pooled_seeds_are_clustered_and_also_shown_one_by_one():

@@ -180,7 +180,7 @@ def summarise(
         "records": dict(sources or {}),
     }
     if units.clusters:
-        results["templates"] = len(set(units.clusters.values()))
+        results["clusters"] = len(set(units.clusters.values()))
     return results
 
 

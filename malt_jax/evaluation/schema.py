@@ -136,7 +136,7 @@ class Results(TypedDict):
 
     run: Mapping[str, Any]  # facts: model, task, seed, and so on
     questions: int
-    templates: NotRequired[int]  # of which the questions are instances, for benchmarks made so
+    clusters: NotRequired[int]  # of questions that are not independent, for benchmarks with such
     seeds: list[int]
     baseline: str  # the row that every other row is tested against
     confidence: float  # of every interval

@@ -76,8 +76,8 @@ def caption(results: Results) -> str:
     """What the numbers of the table mean, in one paragraph."""
     seeds = _pooled_seeds(results)
     pooled = f", {len(seeds)} seeds pooled" if seeds else ""
-    templates = results.get("templates")
-    made = f" made of {templates} templates" if templates else ""
+    clusters = results.get("clusters")
+    grouped = f" in {clusters} clusters" if clusters else ""
     over = _resampled(results)
     interval = f"bootstrap interval over {over}" if over else "Wilson interval"
     weights = (
@@ -89,7 +89,7 @@ def caption(results: Results) -> str:
     swept = any("temperature" in row for row in results["systems"])
     baseline = results["baseline"] + (" at its own temperature" if swept else "")
     return (
-        f"{results['questions']} questions{made}{pooled}. Calls and generated tokens are per "
+        f"{results['questions']} questions{grouped}{pooled}. Calls and generated tokens are per "
         f"question. Accuracy with its {100 * results['confidence']:g}% {interval}; differences in "
         "percentage points on the same questions, with a paired bootstrap interval; p from the "
         f"{_test_name(results)}, two-sided, then with Holm's correction over all tests of the "
@@ -105,8 +105,8 @@ def _test_name(results: Results) -> str:
 
 def _resampled(results: Results) -> str:
     """What intervals and tests take as independent, where it is more than a single answer."""
-    if results.get("templates"):
-        return "templates"
+    if results.get("clusters"):
+        return "clusters"
     return "questions" if _pooled_seeds(results) else ""
 
 

@@ -1,7 +1,8 @@
 """The objects of the OpenAI API: completions, chunks of a stream, models, usage.
 
-What the API has no place for is in fields named `malt`: every turn, every vote. While a chain is
-streamed, the turns before the answer are `reasoning_content`, as reasoning models send theirs.
+What the API has no place for is in fields named `malt`: every turn, every vote. What was written
+before the answer is `reasoning_content`, as reasoning models send theirs: the earlier turns, and
+in a whole reply also thoughts.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Reply:
             found = self.answer(index)
             content = before_stop(found.text or "", self._request.stop)
             message = {"role": "assistant", "content": content, "refusal": None}
-            if not found.error and (thought := found.turns[-1].thought):
-                message["reasoning_content"] = thought
+            if not found.error and (before := self._before_answer(found)):
+                message["reasoning_content"] = before
             choices.append(
                 {
                     "index": index,
@@ -59,6 +60,12 @@ class Reply:
             "choices": choices,
             "usage": self.usage(),
         }
+
+    def _before_answer(self, found: Answer) -> str:
+        """The earlier turns that were sampled for the draw that won, and the thoughts of all."""
+        *earlier, last = found.turns[len(self._request.said) :]
+        parts = [part for turn in earlier for part in (turn.thought, turn.text)] + [last.thought]
+        return "\n\n".join(filter(None, parts))
 
     def details(self, found: Answer) -> dict[str, Any]:
         """Prediction, votes and every turn that was sampled for a choice."""
