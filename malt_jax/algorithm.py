@@ -150,10 +150,10 @@ def train(
         own = settings.with_fields(pipeline.training_of(name))
         policy = begin.get(name) or initial_weights(base, own.lora, seed=seed, name=name, mesh=mesh)
         sampled_by = policy if on_policy else None
-        # Each phase starts from the weights that the one before left. Paper, as minima:
-        # sft  -log p(y | x; theta), averaged over completion tokens.
+        # Each phase starts from the weights that the one before left, and minimises:
+        # sft  -log p(y | x; theta), averaged over completion tokens, as in the paper.
         # dpo  -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio that of
-        #      the policy to the frozen policy it starts from; beta = 0.2.
+        #      the policy to the frozen policy it starts from; beta = 0.2, as in the paper.
         # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
         # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
         #      sampled it, A the advantage of y over its siblings.

@@ -11,21 +11,20 @@ only read, so the command can be repeated and given other tasks or seeds: the ta
 is finished. Each further word is a flag of `malt run`, such as --task.num-eval 200.
 
 Writes runs/rules/rules.json, rules.md, rules.pdf and rules.png: for every task and rule the
-accuracy of a vote of three, its difference from the published rule with the exact sign-flip test
-over questions (one seed: McNemar's), Holm's correction over all rules and tasks, and the time and
-the highest memory of training.
-
-What it costs was estimated and not measured: the quickstart's stages take 0.24 s per optimiser step
-and 10 s per measured pipeline on two cores, so a seed of the embedded task should take 20 minutes
-(some 4,200 steps, 13 systems) and three seeds an hour; the other tasks' models have the same size.
+accuracy of one draw and of a vote of three, its difference from the published rule with the exact
+sign-flip test over questions (one seed: McNemar's) and under each seed alone, Holm's correction
+over all rules and tasks, tokens, and time and memory of training. Baselines of the same runs stand
+beside them, without a test.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,26 +38,42 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "compare_rules.yaml"
 TASKS = ("arithmetic", "pairs", "knights")
 PUBLISHED = "published"
+BASELINES = {"sa@9": "single agent, vote of 9", "ma@3": "untrained", "star-ma@3": "STaR pipeline"}
+
+
+@dataclass(frozen=True)
+class Test:
+    """A rule against the published one, on the same questions."""
+
+    delta: float
+    """Difference in accuracy."""
+    interval: list[float]
+    seeds: list[float]
+    """The difference under each seed alone: what another training would change shows here only."""
+    p: float
+    p_holm: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One rule on one task, over all finished seeds."""
+    """One rule or baseline on one task, over all finished seeds."""
 
     task: str
-    rule: str
+    name: str
     accuracy: float
+    """Of a vote of three, or as the baseline's name says."""
     interval: list[float]
-    delta: float
-    """Difference in accuracy from the published rule."""
-    delta_interval: list[float]
-    p: float
-    p_holm: float
-    steps: int
+    alone: float
+    """Accuracy of one draw."""
+    tokens: float
+    """Generated per question, by all draws that vote."""
+    test: Test | None = None
+    """None for the published rule and for baselines."""
+    steps: int = 0
     """Optimiser steps of all roles."""
-    seconds: float
-    """Training, on average over the seeds."""
-    peak_bytes: int
+    seconds: float = 0.0
+    """All steps at their phase's median time, without compiling; on average over the seeds."""
+    peak_bytes: int = 0
     """The highest memory of a training phase."""
 
 
@@ -85,29 +100,26 @@ def summarise(output: Path) -> list[Row]:
     """The rows of every task that has a finished run; several seeds are pooled."""
     folders = sorted(path for path in output.iterdir() if path.is_dir())
     found = [(folder.name, *finished(folder)) for folder in folders]
-    tests = [(task, runs, row) for task, runs, results in found for row in rules(results)]
-    adjusted = holm([compared(row)["p"] for *_, row in tests if row["name"] != "malt@3"])
-    corrected = iter(adjusted)
+    tested = [row["tests"]["malt@3"] for *_, results in found for row in other_rules(results)]
+    adjusted = iter(holm([test["p"] for test in tested]))
     rows = []
-    for task, runs, row in tests:
-        rule = row["system"].removeprefix("malt").removeprefix("-") or PUBLISHED
-        test = compared(row)
-        costs = [training_cost(run, rule) for run in runs]
-        rows.append(
-            Row(
-                task,
-                rule,
-                row["accuracy"],
-                row["interval"],
-                test["delta"],
-                test["delta_interval"],
-                test["p"],
-                1.0 if rule == PUBLISHED else next(corrected),
-                costs[0]["steps"],
-                sum(cost["seconds"] for cost in costs) / len(costs),
-                max(cost["peak_bytes"] for cost in costs),
-            )
-        )
+    for task, runs, results in found:
+        named = {row["name"]: row for row in results["systems"]}
+        steps = set()
+        for name, row in _in_order(results):
+            test = None
+            if row["system"].startswith("malt-"):
+                test = _test(row["tests"]["malt@3"], results["questions"], next(adjusted))
+            costs = {}
+            if name not in BASELINES.values():
+                costs = training_cost(runs, name)
+                steps.add(costs["steps"])
+            # One draw of an untrained single agent is no row of its own in every table.
+            one = named.get(f"{row['system']}@1", row)
+            values = row["accuracy"], row["interval"], one["accuracy"], row["tokens"]
+            rows.append(Row(task, name, *values, test, **costs))
+        if len(steps) > 1:
+            sys.exit(f"{task}: rules took {sorted(steps)} optimiser steps; a role had no data")
     return rows
 
 
@@ -123,84 +135,115 @@ def finished(folder: Path) -> tuple[list[Path], dict[str, Any]]:
     return runs, json.loads((folder / "pooled" / "results.json").read_text())
 
 
-def rules(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of the trained pipelines under a vote of three, the published rule first."""
-    voted = [row for row in results["systems"] if row["votes"] == 3]
-    trained = [row for row in voted if row["system"].split("-")[0] == "malt"]
-    yield from sorted(trained, key=lambda row: row["system"] != "malt")
+def other_rules(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of all rules but the published one, under a vote of three."""
+    for row in results["systems"]:
+        if row["votes"] == 3 and row["system"].startswith("malt-"):
+            yield row
 
 
-def compared(row: dict[str, Any]) -> dict[str, Any]:
-    """The row's test against the published rule; the published rule is as it is."""
-    same = {"delta": 0.0, "delta_interval": [0.0, 0.0], "p": 1.0}
-    return same if row["name"] == "malt@3" else row["tests"]["malt@3"]
+def _in_order(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a task by name: baselines, the published rule, the other ones."""
+    named = {row["name"]: row for row in results["systems"]}
+    for key, name in BASELINES.items():
+        if key in named:
+            yield name, named[key]
+    if "malt@3" in named:
+        yield PUBLISHED, named["malt@3"]
+    for row in other_rules(results):
+        yield row["system"].removeprefix("malt-"), row
 
 
-def training_cost(run: Path, rule: str) -> dict[str, Any]:
+def _test(test: dict[str, Any], questions: int, p_holm: float) -> Test:
+    seeds = test.get("seeds", {"": test})
+    deltas = [(s["wrong_to_right"] - s["right_to_wrong"]) / questions for s in seeds.values()]
+    return Test(test["delta"], test["delta_interval"], deltas, test["p"], p_holm)
+
+
+def training_cost(runs: Sequence[Path], rule: str) -> dict[str, Any]:
     """Steps, seconds and highest memory of a rule's training, without the STaR baseline's.
 
     What a rule has in common with the published one was trained once, and counts for both.
     """
-    own = run if rule == PUBLISHED else run / "ablations" / rule
-    seconds, steps, peak = 0.0, 0, 0
-    for path in sorted((own / "cost").glob("train-*.json")):
-        if "-star-" in path.name:
-            continue
-        cost = json.loads(path.read_text())
-        if "steps" not in cost and (run / "cost" / path.name).exists():
-            cost = json.loads((run / "cost" / path.name).read_text())
-        seconds += cost.get("seconds", 0.0) if "steps" in cost else 0.0
-        steps, peak = steps + cost.get("steps", 0), max(peak, cost.get("peak_bytes", 0))
-    return {"seconds": seconds, "steps": steps, "peak_bytes": peak}
+    seconds, steps, peak = [], [], 0
+    for run in runs:
+        own = run if rule == PUBLISHED else run / "ablations" / rule
+        in_run, in_own = _step_seconds(run), _step_seconds(own)
+        taken, total = 0, 0.0
+        for path in sorted((own / "cost").glob("train-*.json")):
+            if "-star-" in path.name:
+                continue
+            cost, phase = json.loads(path.read_text()), path.stem.removeprefix("train-")
+            if "steps" not in cost and (run / "cost" / path.name).exists():
+                cost = json.loads((run / "cost" / path.name).read_text())
+            count = cost.get("steps", 0)
+            taken, peak = taken + count, max(peak, cost.get("peak_bytes", 0))
+            total += count * (in_own.get(phase) or in_run.get(phase) or 0.0)
+        seconds.append(total)
+        steps.append(taken)
+    if len(set(steps)) > 1:
+        sys.exit(f"{rule}: took {steps} optimiser steps under its seeds; a role had no data")
+    return {"steps": steps[0], "seconds": statistics.mean(seconds), "peak_bytes": peak}
+
+
+def _step_seconds(run: Path) -> dict[str, float]:
+    """The median seconds of a step, by ROUND-ROLE-PHASE."""
+    steps = defaultdict(list)
+    if (run / "metrics.jsonl").exists():
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+            if line["stage"] == "train" and line.get("tokens_per_s"):
+                name = f"{line['round']:03d}-{line['role']}-{line['phase']}"
+                steps[name].append(line["useful_tokens"] / line["tokens_per_s"])
+    return {name: statistics.median(times) for name, times in steps.items()}
 
 
 def table(rows: Sequence[Row]) -> Table:
     """One line per task and rule."""
     columns = texts("task", "rule") + numbers(
-        "accuracy %", "interval", "against published", "interval", "p", "p (Holm)", "steps",
-        "training s", "memory MB",
+        "one draw %", "vote of 3 %", "interval", "tokens", "against published", "interval",
+        "by seed", "p", "p (Holm)", "training s", "memory MB",
     )  # fmt: skip
     lines = []
     for row in rows:
-        published = row.rule == PUBLISHED
-        test = [
-            cells.points(row.delta),
-            cells.points_interval(row.delta_interval),
-            cells.probability(row.p),
-            cells.probability(row.p_holm),
-        ]
-        lines.append(
-            [
-                row.task,
-                row.rule,
-                cells.percent(row.accuracy),
-                cells.interval(row.interval),
-                *([""] * 4 if published else test),
-                str(row.steps),
-                f"{row.seconds:.0f}",
-                f"{row.peak_bytes / 1e6:.0f}",
+        test = [""] * 5
+        if found := row.test:
+            test = [
+                cells.points(found.delta),
+                cells.points_interval(found.interval),
+                ", ".join(map(cells.points, found.seeds)),
+                cells.probability(found.p),
+                cells.probability(found.p_holm),
             ]
-        )
+        cost = [f"{row.seconds:.0f}", f"{row.peak_bytes / 1e6:.0f}"] if row.steps else [""] * 2
+        measured = [cells.percent(row.alone), cells.percent(row.accuracy)]
+        measured += [cells.interval(row.interval), f"{row.tokens:.0f}"]
+        lines.append([row.task, row.name, *measured, *test, *cost])
     return Table(columns, lines)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Each rule's difference from the published one with its interval, one panel per task."""
+    """Each rule's difference from the published one with its interval, one panel per task.
+
+    A filled point: Holm's p is below 0.01 and all seeds agree on the sign. Small marks: the seeds.
+    """
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if row.test]
     tasks = list(dict.fromkeys(row.task for row in rows))
-    names = [rule for rule in dict.fromkeys(row.rule for row in rows) if rule != PUBLISHED]
+    names = list(dict.fromkeys(row.name for row in rows))
     figure = Figure(figsize=(2 + 2.6 * len(tasks), 0.8 + 0.3 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
-        for row in (row for row in rows if row.task == task and row.rule != PUBLISHED):
-            place = names.index(row.rule)
-            low, high = (100 * bound for bound in row.delta_interval)
-            sure = row.p_holm < 0.01
+        for row in (row for row in rows if row.task == task):
+            place, test = names.index(row.name), row.test
+            low, high = (100 * bound for bound in test.interval)
+            agree = len({seed > 0 for seed in test.seeds if seed}) == 1
+            filled = "full" if test.p_holm < 0.01 and agree else "none"
             panel.plot([low, high], [place, place], color="0.5", linewidth=1)
             panel.plot(
-                100 * row.delta, place, "o", color="black", fillstyle="full" if sure else "none"
+                [100 * seed for seed in test.seeds], [place] * len(test.seeds), "|", color="0.3"
             )
+            panel.plot(100 * test.delta, place, "o", color="black", fillstyle=filled)
         panel.axvline(0, color="0.7", linewidth=0.8)
         panel.set(title=task, xlabel="points against the published rule")
     panels[0].set_yticks(range(len(names)), names)
@@ -222,7 +265,7 @@ def main() -> None:
     if not args.table:
         run_all(args, flags)
     rows = summarise(args.output)
-    if not rows:
+    if not any(row.test for row in rows):
         sys.exit(f"{args.output}: no finished run")
     found = table(rows)
     args.output.joinpath("rules.json").write_text(

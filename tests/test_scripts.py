@@ -22,7 +22,7 @@ import cli_run
 from malt_jax import cli
 from malt_jax.cli import all_commands
 from malt_jax.commands.command import parse
-from malt_jax.config.run import load
+from malt_jax.config.run import QUICKSTART, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -343,23 +343,29 @@ def test_settings_of_any_kind_are_read_from_a_flag_and_stand_in_the_table(tmp_pa
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     choose = import_module("choose_settings")
     # PyYAML takes 5e-4 for a text, the config for a number.
-    words = ["train.sft.optim.learning_rate=5e-4,0.002", "train.dpo.loss=ipo"]
-    settings = choose.combinations(choose.parsed(words))
+    grids = [["train.sft.optim.learning_rate=5e-4,0.002", "train.dpo.loss=ipo"],
+             ["pg", "train.pg.clip=0.5"]]  # fmt: skip
+    entries = choose.ablations(grids)
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(choose.config(settings), sort_keys=False))
+    path.write_text(yaml.safe_dump(choose.config(QUICKSTART, entries), sort_keys=False))
     made = load(str(path))
-    assert [list(one.set.values()) for one in made.ablations] == [[5e-4, "ipo"], [0.002, "ipo"]]
+    assert [list(one.set.values()) for one in made.ablations] == [[5e-4, "ipo"], [0.002, "ipo"],
+                                                                  [0.5]]  # fmt: skip
+    assert [one.rule for one in made.ablations] == ["", "", "pg"]
+    assert made.eval.split == "validation" and len(choose.ablations([choose.GRID])) == 18
 
-    def row(system, accuracy):
+    def rows(system, accuracy):
         tests = {"malt@3": {"delta": 0.1, "p": 0.5}} if system != "malt" else {}
-        return {"system": system, "votes": 3, "accuracy": accuracy, "interval": [0.4, 0.6],
-                "tests": tests}  # fmt: skip
+        return [{"system": system, "votes": votes, "accuracy": accuracy - (votes == 1) / 10,
+                 "interval": [0.4, 0.6], "tests": tests} for votes in (1, 3)]  # fmt: skip
 
-    rows = [row("malt", 0.5), row("malt-s00", 0.4), row("malt-s01", 0.6)]
-    lines = choose.table(settings, {"systems": rows}).rows
-    assert [line[:3] for line in lines] == [
-        ["s01", "0.002", "ipo"], ["", "as it is", "as it is"], ["s00", "5e-4", "ipo"]
-    ]  # fmt: skip
+    found = [*rows("malt", 0.5), *rows("malt-s00", 0.4), *rows("malt-s02", 0.6)]
+    lines = choose.table(entries, {"systems": found}).rows
+    assert [line[:5] for line in lines] == [
+        ["s02", "pg", "train.pg.clip=0.5", "50.0", "60.0"],
+        ["", "", "as it is", "40.0", "50.0"],
+        ["s00", "", "train.sft.optim.learning_rate=5e-4, train.dpo.loss=ipo", "30.0", "40.0"],
+    ]
 
 
 def test_the_comparison_of_rules_tests_each_against_the_published_one(
@@ -368,30 +374,51 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     compare = import_module("compare_rules")
 
-    def row(system, accuracy, p=None):
-        test = {"delta": accuracy - 0.5, "delta_interval": [0.0, 0.1], "p": p}
+    def rows(system, accuracy, p=None):
+        test = {"delta": accuracy - 0.5, "delta_interval": [0.0, 0.1], "p": p,
+                "wrong_to_right": 5, "right_to_wrong": 2}  # fmt: skip
         tests = {"malt@3": test} if p is not None else {}
-        return {"name": f"{system}@3", "system": system, "votes": 3, "accuracy": accuracy,
-                "interval": [0.4, 0.6], "tests": tests}  # fmt: skip
+        return [{"name": f"{system}@{votes}", "system": system, "votes": votes, "tokens": 7.0,
+                 "accuracy": accuracy - (votes == 1) / 10, "interval": [0.4, 0.6], "tests": tests}
+                for votes in (1, 3)]  # fmt: skip
+
+    def phase(run, steps, seconds):
+        cost = {"seconds": 99.0, "steps": steps, "peak_bytes": 1e6}
+        (run / "cost").mkdir(parents=True, exist_ok=True)
+        (run / "cost" / "train-000-verifier-dpo.json").write_text(json.dumps(cost))
+        line = {"stage": "train", "round": 0, "role": "verifier", "phase": "dpo",
+                "useful_tokens": 10, "tokens_per_s": 10 / seconds}  # fmt: skip
+        compiling = {**line, "tokens_per_s": 1e-3}
+        lines = "".join(json.dumps(one) + "\n" for one in (compiling, line, line))
+        (run / "metrics.jsonl").write_text(lines)
 
     for task, p in (("pairs", 0.004), ("knights", 0.02)):
         run = tmp_path / task / "seed-0"
-        systems = [row("sa", 0.1, 0.5), row("malt-both", 0.6, p), row("malt", 0.5)]
-        for name, seconds in (("", 4.0), ("ablations/both", 6.0)):
-            (run / name / "cost").mkdir(parents=True)
-            cost = {"seconds": seconds, "steps": 2, "peak_bytes": 1e6 * seconds}
-            (run / name / "cost" / "train-000-verifier-dpo.json").write_text(json.dumps(cost))
+        systems = rows("ma", 0.1, 0.5) + rows("malt-both", 0.6, p) + rows("malt", 0.5)
+        phase(run, 2, 1.0)
+        phase(run / "ablations/both", 2, 2.0)
         # What was copied from the run has no steps of its own.
-        (run / "cost" / "train-000-verifier-sft.json").write_text(
-            json.dumps({"seconds": 1.0, "steps": 3, "peak_bytes": 9e6})
-        )
+        cost = {"seconds": 1.0, "steps": 3, "peak_bytes": 9e6}
+        (run / "cost" / "train-000-verifier-sft.json").write_text(json.dumps(cost))
         copied = run / "ablations" / "both" / "cost" / "train-000-verifier-sft.json"
         copied.write_text(json.dumps({"seconds": 0.1}))
-        (run / "results.json").write_text(json.dumps({"systems": systems}))
+        (run / "results.json").write_text(json.dumps({"systems": systems, "questions": 30}))
     monkeypatch.setattr(sys, "argv", ["compare_rules.py", str(tmp_path), "--table"])
     compare.main()
-    rows = {(r["task"], r["rule"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
-    assert [r["p_holm"] for r in rows.values() if r["rule"] == "both"] == [0.02, 0.008]
-    assert rows["pairs", "published"]["seconds"] == 5.0 and rows["pairs", "both"]["seconds"] == 7.0
-    assert {r["steps"] for r in rows.values()} == {5} and len(rows) == 4
+    found = {(r["task"], r["name"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
+    assert list(found)[:3] == [(task, name) for task in ["knights"]
+                               for name in ("untrained", "published", "both")]  # fmt: skip
+    tests = {task: row["test"] for (task, name), row in found.items() if name == "both"}
+    assert {task: test["p_holm"] for task, test in tests.items()} == {
+        "knights": 0.02,
+        "pairs": 0.008,
+    }
+    assert tests["pairs"]["seeds"] == [0.1] and found["pairs", "published"]["test"] is None
+    assert found["pairs", "published"]["seconds"] == 2.0
+    assert found["pairs", "both"]["seconds"] == 4.0 and found["pairs", "both"]["alone"] == 0.5
+    assert {row["steps"] for row in found.values()} == {0, 5}
     assert "both" in capsys.readouterr().out and (tmp_path / "rules.png").stat().st_size > 1000
+    # A rule for which a role found no data cannot be compared at equal steps.
+    phase(tmp_path / "pairs/seed-0/ablations/both", 1, 2.0)
+    with pytest.raises(SystemExit, match=r"\[4, 5\] optimiser steps"):
+        compare.main()

@@ -46,7 +46,7 @@ def models(invocation: Invocation) -> None:
     print("local directory or the hub, and so does `quickstart`, the tiny model in the package.")
     print("Each family is compared with transformers and PEFT: logits, greedy tokens, gradients of")
     print("an adapter, and both exports. The context length is that of config.json. Refused:")
-    others = ("holds quantised weights (but for MXFP4)", "asks for code shipped with it")
+    others = ("holds quantised weights (except MXFP4)", "asks for code shipped with it")
     for meaning in dict.fromkeys((*REFUSED.values(), *others)):
         print(f"  a checkpoint that {meaning}")
 

@@ -19,8 +19,8 @@ class SamplerConfig:
     """Completions of one prompt that share one copy of its keys and values, at most; 0: 4, or with
     `attention: pallas` as many as the kernel has room for: 64 for Llama 3.1 8B in bfloat16."""
     streams: int = 0
-    """Batches that decode side by side, each in a thread of its own, and share the rows; 0: 2 on a
-    CPU with several cores, 1 elsewhere."""
+    """Batches that decode side by side and share the rows; 0: 2 on a CPU with several cores, 1
+    elsewhere."""
     memory_gb: float = 0.0
     """GiB per device for caches and temporaries; 0: 80% of what is free, on a CPU
     at most 2."""

@@ -114,7 +114,8 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """Direct preference optimisation against the frozen SFT policy (docs/method.md, section 5)."""
+    """Direct preference optimisation against the frozen policy that the phase starts from, SFT's as
+    published (docs/method.md, section 5)."""
 
     epochs: int = 1
     """Passes over the role's pairs."""

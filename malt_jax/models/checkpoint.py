@@ -107,7 +107,7 @@ class Checkpoint:
         return self._tensors[name].get_dtype()
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """The values of one slice; no others are read, but for those that a step leaves out."""
+        """The values of one slice; no others are read, except those that a step leaves out."""
         # The library reads contiguous slices only.
         whole = tuple(slice(one.start, one.stop) for one in index)
         steps = tuple(slice(None, None, one.step) for one in index)

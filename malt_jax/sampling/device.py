@@ -35,8 +35,9 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 class Executables:
     """Programs compiled ahead of time, by name and shapes.
 
-    Nothing else is run, so that their number is known. Each stream has a thread of its own. Only
-    the stream that holds `turn` may dispatch work.
+    Nothing else is run, so that their number is known. In `Sampler.sample` each stream has a thread
+    of its own, and only the one that holds `dispatch_lock` may dispatch work; an open call drives
+    its streams from one thread.
     """
 
     def __init__(self, stats: Stats):

@@ -48,7 +48,8 @@ class Ended(NamedTuple):
 
 
 class OpenCall:
-    """See above. One thread uses it; use it as a context manager."""
+    """A running call of the sampler to which requests can be added; a context manager, for one
+    thread."""
 
     def __init__(
         self, sampler: Sampler, policies: Sequence[Policy], prompt_tokens: int, siblings: int

@@ -31,11 +31,11 @@ class Request:
     """Threefry keys. Token t of completion i is drawn with `fold_in(keys[i], t)`, so a completion
     does not depend on what else is in the batch."""
     policy: int = 0
-    """By which of the call's policies its completions are drawn."""
+    """Index of the policy, among the call's, that draws its completions."""
     order: tuple[int, ...] = ()
     """Prompts of a lower order are prefilled first; equal ones in the order of their tokens."""
     kind: str = ""
-    """Of each kind every stream gets a part: prompts of one kind are answered at similar length."""
+    """Completions of one kind have similar lengths; every stream gets its share of each kind."""
     tag: Any = None
     """What the caller knows the request by; the sampler does not look at it."""
 

@@ -2,7 +2,7 @@
 
 A call's prompts are grouped by length. Each group runs over a fixed number of prefix cache entries,
 which hold prompts, and of rows, which decode: free entries are filled, rows decode for a few steps,
-one that finishes takes the next completion of any entry, and so on (`stream.py`).
+a row whose completion has ended takes the next one of any entry, and so on (`stream.py`).
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Sampler:
         """One completion per key of every request, in their order.
 
         `siblings`: how many keys requests have by and large, so that calls with other numbers of
-        keys share their programs; 0: as in this call.
+        keys share their programs; 0: as in this call. `on_tokens` is called as tokens come; such a
+        call runs in one stream.
 
         The result depends on prompts, keys, parameters and weights, not on the order of the
         requests or on what else is in the call. Raises UserError for a request that cannot be
@@ -159,7 +160,7 @@ class Sampler:
             groups.setdefault(capacity, []).append(index)
         for capacity, larger in pairwise(sorted(groups)):
             completions = sum(len(requests[i].keys) for i in groups[capacity])
-            if completions < memory.GROUP_BATCHES * self._best_rows:
+            if completions < memory.least_group(self._platform):
                 groups[larger] += groups.pop(capacity)
         return [groups[capacity] for capacity in sorted(groups)]
 
@@ -185,6 +186,7 @@ class Sampler:
         return [share for share in shares if share]
 
     def check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Raises UserError for a request that cannot be served."""
         for index, request in enumerate(requests):
             length = len(request.prompt)
             if not length:
@@ -218,6 +220,7 @@ class Sampler:
         return memory.bucket(self.config.prefix_buckets, need, self._attention.block)
 
     def plan(self, prompt_tokens: int, new_tokens: int, siblings: int) -> Plan:
+        """The cache shapes of a stream for these lengths, and the memory that they need."""
         # Weights that take turns on the device must lie on it before free memory is measured.
         _ = self.params
         attention = self._attention

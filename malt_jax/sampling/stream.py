@@ -22,7 +22,7 @@ OnTokens = Callable[[int, int, list[int]], None]
 
 @dataclass
 class Stream:
-    """A scheduler, its device, and what both are told between two chunks.
+    """One batch of rows: its scheduler, its device, and the steps of the loop that joins them.
 
     A turn is `begin`, `publish` and `end`, in an open call `end`, `begin` and `publish`. The
     device's work is dispatched and not waited for, so that the host can look through the last

@@ -139,7 +139,7 @@ def _refuse_trained(config: Config, made: Config) -> None:
     if found := differences(ours, theirs, MAY_DIFFER):
         raise UserError(
             f"eval: {'; '.join(found)}; the run was made with the first, so only task, eval, "
-            f"sampler, seed and a role's {', '.join(OF_A_ROLE)} may differ."
+            f"sampler, seed, pipeline.overflow and a role's {', '.join(OF_A_ROLE)} may differ."
         )
 
 

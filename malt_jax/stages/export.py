@@ -32,8 +32,9 @@ DATASET = "dataset"
 def export(session: Session) -> None:
     """Writes `export/ROLE` and `export/ROLE/adapter` for every role, from its last checkpoint.
 
-    A role that was not trained is exported as the base it is, without an adapter. If it is asked
-    for or to be uploaded, `dataset` holds trees, role data and results.
+    A role that was not trained is exported as the base it is, without an adapter. Where
+    `export.dataset` asks for it, and before every upload, `dataset` is written with trees, role
+    data and results.
     """
     run, config = session.run, session.config
     # Before the journal is opened, since that of a finished stage does nothing.

@@ -27,8 +27,8 @@ ROUND = 0
 def take_over(session: Session, files: Sequence[str]) -> None:
     """Writes the trees of `files` as this run's search, completed, graded and valued.
 
-    Raises UserError for a tree that does not fit this run's questions, pipeline or tokenizer,
-    unless there is exactly one for each training question, and if another search has begun here.
+    Raises UserError if a tree does not fit this run's questions, pipeline or tokenizer, if a
+    training question has no tree or two, or if another search has begun here.
     """
     config, stage = session.config, search_stage(ROUND)
     with session.journal(stage, inputs=True) as journal:

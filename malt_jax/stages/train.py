@@ -146,7 +146,8 @@ def _train_phase(
                 on_step=on_step,
                 on_phase=on_phase,
             )
-        # The whole folder is one unit: final weights, and for DPO the reference's numbers.
+        # The whole folder is one unit: final weights and, except for SFT, the log-probabilities
+        # at the start.
         journal.add(folder)
 
 

@@ -73,6 +73,8 @@ def varied(config: Config, ablation: Ablation) -> Config:
     # A variant is one row of the run's table, whose baselines are not measured again.
     data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0, "models": []}
     data["eval"]["temperatures"] = []
+    # Influence is a number for the reader, the same for every rule, and costs a scoring pass.
+    data["data"]["influence"] = ablation.set.get("data.influence", False)
     data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
     return reading.build(Config, data)
 
@@ -135,7 +137,9 @@ def _label_fields(config: Config) -> list[Any]:
     # KTO and the policy gradient have files of their own, written where a role learns by them.
     files = [set(split_phases(role.train)) & {"kto", "pg"} for role in config.pipeline.roles]
     verdicts = [role.verdict for role in config.pipeline.roles]
-    return [search.backup, search.softness, search.threshold, config.data, files, verdicts]
+    # Nothing is selected by influence.
+    data = replace(config.data, influence=False)
+    return [search.backup, search.softness, search.threshold, data, files, verdicts]
 
 
 def _phase_fields(phase: str, config: Config) -> list[Any]:

@@ -7,7 +7,8 @@
 A stage states what it makes and the journal makes it safe. Everything a stage has made is sealed
 when its `with` block ends; a block of questions is sealed as soon as it is written, so a kill costs
 at most one block. A stage that was finished before has nothing to do: `journal.done` is true and
-`journal.blocks` yields nothing. A stop request takes effect between two blocks, after sealing.
+`journal.blocks` yields nothing. A stop request takes effect between two blocks, after sealing, or
+earlier where the stage asks for it (`raise_if_stopped`); the block in progress is then made again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The phases of a role's training: SFT, DPO, KTO and the clipped policy gradient.
 
-Each function says what its phase computes from the examples; `phase.Phase` and `loop.run` do what
-is the same for all.
+Each function says what its phase reads from the examples and measures on the held-out ones. The
+loss is the phase's objective (`objectives.objective_of`), which `Phase.train` compiles into the
+step; `phase.Phase` and `loop.run` do what is the same for all.
 """
 
 from __future__ import annotations

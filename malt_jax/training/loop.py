@@ -55,7 +55,7 @@ class Job:
     references: np.ndarray
     """[sequences] The reference's log-probabilities; zeros where the objective has none."""
     extra: Extra
-    """What the objective reads beside, for the rows of a micro-batch of a step."""
+    """Further inputs of the objective for the rows of a micro-batch."""
     before_step: Callable[[int, Trainable], dict[str, Any]] | None
     """Measured with the weights at the start of each step, in place of what `extra` gave."""
     held_out: Callable[[Trainable], dict[str, float]] | None
@@ -189,7 +189,7 @@ def _steps(job: Job, state: TrainState, progress: _Progress, on_step: OnStep | N
         if job.held_out is not None and due:
             record |= _measure(job, state, progress)
         progress.seconds += time.perf_counter() - began
-        # The seconds of a step that is followed by a measurement include that measurement.
+        # Measured over the whole iteration, so a step before a measurement looks slower than it is.
         record["useful_tokens"] = _useful(job, progress.step - 1)
         record["tokens_per_s"] = record["useful_tokens"] / (time.perf_counter() - began)
         progress.log.append(record)

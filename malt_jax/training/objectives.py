@@ -45,7 +45,7 @@ class Batch:
     key: Any
     """Key of dropout."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What the objective reads beside: float32 scalars, [R S] by sequence or [R C] by target."""
+    """Further inputs of the objective: float32 scalars, [R S] by sequence or [R C] by target."""
 
 
 @runtime_checkable

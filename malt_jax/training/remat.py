@@ -20,7 +20,7 @@ BOUNDED = "bounded"
 
 
 def resolve(policy: str, backend: str) -> str:
-    """The policy of a platform for what the config says."""
+    """The configured policy, with `auto` replaced by the platform's."""
     if policy != "auto":
         return policy
     return BOUNDED if backend == "cpu" else "dots"

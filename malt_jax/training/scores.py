@@ -57,7 +57,7 @@ def token_logprobs(
 def _packed(
     model: BaseModel, weights: Trainable | None, sequences: Sequences, mesh: Mesh | None
 ) -> tuple[Program, nnx.State | None, Plan]:
-    """The scoring program, the frozen weights beside, and a plan that holds every sequence."""
+    """The scoring program, the frozen weights it needs, and a plan of all sequences."""
     config = SftConfig()
     # Completions of one prompt stand together, so that it is computed once for all of them.
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])

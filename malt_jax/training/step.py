@@ -209,7 +209,10 @@ def policy_logprobs(
     *,
     scoring: bool = False,
 ) -> Float[Array, "R C"]:
-    """Log-probability of every target of packed rows; 0 at padding. None: the bare base model."""
+    """Log-probability of every target of packed rows; 0 at padding.
+
+    `trainable` None: the base model alone.
+    """
     hidden, decoder = _hidden(program, trainable, frozen, rows, key)
     # The logits are the largest arrays: they are of targets only, and a chunk at a time.
     return chunked_logprobs(

@@ -1,6 +1,6 @@
-"""Breadth-first expansion of search trees over a pool of questions (docs/method.md, section 2).
+"""Breadth-first expansion of search trees over a block of questions (docs/method.md, section 2).
 
-All drafts of the pool are sampled first, then all critiques of all drafts, and so on. Within a
+All drafts of the block are sampled first, then all critiques of all drafts, and so on. Within a
 level one role's policy is in use, siblings share their prompt, and the sampler always has work.
 `streaming.py` does the same without waiting for the end of a level.
 """

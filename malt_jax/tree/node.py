@@ -60,7 +60,8 @@ class Node:
     value: float = math.nan
     """V(node) in [0, 1], set by value iteration."""
     label: bool = False
-    """Whether the node is a positive example for its role."""
+    """Whether the value is above the threshold. Which nodes become examples, `credit.selection`
+    says."""
     reward: float | None = None
     """Outcome reward in [0, 1] of a leaf; None for every other node."""
     thought: str | None = None

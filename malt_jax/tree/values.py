@@ -91,6 +91,7 @@ def back_up_ragged(
 def label(values: Float[Array, "*nodes"], threshold: float = 0.5) -> Bool[Array, "*nodes"]:
     """Positive iff the value is above the threshold, strictly; a tie is negative.
 
-    A mean may miss a tie by its last bits, to which side depends on the order of what is summed.
+    Rounding can move a mean that ties with the threshold to either side, depending on the order of
+    summation; within EQUAL it counts as a tie.
     """
     return values > threshold + EQUAL

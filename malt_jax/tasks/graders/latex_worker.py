@@ -173,7 +173,7 @@ def _relation(latex: str) -> Parts:
 
 
 class _Reader(_Latex2Sympy):
-    """latex2sympy, but for its habit of adding `2(3)` and `5\\binom42` up like mixed fractions."""
+    """latex2sympy, without its habit of adding `2(3)` and `5\\binom42` up like mixed fractions."""
 
     def convert_postfix_list(self, arr: list[Any], i: int = 0) -> Any:
         factors = [self.convert_postfix(factor) for factor in arr[i:]]

@@ -192,7 +192,7 @@ def _sign(before: str) -> int:
     left = head[:-1].rstrip()
     if re.search(r"-\s*[({]+$", left):
         return -_sign(left)  # -(-18)
-    # Whether the sign touches the number, but for brackets: "9 - 5" is a difference.
+    # Whether the sign touches the number, brackets aside: "9 - 5" is a difference.
     adjacent = head == before.rstrip("({")
     alone = re.fullmatch(f"[^0-9]*[{ATTACHED}]", left)  # "答案是-18" has nothing to subtract from
     touched = head[:-1][-1:]
