@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 
-from malt_jax.sampling.stats import Phase, Stats, Timer
+from malt_jax.sampling.stats import Activity, Stats, Timer
 
-HOST, OVERLAPPED, DEVICE = Phase.HOST, Phase.OVERLAPPED, Phase.DEVICE
+HOST, OVERLAPPED, DEVICE = Activity.HOST, Activity.OVERLAPPED, Activity.DEVICE
 
 
 def run(*events) -> Stats:

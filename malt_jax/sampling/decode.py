@@ -229,11 +229,11 @@ def refill(
     """Idle rows take what is in their shard's queue, after the first `dequeued` that were taken."""
     shards, depth = queue.completion.shape
     idle = (rows.completion == IDLE).reshape(shards, -1)
-    # `turn` is an idle row's rank in its shard plus what was already dequeued, so it is the queue
-    # place that the row takes. An IDLE place leaves the row idle.
-    turn = dequeued[:, None] + jnp.cumsum(idle, axis=1, dtype=jnp.int32) - 1
-    begins = idle & (turn < depth)
-    place = (jnp.arange(shards, dtype=jnp.int32)[:, None], jnp.minimum(turn, depth - 1))
+    # An idle row's rank in its shard plus what was already dequeued is the place of the queue that
+    # the row takes. An IDLE place leaves the row idle.
+    wanted_place = dequeued[:, None] + jnp.cumsum(idle, axis=1, dtype=jnp.int32) - 1
+    begins = idle & (wanted_place < depth)
+    place = (jnp.arange(shards, dtype=jnp.int32)[:, None], jnp.minimum(wanted_place, depth - 1))
 
     def begin(row: Array, queue: Array) -> Array:
         new = queue[place].reshape(row.shape)

@@ -43,7 +43,7 @@ class Executables:
     def __init__(self, stats: Stats):
         self._executables: dict[Hashable, Any] = {}
         self._stats = stats
-        self.turn = threading.RLock()
+        self.dispatch_lock = threading.RLock()
         self.users: WeakSet[Device] = WeakSet()
         """Devices that may have work in flight."""
 
@@ -60,7 +60,7 @@ class Executables:
         `static`: what is compiled in, and precedes the arguments. `donate` counts the arguments.
         """
         if key not in self._executables:
-            with self.turn:
+            with self.dispatch_lock:
                 # The device must have nothing to do and get nothing meanwhile. XLA's CPU compiler
                 # was seen to hang for good while a program was still running: both wait for threads
                 # of the one pool.
@@ -102,7 +102,7 @@ class Device:
         static: tuple[Any, ...] = (spec, shape, jnp.dtype(cache_dtype), layout)
         # The C library would keep a freed cache, which is in pieces, beside the new one.
         release_freed()
-        with executables.turn:
+        with executables.dispatch_lock:
             make = executables.get(("caches", shape), cache.empty_caches, (), static)
             self._prefix, self._suffix = make()
             executables.users.add(self)
@@ -116,7 +116,7 @@ class Device:
         """Copies shared prefixes, or computes chunks of prompts."""
         prefixes = (self.shape.entries, self.shape.prefix_tokens)
         static: tuple[Hashable, ...] = ()
-        with self._executables.turn:
+        with self._executables.dispatch_lock:
             if isinstance(call, CopyCall):
                 function: Callable = cache.copy_entries
                 key: Hashable = ("copy", prefixes)
@@ -131,7 +131,7 @@ class Device:
         """Decodes a chunk of steps."""
         queue, params = scheduler.queue(), scheduler.param_arrays
         key = ("decode", self.shape, self._like, params.thought is None, len(scheduler.params))
-        with self._executables.turn:
+        with self._executables.dispatch_lock:
             inputs = DecodeInputs(self._prefix, queue, params, np.int32(idle_limit))
             args = (self._weights, inputs, self._suffix, scheduler.rows, self._cursor)
             run = self._executables.get(key, decode, args, (self._program,), donate=(2,))
@@ -143,7 +143,7 @@ class Device:
         numbers = (entries.astype(np.int32), rows.astype(np.int32))
         key = ("resize", self.shape, shape)
         # Layer by layer, so that never more than one layer is there twice.
-        with self._executables.turn:
+        with self._executables.dispatch_lock:
             for part in (slice(i, i + 1) for i in range(len(self._suffix))):
                 prefix = None if same_entries else self._prefix[part]
                 args = (prefix, self._suffix[part], *numbers)

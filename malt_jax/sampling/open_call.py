@@ -61,7 +61,7 @@ class OpenCall:
         # Before its caches exist, since they are planned for the memory that is free.
         self._plan = self._planned(prompt_tokens)
         self._streams: list[Stream] = []
-        self._turns: deque[int] = deque()
+        self._in_flight: deque[int] = deque()
         """Streams in the order in which their chunks were begun."""
         self._new: list[tuple[Request, Place | None]] = []
         self._long: list[Request] = []
@@ -117,9 +117,9 @@ class OpenCall:
             for number, stream in enumerate(self._streams):
                 if not stream.begun and not stream.finished:
                     self._begin(number)
-            if not self._turns:
+            if not self._in_flight:
                 return []
-            number = self._turns.popleft()
+            number = self._in_flight.popleft()
             stream = self._streams[number]
             stream.end()
             # With prompts at hand the device goes on while the host reads what has ended. Without,
@@ -130,7 +130,7 @@ class OpenCall:
 
     def _begin(self, number: int) -> None:
         self._streams[number].begin()
-        self._turns.append(number)
+        self._in_flight.append(number)
 
     def _ended(self, number: int) -> list[Ended]:
         stream = self._streams[number]
@@ -190,7 +190,7 @@ class OpenCall:
         for stream in self._streams:
             stream.enter(None)
         self._streams = []
-        self._turns.clear()
+        self._in_flight.clear()
 
 
 def _one_adapter(sampler: Sampler, policies: Sequence[Policy]) -> tuple[AdapterOrWeights, bool]:

@@ -34,7 +34,7 @@ from malt_jax.sampling.open_call import OpenCall
 from malt_jax.sampling.prefill import Weights, padding_calls, prefill_shape
 from malt_jax.sampling.request import Completion, Policy, Request, SamplingParams, ThoughtBudget
 from malt_jax.sampling.scheduler import Scheduler
-from malt_jax.sampling.stats import Phase, Stats, Timer
+from malt_jax.sampling.stats import Activity, Stats, Timer
 from malt_jax.sampling.stream import OnTokens, Stream
 
 AdapterOrWeights = Adapter | nnx.State | None
@@ -318,7 +318,7 @@ class Sampler:
         self.stats.cache_bytes = max(self.stats.cache_bytes, held * self.streams)
         scheduler = Scheduler(requests, params, shape, self._shards, apart)
         device = self.device(shape, adapter)
-        self._timer.enter(scheduler, Phase.DEVICE)
+        self._timer.enter(scheduler, Activity.DEVICE)
         return Stream(
             scheduler,
             device,

@@ -71,8 +71,8 @@ class Stats:
         }
 
 
-class Phase(Enum):
-    """Who works for a stream of completions."""
+class Activity(Enum):
+    """Whether host, device or both work for a stream of completions."""
 
     HOST = "host"
     """The host, and it has given the device nothing to do."""
@@ -85,37 +85,37 @@ class Phase(Enum):
 class Timer:
     """Adds up the time of all streams; time in which several work counts once.
 
-    The device idles while every stream is in its host phase. It may also have run out of work in an
-    overlapped phase. The moment is unknown, so the whole phase is counted, from when it was last
+    The device idles while every stream is at HOST. It may also have run out of work while a stream
+    was OVERLAPPED. The moment is unknown, so all of that is counted, from when it was last
     entered.
     """
 
     def __init__(self, stats: Stats, now: Callable[[], float] = time.perf_counter):
         self._stats, self._now = stats, now
         self._lock = threading.Lock()
-        self._phases: dict[Hashable, Phase] = {}
+        self._activities: dict[Hashable, Activity] = {}
         self._overlapped_since: dict[Hashable, float] = {}
         self._since = 0.0
 
-    def enter(self, stream: Hashable, phase: Phase | None, device_idle: bool = False) -> None:
-        """A stream begins a phase, or ends for good (None).
+    def enter(self, stream: Hashable, activity: Activity | None, device_idle: bool = False) -> None:
+        """A stream begins an activity, or ends for good (None).
 
         `device_idle`: the device was found without work for the stream, just before it was given
-        the work that this phase begins with.
+        the work that this activity begins with.
         """
         with self._lock:
             now = self._now() - self._stats.compile_seconds
-            if self._phases:
+            if self._activities:
                 spent = now - self._since
-                idle = all(other is Phase.HOST for other in self._phases.values())
+                idle = all(other is Activity.HOST for other in self._activities.values())
                 self._stats.add(seconds=spent, host_wait_seconds=spent * idle)
             self._since = now
-            before = self._phases.pop(stream, None)
+            before = self._activities.pop(stream, None)
             since = self._overlapped_since.pop(stream, now)
-            alone = all(other is Phase.HOST for other in self._phases.values())
-            if device_idle and before is Phase.OVERLAPPED and alone:
+            alone = all(other is Activity.HOST for other in self._activities.values())
+            if device_idle and before is Activity.OVERLAPPED and alone:
                 self._stats.add(host_wait_seconds=now - since)
-            if phase is Phase.OVERLAPPED:
+            if activity is Activity.OVERLAPPED:
                 self._overlapped_since[stream] = now
-            if phase is not None:
-                self._phases[stream] = phase
+            if activity is not None:
+                self._activities[stream] = activity

@@ -1,4 +1,4 @@
-"""One batch of rows at work: the scheduler's loop, one chunk of decode steps per turn."""
+"""One batch of rows at work: the scheduler's loop, one chunk of decode steps per cycle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from malt_jax.sampling.memory import CacheShape, first_shape
 from malt_jax.sampling.prefill import PrefillCall, PrefillShape, plan_calls
 from malt_jax.sampling.request import Completion, Request
 from malt_jax.sampling.scheduler import PartialCompletion, Scheduler
-from malt_jax.sampling.stats import Phase, Stats, Timer
+from malt_jax.sampling.stats import Activity, Stats, Timer
 
 OnTokens = Callable[[int, int, list[int]], None]
 """Called with (request, completion, new token ids) as they come."""
@@ -24,7 +24,7 @@ OnTokens = Callable[[int, int, list[int]], None]
 class Stream:
     """One batch of rows: its scheduler, its device, and the steps of the loop that joins them.
 
-    A turn is `begin`, `publish` and `end`, in an open call `end`, `begin` and `publish`. The
+    A cycle is `begin`, `publish` and `end`, in an open call `end`, `begin` and `publish`. The
     device's work is dispatched and not waited for, so that the host can look through the last
     chunk's tokens while the device draws the next ones.
     Stop texts are therefore found one chunk late; what was drawn after them is cut off.
@@ -58,7 +58,7 @@ class Stream:
     def begin(self) -> None:
         """Dispatches prefills and the next chunk."""
         scheduler, device = self.scheduler, self.device
-        self.enter(Phase.HOST)
+        self.enter(Activity.HOST)
         self.on_chunk()
 
         # 1. Grow: what has been added may fill a larger batch.
@@ -80,7 +80,7 @@ class Stream:
                 )
             was_idle = device.idle()
             device.prefill(call)
-            self.enter(Phase.OVERLAPPED, was_idle)
+            self.enter(Activity.OVERLAPPED, was_idle)
 
         # 3. Shrink: once nothing is pending, idle rows cannot be filled again. A smaller batch
         #    takes over as soon as the completions that are left have room in it.
@@ -90,7 +90,7 @@ class Stream:
         # 4. Decode a chunk. It ends early when enough rows are idle for another step to help.
         was_idle = device.idle()
         device.decode(scheduler, scheduler.idle_limit(smaller.rows if smaller else 0))
-        self.enter(Phase.OVERLAPPED, was_idle)
+        self.enter(Activity.OVERLAPPED, was_idle)
         self.begun = True
 
     def publish(self) -> None:
@@ -106,9 +106,9 @@ class Stream:
 
     def end(self) -> None:
         """Waits for the chunk, and takes over what the next one depends on."""
-        self.enter(Phase.DEVICE, device_idle=self.device.idle())
+        self.enter(Activity.DEVICE, device_idle=self.device.idle())
         rows, output = self.device.result()
-        self.enter(Phase.HOST)
+        self.enter(Activity.HOST)
         self.begun = False
         if bool(output.not_finite):
             raise UserError(

@@ -26,7 +26,7 @@ from malt_jax.stages.measured import (
 )
 from malt_jax.stages.names import EVAL
 from malt_jax.stages.other_models import load_other
-from malt_jax.stages.policies import Weights, identities, policies_after
+from malt_jax.stages.policies import WeightLoader, identities, policies_after
 from malt_jax.stages.search import grown
 from malt_jax.stages.session import Session
 from malt_jax.stages.variants import planned
@@ -99,7 +99,7 @@ def _context(session: Session, model: str | None) -> RolloutContext:
     weights: Callable[[str], Any]
     sampler: Any
     if model is None:
-        of, of_run = session.bases.sampler_of, Weights(session.trained)
+        of, of_run = session.bases.sampler_of, WeightLoader(session.trained)
         sampler = session.bases.each(of)
         tokenizer = session.bases.each(lambda role: of(role).model.tokenizer)
         longest = session.bases.each(lambda role: of(role).spec.context)

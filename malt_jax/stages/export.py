@@ -18,7 +18,7 @@ from malt_jax.models.lora import Adapter, targets_of
 from malt_jax.models.peft_layout import exported_rank
 from malt_jax.stages.credit import signals_file
 from malt_jax.stages.names import EXPORT, label_stage
-from malt_jax.stages.policies import Weights, latest
+from malt_jax.stages.policies import WeightLoader, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.atomic import atomic_directory
@@ -55,7 +55,7 @@ def export(session: Session) -> None:
         for role in session.pipeline.roles
     }
     roles = {role.name: role.config for role in session.pipeline.roles}
-    weights = Weights(session)
+    weights = WeightLoader(session)
     with session.journal(EXPORT) as journal:
         places = {name: run.export(name) for name in roles}
         for name, folder in journal.pending(places, folders=True):

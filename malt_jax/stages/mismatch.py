@@ -8,7 +8,7 @@ from typing import Any
 from malt_jax.data.role_data import STAR, policy_name
 from malt_jax.progress import counted
 from malt_jax.stages.names import search_stage, train_stage
-from malt_jax.stages.policies import Weights, latest
+from malt_jax.stages.policies import WeightLoader, latest
 from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.jsonl import read_lines
@@ -29,7 +29,7 @@ def check_mismatch(
     policy: str,
     phase: str,
     roles: Sequence[str],
-    load: Weights,
+    load: WeightLoader,
     known: dict[tuple[str, ...], Mismatch],
 ) -> None:
     """Measures, logs and shows the mismatch on nodes of these roles, and warns if it is large.

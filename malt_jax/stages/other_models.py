@@ -49,7 +49,7 @@ def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     """
     from malt_jax.models.adapters import WEIGHTS, adapter_base, load_adapter
     from malt_jax.sampling.sampler import Sampler
-    from malt_jax.training.weights import on_mesh
+    from malt_jax.training.weights import place_adapter
 
     config, place = session.config, _adapter_place(path)
     base, revision = adapter_base(place) if place else (path, None)
@@ -61,7 +61,7 @@ def load_other(session: Session, path: str) -> tuple[Sampler, Any]:
     adapter = None
     print_of_files = sampler.model.fingerprint
     if place:
-        adapter = on_mesh(load_adapter(place, sampler.spec)[0], sampler.spec, session.mesh)
+        adapter = place_adapter(load_adapter(place, sampler.spec)[0], sampler.spec, session.mesh)
         print_of_files = fingerprint([place / WEIGHTS], data=print_of_files)
     _refuse_changed(session, path, print_of_files)
     return sampler, adapter

@@ -68,7 +68,7 @@ def start(session: Session, name: str) -> str:
     return f"{ADAPTER}/{name}" if session.start_adapter(name) else BASE
 
 
-class Weights:
+class WeightLoader:
     """Loads the weights of an identity when they are asked for.
 
     Adapters are small, so they are all kept. Of full weights only those asked for last are kept: a
@@ -118,12 +118,12 @@ def policies_after(
 ) -> ByRole[Trainable | None]:
     """Each role's weights after a round, None for the base's; those of round -1 are the base's.
 
-    Their files are verified here. `keep_all`: see `Weights`.
+    Their files are verified here. `keep_all`: see `WeightLoader`.
     """
     sharing = session.config.sharing
     roles = [role.name for role in session.pipeline.roles]
     identities = {r: latest(session, round, policy_name(r, sharing)) for r in roles}
-    weights = Weights(session, keep_all=keep_all)
+    weights = WeightLoader(session, keep_all=keep_all)
     weights.check(identities.values())
     return ByRole(roles, lambda role: weights(identities[role]))
 

@@ -267,7 +267,7 @@ class Session:
         """
         from malt_jax.models.adapters import fitted, load_adapter
         from malt_jax.models.lora import Adapter
-        from malt_jax.training.weights import initial_weights, on_mesh
+        from malt_jax.training.weights import initial_weights, place_adapter
 
         train, path = self.config.training_of(name), self.start_adapter(name)
         model = self.bases.model_of(name)
@@ -280,7 +280,7 @@ class Session:
         adapter, own = load_adapter(path, model.spec)
         assert isinstance(weights, Adapter)  # the config refuses full fine-tuning of an adapter
         weights = fitted(adapter, own, weights, train.lora, path)
-        return on_mesh(weights, model.spec, self.mesh)
+        return place_adapter(weights, model.spec, self.mesh)
 
     def start_adapter(self, name: str) -> str | None:
         """The adapter that the config names for a policy, or None; for STaR the first role's."""

@@ -15,7 +15,7 @@ from malt_jax.planning.utilisation import training_utilisation
 from malt_jax.progress import counted
 from malt_jax.stages.mismatch import check_mismatch
 from malt_jax.stages.names import train_stage
-from malt_jax.stages.policies import PHASES, Weights, latest, phases_of, weights_folder
+from malt_jax.stages.policies import PHASES, WeightLoader, latest, phases_of, weights_folder
 from malt_jax.stages.session import Session
 from malt_jax.storage.checkpoints import CheckpointFolder
 from malt_jax.training.dataset import admit
@@ -80,7 +80,7 @@ def _train_phase(
         # The first phase begins with what the round before left, by which the trees were searched.
         searched_by = latest(session, round - 1, name)
         before = latest(session, round, name, PHASES[: PHASES.index(phase)])
-        load = Weights(session)
+        load = WeightLoader(session)
         # Measured before the phase's own weights are loaded, so that full ones are held only once.
         check_mismatch(session, round, name, phase, [*data], load, mismatches)
         start = load(before) or session.initial_weights(name)

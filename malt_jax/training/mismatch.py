@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from malt_jax.training.fit import LOG_RATIO_SLACK, RATIO_SLACK, is_exact
 from malt_jax.training.phase import BaseModel
-from malt_jax.training.scores import token_logprobs
+from malt_jax.training.scores import logprobs_of_tokens
 from malt_jax.training.step import Trainable
 from malt_jax.tree.node import Node
 
@@ -39,7 +39,7 @@ def measure_mismatch(
     """
     sequences = [(node.prompt_ids, node.token_ids) for node in nodes]
     stored = np.array([x for node in nodes for x in node.logprobs], np.float32)
-    gaps = np.abs(token_logprobs(model, weights, sequences, mesh=mesh) - stored)
+    gaps = np.abs(logprobs_of_tokens(model, weights, sequences, mesh=mesh) - stored)
     # NaN would make every comparison with the bound below false.
     gaps = np.where(np.isfinite(gaps), gaps, np.inf)
     return Mismatch(float(gaps.mean()), float(gaps.max()), len(gaps), len(nodes))

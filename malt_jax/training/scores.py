@@ -41,7 +41,7 @@ def completion_logprobs(
     return score_plan(program, weights, frozen, plan, len(sequences), mesh)[0]
 
 
-def token_logprobs(
+def logprobs_of_tokens(
     model: BaseModel,
     weights: Trainable | None,
     sequences: Sequences,

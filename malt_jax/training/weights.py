@@ -36,10 +36,10 @@ def initial_weights(
     # A hash of seed and name, so that all processes draw the same adapter.
     key = jax.random.wrap_key_data(jnp.asarray(node_key(seed, "adapter", name)))
     adapter = init_adapter(model.spec, lora or LoraConfig(), key, stacked=is_stacked(model.params))
-    return on_mesh(adapter, model.spec, mesh)
+    return place_adapter(adapter, model.spec, mesh)
 
 
-def on_mesh(adapter: Adapter, spec: ModelSpec, mesh: Mesh | None) -> Adapter:
+def place_adapter(adapter: Adapter, spec: ModelSpec, mesh: Mesh | None) -> Adapter:
     """An adapter of a model on the devices of a mesh; as it is without one."""
     if mesh is None:
         return adapter

@@ -34,7 +34,7 @@ LONGEST = 16
 """Questions, those of most characters, whose prompts are encoded to bound the length of all."""
 
 
-class Turn(NamedTuple):
+class Asked(NamedTuple):
     """What a request of the search asks for."""
 
     block: int
@@ -71,9 +71,13 @@ def expand_blocks(
         room = model.spec.context - role.config.max_new_tokens
         prompt = prompt_of(role, prefix, pipeline, tokenizers[level], room, overflow)
         ids = family_of(prefix, role.config.branch, pipeline)
-        turn = Turn(block, level, prefix, prompt)
+        asked = Asked(block, level, prefix, prompt)
         return Request(
-            prompt.ids, sibling_keys(ids, seed, round), policy=level, order=(block, level), tag=turn
+            prompt.ids,
+            sibling_keys(ids, seed, round),
+            policy=level,
+            order=(block, level),
+            tag=asked,
         )
 
     def grown(ended: Ended) -> Iterator[Request]:
