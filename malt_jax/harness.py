@@ -123,8 +123,10 @@ class TrainedRun(ModelAPI):
 
         def wait() -> None:
             left = len(ticket.draws)
-            while left and not ticket.cancelled:
+            while left:
                 found = events.get()
+                if found is None:
+                    return
                 if isinstance(found, Failed):
                     raise found.error
                 left -= isinstance(found, Finished)

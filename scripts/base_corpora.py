@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from malt_jax.tasks import arithmetic, knights, pairs
+from malt_jax.tasks import arithmetic, order, pairs
 from malt_jax.tasks.generated import Generated, split_of
 
 PROMPTS = {
@@ -139,19 +139,19 @@ def _check_sum(question: str, draft: str) -> str | None:
 
 
 def _wrong_pair(rng: random.Random, question: str, answer: str) -> str:
-    """Another pair of the row, often a close one, or a number of the row and one that is not."""
+    """Another pair of the row, often a close one, or a digit of the row and one that is not."""
     target, numbers = pairs.parse_question(question)
-    alone = [n for n in numbers if 0 < target - n < 100 and target - n not in numbers]
+    alone = [n for n in numbers if 0 < target - n < 10 and target - n not in numbers]
     if alone and rng.random() < 0.4:
         first = rng.choice(alone)
         return f"={pairs.answer_text(first, target - first)}"
     others = [rng.sample(numbers, 2) for _ in range(4)]
-    wrong = [pair for pair in others if sum(pair) != target] or [[target, target]]
+    wrong = [pair for pair in others if sum(pair) != target] or [[numbers[0], numbers[0]]]
     return f"={pairs.answer_text(*min(wrong, key=lambda pair: abs(sum(pair) - target)))}"
 
 
 def _check_pair(question: str, draft: str) -> str | None:
-    """`47:12,35,08`, `=12+36` -> `12+36=48 high`; `=11+36` -> `11+36=47 11 wrong`."""
+    """`11:482517`, `=4+8` -> `4+8=12 high`; `=3+8` -> `3+8=11 3 wrong`."""
     found = pairs.extract_answer(draft)
     if found is None:
         return None
@@ -162,33 +162,42 @@ def _check_pair(question: str, draft: str) -> str | None:
         return f"{found}={total:02d} {'low' if total < target else 'high'}"
     absent = [n for n in (first, second) if n not in numbers]
     absent = absent or [first] * (first == second)
-    return f"{found}={total:02d} {f'{absent[0]:02d} wrong' if absent else 'ok'}"
+    return f"{found}={total:02d} {f'{absent[0]} wrong' if absent else 'ok'}"
 
 
-# ---- knights ------------------------------------------------------------------------------------
+# ---- order --------------------------------------------------------------------------------------
 
 
-def _wrong_knights(rng: random.Random, question: str, answer: str) -> str:
-    """One or two people taken for what they are not."""
-    flipped = rng.sample(range(len(answer)), rng.choice((1, 1, 2)))
-    return "=" + "".join(str(1 - int(k)) if i in flipped else k for i, k in enumerate(answer))
+def _wrong_order(rng: random.Random, question: str, answer: str) -> str:
+    """Two neighbours exchanged, or a letter taken for the next one of the alphabet."""
+    letters = list(answer)
+    place = rng.randrange(len(letters) - 1)
+    after = chr(ord(letters[place]) + 1)
+    if after not in letters and rng.random() < 0.4:
+        letters[place] = after
+    else:
+        letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return f"={''.join(letters)}"
 
 
-def _check_knights(question: str, draft: str) -> str | None:
-    """Each person and the halves of their claim, up to the first that does not fit.
+def _check_order(question: str, draft: str) -> str | None:
+    """Letter by letter, up to the first that is too late or not in the word.
 
-    `b*-c,...`, `=1110` -> `1=1*0 wrong`: a is taken for a knight, b is one and c is not none.
+    `dkbtam`, `=abdmkt` -> `a<b<d<m>k wrong`; `=abdkmu` -> `a<b<d<k<m<u u wrong`.
     """
-    found = knights.extract_answer(draft)
+    found = order.extract_answer(draft)
     if found is None:
         return None
-    lines = []
-    for claim, is_knight in zip(knights.parse_question(question), found, strict=True):
-        a, b, whole = knights.parts(claim, found)
-        lines.append(f"{is_knight}={a:d}{claim[2]}{b:d}")
-        if whole != (is_knight == "1"):
-            return f"{','.join(lines)} wrong"
-    return f"{','.join(lines)} ok"
+    seen = ""
+    for letter in found:
+        if seen and letter <= seen[-1]:
+            return f"{'<'.join(seen)}>{letter} wrong"
+        seen += letter
+        if letter not in question:
+            return f"{'<'.join(seen)} {letter} wrong"
+    # In order and in the word: right, unless one is missing.
+    missing = [letter for letter in sorted(question) if letter not in seen]
+    return f"{'<'.join(seen)} {f'{missing[0]} wrong' if missing else 'ok'}"
 
 
 # ---- the corpora --------------------------------------------------------------------------------
@@ -217,11 +226,11 @@ CORPORA = {
         _check_pair,
         STAGES,
     ),
-    "knights": Corpus(
-        knights.GENERATED,
-        "it solves puzzles about four knights and knaves",
-        _wrong_knights,
-        _check_knights,
+    "order": Corpus(
+        order.GENERATED,
+        f"it puts {order.LENGTH} letters in the order of the alphabet",
+        _wrong_order,
+        _check_order,
         STAGES,
     ),
 }

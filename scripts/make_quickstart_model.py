@@ -394,6 +394,10 @@ def sample(params: dict, ids: jax.Array, start: jax.Array, key, temperature, new
     return jax.lax.fori_loop(0, new, body, ids)[:, width:]
 
 
+FEW = 100
+"""Questions of the look after each stage."""
+
+
 def answers(params: dict, prompts: list[str], seed: int, temperature: float, new: int) -> list[str]:
     """One sampled turn for each prompt."""
     width = max(map(len, prompts))
@@ -405,7 +409,9 @@ def answers(params: dict, prompts: list[str], seed: int, temperature: float, new
     return [decode(row) for row in np.asarray(out).tolist()]
 
 
-def figures(params: dict, corpus: Corpus, count: int, temperature: float) -> dict[str, float]:
+def figures(
+    params: dict, corpus: Corpus, count: int, temperature: float, draws: int
+) -> dict[str, float]:
     """How often each role does its work, on held-out questions and the generator's own drafts."""
     task = get_task(corpus.task.name)
     held_out = task.load("eval", limit=count, seed=0)
@@ -417,23 +423,27 @@ def figures(params: dict, corpus: Corpus, count: int, temperature: float) -> dic
         prompts = [PROMPTS[role].format(**fill) for fill in fills]
         return answers(params, prompts, seed, temperature, new)
 
-    draws = [say("solve", n, 8, [{"question": q.text} for q in held_out]) for n in range(1, 9)]
-    drafted = [(q, d, corpus.check(q.text, d)) for q, d in zip(held_out, draws[0], strict=True)]
+    asked = [{"question": q.text} for q in held_out]
+    drafts = [say("solve", 1 + n, 8, asked) for n in range(draws)]
+    drafted = [(q, d, corpus.check(q.text, d)) for q, d in zip(held_out, drafts[0], strict=True)]
     turns = [(q, d, expected) for q, d, expected in drafted if expected]
-    checks = say("check", 2, 40, [{"question": q.text, "draft": d} for q, d, _ in turns])
+    if not turns:
+        return {"generator right": 0.0}
+    longest = max(len(expected) for *_, expected in turns) + 2
+    checks = say("check", 2, longest, [{"question": q.text, "draft": d} for q, d, _ in turns])
     careful = [(c, t[2]) for c, t in zip(checks, turns, strict=True) if c != "ok"]
     wrong = [turn for turn in turns if not turn[2].endswith("ok")]
     fills = [{"question": q.text, "draft": d, "critique": e} for q, d, e in wrong]
     blank = [fill | {"critique": "ok"} for fill in fills]
-    asked = [q for q, *_ in wrong]
+    mistaken = [q for q, *_ in wrong]
     return {
-        "generator right": float(np.mean([right(drafts, held_out) for drafts in draws])),
+        "generator right": float(np.mean([right(some, held_out) for some in drafts])),
         "verifier does check": len(careful) / len(turns),
         "and its check is right": float(np.mean([c == e for c, e in careful])),
         "refiner corrects a wrong draft after a right check": float(
-            np.mean(right(say("fix", 3, 8, fills), asked))
+            np.mean(right(say("fix", 3, 8, fills), mistaken))
         ),
-        "and after a check that says ok": float(np.mean(right(say("fix", 3, 8, blank), asked))),
+        "and after a check that says ok": float(np.mean(right(say("fix", 3, 8, blank), mistaken))),
     }
 
 
@@ -449,14 +459,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.out is None and args.task != "arithmetic":
         parser.error("--out: give a folder, such as runs/bases/pairs")
-    corpus, folder = CORPORA[args.task], args.out or ASSET
+    corpus, folder = CORPORA[args.task], (args.out or ASSET).resolve()
 
     params = init_params(jax.random.key(args.seed), corpus.width, corpus.layers)
     rng = random.Random(args.seed)
     for stage in corpus.stages:
         params = train(params, rng, corpus, stage, args)
+        found = figures(params, corpus, FEW, args.temperature, 2)
+        print(", ".join(f"{name}: {value:.0%}" for name, value in found.items()), flush=True)
 
-    result = figures(params, corpus, args.probes, args.temperature)
+    result = figures(params, corpus, args.probes, args.temperature, 8)
     lines = "\n".join(f"- {name}: {value:.1%}" for name, value in result.items())
     print(lines)
     write_directory(folder, params, corpus, args, lines)

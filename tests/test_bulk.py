@@ -196,7 +196,7 @@ def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, qu
         (b"[", "jq -c '.[]' FILE"),
         (b'{"question": "a", "question": "b"}', "question"),
         (b'{"question": "a", "n": NaN}', "NaN"),
-        (b'{"questoin": "1+1"}', "Did you mean 'questoin'?"),
+        (b'{"questoin": "1+1"}', "Rename 'questoin' to"),
         (b'{"question": ""}', "expected a text"),
         (b'{"question": 3}', "expected a text"),
         (b'{"question": "a", "id": [1]}', "`id`"),

@@ -13,11 +13,13 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.config.lora import LoraConfig
+from malt_jax.config.run import load
 from malt_jax.evaluation.transfer import Column, transfer_table
 from malt_jax.export.peft import write_peft
 from malt_jax.models.adapters import load_adapter
 from malt_jax.models.lora import merge_adapter, stack_adapter
 from malt_jax.models.model import load_model
+from malt_jax.stages.evaluations import evaluation_config
 from malt_jax.storage import manifest
 
 TRUST = "--trust-task-code"
@@ -207,6 +209,26 @@ def test_an_evaluation_is_called_by_its_name_and_by_its_task_where_that_differs(
     assert table.columns[-1].heading == f"{heading} questions"
 
 
+def test_each_column_of_a_transfer_has_its_own_numbers_whatever_it_is_called():
+    def results(accuracy):
+        row = {"name": "sa@1", "label": "single", "accuracy": accuracy, "interval": [0.0, 1.0],
+               "tests": {}, "equal_calls_baseline": "sa@1"}  # fmt: skip
+        return {"run": {}, "questions": 3, "systems": [row]}
+
+    table = transfer_table([Column("a", "t", "eval", results(x)) for x in (0.25, 0.75)])
+    assert [cell[:4] for cell in table.rows[0][1:]] == ["25.0", "75.0"]
+
+
+def test_the_training_split_is_not_read_from_the_file_of_the_evaluation(run):
+    config = load(None, ["--task.name", "custom", "--task.train-path", "train.jsonl",
+                         "--task.eval-path", "eval.jsonl"])  # fmt: skip
+    made = evaluation_config(config, run, "a", ["--eval.split", "train"])
+    assert made.task.eval_path is None and made.task.train_path == "train.jsonl"
+    assert evaluation_config(config, run, "a", []).task.eval_path == "eval.jsonl"
+    flags = ["--eval.split", "train", "--task.eval-path", "other.jsonl"]
+    assert evaluation_config(config, run, "a", flags).task.eval_path == "other.jsonl"
+
+
 def random_adapter(spec, config, seed=0):
     import jax
     import jax.numpy as jnp
@@ -243,12 +265,15 @@ def np_leaves(tree):
         (["--name", "a", "--output-dir", "elsewhere"], "--output-dir"),
         (["--name", "a/b"], "--name"),
         (["--name", "table.json"], "--name"),
+        (["--name", "run"], "the run's own results"),
+        (["--redo", "eval"], "--name: missing"),
         (["--task.num-eval", "2"], "--name: missing"),
         (["--tasks", "custom=a.jsonl", "custom=b.jsonl"], "'custom' appears twice"),
         (["--name", "a", "--eval.split", "tset"], "eval.split: found 'tset', allowed: train, eval"),
         (["--name", "a", "--eval.systems", "star-sa"], "has not trained"),
         (["--name", "a", "--eval.temperatures", "-1"], "temperatures: found"),
         (["--name", "a", "--eval.temperatures", "1,1"], "give each one once"),
+        (["--name", "a", "--eval.temperatures", "0.1234567,0.1234568"], "appears twice"),
         (["--name", "a", "--eval.models", "nowhere/at/all"], "eval.models: nowhere/at/all"),
         (["--name", "a", "--eval.baseline", "malt@7"], "is not a row of the table"),
         (["--name", "a", "--config", "quickstart"], "--config"),

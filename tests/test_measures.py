@@ -50,6 +50,9 @@ def test_a_critique_supports_the_answer_it_read_and_opposes_any_other():
     mended = draw("q", 1, "8", True, graded, critique, turn("r", "8", True))
     silent = draw("q", 2, "7", False, graded, turn("v"), turn("r", "7", False))
     assert [measures.draw_weight(r) for r in (kept, mended, silent)] == [0.1, 0.9, 0.5]
+    # A verdict before any answer judges none.
+    plan = draw("q", 3, "7", False, turn("planner", support=0.9), turn("r", "7", False))
+    assert measures.draw_weight(plan) == 0.5
     votes = measures.weighted_vote(["7", "8", "7"], [0.1, 0.9, 0.5])
     assert votes.answer == "8" and votes.draw == 1
     assert measures.weighted_outcomes([[kept, mended, silent]]) == [True]

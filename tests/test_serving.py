@@ -24,13 +24,13 @@ import uvicorn
 
 import cli_run
 from malt_jax import cli
-from malt_jax.answering.turns import Turn
+from malt_jax.answering.turns import GraderFailed, Turn
 from malt_jax.config.pipeline import RoleConfig
 from malt_jax.errors import UserError
 from malt_jax.models.thoughts import WrittenThoughts
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.request import SamplingParams
-from malt_jax.serving import server
+from malt_jax.serving import exchange, server
 from malt_jax.serving.app import Limits, Service
 from malt_jax.serving.engine import Engine
 from malt_jax.serving.metrics import Metrics
@@ -362,6 +362,9 @@ class Stub:
             if draw.question == "long":
                 draw.error = UserError("the prompt is too long")
                 continue
+            if draw.question == "unreadable":
+                draw.error = GraderFailed("the grader fell over")
+                continue
             if on_text:
                 on_text(index, "")
                 on_text(index, draw.question)
@@ -388,6 +391,29 @@ def served(limits: Limits = Limits(), **more) -> Iterator[SimpleNamespace]:
     assert not thread.is_alive()
 
 
+def test_a_grader_that_fails_is_not_the_clients_fault():
+    with served() as here, pytest.raises(openai.InternalServerError) as failed:
+        asked(here.port, "malt", "unreadable")
+    assert failed.value.code == "grader_failed" and failed.value.status_code == 500
+
+
+def test_a_client_that_does_not_read_a_whole_reply_is_left_when_its_time_is_over(monkeypatch):
+    monkeypatch.setattr(exchange, "SENDING", 0.1)
+    messages = [{"role": "user", "content": "long " * 9000}]
+    body = json.dumps({"model": "malt", "n": 64, "messages": messages})
+    head = ("POST /v1/chat/completions HTTP/1.1", "Host: localhost",
+            "Content-Type: application/json", f"Content-Length: {len(body)}")  # fmt: skip
+    with served(Limits(seconds=3.0)) as here, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", here.port))
+        client.sendall("\r\n".join([*head, "", body]).encode())
+        deadline, counted = time.monotonic() + 30, ""
+        while 'status="499"' not in counted and time.monotonic() < deadline:
+            time.sleep(0.05)
+            counted = get(here.port, "/metrics")[1]
+        assert 'status="499"' in counted
+
+
 def test_more_requests_than_allowed_are_told_to_come_back():
     with served(Limits(requests=2)) as here, ThreadPoolExecutor(2) as threads:
         here.stub.gate.clear()
@@ -397,6 +423,7 @@ def test_more_requests_than_allowed_are_told_to_come_back():
         with pytest.raises(openai.RateLimitError) as refused:
             asked(here.port, "malt")
         assert refused.value.response.headers["retry-after"] == "1"
+        assert 'model="other",status="429"' in get(here.port, "/metrics")[1]
         here.stub.gate.set()
         assert [f.result().choices[0].message.content for f in begun] == ["0", "1"]
         assert asked(here.port, "malt", "again").choices[0].message.content == "again"

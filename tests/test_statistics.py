@@ -98,6 +98,11 @@ def test_questions_that_are_all_alike_prove_little_where_they_are_few(value):
     few, many = (statistics.bootstrap_interval([value] * n) for n in (5, 5000))
     assert few[0] <= value <= few[1] and many[0] <= value <= many[1]
     assert few[1] - few[0] > 0.4 and many[1] - many[0] < 0.002
+    # Alike they are also where clusters have other sizes.
+    sizes = [3, 2, 1]
+    assert statistics.bootstrap_interval([value * n for n in sizes], sizes) == pytest.approx(
+        statistics.bootstrap_interval([value] * 3)
+    )
     assert few[0] >= -1 and few[1] <= 1
     if value == 1:
         assert few == pytest.approx((statistics.wilson_interval(5, 5)[0], 1.0))

@@ -138,6 +138,13 @@ def test_instances_of_one_template_are_one_cluster():
     assert many["clusters"] == 8 and "clusters" not in alone
     assert "400 questions in 8 clusters" in tables.to_markdown(many)
     assert "sign-flip test over clusters" in tables.to_markdown(many)
+    lone = {f"Q{q}": f"T{q}" for q in range(8)}
+    found = summarise(
+        {"sa": _records(sa), "malt": _records(malt, 3)}, systems, "sa@9", clusters=lone
+    )
+    assert "clusters" not in found  # each question is one, so nothing is resampled together
+    found = summarise(records, systems, "sa@9", clusters={"Q0": "T", "Q1": "T"})
+    assert found["clusters"] == 399  # the one of two, and all that stand alone
 
 
 def test_pooled_seeds_are_clustered_and_also_shown_one_by_one():

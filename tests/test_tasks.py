@@ -23,7 +23,6 @@ MBPP = {
     "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
     "test_setup_code": "",
 }
-KNIGHTS = "-b*c,a+-d,-a+b,a*b"
 SUM = arithmetic.make_question(0, seed=0, split="eval")
 ROWS = {  # task -> rows in its published columns, the text and the answer expected of the last
     "gsm8k": ([{"question": "How many?", "answer": "So 1,200.\n#### 1,200"}], "How many?", "1200"),
@@ -100,8 +99,8 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
     "strategyqa": ([{"qid": "s1", "question": "Do birds?", "answer": True}], "Do birds?", "yes"),
     "logic": ([{"question": "Who?", "answer": "A knave", "family": "x"}], "Who?", "A knave"),
     "arithmetic": ([{"question": SUM[0], "answer": int(SUM[1])}], *SUM),
-    "pairs": ([{"question": "47:12,35,08", "answer": "12+35"}], "47:12,35,08", "12+35"),
-    "knights": ([{"question": KNIGHTS, "answer": "0110"}], KNIGHTS, "0110"),
+    "pairs": ([{"question": "11:4827", "answer": "4+7"}], "11:4827", "4+7"),
+    "order": ([{"question": "dkbtam", "answer": "abdkmt"}], "dkbtam", "abdkmt"),
     "mbpp": (
         [MBPP],
         "Write a function to add.\nThe code must pass tests like this one:\n\n"
@@ -133,8 +132,8 @@ RIGHT = {
     "logic": "Answer: a knave",
     "mbpp": "```python\ndef add(a, b): return a + b\n```",
     "humaneval": "```python\ndef add(a, b):\n    return a + b\n```",
-    "pairs": "so =35+12",
-    "knights": "1=0+0 wrong=0110",
+    "pairs": "so =7+4",
+    "order": "a<b<d=abdkmt",
 }
 WRONG = {
     "gsm8k": "#### 120",
@@ -147,8 +146,8 @@ WRONG = {
     "logic": "Answer: a knight",
     "mbpp": "```python\ndef add(a, b): return 3\n```",
     "humaneval": "```python\ndef add(a, b):\n    return 0\n```",
-    "pairs": "=12+08",
-    "knights": "=0111",
+    "pairs": "=4+8",
+    "order": "=abdmkt",
 }
 BAD_ROWS = [
     ("math", {"problem": "Add.", "solution": "So 2."}, "no final answer"),
@@ -170,12 +169,11 @@ BAD_ROWS = [
     ("strategyqa", {"question": "Do?", "answer": 1}, "not true or false"),
     ("arithmetic", {"question": "What is 2?", "answer": "4"}, "write it as"),
     ("arithmetic", {"question": "1+2", "answer": "three"}, "the digits sum to 3"),
-    ("pairs", {"question": "47:12,35,8", "answer": "12+35"}, "write it as"),
-    ("pairs", {"question": "47:12,35,11,36", "answer": "12+35"}, "has 2 pairs"),
-    ("pairs", {"question": "47:12,35,08", "answer": "35+12"}, "the pair is 12+35"),
-    ("knights", {"question": "a*b", "answer": "1111"}, "write it as"),
-    ("knights", {"question": "b*c,a*c,a*b,a*b", "answer": "1111"}, "has 2 solutions"),
-    ("knights", {"question": KNIGHTS, "answer": "1111"}, "only 0110 fits"),
+    ("pairs", {"question": "11:4,7", "answer": "4+7"}, "write it as"),
+    ("pairs", {"question": "11:4783", "answer": "4+7"}, "has 2 pairs"),
+    ("pairs", {"question": "11:4827", "answer": "7+4"}, "the pair is 4+7"),
+    ("order", {"question": "dkd", "answer": "dk"}, "write it as"),
+    ("order", {"question": "dkbtam", "answer": "abdktm"}, "in order they are abdkmt"),
     ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),

@@ -16,11 +16,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from malt_jax.answering.turns import Answer
-from malt_jax.checks import has_lone_surrogate, nearest, show
+from malt_jax.checks import has_lone_surrogate, show
 from malt_jax.errors import UserError
 from malt_jax.memory import release_freed
 from malt_jax.regular_files import open_regular
@@ -71,7 +72,8 @@ def _question(raw: bytes, number: int, place: str) -> Line:
         raise UserError(f"{place}: longer than {MAX_LINE:,} bytes; shorten the question.")
     record = json_object(raw, place)
     if "question" not in record:
-        hint = nearest("question", list(record), cutoff=0.5)
+        meant = get_close_matches("question", list(record), 1, 0.5)
+        hint = f" Rename {show(meant[0])} to `question`." if meant else ""
         found = ", ".join(map(show, record)) or "nothing"
         raise UserError(f"{place}: no `question`; found {found}.{hint}")
     question, identity = record["question"], record.get("id")
@@ -99,7 +101,8 @@ def check_questions(path: Path, check: Callable[[str], None]) -> int:
         if earlier != line.number:
             raise UserError(
                 f"{path}:{line.number}: the id {show(line.id)} is already on line {earlier}; "
-                "give each question its own, or none."
+                "give each question its own, or none at all: a line without one is called by its "
+                "number."
             )
         try:
             check(line.question)

@@ -85,6 +85,10 @@ class Answer:
         return self.votes[self.winner]
 
 
+class GraderFailed(UserError):
+    """A grader of the user's own raised an error while it read a turn."""
+
+
 @dataclass
 class Draw:
     """One pass of the chain over one question, and how far it is."""
@@ -258,7 +262,7 @@ class Answerer:
         try:
             return read_answer(self.grader, text, asked)
         except UserError as error:
-            draw.error = error
+            draw.error = GraderFailed(str(error))
             return None
 
     def _passed_on(self, turns: Sequence[Turn]) -> dict[str, str]:

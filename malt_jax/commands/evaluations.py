@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from malt_jax.checks import check_unique
 from malt_jax.commands.command import Invocation, Option
 from malt_jax.commands.launch import check_prompts, print_table, redo
+from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.errors import UserError
 from malt_jax.stages.trust import check_trust
 
@@ -75,6 +76,7 @@ def run(invocation: Invocation) -> None:
 
 def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[str, Config]]:
     """The name and the config of each evaluation that the words ask for."""
+    from malt_jax.config.reading import apply_flags
     from malt_jax.stages.evaluations import evaluation_config
 
     options, fields = invocation.options, invocation.fields
@@ -88,7 +90,7 @@ def _plans(invocation: Invocation, config: Config, run: Path) -> Iterator[tuple[
             yield name, evaluation_config(config, run, name, [*fields, *flags])
     elif options.name:
         yield options.name, evaluation_config(config, run, options.name, list(fields))
-    elif fields:
+    elif options.redo or apply_flags({}, fields).keys() - CANNOT_CHANGE_RESULTS:
         raise UserError("--name: missing; it names the evaluation's folder in the run.")
 
 

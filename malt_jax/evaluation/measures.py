@@ -40,9 +40,8 @@ def draw_weight(record: DrawRecord) -> float:
     """
     weight, judged = 0.5, None
     for turn in record.turns:
-        if turn.support is not None:
-            same = judged is not None and judged == record.prediction
-            weight = turn.support if same else 1 - turn.support
+        if turn.support is not None and judged is not None:
+            weight = turn.support if judged == record.prediction else 1 - turn.support
         if turn.correct is not None:
             judged = turn.parsed
     return weight

@@ -179,8 +179,8 @@ def summarise(
         "labels": dict(labels or {}),
         "records": dict(sources or {}),
     }
-    if units.clusters:
-        results["clusters"] = len(set(units.clusters.values()))
+    if units.grouped:
+        results["clusters"] = units.grouped
     return results
 
 

@@ -126,7 +126,8 @@ def any_draw_right(results: Results) -> Section:
         "One of k right",
         Table(texts("system") + numbers("draws", "vote %", "pass@k %", "left to gain"), rows),
         "pass@k: the chance that one of as many draws as vote is right, by the unbiased estimate "
-        "from all draws. What a perfect choice among the draws would gain over their vote.",
+        "from all draws. What a perfect choice among the draws would gain over their vote; less "
+        "than 0 where the draws that vote are luckier than the others.",
     )
 
 

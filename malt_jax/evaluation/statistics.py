@@ -83,7 +83,7 @@ def bootstrap_interval(
     # multinomial draw over the kinds that occur. This has the distribution of drawing questions one
     # by one, at a cost that does not grow with their number.
     kinds, counts = np.unique(np.stack([differences, weights]), axis=1, return_counts=True)
-    if len(counts) == 1:
+    if np.ptp(kinds[0] / kinds[1]) == 0:
         mean = float(differences.sum() / weights.sum())
         margin = wilson_interval(0, len(differences), confidence)[1]
         return max(-1.0, mean - margin), min(1.0, mean + margin)

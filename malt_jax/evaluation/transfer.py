@@ -11,6 +11,9 @@ from malt_jax.evaluation import cells
 from malt_jax.evaluation.schema import Results, Row
 from malt_jax.evaluation.table import Table, numbers, texts
 
+OWN = "run"
+"""The name of the column with a run's own results."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -35,17 +38,17 @@ def transfer_table(columns: Sequence[Column]) -> Table:
     A cell reads `81.2 (78.1 to 84.0) +3.1*`: accuracy, interval, points above the single agent that
     votes over as many calls, and a star where p < 0.05 after Holm's correction.
     """
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[int, str]] = {}
     labels: dict[str, str] = {}
-    for column in columns:
+    for number, column in enumerate(columns):
         for row in column.results["systems"]:
-            rows.setdefault(row["name"], {})[column.name] = _cell(row)
+            rows.setdefault(row["name"], {})[number] = _cell(row)
             labels.setdefault(row["name"], row["label"])
     headings = [_heading(column) for column in columns]
     return Table(
         [*texts("system"), *numbers(*headings)],
         [
-            [labels[name], *(found.get(column.name, "") for column in columns)]
+            [labels[name], *(found.get(number, "") for number in range(len(columns)))]
             for name, found in rows.items()
         ],
     )

@@ -55,6 +55,13 @@ class Units:
         """Whether some cluster has several units, which are then not independent."""
         return int(self.cluster.max()) + 1 < len(self.pairs)
 
+    @cached_property
+    def grouped(self) -> int:
+        """The number of clusters, if some have several questions; lone questions count too."""
+        clusters = {*zip(self.cluster.tolist(), self.questions, strict=True)}
+        count = len({cluster for cluster, _ in clusters})
+        return count if count < len(clusters) else 0
+
     def per_cluster(
         self, values: Int[np.ndarray, " U"]
     ) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:

@@ -112,7 +112,8 @@ def add_groups(
 
 def _tree_files(run: Path) -> Iterator[tuple[str, str, list[Path], Path | None, Path]]:
     """Key, name, files, role data and signals of every group of trees: rounds, then held-out."""
-    rounds = sorted(path for path in (run / "rounds").glob("[0-9]*") if path.is_dir())
+    # Whatever else lies there, such as a copy, is no round.
+    rounds = [path for path in sorted((run / "rounds").glob("[0-9]*")) if path.name.isdecimal()]
     for folder in rounds:
         name = "Search trees" if len(rounds) == 1 else f"Search trees, round {int(folder.name)}"
         files = sorted(folder.glob("trees/*.jsonl"))

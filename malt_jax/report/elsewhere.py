@@ -7,7 +7,7 @@ from typing import Any
 
 from malt_jax.evaluation import sections, tables
 from malt_jax.evaluation.schema import Results
-from malt_jax.evaluation.transfer import Column, transfer_table
+from malt_jax.evaluation.transfer import OWN, Column, transfer_table
 from malt_jax.report import figures
 from malt_jax.report.drawing import Gallery
 
@@ -18,7 +18,7 @@ def evaluations(
     """What the page shows of a run's evaluations beside its own results; None without any."""
     if not found:
         return None
-    columns = [*([Column.of("run", own)] if own else []), *found]
+    columns = [*([Column.of(OWN, own)] if own else []), *found]
     return {
         "table": transfer_table(columns),
         "each": [

@@ -84,7 +84,7 @@ class Pages:
     def close(self) -> None:
         """Writes the open page, if there is one."""
         if self._records:
-            text = f'{_CALL}"{self._name}",[{",".join(self._records)}]);\n'
+            text = f"{_CALL}{script_json(self._name)},[{','.join(self._records)}]);\n"
             (self._folder / f"{self._name}.js").write_text(text, encoding="ascii")
             self.bytes += len(text)
         self._records, self._size = [], 0

@@ -53,7 +53,7 @@ function start() {
     if (box.scrollTop + box.clientHeight > box.scrollHeight - 300) more();
   });
   document.addEventListener("keydown", key);
-  const [source, question, ...node] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const [source, question, ...node] = decoded(location.hash.slice(1)).split("/");
   const wanted = SOURCES.find((one) => one.key === source);
   choose(wanted ?? SOURCES[0]);
   const entry = wanted?.entries.find((one) => one.id === question);
@@ -61,6 +61,11 @@ function start() {
     open(entry, [question, ...node].join("/"));
     $("explorer").scrollIntoView();
   }
+}
+
+// A hash that somebody typed may be no encoded text.
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return ""; }
 }
 
 function choose(source) {

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from malt_jax.answering.turns import Answerer, Draw
+from malt_jax.answering.turns import Answerer, Draw, GraderFailed
 from malt_jax.escape import visible
 from malt_jax.sampling.request import SamplingParams
-from malt_jax.serving.errors import SERVER, ApiError, closing, too_long
+from malt_jax.serving.errors import SERVER, ApiError, closing, not_graded, too_long
 from malt_jax.serving.metrics import Metrics
 from malt_jax.tree.roles import Role
 
@@ -221,7 +221,8 @@ class Engine:
         if job.ticket.cancelled:
             return False
         if error := job.draw.error:
-            self._fail([job], too_long(error))
+            failed = not_graded if isinstance(error, GraderFailed) else too_long
+            self._fail([job], failed(error))
             return False
         job.step += 1
         if job.step < len(job.ticket.roles):

@@ -59,6 +59,10 @@ def closing() -> ApiError:
     )  # fmt: skip
 
 
+def not_graded(error: UserError) -> ApiError:
+    return ApiError(500, str(error), kind=SERVER, code="grader_failed")
+
+
 def too_long(error: UserError) -> ApiError:
     return ApiError(400, str(error), code="context_length_exceeded", param="messages")
 

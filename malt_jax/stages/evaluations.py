@@ -20,7 +20,7 @@ from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
 from malt_jax.config.run import Config, from_dict, with_defaults
 from malt_jax.config.task import TaskConfig
 from malt_jax.errors import UserError
-from malt_jax.evaluation.transfer import Column, transfer_table, transfer_values
+from malt_jax.evaluation.transfer import OWN, Column, transfer_table, transfer_values
 from malt_jax.regular_files import read_bytes
 from malt_jax.stages.bases import facts_of_bases
 from malt_jax.stages.names import EVAL, search_stage, trained_stage
@@ -114,11 +114,18 @@ def evaluation_config(config: Config, run: Path, name: str, flags: list[str]) ->
         raise UserError(f"--{error}") from None
     if name.casefold().startswith(f"{TABLE}."):
         raise UserError(f"--name: {name!r} is a file of {run / FOLDER}; choose another.")
+    if name == OWN:
+        raise UserError(
+            f"--name: {name!r} is what tables call the run's own results; choose another."
+        )
     data = reading.to_dict(config)
     said = reading.apply_flags({}, flags)
     other = said.get("task", {}).get("name", config.task.name)
     if other != config.task.name:
         data["task"] = reading.to_dict(TaskConfig(name=str(other)))
+    elif said.get("eval", {}).get("split", config.eval.split) == "train":
+        # Else the file of the evaluation's questions would be measured as the training split.
+        data["task"]["eval_path"] = None
     # Into a mirror only where the flags say so: that of the run may be somebody else's.
     data |= {"output_dir": str(run / FOLDER / name), "ablations": [], "mirror": None}
     # Trees of other questions would be measured before and after training; only on demand.
@@ -210,7 +217,7 @@ def trained_with(trained: Session) -> dict[str, Any]:
 
 def finished(run: RunDir) -> list[Column]:
     """The results of a run and of its finished evaluations, for one table."""
-    own = [Column.of("run", _results(run))] if manifest.stage_done(run, EVAL) else []
+    own = [Column.of(OWN, _results(run))] if manifest.stage_done(run, EVAL) else []
     return own + evaluated(run)
 
 

@@ -1,6 +1,6 @@
-"""A generated task: find the two numbers of a row that sum to a target, e.g. ``47:12,35,08,29``.
+"""A generated task: find the two digits of a row that sum to a target, e.g. ``11:482517``.
 
-The answer is ``=12+35``. Checking one addition and looking two numbers up is easy; finding the pair
+The answer is ``=4+7``. Checking one addition and looking two digits up is easy; finding the pair
 means a search over all of them. Unlike a failed check of a sum (`malt_jax.tasks.arithmetic`), a
 failed check of a pair says only that the pair is wrong: the search has to begin again.
 """
@@ -13,31 +13,31 @@ from itertools import combinations
 
 from malt_jax.tasks.generated import Generated
 
-COUNT = 6
-NUMBERS = range(1, 50)
-QUESTION = re.compile(r"(\d\d):(\d\d(?:,\d\d)+)")
-ANSWER = re.compile(r"=(\d+)\+(\d+)\s*$")
-"""The final answer is the last thing in a turn, e.g. ``=12+35``."""
+COUNT = 5
+NUMBERS = range(1, 10)
+QUESTION = re.compile(r"(\d\d):(\d{2,9})")
+ANSWER = re.compile(r"=(\d)\+(\d)\s*$")
+"""The final answer is the last thing in a turn, e.g. ``=4+7``."""
 
 
 def draw(rng: random.Random) -> str:
-    """A random question: different numbers, of which exactly one pair sums to the target."""
+    """A random question: different digits, of which exactly one pair sums to the target."""
     while True:
         numbers = rng.sample(NUMBERS, COUNT)
         target = sum(rng.sample(numbers, 2))
-        text = f"{target:02d}:" + ",".join(f"{number:02d}" for number in numbers)
+        text = f"{target:02d}:" + "".join(map(str, numbers))
         if len(solutions(target, numbers)) == 1:
             return text
 
 
 def parse_question(text: str) -> tuple[int, list[int]]:
-    """``"47:12,35,08"`` -> ``(47, [12, 35, 8])``; ValueError if ``text`` is no such question."""
+    """``"11:4825"`` -> ``(11, [4, 8, 2, 5])``; ValueError if ``text`` is no such question."""
     match = QUESTION.fullmatch(text)
     if not match:
         raise ValueError(
-            f"not a pairs question: {text!r}, expected a target and numbers of 2 digits"
+            f"not a pairs question: {text!r}, expected a target of 2 digits and a row of digits"
         )
-    return int(match[1]), [int(number) for number in match[2].split(",")]
+    return int(match[1]), [int(number) for number in match[2]]
 
 
 def solutions(target: int, numbers: list[int]) -> list[tuple[int, int]]:
@@ -46,8 +46,8 @@ def solutions(target: int, numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def answer_text(first: int, second: int) -> str:
-    """The answer as it is compared, the smaller number first: ``"12+35"``."""
-    return "+".join(f"{number:02d}" for number in sorted((first, second)))
+    """The answer as it is compared, the smaller digit first: ``"4+7"``."""
+    return "+".join(map(str, sorted((first, second))))
 
 
 def solve(text: str) -> str:
@@ -59,7 +59,7 @@ def solve(text: str) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    """The pair at the end of a turn, the smaller number first; None without one."""
+    """The pair at the end of a turn, the smaller digit first; None without one."""
     match = ANSWER.search(text)
     return answer_text(int(match[1]), int(match[2])) if match else None
 
@@ -73,7 +73,7 @@ def _level(text: str) -> str:
 
 GENERATED = Generated(
     name="pairs",
-    description="find two numbers that sum to a target, for a small model trained in minutes",
+    description="find two digits that sum to a target, for a small model trained in minutes",
     draw=draw,
     solve=solve,
     extract=extract_answer,
