@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from malt_jax.tasks import arithmetic, order, pairs
+from malt_jax.tasks import arithmetic, swaps, triples
 from malt_jax.tasks.generated import Generated, split_of
 
 PROMPTS = {
@@ -135,69 +135,60 @@ def _check_sum(question: str, draft: str) -> str | None:
     return f"{','.join(sums)}:{int(found):02d} {verdict}"
 
 
-# ---- pairs --------------------------------------------------------------------------------------
+# ---- triples ------------------------------------------------------------------------------------
 
 
-def _wrong_pair(rng: random.Random, question: str, answer: str) -> str:
-    """Another pair of the row, often a close one, or a digit of the row and one that is not."""
-    target, numbers = pairs.parse_question(question)
-    alone = [n for n in numbers if 0 < target - n < 10 and target - n not in numbers]
-    if alone and rng.random() < 0.4:
-        first = rng.choice(alone)
-        return f"={pairs.answer_text(first, target - first)}"
-    others = [rng.sample(numbers, 2) for _ in range(4)]
-    wrong = [pair for pair in others if sum(pair) != target] or [[numbers[0], numbers[0]]]
-    return f"={pairs.answer_text(*min(wrong, key=lambda pair: abs(sum(pair) - target)))}"
+def _wrong_triple(rng: random.Random, question: str, answer: str) -> str:
+    """Another triple of the row, often a close one, or the right one with a digit that is off."""
+    target, row = triples.parse_question(question)
+    if rng.random() < 0.4:
+        digits = list(map(int, answer.split("+")))
+        place = rng.randrange(3)
+        digits[place] = rng.choice([n for n in triples.DIGITS if abs(n - digits[place]) in (1, 2)])
+        if (text := triples.answer_text(digits)) != answer:
+            return f"={text}"
+    others = [t for t in (rng.sample(row, 3) for _ in range(4)) if sum(t) != target]
+    closest = min(others or [[row[0]] * 3], key=lambda triple: abs(sum(triple) - target))
+    return f"={triples.answer_text(closest)}"
 
 
-def _check_pair(question: str, draft: str) -> str | None:
-    """`11:482517`, `=4+8` -> `4+8=12 high`; `=3+8` -> `3+8=11 3 wrong`."""
-    found = pairs.extract_answer(draft)
+def _check_triple(question: str, draft: str) -> str | None:
+    """`14:482517`, `=2+4+7` -> `2+4+7=13 low`; `=3+4+7` -> `3+4+7=14 3 wrong`."""
+    found = triples.extract_answer(draft)
     if found is None:
         return None
-    target, numbers = pairs.parse_question(question)
-    first, second = map(int, found.split("+"))
-    total = first + second
+    target, row = triples.parse_question(question)
+    digits = list(map(int, found.split("+")))
+    total = sum(digits)
     if total != target:
         return f"{found}={total:02d} {'low' if total < target else 'high'}"
-    absent = [n for n in (first, second) if n not in numbers]
-    absent = absent or [first] * (first == second)
+    absent = [n for n in digits if n not in row or digits.count(n) > 1]
     return f"{found}={total:02d} {f'{absent[0]} wrong' if absent else 'ok'}"
 
 
-# ---- order --------------------------------------------------------------------------------------
+# ---- swaps --------------------------------------------------------------------------------------
 
 
-def _wrong_order(rng: random.Random, question: str, answer: str) -> str:
-    """Two neighbours exchanged, or a letter taken for the next one of the alphabet."""
-    letters = list(answer)
-    place = rng.randrange(len(letters) - 1)
-    after = chr(ord(letters[place]) + 1)
-    if after not in letters and rng.random() < 0.4:
-        letters[place] = after
-    else:
-        letters[place], letters[place + 1] = letters[place + 1], letters[place]
-    return f"={''.join(letters)}"
+def _wrong_swap(rng: random.Random, question: str, answer: str) -> str:
+    """Two letters exchanged, as if one exchange were taken for another."""
+    first, second = sorted(rng.sample(range(len(answer)), 2))
+    return f"={swaps.swapped(answer, (first, second))}"
 
 
-def _check_order(question: str, draft: str) -> str | None:
-    """Letter by letter, up to the first that is too late or not in the word.
+def _check_swap(question: str, draft: str) -> str | None:
+    """The exchanges undone, from the last to the first, and whether that leads to the word.
 
-    `dkbtam`, `=abdmkt` -> `a<b<d<m>k wrong`; `=abdkmu` -> `a<b<d<k<m<u u wrong`.
+    `dkbt:13,24,12`, `=tbdk` -> `btdk<bkdt<dkbt ok`; `=tbkd` -> `btkd<bdkt<kdbt wrong`.
     """
-    found = order.extract_answer(draft)
-    if found is None:
+    found = swaps.extract_answer(draft)
+    word, exchanges = swaps.parse_question(question)
+    if found is None or len(found) != len(word):
         return None
-    seen = ""
-    for letter in found:
-        if seen and letter <= seen[-1]:
-            return f"{'<'.join(seen)}>{letter} wrong"
-        seen += letter
-        if letter not in question:
-            return f"{'<'.join(seen)} {letter} wrong"
-    # In order and in the word: right, unless one is missing.
-    missing = [letter for letter in sorted(question) if letter not in seen]
-    return f"{'<'.join(seen)} {f'{missing[0]} wrong' if missing else 'ok'}"
+    steps = []
+    for swap in reversed(exchanges):
+        found = swaps.swapped(found, swap)
+        steps.append(found)
+    return f"{'<'.join(steps)} {'ok' if found == word else 'wrong'}"
 
 
 # ---- the corpora --------------------------------------------------------------------------------
@@ -219,18 +210,18 @@ CORPORA = {
         _check_sum,
         STAGES,
     ),
-    "pairs": Corpus(
-        pairs.GENERATED,
-        f"it looks for two of {pairs.COUNT} numbers that sum to a target",
-        _wrong_pair,
-        _check_pair,
+    "triples": Corpus(
+        triples.GENERATED,
+        f"it looks for three of {triples.COUNT} digits that sum to a target",
+        _wrong_triple,
+        _check_triple,
         STAGES,
     ),
-    "order": Corpus(
-        order.GENERATED,
-        f"it puts {order.LENGTH} letters in the order of the alphabet",
-        _wrong_order,
-        _check_order,
+    "swaps": Corpus(
+        swaps.GENERATED,
+        f"it exchanges {swaps.LETTERS} letters in {swaps.SWAPS} steps",
+        _wrong_swap,
+        _check_swap,
         STAGES,
     ),
 }

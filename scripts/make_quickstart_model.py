@@ -1,7 +1,7 @@
 """Make a tiny base model: a character-level Llama that plays three roles badly.
 
     python scripts/make_quickstart_model.py
-    python scripts/make_quickstart_model.py --task pairs --out runs/bases/pairs
+    python scripts/make_quickstart_model.py --task triples --out runs/bases/triples
 
 Without arguments it makes the quickstart's: it writes `malt_jax/assets/quickstart/` (a Hugging Face
 directory of under 4 MB) and prints, at the end, how good each role is on held-out questions. About
@@ -458,7 +458,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     args = parser.parse_args()
     if args.out is None and args.task != "arithmetic":
-        parser.error("--out: give a folder, such as runs/bases/pairs")
+        parser.error("--out: give a folder, such as runs/bases/triples")
     corpus, folder = CORPORA[args.task], (args.out or ASSET).resolve()
 
     params = init_params(jax.random.key(args.seed), corpus.width, corpus.layers)

@@ -392,7 +392,7 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
         lines = "".join(json.dumps(one) + "\n" for one in (compiling, line, line))
         (run / "metrics.jsonl").write_text(lines)
 
-    for task, p in (("pairs", 0.004), ("order", 0.02)):
+    for task, p in (("triples", 0.004), ("swaps", 0.02)):
         run = tmp_path / task / "seed-0"
         systems = rows("ma", 0.1, 0.5) + rows("malt-both", 0.6, p) + rows("malt", 0.5)
         phase(run, 2, 1.0)
@@ -406,19 +406,19 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     monkeypatch.setattr(sys, "argv", ["compare_rules.py", str(tmp_path), "--table"])
     compare.main()
     found = {(r["task"], r["name"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
-    assert list(found)[:3] == [(task, name) for task in ["order"]
+    assert list(found)[:3] == [(task, name) for task in ["swaps"]
                                for name in ("untrained", "published", "both")]  # fmt: skip
     tests = {task: row["test"] for (task, name), row in found.items() if name == "both"}
     assert {task: test["p_holm"] for task, test in tests.items()} == {
-        "order": 0.02,
-        "pairs": 0.008,
+        "swaps": 0.02,
+        "triples": 0.008,
     }
-    assert tests["pairs"]["seeds"] == [0.1] and found["pairs", "published"]["test"] is None
-    assert found["pairs", "published"]["seconds"] == 2.0
-    assert found["pairs", "both"]["seconds"] == 4.0 and found["pairs", "both"]["alone"] == 0.5
+    assert tests["triples"]["seeds"] == [0.1] and found["triples", "published"]["test"] is None
+    assert found["triples", "published"]["seconds"] == 2.0
+    assert found["triples", "both"]["seconds"] == 4.0 and found["triples", "both"]["alone"] == 0.5
     assert {row["steps"] for row in found.values()} == {0, 5}
     assert "both" in capsys.readouterr().out and (tmp_path / "rules.png").stat().st_size > 1000
     # A rule for which a role found no data cannot be compared at equal steps.
-    phase(tmp_path / "pairs/seed-0/ablations/both", 1, 2.0)
+    phase(tmp_path / "triples/seed-0/ablations/both", 1, 2.0)
     with pytest.raises(SystemExit, match=r"\[4, 5\] optimiser steps"):
         compare.main()

@@ -99,8 +99,8 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
     "strategyqa": ([{"qid": "s1", "question": "Do birds?", "answer": True}], "Do birds?", "yes"),
     "logic": ([{"question": "Who?", "answer": "A knave", "family": "x"}], "Who?", "A knave"),
     "arithmetic": ([{"question": SUM[0], "answer": int(SUM[1])}], *SUM),
-    "pairs": ([{"question": "11:4827", "answer": "4+7"}], "11:4827", "4+7"),
-    "order": ([{"question": "dkbtam", "answer": "abdkmt"}], "dkbtam", "abdkmt"),
+    "triples": ([{"question": "14:4827", "answer": "2+4+8"}], "14:4827", "2+4+8"),
+    "swaps": ([{"question": "dkbt:13,24,12", "answer": "tbdk"}], "dkbt:13,24,12", "tbdk"),
     "mbpp": (
         [MBPP],
         "Write a function to add.\nThe code must pass tests like this one:\n\n"
@@ -132,8 +132,8 @@ RIGHT = {
     "logic": "Answer: a knave",
     "mbpp": "```python\ndef add(a, b): return a + b\n```",
     "humaneval": "```python\ndef add(a, b):\n    return a + b\n```",
-    "pairs": "so =7+4",
-    "order": "a<b<d=abdkmt",
+    "triples": "so =8+2+4",
+    "swaps": "btdk<bkdt=tbdk",
 }
 WRONG = {
     "gsm8k": "#### 120",
@@ -146,8 +146,8 @@ WRONG = {
     "logic": "Answer: a knight",
     "mbpp": "```python\ndef add(a, b): return 3\n```",
     "humaneval": "```python\ndef add(a, b):\n    return 0\n```",
-    "pairs": "=4+8",
-    "order": "=abdmkt",
+    "triples": "=2+4+7",
+    "swaps": "=tbkd",
 }
 BAD_ROWS = [
     ("math", {"problem": "Add.", "solution": "So 2."}, "no final answer"),
@@ -169,11 +169,11 @@ BAD_ROWS = [
     ("strategyqa", {"question": "Do?", "answer": 1}, "not true or false"),
     ("arithmetic", {"question": "What is 2?", "answer": "4"}, "write it as"),
     ("arithmetic", {"question": "1+2", "answer": "three"}, "the digits sum to 3"),
-    ("pairs", {"question": "11:4,7", "answer": "4+7"}, "write it as"),
-    ("pairs", {"question": "11:4783", "answer": "4+7"}, "has 2 pairs"),
-    ("pairs", {"question": "11:4827", "answer": "7+4"}, "the pair is 4+7"),
-    ("order", {"question": "dkd", "answer": "dk"}, "write it as"),
-    ("order", {"question": "dkbtam", "answer": "abdktm"}, "in order they are abdkmt"),
+    ("triples", {"question": "14:4,8,2", "answer": "2+4+8"}, "write it as"),
+    ("triples", {"question": "14:48273", "answer": "2+4+8"}, "has 2 triples"),
+    ("triples", {"question": "14:4827", "answer": "8+2+4"}, "the triple is 2+4+8"),
+    ("swaps", {"question": "dkb:14", "answer": "dkb"}, "write it as"),
+    ("swaps", {"question": "dkbt:13", "answer": "dkbt"}, "the exchanges lead to bkdt"),
     ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),

@@ -29,7 +29,6 @@ BAD_LINES = [  # (bytes of line 2, words the message must hold)
     (b'{"question": "q", "answer": NaN}', "NaN is not a JSON value"),
     (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
     (b"[" * 100_000, "nested too deeply"),
-    (b'{"id": "one", "question": "q", "answer": "#### 1"}', "is already at line 1"),
     (b'{"question": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 10,000,000 bytes"),
 ]
 
@@ -114,6 +113,14 @@ def test_a_bad_line_is_named(tmp_path, line, words):
         load(path)
     assert words in str(error.value) and "line 2" in str(error.value)
     assert str(path) in str(error.value) and "\x1b" not in str(error.value)
+
+
+def test_a_repeated_id_leaves_its_row_out_and_does_not_stop_the_benchmark(tmp_path, caplog):
+    path = tmp_path / "data.jsonl"
+    lines = [{"id": name, **GOOD} for name in ("one", "one", "two")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [question.id for question in load(path)] == ["one", "two"]
+    assert "1 rows left out: " in caplog.text and "is already at line 1" in caplog.text
 
 
 @pytest.mark.parametrize(("line", "words"), UNUSABLE_ROWS, ids=[w for _, w in UNUSABLE_ROWS])

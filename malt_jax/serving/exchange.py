@@ -23,6 +23,8 @@ POLL = 0.5
 """Seconds between two looks at whether the client is still there."""
 KEEP_ALIVE_EVERY = 15.0
 """Seconds of silence in a stream."""
+PIECE = 1 << 16
+"""Bytes of a whole answer that are sent at a time."""
 SENDING = 5.0
 """Seconds beyond a request's time in which its answer can still be read."""
 
@@ -162,8 +164,13 @@ class WholeReply(JSONResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = 200
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            # In pieces, because a server takes any one piece at once, and waits before the next
+            # one until the reader has taken most of it.
             async with asyncio.timeout(self._exchange.seconds_left + SENDING):
-                await super().__call__(scope, receive, send)
+                for first in range(0, len(self.body), PIECE):
+                    await _send(send, bytes(self.body[first : first + PIECE]))
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (TimeoutError, OSError):
             status = 499
         finally:

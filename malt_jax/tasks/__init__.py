@@ -34,7 +34,7 @@ __all__ = [
     "without",
 ]
 
-GENERATED = ("arithmetic", "pairs", "order")
+GENERATED = ("arithmetic", "triples", "swaps")
 """Tasks that a small model learns in minutes; their questions are made by a program."""
 
 

@@ -16,6 +16,8 @@ from malt_jax.tasks.files import Row, read_rows
 from malt_jax.tasks.graders.languages import unread
 
 log = logging.getLogger(__name__)
+NAMED = 100
+"""Rows that were left out and that a message names."""
 
 Parse = Callable[[Row, str], Question]  # (row, split) -> question; raises UserError
 
@@ -85,16 +87,20 @@ def to_questions(
         if question.id in first:
             other, same = first[question.id]
             what = "this question" if question.text == same.text else f"the id {question.id!r}"
-            raise row.fail(
+            twice = row.fail(
                 f"{what} is already at {other.place}",
                 "leave one out, or give each question its own id",
             )
+            if not leave_out:
+                raise twice
+            unusable.append(twice)
+            continue
         first[question.id] = row, question
         questions.append(question)
     if unusable and not questions:
         raise unusable[0]
     if unusable:
-        named = "; ".join(map(str, unusable[:5])) + ("; ..." if len(unusable) > 5 else "")
+        named = "; ".join(map(str, unusable[:NAMED])) + "; ..." * (len(unusable) > NAMED)
         log.warning("%s split: %d rows left out: %s", split, len(unusable), named)
     if repeated := count_duplicates(questions):
         log.warning("%s split: %d questions repeat the text of another", split, repeated)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from malt_jax.tasks.base import ComparingGrader, Question
 from malt_jax.tasks.graders.languages import fold
 from malt_jax.tasks.graders.patterns import MAX_SPAN, Patterns
-from malt_jax.tasks.graders.statements import statements
+from malt_jax.tasks.graders.statements import statements, taken_back
 
 # Labels without texts, for questions that bring no choices.
 _LETTERS = {chr(c): "" for c in range(ord("A"), ord("Z") + 1)}
@@ -51,7 +51,7 @@ class ChoiceGrader(ComparingGrader):
                 others = {names.chosen(m[1]) for m in _RE.also_right.finditer(text, last.end)}
                 return None if others - {None, label} else label
             text = text[last.end :]
-        lines = [line for line in text.splitlines() if line.strip()][-2:]
+        lines = [line for line in text.splitlines() if line.strip(" \t`~")][-2:]
         label = names.chosen(lines[-1]) if lines and len(lines[-1]) <= MAX_SPAN else None
         others = {names.chosen(line) for line in lines[:-1]} - {None, label}
         return None if others else label
@@ -82,7 +82,7 @@ class _Names:
         words = _RE.markup.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
         words = re.sub(r"^\{([^{}]*)\}$", r"\1", words)  # `\text{Option B}`
         label, rest = self._first(words)
-        if label is None or _RE.asked.match(rest):
+        if label is None or _RE.asked.match(rest) or taken_back(rest):
             return None
         sentence, following, *_ = [*_RE.sentence_end.split(rest, maxsplit=2), ""]
         for stated in (_key(rest), _key(following)):  # "No. Yes."
@@ -131,13 +131,24 @@ class _Names:
 
     def _contradicted(self, label: str, rest: str) -> bool:
         """Whether the rest of the sentence names another choice, hedges or denies."""
+        for which in _RE.which.finditer(rest):  # "B, which is bank", where bank is another one
+            text, _ = self._text(rest[which.end() :])
+            if text and label not in self.owners[text]:
+                return True
+        for contrast in _RE.contrast.finditer(rest):  # "B, not library", where library is B
+            text, _ = self._text(rest[_end(_RE.article, rest[contrast.end() :]) + contrast.end() :])
+            if text and label in self.owners[text]:
+                return True
         # The choice's own text goes first, because it may itself hold a word like "not" or "over".
         for text, owners in self.owners.items():
             if label in owners:
                 rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
         rest = _RE.reason.split(rest)[0]
         for contrast in _RE.contrast.finditer(rest):
-            if self._first(rest[contrast.end() :])[0] not in (None, label):
+            behind = rest[contrast.end() :]
+            # "(B), not (A)", "B, not C or D"
+            several = _RE.neither.match(behind) and label not in self._labels(behind)
+            if several or self._first(behind)[0] not in (None, label):
                 rest = rest[: contrast.start()]  # "(B), not (A)"
                 break
         for text, owners in self.owners.items():

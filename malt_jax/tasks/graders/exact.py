@@ -120,3 +120,12 @@ class SetGrader(ExactGrader):
     """The same set of words as the reference: order and repetition are free, extras are wrong."""
 
     canonical = staticmethod(_set)
+
+    def extract(self, text: str, question: Question | None = None) -> str | None:
+        # A list line by line is one answer, and not its first or last line alone.
+        return super().extract(_RE.listed.sub(_on_one_line, fold(text)), question)
+
+
+def _on_one_line(listed: re.Match[str]) -> str:
+    lines = [_RE.bullet.sub("", line).strip() for line in listed["lines"].strip().splitlines()]
+    return f"\nAnswer: {', '.join(lines)}"

@@ -35,11 +35,15 @@ def fold(text: str) -> str:
 
     A run of digits from two scripts stays as it is, so that it is not read as a number.
     """
+    # "x != 18", but not the factorial of "4!=24".
+    text = re.sub(r"(?<![\w)}\]])!=|=/=", "≠", text)
     if text.isascii():
         return text
     # The patterns have the same form (see `_compiled`), so accents match however they were typed.
     text = unicodedata.normalize("NFC", text)
     text = re.sub(r"(?<=\d)[，،](?=\d)", ",", text)  # it separates groups of digits
+    text = re.sub(r"(?<=\d)：(?=\d)", ":", text)  # and here hours and minutes
+    text = re.sub(r"(?<=\d)（", " (", text)
     # Elsewhere the ASCII sign needs a blank behind it: that is how a sentence is seen to end.
     text = re.sub(f"[{''.join(_STOPS)}]", lambda m: f"{_STOPS[m[0]]} ", text)
     return re.sub(r"\d+", _ascii_digits, text.translate(_SIGNS))

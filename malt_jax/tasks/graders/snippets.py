@@ -27,6 +27,8 @@ def program(text: str, names: set[str]) -> str | None:
     whole text is.
     """
     fenced, prose = _blocks(text)
+    # A block that was never closed ends in prose.
+    fenced = [block if _parsed(textwrap.dedent(block)) else _cut(block, names) for block in fenced]
     if fenced and not any(names & _defined(block) for block in fenced):
         fenced = [b for b in _unfenced(prose) if names & _defined(b)] or fenced
     blocks = [_outdented(b, names) for b in fenced or _unfenced(text) or [text]]
@@ -89,6 +91,12 @@ def _unfenced(text: str) -> list[str]:
             blocks.append("\n".join([*above, *lines[:count]]))
             end = start + sum(map(len, lines[:count]))
     return blocks
+
+
+def _cut(block: str, names: set[str]) -> str:
+    """The Python of a block that is none as a whole, if it defines one of `names`."""
+    parts = _unfenced(block)
+    return "\n".join(parts).strip("\n") if any(names & _defined(part) for part in parts) else block
 
 
 def _assignments(before: str) -> list[str]:

@@ -74,11 +74,16 @@ def statements(text: str) -> list[Statement]:
             continue  # the box before it is what is stated in its place
         # The words before a box go back to the box before it at most.
         lead = text[max(boxed[i - 1].end if i else 0, box.start - _CLAUSE) : box.start]
-        against = _RE.before_box.search(_clause(lead)) or _RE.after_box.match(text, box.end)
+        against = (
+            _RE.before_box.search(_clause(lead))
+            or _RE.after_box.match(text, box.end)
+            or _RE.touching_before.search(lead)
+            or _RE.touching_after.match(text, box.end)
+        )
         found.append(_emptied(box) if i in denied or against else box)
     # 3. Statements that the next sentence takes back.
     for i, stated in enumerate(found):
-        if _RE.taken_back.search(text[stated.end : stated.end + _CLAUSE]):
+        if taken_back(text[stated.end : stated.end + _CLAUSE]):
             found[i] = _emptied(stated)
     # 4. A comment such as "The answer is correct" counts only if nothing else is stated.
     if not found:
@@ -112,13 +117,16 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
         span = _sentence(line)
         if _RE.check.search(text[max(0, match.start() - 30) : match.start()]):
             continue  # "to check our answer:" states none
-        comment = match["verb"] not in ":=" and _RE.comment.match(span)
+        verb = match["verb"].lower()
+        comment = verb not in ":=" and _RE.comment.match(span)
         if bool(comment) != comments or (comment and comment["bare"] is None):
             continue
         end = match.start("line") + len(span)
         stated = Statement("prose", span, match.start(), end, match["between"], line)
-        # A question states nothing: "The answer is 18?"
-        found.append(_emptied(stated) if line[len(span) :].startswith("?") else stated)
+        # Neither a question states anything ("The answer is 18?") nor a guess.
+        guess = verb.startswith(("could", "may", "might", "can"))
+        asked = line[len(span) :].startswith("?")
+        found.append(_emptied(stated) if asked or guess else stated)
     if not comments:
         found += [
             Statement("prose", m["span"], m.start(), m.end(), line=m["span"])
@@ -142,14 +150,19 @@ def _foreign(text: str, language: Language) -> list[Statement]:
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
         # A denial that is the whole answer denies nothing: the answer may be "no".
         ahead = _clause(text[max(0, match.start() - _CLAUSE) : match.start()]).rstrip()
-        ahead = ahead.rpartition(" ")[2] if language.spaced else ahead[-8:]  # "falsche Antwort"
+        # "falsche Antwort", "quizás la respuesta"
+        ahead = " ".join(ahead.split()[-3:]) if language.spaced else ahead[-8:]
+        against = language.denies.search(first)
+        whole = against and against[0] == first.strip(" *\"'")
+        number = rest and _RE.number_alone.fullmatch(rest[0])  # "нет, 18"
         denied = language.denies.search(f"{ahead} {match['between'] or ''}") or (
-            (against := language.denies.search(first)) and against[0] != first.strip(" *\"'")
+            against and (number or not whole)
         )
         alternative = rest and language.denies.match(rest[0])
         asked = text[end : end + 1] == "?"
+        denied = denied or alternative or asked or _guessed(text, match.start())
         statement = Statement("prose", span, match.start(), end, "", span, language.decimal_comma)
-        found.append(_emptied(statement) if denied or alternative or asked else statement)
+        found.append(_emptied(statement) if denied else statement)
     return found
 
 
@@ -164,7 +177,18 @@ def _denied(text: str, words: Statement) -> bool:
         return words.form == "box"  # emptied already
     clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
     near = " ".join(clause.split()[-_NEAR:])  # "those that don't count ... give our answer:" states
-    return bool(_RE.negation.search(f"{near} {words.before}") or _RE.supposed.search(clause))
+    denied = _RE.negation.search(f"{near} {words.before}") or _RE.supposed.search(clause)
+    return bool(denied) or _guessed(text, words.start)
+
+
+def _guessed(text: str, start: int) -> bool:
+    """Whether a word of doubt stands before a statement, perhaps with a comma between them."""
+    return bool(_RE.guessed.search(text[max(0, start - 40) : start]))
+
+
+def taken_back(text: str) -> bool:
+    """Whether the words behind an answer take it back."""
+    return bool(_RE.taken_back.search(text[:_CLAUSE]))
 
 
 def _clause(text: str) -> str:
@@ -189,11 +213,14 @@ def boxes(text: str) -> list[Statement]:
             # The brace is never closed, so the rest of the text is inside the box.
             return [*found, Statement("box", "", opening.start(), len(text))]
         span = opening["bare"] or text[opening.end() : position - 1].strip()
+        start = opening.start()
+        if _RE.signed.search(text[max(0, start - 2) : start]) and not _RE.compound.search(span):
+            span, start = f"-{span}", start - 1
         # A box that holds nothing but a box stands for the inner one.
         inner = _RE.box.match(span)
         if inner and not inner["bare"] and closing_brace(span, inner.end()) == len(span):
             span = span[inner.end() : -1].strip()
-        box = Statement("box", span, opening.start(), position, line=span)
+        box = Statement("box", span, start, position, line=span)
         if found and _RE.join.fullmatch(joint := text[found[-1].end : box.start]):
             # Side by side they name one or the other: nothing says that both are meant.
             word = " or " if "or" in joint or not joint.strip(" $") else ", "
