@@ -110,8 +110,8 @@ class TrainedRun(ModelAPI):
         draws = request.draws()
         asked = (request.question, *(turn.text for turn in request.said)), request.seed
         for draw in draws:
-            draw.number += self._asked[asked] * len(draws)
-        self._asked[asked] += 1
+            draw.number += self._asked[asked]
+        self._asked[asked] += len(draws)
         return draws
 
     async def _sampled(self, request: ChatRequest, draws: list[Draw]) -> Reply:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from malt_jax.tasks import arithmetic, swaps, triples
+from malt_jax.tasks import arithmetic, order, triples
 from malt_jax.tasks.generated import Generated, split_of
 
 PROMPTS = {
@@ -166,29 +166,39 @@ def _check_triple(question: str, draft: str) -> str | None:
     return f"{found}={total:02d} {f'{absent[0]} wrong' if absent else 'ok'}"
 
 
-# ---- swaps --------------------------------------------------------------------------------------
+# ---- order --------------------------------------------------------------------------------------
 
 
-def _wrong_swap(rng: random.Random, question: str, answer: str) -> str:
-    """Two letters exchanged, as if one exchange were taken for another."""
-    first, second = sorted(rng.sample(range(len(answer)), 2))
-    return f"={swaps.swapped(answer, (first, second))}"
+def _wrong_order(rng: random.Random, question: str, answer: str) -> str:
+    """Two neighbours exchanged, or a letter taken for the next one of the alphabet."""
+    letters = list(answer)
+    place = rng.randrange(len(letters) - 1)
+    after = chr(ord(letters[place]) + 1)
+    if after not in letters and rng.random() < 0.4:
+        letters[place] = after
+    else:
+        letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return f"={''.join(letters)}"
 
 
-def _check_swap(question: str, draft: str) -> str | None:
-    """The exchanges undone, from the last to the first, and whether that leads to the word.
+def _check_order(question: str, draft: str) -> str | None:
+    """Letter by letter, up to the first that is too late or not in the word.
 
-    `dkbt:13,24,12`, `=tbdk` -> `btdk<bkdt<dkbt ok`; `=tbkd` -> `btkd<bdkt<kdbt wrong`.
+    `dkbtam`, `=abdmkt` -> `a<b<d<m>k wrong`; `=abdkmu` -> `a<b<d<k<m<u u wrong`.
     """
-    found = swaps.extract_answer(draft)
-    word, exchanges = swaps.parse_question(question)
-    if found is None or len(found) != len(word):
+    found = order.extract_answer(draft)
+    if found is None:
         return None
-    steps = []
-    for swap in reversed(exchanges):
-        found = swaps.swapped(found, swap)
-        steps.append(found)
-    return f"{'<'.join(steps)} {'ok' if found == word else 'wrong'}"
+    seen = ""
+    for letter in found:
+        if seen and letter <= seen[-1]:
+            return f"{'<'.join(seen)}>{letter} wrong"
+        seen += letter
+        if letter not in question:
+            return f"{'<'.join(seen)} {letter} wrong"
+    # In order and in the word: right, unless one is missing.
+    missing = [letter for letter in sorted(question) if letter not in seen]
+    return f"{'<'.join(seen)} {f'{missing[0]} wrong' if missing else 'ok'}"
 
 
 # ---- the corpora --------------------------------------------------------------------------------
@@ -217,11 +227,13 @@ CORPORA = {
         _check_triple,
         STAGES,
     ),
-    "swaps": Corpus(
-        swaps.GENERATED,
-        f"it exchanges {swaps.LETTERS} letters in {swaps.SWAPS} steps",
-        _wrong_swap,
-        _check_swap,
+    "order": Corpus(
+        order.GENERATED,
+        f"it puts {order.LENGTH} letters in the order of the alphabet",
+        _wrong_order,
+        _check_order,
         STAGES,
+        width=64,
+        layers=3,
     ),
 }

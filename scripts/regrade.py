@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from malt_jax.config.run import from_dict
+from malt_jax.errors import UserError
 from malt_jax.evaluation.records import DrawRecord
 from malt_jax.evaluation.statistics import draws_to_certainty, majority_vote
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.progress import Progress
 from malt_jax.stages.measured import measured, summarise_run, write_results
 from malt_jax.stages.session import Session
-from malt_jax.storage.rundir import RunDir
+from malt_jax.storage.rundir import RunDir, run_around
 
 
 def regraded(session: Session, draws: Sequence[DrawRecord], agents: int) -> list[DrawRecord]:
@@ -61,6 +62,8 @@ def regraded(session: Session, draws: Sequence[DrawRecord], agents: int) -> list
 
 def main() -> None:
     run, output = map(Path, sys.argv[1:3])
+    if run_around(output / "results.json"):
+        raise UserError(f"{output} is in a run directory; choose a folder of its own.")
     directory = RunDir.existing(run)
     session = Session(from_dict(directory.config), directory, Progress(quiet=True))
     found = measured(session)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from malt_jax.credit.verdict import read_verdict
-from malt_jax.tasks import GENERATED, get_task, swaps, triples
+from malt_jax.tasks import GENERATED, get_task, order, triples
 from malt_jax.tasks.generated import split_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -20,26 +20,26 @@ SEEDS = range(200)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_exactly_one_triple_solves_a_question_and_exchanges_are_made_in_their_order(seed):
+def test_exactly_one_triple_and_one_order_solve_a_question(seed):
     rng = random.Random(seed)
     target, row = triples.parse_question(text := triples.draw(rng))
     found = {frozenset(t) for t in itertools.permutations(row, 3) if sum(t) == target}
     assert found == {frozenset(map(int, triples.solve(text).split("+")))}
 
-    word, _, exchanges = (text := swaps.draw(rng)).partition(":")
-    places = {n: letter for n, letter in enumerate(word, start=1)}
-    for exchange in exchanges.split(","):
-        first, second = map(int, exchange)
-        places |= {first: places[second], second: places[first]}
-    assert "".join(places[n] for n in sorted(places)) == swaps.solve(text)
+    text, rising = order.draw(rng), []
+    for letters in itertools.permutations(text):
+        if all(a < b for a, b in itertools.pairwise(letters)):
+            rising.append("".join(letters))
+    assert rising == [order.solve(text)] and rising != [text]
 
 
-def test_undone_from_the_last_to_the_first_exchanges_lead_back_to_the_word():
-    check = CORPORA["swaps"].check
-    assert check("dkbt:13,24,12", "=tbdk") == "btdk<bkdt<dkbt ok"
-    assert check("dkbt:13,24,12", "=tbkd") == "btkd<bdkt<kdbt wrong"
-    assert CORPORA["triples"].check("14:482517", "=2+4+7") == "2+4+7=13 low"
-    assert CORPORA["triples"].check("14:482517", "=3+4+7") == "3+4+7=14 3 wrong"
+def test_a_careful_critique_names_what_is_wrong():
+    triple, letters = CORPORA["triples"].check, CORPORA["order"].check
+    assert triple("14:482517", "=2+4+7") == "2+4+7=13 low"
+    assert triple("14:482517", "=3+4+7") == "3+4+7=14 3 wrong"
+    assert letters("dkbtam", "=abdmkt") == "a<b<d<m>k wrong"
+    assert letters("dkbtam", "=abdkmu") == "a<b<d<k<m<u u wrong"
+    assert letters("dkbtam", "=abdkt") == "a<b<d<k<t m wrong"
 
 
 @pytest.mark.parametrize("name", GENERATED)

@@ -25,7 +25,7 @@ RARE = 0.05
 DEALS = 100
 """How often the child branches of a prefix are dealt to its siblings."""
 MOST = 0.75
-"""From this share of positives behind right answers on, they mostly say what came before."""
+"""From this share of positives after right answers on, they mostly say what came before."""
 
 
 class RoleContrast(TypedDict):
@@ -51,14 +51,14 @@ class RoleContrast(TypedDict):
     differing_by_chance: float | None
     """The same share if the role's turns changed nothing."""
     right_after_wrong: float | None
-    """Mean value of turns behind a wrong answer: P(right | wrong draft)."""
+    """Mean value of turns after a wrong answer: P(right | wrong draft)."""
     wrong_after_right: float | None
-    """1 - mean value of turns behind a right answer: P(wrong | right draft)."""
-    behind_right: float | None
-    """Share of all turns that are behind a right answer; it counts as the positives do."""
+    """1 - mean value of turns after a right answer: P(wrong | right draft)."""
+    after_right: float | None
+    """Share of all turns that are after a right answer; it counts as the positives do."""
     positives: int
-    positives_behind_right: float | None
-    """Share of the positives (V > theta) that are behind a right answer."""
+    positives_after_right: float | None
+    """Share of the positives (V > theta) that are after a right answer."""
     verdict: float | None
     """Share of the verdicts that fit the answer they judge."""
     verdict_if_approving: float | None
@@ -112,11 +112,11 @@ class Contrast:
                     count["unread"] += weight * (node.parsed is None)
                 if before := judged[node.id]:
                     kind = "right" if before.correct else "wrong"
-                    count["turns behind an answer"] += 1
-                    count["turns behind right"] += bool(before.correct)
-                    count["positives behind right"] += node.label and bool(before.correct)
-                    count[f"behind {kind}"] += weight
-                    count[f"value behind {kind}"] += weight * node.value
+                    count["turns after an answer"] += 1
+                    count["turns after right"] += bool(before.correct)
+                    count["positives after right"] += node.label and bool(before.correct)
+                    count[f"after {kind}"] += weight
+                    count[f"value after {kind}"] += weight * node.value
                 for name, number in (signals or {}).get(node.id, {}).items():
                     if name in ("verdict", "influence", "divergence"):
                         count[f"with {name}"] += weight
@@ -168,20 +168,20 @@ def _shares(count: Mapping[str, float]) -> RoleContrast:
     def share(part: str, whole: str) -> float | None:
         return round(count[part] / count[whole], 6) if count[whole] else None
 
-    behind = "turns" if count["turns behind an answer"] else "none"
-    right = share("value behind right", "behind right")
+    counted = "turns" if count["turns after an answer"] else "none"
+    right = share("value after right", "after right")
     return RoleContrast(
         prefixes=int(count["prefixes"]),
         contrast=share("contrast", "prefixes"),
         contrast_by_chance=share("contrast by chance", "dealt"),
         differing=share("differing", "prefixes"),
         differing_by_chance=share("differing by chance", "dealt"),
-        right_after_wrong=share("value behind wrong", "behind wrong"),
+        right_after_wrong=share("value after wrong", "after wrong"),
         wrong_after_right=None if right is None else round(1 - right, 6),
-        behind_right=share("turns behind right", behind),
+        after_right=share("turns after right", counted),
         positives=int(count["positives"]),
-        positives_behind_right=share(
-            "positives behind right", "positives" if behind == "turns" else "none"
+        positives_after_right=share(
+            "positives after right", "positives" if counted == "turns" else "none"
         ),
         verdict=share("verdict", "with verdict"),
         verdict_if_approving=share("verdicts on right", "with verdict"),
@@ -218,13 +218,12 @@ def _sentence(one: RoleContrast) -> str:
     before, after = one["right_after_wrong"], one["wrong_after_right"]
     if before is not None and after is not None:
         parts.append(
-            f"Behind a wrong answer {before:.0%} end right, behind a right one {after:.0%} end "
-            "wrong."
+            f"After a wrong answer {before:.0%} end right, after a right one {after:.0%} end wrong."
         )
-    behind, all_behind = one["positives_behind_right"], one["behind_right"]
-    if behind is not None and all_behind is not None and behind >= max(MOST, all_behind):
+    after, all_after = one["positives_after_right"], one["after_right"]
+    if after is not None and all_after is not None and after >= max(MOST, all_after):
         parts.append(
-            f"{behind:.0%} of its positives stand behind a right answer, so V > theta teaches it "
+            f"{after:.0%} of its positives follow a right answer, so V > theta teaches it "
             "mainly to let that stand; `data.positives: both` keeps the turns that did better than "
             "their siblings."
         )

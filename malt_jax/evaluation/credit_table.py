@@ -11,9 +11,9 @@ from malt_jax.evaluation.table import Table, numbers, texts
 NOTE = (
     "Contrast: share of prefixes, in %, whose siblings have both labels; differing: whose siblings "
     "have different values; in brackets what is expected if the role's turns changed nothing, "
-    "which last turns cannot tell. Behind wrong, right: share of the turns behind a wrong answer "
-    "that end right, and of those behind a right answer that end wrong. Behind right: share of the "
-    "positive turns (V > theta) that are behind a right answer, in brackets of all turns. "
+    "which last turns cannot tell. After wrong, right: share of the turns after a wrong answer "
+    "that end right, and of those after a right answer that end wrong. After right: share of the "
+    "positive turns (V > theta) that are after a right answer, in brackets of all turns. "
     "Verdicts: share of the turns with a readable verdict; fit: share of these that fit the answer "
     "they judge, in brackets if every one approved. Influence: nats per token that the turn "
     "before adds. KL: divergence from the policy that training started from, nats per token."
@@ -46,7 +46,7 @@ def contrast_table(
                 share(one["right_after_wrong"]),
                 share(one["wrong_after_right"]),
                 str(one["positives"]),
-                beside(one["positives_behind_right"], one["behind_right"]),
+                beside(one["positives_after_right"], one["after_right"]),
                 "" if pairs is None else str(pairs.get(role, 0)),
                 share(one["verdicts"]),
                 beside(one["verdict"], one["verdict_if_approving"]),
@@ -64,7 +64,7 @@ def contrast_table(
         "wrong -> right",
         "right -> wrong",
         "positives",
-        "behind right (of all)",
+        "after right (of all)",
         "pairs",
         "verdicts",
         "fit (if approving)",

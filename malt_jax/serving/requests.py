@@ -42,6 +42,9 @@ ONLY = {
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "reasoning_effort": (),
+    "prediction": (),
+    "web_search_options": (),
 }
 """Fields of the API that are not supported, with the values that ask for nothing, as null does."""
 READ = {

@@ -123,9 +123,12 @@ def evaluation_config(config: Config, run: Path, name: str, flags: list[str]) ->
     other = said.get("task", {}).get("name", config.task.name)
     if other != config.task.name:
         data["task"] = reading.to_dict(TaskConfig(name=str(other)))
-    elif said.get("eval", {}).get("split", config.eval.split) == "train":
+    elif (split := said.get("eval", {}).get("split", config.eval.split)) == "train":
         # Else the file of the evaluation's questions would be measured as the training split.
         data["task"]["eval_path"] = None
+    elif split == "eval":
+        # What was trained on is in the run's trees; the file may have moved since.
+        data["task"]["train_path"] = None
     # Into a mirror only where the flags say so: that of the run may be somebody else's.
     data |= {"output_dir": str(run / FOLDER / name), "ablations": [], "mirror": None}
     # Trees of other questions would be measured before and after training; only on demand.

@@ -35,6 +35,8 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
     for run in runs:
         if not manifest.stage_done(run, EVAL):
             raise UserError(f"{run.path}: not evaluated yet; run `malt eval` on it first.")
+        if "evaluates" in manifest.load(run):
+            raise UserError(f"{run.path}: an evaluation of a run; only runs can be pooled.")
         # With defaults, because an older run's file may lack a field that a newer one names.
         theirs, ours = (config_module.with_defaults(one.config) for one in (first, run))
         if found := differences(theirs, ours, {"seed", *CANNOT_CHANGE_RESULTS}):

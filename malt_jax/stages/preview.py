@@ -21,7 +21,7 @@ from malt_jax.stages.session import Session
 from malt_jax.tree.node import Forest, Node
 
 NOTE = (
-    "Before right, wrong: positives behind a right and behind a wrong answer. SFT, pairs, KTO and "
+    "After right, wrong: positives after a right and after a wrong answer. SFT, pairs, KTO and "
     "PG: examples for fine-tuning, preference pairs with their mean gap in value, desirable and "
     "undesirable unpaired turns, turns with an advantage for the policy gradient. A role takes "
     "those of its phases (`train` of the role). A rule changes the phases of roles that learn by "
@@ -63,7 +63,7 @@ def _rule_table(
 ) -> Table:
     """One row per rule and role."""
     columns = texts("rule", "role") + numbers(
-        "positives", "before right", "before wrong", "SFT", "pairs", "mean gap", "KTO +", "KTO -",
+        "positives", "after right", "after wrong", "SFT", "pairs", "mean gap", "KTO +", "KTO -",
         "PG",
     )  # fmt: skip
     judged: dict[str, Node | None] = {}

@@ -93,9 +93,13 @@ def _train_phase(
         # A series of its own, because it is measured once and not in a step.
         measured = session.metrics.series("trained", round, name, phase)
         session.progress.watch(dict)  # the sampler is at rest
-        count = counted(len(examples), "row")
-        # Other objectives compare with the start: a pass over all rows, minutes long on a CPU.
-        first = "the first step compiles" if phase == "sft" else "first their log-probabilities"
+        count = counted(len(examples), "example")
+        # Other objectives compare with the start: a pass over all examples, minutes long on a CPU.
+        first = (
+            "compiling the first step"
+            if phase == "sft"
+            else "first a pass for their log-probabilities"
+        )
         session.progress.note(f"{stage}: {count}, from {before}; {first}")
         model = session.bases.model_of(name)
         per_token = training_utilisation(model.spec, examples, config.train.full)
