@@ -212,6 +212,18 @@ STAGES = (
 )
 """Arithmetic falls into place while the learning rate goes to zero: three times; the last one is
 for checking, which must be learnt well enough to be worth hearing."""
+SHORT = (
+    Stage("primer", 300, (0.30, 0.42, 0.24, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
+    Stage("textbook", 100, (0.04, 0.66, 0.26, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
+    Stage("lifelike", 200, (0.12, 0.50, 0.34, 0.02, 0.02), 0.6, 0.4, (0.02, 4e-4), carry=True),
+    Stage("practice", 200, (0.12, 0.50, 0.34, 0.02, 0.02), 0.65, 0.4, (0.01, 2e-4), carry=True),
+)
+"""For tasks that are learnt sooner: with all stages their solvers would hardly ever be wrong."""
+CORRECTING = (
+    Stage("primer", 300, (0.10, 0.40, 0.46, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
+    Stage("lifelike", 300, (0.05, 0.43, 0.48, 0.02, 0.02), 0.65, 0.4, (0.02, 0.003), carry=True),
+)
+"""For a task whose corrections are harder than its answers; the rate does not go to zero."""
 CORPORA = {
     "arithmetic": Corpus(
         arithmetic.GENERATED,
@@ -225,14 +237,14 @@ CORPORA = {
         f"it looks for three of {triples.COUNT} digits that sum to a target",
         _wrong_triple,
         _check_triple,
-        STAGES,
+        SHORT,
     ),
     "order": Corpus(
         order.GENERATED,
         f"it puts {order.LENGTH} letters in the order of the alphabet",
         _wrong_order,
         _check_order,
-        STAGES,
+        CORRECTING,
         width=64,
         layers=3,
     ),

@@ -114,8 +114,7 @@ def summarise(output: Path) -> list[Row]:
             if name not in BASELINES.values():
                 costs = training_cost(runs, name)
                 steps.add(costs["steps"])
-            # One draw of an untrained single agent is no row of its own in every table.
-            one = named.get(f"{row['system']}@1", row)
+            one = named[row["system"]]
             values = row["accuracy"], row["interval"], one["accuracy"], row["tokens"]
             rows.append(Row(task, name, *values, test, **costs))
         if len(steps) > 1:

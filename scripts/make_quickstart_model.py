@@ -10,8 +10,8 @@ for the last). Those of the other tasks have its size and its stages, and have n
 size yet: with a fifth of the weights and of the tokens they did not learn to look the question up
 (1% and 17% right), so read the figures at the end before you use one.
 
-The model is made in five stages, all on generated dialogues (`base_corpora.py`) over questions of
-the *train* split:
+The model is made in up to five stages, all on generated dialogues (`base_corpora.py`) over
+questions of the *train* split:
 
 1. a primer: direct answers, careful checks, corrections that follow the check;
 2. a textbook: mostly checks and corrections;

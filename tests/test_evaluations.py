@@ -111,10 +111,10 @@ def test_a_transfer_to_several_tasks_is_one_command_and_one_table(run, sums, tmp
     assert "to-custom" in out and "to-arithmetic" in out
     assert results(run, "to-arithmetic")["questions"] == 2
     # An earlier evaluation with other settings is refused before another one is measured.
-    words = ["pairs", "arithmetic", "--task.num-eval", "1", "--eval.systems", "sa,malt"]
+    words = ["triples", "arithmetic", "--task.num-eval", "1", "--eval.systems", "sa,malt"]
     assert evaluate(run, "--name", "to", "--tasks", *words) == 2
     assert "task.num_eval was 2 and is now 1" in capsys.readouterr().err
-    assert not (run / "evals/to-pairs").exists()
+    assert not (run / "evals/to-triples").exists()
     page = (run / "evals/table.md").read_text()
     assert "trained on tiny:LUCK" in page and "to-arithmetic, 2 questions" in page
 

@@ -19,7 +19,7 @@ NOT_18 = [  # texts in which 18 is a part of the answer, or is not it
     r"\boxed{18},000", r"\boxed{18}.5", r"\boxed{18}00", r"1\boxed{18}", r"\boxed{18}\frac12",
     r"\boxed{18} and a half", r"\boxed{18}^2", r"\boxed{18}x", r"2\boxed{18}", r"\sqrt{\boxed{18}}",
     r"\frac{1}{\boxed{18}}", r"\boxed{18}\times10^3", r"\boxed{18} \pm 2", r"\boxed{18}-20",
-    r"\boxed{18}+", r"x \ne \boxed{18}", r"x > \boxed{18}", r"≥ \boxed{18}", r"\boxed{18} \leq x",
+    r"\boxed{18}+", r"x \ne \boxed{18}", r"x > \boxed{18}",
     r"\boxed{18}?", r"\boxed{18} hours 30 minutes", r"\boxed{18} remainder 2", r"\boxed{18}k",
     # corrections
     "The answer is 18. **Wait**, it is 20.", "The answer is 18. **No**, 20.",
@@ -63,12 +63,24 @@ NOT_18 = [  # texts in which 18 is a part of the answer, or is not it
     # denials, guesses and conditions
     "Ответ: возможно, 18.", "La respuesta es quizás, 18.", "Die Antwort ist vielleicht, 18.",
     "La respuesta no puede ser 18.", "No creo que la respuesta sea 18.", "答案未必是18。",
-    "Quizás la respuesta es 18.", "Возможно, ответ: 18.", "Si la respuesta es 18, ganó 2.",
+    "Quizás la respuesta es 18.", "Возможно, ответ: 18.", "Si la respuesta es 18, ganó 2.", "もし答えが18なら、2個残る。",
     "假设答案是18。", "Maybe the answer is 18.", "Perhaps the answer is 18.",
     "The answer could be 18.", "The answer might be 18.", "The answer is 18 unless it rains.",
     "The answer would be 18 if she sold all.", "The answer is 18 (17 at best).",
 ]  # fmt: skip
 IS_18 = [
+    "The answer is 18\n\\boxed{18}", "Step 3\n\\boxed{18}", "Solve for x\n\\boxed{18}",
+    "---\n\\boxed{18}", r"Final answer:-\boxed{18}", r"The final answer can be written as \boxed{18}.",
+    "The answer is 18. This answer can be found by multiplying 9 by 2.", "> \\boxed{18}",
+    r"<|assistant|>\boxed{18}", r"abc \le \boxed{18}", r"\boxed{18}^{\text{th}}", r"\boxed{18}_{10}",
+    "\\boxed{18}\n\n- 9 eggs at $2", r"*\boxed{18}* (dollars)", r"\boxed{18} dollars, 2 dollars per egg.",
+    "\\boxed{18}\n\nThousands of people", r"\boxed{18} \frac{\text{m}}{\text{s}^2}",
+    "La respuesta es 18. De hecho, 9 × 2 = 18", "La réponse est 18. En fait, 9 × 2 = 18",
+    "Ответ: 18. На самом деле это легко", "答えは18です。実は簡単です", "The answer is 18. I mean 18 dollars.",
+    "Si dividimos 36 entre 2 la respuesta es 18.", "Baada ya kuuza nusu ya mayai jibu ni 18.",
+    "全部売るなら答えは18です。", "There are 9 left over, so 18.", "As computed above, 18",
+    "The answer is 18 if we include all the eggs", "The answer is 18 eggs, which could be sold.",
+    "The answer is 18. Let me recheck: 9 * 2 = 18. Correct.", "The answer is 18. On reflection, this makes sense.",
     r"\boxed{18}^\circ", r"So $x = \boxed{18}$.", r"= \boxed{18}", r"**\boxed{18}**", r"- \boxed{18}",
     r"<answer>\boxed{18}</answer>", r"-> \boxed{18}", r"\boxed{18} eggs", r"\boxed{18}\text{ cm}^2",
     r"\boxed{18}!", r"\boxed{18} - that is all.", r"\boxed{18} = 9 * 2", r"Step 2: \boxed{18}",
@@ -117,6 +129,9 @@ LIBRARY = {"A": "bank", "B": "library", "C": "department store", "D": "mall", "E
         ("```\nB\n```", "B"),
         ("-> (B)", "B"),
         (r"\boxed{B} - a library", "B"),
+        ("(B) because it is wrong to keep books in a bank", "B"),
+        ("(B). The answer can be found in the text.", "B"),
+        (r"\boxed{B} - (library)", "B"),
     ],
 )
 def test_a_choice_is_read_with_what_stands_beside_it(text, label):

@@ -378,8 +378,9 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
         test = {"delta": accuracy - 0.5, "delta_interval": [0.0, 0.1], "p": p,
                 "wrong_to_right": 5, "right_to_wrong": 2}  # fmt: skip
         tests = {"malt@3": test} if p is not None else {}
-        return [{"name": f"{system}@{votes}", "system": system, "votes": votes, "tokens": 7.0,
-                 "accuracy": accuracy - (votes == 1) / 10, "interval": [0.4, 0.6], "tests": tests}
+        return [{"name": f"{system}@{votes}" if votes > 1 else system, "system": system,
+                 "votes": votes, "tokens": 7.0, "accuracy": accuracy - (votes == 1) / 10,
+                 "interval": [0.4, 0.6], "tests": tests}
                 for votes in (1, 3)]  # fmt: skip
 
     def phase(run, steps, seconds):

@@ -183,8 +183,9 @@ class Service:
                 handed_over = True
                 return EventStream(exchange, lambda status: self._done(model, status, began))
             reply = await exchange.whole()
+            whole = WholeReply(reply, exchange, lambda status: self._done(model, status, began))
             handed_over = True
-            return WholeReply(reply, exchange, lambda status: self._done(model, status, began))
+            return whole
         except ApiError as error:
             status = error.status
             raise

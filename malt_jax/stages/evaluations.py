@@ -126,8 +126,8 @@ def evaluation_config(config: Config, run: Path, name: str, flags: list[str]) ->
     elif (split := said.get("eval", {}).get("split", config.eval.split)) == "train":
         # Else the file of the evaluation's questions would be measured as the training split.
         data["task"]["eval_path"] = None
-    elif split == "eval":
-        # What was trained on is in the run's trees; the file may have moved since.
+    elif split == "eval" and not Path(config.task.train_path or os.devnull).exists():
+        # What was trained on is in the run's trees, so that the file may have moved since.
         data["task"]["train_path"] = None
     # Into a mirror only where the flags say so: that of the run may be somebody else's.
     data |= {"output_dir": str(run / FOLDER / name), "ablations": [], "mirror": None}

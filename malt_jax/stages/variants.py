@@ -113,7 +113,9 @@ def shared_stages(one: Config, other: Config) -> Iterator[str]:
     # In the order of the run: what comes after the first difference was made from it.
     for round in range(min(one.rounds, other.rounds)):
         for fields, stages in kinds:
-            if fields(one) != fields(other):
+            # Influence is measured with the labels; nothing is selected by it.
+            lacks = fields is _label_fields and other.data.influence and not one.data.influence
+            if lacks or fields(one) != fields(other):
                 return
             yield from stages(round)
 
@@ -137,7 +139,6 @@ def _label_fields(config: Config) -> list[Any]:
     # KTO and the policy gradient have files of their own, written where a role learns by them.
     files = [set(split_phases(role.train)) & {"kto", "pg"} for role in config.pipeline.roles]
     verdicts = [role.verdict for role in config.pipeline.roles]
-    # Nothing is selected by influence.
     data = replace(config.data, influence=False)
     return [search.backup, search.softness, search.threshold, data, files, verdicts]
 

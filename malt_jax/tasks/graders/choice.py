@@ -82,7 +82,11 @@ class _Names:
         words = _RE.markup.sub("", words[: MAX_SPAN + 1]).strip().strip("\"'“”").strip()
         words = re.sub(r"^\{([^{}]*)\}$", r"\1", words)  # `\text{Option B}`
         label, rest = self._first(words)
-        if label is None or _RE.asked.match(rest) or taken_back(rest):
+        if label is None or _RE.asked.match(rest):
+            return None
+        if (ended := _RE.sentence_end.search(own := self._without_own(label, rest))) and taken_back(
+            own[ended.start() :], label
+        ):
             return None
         sentence, following, *_ = [*_RE.sentence_end.split(rest, maxsplit=2), ""]
         for stated in (_key(rest), _key(following)):  # "No. Yes."
@@ -139,11 +143,7 @@ class _Names:
             text, _ = self._text(rest[_end(_RE.article, rest[contrast.end() :]) + contrast.end() :])
             if text and label in self.owners[text]:
                 return True
-        # The choice's own text goes first, because it may itself hold a word like "not" or "over".
-        for text, owners in self.owners.items():
-            if label in owners:
-                rest = re.sub(re.escape(text), " ", rest, flags=re.IGNORECASE)
-        rest = _RE.reason.split(rest)[0]
+        rest = _RE.reason.split(self._without_own(label, rest))[0]
         for contrast in _RE.contrast.finditer(rest):
             behind = rest[contrast.end() :]
             # "(B), not (A)", "B, not C or D"
@@ -157,6 +157,13 @@ class _Names:
         # Only up to the next comma or colon, because what follows may deny another choice.
         denied = _RE.denied.search(re.split("[,;:!?–—]", rest)[0])
         return bool(denied or _RE.unsure.search(rest) or self._labels(rest) - {label})
+
+    def _without_own(self, label: str, words: str) -> str:
+        """The words without the choice's own text, which may hold a word like "not" or "over"."""
+        for text, owners in self.owners.items():
+            if label in owners:
+                words = re.sub(re.escape(text), " ", words, flags=re.IGNORECASE)
+        return words
 
     def _labels(self, words: str) -> set[str | None]:
         """All labels in `words`, in brackets or bare; "A" or "no" before a noun is none."""

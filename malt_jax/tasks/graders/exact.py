@@ -127,5 +127,5 @@ class SetGrader(ExactGrader):
 
 
 def _on_one_line(listed: re.Match[str]) -> str:
-    lines = [_RE.bullet.sub("", line).strip() for line in listed["lines"].strip().splitlines()]
+    lines = [_RE.bullet.sub("", line).strip() for line in listed["lines"].splitlines() if line]
     return f"\nAnswer: {', '.join(lines)}"

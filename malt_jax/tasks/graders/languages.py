@@ -101,7 +101,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 LANGUAGES = {name: Language(**entry) for name, entry in _TABLES.table["languages"].items()}
 COPULA, REASON = _TABLES.copula, _TABLES.reason
-TAKEN_BACK = _TABLES.source("taken_back")
+TAKEN_BACK, FACTS = _TABLES.source("taken_back"), _TABLES.source("facts")
 _LATIN = ("German", "Spanish", "French", "Swahili")
 
 

@@ -134,7 +134,7 @@ def _last_number(text: str, asked: str = "") -> Fraction | None:
     # An operator before the number makes it an operand and not a result.
     operand = re.search(r"[0-9)]\s*[-+*/×÷]\s*$", before)
     other = operand or _RE.step.search(before) or _RE.denied.search(before)
-    bound = _RE.bound.search(" ".join(before.split()[-2:]))
+    bound = _RE.touching_bound.search(before[-40:])
     if other or bound or _RE.negated.search(after) or denied(line):
         return None
     try:

@@ -21,13 +21,20 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from malt_jax.tasks.graders.languages import COPULA, REASON, TAKEN_BACK, Language, candidates
+from malt_jax.tasks.graders.languages import (
+    COPULA,
+    FACTS,
+    REASON,
+    TAKEN_BACK,
+    Language,
+    candidates,
+)
 from malt_jax.tasks.graders.patterns import Patterns
 
 MAX_STATEMENTS = 100  # per form; no honest text has more, so only the last ones are judged
 _CLAUSE = 200  # characters examined on either side of a statement
 _NEAR = 6  # words before "answer" in which a negation concerns the statement
-_RE = Patterns("statements", foreign=TAKEN_BACK)
+_RE = Patterns("statements", foreign=TAKEN_BACK, facts=FACTS)
 _GRADERS = tomllib.loads(Path(__file__).with_name("graders.toml").read_text(encoding="utf-8"))
 _ASKED = re.compile("|".join(re.escape(entry["asks"]) for entry in _GRADERS.values()))
 
@@ -83,7 +90,7 @@ def statements(text: str) -> list[Statement]:
         found.append(_emptied(box) if i in denied or against else box)
     # 3. Statements that the next sentence takes back.
     for i, stated in enumerate(found):
-        if taken_back(text[stated.end : stated.end + _CLAUSE]):
+        if taken_back(text[stated.end : stated.end + _CLAUSE], stated.span):
             found[i] = _emptied(stated)
     # 4. A comment such as "The answer is correct" counts only if nothing else is stated.
     if not found:
@@ -124,7 +131,10 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
         end = match.start("line") + len(span)
         stated = Statement("prose", span, match.start(), end, match["between"], line)
         # Neither a question states anything ("The answer is 18?") nor a guess.
-        guess = verb.startswith(("could", "may", "might", "can"))
+        guess = verb.startswith(("could", "may", "might"))
+        if guess and not _RE.value.match(span.lstrip(" *$(")) and not boxes(span[:20]):
+            continue  # "the answer may be found by"
+        guess = guess or (verb.startswith("would") and _RE.condition.search(span))
         asked = line[len(span) :].startswith("?")
         found.append(_emptied(stated) if asked or guess else stated)
     if not comments:
@@ -150,8 +160,7 @@ def _foreign(text: str, language: Language) -> list[Statement]:
         first, *rest = re.split(r"[,;]\s+", span, maxsplit=1)
         # A denial that is the whole answer denies nothing: the answer may be "no".
         ahead = _clause(text[max(0, match.start() - _CLAUSE) : match.start()]).rstrip()
-        # "falsche Antwort", "quizás la respuesta"
-        ahead = " ".join(ahead.split()[-3:]) if language.spaced else ahead[-8:]
+        ahead = ahead.rpartition(" ")[2] if language.spaced else ahead[-8:]  # "falsche Antwort"
         against = language.denies.search(first)
         whole = against and against[0] == first.strip(" *\"'")
         number = rest and _RE.number_alone.fullmatch(rest[0])  # "нет, 18"
@@ -186,9 +195,14 @@ def _guessed(text: str, start: int) -> bool:
     return bool(_RE.guessed.search(text[max(0, start - 40) : start]))
 
 
-def taken_back(text: str) -> bool:
-    """Whether the words behind an answer take it back."""
-    return bool(_RE.taken_back.search(text[:_CLAUSE]))
+def taken_back(text: str, span: str) -> bool:
+    """Whether the words behind an answer, stated in `span`, take it back."""
+    if _RE.taken_back.search(text[:_CLAUSE]):
+        return True
+    # "In fact, it is 20" does and "in fact, 9 * 2 = 18" does not.
+    said = set(_RE.value.findall(span))
+    behind = (_RE.value.findall(fact["rest"]) for fact in _RE.in_fact.finditer(text[:_CLAUSE]))
+    return any(values and values[-1] not in said for values in behind)
 
 
 def _clause(text: str) -> str:
@@ -214,7 +228,7 @@ def boxes(text: str) -> list[Statement]:
             return [*found, Statement("box", "", opening.start(), len(text))]
         span = opening["bare"] or text[opening.end() : position - 1].strip()
         start = opening.start()
-        if _RE.signed.search(text[max(0, start - 2) : start]) and not _RE.compound.search(span):
+        if _RE.signed.search(text[max(0, start - 4) : start]) and not _RE.compound.search(span):
             span, start = f"-{span}", start - 1
         # A box that holds nothing but a box stands for the inner one.
         inner = _RE.box.match(span)
