@@ -123,7 +123,7 @@ def base(**fields: Any) -> Config:
 def trees(made: Config, folder: Path) -> Any:
     """The valued trees of two questions."""
     task = load_task(made)
-    questions = load_split(task, made.task, "train", None, 2, made.seed)
+    questions = load_split(task, "train", None, 2, made.seed)
     forest = malt.search(
         tiny_model(),
         questions,
@@ -152,7 +152,7 @@ def drawn_forest() -> Any:
     task = load_task(made)
     return malt.search(
         tiny_model(),
-        load_split(task, made.task, "train", None, 6, 0),
+        load_split(task, "train", None, 6, 0),
         made.pipeline,
         task=task,
         sampler=shared_session().sampler,

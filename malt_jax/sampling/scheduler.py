@@ -42,6 +42,7 @@ class PartialCompletion:
     request: int
     sibling: int  # which of the request's completions it is
     entry: int = -1  # the prefix cache entry of its prompt, once it has one
+    shard: int = 0  # the part of the mesh that holds this entry
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str | None = None
@@ -174,6 +175,7 @@ class Scheduler:
             )
             for number in group.numbers:
                 self.completions[number].entry = entry
+                self.completions[number].shard = shard
             self._queues[shard] += group.numbers
             prefills.extend([prefill] if prefill else [])
 

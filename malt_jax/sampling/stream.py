@@ -122,11 +122,9 @@ class Stream:
         """(request, sibling, completion, shard) of those that ended since the last call."""
         ended, self._ended = self._ended, []
         taken = []
-        entries, shards = self.device.shape.entries, self.scheduler.shards
         for one in ended:
             request = self.scheduler.requests[one.request]
-            shard = one.entry * shards // entries
-            taken.append((request, one.sibling, one.done(), shard))
+            taken.append((request, one.sibling, one.done(), one.shard))
             # A long run would keep all of them.
             one.tokens, one.logprobs = [], []
             self._taken[one.request] += 1

@@ -100,7 +100,7 @@ class Session:
             )
         path = config.eval_path or (config.train_path if split == "train" else None)
         # Every seed is measured on the same questions: seeds differ in what they learn from.
-        return load_split(self.task, config, split, path, config.num_eval, None)
+        return load_split(self.task, split, path, config.num_eval, None)
 
     @property
     def trained(self) -> Session:
@@ -118,7 +118,7 @@ class Session:
         from malt_jax.tasks import choose, set_aside, without
 
         config, seed = self.config.task, self.config.seed
-        load = partial(load_split, self.task, config, "train", config.train_path)
+        load = partial(load_split, self.task, "train", config.train_path)
         if not config.num_validation:
             return load(config.num_train, seed), []
         try:
@@ -341,7 +341,7 @@ def load_task(config: Config) -> Task:
 
 
 def load_split(
-    task: Task, config: Any, split: str, path: str | None, limit: int | None, seed: int | None
+    task: Task, split: str, path: str | None, limit: int | None, seed: int | None
 ) -> list[Question]:
     """A split's questions; an error names the config field the question came from."""
     try:
