@@ -139,20 +139,18 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
     # Round -1 is the base. After the last round the policies are the trained ones.
     rounds = dict(zip(HELD_OUT, (-1, config.rounds - 1), strict=True))
     trees = {when: held_out_trees(session.run, when) for when in rounds}
-    signals = {f"signals {when}": held_out_signals(session.run, when) for when in rounds}
-    for name, path in journal.pending({**trees, **signals}, folders=False):
-        when = name.removeprefix("signals ")
-        if name in trees:
-            count = counted(len(questions), "held-out question")
-            session.progress.note(f"{EVAL}: trees of {count} {when} training")
-            adapters = policies_after(session.trained, rounds[when])
-            # In place of a round's number: no key of a training search is used again.
-            forest = grown(session, adapters, "held-out", questions)
-            journal.write_lines(path, (tree.to_record() for tree in forest.trees))
-        else:
-            forest = Forest(list(read_records(trees[when], Tree.from_record)))
-            found = measure(session, forest, rounds[when], EVAL)
-            journal.write_lines(path, records(forest, found))
-            shown = contrast_table(contrast(forest.trees, found, config.search.threshold))
-            for line in [f"{EVAL}: held-out trees {when} training", *shown.plain()]:
-                session.progress.note(line)
+    for when, path in journal.pending(trees, folders=False):
+        count = counted(len(questions), "held-out question")
+        session.progress.note(f"{EVAL}: trees of {count} {when} training")
+        adapters = policies_after(session.trained, rounds[when])
+        # In place of a round's number: no key of a training search is used again.
+        forest = grown(session, adapters, "held-out", questions)
+        journal.write_lines(path, (tree.to_record() for tree in forest.trees))
+    signals = {when: held_out_signals(session.run, when) for when in rounds}
+    for when, path in journal.pending(signals, folders=False):
+        forest = Forest(list(read_records(trees[when], Tree.from_record)))
+        found = measure(session, forest, rounds[when], EVAL)
+        journal.write_lines(path, records(forest, found))
+        shown = contrast_table(contrast(forest.trees, found, config.search.threshold))
+        for line in [f"{EVAL}: held-out trees {when} training", *shown.plain()]:
+            session.progress.note(line)

@@ -7,7 +7,7 @@ from typing import Any
 
 import malt_jax as malt
 from malt_jax.config.pipeline import RoleConfig, split_phases
-from malt_jax.data.role_data import STAR, policy_name
+from malt_jax.data.role_data import STAR, RoleData, policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import make_systems
 from malt_jax.memory import restart_peak
@@ -18,9 +18,10 @@ from malt_jax.stages.names import train_stage
 from malt_jax.stages.policies import PHASES, WeightLoader, latest, phases_of, weights_folder
 from malt_jax.stages.session import Session
 from malt_jax.storage.checkpoints import CheckpointFolder
+from malt_jax.storage.metrics import Series
 from malt_jax.training.dataset import admit
 from malt_jax.training.fit import RATIO_SLACK
-from malt_jax.training.loop import TrainOutcome
+from malt_jax.training.loop import OnStep, TrainOutcome
 from malt_jax.training.mismatch import Mismatch
 
 SHOWN = ("loss", "accuracy", "margin", "ratio", "clip_fraction")
@@ -63,16 +64,7 @@ def _train_phase(
             for role, phases in roles.items()
             if phase in phases and policy_name(role, config.sharing) == name
         }
-        examples = [example for d in data.values() for example in d.of(phase)]
-        limit = config.training_of(name).phase(phase).loop.max_length
-        kept, counts = admit(examples, limit)
-        if not kept and counts["no_room"] + counts["too_long"]:
-            raise UserError(
-                f"train.{phase}.loop.max_length: none of {counted(len(examples), 'example')} of "
-                f"{name} fits {limit} tokens ({counts}); raise it, in a run that takes over this "
-                "one's trees (--join)."
-            )
-        if not kept:
+        if not _can_learn(session, name, phase, data):
             if data:
                 session.progress.note(f"{stage}: no {phase} data, {name} keeps its weights")
             # Leaving the block seals the stage without weights, and `latest` passes over it.
@@ -89,30 +81,17 @@ def _train_phase(
                 if role.name in data and (warning := _sampling_warning(role, config.search.spare)):
                     session.progress.note(f"{stage}: {warning}")
         folder = weights_folder(session, round, name, phase)
-        series = session.metrics.series("train", round, name, phase)
-        # A series of its own, because it is measured once and not in a step.
-        measured = session.metrics.series("trained", round, name, phase)
+        examples = [example for d in data.values() for example in d.of(phase)]
         session.progress.watch(dict)  # the sampler is at rest
-        count = counted(len(examples), "example")
         # Other objectives compare with the start: a pass over all examples, minutes long on a CPU.
-        first = (
-            "compiling the first step"
-            if phase == "sft"
-            else "first a pass for their log-probabilities"
-        )
+        first = "compiling" if phase == "sft" else "first a pass for their log-probabilities"
+        count = counted(len(examples), "example")
         session.progress.note(f"{stage}: {count}, from {before}; {first}")
         model = session.bases.model_of(name)
         per_token = training_utilisation(model.spec, examples, config.train.full)
-
-        def on_step(step: int, steps: int, record: dict[str, float]) -> None:
-            shown: dict[str, Any] = {metric: record[metric] for metric in ("loss", "tokens_per_s")}
-            if per_token is not None:
-                utilisation = record["tokens_per_s"] * per_token
-                record = {**record, "utilisation": utilisation}
-                shown["MFU"] = f"{utilisation:.1%}"
-            series.log(step, record)
-            session.progress.update(stage, step, steps, **shown)
-            session.profiler.between_steps(last=step == steps)
+        # What is measured once and not in a step has a series of its own.
+        key = round, name, phase
+        series, measured = (session.metrics.series(kind, *key) for kind in ("train", "trained"))
 
         def on_phase(policy: str, outcome: TrainOutcome) -> None:
             session.progress.note(f"{stage}: {_sentence(outcome)}")
@@ -147,12 +126,42 @@ def _train_phase(
                 template="\n".join(role.template for role in session.pipeline.roles),
                 seed=config.seed,
                 mesh=session.mesh,
-                on_step=on_step,
+                on_step=_shown(session, stage, series, per_token),
                 on_phase=on_phase,
             )
         # The whole folder is one unit: final weights and, except for SFT, the log-probabilities
         # at the start.
         journal.add(folder)
+
+
+def _can_learn(session: Session, name: str, phase: str, data: Mapping[str, RoleData]) -> bool:
+    """Whether there is an example; raises UserError if there are, and none of them fits."""
+    examples = [example for d in data.values() for example in d.of(phase)]
+    limit = session.config.training_of(name).phase(phase).loop.max_length
+    kept, counts = admit(examples, limit)
+    if not kept and counts["no_room"] + counts["too_long"]:
+        raise UserError(
+            f"train.{phase}.loop.max_length: none of {counted(len(examples), 'example')} of "
+            f"{name} fits {limit} tokens ({counts}); raise it, in a run that takes over this "
+            "one's trees (--join)."
+        )
+    return bool(kept)
+
+
+def _shown(session: Session, stage: str, series: Series, per_token: float | None) -> OnStep:
+    """Logs every step and shows it in the progress line; `per_token`: its utilisation, if known."""
+
+    def on_step(step: int, steps: int, record: dict[str, float]) -> None:
+        shown: dict[str, Any] = {metric: record[metric] for metric in ("loss", "tokens_per_s")}
+        if per_token is not None:
+            utilisation = record["tokens_per_s"] * per_token
+            record = {**record, "utilisation": utilisation}
+            shown["MFU"] = f"{utilisation:.1%}"
+        series.log(step, record)
+        session.progress.update(stage, step, steps, **shown)
+        session.profiler.between_steps(last=step == steps)
+
+    return on_step
 
 
 def _is_measured(session: Session) -> bool:
