@@ -6,9 +6,8 @@
 Without arguments it makes the quickstart's: it writes `malt_jax/assets/quickstart/` (a Hugging Face
 directory of under 4 MB) and prints, at the end, how good each role is on held-out questions. About
 5.8 million tokens: nine minutes on two CPU cores (6 min 42 s for the first four stages, 2 min 2 s
-for the last). Those of the other tasks have its size and its stages, and have not been made at that
-size yet: with a fifth of the weights and of the tokens they did not learn to look the question up
-(1% and 17% right), so read the figures at the end before you use one.
+for the last). Those of the other tasks have sizes and stages of their own; read the figures at the
+end before you use one.
 
 The model is made in up to five stages, all on generated dialogues (`base_corpora.py`) over
 questions of the *train* split:
