@@ -1,4 +1,4 @@
-"""Compares all credit rules on the same forests: one table and one picture over tasks and seeds.
+"""Compares credit rules on the same forests: one table and one picture over tasks and seeds.
 
     python scripts/make_quickstart_model.py --task triples --out runs/bases/triples
     python scripts/make_quickstart_model.py --task order --out runs/bases/order

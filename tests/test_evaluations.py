@@ -273,7 +273,7 @@ def np_leaves(tree):
         (["--name", "a", "--eval.systems", "star-sa"], "has not trained"),
         (["--name", "a", "--eval.temperatures", "-1"], "temperatures: found"),
         (["--name", "a", "--eval.temperatures", "1,1"], "give each one once"),
-        (["--name", "a", "--eval.temperatures", "0.1234567,0.1234568"], "appears twice"),
+        (["--name", "a", "--eval.temperatures", "0.1234567,0.1234568"], "give each one once"),
         (["--name", "a", "--eval.models", "nowhere/at/all"], "eval.models: nowhere/at/all"),
         (["--name", "a", "--eval.baseline", "malt@7"], "is not a row of the table"),
         (["--name", "a", "--config", "quickstart"], "--config"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from malt_jax.checks import check, check_name, check_range, check_unique, show, whole_number
+from malt_jax.checks import check, check_name, check_range, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
 
 MAX_VOTES = 1024
@@ -90,14 +90,13 @@ class EvalConfig:
         check_range(self, "block", least=1)
         check_range(self, "trees", least=0, zero="none")
         check_range(self, "confidence", least=0.5, below=1)
-        for name in ("temperatures", "models"):
-            found = getattr(self, name)
+        # Temperatures as systems are named by them, and draws kept.
+        named = [f"{temperature:g}" for temperature in self.temperatures]
+        for name, found in (("temperatures", named), ("models", self.models)):
             twice = len(set(found)) < len(found)
             check(not twice, f"{name}: found {show(found)}; give each one once.")
         inside = all(0 <= temperature <= 10 for temperature in self.temperatures)
         check(inside, f"temperatures: found {show(self.temperatures)}, allowed: 0 to 10 each.")
-        # As systems at a temperature are named.
-        check_unique("temperatures", [f"{temperature:g}" for temperature in self.temperatures])
         # Without an @ the whole text is a name, and no number of votes is there to check.
         name, _, votes = self.baseline.rpartition("@")
         check(

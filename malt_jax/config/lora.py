@@ -25,7 +25,7 @@ class LoraConfig:
     """Projections with an adapter, of q, k, v, o, gate, up, down, expert_gate, expert_up,
     expert_down. Those that the model lacks are passed over; experts have none by default."""
     dropout: float = 0.0
-    """Share of an adapter's inputs zeroed in SFT. The other phases compare likelihoods: none."""
+    """Share of an adapter's inputs zeroed in SFT; none is in the other phases."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv 2312.03732), which keeps the update's size as rank grows."""
     zero_side: Literal["a", "b"] = "b"

@@ -45,7 +45,7 @@ def _level(text: str) -> str:
     """How many letters are neighbours in the alphabet, which are easily exchanged."""
     letters = solve(text)
     near = sum(ord(b) - ord(a) == 1 for a, b in pairwise(letters))
-    return f"{near} neighbours" if near != 1 else "1 neighbour"
+    return f"neighbours: {near}"
 
 
 GENERATED = Generated(

@@ -68,7 +68,7 @@ def _level(text: str) -> str:
     """How many triples miss the target by one, and are easily taken for it."""
     target, row = parse_question(text)
     near = len(solutions(target - 1, row)) + len(solutions(target + 1, row))
-    return f"{near} triples off by one" if near != 1 else "1 triple off by one"
+    return f"off by one: {near}"
 
 
 GENERATED = Generated(
