@@ -20,6 +20,7 @@ from malt_jax.evaluation.rollouts import RolloutContext, run_systems
 from malt_jax.evaluation.statistics import draws_to_certainty, majority_vote
 from malt_jax.evaluation.systems import make_systems, speaker
 from malt_jax.sampling.request import Completion
+from malt_jax.sampling.stats import Stats
 from malt_jax.storage.jsonl import encode
 from malt_jax.tasks.base import Grade, Question
 from malt_jax.tree.policies import POLICIES
@@ -58,6 +59,7 @@ class FakeSampler:
     """Answers with a digit that is a function of prompt, weights and key; remembers every call."""
 
     calls: list = field(default_factory=list)
+    stats: Stats = field(default_factory=Stats)
 
     def sample(self, requests, settings, adapter=None):
         drawn = []
