@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from malt_jax.tasks import arithmetic, order, triples
+from malt_jax.tasks import arithmetic, parity, triples
 from malt_jax.tasks.generated import Generated, split_of
 
 PROMPTS = {
@@ -166,39 +166,22 @@ def _check_triple(question: str, draft: str) -> str | None:
     return f"{found}={total:02d} {f'{absent[0]} wrong' if absent else 'ok'}"
 
 
-# ---- order --------------------------------------------------------------------------------------
+# ---- parity -------------------------------------------------------------------------------------
 
 
-def _wrong_order(rng: random.Random, question: str, answer: str) -> str:
-    """Two neighbours exchanged, or a letter taken for the next one of the alphabet."""
-    letters = list(answer)
-    place = rng.randrange(len(letters) - 1)
-    after = chr(ord(letters[place]) + 1)
-    if after not in letters and rng.random() < 0.4:
-        letters[place] = after
-    else:
-        letters[place], letters[place + 1] = letters[place + 1], letters[place]
-    return f"={''.join(letters)}"
+def _wrong_parity(rng: random.Random, question: str, answer: str) -> str:
+    """The other answer."""
+    return f"={next(name for name in parity.NAMES if name != answer)}"
 
 
-def _check_order(question: str, draft: str) -> str | None:
-    """Letter by letter, up to the first that is too late or not in the word.
-
-    `dkbtam`, `=abdmkt` -> `a<b<d<m>k wrong`; `=abdkmu` -> `a<b<d<k<m<u u wrong`.
-    """
-    found = order.extract_answer(draft)
+def _check_parity(question: str, draft: str) -> str | None:
+    """`abcaab`, `=even` -> `1,1,1,0,1,1:even wrong`: the number of a's so far, modulo 2."""
+    found = parity.extract_answer(draft)
     if found is None:
         return None
-    seen = ""
-    for letter in found:
-        if seen and letter <= seen[-1]:
-            return f"{'<'.join(seen)}>{letter} wrong"
-        seen += letter
-        if letter not in question:
-            return f"{'<'.join(seen)} {letter} wrong"
-    # In order and in the word: right, unless one is missing.
-    missing = [letter for letter in sorted(question) if letter not in seen]
-    return f"{'<'.join(seen)} {f'{missing[0]} wrong' if missing else 'ok'}"
+    counts = parity.parities(question)
+    verdict = "ok" if found == parity.NAMES[counts[-1]] else "wrong"
+    return f"{','.join(map(str, counts))}:{found} {verdict}"
 
 
 # ---- the corpora --------------------------------------------------------------------------------
@@ -219,11 +202,6 @@ SHORT = (
     Stage("practice", 200, (0.12, 0.50, 0.34, 0.02, 0.02), 0.65, 0.4, (0.01, 2e-4), carry=True),
 )
 """For tasks that are learnt sooner: with all stages their solvers would hardly ever be wrong."""
-CORRECTING = (
-    Stage("primer", 300, (0.10, 0.40, 0.46, 0.02, 0.02), 0.0, 0.0, (0.02, 0.02), carry=False),
-    Stage("lifelike", 300, (0.05, 0.43, 0.48, 0.02, 0.02), 0.65, 0.4, (0.02, 0.003), carry=True),
-)
-"""For a task whose corrections are harder than its answers; the rate does not go to zero."""
 CORPORA = {
     "arithmetic": Corpus(
         arithmetic.GENERATED,
@@ -239,13 +217,11 @@ CORPORA = {
         _check_triple,
         SHORT,
     ),
-    "order": Corpus(
-        order.GENERATED,
-        f"it puts {order.LENGTH} letters in the order of the alphabet",
-        _wrong_order,
-        _check_order,
-        CORRECTING,
-        width=64,
-        layers=3,
+    "parity": Corpus(
+        parity.GENERATED,
+        f"it tells whether the number of a's among {parity.LENGTH} letters is odd or even",
+        _wrong_parity,
+        _check_parity,
+        SHORT,
     ),
 }

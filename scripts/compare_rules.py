@@ -1,7 +1,7 @@
 """Compares credit rules on the same forests: one table and one picture over tasks and seeds.
 
     python scripts/make_quickstart_model.py --task triples --out runs/bases/triples
-    python scripts/make_quickstart_model.py --task order --out runs/bases/order
+    python scripts/make_quickstart_model.py --task parity --out runs/bases/parity
     python scripts/compare_rules.py runs/rules
 
 One run of `configs/compare_rules.yaml` per task and seed, in runs/rules/TASK/seed-N: the published
@@ -36,7 +36,7 @@ from malt_jax.evaluation.table import Table, numbers, texts
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "compare_rules.yaml"
-TASKS = ("arithmetic", "triples", "order")
+TASKS = ("arithmetic", "triples", "parity")
 PUBLISHED = "published"
 BASELINES = {"sa@9": "single agent, vote of 9", "ma@3": "untrained", "star-ma@3": "STaR pipeline"}
 

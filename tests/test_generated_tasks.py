@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from malt_jax.credit.verdict import read_verdict
-from malt_jax.tasks import GENERATED, get_task, order, triples
+from malt_jax.tasks import GENERATED, get_task, parity, triples
 from malt_jax.tasks.generated import split_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -20,26 +20,25 @@ SEEDS = range(200)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_exactly_one_triple_and_one_order_solve_a_question(seed):
+def test_exactly_one_answer_solves_a_question(seed):
     rng = random.Random(seed)
     target, row = triples.parse_question(text := triples.draw(rng))
     found = {frozenset(t) for t in itertools.permutations(row, 3) if sum(t) == target}
     assert found == {frozenset(map(int, triples.solve(text).split("+")))}
 
-    text, rising = order.draw(rng), []
-    for letters in itertools.permutations(text):
-        if all(a < b for a, b in itertools.pairwise(letters)):
-            rising.append("".join(letters))
-    assert rising == [order.solve(text)] and rising != [text]
+    # Taking the a's away two by two leaves one of them, or none.
+    left = sorted(text := parity.draw(rng))
+    while left[:2] == ["a", "a"]:
+        left = left[2:]
+    assert parity.solve(text) == ("odd" if "a" in left else "even")
 
 
 def test_a_careful_critique_names_what_is_wrong():
-    triple, letters = CORPORA["triples"].check, CORPORA["order"].check
+    triple, letters = CORPORA["triples"].check, CORPORA["parity"].check
     assert triple("14:482517", "=2+4+7") == "2+4+7=13 low"
     assert triple("14:482517", "=3+4+7") == "3+4+7=14 3 wrong"
-    assert letters("dkbtam", "=abdmkt") == "a<b<d<m>k wrong"
-    assert letters("dkbtam", "=abdkmu") == "a<b<d<k<m<u u wrong"
-    assert letters("dkbtam", "=abdkt") == "a<b<d<k<t m wrong"
+    assert letters("abcaab", "=even") == "1,1,1,0,1,1:even wrong"
+    assert letters("abcaab", "=odd") == "1,1,1,0,1,1:odd ok"
 
 
 @pytest.mark.parametrize("name", GENERATED)

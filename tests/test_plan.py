@@ -162,6 +162,22 @@ def test_adapters_are_trained_over_the_base_model_as_it_is(small):
     assert 0 <= device_bytes(state) - 16 * parameters < 100
 
 
+def test_a_rounded_copy_of_the_sampler_lies_beside_the_model_in_all_programs(small):
+    settings, spec = small
+    target = Target("one", CHIPS["h100"], 1, None)
+    held = []
+    for weights in ("auto", "int8"):
+        flags = ["--model.dtype", "float32", "--sampler.weights", weights]
+        changed = config.from_dict(to_dict(settings), flags)
+        programs = lay_out(changed, spec, target).programs
+        held.append(
+            {p.name: p.resident + device_bytes(p.build(spec.num_layers)[1]) for p in programs}
+        )
+    rounded = Sampler(load_model(settings.model.path, dtype="float32"), changed.sampler).params
+    more = sum(x.nbytes for x in jax.tree.leaves(rounded))
+    assert {name: held[1][name] - held[0][name] for name in held[0]} == dict.fromkeys(held[0], more)
+
+
 @pytest.mark.parametrize("name", ["v5p", "v9:2x2", "v5p:0x2", "v5p:axb"])
 def test_a_name_that_is_no_topology_is_refused(name):
     with pytest.raises(UserError, match="--topology"):

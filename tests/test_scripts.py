@@ -393,7 +393,7 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
         lines = "".join(json.dumps(one) + "\n" for one in (compiling, line, line))
         (run / "metrics.jsonl").write_text(lines)
 
-    for task, p in (("triples", 0.004), ("order", 0.02)):
+    for task, p in (("triples", 0.004), ("parity", 0.02)):
         run = tmp_path / task / "seed-0"
         systems = rows("ma", 0.1, 0.5) + rows("malt-both", 0.6, p) + rows("malt", 0.5)
         phase(run, 2, 1.0)
@@ -407,11 +407,11 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     monkeypatch.setattr(sys, "argv", ["compare_rules.py", str(tmp_path), "--table"])
     compare.main()
     found = {(r["task"], r["name"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
-    assert list(found)[:3] == [(task, name) for task in ["order"]
+    assert list(found)[:3] == [(task, name) for task in ["parity"]
                                for name in ("untrained", "published", "both")]  # fmt: skip
     tests = {task: row["test"] for (task, name), row in found.items() if name == "both"}
     assert {task: test["p_holm"] for task, test in tests.items()} == {
-        "order": 0.02,
+        "parity": 0.02,
         "triples": 0.008,
     }
     assert tests["triples"]["seeds"] == [0.1] and found["triples", "published"]["test"] is None

@@ -100,7 +100,7 @@ ROWS = {  # task -> rows in its published columns, the text and the answer expec
     "logic": ([{"question": "Who?", "answer": "A knave", "family": "x"}], "Who?", "A knave"),
     "arithmetic": ([{"question": SUM[0], "answer": int(SUM[1])}], *SUM),
     "triples": ([{"question": "14:4827", "answer": "2+4+8"}], "14:4827", "2+4+8"),
-    "order": ([{"question": "dkbtam", "answer": "abdkmt"}], "dkbtam", "abdkmt"),
+    "parity": ([{"question": "abcaab", "answer": "odd"}], "abcaab", "odd"),
     "mbpp": (
         [MBPP],
         "Write a function to add.\nThe code must pass tests like this one:\n\n"
@@ -133,7 +133,7 @@ RIGHT = {
     "mbpp": "```python\ndef add(a, b): return a + b\n```",
     "humaneval": "```python\ndef add(a, b):\n    return a + b\n```",
     "triples": "so =8+2+4",
-    "order": "a<b<d=abdkmt",
+    "parity": "1,1,1,0,1,1=odd",
 }
 WRONG = {
     "gsm8k": "#### 120",
@@ -147,7 +147,7 @@ WRONG = {
     "mbpp": "```python\ndef add(a, b): return 3\n```",
     "humaneval": "```python\ndef add(a, b):\n    return 0\n```",
     "triples": "=2+4+7",
-    "order": "=abdmkt",
+    "parity": "odd=even",
 }
 BAD_ROWS = [
     ("math", {"problem": "Add.", "solution": "So 2."}, "no final answer"),
@@ -172,8 +172,8 @@ BAD_ROWS = [
     ("triples", {"question": "14:4,8,2", "answer": "2+4+8"}, "write it as"),
     ("triples", {"question": "14:48273", "answer": "2+4+8"}, "has 2 triples"),
     ("triples", {"question": "14:4827", "answer": "8+2+4"}, "the triple is 2+4+8"),
-    ("order", {"question": "dkd", "answer": "dk"}, "write it as"),
-    ("order", {"question": "dkbtam", "answer": "abdktm"}, "in order they are abdkmt"),
+    ("parity", {"question": "abd", "answer": "odd"}, "write it as"),
+    ("parity", {"question": "abcaab", "answer": "even"}, "the number of a's is odd"),
     ("mbpp", MBPP | {"test_list": []}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": "assert f()"}, "`test_list` is not"),
     ("mbpp", MBPP | {"test_list": ["assert ("]}, "`test_list` is not Python"),

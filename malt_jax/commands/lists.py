@@ -22,7 +22,7 @@ def tasks(invocation: Invocation) -> None:
     print_table(Table(head, rows).terminal())
     print()
     print("Without task.train_path and task.eval_path, questions come from the hub, those of")
-    print("`arithmetic`, `triples` and `order` from the package. `custom` reads a JSONL, CSV or")
+    print("`arithmetic`, `triples` and `parity` from the package. `custom` reads a JSONL, CSV or")
     print("Parquet file with the columns question and answer; module:attribute imports a Task of")
     print("your own. Tasks that execute what a model wrote need --task.allow-code.")
 

@@ -22,7 +22,7 @@ from malt_jax.models import sharding
 from malt_jax.models.checkpoint import Checkpoint
 from malt_jax.models.decoder import Decoder
 from malt_jax.models.hf_names import HEAD, Source, source_of
-from malt_jax.models.quantized import is_quantized, quantized
+from malt_jax.models.quantized import TABLES, is_quantized, quantized
 from malt_jax.models.spec import ModelSpec
 
 IGNORED = (".rotary_emb.inv_freq",)
@@ -34,7 +34,10 @@ Rules = Mapping[str, tuple[str, ...]]
 def abstract_params(
     spec: ModelSpec, dtype: Any, stacked: bool, quantize: str = "none"
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """The decoder's structure with shapes in place of arrays."""
+    """The decoder's structure with shapes in place of arrays.
+
+    `quantize`: "none", "int8", or "kernels" for those alone, as in `with_int8_kernels`.
+    """
     # Traced and never computed, so that even the largest model's structure takes no memory.
     decoder = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0), dtype=dtype, stacked=stacked))
     graph, params = nnx.split(decoder, nnx.Param)
@@ -42,7 +45,7 @@ def abstract_params(
         return graph, params
     flat: dict[Any, Any] = dict(nnx.to_flat_state(params))
     for path, variable in flat.items():
-        if is_quantized(path):
+        if is_quantized(path) and (quantize == "int8" or path not in TABLES):
             matrix = jax.eval_shape(partial(quantized, path), variable.get_value())
             flat[path] = variable.replace(matrix)
     return graph, nnx.from_flat_state(flat)

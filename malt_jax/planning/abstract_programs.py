@@ -84,15 +84,18 @@ def run_programs(
 
 def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     shapes, calls, suffix = make.sizes.shapes, make.sizes.prefill, device_bytes(make.suffix())
-    weights = make.weight_bytes()
-    # The evaluation holds one role's fully trained weights beside those of the base model, and on
-    # a CPU several streams have caches of their own.
-    base = (weights if make.config.train.full else 0) + make.other_caches()
+    sampled, given = make.sampled_bytes(), make.weight_bytes()
+    # The evaluation holds one role's fully trained weights beside those of the base model. Where
+    # the sampler reads rounded copies, those that they were made from lie beside them. On a CPU
+    # several streams have caches of their own.
+    base = make.other_caches() + (given if make.rounds else 0)
+    if make.config.train.full:
+        base += given + (sampled if make.rounds else 0)
     words = counted(make.copies, "shared prefix", "shared prefixes")
     # While prefixes are written, the suffix caches of decoding lie on the device as well.
     options = device.COMPILER_OPTIONS
     yield AbstractProgram(
-        "copy", "sampling", words, make.copy, (0,), suffix + weights + base, options=options
+        "copy", "sampling", words, make.copy, (0,), suffix + sampled + base, options=options
     )
     for count in calls.counts:
         words = f"{count} x {calls.tokens} tokens of prompts"
@@ -117,6 +120,8 @@ def _training(make: _Arguments) -> Iterator[AbstractProgram]:
     # Full fine-tuning leaves the base model where it is, beside the weights that are trained, and
     # the phases after SFT also the weights that they start from, which are their reference.
     base = make.weight_bytes() if train.full else 0
+    # The sampler's rounded copy stays for the next search or evaluation.
+    base += make.sampled_bytes() if make.rounds else 0
     start = device_bytes(make.masters()) if train.full else 0
     kinds: dict[Kind, int] = {"sft": base, **dict.fromkeys(LATER, base + start)}
     scanned = make.spec.stacks_layers
@@ -154,14 +159,20 @@ def abstract_structure(
 
 
 def parameters_on_mesh(
-    config: Config, spec: ModelSpec, dtype: Any, mesh: AnyMesh, stacked: bool
+    config: Config,
+    spec: ModelSpec,
+    dtype: Any,
+    mesh: AnyMesh,
+    stacked: bool,
+    quantize: str | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The decoder's structure, and its parameters as they lie on the mesh.
 
-    `stacked` is that of the whole model, since `spec` may be cut off.
+    `stacked` is that of the whole model, since `spec` may be cut off; `quantize` as in
+    `abstract_params`, by default the model's own.
     """
-    name = jnp.dtype(dtype).name
-    graph, abstract = abstract_structure(spec, name, stacked, config.model.quantize)
+    name, quantize = jnp.dtype(dtype).name, quantize or config.model.quantize
+    graph, abstract = abstract_structure(spec, name, stacked, quantize)
     placed: dict[tuple[Any, ...], Any] = {}
     flat: dict[tuple[Any, ...], Any] = dict(nnx.to_flat_state(abstract))
     for path, variable in flat.items():
@@ -199,8 +210,18 @@ class _Arguments:
         """Shared prefixes that one call copies."""
         return copies_per_call(self.sizes.shapes.entries, self.parts)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the sampler has rounded weights of its own."""
+        return self.config.sampler.weights == "int8"
+
     def weight_bytes(self) -> int:
+        """Of the model as it is loaded."""
         return device_bytes(self._params(self.spec)[1])
+
+    def sampled_bytes(self) -> int:
+        """Of the weights that the sampler reads."""
+        return device_bytes(self._sampled(self.spec)[1])
 
     def suffix(self, spec: ModelSpec | None = None) -> list[cache.Cache]:
         """Keys and values of new tokens."""
@@ -221,7 +242,7 @@ class _Arguments:
 
     def extend(self, prompts: int, depth: int) -> Call:
         spec = self.spec.first_layers(depth)
-        graph, params = self._params(spec)
+        graph, params = self._sampled(spec)
         one = self._array((prompts,), jnp.int32)
         tokens = self._array((prompts, self.sizes.prefill.tokens), jnp.int32)
         call = PrefillCall(tokens, Chunks(one, one, one), one)
@@ -230,7 +251,7 @@ class _Arguments:
 
     def decode(self, depth: int) -> Call:
         spec, shapes = self.spec.first_layers(depth), self.sizes.shapes
-        graph, params = self._params(spec)
+        graph, params = self._sampled(spec)
         # Each completion of each entry may wait at the same time (`Scheduler.queue`).
         queues = (self.parts, shapes.entries // self.parts * shapes.siblings)
         number, share = self._array((), jnp.int32), self._array((), jnp.float32)
@@ -304,6 +325,12 @@ class _Arguments:
     def _params(self, spec: ModelSpec, dtype: Any = None) -> tuple[nnx.GraphDef, nnx.State]:
         dtype, stacked = dtype or self.sizes.dtype, self.spec.stacks_layers
         return parameters_on_mesh(self.config, spec, dtype, self.mesh, stacked)
+
+    def _sampled(self, spec: ModelSpec) -> tuple[nnx.GraphDef, nnx.State]:
+        """As `_params`, of what the sampler reads."""
+        stacked = self.spec.stacks_layers
+        how = "kernels" if self.rounds else None
+        return parameters_on_mesh(self.config, spec, self.sizes.dtype, self.mesh, stacked, how)
 
     def _adapter(self, spec: ModelSpec) -> Adapter | None:
         if self.config.train.full:

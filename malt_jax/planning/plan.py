@@ -81,7 +81,12 @@ def lay_out(
     else:
         mesh = make_mesh(layout, target.devices)
     weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers)[1])
-    sizes = choose_sizes(config, spec, work, target, mesh, weights + beside)
+    held = weights + beside
+    if config.sampler.weights == "int8":  # a second, rounded copy
+        held += device_bytes(
+            parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers, "kernels")[1]
+        )
+    sizes = choose_sizes(config, spec, work, target, mesh, held)
     config = for_largest(config, sizes.fields, work)
     programs = run_programs(config, spec, sizes, platform, mesh)
     programs = [replace(one, resident=one.resident + beside) for one in programs]

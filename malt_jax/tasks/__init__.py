@@ -34,7 +34,7 @@ __all__ = [
     "without",
 ]
 
-GENERATED = ("arithmetic", "triples", "order")
+GENERATED = ("arithmetic", "triples", "parity")
 """Tasks that a small model learns in minutes; their questions are made by a program."""
 
 
