@@ -242,7 +242,7 @@ def _pair(question_id: str, chosen: Node, rejected: Node, with_margin: bool) -> 
 def _drop_repeats(examples: list[Any]) -> int:
     """Keeps the first of the examples with equal token ids and label; returns how many go.
 
-    Its weight becomes the mean of theirs, since each was earned behind another prefix. After that
+    Its weight becomes the mean of theirs, since each was earned after another prefix. After that
     examples of weight 0 are left out.
     """
     equal: dict[tuple, list[Any]] = defaultdict(list)

@@ -346,7 +346,7 @@ class Decoder(nnx.Module):
         return self._finished(product(hidden, self._head()))
 
     def logit_blocks(self, hidden: Float[Array, "R D"]) -> Float[Array, "R n w"]:
-        """The same in `n` blocks of `w` tokens, -inf behind the end of the vocabulary."""
+        """The same in `n` blocks of `w` tokens, -inf after the end of the vocabulary."""
         return self._finished(blocked_product(hidden, self._head()))
 
     def _head(self) -> Float[Array, "V D"] | QuantizedMatrix:

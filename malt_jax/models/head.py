@@ -36,7 +36,7 @@ def product(
 def blocked_product(
     hidden: Float[Array, "R D"], head: Float[Array, "V D"] | QuantizedMatrix
 ) -> Float[Array, "R n w"]:
-    """The same in `n` blocks of `w` tokens, -inf behind the end of the vocabulary.
+    """The same in `n` blocks of `w` tokens, -inf after the end of the vocabulary.
 
     On a mesh each device has the blocks of its part of the head.
     """
@@ -65,7 +65,7 @@ def vocab_blocks(vocab: int, parts: int = 1) -> tuple[int, int]:
 
 
 def in_blocks(logits: Float[Array, "R V"], n: int, w: int) -> Float[Array, "R n w"]:
-    """Logits along one axis, split; -inf behind their end."""
+    """Logits along one axis, split; -inf after their end."""
     missing = n * w - logits.shape[-1]
     padded = jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     return padded.reshape(-1, n, w)

@@ -77,7 +77,7 @@ def _sampling(
     """Prefill calls and decode steps of completions of `mean` tokens.
 
     While completions wait, finished rows are refilled and a step gives a token in every row. The
-    last completions of each block have nothing queued behind them: at most `last_steps` in all.
+    last completions of each block have nothing queued after them: at most `last_steps` in all.
     """
     calls = sizes.prefill
     filled = sum(count * math.ceil(tokens / calls.tokens) for count, tokens in parts)

@@ -61,7 +61,7 @@ class PrefixCache:
         own = self._range(shard)
         held, wanted = self.tokens[own, : len(prefix)], np.asarray(prefix, np.int32)
         # Each entry's common prefix with the prompt: the position of the first difference, of which
-        # there is one behind the end.
+        # there is one after the end.
         differs = np.ones((len(held), len(prefix) + 1), bool)
         np.not_equal(held, wanted[None], out=differs[:, :-1])
         differs[self.policies[own] != policy] = True

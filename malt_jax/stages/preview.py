@@ -87,10 +87,10 @@ def _rule_table(
 
 def _cells(positives: list[bool | None], learned: RoleData) -> list[str]:
     gaps = [pair.chosen_value - pair.rejected_value for pair in learned.dpo]
-    behind = [positives.count(True), positives.count(False)]
+    preceded = [positives.count(True), positives.count(False)]
     return [
         str(len(positives)),
-        *(str(count) if any(behind) else "" for count in behind),
+        *(str(count) if any(preceded) else "" for count in preceded),
         str(len(learned.sft)),
         str(len(learned.dpo)),
         f"{fmean(gaps):.2f}" if gaps else "",

@@ -109,7 +109,7 @@ def _node(
     ids, said = _read(id, given, text, finish, tokenizer)
     if len(prompt.ids) + len(ids) > context:
         raise ValueError(
-            f"node {id} has {len(ids)} tokens behind a prompt of {len(prompt.ids)}, more than the "
+            f"node {id} has {len(ids)} tokens after a prompt of {len(prompt.ids)}, more than the "
             f"model's context of {context}; leave the question out"
         )
     # Training on another prompt than the one that is evaluated would go unnoticed.

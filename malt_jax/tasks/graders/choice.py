@@ -93,8 +93,8 @@ class _Names:
             owners = self.by_key.get(stated) or {self.labels.get(stated, label)}
             if label not in owners:
                 return None
-        text, behind = self._text(_RE.before_text.sub("", rest, count=1))
-        if text and _RE.end.match(behind) and label not in self.owners[text]:
+        text, rest_of_it = self._text(_RE.before_text.sub("", rest, count=1))
+        if text and _RE.end.match(rest_of_it) and label not in self.owners[text]:
             return None  # "A. enforce, because ..." where enforce is B
         return None if self._contradicted(label, sentence) else label
 
@@ -115,7 +115,7 @@ class _Names:
         # 2. A label in brackets.
         if wrapped := _RE.wrapped.match(words):
             return self.labels.get(wrapped[1].casefold()), words[wrapped.end() :]
-        # 3. A text, from the first word on or behind an article.
+        # 3. A text, from the first word on or after an article.
         for start in (len(words) - len(words.lstrip("\"'“ ")), _end(_RE.article, words)):
             text, rest = self._text(words[start:])
             if text:
@@ -145,10 +145,10 @@ class _Names:
                 return True
         rest = _RE.reason.split(self._without_own(label, rest))[0]
         for contrast in _RE.contrast.finditer(rest):
-            behind = rest[contrast.end() :]
+            rest_of_it = rest[contrast.end() :]
             # "(B), not (A)", "B, not C or D"
-            several = _RE.neither.match(behind) and label not in self._labels(behind)
-            if several or self._first(behind)[0] not in (None, label):
+            several = _RE.neither.match(rest_of_it) and label not in self._labels(rest_of_it)
+            if several or self._first(rest_of_it)[0] not in (None, label):
                 rest = rest[: contrast.start()]  # "(B), not (A)"
                 break
         for text, owners in self.owners.items():

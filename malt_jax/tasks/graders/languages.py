@@ -44,7 +44,7 @@ def fold(text: str) -> str:
     text = re.sub(r"(?<=\d)[，،](?=\d)", ",", text)  # it separates groups of digits
     text = re.sub(r"(?<=\d)：(?=\d)", ":", text)  # and here hours and minutes
     text = re.sub(r"(?<=\d)（", " (", text)
-    # Elsewhere the ASCII sign needs a blank behind it: that is how a sentence is seen to end.
+    # Elsewhere the ASCII sign needs a blank after it: that is how a sentence is seen to end.
     text = re.sub(f"[{''.join(_STOPS)}]", lambda m: f"{_STOPS[m[0]]} ", text)
     return re.sub(r"\d+", _ascii_digits, text.translate(_SIGNS))
 

@@ -51,7 +51,7 @@ def _one(words: str, decimal_comma: bool) -> Fraction:
             raise Unreadable("stated and denied")
         return value
     first = re.search("[0-9]", words)
-    # A bound stands before its number ("at least 18"), and behind it the same words say other
+    # A bound stands before its number ("at least 18"), and after it the same words say other
     # things.
     if first is None or refused(words) or _RE.bound.search(words[: first.start()]):
         raise Unreadable("no number, or denied, hedged or a bound")

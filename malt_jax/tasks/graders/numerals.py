@@ -184,7 +184,7 @@ def _multiplier(after: str, decimal_comma: bool) -> tuple[Fraction, int] | None:
 
 
 def _sign(before: str) -> int:
-    """-1 behind a minus sign with nothing to subtract from; raises `Unreadable` behind another."""
+    """-1 after a minus sign with nothing to subtract from; raises `Unreadable` after another."""
     # A bracket between sign and number changes nothing: `-(5)`.
     head = before.rstrip(" ({")
     if not head.endswith("-"):

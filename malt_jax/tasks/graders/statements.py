@@ -153,7 +153,7 @@ def _foreign(text: str, language: Language) -> list[Statement]:
     for match in [*language.opener.finditer(text)][-MAX_STATEMENTS:]:
         span = _sentence(match["line"])
         end = match.start("line") + len(span)
-        # The reason behind the answer goes first, then the verb at its end.
+        # The reason after the answer goes first, then the verb at its end.
         span = COPULA.sub("", REASON.split(span)[0])
         span = f"{(match['near'] or '').strip()} {span}".lstrip()
         # What follows a comma may negate something else, unless it is an alternative.
@@ -196,13 +196,13 @@ def _guessed(text: str, start: int) -> bool:
 
 
 def taken_back(text: str, span: str) -> bool:
-    """Whether the words behind an answer, stated in `span`, take it back."""
+    """Whether the words after an answer, stated in `span`, take it back."""
     if _RE.taken_back.search(text[:_CLAUSE]):
         return True
     # "In fact, it is 20" does and "in fact, 9 * 2 = 18" does not.
     said = set(_RE.value.findall(span))
-    behind = (_RE.value.findall(fact["rest"]) for fact in _RE.in_fact.finditer(text[:_CLAUSE]))
-    return any(values and values[-1] not in said for values in behind)
+    found = (_RE.value.findall(fact["rest"]) for fact in _RE.in_fact.finditer(text[:_CLAUSE]))
+    return any(values and values[-1] not in said for values in found)
 
 
 def _clause(text: str) -> str:
