@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from malt_jax.config.data import DataConfig
 from malt_jax.config.reading import assign, to_dict
 from malt_jax.credit.rules import RULES, get_rule
 from malt_jax.credit.signals import node_signals
-from malt_jax.data.examples import DpoExample
 from malt_jax.data.role_data import role_data
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
@@ -123,34 +122,6 @@ def test_weights_follow_the_advantage_and_have_a_mean_of_one():
             assert (signals[example.node_id]["advantage"] > 0) == example.label
     inner, leaves = (malt.label(forest, rule="confident")[role] for role in ("verifier", "refiner"))
     assert len({e.weight for e in inner.sft}) > 1 and {e.weight for e in leaves.sft} == {1.0}
-
-
-def test_balanced_turns_weigh_as_much_after_right_answers_as_after_wrong_ones():
-    # Of each three drafts one is right.
-    forest = forest_of(drawn(3).rewards, ROLES, said={"g1": "#1"})
-    right = {node.id: bool(node.correct) for tree in forest.trees for node in tree.nodes}
-    plain, balanced = malt.label(forest), malt.label(forest, rule="balanced")
-    assert balanced["generator"] == plain["generator"]  # which reads no answer
-    for role in ROLES[1:]:
-        for kind in ("sft", "dpo", "kto"):
-            before, after = getattr(plain[role], kind), getattr(balanced[role], kind)
-            assert [replace(e, weight=1.0) for e in after] == before
-            for label in (True, False) if kind == "kto" else (True,):
-                sides = {True: [], False: []}
-                for example in after:
-                    if getattr(example, "label", True) is label:
-                        node = getattr(example, "chosen_node_id", "") or example.node_id
-                        sides[right["/".join(node.split("/")[:2])]].append(example.weight)
-                assert sum(sides[True]) == pytest.approx(sum(sides[False]), rel=1e-4)
-                assert np.mean(sides[True] + sides[False]) == pytest.approx(1, abs=1e-4)
-                assert len(sides[True]) < len(sides[False])
-    assert "weight" in balanced["verifier"].dpo[0].to_record()
-    assert DpoExample.from_record(balanced["verifier"].dpo[0].to_record()).weight != 1.0
-
-
-def test_with_one_side_alone_there_is_nothing_to_balance():
-    forest = forest_of(drawn(3).rewards, ROLES)
-    assert malt.label(forest, rule="balanced") == malt.label(forest)
 
 
 def test_odpo_asks_for_the_gap_and_selects_as_published():

@@ -778,7 +778,6 @@ EFFECTS: dict[str, Effect] = {
     "data.pairs_per_prefix": Effect(learned, 3),
     "data.positives": Effect(learned, "both"),
     "data.weights": Effect(learned, "advantage"),
-    "data.balance": Effect(learned, True),
     "data.min_gap": Effect(learned, 0.9, {"data.pairs": "all"}),
     "data.margins": Effect(learned, "gap", beside={"train.dpo.offset": 1.0}),
     "data.advantage": Effect(learned, "global"),

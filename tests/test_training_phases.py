@@ -237,21 +237,3 @@ def test_an_offset_widens_the_gap_of_the_pairs_that_have_a_margin():
         gap = np.diff((before - after).reshape(-1, 2))[:, 0]
         gaps.append(gap[1::2].mean() - gap[::2].mean())
     assert gaps[1] > gaps[0] + 1.0
-
-
-def test_a_pair_that_weighs_twice_as_much_counts_as_two():
-    heavy, light = dpo_examples(2)
-    again = replace(heavy, chosen_node_id="again")
-    weighted = [replace(heavy, weight=4 / 3), replace(light, weight=2 / 3)]
-    trained = []
-    for pairs in ([heavy, again, light], weighted, [heavy, light]):
-        config = DpoConfig(
-            batch_size=len(pairs),
-            optim=FAST,
-            loop=LoopConfig(**LOOP | {"steps": 2}),
-            nll_weight=0.5,
-        )
-        trained.append(train_phase(MODEL, ADAPTER, pairs, config).trainable)
-    twice, once, alike = (np.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in trained)
-    np.testing.assert_allclose(once, twice, atol=2e-5)
-    assert np.abs(once - alike).max() > 1e-3

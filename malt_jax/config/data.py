@@ -21,9 +21,6 @@ class DataConfig:
     """Weight of an SFT or KTO example. `advantage`: how much it differs from its siblings;
     `confidence`: how sure its label is. Weights have a mean of 1 for each role, and an example of
     weight 0 is left out."""
-    balance: bool = False
-    """Examples and pairs of a turn that reads an answer weigh as much after right answers as after
-    wrong ones."""
     pairs: Literal["random", "best_worst", "all"] = "random"
     """Which positive x negative siblings. `random`: drawn by seed; `best_worst`: the widest gap in
     value; or every one."""

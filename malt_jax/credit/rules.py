@@ -18,7 +18,7 @@ class Rule:
     """How nodes become training examples, and how roles learn from them beyond imitation."""
 
     summary: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
     """Fields of `DataConfig`; the other ones of `CREDIT` have their defaults."""
     train: str = "sft+dpo"
     """`RoleConfig.train` of the roles that do more than SFT; the others stay as they are."""
@@ -44,7 +44,7 @@ class Rule:
         return fields | {"train.dpo.offset": 0.0} | phases | dict(self.loss)
 
 
-CREDIT = ("positives", "weights", "balance", "margins", "advantage")
+CREDIT = ("positives", "weights", "margins", "advantage")
 """The fields of `DataConfig` that a rule decides."""
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
@@ -56,10 +56,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         ),
         "confident": Rule(
             "as published, examples weighed by how sure their label is", {"weights": "confidence"}
-        ),
-        "balanced": Rule(
-            "as published, as much weight after right answers as after wrong ones",
-            {"balance": True},
         ),
         "odpo": Rule(
             "as published, with a margin as wide as a pair's gap",

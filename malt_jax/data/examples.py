@@ -89,8 +89,6 @@ class DpoExample:
     rejected_value: float = math.nan
     margin: float = 0.0
     """By how much the chosen one is better; DPO with an offset (ODPO) asks for as wide a gap."""
-    weight: float = 1.0
-    """Weight of its loss in the batch's mean."""
 
     FILE: ClassVar[str] = "dpo.jsonl"
 
@@ -108,8 +106,6 @@ class DpoExample:
 
     @property
     def signals(self) -> tuple[Any, ...]:
-        if self.weight != 1.0:
-            return (self.margin, self.weight)
         return () if self.margin == 0.0 else (self.margin,)
 
     def cut(self, completions: Sequence[tuple[int, ...]]) -> DpoExample:
@@ -133,7 +129,7 @@ class DpoExample:
             "chosen_ids": list(self.chosen_ids),
             "rejected_ids": list(self.rejected_ids),
         }
-        return record | _unless(0.0, margin=self.margin) | _unless(1.0, weight=self.weight)
+        return record | _unless(0.0, margin=self.margin)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DpoExample:

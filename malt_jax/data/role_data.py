@@ -13,7 +13,6 @@ from malt_jax.config.pipeline import split_phases
 from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.selection import Selection
 from malt_jax.credit.signals import Signals, node_signals
-from malt_jax.data.balance import after_right, balance
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
 from malt_jax.tree.keys import draw_order
 from malt_jax.tree.node import EQUAL, VALUE_DIGITS, Forest, Node, Tree
@@ -65,7 +64,6 @@ def role_data(
         signals = node_signals(Forest(trees), threshold=threshold)
     selection = Selection(config, signals)
     data = {role: RoleData() for role in roles}
-    after = after_right(trees) if config.balance else {}
     for tree in trees:
         if config.positives != "value":
             # Better than the siblings in more than luck; the published rule takes values as found.
@@ -90,10 +88,6 @@ def role_data(
         if config.weights != "none":
             _set_mean_to_one(learned.sft)
             _set_mean_to_one(learned.kto)
-        if config.balance:
-            balance(learned.sft, after, lambda example: example.node_id)
-            balance(learned.dpo, after, lambda pair: pair.chosen_node_id)
-            balance(learned.kto, after, lambda example: example.node_id)
     return data
 
 

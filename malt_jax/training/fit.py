@@ -124,13 +124,9 @@ def _dpo(phase: Phase[DpoExample], config: DpoConfig) -> TrainOutcome:
 
     logprobs = phase.log_probabilities_at_start("pairs", measure_start)
     margins = _array(pair.margin for pair in phase.examples)
-    pair_weights = _array(pair.weight for pair in phase.examples)
-    arrays = {"margin": margins} if config.offset else {}
-    if np.any(pair_weights != 1.0):
-        arrays["weight"] = pair_weights
 
     def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
-        return {name: fill_sequences(rows, np.repeat(x, 2)) for name, x in arrays.items()}
+        return {"margin": fill_sequences(rows, np.repeat(margins, 2))} if config.offset else {}
 
     def held_out(weights: Trainable) -> dict[str, float]:
         sums, lengths = phase.score(weights, phase.held_plan)
@@ -138,11 +134,10 @@ def _dpo(phase: Phase[DpoExample], config: DpoConfig) -> TrainOutcome:
         offsets = jnp.asarray(margins[phase.held])
         result = preference_loss(held(sums), held(logprobs), held(lengths), config, offsets)
         margin = np.asarray(result.chosen_reward - result.rejected_reward)
-        added = config.nll_weight * result.nll if config.loss != "nll" else 0.0
-        weight = pair_weights[phase.held] / max(float(np.mean(pair_weights[phase.held])), 1e-9)
         # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
-        accuracy = float(np.mean(weight * ((margin > 0) + 0.5 * (margin == 0))))
-        loss = float(np.mean(weight * (result.loss + added)))
+        accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
+        added = config.nll_weight * result.nll if config.loss != "nll" else 0.0
+        loss = float(np.mean(result.loss + added))
         if config.loss == "nll":  # it learns no preference
             return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": -loss}
         # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.

@@ -94,7 +94,7 @@ class Imitation:
 
 @dataclass(frozen=True)
 class Preferences:
-    """DPO: a mean over pairs, each times its weight."""
+    """DPO: a mean over pairs."""
 
     config: PreferenceLoss
     metrics: ClassVar[tuple[str, ...]] = (
@@ -120,10 +120,6 @@ class Preferences:
         margin = result.chosen_reward - result.rejected_reward
         preference, nll = mean(result.loss), mean(result.nll)
         loss = preference + config.nll_weight * nll if config.nll_weight else preference
-        # Left out where all weights are 1, so that published DPO is computed as it always was.
-        if "weight" in batch.extra:
-            each = result.loss + config.nll_weight * result.nll
-            loss = mean(each * pair(batch.extra["weight"])[:, :, 0])
         return loss, {
             "loss": loss,
             "preference_loss": preference,
