@@ -224,7 +224,6 @@ def test_each_identity_is_loaded_once_per_turn_and_freed_before_the_next():
             return drawn
 
     def weights(identity):
-        gc.collect()
         assert [one() for one in alive if one() is not None] == []
         found = Weights(identity)
         loaded.append(identity)
