@@ -13,7 +13,8 @@ is finished. Each further word is a flag of `malt run`, such as --task.num-eval 
 Writes runs/rules/rules.json, rules.md, rules.pdf and rules.png: for every task and rule the
 accuracy of one draw and of a vote of three, its difference from the published rule with the exact
 sign-flip test over questions (one seed: McNemar's) and under each seed alone, Holm's correction
-over all rules and tasks, tokens, and time and memory of training. Baselines of the same runs stand
+over all rules and tasks, which share of the wrong drafts ends right (mended) and of the right ones
+wrong (spoilt), tokens, and time and memory of training. Baselines of the same runs stand
 beside them, without a test.
 """
 
@@ -67,6 +68,10 @@ class Row:
     """Accuracy of one draw."""
     tokens: float
     """Generated per question, by all draws that vote."""
+    mended: float | None = None
+    """Share of the wrong drafts that end right; None for a single agent."""
+    spoilt: float | None = None
+    """Share of the right drafts that end wrong."""
     test: Test | None = None
     """None for the published rule and for baselines."""
     steps: int = 0
@@ -116,7 +121,8 @@ def summarise(output: Path) -> list[Row]:
                 steps.add(costs["steps"])
             one = named[row["system"]]
             values = row["accuracy"], row["interval"], one["accuracy"], row["tokens"]
-            rows.append(Row(task, name, *values, test, **costs))
+            changes = changed_drafts(results, row["system"])
+            rows.append(Row(task, name, *values, *changes, test, **costs))
         if len(steps) > 1:
             sys.exit(f"{task}: rules took {sorted(steps)} optimiser steps; a role had no data")
     return rows
@@ -151,6 +157,19 @@ def _in_order(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield PUBLISHED, named["malt@3"]
     for row in other_rules(results):
         yield row["system"].removeprefix("malt-"), row
+
+
+def changed_drafts(results: dict[str, Any], system: str) -> tuple[float | None, float | None]:
+    """Which share of a chain's wrong drafts ends right, and of its right ones wrong."""
+    for row in results.get("turns", ()):
+        if row["system"] == system:
+            right, flips = row["accuracy"][0]["accuracy"] * row["draws"], row["flips"][-1]
+            wrong = row["draws"] - right
+            return (
+                flips["wrong_to_right"] / wrong if wrong else None,
+                flips["right_to_wrong"] / right if right else None,
+            )
+    return None, None
 
 
 def _test(test: dict[str, Any], questions: int, p_holm: float) -> Test:
@@ -199,7 +218,8 @@ def _step_seconds(run: Path) -> dict[str, float]:
 def table(rows: Sequence[Row]) -> Table:
     """One line per task and rule."""
     columns = texts("task", "rule") + numbers(
-        "one draw %", "vote of 3 %", "interval", "tokens", "against published", "interval",
+        "one draw %", "mended %", "spoilt %", "vote of 3 %", "interval", "tokens",
+        "against published", "interval",
         "by seed", "p", "p (Holm)", "training s", "memory MB",
     )  # fmt: skip
     lines = []
@@ -214,7 +234,8 @@ def table(rows: Sequence[Row]) -> Table:
                 cells.probability(found.p_holm),
             ]
         cost = [f"{row.seconds:.0f}", f"{row.peak_bytes / 1e6:.0f}"] if row.steps else [""] * 2
-        measured = [cells.percent(row.alone), cells.percent(row.accuracy)]
+        shares = row.alone, row.mended, row.spoilt, row.accuracy
+        measured = ["" if share is None else cells.percent(share) for share in shares]
         measured += [cells.interval(row.interval), f"{row.tokens:.0f}"]
         lines.append([row.task, row.name, *measured, *test, *cost])
     return Table(columns, lines)

@@ -403,7 +403,11 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
         (run / "cost" / "train-000-verifier-sft.json").write_text(json.dumps(cost))
         copied = run / "ablations" / "both" / "cost" / "train-000-verifier-sft.json"
         copied.write_text(json.dumps({"seconds": 0.1}))
-        (run / "results.json").write_text(json.dumps({"systems": systems, "questions": 30}))
+        flips = [{"from": "g", "to": "r", "wrong_to_right": 6, "right_to_wrong": 1}]
+        turns = [{"system": "malt", "draws": 30, "flips": flips,
+                  "accuracy": [{"accuracy": 1 / 3}, {"accuracy": 0.5}]}]  # fmt: skip
+        results = {"systems": systems, "questions": 30, "turns": turns}
+        (run / "results.json").write_text(json.dumps(results))
     monkeypatch.setattr(sys, "argv", ["compare_rules.py", str(tmp_path), "--table"])
     compare.main()
     found = {(r["task"], r["name"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
@@ -418,6 +422,9 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     assert found["triples", "published"]["seconds"] == 2.0
     assert found["triples", "both"]["seconds"] == 4.0 and found["triples", "both"]["alone"] == 0.5
     assert {row["steps"] for row in found.values()} == {0, 5}
+    assert found["parity", "published"]["mended"] == pytest.approx(0.3)
+    assert found["parity", "published"]["spoilt"] == pytest.approx(0.1)
+    assert found["parity", "both"]["mended"] is None
     assert "both" in capsys.readouterr().out and (tmp_path / "rules.png").stat().st_size > 1000
     # A rule for which a role found no data cannot be compared at equal steps.
     phase(tmp_path / "triples/seed-0/ablations/both", 1, 2.0)
