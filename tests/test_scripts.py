@@ -430,3 +430,27 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     phase(tmp_path / "triples/seed-0/ablations/both", 1, 2.0)
     with pytest.raises(SystemExit, match=r"\[4, 5\] optimiser steps"):
         compare.main()
+
+
+def test_critics_are_read_by_what_they_approve_of(tmp_path, capsys, monkeypatch):
+    def draw(draft, critique, answer):
+        said = ((None, draft), (critique, None), (None, answer))
+        return {"turns": [{"text": text or "", "correct": correct, "tokens": 4}
+                          for text, correct in said]}  # fmt: skip
+
+    given = [
+        draw(True, "44:44 ok", True),
+        draw(True, "44:45 high", False),
+        draw(False, "44:43 low", True),
+        draw(False, "44:43 low", False),
+        draw(False, "ok", False),
+        draw(False, "no verdict", False),
+    ]
+    (tmp_path / "eval").mkdir()
+    lines = "".join(json.dumps(one) + "\n" for one in given)
+    (tmp_path / "eval" / "malt.jsonl").write_text(lines)
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setattr(sys, "argv", ["read_critics.py", str(tmp_path)])
+    import_module("read_critics").main()
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row == "| malt | 5 | 4.0 | 50.0 | 33.3 | 60.0 | 50.0 | 0.0 |"

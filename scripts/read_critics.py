@@ -1,0 +1,84 @@
+"""What critics say of right and of wrong answers, in the stored draws of finished runs.
+
+    python scripts/read_critics.py runs/rules/triples/seed-*
+
+Pools the runs and prints one line for each system whose turns include a critique: how often it
+approves of right and of wrong answers (equal shares: its verdict says nothing), how many tokens a
+critique has, which share of the verdicts is true, and what becomes of an answer after an alarm: of
+a wrong one the share that is mended, of a right one the share that is kept all the same. Verdicts
+are read as the built-in verifier prompts ask for them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from malt_jax.credit.verdict import read_verdict
+from malt_jax.evaluation.table import Table, numbers, texts
+
+
+def draws(run: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(system, turns) of every stored draw of a run and of its ablations."""
+    for path in sorted([*run.glob("eval/*.jsonl"), *run.glob("ablations/*/eval/*.jsonl")]):
+        for line in path.read_text().splitlines():
+            yield path.stem, json.loads(line)["turns"]
+
+
+def count(turns: list[dict[str, Any]], counts: Counter[str]) -> None:
+    """Adds the critiques of one draw to `counts`."""
+    answer: bool | None = None
+    for turn in turns:
+        if turn["correct"] is not None:
+            answer = turn["correct"]
+        elif answer is not None and (verdict := read_verdict(turn["text"])):
+            side = "right" if answer else "wrong"
+            counts[side] += 1
+            counts[f"{side} approved"] += verdict.approves
+            counts["tokens"] += turn["tokens"]
+            if not verdict.approves:
+                counts[f"{side} alarmed"] += 1
+                counts[f"{side} ends right"] += bool(turns[-1]["correct"])
+
+
+def table(runs: list[Path]) -> Table:
+    """One line per system, over all runs."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        for system, turns in draws(run):
+            count(turns, counts[system])
+    columns = texts("system") + numbers(
+        "verdicts", "tokens", "approves right %", "approves wrong %", "true %",
+        "mended after an alarm %", "kept after a false alarm %",
+    )  # fmt: skip
+
+    def percent(part: float, whole: float) -> str:
+        return f"{100 * part / whole:.1f}" if whole else ""
+
+    lines = []
+    for system, n in counts.items():
+        if total := n["right"] + n["wrong"]:
+            true = n["right approved"] + n["wrong"] - n["wrong approved"]
+            lines.append([
+                system, f"{total:,}", f"{n['tokens'] / total:.1f}",
+                percent(n["right approved"], n["right"]), percent(n["wrong approved"], n["wrong"]),
+                percent(true, total), percent(n["wrong ends right"], n["wrong alarmed"]),
+                percent(n["right ends right"], n["right alarmed"]),
+            ])  # fmt: skip
+    return Table(columns, lines)
+
+
+def main() -> None:
+    """Prints the table of the runs that are named."""
+    runs = [Path(word) for word in sys.argv[1:]]
+    if not runs or not all(run.is_dir() for run in runs):
+        sys.exit(__doc__)
+    print(table(runs).markdown())
+
+
+if __name__ == "__main__":
+    main()
