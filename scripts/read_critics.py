@@ -4,9 +4,10 @@
 
 Pools the runs and prints one line for each system whose turns include a critique: how often it
 approves of right and of wrong answers (equal shares: its verdict says nothing), how many tokens a
-critique has, which share of the verdicts is true, and what becomes of an answer after an alarm: of
-a wrong one the share that is mended, of a right one the share that is kept all the same. Verdicts
-are read as the built-in verifier prompts ask for them.
+critique has, which share of the verdicts is true, and what becomes of the answers: of right ones
+that are approved the share that is kept, of wrong ones after an alarm the share that is mended, of
+right ones after a false alarm the share that is kept all the same. Verdicts are read as the
+built-in verifier prompts ask for them.
 """
 
 from __future__ import annotations
@@ -38,11 +39,10 @@ def count(turns: list[dict[str, Any]], counts: Counter[str]) -> None:
         elif answer is not None and (verdict := read_verdict(turn["text"])):
             side = "right" if answer else "wrong"
             counts[side] += 1
-            counts[f"{side} approved"] += verdict.approves
             counts["tokens"] += turn["tokens"]
-            if not verdict.approves:
-                counts[f"{side} alarmed"] += 1
-                counts[f"{side} ends right"] += bool(turns[-1]["correct"])
+            said = f"{side} {'approved' if verdict.approves else 'alarmed'}"
+            counts[said] += 1
+            counts[f"{said}, ends right"] += bool(turns[-1]["correct"])
 
 
 def table(runs: list[Path]) -> Table:
@@ -53,7 +53,7 @@ def table(runs: list[Path]) -> Table:
             count(turns, counts[system])
     columns = texts("system") + numbers(
         "verdicts", "tokens", "approves right %", "approves wrong %", "true %",
-        "mended after an alarm %", "kept after a false alarm %",
+        "kept when approved %", "mended after an alarm %", "kept after a false alarm %",
     )  # fmt: skip
 
     def percent(part: float, whole: float) -> str:
@@ -66,8 +66,9 @@ def table(runs: list[Path]) -> Table:
             lines.append([
                 system, f"{total:,}", f"{n['tokens'] / total:.1f}",
                 percent(n["right approved"], n["right"]), percent(n["wrong approved"], n["wrong"]),
-                percent(true, total), percent(n["wrong ends right"], n["wrong alarmed"]),
-                percent(n["right ends right"], n["right alarmed"]),
+                percent(true, total),
+                *(percent(n[f"{said}, ends right"], n[said])
+                  for said in ("right approved", "wrong alarmed", "right alarmed")),
             ])  # fmt: skip
     return Table(columns, lines)
 

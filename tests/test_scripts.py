@@ -453,4 +453,4 @@ def test_critics_are_read_by_what_they_approve_of(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["read_critics.py", str(tmp_path)])
     import_module("read_critics").main()
     row = capsys.readouterr().out.splitlines()[-1]
-    assert row == "| malt | 5 | 4.0 | 50.0 | 33.3 | 60.0 | 50.0 | 0.0 |"
+    assert row == "| malt | 5 | 4.0 | 50.0 | 33.3 | 60.0 | 100.0 | 50.0 | 0.0 |"
