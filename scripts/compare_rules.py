@@ -163,7 +163,8 @@ def changed_drafts(results: dict[str, Any], system: str) -> tuple[float | None, 
     """Which share of a chain's wrong drafts ends right, and of its right ones wrong."""
     for row in results.get("turns", ()):
         if row["system"] == system:
-            right, flips = row["accuracy"][0]["accuracy"] * row["draws"], row["flips"][-1]
+            right = row["accuracy"][0]["accuracy"] * row["draws"]
+            flips = row["flips"][0]  # from the draft to the last answer
             wrong = row["draws"] - right
             return (
                 flips["wrong_to_right"] / wrong if wrong else None,

@@ -112,7 +112,7 @@ class Estimate:
     credit: float
     """Mean signal of good turns minus that of bad ones, where the turn can matter."""
     leak: float
-    """Mean signal behind a good turn minus that behind a bad one: credit for what came before."""
+    """Mean signal after a good turn minus that after a bad one: credit for what came before."""
     bias: float
     """Mean error of the difference between a good and a bad turn."""
     deviation: float

@@ -127,7 +127,7 @@ def test_prompts_that_are_too_long_are_refused_or_truncated_as_in_a_search():
     assert [node.prompt for node in tree.nodes] == ["1+1?", *["1+1? raft of some length"] * 2]
     assert [node.cut for node in tree.nodes] == [0, 3, 3]
     given["nodes"][2]["completion"] = "an answer that is far beyond its limit"
-    with pytest.raises(ValueError, match="a0/b1 has 39 tokens behind a prompt of 24"):
+    with pytest.raises(ValueError, match="a0/b1 has 39 tokens after a prompt of 24"):
         complete(given, QUESTION, chain, Letters(), 40, "truncate")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_two_equal_seeds_pool_to_what_each_says_alone(runs, tmp_path, capsys):
     digest = hashlib.sha256((runs[0] / "eval/malt.jsonl").read_bytes()).hexdigest()
     assert alone["records"]["eval/malt.jsonl"] == digest
     assert pooled["records"]["seed 1, eval/malt.jsonl"] == digest
+
+
+def test_a_model_that_lay_elsewhere_is_the_same_model(runs, tmp_path):
+    config = (runs[1] / "config.yaml").read_text()
+    path = re.search(r"^model:\n(?:  .*\n)*?  path: (.*)$", config, re.M)[0]
+    moved = changed(runs[1], tmp_path / "moved", path, path + "-elsewhere")
+    words = ["pool", str(runs[0]), str(moved), TRUST, "--output", str(tmp_path / "pooled")]
+    assert cli.main(words) == 0
 
 
 def test_what_cannot_be_pooled_is_named(runs, tmp_path, capsys):

@@ -178,7 +178,7 @@ def test_by_advantage_equal_siblings_are_one_turn_with_the_mean_of_their_values(
 
 
 def test_a_repeated_example_weighs_as_its_copies_do_on_average():
-    # One critique behind two equal drafts: it repaired the first one more than the second.
+    # One critique after two equal drafts: it repaired the first one more than the second.
     first, second = [[1, 1], [0, 0], [0, 0]], [[1, 1], [1, 1], [0, 0]]
     weights = []
     for drafts in ([first, second], [second, first]):
@@ -220,7 +220,7 @@ def test_pairs_only_keeps_chosen_nodes_as_sft_examples():
 
 
 def test_a_repeat_that_earned_no_credit_counts_in_the_mean_of_its_weight():
-    """One critique behind two equal drafts: it helped behind the one and not behind the other."""
+    """One critique after two equal drafts: it helped after the one and not after the other."""
     one = tree([[[1, 1], [0, 0]], [[1, 1], [1, 1]]])
     same = {"Q0/g1/v0": "Q0/g0/v0", "Q0/g1/v1": "Q0/g0/v1"}
     by_id = {node.id: node for node in one.nodes}

@@ -23,6 +23,7 @@ from malt_jax.data.packing import lay
 from malt_jax.models.hf_names import source_of
 from malt_jax.models.lora import Adapter, adapter_shardings, init_adapter
 from malt_jax.models.mesh import rules
+from malt_jax.models.quantized import QuantizedMatrix
 from malt_jax.models.sharding import AnyMesh, mesh_parts, named
 from malt_jax.models.spec import ModelSpec
 from malt_jax.models.weights import abstract_params, layout
@@ -84,13 +85,13 @@ def run_programs(
 
 def _sampling(make: _Arguments) -> Iterator[AbstractProgram]:
     shapes, calls, suffix = make.sizes.shapes, make.sizes.prefill, device_bytes(make.suffix())
-    sampled, given = make.sampled_bytes(), make.weight_bytes()
-    # The evaluation holds one role's fully trained weights beside those of the base model. Where
-    # the sampler reads rounded copies, those that they were made from lie beside them. On a CPU
-    # several streams have caches of their own.
-    base = make.other_caches() + (given if make.rounds else 0)
+    sampled, given, rounded = make.sampled_bytes(), make.weight_bytes(), make.rounded_bytes()
+    # On a CPU several streams have caches of their own. Where the sampler reads rounded kernels,
+    # those that they were made from lie beside them.
+    base = make.other_caches() + given - (sampled - rounded)
     if make.config.train.full:
-        base += given + (sampled if make.rounds else 0)
+        # The evaluation holds one role's fully trained weights beside those of the base model.
+        base += given + rounded
     words = counted(make.copies, "shared prefix", "shared prefixes")
     # While prefixes are written, the suffix caches of decoding lie on the device as well.
     options = device.COMPILER_OPTIONS
@@ -121,7 +122,7 @@ def _training(make: _Arguments) -> Iterator[AbstractProgram]:
     # the phases after SFT also the weights that they start from, which are their reference.
     base = make.weight_bytes() if train.full else 0
     # The sampler's rounded copy stays for the next search or evaluation.
-    base += make.sampled_bytes() if make.rounds else 0
+    base += make.rounded_bytes()
     start = device_bytes(make.masters()) if train.full else 0
     kinds: dict[Kind, int] = {"sft": base, **dict.fromkeys(LATER, base + start)}
     scanned = make.spec.stacks_layers
@@ -181,6 +182,12 @@ def parameters_on_mesh(
     return graph, nnx.from_flat_state(placed)
 
 
+def kernel_copy_bytes(params: nnx.State) -> int:
+    """Bytes on one device of the rounded matrices among a sampler's abstract weights."""
+    values = (variable.get_value() for variable in dict(nnx.to_flat_state(params)).values())
+    return sum(device_bytes(value) for value in values if isinstance(value, QuantizedMatrix))
+
+
 def _on(shape: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
@@ -222,6 +229,10 @@ class _Arguments:
     def sampled_bytes(self) -> int:
         """Of the weights that the sampler reads."""
         return device_bytes(self._sampled(self.spec)[1])
+
+    def rounded_bytes(self) -> int:
+        """Of those that are the sampler's own; it shares tables and norms with the model."""
+        return kernel_copy_bytes(self._sampled(self.spec)[1]) if self.rounds else 0
 
     def suffix(self, spec: ModelSpec | None = None) -> list[cache.Cache]:
         """Keys and values of new tokens."""

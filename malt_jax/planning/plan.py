@@ -21,6 +21,7 @@ from malt_jax.planning.abstract_programs import (
     AbstractProgram,
     abstract_structure,
     device_bytes,
+    kernel_copy_bytes,
     parameters_on_mesh,
     run_programs,
 )
@@ -83,7 +84,7 @@ def lay_out(
     weights = device_bytes(parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers)[1])
     held = weights + beside
     if config.sampler.weights == "int8":  # a second, rounded copy
-        held += device_bytes(
+        held += kernel_copy_bytes(
             parameters_on_mesh(config, spec, dtype, mesh, spec.stacks_layers, "kernels")[1]
         )
     sizes = choose_sizes(config, spec, work, target, mesh, held)

@@ -21,6 +21,10 @@ from malt_jax.stages.session import Session
 from malt_jax.storage import manifest
 from malt_jax.storage.rundir import RunDir, differences, run_around
 
+MAY_DIFFER = {"seed", "model.path", "model.revision", *CANNOT_CHANGE_RESULTS}
+"""What the configs need not have in common. Where a model lay says nothing: its weights are
+compared."""
+
 
 def pool(folders: Sequence[str | os.PathLike]) -> Results:
     """The results over all runs, in the order of their seeds; writes nothing.
@@ -39,7 +43,7 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
             raise UserError(f"{run.path}: an evaluation of a run; only runs can be pooled.")
         # With defaults, because an older run's file may lack a field that a newer one names.
         theirs, ours = (config_module.with_defaults(one.config) for one in (first, run))
-        if found := differences(theirs, ours, {"seed", *CANNOT_CHANGE_RESULTS}):
+        if found := differences(theirs, ours, MAY_DIFFER):
             raise UserError(
                 f"{run.path}: made with another config than {first.path}: {'; '.join(found)}. "
                 "Only runs that differ in their seed can be pooled."
