@@ -218,7 +218,7 @@ class _Arguments:
         return copies_per_call(self.sizes.shapes.entries, self.parts)
 
     @property
-    def rounds(self) -> bool:
+    def has_copy(self) -> bool:
         """Whether the sampler has rounded weights of its own."""
         return self.config.sampler.weights == "int8"
 
@@ -232,7 +232,7 @@ class _Arguments:
 
     def rounded_bytes(self) -> int:
         """Of those that are the sampler's own; it shares tables and norms with the model."""
-        return kernel_copy_bytes(self._sampled(self.spec)[1]) if self.rounds else 0
+        return kernel_copy_bytes(self._sampled(self.spec)[1]) if self.has_copy else 0
 
     def suffix(self, spec: ModelSpec | None = None) -> list[cache.Cache]:
         """Keys and values of new tokens."""
@@ -340,7 +340,7 @@ class _Arguments:
     def _sampled(self, spec: ModelSpec) -> tuple[nnx.GraphDef, nnx.State]:
         """As `_params`, of what the sampler reads."""
         stacked = self.spec.stacks_layers
-        how = "kernels" if self.rounds else None
+        how = "kernels" if self.has_copy else None
         return parameters_on_mesh(self.config, spec, self.sizes.dtype, self.mesh, stacked, how)
 
     def _adapter(self, spec: ModelSpec) -> Adapter | None:

@@ -29,8 +29,8 @@ compared."""
 def pool(folders: Sequence[str | os.PathLike]) -> Results:
     """The results over all runs, in the order of their seeds; writes nothing.
 
-    The runs must be evaluated, with the same base weights and configs that differ in their seed
-    only. Otherwise `UserError` names the run that does not fit.
+    The runs must be evaluated, with the same base weights, wherever these lay, and configs that
+    differ in their seed only. Otherwise `UserError` names the run that does not fit.
     """
     if len(folders) < 2:
         raise UserError("pool: found one run alone; give two or more that differ in their seed.")
