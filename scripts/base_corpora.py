@@ -59,11 +59,6 @@ class Corpus:
     check: Callable[[str, str], str | None]
     """A careful critique of a draft; None if the draft is no answer."""
     stages: tuple[Stage, ...]
-    width: int = 128
-    """Width of the model, a multiple of 32."""
-    layers: int = 4
-    rows: int = 24
-    """Rows of 96 tokens per step of training."""
 
     def question(self, rng: random.Random) -> tuple[str, str]:
         """A random question of the train split and its answer: no held-out question is used."""

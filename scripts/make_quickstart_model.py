@@ -6,8 +6,8 @@
 Without arguments it makes the quickstart's: it writes `malt_jax/assets/quickstart/` (a Hugging Face
 directory of under 4 MB) and prints, at the end, how good each role is on held-out questions. About
 5.8 million tokens: nine minutes on two CPU cores (6 min 42 s for the first four stages, 2 min 2 s
-for the last). Those of the other tasks have sizes and stages of their own; read the figures at the
-end before you use one.
+for the last). Those of the other tasks have stages of their own; read the figures at the end before
+you use one.
 
 The model is made in up to five stages, all on generated dialogues (`base_corpora.py`) over
 questions of the *train* split:
@@ -103,7 +103,9 @@ def packed_rows(make_document, rows: int, width: int, carry: bool):
 
 # ---- the decoder (Hugging Face's Llama) ---------------------------------------------------------
 
-HEAD_DIM, MLP_RATIO = 32, 3
+WIDTH, LAYERS, HEAD_DIM, MLP_RATIO = 128, 4, 32, 3
+ROWS = 24
+"""Rows of `--width` tokens per step of training."""
 EPS, THETA = 1e-5, 10000.0
 
 
@@ -208,14 +210,12 @@ def train(params: dict, rng: random.Random, corpus: Corpus, stage: Stage, args) 
 
     start, losses = time.time(), []
     for i in range(1, stage.steps + 1):
-        batch = packed_rows(
-            partial(corpus.document, rng, stage), corpus.rows, args.width, stage.carry
-        )
+        batch = packed_rows(partial(corpus.document, rng, stage), ROWS, args.width, stage.carry)
         params, state, loss = step(params, state, batch)
         losses.append(loss)
         if i % 100 == 0 or i == stage.steps:
             mean = np.mean([float(x) for x in losses])
-            speed = i * corpus.rows * args.width / (time.time() - start)
+            speed = i * ROWS * args.width / (time.time() - start)
             print(
                 f"{stage.name} {i}/{stage.steps} loss {mean:.4f} {speed:,.0f} token/s", flush=True
             )
@@ -229,6 +229,11 @@ CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": MLP_RATIO * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": WIDTH // HEAD_DIM,
+    "num_key_value_heads": WIDTH // HEAD_DIM,
     "head_dim": HEAD_DIM,
     "hidden_act": "silu",
     "rms_norm_eps": EPS,
@@ -254,19 +259,6 @@ NAMES = {
     "norm_attention": "input_layernorm",
     "norm_mlp": "post_attention_layernorm",
 }
-
-
-def config_of(corpus: Corpus) -> dict[str, Any]:
-    """The content of config.json."""
-    heads = corpus.width // HEAD_DIM
-    sizes = {
-        "hidden_size": corpus.width,
-        "intermediate_size": MLP_RATIO * corpus.width,
-        "num_hidden_layers": corpus.layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-    }
-    return CONFIG | sizes
 
 
 def hugging_face_tensors(params: dict) -> dict[str, np.ndarray]:
@@ -344,7 +336,7 @@ def write_directory(
     count = sum(x.size for x in jax.tree.leaves(params))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(hugging_face_tensors(params), folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", config_of(corpus))
+    write_json(folder / "config.json", CONFIG)
     ends = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     generation = ends | {"do_sample": True, "temperature": args.temperature, "max_new_tokens": 32}
     write_json(folder / "generation_config.json", generation)
@@ -460,7 +452,7 @@ def main() -> None:
         parser.error("--out: give a folder, such as runs/bases/triples")
     corpus, folder = CORPORA[args.task], (args.out or ASSET).resolve()
 
-    params = init_params(jax.random.key(args.seed), corpus.width, corpus.layers)
+    params = init_params(jax.random.key(args.seed), WIDTH, LAYERS)
     rng = random.Random(args.seed)
     for stage in corpus.stages:
         params = train(params, rng, corpus, stage, args)

@@ -12,37 +12,38 @@ built-in verifier prompts ask for them.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from malt_jax.credit.verdict import read_verdict
+from malt_jax.evaluation import cells
+from malt_jax.evaluation.records import DrawRecord, TurnRecord
 from malt_jax.evaluation.table import Table, numbers, texts
+from malt_jax.storage.jsonl import read_records
 
 
-def draws(run: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def draws(run: Path) -> Iterator[tuple[str, Sequence[TurnRecord]]]:
     """(system, turns) of every stored draw of a run and of its ablations."""
     for path in sorted([*run.glob("eval/*.jsonl"), *run.glob("ablations/*/eval/*.jsonl")]):
-        for line in path.read_text().splitlines():
-            yield path.stem, json.loads(line)["turns"]
+        for draw in read_records(path, DrawRecord.from_record):
+            yield path.stem, draw.turns
 
 
-def count(turns: list[dict[str, Any]], counts: Counter[str]) -> None:
+def count(turns: Sequence[TurnRecord], counts: Counter[str]) -> None:
     """Adds the critiques of one draw to `counts`."""
     answer: bool | None = None
     for turn in turns:
-        if turn["correct"] is not None:
-            answer = turn["correct"]
-        elif answer is not None and (verdict := read_verdict(turn["text"])):
+        if turn.correct is not None:
+            answer = turn.correct
+        elif answer is not None and (verdict := read_verdict(turn.text)):
             side = "right" if answer else "wrong"
             counts[side] += 1
-            counts["tokens"] += turn["tokens"]
+            counts["tokens"] += turn.tokens
             said = f"{side} {'approved' if verdict.approves else 'alarmed'}"
             counts[said] += 1
-            counts[f"{said}, ends right"] += bool(turns[-1]["correct"])
+            counts[f"{said}, ends right"] += bool(turns[-1].correct)
 
 
 def table(runs: list[Path]) -> Table:
@@ -57,7 +58,7 @@ def table(runs: list[Path]) -> Table:
     )  # fmt: skip
 
     def percent(part: float, whole: float) -> str:
-        return f"{100 * part / whole:.1f}" if whole else ""
+        return cells.percent(part / whole) if whole else ""
 
     lines = []
     for system, n in counts.items():

@@ -23,6 +23,7 @@ from malt_jax import cli
 from malt_jax.cli import all_commands
 from malt_jax.commands.command import parse
 from malt_jax.config.run import QUICKSTART, load
+from malt_jax.evaluation.records import DrawRecord, TurnRecord
 
 ROOT = Path(__file__).parents[1]
 
@@ -434,9 +435,10 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
 
 def test_critics_are_read_by_what_they_approve_of(tmp_path, capsys, monkeypatch):
     def draw(draft, critique, answer):
-        said = ((None, draft), (critique, None), (None, answer))
-        return {"turns": [{"text": text or "", "correct": correct, "tokens": 4}
-                          for text, correct in said]}  # fmt: skip
+        said = (("", draft), (critique, None), ("", answer))
+        turns = (TurnRecord("", "", "", text, 4, 0.0, "eos", None, correct)
+                 for text, correct in said)  # fmt: skip
+        return DrawRecord("q", 0, None, answer, tuple(turns)).to_record()
 
     given = [
         draw(True, "44:44 ok", True),
