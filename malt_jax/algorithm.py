@@ -63,8 +63,8 @@ def search(
     default generator, verifier and refiner with n = 3 branches each and the prompts of `task`,
     whose grader gives the rewards. `adapters`: each role's trained policy; the base model where
     there is none. The same arguments give the same trees, in whatever order the questions come.
-    `spare`: siblings held back for where outcomes differ, which depends on all questions
-    (`tree.adaptive`). `on_level` is called with each role and its completions.
+    `spare`: siblings of each prefix that go to the questions whose outcomes differ most, so that a
+    tree depends on the others (`tree.adaptive`). `on_level` is called at each role's turn.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
@@ -72,12 +72,12 @@ def search(
     # Paper, section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
-    grow = partial(
+    sampled = partial(
         expand, model, sampler or samplers_of(model), questions, pipeline, adapters=adapters or {},
         seed=seed, round=round, overflow=overflow, on_level=on_level)  # fmt: skip
     # Section 3.2. Only outcomes are rewarded: T reads the answer of a leaf, 1[T(r_ijk) = a*].
-    reward = partial(grade, questions=questions, grader=task.grader)
-    forest = adaptive.grow(grow, reward, pipeline, spare) if spare else reward(grow())
+    graded = partial(grade, questions=questions, grader=task.grader)
+    forest = adaptive.grow(sampled, graded, pipeline, spare) if spare else graded(sampled())
     # Backed up the tree: V(r_ijk) = reward, V(v_ij) = mean_k V(r_ijk), V(g_i) = mean_j V(v_ij).
     return value_forest(forest, backup, softness, threshold)
 
@@ -97,11 +97,11 @@ def label(
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
     refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
-    draws among the pairs. `signals`: the forest's, if known; `threshold`: theta for them, if not.
+    draws among the pairs. `signals`: the forest's, or they are computed with theta = `threshold`.
     """
-    if rule is not None and selection is not None:
+    if rule and selection:
         raise ValueError("give a selection or the name of a rule, not both")
-    chosen = get_rule(rule).selection() if rule is not None else selection or DataConfig()
+    chosen = get_rule(rule).selection() if rule else selection or DataConfig()
     return role_data(forest.trees, forest.roles, chosen, seed, signals, threshold)
 
 
@@ -110,6 +110,7 @@ def train(
     data: Mapping[str, RoleData],
     *,
     pipeline: PipelineConfig | None = None,
+    rule: str | None = None,
     sharing: str = "adapters",
     lora: LoraConfig | None = None,
     sft: fit.SftConfig | None = None,
@@ -118,7 +119,6 @@ def train(
     pg: fit.PgConfig | None = None,
     start: Mapping[str, Trainable] | None = None,
     saver: Saver | None = None,
-    template: str = "",
     on_policy: bool = True,
     seed: int = 0,
     mesh: Mesh | None = None,
@@ -129,17 +129,18 @@ def train(
 
     Paper, section 3.4. `model`: the base of all policies, or each one's by name. `pipeline` says
     what each role learns by (`RoleConfig.train`): as published, the generator by SFT and the others
-    by SFT and then DPO, like a role that it does not name; `sft` to `pg` are the fields of each
-    phase, unless a role has its own (`RoleConfig.training`). `sharing`: by default every role has a
-    LoRA adapter of its own; with `shared` one policy learns from all roles. `start`: weights to
-    continue from (by role or policy); by default an adapter that changes nothing yet. `saver` keeps
-    one phase of one policy. `template` is hashed into the key of stored log-probabilities.
-    `on_policy`: the data were sampled with `start`, whose log-probabilities are then found again.
+    by SFT and then DPO, like a role that it does not name. `sft` to `pg` are the fields of each
+    phase, unless a role has its own (`RoleConfig.training`). `rule`, as given to `label`, sets the
+    phases and the offset of DPO. `sharing`: an adapter for each role, or one policy for all
+    (`shared`). `start`: weights to continue from, by role or policy; by default an adapter that
+    changes nothing yet. `saver` keeps one phase of one policy. `on_policy`: `start` drew the data.
     """
-    pipeline = pipeline or PipelineConfig()
-    phases = {role.name: role.train for role in pipeline.roles}
     given = {"lora": lora, "sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     settings = fit.TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
+    pipeline = pipeline or PipelineConfig()
+    if rule:
+        pipeline, settings = get_rule(rule).in_training(pipeline, settings)
+    phases = {role.name: role.train for role in pipeline.roles}
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
     begin = start_by_policy(start or {}, [*trained, *data, *phases], sharing)
@@ -154,15 +155,14 @@ def train(
         # sft  -log p(y | x; theta), averaged over completion tokens, as in the paper.
         # dpo  -log sigmoid(beta * (log-ratio of y+  -  log-ratio of y-)), each log-ratio that of
         #      the policy to the frozen policy it starts from; beta = 0.2, as in the paper.
-        # Beside it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
+        # Beyond it: kto  1 - sigmoid(+-beta * (log-ratio of y  -  KL)), + if y is desirable.
         # pg   -min(rho A, clip(rho) A), rho the probability ratio of a token to the policy that
         #      sampled it, A the advantage of y over its siblings.
         for phase in EXAMPLES:
             if examples := learned.of(phase):
                 outcome = fit.train_phase(
-                    base, policy, examples, own.phase(phase), saver=saver, seed=seed,
-                    dropout=own.lora.dropout, template=template, on_policy=policy is sampled_by,
-                    mesh=mesh, on_step=on_step,
+                    base, policy, examples, own.phase(phase), saver=saver, seed=seed, mesh=mesh,
+                    dropout=own.lora.dropout, on_policy=policy is sampled_by, on_step=on_step,
                 )  # fmt: skip
                 policy = outcome.trainable
                 on_phase(name, outcome)

@@ -88,7 +88,7 @@ def searched(questions: int) -> Table:
         prompts = f"{sampler.stats.prefill_tokens_computed:,}"
         for at, (role, learned) in enumerate(malt.label(forest, config.data).items()):
             calls = sum(len(tree.levels[at]) for tree in forest.trees)
-            examples = map(len, (learned.sft, learned.dpo, learned.policy))
+            examples = map(len, (learned.sft, learned.dpo, learned.pg))
             cells = [calls, *contrasts(forest, role), *examples]
             rows.append([*((kind, role) if at == 0 else ("", role)), *map(str, cells), prompts])
             prompts = ""

@@ -242,7 +242,7 @@ def test_role_data_of_ragged_trees_pairs_siblings_only():
     forest = ragged(random_rewards(4, 3, 4, 2))
     nodes = {node.id: node for tree in forest.trees for node in tree.nodes}
     for learned in malt.label(forest).values():
-        assert learned.dpo and learned.sft and learned.policy
+        assert learned.dpo and learned.sft and learned.pg
         for pair in learned.dpo:
             chosen, rejected = nodes[pair.chosen_node_id], nodes[pair.rejected_node_id]
             assert chosen.parent == rejected.parent and chosen.label and not rejected.label

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,11 +19,12 @@ import tiny
 from malt_jax.config.lora import LoraConfig
 from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.config.sampler import SamplerConfig
-from malt_jax.config.training import SftConfig
+from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, SftConfig
 from malt_jax.data.role_data import RoleData, tree_counts
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks.base import Grade
 from malt_jax.training.saver import MemorySaver
+from malt_jax.training.weights import initial_weights
 from malt_jax.tree.node import Forest, Tree
 from malt_jax.tree.roles import make_chain
 from malt_jax.tree.streaming import expand_blocks
@@ -211,3 +213,31 @@ def test_a_shared_policy_starts_from_the_weights_of_any_of_its_roles(model):
     assert found["verifier"] is weights
     with pytest.raises(ValueError, match="start: found judge, allowed: verifier, generator"):
         malt.train(model, data, start={"judge": weights})
+
+
+@pytest.mark.parametrize(
+    "rule, kind", [("kto", KtoConfig), ("pg", PgConfig), ("odpo", DpoConfig), (None, DpoConfig)]
+)
+def test_a_rule_sets_what_is_selected_and_how_it_is_learned(monkeypatch, model, forest, rule, kind):
+    """If only `label` knew the rule, a policy gradient would be DPO as published, unsaid."""
+    seen = []
+
+    def record(base, policy, examples, config, **_):
+        seen.append(config)
+        return SimpleNamespace(trainable=policy)
+
+    monkeypatch.setattr("malt_jax.algorithm.fit.train_phase", record)
+    malt.train(model, malt.label(forest, rule=rule), rule=rule)
+    assert {type(config) for config in seen} == {SftConfig, kind}
+    offsets = {config.offset for config in seen if isinstance(config, DpoConfig)}
+    assert offsets <= {1.0 if rule == "odpo" else 0.0}
+
+
+def test_misspelt_choices_are_refused(model, forest):
+    """Not trained by another choice."""
+    data = malt.label(forest)
+    with pytest.raises(ValueError, match="sharing: found 'Shared', allowed: adapters, shared"):
+        malt.train(model, data, sharing="Shared")
+    start = {role: initial_weights(model, LoraConfig(rank=2)) for role in forest.roles}
+    with pytest.raises(ValueError, match="different weights for shared"):
+        malt.train(model, data, sharing="shared", start=start)

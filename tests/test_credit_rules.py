@@ -149,7 +149,7 @@ def test_the_policy_gradient_gets_every_node_with_an_advantage(kind):
     forest = drawn(3)
     signals, name = node_signals(forest), {"sibling": "advantage"}.get(kind, kind)
     data = role_data(forest.trees, ROLES, DataConfig(advantage=kind), 0)
-    found = {e.node_id: e for d in data.values() for e in d.policy}
+    found = {e.node_id: e for d in data.values() for e in d.pg}
     nodes = {node.id: node for tree in forest.trees for node in tree.nodes}
     assert {n: e.advantage for n, e in found.items()} == {
         n: s[name] for n, s in signals.items() if s[name] != 0

@@ -72,7 +72,7 @@ def test_a_preview_shows_every_rule_and_writes_nothing(run, capsys):
             cells = row[row.index(role) + 1 :]
             # The last cells are KTO's two counts and the policy gradient's.
             kto = [sum(e.label is kind for e in learned.kto) for kind in (True, False)]
-            assert cells[-3:] == list(map(str, [*kto, len(learned.policy)])), (number, rule, role)
+            assert cells[-3:] == list(map(str, [*kto, len(learned.pg)])), (number, rule, role)
             assert str(len(learned.sft)) in cells and str(len(learned.dpo)) in cells
     assert all(line in text for line in advice(contrast(forest.trees)))
 

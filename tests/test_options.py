@@ -142,7 +142,7 @@ def trees(made: Config, folder: Path) -> Any:
 def learned(made: Config, folder: Path) -> Any:
     """Every role's examples and pairs from the same trees."""
     data = malt.label(drawn_forest(), made.data, seed=made.seed)
-    return {role: (d.sft, d.dpo, d.kto, d.policy) for role, d in data.items()}
+    return {role: (d.sft, d.dpo, d.kto, d.pg) for role, d in data.items()}
 
 
 @cache

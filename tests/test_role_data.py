@@ -142,14 +142,14 @@ def test_messages_count_the_examples_of_a_role_s_own_phases():
     told = lambda **c: "\n".join(  # noqa: E731
         lines({**counts, "roles": {"refiner": role | c}}, {"refiner": phases})
     )
-    none = {"sft": 0, "dpo": 0, "kto": 0, "policy": 0}
+    none = {"sft": 0, "dpo": 0, "kto": 0, "pg": 0}
     phases = ("kto",)
     assert "nothing to learn" not in told(**none | {"kto": 7}).lower() and "7 unpaired" in told(
         kto=7
     )
-    assert "NOTHING TO TRAIN ON" in told(**none | {"policy": 9})
+    assert "NOTHING TO TRAIN ON" in told(**none | {"pg": 9})
     phases = ("pg",)
-    assert "NOTHING TO TRAIN ON" not in told(**none | {"policy": 9})
+    assert "NOTHING TO TRAIN ON" not in told(**none | {"pg": 9})
     assert "refiner: nothing to learn from" in told(**none | {"sft": 5, "dpo": 3})
     phases = ()
     assert "nothing to" not in told(**none).lower()

@@ -58,8 +58,9 @@ def read_config(invocation: Invocation) -> Config:
     return config.load(None, flags)
 
 
-COMPUTES = ("run", "search", "train", "eval", "export")
-"""Commands that compute on devices; a label or a report may run beside a training."""
+CHECKS_DEVICES = ("run", "search", "train", "eval", "export")
+"""Commands that always compute on devices. A report may run beside a training, and so may a label,
+unless it scores completions (`data.influence`)."""
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def open_session(invocation: Invocation, *, reads_input: bool) -> Iterator[Sessi
         check_destinations(config, config.output_dir, options.trust_task_code, said)
     # 1. Find the other processes, before any device is touched.
     initialize(config.mesh)
-    if command in COMPUTES:
+    if command in CHECKS_DEVICES or (command == "label" and config.data.influence):
         devices()  # a device that cannot be used is refused before anything is read
     if is_writer() and (reads_input or command == "train"):  # other commands log nothing
         check_tracker(config)

@@ -125,7 +125,8 @@ class Config:
             "search.streaming: true, but with train.full each role has whole weights of its own "
             "after the first round, which one batch cannot hold; leave it out, or train adapters.",
         )
-        on_experts = [t for t in self.train.lora.targets if t in EXPERT_TARGETS]
+        settings = [self.training_of(role.name) for role in self.pipeline.roles]
+        on_experts = sorted({t for one in settings for t in one.lora.targets} & {*EXPERT_TARGETS})
         check(
             not (self.search.streaming and on_experts and self.rounds > 1)
             or self.sharing == "shared",

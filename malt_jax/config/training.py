@@ -124,8 +124,9 @@ class DpoConfig:
     beta: float = 0.2
     """Strength of the pull to the reference policy; the paper uses 0.2. For `ipo` it is tau."""
     loss: Literal["sigmoid", "ipo", "nll"] = "sigmoid"
-    """DPO (arXiv 2305.18290, equation 7), IPO (2310.12036, equation 17), or `nll`: the likelihood
-    of the chosen completions alone, SFT for as many steps, to see what the preferences add."""
+    """DPO (arXiv 2305.18290, equation 7), IPO (2310.12036, equation 17), or `nll`: the negative
+    log-likelihood of the chosen completions alone, a mean over the tokens of each and then over
+    pairs (in SFT over all tokens of a batch), to see what the preferences add."""
     label_smoothing: float = 0.0
     """Assumed share of swapped preferences, conservative DPO (only with `sigmoid`)."""
     length_normalised: bool = False
@@ -149,6 +150,10 @@ class DpoConfig:
             self.loss == "sigmoid" or plain,
             f"loss: {self.loss} takes neither label_smoothing nor length_normalised nor offset; "
             "remove them.",
+        )
+        check(
+            self.loss != "nll" or self.nll_weight == 0,
+            f"nll_weight: found {self.nll_weight:g}, but loss: nll is that term alone; remove it.",
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from malt_jax.checks import nearest
 from malt_jax.config.data import DataConfig
-from malt_jax.config.pipeline import PipelineConfig
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
+from malt_jax.config.training import TrainConfig
 from malt_jax.errors import UserError
 
 
@@ -22,8 +23,8 @@ class Rule:
     """Fields of `DataConfig`; the other ones of `CREDIT` have their defaults."""
     train: str = "sft+dpo"
     """`RoleConfig.train` of the roles that do more than SFT; the others stay as they are."""
-    loss: Mapping[str, float] = field(default_factory=dict)
-    """Dotted fields that the loss needs."""
+    offset: float = 0.0
+    """`DpoConfig.offset`. 0 unless the rule has margins: one does nothing without the other."""
 
     def selection(self, base: DataConfig | None = None) -> DataConfig:
         """The rule's selection; how many pairs there are, `base` says."""
@@ -35,13 +36,22 @@ class Rule:
         """The config fields that make this rule a run's, by their dotted names."""
         chosen = self.selection()
         phases = {
-            f"pipeline.roles.{index}.train": self.train
+            f"pipeline.roles.{index}.train": self._phases_of(role)
             for index, role in enumerate(pipeline.roles)
-            if role.train not in ("none", "sft")
         }
         fields = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
-        # Off unless the rule has margins, because one does nothing without the other.
-        return fields | {"train.dpo.offset": 0.0} | phases | dict(self.loss)
+        return fields | {"train.dpo.offset": self.offset} | phases
+
+    def in_training(
+        self, pipeline: PipelineConfig, train: TrainConfig
+    ) -> tuple[PipelineConfig, TrainConfig]:
+        """The phases of every role and the fields of the losses under this rule."""
+        roles = tuple(replace(role, train=self._phases_of(role)) for role in pipeline.roles)
+        dpo = replace(train.dpo, offset=self.offset)
+        return replace(pipeline, roles=roles), replace(train, dpo=dpo)
+
+    def _phases_of(self, role: RoleConfig) -> str:
+        return role.train if role.train in ("none", "sft") else self.train
 
 
 CREDIT = ("positives", "weights", "margins", "advantage")
@@ -60,7 +70,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "odpo": Rule(
             "as published, with a margin as wide as a pair's gap",
             {"margins": "gap"},
-            loss={"train.dpo.offset": 1.0},
+            offset=1.0,
         ),
         "kto": Rule("as published, with KTO on unpaired nodes in place of DPO", {}, "sft+kto"),
         "kto-both": Rule(

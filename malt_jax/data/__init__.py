@@ -1,1 +1,1 @@
-"""Valued trees become each role's SFT examples and DPO pairs, and those become batches."""
+"""Valued trees become what each role learns from, by phase, and that becomes batches."""

@@ -1,4 +1,4 @@
-"""Each role's SFT examples and DPO pairs from valued trees (docs/method.md, section 4)."""
+"""What each role learns from, for every phase, out of valued trees (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RoleData:
     sft: list[SftExample] = field(default_factory=list)
     dpo: list[DpoExample] = field(default_factory=list)
     kto: list[UnpairedExample] = field(default_factory=list)
-    policy: list[PolicyExample] = field(default_factory=list)
+    pg: list[PolicyExample] = field(default_factory=list)
     """Sampled completions with their advantages, for the policy gradient."""
     counts: Counter = field(default_factory=Counter)
     both_labels: int = 0
@@ -37,7 +37,7 @@ class RoleData:
 
     def of(self, phase: str) -> list[Any]:
         """What a phase of training (`sft`, `dpo`, `kto`, `pg`) learns from."""
-        examples: list[Any] = getattr(self, "policy" if phase == "pg" else phase)
+        examples: list[Any] = getattr(self, phase)
         return examples
 
 
@@ -54,7 +54,7 @@ def role_data(
     SFT: all positive nodes, the same token ids under the same prompt once. DPO: a positive and a
     negative sibling, that is, two completions of the same prompt; `config.pairs` says which. KTO:
     every positive and negative node, unless repeats of it have both labels. Policy gradient: every
-    node that differs from its siblings.
+    node whose advantage is not 0.
     A completion cut at its length limit is never an example to imitate, because it has no end
     token, but it may be a rejected or undesirable one. Siblings with the same tokens are no pair.
     `signals`: those of the trees, if they are known already; otherwise they are computed, with the
@@ -108,6 +108,8 @@ def star_data(trees: Iterable[Tree], role: str) -> RoleData:
 
 def policy_name(role: str, sharing: str) -> str:
     """Whose weights a role, or the STaR baseline, answers with."""
+    if sharing not in ("adapters", SHARED):
+        raise ValueError(f"sharing: found {sharing!r}, allowed: adapters, {SHARED}")
     # The baseline is a single agent, so it never shares the weights of the roles.
     return SHARED if sharing == "shared" and role != STAR else role
 
@@ -186,7 +188,7 @@ def _add_siblings(
             # Trees from elsewhere may lack what the sampler stores; the ratio needs every token's.
             if len(node.logprobs) == len(node.token_ids):
                 about = _of_node(question_id, node) | {"logprobs": node.logprobs}
-                data.policy.append(PolicyExample(**about, advantage=advantage))
+                data.pg.append(PolicyExample(**about, advantage=advantage))
             else:
                 data.counts["without_logprobs"] += 1
 

@@ -24,8 +24,8 @@ class Adapter:
     """One role's low-rank update: `W + scale * a @ b` for each targeted projection.
 
     `layers`: a list with one `{target: {"a": [in, r], "b": [r, out]}}` per layer, or for stacked
-    layers one such dictionary whose leaves have a leading layer axis. All adapters of a run have
-    the same structure and scale, so a compiled program takes any of them.
+    layers one such dictionary whose leaves have a leading layer axis. Adapters of the same
+    structure and scale share a compiled program.
     """
 
     layers: Any

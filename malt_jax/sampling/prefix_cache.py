@@ -76,8 +76,8 @@ class PrefixCache:
         if len(as_good):
             source = target = int(as_good[0])
         else:
-            # The entry with the least in common: what later prompts share is in the new entry as
-            # well.
+            # Overwrite the free entry that shares least with this prompt: what later prompts could
+            # reuse of the others is still there.
             target = int(free[np.argmin(shared[free])])
         in_place = source == target
         source, target = own.start + source, own.start + target

@@ -285,10 +285,11 @@ class Sampler:
     ) -> int:
         """Compiles what calls with prompts and completions up to these lengths can need.
 
-        Returns the number of executables there are then; such calls add none. It is
-        `3 r - 1 + p (1 + c)` for r numbers of rows, p different numbers of prefix cache entries and
-        c sizes of prefill calls; for each prompt capacity, for each number of siblings that share
-        an entry, and for calls with and without adapter or budget of thoughts.
+        Returns the number of executables there are then; such calls add none. For each shape there
+        are a program that empties the caches and a decode program, between neighbouring shapes one
+        that resizes, and for each distinct number of prefix cache entries one that copies and one
+        prefill program for each size of its calls. Each prompt capacity, each number of siblings
+        that share an entry, and calls with and without adapter or thought budget have their own.
         """
         shapes = self.shapes(prompt_tokens, new_tokens, siblings)
         for smaller, shape in zip([None, *shapes], shapes, strict=False):

@@ -182,8 +182,8 @@ class Scheduler:
         for shard, pending in enumerate(self._pending):
             while pending and self.prefix_cache.has_free(shard):
                 begin(shard, pending.pop(0))
-        # A shard takes over from others for rows that would be idle, not for all of its entries:
-        # those would keep waiting there what other shards have idle rows for.
+        # A shard takes over only as many prompts as it has idle rows. More would wait in its queue
+        # while other shards have rows that are idle.
         own = self.shape.rows // self.shards
         loads = {s: self._load(s) for s in range(self.shards) if self.pending}
         while self.pending:

@@ -71,7 +71,7 @@ def count(forest: Forest, data: dict[str, RoleData], star: RoleData) -> dict[str
             "sft": len(learned.sft),
             "dpo": len(learned.dpo),
             "kto": len(learned.kto),
-            "policy": len(learned.policy),
+            "pg": len(learned.pg),
             "kto_both_labels": learned.both_labels,
             **dict(learned.counts),
         }
@@ -93,7 +93,7 @@ def lines(counts: dict[str, Any], trained: Mapping[str, Sequence[str]] | None = 
     learned: dict[str, dict[str, int]] = {}
     for number, (role, c) in enumerate(counts["roles"].items()):
         phases = (trained or {}).get(role, ("sft", "dpo"))
-        found = {phase: c["policy" if phase == "pg" else phase] for phase in phases}
+        found = {phase: c[phase] for phase in phases}
         learned[role] = found
         more = [f", {found[phase]} {what}" for phase, what in OTHERS.items() if phase in found]
         text.append(

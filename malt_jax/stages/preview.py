@@ -96,7 +96,7 @@ def _cells(positives: list[bool | None], learned: RoleData) -> list[str]:
         f"{fmean(gaps):.2f}" if gaps else "",
         str(sum(example.label for example in learned.kto)),
         str(sum(not example.label for example in learned.kto)),
-        str(len(learned.policy)),
+        str(len(learned.pg)),
     ]
 
 

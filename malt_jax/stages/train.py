@@ -123,7 +123,6 @@ def _train_phase(
                 start={name: start},
                 on_policy=before == searched_by,
                 saver=CheckpointFolder(folder, config.save_minutes),
-                template="\n".join(role.template for role in session.pipeline.roles),
                 seed=config.seed,
                 mesh=session.mesh,
                 on_step=_shown(session, stage, series, per_token),

@@ -17,9 +17,10 @@ from malt_jax.storage.atomic import write_bytes
 def load_or_compute(
     path: Path, key: Mapping[str, str], compute: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """The stored log-probabilities `[pairs, 2]` (chosen, rejected), or computed and stored now.
+    """The stored log-probabilities, or computed and stored now.
 
-    A file that was made for another key, or is damaged, is refused, never overwritten or used.
+    One row per pair (`[pairs, 2]`: chosen, rejected), completion or token (`[N, 1]`). A file that
+    was made for another key, or is damaged, is refused, never overwritten or used.
     """
     if path.exists():
         return load(path, key)

@@ -125,8 +125,10 @@ def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of what training reads of the examples, and of their ids, in order."""
     sha = hashlib.sha256()
     for example in examples:
-        # The texts are left out: training reads token ids only.
-        read = (example.id, example.prompt_ids, example.completions, *example.signals)
+        # The texts are left out: training reads token ids only. Roles decide the order of an epoch,
+        # questions what is held out.
+        where = (example.id, example.role, example.question_id)
+        read = (*where, example.prompt_ids, example.completions, *example.signals)
         sha.update(repr(read).encode())
     return sha.hexdigest()
 

@@ -58,7 +58,6 @@ def train_phase(
     saver: Saver | None = None,
     seed: int = 0,
     dropout: float = 0.0,
-    template: str = "",
     on_policy: bool = False,
     on_step: OnStep | None = None,
     mesh: Mesh | None = None,
@@ -66,11 +65,11 @@ def train_phase(
     """Trains `policy`, an adapter over the model or full weights, by the phase of the config.
 
     A reference is the policy that the phase starts from; its log-probabilities are computed once
-    and kept by the saver, with the hash of `template`, the role's prompt template, in their key.
-    `saver` also keeps checkpoints: a call on one that holds some continues from them, or returns
-    the finished result. `dropout` is that of the adapter in SFT. `on_policy`: `policy` is the one
-    that sampled the completions of a policy gradient. Raises what `loop.run` raises, and UserError
-    if no example is left after length filtering or a log-probability is not finite.
+    and kept by the saver. It also keeps checkpoints: a call with a saver that holds some continues
+    from them, or returns the finished result. `dropout` is that of the adapter in SFT.
+    `on_policy`: `policy` is the one that sampled the completions of a policy gradient. Raises what
+    `loop.run` raises, and UserError if no example is left after length filtering or a
+    log-probability is not finite.
     """
     phase: Phase[Any] = Phase(
         model,
@@ -79,7 +78,6 @@ def train_phase(
         config,
         saver=saver,
         seed=seed,
-        template=template,
         on_step=on_step,
         mesh=mesh,
     )
@@ -103,7 +101,7 @@ def _sft(phase: Phase[SftExample], dropout: float) -> TrainOutcome:
     def held_out(policy: Trainable) -> dict[str, float]:
         sums, lengths = phase.score(policy, phase.held_plan)
         # Sequences that are not in the held-out plan are NaN and count for nothing.
-        loss = float(-np.nansum(sums * weights) / np.nansum(lengths * weights))
+        loss = float(-np.nansum(sums * weights) / np.nansum(lengths))
         return {"held_out_loss": loss, "score": -loss}
 
     return phase.train(
@@ -136,8 +134,7 @@ def _dpo(phase: Phase[DpoExample], config: DpoConfig) -> TrainOutcome:
         margin = np.asarray(result.chosen_reward - result.rejected_reward)
         # A tie counts half, so a policy that equals its reference has an accuracy of 0.5.
         accuracy = float(np.mean((margin > 0) + 0.5 * (margin == 0)))
-        added = config.nll_weight * result.nll if config.loss != "nll" else 0.0
-        loss = float(np.mean(result.loss + added))
+        loss = float(np.mean(result.loss + config.nll_weight * result.nll))
         if config.loss == "nll":  # it learns no preference
             return {"held_out_accuracy": accuracy, "held_out_loss": loss, "score": -loss}
         # Accuracy decides. Among equals it is the lower loss, scaled to less than one pair.
@@ -164,8 +161,8 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
     # The completions of each batch under other prompts. The held-out examples are one more batch.
     batches = [*phase.batches, phase.held]
     firsts = np.cumsum([0, *map(len, batches)])
-    longest, held = config.loop.max_length, {*phase.held}
-    learned = [example for i, example in enumerate(phase.examples) if i not in held]
+    longest = config.loop.max_length
+    learned = [example for i, example in enumerate(phase.examples) if i not in phase.held]
     segments = [
         mismatched([phase.examples[i] for i in batch], longest, int(first), learned)
         for batch, first in zip(batches, firsts, strict=False)
@@ -181,7 +178,7 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
     references, other_references = stored[: phase.sequences], stored[phase.sequences :]
 
     def kl(step: int, weights: Trainable) -> np.float32:
-        """The mean log-ratio of the batch's mismatched completions; TRL does not let it below 0."""
+        """The mean log-ratio of the batch's mismatched completions, at least 0, as in TRL."""
         sums, _ = phase.score(weights, Plan((other_plan.steps[step],)), others)
         return np.float32(max(0.0, np.nanmean(sums - other_references)))
 
@@ -198,7 +195,7 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
         held = lambda x: jnp.asarray(x[phase.held])  # noqa: E731
         z = jnp.asarray(kl(len(phase.batches), weights))
         result = unpaired_loss(held(sums), held(references), held(desirable), z, config)
-        loss = float(np.average(np.asarray(result.loss), weights=weight[phase.held]))
+        loss = float(np.mean(np.asarray(result.loss) * weight[phase.held]))
         return {"held_out_loss": loss, "score": -loss}
 
     return phase.train(

@@ -98,7 +98,7 @@ def preference_loss(
         loss = -(1.0 - smooth) * jax.nn.log_sigmoid(logit)
         if smooth:
             loss = loss - smooth * jax.nn.log_sigmoid(-logit)
-    # Rewards stay sums over the completion, also where the loss takes log-ratios per token.
+    # Rewards are sums over the completion under every loss, so that they can be compared.
     chosen, rejected = _sides(ratios)
     return Preference(loss, nll, config.beta * chosen, config.beta * rejected)
 
@@ -175,9 +175,9 @@ def policy_loss(
 ) -> PolicyTerms:
     """PPO's clipped surrogate of each token from log-probabilities (arXiv 1707.06347, equation 7).
 
-    With rho = policy / behaviour and the completion's advantage A at each of its tokens, the loss
-    is -min(rho A, clip(rho, 1 - eps, 1 + eps) A). `behaviour` are the log-probabilities that the
-    search stored, at temperature 1 and unfiltered, and `policy` is measured in the same way. Both
+    With rho = exp(policy - behaviour) and the completion's advantage A at each of its tokens, the
+    loss is -min(rho A, clip(rho, 1 - eps, 1 + eps) A). `behaviour` are the log-probabilities that
+    the search stored, at temperature 1 and unfiltered, and `policy` is measured in the same way. Both
     divergences use the estimator k3, x - 1 - log x of a probability ratio x, which is never below
     0 and unbiased for samples of the divergence's first policy (Schulman, "Approximating KL
     divergence", 2020); for the penalty these are the behaviour's, as in GRPO (2402.03300).

@@ -68,13 +68,12 @@ class Phase(Generic[E]):
         *,
         saver: Saver | None = None,
         seed: int = 0,
-        template: str = "",
         on_step: OnStep | None = None,
         mesh: Mesh | None = None,
     ):
         self.model, self.start, self.config = model, start, config
         self.saver = MemorySaver() if saver is None else saver
-        self.seed, self.template, self.on_step, self.mesh = seed, template, on_step, mesh
+        self.seed, self.on_step, self.mesh = seed, on_step, mesh
         loop = config.loop
         self.examples: list[E]
         self.examples, self.counts = admit(examples, loop.max_length)
@@ -119,7 +118,8 @@ class Phase(Generic[E]):
         # Everything that the result of a later step depends on. The mesh is not part of it, so a
         # phase may continue on other devices.
         described = json.dumps(
-            [asdict(config), self.seed, dropout, digest(self.examples)], sort_keys=True
+            [asdict(config), self.seed, dropout, digest(self.examples), self.model.fingerprint],
+            sort_keys=True,
         )
         identity = hashlib.sha256((described + weights_hash(start)).encode()).hexdigest()
 
@@ -216,9 +216,7 @@ class Phase(Generic[E]):
         `compute` is given what to call before each batch. `what` is scored, one row each, and
         `further` says what besides the examples. UserError if a log-probability is not finite.
         """
-        key = reference_key(
-            self.model.fingerprint, self.start, self.examples, self.template, further
-        )
+        key = reference_key(self.model.fingerprint, self.start, self.examples, further)
         # Nothing of this pass is kept before it ends, so a stop request abandons it.
         found = self.saver.references(
             key, lambda: finite(compute(self.saver.raise_if_stopped), what)

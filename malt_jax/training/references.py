@@ -10,28 +10,23 @@ import jax
 import numpy as np
 
 from malt_jax.errors import UserError
+from malt_jax.models.lora import Adapter
 from malt_jax.models.sharding import to_host
 from malt_jax.training.dataset import digest
 from malt_jax.training.step import Trainable
 
 
 def reference_key(
-    base: str, policy: Trainable, examples: Sequence[Any], template: str, further: Any = None
+    base: str, policy: Trainable, examples: Sequence[Any], further: Any = None
 ) -> dict[str, str]:
     """Everything that the log-probabilities of `policy` for the examples depend on, as hashes.
 
-    `base`: the base model's fingerprint. `template`: the role's prompt template. `further`: what
-    was scored besides the examples.
+    `base`: the base model's fingerprint. `further`: what was scored besides the examples.
     """
     data = digest(examples)
     if further is not None:
         data = hashlib.sha256(f"{data} {further!r}".encode()).hexdigest()
-    return {
-        "base": base,
-        "adapter": weights_hash(policy),
-        "data": data,
-        "template": hashlib.sha256(template.encode()).hexdigest(),
-    }
+    return {"base": base, "adapter": weights_hash(policy), "data": data}
 
 
 def finite(logprobs: np.ndarray, what: str) -> np.ndarray:
@@ -46,8 +41,10 @@ def finite(logprobs: np.ndarray, what: str) -> np.ndarray:
 
 
 def weights_hash(trainable: Any) -> str:
-    """SHA-256 over the names, dtypes and bytes of an adapter's or a model's arrays."""
+    """SHA-256 of a model's or an adapter's arrays (names, dtypes, bytes), and of its scale."""
     sha = hashlib.sha256()
+    if isinstance(trainable, Adapter):
+        sha.update(f"scale {trainable.scale}".encode())
     for path, leaf in jax.tree_util.tree_flatten_with_path(trainable)[0]:
         # The whole array, so that the hash does not depend on how devices share it.
         array = to_host(leaf)

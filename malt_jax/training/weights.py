@@ -49,8 +49,18 @@ def place_adapter(adapter: Adapter, spec: ModelSpec, mesh: Mesh | None) -> Adapt
 def start_by_policy(
     start: Mapping[str, Trainable], known: Sequence[str], sharing: str
 ) -> dict[str, Trainable]:
-    """The weights to continue from, also by the policy that the named roles share."""
+    """The weights to continue from, by policy as well as by role.
+
+    Raises ValueError for a name that is not known, and where roles that share one policy are given
+    different weights.
+    """
     if unknown := sorted(start.keys() - set(known)):
         names = ", ".join(dict.fromkeys(known))
         raise ValueError(f"start: found {', '.join(unknown)}, allowed: {names}")
-    return {policy_name(role, sharing): weights for role, weights in start.items()} | dict(start)
+    found = dict(start)
+    for role, weights in start.items():
+        if found.setdefault(policy := policy_name(role, sharing), weights) is not weights:
+            raise ValueError(
+                f"start: found different weights for {policy}, the policy of all roles"
+            )
+    return found

@@ -66,10 +66,10 @@ def first_pass(branches: Sequence[int], spare: int) -> tuple[int, ...]:
 def outcome_variance(rewards: Float[np.ndarray, "Q leaves"]) -> Float[np.ndarray, " Q"]:
     """The variance of the outcomes of each question.
 
-    Its leaves and one more, which is as the block expects it, so that a few equal outcomes do not
-    make a question certain. To the leaves of the block belong half a right and half a wrong one
-    more, which keeps every variance above 0. It is one number per question, because a prefix has
-    too few leaves to tell its own from luck.
+    One pseudo-leaf with the moments of the block is added to each question, so that a few equal
+    outcomes do not make a question certain, and half a right and half a wrong leaf to the block,
+    which keeps every variance above 0. It is one number per question, because a prefix has too few
+    leaves to tell its own variance from chance.
     """
 
     def moment(outcomes: Float[np.ndarray, "Q leaves"]) -> Float[np.ndarray, " Q"]:

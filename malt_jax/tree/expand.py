@@ -61,8 +61,8 @@ def expand(
     `models` and `samplers`: those of all roles, or each role's by name. `adapters`: each role's
     policy by name, an adapter or whole weights; the base model where there is none.
     The random key of a node depends on the seed, the round and the node's path only, so a tree is
-    the same in any pool. `overflow`: whether a prompt that is too long is refused or truncated.
-    `on_level` is called with the role and the number of completions of each level
+    the same whatever is sampled with it. `overflow`: whether a prompt that is too long is refused
+    or truncated. `on_level` is called with the role and the number of completions of each level
     before it is sampled. `siblings` says how many each prefix has, by default the `branch` of the
     role; the trees are ragged then. Nodes that are `known`, by id, are not sampled again.
     """

@@ -170,8 +170,9 @@ class Tree:
     def weights(self) -> dict[str | None, float]:
         """By node id, how much the node counts among all of its level: 1 in fixed trees.
 
-        In ragged ones siblings count alike and, with what follows from them, as much under every
-        prefix, as in the value of the root. So questions with more nodes do not count for more.
+        In a ragged tree a node weighs the product of (branch / number of siblings) along its path.
+        Siblings thus weigh alike, every prefix has the same total weight, and a question with more
+        nodes does not count for more.
         """
         found: dict[str | None, float] = {None: 1.0}
         for parent, siblings in self.children.items():  # parents come before their children
@@ -233,7 +234,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Forest:
-    """A pool of trees of the same chain, as records and as arrays.
+    """Several trees of the same chain, as records and as arrays.
 
     The arrays of a level have the shape `[Q, b_1, ..., b_d]`. Of ragged trees, b is the largest
     number of siblings at each depth, and what is absent is NaN.

@@ -30,7 +30,8 @@ def read_completion(
     count, closed = (0, True) if form is None else form.split(ids)
     if not count:
         return Said(tokenizer.decode(ids))
-    # Blanks between thought and answer belong to neither; no prompt should begin a turn with them.
+    # Blanks between thought and answer are kept with the thought, so that no prompt begins a turn
+    # with them.
     while closed and count < len(ids) and tokenizer.decode(ids[count : count + 1]).isspace():
         count += 1
     thought, text = tokenizer.decode(ids[:count], skip_special=False), tokenizer.decode(ids[count:])

@@ -7,7 +7,7 @@ the values of level d are an array `[Q, b_1, ..., b_d]`. What is absent of ragge
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,8 @@ def value_forest(
     forest: Forest, backup: Backup = "mean", softness: float = 0.25, threshold: float = 0.5
 ) -> Forest:
     """The forest with the value and the label of every node set from the rewards of its leaves."""
+    if backup not in get_args(Backup):
+        raise ValueError(f"backup: found {backup!r}, allowed: {', '.join(get_args(Backup))}")
     if not forest.trees:
         return forest
     back = back_up_ragged if forest.ragged else back_up
