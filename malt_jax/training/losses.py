@@ -177,9 +177,9 @@ def policy_loss(
 
     With rho = exp(policy - behaviour) and the completion's advantage A at each of its tokens, the
     loss is -min(rho A, clip(rho, 1 - eps, 1 + eps) A). `behaviour` are the log-probabilities that
-    the search stored, at temperature 1 and unfiltered, and `policy` is measured in the same way. Both
-    divergences use the estimator k3, x - 1 - log x of a probability ratio x, which is never below
-    0 and unbiased for samples of the divergence's first policy (Schulman, "Approximating KL
+    the search stored, at temperature 1 and unfiltered, and `policy` is measured in the same way.
+    Both divergences use the estimator k3, x - 1 - log x of a probability ratio x, which is never
+    below 0 and unbiased for samples of the divergence's first policy (Schulman, "Approximating KL
     divergence", 2020); for the penalty these are the behaviour's, as in GRPO (2402.03300).
     """
     ratio = jnp.exp(policy - behaviour)
