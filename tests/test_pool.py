@@ -12,8 +12,11 @@ import pytest
 
 import cli_run
 from malt_jax import cli
+from malt_jax.config.run import with_defaults
+from malt_jax.stages import pool
 from malt_jax.storage import manifest
 
+BASE = {"model": {"path": "quickstart"}, "task": {"name": "arithmetic"}}
 TRUST = "--trust-task-code"
 """The task of these runs is the tests' own code."""
 
@@ -62,6 +65,18 @@ def test_a_model_that_lay_elsewhere_is_the_same_model(runs, tmp_path):
     moved = changed(runs[1], tmp_path / "moved", path, path + "-elsewhere")
     words = ["pool", str(runs[0]), str(moved), TRUST, "--output", str(tmp_path / "pooled")]
     assert cli.main(words) == 0
+
+
+def test_a_label_of_an_ablation_is_only_what_tables_show():
+    one, other = (
+        with_defaults(
+            {**BASE, "ablations": [{"name": "a", "label": label, "set": {"search.backup": backup}}]}
+        )
+        for label, backup in (("old", "max"), ("new", "max"))
+    )
+    assert one != other and pool._unlabelled(one) == pool._unlabelled(other)
+    wider = {**BASE, "ablations": [{"name": "a", "set": {"search.backup": "soft"}}]}
+    assert pool._unlabelled(with_defaults(wider)) != pool._unlabelled(one)
 
 
 def test_what_cannot_be_pooled_is_named(runs, tmp_path, capsys):

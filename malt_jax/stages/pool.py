@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from malt_jax import config as config_module
 from malt_jax.config.evaluation import CANNOT_CHANGE_RESULTS
@@ -42,7 +43,9 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
         if "evaluates" in manifest.load(run):
             raise UserError(f"{run.path}: an evaluation of a run; only runs can be pooled.")
         # With defaults, because an older run's file may lack a field that a newer one names.
-        theirs, ours = (config_module.with_defaults(one.config) for one in (first, run))
+        theirs, ours = (
+            _unlabelled(config_module.with_defaults(one.config)) for one in (first, run)
+        )
         if found := differences(theirs, ours, MAY_DIFFER):
             raise UserError(
                 f"{run.path}: made with another config than {first.path}: {'; '.join(found)}. "
@@ -61,6 +64,12 @@ def pool(folders: Sequence[str | os.PathLike]) -> Results:
             for _, run in sorted(zip(seeds, runs, strict=True), key=lambda pair: pair[0])
         ]
     )
+
+
+def _unlabelled(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the labels of ablations, which only tables show: those of the first run are used."""
+    plain = [{**ablation, "label": ""} for ablation in config["ablations"]]
+    return {**config, "ablations": plain}
 
 
 def _asked(run: RunDir) -> str | None:

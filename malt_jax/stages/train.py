@@ -10,7 +10,7 @@ from malt_jax.config.pipeline import RoleConfig, split_phases
 from malt_jax.data.role_data import STAR, RoleData, policy_name
 from malt_jax.errors import UserError
 from malt_jax.evaluation.systems import make_systems
-from malt_jax.memory import restart_peak
+from malt_jax.memory import release_programs, restart_peak
 from malt_jax.planning.utilisation import training_utilisation
 from malt_jax.progress import counted
 from malt_jax.stages.mismatch import check_mismatch
@@ -131,6 +131,7 @@ def _train_phase(
         # The whole folder is one unit: final weights and, except for SFT, the log-probabilities
         # at the start.
         journal.add(folder)
+    release_programs()  # the next phase has other shapes, and mostly compiles its own
 
 
 def _can_learn(session: Session, name: str, phase: str, data: Mapping[str, RoleData]) -> bool:
