@@ -67,6 +67,7 @@ SAME = [  # (reference, text) for the exact grader
     ("O'Brien", "Answer: O’Brien"), ("rock 'n' roll", "Answer: rock ’n’ roll"), ("5", "Answer: $5"),
     ("a", "Answer: a"), ("I", "Answer: I"), ("The Who", "Answer: The Who"), ("C++", "Answer: C++"),
     ("__init__", "Answer: __init__"), ("snake_case", "Answer: snake_case"), ("x²", "Answer: x²"),
+    ("found in stall", "The answer is found in stall."),
     ("2**3", "Answer: **2**3**"), ("Paris", "Answer:\n- Paris"), ("3.5", "Answer: 3.5"),
 ]  # fmt: skip
 OTHER = [

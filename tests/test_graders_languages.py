@@ -44,6 +44,8 @@ SAYS_18 = [
     "The answer is １８", "The answer is １８．", "The answer is 18。", "The answer is 18۔", "The answer is 18।", "#### １８", "#### ١٨", "\\boxed{１８}", "The answer is 【18】",
     # without a statement
     "她每天赚 18 美元。", "彼女は18ドル稼ぎます。", "그녀는 18달러를 법니다.", "Ella gana 18 dólares.", "Elle gagne 18 dollars.", "Sie verdient 18 Dollar.", "Она зарабатывает 18 долларов.",
+    "答案是18。这是对的。", "答えは18です。正しいです。", "Die Antwort ist 18. Dies ist richtig.", "Ответ: 18. Это верно.", "La respuesta es 18. Esto está bien.", "Jibu ni 18. Hii ni sahihi.", "उत्तर 18 है। यह सही है।", "คำตอบคือ 18. ถูกต้อง",
+    "La respuesta es 18 veces.", "Die Antwort ist 18 Mal.", "La réponse est 18 fois.", "उत्तर 18 वर्ग मीटर है।", "Ответ: 18 раз", "Sie verdient 18 Dollar mehr als Bob.", "Elle gagne 18 dollars de plus.", "Como no vende los demás, gana 18 dólares.", "Ella gana 18 dólares más.", "उत्तर: १८|", "উত্তর: ১৮|", "الإجابة هي ٪١٨",
     "答案是：\n- 18", "Antwort:\n- 18", "Respuesta:\n> 18",
     "Anapata dola 18.", "เธอได้เงิน 18 ดอลลาร์", "সে ১৮ ডলার আয় করে।", "ఆమె 18 డాలర్లు సంపాదిస్తుంది.", "تكسب ١٨ دولارًا.", "一共有18个。",
 ]  # fmt: skip
@@ -75,6 +77,15 @@ NOT_18 = [
     "Die falsche Antwort ist 18.", "Неправильный ответ: 18", "错误答案是 18。", "답은 거의 18입니다.",
     # taken back
     "答案是 18。等等，应该是17。", "答案是 18。更正：17。", "Die Antwort ist 18. Moment, 17.", "La respuesta es 18. Perdón, 17.", "La réponse est 18. Attendez, c'est 17.", "Ответ: 18. Стоп, 17.",
+    "答案是18。 这不对。", "答案是18。 这是错的。", "答案是18。 不正确。", "答案是18。 不，是20。", "答えは18です。 間違いです。", "정답은 18입니다. 이것은 틀렸습니다.", "الإجابة هي 18. هذا خطأ.", "उत्तर 18 है। यह गलत है।", "উত্তর: 18। এটা ভুল।",
+    "సమాధానం 18. ఇది తప్పు.", "คำตอบคือ 18. ผิด", "Ответ: 18. Это ошибка.", "Die Antwort ist 18. Dies ist falsch.", "La réponse est 18. Cela est faux.", "La respuesta es 18. Esto está mal.",
+    "Jibu ni 18. Hii si sahihi.", "#### 18\n这不对。", "#### 18\n这是错的。", "#### 18\n不正确。", "#### 18\n不，是20。", "#### 18\n間違いです。", "#### 18\n이것은 틀렸습니다.", "#### 18\nهذا خطأ.", "#### 18\nयह गलत है।",
+    "#### 18\nএটা ভুল।", "#### 18\nఇది తప్పు.", "#### 18\nผิด", "#### 18\nЭто ошибка.", "#### 18\nDies ist falsch.", "#### 18\nCela est faux.", "#### 18\nEsto está mal.", "#### 18\nHii si sahihi.",
+    # bounds and operations, also without a statement
+    "答案是低于18。", "答案是高于18。", "答えは18より多いです。", "La respuesta es por debajo de 18.", "La respuesta es un mínimo de 18.", "La respuesta es dos veces 18.", "La réponse est jusqu’à 18.",
+    "La réponse est deux fois 18.", "Die Antwort ist wenigstens 18.", "Die Antwort ist maximal 18.", "Die Antwort ist zweimal 18.", "Ответ: ниже 18", "Ответ: дважды 18", "Jibu ni juu ya 18.",
+    "الإجابة هي 18 فأكثر.", "الإجابة هي 18 زائد اثنين.", "उत्तर 18 का वर्ग है।", "คำตอบคือ 18 คูณสอง", "Sie verdient mehr als 18 Dollar.", "Sie verdient die Hälfte von 18 Dollar.",
+    "Elle gagne moins de 18 dollars.", "Ella gana más de 18 dólares.", "Ella gana la mitad de 18 dólares.", "Ella no gana 18 dólares.", "Sie verdient nie 18 Dollar.", "Anapata zaidi ya dola 18.",
     # short words for scales
     "Ответ: 18 тыс. рублей", "Ответ: 18 млн", "Ответ: 18 сотен", "Die Antwort ist 18 Mio.", "Die Antwort ist 18 Tsd. Euro.", "Die Antwort ist 18 Mrd.", "คำตอบคือ 18 ร้อย", "उत्तर 18 सौ है।", "Jibu ni mia 18.",
     # two numbers, or digits that are not of one number

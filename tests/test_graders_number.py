@@ -502,6 +502,7 @@ def test_any_text_is_graded_and_extraction_is_stable(text):
         "\\boxed{" * 20_000,
         "#### " * 20_000,
         "1," * 50_000,
+        r"\boxed{" + "1≈" * 50_000 + "1}",
         "1 1/1 " * 20_000,
         "=" * 100_000,
         "(" * 100_000,

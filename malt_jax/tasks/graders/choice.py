@@ -8,7 +8,8 @@ line counts when it does so, unless the line above names another choice: a list 
 The rest of the sentence must not contradict the choice: name another one ("B, C and D"; "(A)
 enforce" where enforce is B), hedge ("(B) or") or deny ("B is wrong"). Reasons and contrasts are
 free: what follows "because" or "rather than", and "not (A)". A bare `A` or `a` before another word
-is an article and not a label, unless that word is the text of choice A.
+is an article and not a label, unless that word is the text of choice A. If a later sentence calls
+another choice right ("However, (C) is better"), there is no answer.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class ChoiceGrader(ComparingGrader):
             if last.form == "box" or last.span.strip(" .:*"):
                 label = names.chosen(last.line)
                 # "The answer is (B). However, (A) is correct."
-                others = {names.chosen(m[1]) for m in _RE.also_right.finditer(text, last.end)}
+                further = (m[m.lastindex or 0] for m in _RE.also_right.finditer(text, last.end))
+                others = {names.chosen(name) for name in further}
                 return None if others - {None, label} else label
             text = text[last.end :]
         lines = [line for line in text.splitlines() if line.strip(" \t`~")][-2:]
@@ -115,11 +117,14 @@ class _Names:
         # 2. A label in brackets.
         if wrapped := _RE.wrapped.match(words):
             return self.labels.get(wrapped[1].casefold()), words[wrapped.end() :]
-        # 3. A text, from the first word on or after an article.
+        # 3. A text, from the first word on or after an article. A capital A in front of the text of
+        # another choice is no article but the label, and the two contradict each other.
         for start in (len(words) - len(words.lstrip("\"'“ ")), _end(_RE.article, words)):
             text, rest = self._text(words[start:])
             if text:
                 label, *more = self.owners[text]
+                if _RE.capital.match(words) and start and label != self.labels.get("a", label):
+                    return None, rest
                 return (label, rest) if _RE.end.match(rest) and not more else (None, rest)
         # 4. A bare label, unless it is an article or a pronoun.
         bare = _RE.bare.match(words)
@@ -143,7 +148,7 @@ class _Names:
             text, _ = self._text(rest[_end(_RE.article, rest[contrast.end() :]) + contrast.end() :])
             if text and label in self.owners[text]:
                 return True
-        rest = _RE.reason.split(self._without_own(label, rest))[0]
+        rest = _RE.wrong.sub("", _RE.reason.split(self._without_own(label, rest))[0])
         for contrast in _RE.contrast.finditer(rest):
             rest_of_it = rest[contrast.end() :]
             # "(B), not (A)", "B, not C or D"

@@ -46,6 +46,8 @@ def fold(text: str) -> str:
     text = re.sub(r"(?<=\d)（", " (", text)
     # Elsewhere the ASCII sign needs a blank after it: that is how a sentence is seen to end.
     text = re.sub(f"[{''.join(_STOPS)}]", lambda m: f"{_STOPS[m[0]]} ", text)
+    # A danda that was typed as a vertical line, behind a letter or digit of Hindi or Bengali.
+    text = re.sub(r"(?<=[\u0900-\u09ff])\s?\|(?!\|)", ". ", text)
     return re.sub(r"\d+", _ascii_digits, text.translate(_SIGNS))
 
 

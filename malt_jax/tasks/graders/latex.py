@@ -6,11 +6,12 @@ last line. It is compared with the reference in this order, and the first that a
 1. the same after tidying (`\dfrac`, `\left`, blanks, units in `\text{}`): equal, unless the units
    or the names of the values differ;
 2. both numbers: equal if the same number, exactly, the percent sign being a unit (as in
-   `numerals`). What the question itself says (`513^2-487^2`) is no answer to a number;
+   `numerals`). What the question itself says (`513^2-487^2`), and what only computes with its
+   numbers (`17*23`), is no answer to a number;
 3. the reference a word (`\text{Evelyn}`): equal if the same word;
 4. otherwise both are read whole and compared exactly, see `latex_worker`. That is done in a process
    that is killed at the time limit, which counts as unequal. In a chain of equations every side
-   must be equal.
+   must be equal, but for names of the value.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from malt_jax.tasks.graders import number, numerals
 from malt_jax.tasks.graders.comparer import Comparer
 from malt_jax.tasks.graders.exact import tidy as tidy_words
 from malt_jax.tasks.graders.languages import fold
+from malt_jax.tasks.graders.number import asks_for
 from malt_jax.tasks.graders.patterns import Patterns
 from malt_jax.tasks.graders.statements import statements, unfinished
 
@@ -104,8 +106,11 @@ def _one(words: str) -> bool:
         return False
 
 
-def final_formula(text: str) -> str | None:
-    """The LaTeX of the last statement; without one, the only formula of the last line."""
+def final_formula(text: str, asked: str = "") -> str | None:
+    """The LaTeX of the last statement; without one, the only formula of the last line.
+
+    asked: the question's text, whose terms a value may be the value of.
+    """
     # Display formulas become inline ones on one line, so that one pattern finds both.
     text = _RE.display.sub(lambda m: f"${' '.join((m[1] or m[2]).split())}$", fold(text))
     found = statements(text)
@@ -125,21 +130,34 @@ def final_formula(text: str) -> str | None:
             words, formulas = ", ".join(formulas), []
         if number.refused(last.before + " " + words):
             return None
-        # One formula among words counts if the same words around a 1 read as 1: then nothing around
-        # it changes its meaning.
+        # One formula among words counts if the same words around a 1 read as 1, and around a box
+        # state the box: then nothing around it changes its meaning.
         if len(formulas) == 1:
-            words = formulas[0] if _one(_RE.formula.sub(" 1 ", words)) else ""
+            words = _as_box(words) if _one(_RE.formula.sub(" 1 ", words)) else ""
     else:
         line = text.rstrip().rpartition("\n")[2]
         alone = len(line) <= MAX_LENGTH and plain_number(line) is not None
-        formulas = _formulas(line) or [line] * alone
-        none = unfinished(line, line) or number.refused(line)
-        words = formulas[0].rpartition("=")[2] if len(formulas) == 1 and not none else ""
+        formulas = _formulas(line)
+        words = line if alone and not formulas else ""
+        if len(formulas) == 1 and not unfinished(line, line) and not number.refused(line):
+            # The words of the same clause must leave a 1 as it is: "half of" and "4 times" do not.
+            clause = re.split(r"[,;:.]\s", line.partition(formulas[0])[0].rstrip("$\\( "))[-1]
+            clause = clause.rpartition("=")[2]
+            words = _as_box(line) if number.final_number(f"{clause} 1") == 1 else ""
+        *left, right = words.split("=")
+        # "2n = 12" stays whole, because it says nothing of n.
+        words = words if any(map(_letters, left)) and not _says(left, asked) else right
     words = re.sub(r"^\*\*|\*\*$", "", words.strip())
     words = re.sub(r"^[$ ]+|(?<!\\)[$ ]+$", "", words)
     # A dollar sign that is left belongs to a second formula.
     several = re.search(r"(?<!\\)\$", words)
     return words if words and len(words) <= MAX_LENGTH and not several else None
+
+
+def _as_box(words: str) -> str:
+    """The only formula of the words, empty if they would deny or change a box in its place."""
+    boxed = _RE.formula.sub(lambda m: rf"\boxed{{{''.join(m.groups(''))}}}", words)
+    return found[-1].span if (found := statements(boxed)) else ""
 
 
 def _formulas(text: str) -> list[str]:
@@ -158,7 +176,12 @@ def decided(gold: str, answer: str) -> bool | None:
     values = plain_number(gold), plain_number(answer)
     if None not in values:
         return values[0] == values[1]
+    several = _RE.alternatives.split(answer)  # the same number, written in two ways
+    if values[0] is not None and len(several) > 1:
+        return {plain_number(one) for one in several} == {values[0]}
     if word := _RE.words.fullmatch(gold.strip()):
+        if labelled := _RE.labelled.fullmatch(answer.strip()):
+            answer = labelled[1]
         stated = _RE.words.fullmatch(answer.strip())
         if stated or word[1]:
             words = (stated[1] or stated[2]) if stated else answer
@@ -166,10 +189,11 @@ def decided(gold: str, answer: str) -> bool | None:
     return None
 
 
-def sides(gold: str, answer: str) -> list[str]:
+def sides(gold: str, answer: str, asked: str = "") -> list[str]:
     """What of the answer must equal the reference; nothing if a part of it can't be meant so.
 
-    In `AB = 9 + 9 = 18` it is `9 + 9` and `18`.
+    In `AB = 9 + 9 = 18` it is `9 + 9` and `18`; `2x = 18` says nothing of x, unless the question's
+    text, `asked`, holds `2x`.
     """
     given, said = tidy(gold), tidy(answer)
     if number.refused(said) and not number.refused(given):
@@ -183,7 +207,25 @@ def sides(gold: str, answer: str) -> list[str]:
     if "=" not in _unnamed(said) or "=" in _unnamed(given) or listed or equation:
         return [answer]
     # A side with variables that the reference lacks is a name for the value and says nothing.
-    return [side for side in answer.split("=") if _letters(tidy(side)) <= _letters(given)]
+    both = answer.split("=")
+    values = [side for side in both if _letters(tidy(side)) <= _letters(given)]
+    return values if _says([side for side in both if side not in values], asked) else []
+
+
+def _says(names: list[str], asked: str) -> bool:
+    """Whether an equation with these sides and a value states that value.
+
+    It does if each of them is a name or in the question; or if the chain begins or ends with a
+    name, as in `A = lw = 18`: what is between them says how the value was found.
+    """
+    formulas = {_unspaced(formula).rstrip(".,;:?") for formula in _formulas(asked)}
+    called = [
+        bool(
+            _RE.called.fullmatch(tidy(name)) or _unspaced(name) in formulas or asks_for(asked, name)
+        )
+        for name in names
+    ]
+    return all(called) or called[0] or called[-1]
 
 
 def _unnamed(latex: str) -> str:
@@ -242,11 +284,11 @@ class LatexGrader:
         return None if formula is None else _canonical(formula)
 
     def grade(self, texts: Sequence[str], questions: Sequence[Question]) -> list[Grade]:
-        pairs: list[tuple[str, str] | None] = []
+        pairs: list[tuple[str, str, str] | None] = []
         for text, question in zip(texts, questions, strict=True):
-            formula = final_formula(text)
+            formula = final_formula(text, question.text)
             stated = formula is not None and not _copied(formula, question)
-            pairs.append((question.answer, formula) if formula and stated else None)
+            pairs.append((question.answer, formula, question.text) if formula and stated else None)
         # Many samples give the same answer, so equal pairs are compared once.
         asked = list(dict.fromkeys(pair for pair in pairs if pair))
         # The threads mostly wait, because the comparisons run in the worker processes.
@@ -261,9 +303,9 @@ class LatexGrader:
         """Why the reference answer can't be graded; None when it can."""
         return None if tidy(question.answer) else "the answer holds no formula"
 
-    def _equal(self, pair: tuple[str, str]) -> bool:
-        gold, answer = pair
-        parts = sides(gold, answer)
+    def _equal(self, pair: tuple[str, str, str]) -> bool:
+        gold, answer, asked = pair
+        parts = sides(gold, answer, asked)
         verdicts = [decided(gold, part) for part in parts]
         # One side that is surely wrong decides before any worker is asked.
         if not parts or False in verdicts:
@@ -287,16 +329,46 @@ class LatexGrader:
 
 
 def _copied(formula: str, question: Question) -> bool:
-    """Whether the formula is what the question asks to compute, not what comes out of it."""
+    """Whether the formula is what the question asks to compute, not what comes out of it.
+
+    In an equation that holds for each side but the names.
+    """
     # A word of the question may be the answer to it: which of three, or even or odd.
     if plain_number(formula) is not None or _RE.words.fullmatch(formula):
         return False
+    parts = [formula] if "=" in question.answer else formula.split("=")
+    parts = [part for part in parts if not _RE.called.fullmatch(tidy(part))] or [formula]
+    return all(_repeats(part, question) for part in parts)
+
+
+def _repeats(formula: str, question: Question) -> bool:
     asked, copied, gold = map(_unspaced, (question.text, formula, question.answer))
-    return copied in asked and copied != gold
+    if plain_number(formula) is not None or copied in (gold, *gold.split("=")):
+        return False
+    if copied in asked:
+        return True
+    # Instead of a number, an operation with numbers of the question is left to compute: 0.15 * 40.
+    # A factorial or binomial says more than the question did.
+    lettered = _letters(tidy(formula)) or _RE.counting.search(formula)
+    if plain_number(question.answer) is None or lettered:
+        return False
+    used = _figures(tidy(formula)) - {0, 1}
+    given = _figures(tidy(question.text))
+    return bool(used and _RE.operation.search(tidy(formula))) and used <= given | {
+        value / 100 for value in given
+    }
+
+
+def _figures(latex: str) -> set[Fraction]:
+    return {Fraction(figure.replace(",", "")) for figure in _RE.figure.findall(latex)}
 
 
 def _unspaced(latex: str) -> str:
-    return re.sub(r"[\s{}()]|\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]", "", tidy(latex))
+    latex = re.sub(r"[\s{}()]|\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,!;: ]", "", tidy(latex))
+    # Signs that the brackets kept apart.
+    for signs, sign in ("+-", "-"), ("-+", "-"), ("--", "+"), ("++", "+"):
+        latex = latex.replace(signs, sign)
+    return latex.removeprefix("+")
 
 
 def _canonical(formula: str) -> str:

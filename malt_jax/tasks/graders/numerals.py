@@ -3,7 +3,8 @@ r"""Reading numerals: the ways in which texts write numbers, as exact fractions.
 - groups of thousands `1,234` `1{,}234` `1'234` `1_234` `1 234` `12,34,567` `1.234.567` (a malformed
   one makes the number unreadable);
 - decimals, scientific notation (`1.5e3`, `1.5 \times 10^3`), fractions (`3/4`, `\frac{3}{4}`, `½`,
-  mixed `1 1/2`), negatives (`-5`, `−5`, `-$5`, `negative 5`), multipliers (`2 million`, `5k`);
+  mixed `1 1/2`, `1 and a half`), negatives (`-5`, `−5`, `-$5`, `negative 5`), multipliers
+  (`2 million`, `5k`);
 - currency signs and units are dropped, and **the percent sign is a unit**: `18%` is 18 and not
   0.18, as in the published answers; 50 cents is 50 and 5 dozen is 5.
 
@@ -97,8 +98,10 @@ def figures(spelled: re.Match[str]) -> str:
             total, part = total + part * value, 0
         else:
             part = part * 100 if value == 100 else part + value
-    negative = re.match("(?i)negative|minus", spelled[0])
-    return f"{'-' * bool(negative)}{total + part}"
+    sign = "-" * bool(re.match("(?i)negative|minus", spelled[0]))
+    if spelled[0].lower().endswith("half"):
+        return f"{sign}{2 * (total + part) + 1}/2"
+    return f"{sign}{total + part}"
 
 
 def left_to_compute(words: str) -> bool:
@@ -111,12 +114,17 @@ def left_to_compute(words: str) -> bool:
     return bool(_RE.compute.search(words)) or any(strange)
 
 
+def is_ordinal(words: str, run: re.Match[str]) -> bool:
+    """Whether a run of digits is a place, such as 18th; 1/8th is a fraction."""
+    return bool(run[0].isdecimal() and _RE.ordinal.match(words, run.end()))
+
+
 def numbers(words: str, decimal_comma: bool = False) -> list[Fraction]:
     """All numbers in plain words. Raises `Unreadable` if one of them cannot be read whole."""
     values = []
     for run in RUN.finditer(words):
         before = words[: run.start()]
-        if re.search("[A-Za-z_]$", before):
+        if re.search("[A-Za-z_]$", before) or is_ordinal(words, run):
             continue  # a name: x1, CO2
         # Signs at the ends of the run belong to the sentence.
         body = run[0].strip(",:").rstrip("./:,")

@@ -21,10 +21,10 @@ def program(text: str, names: set[str]) -> str | None:
     """The last fenced block that defines one of `names`, with what it needs.
 
     Earlier blocks are joined when they define one of the names or something that a later block
-    uses: a helper is often in a block of its own. If no block defines one of the names, the Python
-    lines in the prose between them may, and if they don't, the last block with a definition counts.
-    Without fences, the Python lines in the prose are the block, and without any definition the
-    whole text is.
+    uses: a helper is often in a block of its own, sometimes below the code that calls it. If no
+    block defines one of the names, the Python lines in the prose between them may, and if they
+    don't, the last block with a definition counts. Without fences, the Python lines in the prose
+    are the block, and without any definition the whole text is.
     """
     fenced, prose = _blocks(text)
     # A block that was never closed ends in prose.
@@ -33,7 +33,7 @@ def program(text: str, names: set[str]) -> str | None:
         fenced = [b for b in _unfenced(prose) if names & _defined(b)] or fenced
     blocks = [_outdented(b, names) for b in fenced or _unfenced(text) or [text]]
     defining = [block for block in blocks if _RE.any_definition.search(block)]
-    found = "\n".join(_needed(blocks, names) or (defining or blocks)[-1:]).rstrip()
+    found = "\n".join(_needed(blocks, names) or (defining or blocks)[-1:]).strip("\n").rstrip()
     return found if found.strip() else None
 
 
@@ -44,6 +44,8 @@ def _blocks(text: str) -> tuple[list[str], str]:
     """
     blocks: list[list[str]] = []
     prose: list[str] = []
+    if _RE.quoted_fence.search(text):  # fences and code as an e-mail quotes them
+        text = _RE.quote.sub("", text)
     mark, margin = "", 0
     for line in text.replace("\r\n", "\n").split("\n"):
         indent, words = len(line) - len(line.lstrip()), line.strip()
@@ -75,6 +77,7 @@ def _unfenced(text: str) -> list[str]:
     # An indented text is the body of a function, and `if True:` gives it a place to be parsed in.
     if _is_python(text) or _is_python(f"if True:\n{text}"):
         return [text]
+    text = _RE.tag.sub("\n", text)  # <answer>def f(): ...</answer>
     blocks: list[str] = []
     end = 0
     attempts = iter(range(MAX_PARSED))
@@ -169,6 +172,13 @@ def _needed(blocks: Sequence[str], asked: set[str]) -> list[str]:
             taken.insert(0, block)
             wanted |= words(block)
             known |= defined | imported
+    # A helper may also stand below the code that calls it.
+    for block in blocks:
+        defined = {match[1] for match in _RE.defined.finditer(block) if match[1]}
+        called = {name for one in taken for name in _RE.called.findall(one)} - known
+        if taken and block not in taken and defined & called:
+            taken.append(block)
+            known |= _defined(block)
     return taken
 
 

@@ -5,7 +5,9 @@ and the same in the other languages of `languages`). Every grader follows one ru
 statement counts, whatever its form**, because an earlier one was taken back. So a text can never
 collect the reward of two answers. Boxes that "or", "and" or a comma joins are one statement:
 `\boxed{17} or \boxed{18}` says both. If the last statement cannot be read, what follows it may
-still hold the answer (`#### Final answer`, then a line with it); what precedes it may not.
+still hold the answer (`#### Final answer`, then a line with it); what precedes it may not. A remark
+("The answer is rounded to 2 decimal places") and a check ("if the answer is 18, then ...", where it
+is) state nothing.
 
 **A denied statement counts and holds no answer**; it is returned as an empty box. A statement is
 denied if its own clause denies or supposes it ("I doubt the answer is 18", "the answer is not
@@ -63,6 +65,7 @@ def statements(text: str) -> list[Statement]:
     starts = [box.start for box in boxed]
     found: list[Statement] = []
     denied: set[int] = set()  # boxes inside denied words
+    checks: list[Statement] = []
     # 1. Prose and `####` lines. If one is denied, so are the boxes inside it; if it holds boxes,
     # they stand for it.
     for words in [*_hashes(text), *_prose(text)]:
@@ -72,6 +75,8 @@ def statements(text: str) -> list[Statement]:
         inside = range(bisect_left(starts, words.start), bisect_left(starts, words.end))
         if _denied(text, words):
             denied.update(inside)
+            if words.span and _checked(text, words):
+                checks.append(words)
             words = _emptied(words)
         if not inside:
             found.append(words)
@@ -86,16 +91,33 @@ def statements(text: str) -> list[Statement]:
             or _RE.after_box.match(text, box.end)
             or _RE.touching_before.search(lead)
             or _RE.touching_after.match(text, box.end)
+            or _RE.subtracted.search(_formula_before(text, box.start))
         )
         found.append(_emptied(box) if i in denied or against else box)
     # 3. Statements that the next sentence takes back.
     for i, stated in enumerate(found):
         if taken_back(text[stated.end : stated.end + _CLAUSE], stated.span):
             found[i] = _emptied(stated)
-    # 4. A comment such as "The answer is correct" counts only if nothing else is stated.
+    # 4. "If the answer is 18, then ..." after an answer of 18 checks it and takes nothing back.
+    for check in checks:
+        said = _RE.value.findall(check.span)[:1]
+        earlier = [s for s in found if s.start < check.start]
+        if said and earlier and said[0] in _RE.value.findall(max(earlier, key=_start).span):
+            found = [s for s in found if s.start != check.start]
+    # 5. A comment such as "The answer is correct" counts only if nothing else is stated.
     if not found:
         found = [s for s in _prose(text, comments=True) if not _denied(text, s)]
-    return sorted(found, key=lambda s: s.start)
+    return sorted(found, key=_start)
+
+
+def _start(statement: Statement) -> int:
+    return statement.start
+
+
+def _checked(text: str, words: Statement) -> bool:
+    """Whether the clause supposes what it states, and is not denied for another reason."""
+    clause = _clause(text[max(0, words.start - _CLAUSE) : words.start])
+    return bool(_RE.condition.search(clause)) and not _RE.negation.search(clause + words.span)
 
 
 def without_request(text: str) -> str:
@@ -122,9 +144,12 @@ def _prose(text: str, comments: bool = False) -> list[Statement]:
     for match in [*_RE.prose.finditer(text)][-MAX_STATEMENTS:]:
         line = match["line"].partition("</answer>")[0]
         span = _sentence(line)
-        if _RE.check.search(text[max(0, match.start() - 30) : match.start()]):
+        ahead = text[max(0, match.start() - 30) : match.start()]
+        if _RE.check.search(ahead) or _RE.heading.fullmatch(match["between"]):
             continue  # "to check our answer:" states none
         verb = match["verb"].lower()
+        if _RE.others.search(ahead) and _RE.negation.match(span):
+            continue  # "The other answers are wrong."
         comment = verb not in ":=" and _RE.comment.match(span)
         if bool(comment) != comments or (comment and comment["bare"] is None):
             continue
@@ -199,10 +224,15 @@ def taken_back(text: str, span: str) -> bool:
     """Whether the words after an answer, stated in `span`, take it back."""
     if _RE.taken_back.search(text[:_CLAUSE]):
         return True
-    # "In fact, it is 20" does and "in fact, 9 * 2 = 18" does not.
+    # "In fact, it is 20" does and "in fact, 9 * 2 = 18" does not. "I meant" needs no value.
     said = set(_RE.value.findall(span))
-    found = (_RE.value.findall(fact["rest"]) for fact in _RE.in_fact.finditer(text[:_CLAUSE]))
-    return any(values and values[-1] not in said for values in found)
+    for fact in _RE.in_fact.finditer(text[:_CLAUSE]):
+        values = _RE.value.findall(fact["rest"])
+        name = _RE.name_instead.fullmatch(fact["rest"])
+        other = fact["meant"] or (name and name[1].casefold() not in span.casefold())
+        if values[-1] not in said if values else other:
+            return True
+    return False
 
 
 def _clause(text: str) -> str:
@@ -228,8 +258,11 @@ def boxes(text: str) -> list[Statement]:
             return [*found, Statement("box", "", opening.start(), len(text))]
         span = opening["bare"] or text[opening.end() : position - 1].strip()
         start = opening.start()
-        if _RE.signed.search(text[max(0, start - 4) : start]) and not _RE.compound.search(span):
-            span, start = f"-{span}", start - 1
+        formula = _formula_before(text, start)
+        sign = _RE.signed.search(text[max(0, start - 8) : start])
+        sign = sign or _RE.signed_inside.search(formula)
+        if sign and not _RE.compound.search(span):
+            span, start = f"-{span}", start - len(sign["sign"] or "-")
         # A box that holds nothing but a box stands for the inner one.
         inner = _RE.box.match(span)
         if inner and not inner["bare"] and closing_brace(span, inner.end()) == len(span):
@@ -243,6 +276,17 @@ def boxes(text: str) -> list[Statement]:
             box = Statement("box", span, last.start, box.end, line=span)
         found.append(box)
     return found
+
+
+def _formula_before(text: str, start: int) -> str:
+    """The beginning of the formula that the box at `start` is in; empty outside of one."""
+    ahead = text[max(0, start - _CLAUSE) : start]
+    opened = max(ahead.rfind(r"\("), ahead.rfind(r"\["))
+    if opened > max(ahead.rfind(r"\)"), ahead.rfind(r"\]")):
+        return ahead[opened + 2 :]
+    # A dollar sign with words behind it is an amount of money.
+    *before, inside = _RE.formula_opens.split(ahead.rpartition("\n")[2])
+    return "" if len(before) % 2 == 0 or _RE.word.search(inside) else inside
 
 
 def closing_brace(text: str, start: int) -> int:

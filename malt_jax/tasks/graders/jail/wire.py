@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, NoReturn
 
 MAX_LINE = 4_000_000
+_PLAIN = 1 << 10_000  # larger integers are sent in hexadecimal digits
 _DAY, _CLOCK = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
 _FIELDS: dict[
     type, tuple[str, ...]
@@ -54,7 +55,9 @@ def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
         return value
     for scalar in (int, float, str):
         if isinstance(value, scalar):
-            return scalar(value)  # subclasses lose what they override
+            value = scalar(value)  # subclasses lose what they override
+            # Python writes no decimal integer of more than 4,300 digits.
+            return ["int", hex(value)] if scalar is int and abs(value) > _PLAIN else value
     if isinstance(value, bytes | bytearray):
         name = "bytes" if isinstance(value, bytes) else "bytearray"
         return [name, value.decode("latin-1")]
@@ -63,7 +66,7 @@ def encode(value: Any, keep: Callable[[Any], int | str]) -> Any:
     fields = _FIELDS.get(type(value))
     # A time zone is not sent, so a value that has one stays an object.
     if fields and getattr(value, "tzinfo", None) is None:
-        return [type(value).__name__, [getattr(value, name) for name in fields]]
+        return [type(value).__name__, [encode(getattr(value, name), keep) for name in fields]]
     if isinstance(value, dict):
         return ["dict", [[encode(k, keep), encode(v, keep)] for k, v in value.items()]]
     if series := next((kind for kind in _SERIES if isinstance(value, kind)), None):
@@ -85,10 +88,13 @@ def decode(value: Any, find: Callable[[int | str], Any]) -> Any:
         return {"bytes": bytes, "bytearray": bytearray}[tag](content, "latin-1")
     if tag == "Decimal":
         return Decimal(content)
+    if tag == "int":
+        return int(content, 16)
     if tag == "dict":
         return {decode(k, find): decode(v, find) for k, v in content}
     kind = _BY_NAME[tag]
-    return kind(*content) if kind in _FIELDS else _SERIES[kind]([decode(v, find) for v in content])
+    parts = [decode(v, find) for v in content]
+    return kind(*parts) if kind in _FIELDS else _SERIES[kind](parts)
 
 
 def send(channel, message: Any) -> None:
