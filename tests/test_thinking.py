@@ -120,7 +120,7 @@ def said(tokenizer, text: str, finish: str = "eos"):
         ("qwen3", None, "The answer is 4", False),
         ("qwen3", "\n<think>\n2 and 2\n</think>\n\n", "4", False),
         ("qwen3", None, "</think>The answer is 4", False),
-        ("qwen3", None, "The answer <think>or so</think> is 4", False),
+        ("qwen3", "The answer <think>or so</think> ", "is 4", False),
         ("r1", "2 and 2\n</think>\n\n", "4", False),
         ("r1", "2 and 2 is 4", "", True),
         (
@@ -220,7 +220,7 @@ def test_a_budget_closes_thoughts_as_the_plain_sampler_does(sampler):
             assert long and {tokens[3:7] for tokens in long} == {closing}
 
 
-def test_thoughts_are_found_at_the_beginning_only_by_all_three_readers():
+def test_budgets_and_stop_texts_know_thoughts_at_the_beginning_only():
     blank, begin, end, other, closing = 0, 1, (2, 3), 4, (2, 3)
     rng = np.random.default_rng(0)
     begun = 0
@@ -240,7 +240,8 @@ def test_thoughts_are_found_at_the_beginning_only_by_all_three_readers():
                 plain.append(_closing(plain, budget).get(length, token))
             assert device == plain
             first = next((token for token in drawn if token != blank), None)
-            assert (form.split(drawn)[0] > 0) == (inside or first == begin)
+            answers_at_once = not inside and first not in (None, begin)
+            assert (form.answer_start(drawn) == 0) == answers_at_once
             begun += device != drawn
     assert begun > 20
 
@@ -265,7 +266,11 @@ def test_stop_texts_count_after_the_thought_only(qwen):
 
 
 def test_a_stream_of_tokens_sends_what_the_turn_keeps(qwen):
-    for text in ("\n<think>\nhm</think>\n\n4", "</think> is 4", "\n4 <think>x</think> y"):
+    for text in (
+        "\n<think>\nhm</think>\n\n4",
+        "</think> is 4",
+        "<think>a</think>\n<think>b</think>4",
+    ):
         sent, ids = [], qwen.encode(text)
         stream = TextStream(qwen, qwen.thoughts, 0, lambda _, new: sent.append(new))  # noqa: B023
         for token in ids:

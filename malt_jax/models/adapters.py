@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from malt_jax.checks import show
 from malt_jax.config.lora import LoraConfig
 from malt_jax.errors import UserError
 from malt_jax.models.hf_fields import Fields, read_json, unreadable
-from malt_jax.models.hub import ADAPTER_FILES, adapter_folder
+from malt_jax.models.hub import ADAPTER_FILES, HUB_NAME, adapter_folder
 from malt_jax.models.lora import Adapter, projections, stack_adapter, unstack_adapter
 from malt_jax.models.peft_layout import SIDES, from_peft, without_zeros
+from malt_jax.models.peft_modules import PLAIN_PATTERN, Patterns, apart, evened
 from malt_jax.models.spec import ModelSpec
 
 CONFIG, WEIGHTS = ADAPTER_FILES
@@ -27,19 +29,19 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (None, False),
     "modules_to_save": (None, []),
     "trainable_token_indices": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "target_parameters": (None, []),
     "lora_bias": (None, False),
     # Others, such as `pissa`, take a part out of the base, so that the factors fit no other base.
     "init_lora_weights": (None, False, "gaussian", "eva", "orthogonal", True),
 }
-"""Fields of adapter_config.json and what they may be: plain LoRA of one rank and nothing else."""
+"""Fields of adapter_config.json and what they may be: plain LoRA and nothing else."""
 FREE = (
     "r", "lora_alpha", "use_rslora", "base_model_name_or_path", "revision", "peft_version",
     "task_type", "inference_mode", "auto_mapping", "lora_dropout", "qalora_group_size",
     # The tensors say which modules have factors.
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "target_parameters",
+    # Read by `_patterns`.
+    "rank_pattern", "alpha_pattern",
     # How the factors began, of the ways of `init_lora_weights` above.
     "eva_config", "corda_config", "lora_ga_config", "loftq_config",
     # Where the base was split, and what holds for saved modules only.
@@ -55,14 +57,27 @@ def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, Lor
     UserError in one sentence for what is no plain LoRA, or does not fit the model.
     """
     folder = adapter_folder(path)
-    lora = _config(folder / CONFIG)
-    tensors = _tensors(folder / WEIGHTS)
-    for name in tensors:
+    lora, patterns, version = _config(folder / CONFIG)
+    tensors = stored = _tensors(folder / WEIGHTS)
+    for name in stored:
         if not any(f".{side}." in name for side in SIDES.values()):
             raise UserError(
                 f"{folder / WEIGHTS}: {name} is no LoRA factor of a projection, and nothing else "
                 "of an adapter is read; choose another adapter, or merge this one into its base."
             )
+    try:
+        tensors, modules = apart(spec, stored, version)
+    except ValueError as error:
+        raise UserError(
+            f"{folder / WEIGHTS}: {error}, so these adapters of a layer's experts in PEFT's fused "
+            "layout cannot be read; export them from here in their own form, or merge them into "
+            "the base."
+        ) from error
+    if patterns.ranks or patterns.alphas:
+        try:
+            tensors, lora = evened(tensors, modules, lora, patterns)
+        except ValueError as error:
+            raise UserError(f"{folder / WEIGHTS}: {error}; export or download it again.") from error
     try:
         layers = from_peft(spec, tensors)
     except ValueError as error:
@@ -77,7 +92,8 @@ def load_adapter(path: str | os.PathLike, spec: ModelSpec) -> tuple[Adapter, Lor
     for layer in layers:
         for target, pair in layer.items():
             _check_shape(folder, spec, lora.rank, target, pair)
-    if spec.fused:
+    # Experts' gate and up have a pair in common there, of which each may use its own block.
+    if spec.fused or tensors.keys() != stored.keys():
         scale = lora.scale
         layers, rank = without_zeros(layers, lora.rank)
         lora = replace(lora, rank=rank, alpha=scale * (rank**0.5 if lora.rslora else rank))
@@ -142,26 +158,62 @@ def check_room(own: LoraConfig, lora: LoraConfig, place: str) -> None:
         )
 
 
-def _config(path: Path) -> LoraConfig:
+def other_base(path: str | os.PathLike, base: str) -> str | None:
+    """A warning if an adapter names another model than `base`, over which it is to start.
+
+    Only names on the hub are compared, and of them the last parts: one model may lie in folders of
+    any name, and under several owners.
+    """
+    named = read_json(adapter_folder(path) / CONFIG).get("base_model_name_or_path")
+    names = [name for name in (named, base) if isinstance(name, str) and HUB_NAME.fullmatch(name)]
+    if len(names) < 2 or any(os.path.isdir(name) for name in names):
+        return None
+    if len({name.rpartition("/")[2].casefold() for name in names}) < 2:
+        return None
+    return (
+        f"{os.fspath(path)} says that it was made for {named}, and starts over {base}; if these "
+        "are two models, its answers mean little"
+    )
+
+
+def _config(path: Path) -> tuple[LoraConfig, Patterns, tuple[int, ...]]:
+    """The config of most modules, what others have, and the version of PEFT that wrote it."""
     fields = Fields(path, read_json(path))
     # A field of a newer PEFT may stand for another method, unless it is switched off.
     unknown = fields.data.keys() - PLAIN.keys() - {*FREE}
     off: tuple[Any, ...] = (False, [], {}, None)
-    # A pattern that says what holds anyway is none.
-    same = {"rank_pattern": fields.data.get("r"), "alpha_pattern": fields.data.get("lora_alpha")}
     for key, allowed in {**PLAIN, **dict.fromkeys(sorted(unknown), off)}.items():
         value = fields.data.get(key)
-        if key in same and isinstance(value, dict) and all(v == same[key] for v in value.values()):
-            continue
         if value not in allowed:
             raise fields.refuse(
                 key, f"= {show(value)} is not supported; expected {show(allowed[-1])}, plain LoRA"
             )
-    return LoraConfig(
+    lora = LoraConfig(
         rank=fields.integer("r", largest=4096),
         alpha=fields.number("lora_alpha"),
         rslora=fields.flag("use_rslora"),
     )
+    ranks, alphas = _patterns(fields, "rank_pattern"), _patterns(fields, "alpha_pattern")
+    patterns = Patterns(
+        {pattern: ranks.integer(pattern, largest=4096) for pattern in ranks.data},
+        {pattern: alphas.number(pattern) for pattern in alphas.data},
+    )
+    version = re.findall(r"[0-9]{1,6}", str(fields.data.get("peft_version")))[:2]
+    return lora, patterns, tuple(int(part) for part in version)
+
+
+def _patterns(fields: Fields, key: str) -> Fields:
+    """What a field says of single modules."""
+    if not fields.data.get(key):
+        return Fields(fields.path, {})
+    for pattern in fields.section(key).data:
+        if not PLAIN_PATTERN.fullmatch(pattern):
+            raise fields.refuse(
+                key,
+                f"holds {show(pattern)}: expected names of modules, such as 'q_proj' or "
+                "'layers.3.mlp.down_proj', since other regular expressions are not read",
+            )
+    return fields.section(key)
 
 
 def _tensors(path: Path) -> Mapping[str, np.ndarray]:

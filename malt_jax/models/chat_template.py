@@ -27,6 +27,8 @@ WORKER = Path(__file__).with_name("chat_template_worker.py")
 
 GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 """Arguments of every template that a user cannot give."""
+SWITCHES = ("/no_think", "/think", "/system_override")
+"""Words in a system message that a template obeys and leaves out of the prompt (SmolLM3)."""
 # Letters and digits only, which no escaping changes.
 MARK = "malt8f31probe"
 PROBES = (
@@ -102,7 +104,7 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
             "remove it there."
         )
     before, mark, after = first.partition(MARK)
-    if system is not None and system.strip() not in first:
+    if system is not None and not _says(first, system, template.text):
         raise UserError(
             f"{template.file}: the chat template leaves out the system message {system[:60]!r}; "
             "put it into the role's template."
@@ -117,6 +119,16 @@ def chat_frame(template: ChatTemplate, variables: dict[str, Any], system: str | 
         f"{template.file}: the chat template does not put the user's message into the prompt as it "
         "is, once; edit the template there, or remove it to prompt in plain text."
     )
+
+
+def _says(prompt: str, system: str, template: str) -> bool:
+    """Whether the prompt holds the system message, or all of it but the template's switches."""
+    if system.strip() in prompt:
+        return True
+    for switch in SWITCHES:
+        if switch in template:
+            system = system.replace(switch, "")
+    return system.strip() in prompt
 
 
 def _run(template: ChatTemplate, task: dict[str, Any], wanted: str) -> list[str]:

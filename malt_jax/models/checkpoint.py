@@ -34,8 +34,16 @@ TOKENIZER_FILES = (
 )
 """The files of a checkpoint that describe its text; an exported model gets copies of them."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Plain floating point. Quantised weights have other dtypes, and need scales to be read.
 STORED_DTYPES = ("F32", "F16", "BF16")
+QUANTISED_DTYPES = ("I8", "U8", "I4", "U4", "F8_", "F6_", "F4")
+"""How the codes of dtypes begin that only quantised weights have, which need scales to be read."""
+QUANTISED_NAMES = (".qweight", ".qzeros", ".g_idx", ".weight_packed")
+"""How tensors are called that pack several values into one integer (GPTQ, AWQ)."""
+IGNORED = (".rotary_emb.inv_freq", ".self_attn.bias", ".self_attn.masked_bias")
+"""Tensors in some old checkpoints that hold no weights, but tables made from config.json."""
+HEAD = "lm_head.weight"
+MODULES = ("layers.", "embed_tokens.", "norm.")
+"""Where tensors lie in the model inside of the one with a head; saved alone, they begin so."""
 TOWER_PREFIXES = {
     "language_model.model.": "model.",
     "model.language_model.": "model.",
@@ -57,6 +65,7 @@ class Checkpoint:
         self._tensors: dict[str, Any] = {}
         self._file_of: dict[str, Path] = {}
         stored_in: dict[str, Path] = {}
+        views = {}
         for path in self.files:
             for stored, view in _open(path):
                 if stored in stored_in:
@@ -64,9 +73,15 @@ class Checkpoint:
                         f"{path}: {stored} is also in {stored_in[stored].name}; "
                         "download the checkpoint again."
                     )
-                stored_in[stored] = path
-                if (name := _text_name(stored) if tower else stored) is not None:
-                    self._tensors[name], self._file_of[name] = view, path
+                stored_in[stored], views[stored] = path, view
+        # As in transformers, the tensors may be those of the model without its head (`LlamaModel`).
+        inner = not tower and not any(stored.startswith("model.") for stored in views)
+        for stored, view in views.items():
+            if stored.endswith(IGNORED):
+                continue
+            name = f"model.{stored}" if inner and stored.startswith(MODULES) else stored
+            if (own := _text_name(name) if tower else name) is not None:
+                self._tensors[own], self._file_of[own] = view, stored_in[stored]
         _check_index(folder, stored_in)
         self._pair_mxfp4()
 
@@ -85,10 +100,16 @@ class Checkpoint:
             self._file_of[base] = self._file_of.pop(name)
             self._file_of.pop(base + mxfp4.SCALES)
         for name, tensor in self._tensors.items():
-            if tensor.get_dtype() not in STORED_DTYPES:
+            if (dtype := tensor.get_dtype()) not in STORED_DTYPES:
+                packed = dtype.startswith(QUANTISED_DTYPES) or name.endswith(QUANTISED_NAMES)
+                what = (
+                    "use the checkpoint's unquantised weights"
+                    if packed
+                    else "save the model in one of them, with transformers' save_pretrained"
+                )
                 raise UserError(
-                    f"{self.place(name)} is stored as {tensor.get_dtype()}; supported are "
-                    f"{', '.join(STORED_DTYPES)}. Use the checkpoint's unquantised weights."
+                    f"{self.place(name)} is stored as {dtype}; supported are "
+                    f"{', '.join(STORED_DTYPES)}: {what}."
                 )
 
     @property
@@ -129,7 +150,7 @@ def _text_name(name: str) -> str | None:
     for prefix, own in TOWER_PREFIXES.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
-    return name if name == "lm_head.weight" else None
+    return name if name == HEAD else None
 
 
 def _open(path: Path) -> Iterator[tuple[str, Any]]:
@@ -199,7 +220,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
 def _check_index(folder: Path, file_of: dict[str, Path]) -> None:
     if weight_names(folder) == [SINGLE]:
         return
-    # The other direction, tensors that the index leaves out, is checked when weights are loaded.
+    # The other direction, tensors that the index leaves out, is checked when weights are loaded; so
+    # is a head that is missing, since only a model that does not tie it needs one.
     for name, shard in _weight_map(folder).items():
+        if name.endswith(HEAD) and name not in file_of:
+            continue
         if name not in file_of or file_of[name].name != shard:
             raise UserError(f"{folder / shard}: {name} is missing, though {INDEX} says it is here.")

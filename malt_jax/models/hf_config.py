@@ -92,7 +92,8 @@ def read_spec(folder: Path) -> ModelSpec:
         query_scale=fields.number("attention_multiplier", 1.0) if granite else query_scale,
         residual_scale=fields.number("residual_multiplier", 1.0) if granite else 1.0,
         logit_divisor=fields.number("logits_scaling", 1.0) if granite else 1.0,
-        attention_softcap=_softcap(fields, gemma, "attn_logit_softcapping"),
+        # transformers never reads this field of Gemma 3.
+        attention_softcap=_softcap(fields, name == "gemma2", "attn_logit_softcapping"),
         logit_softcap=_softcap(fields, gemma, "final_logit_softcapping"),
         tower=tower,
         **{"activation": _activation(fields, gemma), **family.fixed},
@@ -143,6 +144,8 @@ def _family(fields: Fields) -> tuple[Fields, str, bool]:
     if not tower:
         _check_architecture(fields, name, family.architecture)
     given = {k: v for k, v in fields.data.items() if v is not None or k in NULLABLE}
+    if given.get("rope_scaling") == {}:  # says as little as null
+        del given["rope_scaling"]
     return Fields(fields.path, {**family.defaults, **given}, fields.prefix), name, tower
 
 
@@ -293,5 +296,5 @@ def _activation(fields: Fields, gemma: bool) -> str:
     return ACTIVATIONS[name]
 
 
-def _softcap(fields: Fields, gemma: bool, key: str) -> float | None:
-    return fields.number(key) if gemma and fields.has(key) else None
+def _softcap(fields: Fields, capped: bool, key: str) -> float | None:
+    return fields.number(key) if capped and fields.has(key) else None

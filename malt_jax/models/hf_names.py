@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from malt_jax.models.checkpoint import HEAD
 from malt_jax.models.spec import ModelSpec
 
 PROJECTIONS = {
@@ -57,7 +58,7 @@ MIXTURES = {
     },
 }
 """By `Mixture.layout`: the tensors of router and experts."""
-HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class Part(NamedTuple):
@@ -113,7 +114,7 @@ def source_of(spec: ModelSpec, path: tuple[Any, ...]) -> Source:
         # [vocab, d_model] on both sides: the table is looked up by row, and the head's logits are
         # split into blocks of the vocabulary.
         case ("embed",):
-            return Source(("model.embed_tokens.weight",), stacked=False, transposed=False)
+            return Source((EMBEDDING,), stacked=False, transposed=False)
         case ("head",):
             return Source((HEAD,), stacked=False, transposed=False)
         case ("norm", "weight"):

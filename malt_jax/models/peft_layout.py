@@ -18,6 +18,7 @@ import numpy as np
 
 from malt_jax.models.hf_names import FUSED, MIXTURES, PROJECTIONS, output_width
 from malt_jax.models.lora import projections
+from malt_jax.models.peft_modules import expert_names
 from malt_jax.models.spec import ModelSpec
 
 Pair = dict[str, Any]
@@ -98,7 +99,8 @@ def _fused(spec: ModelSpec, name: str, layer: Mapping[str, Pair]) -> Pair:
 def from_peft(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[dict[str, Pair]]:
     """The pairs of each layer; ValueError names a tensor that the model has no place for.
 
-    A pair of a fused module becomes one of equal rank for each of its parts.
+    A pair of a fused module becomes one of equal rank for each of its parts. Experts have one pair
+    each, as `peft_modules.apart` leaves them.
     """
     left = {_plain(name): name for name in tensors}
     layers: list[dict[str, Pair]] = []
@@ -106,15 +108,15 @@ def from_peft(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[dict[s
         layer: dict[str, Pair] = {}
         used = set()
         for target in projections(spec):
-            if target.startswith("expert_") and _interleaved(spec):
-                continue
-            names = [f"layers.{i}.{name}" for name in module_names(spec, target)]
+            experts = target.startswith("expert_")
+            modules = (expert_names if experts else module_names)(spec, target)
+            names = [f"layers.{i}.{name}" for name in modules]
             keys = {side: [f"{name}.{SIDES[side]}.weight" for name in names] for side in SIDES}
             if not all(key in left for key in keys["a"] + keys["b"]):
                 continue
             used |= {*keys["a"], *keys["b"]}
             found = {side: [tensors[left[key]].T for key in keys[side]] for side in SIDES}
-            if target.startswith("expert_"):
+            if experts:
                 layer[target] = {side: np.stack(values) for side, values in found.items()}
             else:
                 layer[target] = {
@@ -135,18 +137,23 @@ def without_zeros(layers: list[dict[str, Pair]], rank: int) -> tuple[list[dict[s
     Of the factors of a fused module each part uses its own block, and the others meet zeros: with
     them an adapter that is exported and read again would grow each time.
     """
-    kept = [
-        {name: pair["a"].any(0) & pair["b"].any(1) for name, pair in layer.items()}
-        for layer in layers
-    ]
+
+    def used_ranks(pair: Pair) -> np.ndarray:
+        used = pair["a"].any(-2) & pair["b"].any(-1)
+        return used.any(0) if used.ndim == 2 else used  # by any of the experts
+
+    kept = [{name: used_ranks(pair) for name, pair in layer.items()} for layer in layers]
     smaller = max((int(used.sum()) for layer in kept for used in layer.values()), default=0)
     if not 0 < smaller < rank:
         return layers, rank
 
     def shrunk(pair: Pair, used: np.ndarray) -> Pair:
-        a, b = pair["a"][:, used], pair["b"][used]
-        more = smaller - a.shape[1]
-        return {"a": np.pad(a, ((0, 0), (0, more))), "b": np.pad(b, ((0, more), (0, 0)))}
+        a, b = pair["a"][..., used], pair["b"][..., used, :]
+        more, lead = smaller - a.shape[-1], [(0, 0)] * (a.ndim - 2)
+        return {
+            "a": np.pad(a, (*lead, (0, 0), (0, more))),
+            "b": np.pad(b, (*lead, (0, more), (0, 0))),
+        }
 
     return [
         {name: shrunk(pair, kept[i][name]) for name, pair in layer.items()}

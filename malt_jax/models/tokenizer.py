@@ -194,6 +194,10 @@ class Tokenizer:
         variables = self.special_tokens | json.loads(arguments)
         return chat_frame(self._template, variables, system)
 
+    def _is_unused(self, i: Any) -> bool:
+        """Whether the embedding has a row for the id, but the vocabulary no text."""
+        return type(i) is int and i not in self._names and 0 <= i < self._rows < NO_LIMIT
+
     def _find_end_ids(self) -> tuple[int, ...]:
         """Every id that ends a turn: by tokenizer, generation config, config and chat template."""
         # Where each id was declared, for messages. The order counts: the tokenizer's own eos_token
@@ -211,10 +215,15 @@ class Tokenizer:
             declared = read_json(path).get("eos_token_id") if path.is_file() else None
             if declared == []:
                 raise UserError(f"{path}: eos_token_id lists nothing; give an id, or leave it out.")
-            for i in declared if isinstance(declared, list) else [declared]:
-                if i is not None:
-                    valid = isinstance(i, int) and not isinstance(i, bool)
-                    found.setdefault(i if valid else -1, f"{path}: eos_token_id {i!r}")
+            ids = [
+                i for i in (declared if isinstance(declared, list) else [declared]) if i is not None
+            ]
+            # An id that only fills up the embedding has no text, and nothing that the model writes;
+            # beside an end that has one it is left out.
+            others = [i for i in ids if not self._is_unused(i)]
+            for i in others or ids:
+                valid = isinstance(i, int) and not isinstance(i, bool)
+                found.setdefault(i if valid else -1, f"{path}: eos_token_id {i!r}")
         for text in sorted(self._turn_ends & self._vocabulary.keys(), key=TURN_ENDS.index):
             found.setdefault(self._vocabulary[text], f"{self.folder}: {text!r}")
         for i, source in found.items():

@@ -8,6 +8,7 @@ layer's part is written into the (donated) stack as it arrives, so nothing is he
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,11 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from malt_jax.errors import UserError
 from malt_jax.models import sharding
-from malt_jax.models.checkpoint import Checkpoint
+from malt_jax.models.checkpoint import HEAD, Checkpoint
 from malt_jax.models.decoder import Decoder
-from malt_jax.models.hf_names import HEAD, Source, source_of
+from malt_jax.models.hf_names import EMBEDDING, Source, source_of
 from malt_jax.models.quantized import TABLES, is_quantized, quantized
 from malt_jax.models.spec import ModelSpec
-
-IGNORED = (".rotary_emb.inv_freq",)
-"""Tensors in some old checkpoints that hold no weights."""
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -98,12 +96,15 @@ def load_params(
     graph, abstract = abstract_params(spec, dtype, stacked)
     flat = dict(nnx.to_flat_state(abstract))
     sources = {path: source_of(spec, path) for path in flat}
+    if spec.tied and EMBEDDING not in checkpoint.names and HEAD in checkpoint.names:
+        # The one matrix under its other name.
+        sources[("embed",)] = replace(sources[("embed",)], names=(HEAD,))
     _check_names(checkpoint, spec, sources)
     for path, variable in flat.items():
         _check_shapes(checkpoint, sources[path], variable.get_value().shape)
     # Some checkpoints store a tied model's head as well. To ignore one that differs would load
     # another model than the file holds.
-    if spec.tied and HEAD in checkpoint.names:
+    if spec.tied and {HEAD, EMBEDDING} <= checkpoint.names:
         _check_tied_head(checkpoint)
     # 2. Each parameter is read and placed; whether it is finite is computed on the device.
     loaded, finite = {}, {}
@@ -199,13 +200,18 @@ def _all_finite(x: jax.Array) -> jax.Array:
 def _check_names(checkpoint: Checkpoint, spec: ModelSpec, sources: Mapping[Any, Source]) -> None:
     expected = {name for source in sources.values() for name in source.names}
     missing = sorted(expected - checkpoint.names)
+    if missing == [HEAD]:
+        raise UserError(
+            f"{checkpoint.folder}: {HEAD} is missing, which this {spec.family} model needs since "
+            "tie_word_embeddings is false in config.json or left out; set it to true there if the "
+            "model's head is its embedding, else download the checkpoint again."
+        )
     if missing:
         raise UserError(
             f"{checkpoint.folder}: {len(missing)} tensors of this {spec.family} model are missing, "
             f"first {missing[0]}; download the checkpoint again."
         )
-    others = checkpoint.names - expected - ({HEAD} if spec.tied else set())
-    extra = sorted(name for name in others if not name.endswith(IGNORED))
+    extra = sorted(checkpoint.names - expected - ({HEAD} if spec.tied else set()))
     if extra:
         raise UserError(
             f"{checkpoint.place(extra[0])} is no part of the {spec.family} model that config.json "
@@ -225,10 +231,9 @@ def _check_shapes(checkpoint: Checkpoint, source: Source, shape: tuple[int, ...]
 
 
 def _check_tied_head(checkpoint: Checkpoint) -> None:
-    embed = "model.embed_tokens.weight"
-    same = checkpoint.shape(HEAD) == checkpoint.shape(embed) and all(
+    same = checkpoint.shape(HEAD) == checkpoint.shape(EMBEDDING) and all(
         np.array_equal(a, b)
-        for a, b in zip(checkpoint.blocks(HEAD), checkpoint.blocks(embed), strict=True)
+        for a, b in zip(checkpoint.blocks(HEAD), checkpoint.blocks(EMBEDDING), strict=True)
     )
     if not same:
         raise UserError(
