@@ -101,10 +101,7 @@ class Pipeline:
 
     def unread(self, question: str) -> list[str]:
         """Characters of the question that a model cannot distinguish; it answers all the same."""
-        of = self._session.bases.model_of
-        models = {role.name: of(role.name) for role in self._session.pipeline.roles}
-        found = [c for model in models.values() for c in model.tokenizer.unread(question)]
-        return list(dict.fromkeys(found))
+        return self.answerer.unread(question.strip())
 
     def prompt_tokens(self) -> dict[str, int]:
         """Each role's longest prompt for one question of the run, from its first tree."""
@@ -131,7 +128,8 @@ class Pipeline:
     ) -> Answer:
         """Runs the chain `votes` times, all draws side by side, and takes the vote.
 
-        The same question, seed (default: the run's) and draw give the same text every time.
+        The same question, seed (default: the run's) and draw give the same text every time. White
+        space around a question is left out.
         """
         draws = self._draws(question, votes, seed)
         self.answerer.ask(draws, on_text)
@@ -161,12 +159,14 @@ class Pipeline:
 
     def check(self, question: str) -> None:
         """Raises UserError for a question that cannot be asked."""
-        self.answerer.check(question)
+        self.answerer.check(question.strip())
 
     def _draws(self, question: str, votes: int, seed: int | None) -> list[Draw]:
         if votes < 1:
             raise UserError(f"votes: found {votes}, allowed: 1 or more.")
-        if not question.strip():
+        # One rule wherever a question comes from: what is around it is no part of it.
+        question = question.strip()
+        if not question:
             raise UserError("the question is empty; write one.")
         seed = self.seed if seed is None else seed
         return [Draw(question, number, seed) for number in range(votes)]

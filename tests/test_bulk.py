@@ -15,7 +15,7 @@ import pytest
 import cli_run
 from malt_jax import cli
 from malt_jax.answering import bulk
-from malt_jax.answering.turns import Answerer, Draw, answer
+from malt_jax.answering.turns import Answerer, Draw, Turn, answer
 from malt_jax.errors import UserError
 from malt_jax.pipeline import Pipeline
 from malt_jax.sampling.sampler import Sampler
@@ -183,7 +183,7 @@ def test_an_output_that_holds_something_else_is_refused_and_kept(content, tmp_pa
 def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, questions):
     output = tmp_path / "answers.jsonl"
     output.write_bytes(content)
-    assert bulk.answered(output, questions, "a run") == (0, 0)
+    assert bulk.answered(output, questions, "a run") == bulk.Count()
     assert output.read_bytes() == b""
 
 
@@ -203,7 +203,6 @@ def test_an_output_whose_first_answer_is_torn_begins_again(content, tmp_path, qu
         (b'{"question": "a", "id": "q1"}', "already on line 1"),
         (b'{"question": "\\ud83d"}', "half a character"),
         (b'{"question": "\xff"}', "UTF-8"),
-        (b'{"question": "' + b"a" * 5000 + b'"}', "tokens"),
         (b'{"question": "' + b"a" * (1 << 20) + b'"}', "longer than"),
         (b"[" * 100_000, "nested too deeply"),
     ],
@@ -229,7 +228,7 @@ def test_a_file_of_something_else_is_named_with_what_to_do(content, message, tmp
     source = tmp_path / "questions.jsonl"
     source.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        bulk.check_questions(source, lambda question: None)
+        bulk.check_questions(source)
 
 
 def test_an_output_in_a_run_directory_is_refused(run, questions, capsys):
@@ -244,7 +243,7 @@ def test_empty_lines_at_the_end_are_no_questions(tmp_path):
     assert [line.question for line in bulk.read_questions(source)] == ["1+1", "2+2"]
     source.write_bytes(b"\n\n")
     with pytest.raises(UserError, match="found no question"):
-        bulk.check_questions(source, lambda question: None)
+        bulk.check_questions(source)
 
 
 def test_an_id_is_kept_as_it_is_and_compared_as_a_text(tmp_path):
@@ -256,10 +255,10 @@ def test_an_id_is_kept_as_it_is_and_compared_as_a_text(tmp_path):
     made = {"made_with": "x"}
     rows = [{"id": "7", "question": "a"} | made, {"id": "2", "question": "b"} | made]
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert bulk.answered(output, source, "x") == (2, 0)
+    assert bulk.answered(output, source, "x") == bulk.Count(answers=2)
     source.write_bytes(b'{"id": 7, "question": "a"}\n{"id": "7", "question": "b"}')
     with pytest.raises(UserError, match="already on line 1"):
-        bulk.check_questions(source, lambda question: None)
+        bulk.check_questions(source)
 
 
 def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys):
@@ -278,6 +277,95 @@ def test_an_output_of_other_answers_is_refused(run, questions, tmp_path, capsys)
     assert "another process is writing it" in capsys.readouterr().err
     assert ask(run, questions, questions) == 2 and "is the input" in capsys.readouterr().err
     assert output.read_bytes() == before
+
+
+def test_a_question_that_fits_no_prompt_is_the_only_one_without_an_answer(run, tmp_path, capsys):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    texts = ["e1+1=?", "e" * 5000, "e2+2=?"]
+    source.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))
+    for _ in range(2):  # the second time nothing is left to do
+        assert ask(run, source, output, "--votes", "1") == 2
+        assert "1 question could not be answered" in capsys.readouterr().err
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["question"] for record in records] == texts
+    assert ["error" in record for record in records] == [False, True, False]
+    assert records[1]["error"].endswith("shorten the question.")
+    assert "max_new_tokens" not in records[1]["error"]
+    assert records[1]["answer"] is None and records[1]["draws"] == [[]]
+
+
+def test_characters_that_the_model_cannot_read_are_named_in_the_line(run, tmp_path, capsys):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    texts = ["e1+1=?", "wo ist €?", "e2+2=?"]
+    source.write_text("".join(json.dumps({"question": text}) + "\n" for text in texts))
+    for _ in range(2):
+        assert ask(run, source, output, "--votes", "1") == 0
+        err = capsys.readouterr().err
+        assert "no token for some characters of 1 question" in err and err.count("\n") == 1
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record.get("unread") for record in records] == [None, ["€"], None]
+    assert records[1]["answer"] is None or records[1]["text"] is not None
+
+
+def test_a_tie_is_marked_and_nothing_else_is():
+    def turn(said: str) -> Turn:
+        return Turn("generator", said, 1, "eos", said)
+
+    def record(*said: str) -> dict:
+        draws = [Draw("q", n, 0, [turn(text)]) for n, text in enumerate(said)]
+        return bulk.to_record(bulk.Line(1, "1", "q"), answer(draws), "x")
+
+    assert record("1", "2")["tie"] is True
+    assert "tie" not in record("1", "2", "2") and "tie" not in record("1")
+
+
+def test_white_space_around_a_question_is_no_part_of_it(run, pipeline, tmp_path):
+    source, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    source.write_text(json.dumps({"question": " \te1+1=?\n"}) + "\n")
+    assert ask(run, source, output, "--votes", "1") == 0
+    [record] = [json.loads(line) for line in output.read_text().splitlines()]
+    expected = pipeline.ask("e1+1=?", votes=1)
+    assert record["text"] == expected.text and record["question"] == " \te1+1=?\n"
+    assert pipeline.ask("\u00a0e1+1=? ", votes=1) == expected
+
+
+def test_an_output_of_other_settings_is_refused_before_it_is_repaired(tmp_path, questions, capsys):
+    output = tmp_path / "answers.jsonl"
+    whole = b'{"id":"q0","question":"e0+0=?","made_with":"a run"}'
+    for torn in (whole + b'\n{"id":"q1","question"', whole + b"\n" + whole[:-1], whole):
+        output.write_bytes(torn)
+        with pytest.raises(UserError, match="was answered by another run"):
+            bulk.answered(output, questions, "another run")
+        assert output.read_bytes() == torn and capsys.readouterr().err == ""
+        assert bulk.answered(output, questions, "a run") == bulk.Count(answers=1)
+        assert output.read_bytes() == whole + b"\n"
+        capsys.readouterr()
+
+
+def test_a_last_answer_that_lacks_only_its_newline_is_kept(run, questions, tmp_path, monkeypatch):
+    output = tmp_path / "answers.jsonl"
+    assert ask(run, questions, output, "--votes", "1") == 0
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-1])
+    monkeypatch.setattr(Sampler, "sample", lambda *_, **__: pytest.fail("asked again"))
+    assert ask(run, questions, output, "--votes", "1") == 0
+    assert output.read_bytes() == whole
+
+
+def test_what_is_no_regular_file_is_named_with_the_reason(run, questions, tmp_path, capsys):
+    link, fifo = tmp_path / "link", tmp_path / "fifo"
+    link.symlink_to(tmp_path / "target")
+    os.mkfifo(fifo)
+    for output in ("/dev/stdout", str(link), str(fifo), "/dev/null", str(tmp_path)):
+        assert ask(run, questions, Path(output)) == 2
+        err = capsys.readouterr().err
+        assert "name a regular file" in err and "continues" in err and "remove it" not in err
+    for source in (fifo, tmp_path):
+        assert ask(run, source, tmp_path / "out.jsonl") == 2
+        assert "not a regular file" in capsys.readouterr().err
+    assert ask(run, tmp_path / "nothing", tmp_path / "out.jsonl") == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert not (tmp_path / "target").exists() and not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_question_whose_later_prompt_leaves_no_room_is_the_only_one_without_an_answer(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import cli_run
 from malt_jax import cli
@@ -16,11 +17,12 @@ from malt_jax.config.lora import LoraConfig
 from malt_jax.config.run import load
 from malt_jax.evaluation.transfer import Column, transfer_table
 from malt_jax.export.peft import write_peft
-from malt_jax.models.adapters import load_adapter
+from malt_jax.models.adapters import adapter_base, load_adapter
 from malt_jax.models.lora import merge_adapter, stack_adapter
 from malt_jax.models.model import load_model
 from malt_jax.stages.evaluations import evaluation_config
-from malt_jax.storage import manifest
+from malt_jax.stages.other_models import check_other
+from malt_jax.storage import config_file, manifest
 
 TRUST = "--trust-task-code"
 
@@ -275,7 +277,7 @@ def np_leaves(tree):
         (["--name", "a", "--eval.temperatures", "1,1"], "give each one once"),
         (["--name", "a", "--eval.temperatures", "0.1234567,0.1234568"], "give each one once"),
         (["--name", "a", "--eval.models", "nowhere/at/all"], "eval.models: nowhere/at/all"),
-        (["--name", "a", "--eval.baseline", "malt@7"], "is not a row of the table"),
+        (["--name", "a", "--eval.baseline", "malt@7"], "name another one with --eval.baseline"),
         (["--name", "a", "--config", "quickstart"], "--config"),
     ],
 )
@@ -300,3 +302,67 @@ def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(run, capsys):
     out = capsys.readouterr().out
     assert "malt-t0.5: generator:malt" in out and "  | G e" in out and "0 of them trained on" in out
     assert digests(run) == before and not (run / "evals/dry").exists()
+
+
+def test_a_baseline_of_the_run_that_is_no_row_gives_way_to_the_default(run, tmp_path, capsys):
+    tested = tmp_path / "tested against malt"
+    shutil.copytree(run, tested, ignore=shutil.ignore_patterns("evals"))
+    config = yaml.safe_load((tested / "config.yaml").read_text())
+    config["eval"]["baseline"] = "malt@3"
+    (tested / "config.yaml").write_bytes(text := config_file.to_yaml(config))
+    manifest.amend(tested, config_sha256=hashlib.sha256(text).hexdigest())
+    words = ["--name", "a", "--eval.systems", "sa,ma", "--task.num-eval", "1"]
+    assert cli.main(["eval", "--run", str(tested), TRUST, *words, "--quiet", "false"]) == 0
+    err = capsys.readouterr().err
+    assert "rows are tested against sa@9" in err and "malt@3, is not measured here" in err
+    found = results(tested, "a")
+    assert found["baseline"] == "sa@9" and "sa@9" in {row["name"] for row in found["systems"]}
+    # Again, also in a sweep, and where the row is measured it stays the baseline.
+    assert evaluate(tested, *words) == 0
+    assert evaluate(tested, *words[2:], "--name", "b", "--eval.temperatures", "0", "--dry-run") == 0
+    assert "each row is tested against sa@9" in capsys.readouterr().out
+    assert evaluate(tested, "--name", "c", "--eval.systems", "malt", "--dry-run") == 0
+    assert "each row is tested against malt@3" in capsys.readouterr().out
+    # What the user has named is refused.
+    assert evaluate(tested, *words[2:], "--name", "d", "--eval.baseline", "malt@3") == 2
+    assert "--eval.baseline, allowed: sa, sa@3" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_there_is_already_and_what_trees_are_drawn(run, capsys):
+    words = ["--name", "known", "--eval.systems", "sa", "--task.num-eval", "1"]
+    assert evaluate(run, *words, "--eval.trees", "1", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "it would be made" in out
+    assert "the whole trees of 1 question, before and after training" in out
+    assert evaluate(run, *words) == 0
+    capsys.readouterr()
+    assert evaluate(run, *words, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "it is finished: nothing is left to do" in out and "whole trees" not in out
+    shutil.copytree(run / "evals/known", run / "evals/begun")
+    manifest.reopen(run / "evals/begun", "eval")
+    assert evaluate(run, *words[2:], "--name", "begun", "--dry-run") == 0
+    assert "it has begun, and would be continued" in capsys.readouterr().out
+    shutil.rmtree(run / "evals/begun")
+
+
+def test_a_dry_run_without_a_name_describes_the_table(run, tmp_path, capsys):
+    assert evaluate(run, "--name", "column", "--eval.systems", "sa", "--task.num-eval", "1") == 0
+    capsys.readouterr()
+    (run / "evals/table.md").unlink()
+    assert evaluate(run, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "table over " in out and "column" in out and "evals/table.json" in out
+    assert not (run / "evals/table.md").exists()
+    bare = shutil.copytree(cli_run.as_trained(), tmp_path / "bare")
+    assert evaluate(bare, "--dry-run") == 2
+    assert "nothing is evaluated yet" in capsys.readouterr().err
+
+
+def test_an_adapter_over_the_model_in_the_package_names_it_as_cards_do(tmp_path):
+    base, lora = load_model("quickstart"), LoraConfig(rank=2, alpha=4)
+    folder = str(base.folder.resolve())
+    write_peft(tmp_path / "a", base.spec, random_adapter(base.spec, lora), lora, folder, None)
+    written = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "quickstart" == adapter_base(tmp_path / "a")[0]
+    check_other(str(tmp_path / "a"))  # finds it, as `eval.models` does

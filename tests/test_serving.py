@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ from malt_jax.serving.engine import Engine
 from malt_jax.serving.metrics import Metrics
 from malt_jax.serving.requests import parse_request
 from malt_jax.serving.stops import StopFilter, before_stop
+from malt_jax.serving.turns_in_order import InOrder
 from malt_jax.tree.roles import Chain, Role
 
 ROLES = ("generator", "verifier", "refiner")
@@ -174,7 +176,7 @@ def test_a_stream_tells_every_turn_and_ends_with_the_answer(port, pipeline):
     for model, votes in (("malt", 1), ("malt@3", 3)):
         expected = pipeline.ask("e2+2=?", votes=votes)
         heard: dict[tuple[int, str], str] = {}
-        content, usage, reasons = "", None, []
+        content, usage, reasons, before = "", None, [], ""
         options = {"include_usage": True}
         for chunk in asked(port, model, "e2+2=?", stream=True, stream_options=options):
             usage = chunk.usage or usage
@@ -182,13 +184,23 @@ def test_a_stream_tells_every_turn_and_ends_with_the_answer(port, pipeline):
                 content += choice.delta.content or ""
                 reasons += [choice.finish_reason] if choice.finish_reason else []
                 thought = getattr(choice.delta, "reasoning_content", None)
+                before += thought or ""
                 if thought or (choice.delta.content and votes == 1):
                     key = choice.malt["draw"], choice.malt["role"]
                     heard[key] = heard.get(key, "") + (thought or choice.delta.content)
         assert content == expected.text and len(reasons) == 1
         told = {(n, turn.role): turn.text for n, draw in enumerate(expected.draws)
                 for turn in draw if turn.text}  # fmt: skip
-        assert heard == told
+        # Each turn but the first begins with the empty line that separates it.
+        first = next(iter(heard))
+        assert heard.keys() == told.keys()
+        for key, text in heard.items():
+            between = "" if key == first or (votes == 1 and key[1] == ROLES[-1]) else "\n\n"
+            assert text == between + told[key]
+        if votes == 1:
+            assert before == "\n\n".join(t.text for t in expected.turns[:-1] if t.text)
+        else:
+            assert sorted(before) == sorted("\n\n".join(told.values()))
         whole = asked(port, model, "e2+2=?").choices[0].message
         earlier = [turn.text for turn in expected.turns[:-1] if turn.text]
         assert getattr(whole, "reasoning_content", "") == "\n\n".join(earlier)
@@ -226,7 +238,8 @@ USER = [{"role": "user", "content": "e1+1=?"}]
         (b'{"temperature": NaN}', 400, "not JSON"),
         (b'{"n": ' + b"9" * 5000 + b"}", 400, "not JSON"),
         (b'"' + b"a" * (1 << 18) + b'"', 413, "longer than"),
-        ({"messages": USER}, 404, "model"),
+        ({"messages": USER}, 400, "model: is missing"),
+        ({"model": None, "messages": USER}, 400, "model: is missing"),
         ({"model": "gpt", "messages": USER}, 404, "malt@3"),
         ({"model": "malt@0", "messages": USER}, 404, "malt@3"),
         ({"model": "malt@65", "messages": USER}, 404, "malt@3"),
@@ -240,7 +253,19 @@ USER = [{"role": "user", "content": "e1+1=?"}]
         ({"model": "malt", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          400, "only parts of type text"),
         ({"model": "malt", "messages": [*USER, {"role": "assistant", "content": "a"}]}, 400,
-         "after these turns: none"),
+         "holds no conversation; send one question without assistant messages"),
+        ({"model": "malt@3", "messages": [*USER, {"role": "assistant", "content": "a"}, *USER]},
+         400, "holds no conversation"),
+        ({"model": "malt", "messages": USER, "stream_options": {"include_usage": True}}, 400,
+         "belongs to a stream"),
+        ({"model": "malt", "messages": USER, "stream_options": {}}, 400, "belongs to a stream"),
+        ({"model": "malt", "messages": USER, "stream": True, "stream_options": {"usage": True}},
+         400, "'usage' is unknown"),
+        ({"model": "malt", "messages": USER, "stream": True, "stream_options": []}, 400,
+         "expected an object"),
+        ({"model": "malt", "messages": USER, "best_of": 2}, 400, "not supported"),
+        ({"model": "malt", "messages": USER, "chat_template_kwargs": {"a": 1}}, 400,
+         "not supported"),
         ({"model": "malt", "messages": [{"role": "user", "content": [{"type": [], "text": "a"}]}]},
          400, "only parts of type text"),
         ({"model": "refiner", "messages": USER}, 400, "generator, verifier"),
@@ -260,7 +285,8 @@ USER = [{"role": "user", "content": "e1+1=?"}]
         ({"model": "malt", "messages": USER, "function_call": {"name": "f"}}, 400, "not supported"),
         ({"model": "malt", "messages": USER, "temprature": 1}, 400, "unknown field"),
         ({"model": "malt", "messages": USER, "\ud800": 1}, 400, "unknown field"),
-        ({"model": "malt", "messages": [{"role": "user", "content": "a" * 5000}]}, 400, "tokens"),
+        ({"model": "malt", "messages": [{"role": "user", "content": "a" * 5000}]}, 400,
+         "shorten the question, or lower max_tokens."),
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
@@ -272,6 +298,11 @@ def test_a_bad_request_gets_an_error_object_that_says_what_is_wrong(port, body, 
 
 def test_paths_methods_types_and_names_that_are_not_served_are_refused(port):
     assert get(port, "/v1/nothing")[0] == 404
+    for method, path in (("POST", "/v1/chat/completions/"), ("GET", "/health/")):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, path, b"{}", {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 404 and "error" in json.loads(response.read())
     status, body = get(port, "/v1/chat/completions")
     assert status == 405 and "error" in json.loads(body)
     body = {"model": "malt", "messages": USER}
@@ -343,6 +374,9 @@ class Stub:
 
     def tokenizer(self, role):
         return SimpleNamespace(thoughts=None)
+
+    def unread(self, question, roles):
+        return [character for character in question if character == "€"]
 
     def check(self, question, params, said):
         assert list(params)[-1] == self.chain.roles[-1].name or len(params) == 1
@@ -498,6 +532,47 @@ def test_a_stop_text_of_a_request_ends_no_thought():
     first, last = (request.params(role, answerer) for role in chain.roles)
     assert last.stop == ("\n\n",) and last.thoughts is form
     assert first.stop == () and first.thoughts is None  # calls of one kind stay in one batch
+
+
+def test_turns_that_are_written_side_by_side_follow_each_other_in_a_stream():
+    turns, told = InOrder(), []
+    for draw, role, text in (
+        (0, "g", ""), (1, "g", ""), (0, "g", "a"), (1, "g", "x"), (0, "g", "b"), (1, "v", "y"),
+        (1, "v", "z"), (0, "v", ""), (0, "r", "c"),
+    ):  # fmt: skip
+        told.append("".join(piece[2] for piece in turns.add(draw, role, text)))
+    assert told == ["", "", "a", "", "b", "", "", "\n\nx\n\nyz", ""]
+    assert [*turns.finish(1)] == [(0, "r", "\n\nc")]
+    assert [*turns.add(0, "r", "d")] == [(0, "r", "d")] and [*turns.finish(0)] == []
+
+
+def test_a_tie_and_what_the_model_cannot_read_are_told_and_only_where_they_are():
+    with served() as here:
+        turn = here.stub.take_turn
+
+        def apart(role, draws, params, on_text=None):
+            turn(role, draws, params, on_text)
+            for draw in draws:
+                if "tie" in draw.question:
+                    draw.turns[-1] = replace(draw.turns[-1], answer=str(draw.number))
+
+        here.stub.take_turn = apart
+        for question, expected in (("1", set()), ("tie", {"tie"}), ("€ tie", {"tie", "unread"})):
+            [whole] = asked(here.port, "malt@3", question).choices
+            *_, end = asked(here.port, "malt@3", question, stream=True)
+            for told in (whole.malt, end.choices[0].malt):
+                assert told.keys() - {"prediction", "votes", "winner", "draws"} == expected
+                assert told.get("tie", True) is True and told.get("unread", ["€"]) == ["€"]
+
+
+def test_white_space_around_a_question_and_options_that_ask_for_nothing_are_taken():
+    with served() as here:
+        assert asked(here.port, "malt", " \n12\t ").choices[0].message.content == "12"
+        body = {"model": "malt", "messages": [{"role": "user", "content": "12"}]}
+        body |= {"best_of": 1, "chat_template_kwargs": {}, "stream_options": None}
+        assert post(here.port, body)[0] == 200
+        nothing = {"include_usage": False, "include_obfuscation": False}
+        assert [*asked(here.port, "malt", stream=True, stream_options=nothing)]
 
 
 def test_a_question_that_is_too_long_never_reaches_the_engine():

@@ -4,6 +4,8 @@
     {"id": "q1", "question": "...", "answer": "...", "votes": [...], "draws": [[turn, ...], ...],
      "calls": 9, "tokens": 512, "made_with": "..."}            the same line of the output
 
+Only where there is one, a line has an `error`, a `tie`, or the characters that are `unread`.
+
 Line n of the output answers line n of the input. Both are read line by line and never held whole.
 """
 
@@ -13,7 +15,7 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -88,10 +90,10 @@ def _question(raw: bytes, number: int, place: str) -> Line:
     return Line(number, str(number) if identity is None else identity, question)
 
 
-def check_questions(path: Path, check: Callable[[str], None]) -> int:
+def check_questions(path: Path) -> int:
     """Reads the whole file before any work begins, and returns the number of its questions.
 
-    `check` raises UserError for a question that cannot be asked.
+    One that leaves a prompt no room is no fault of the file: its answer has an `error`.
     """
     seen: dict[int, int] = {}
     count = 0
@@ -104,10 +106,6 @@ def check_questions(path: Path, check: Callable[[str], None]) -> int:
                 "give each question its own, or none at all: a line without one is called by its "
                 "number."
             )
-        try:
-            check(line.question)
-        except UserError as error:
-            raise UserError(f"{path}:{line.number}: {error}") from None
         count = line.number
     if not count:
         raise UserError(f"{path}: found no question; at least one is needed.")
@@ -127,41 +125,58 @@ def only_writer(path: Path) -> Iterator[None]:
         yield
 
 
-def answered(path: Path, questions: Path, made_with: str) -> tuple[int, int]:
-    """How many answers the output holds already, and how many of them are an error.
+@dataclass
+class Count:
+    """Answers, and what the command says of them at its end."""
 
-    A torn last line is dropped.
+    answers: int = 0
+    failed: int = 0
+    """Questions that could not be answered."""
+    unread: int = 0
+    """Questions with characters that the model has no token for."""
 
-    Raises UserError unless they answer the first questions of the input, made the same way. Only a
-    file that begins as an output of this command is changed.
+    def add(self, record: dict[str, Any]) -> None:
+        """Counts a line of the output."""
+        self.answers += 1
+        self.failed += "error" in record
+        self.unread += "unread" in record
+
+
+def answered(path: Path, questions: Path, made_with: str) -> Count:
+    """The answers that the output holds already.
+
+    A torn last line is dropped, and one that lacks only its newline gets it.
+
+    Raises UserError unless they answer the first questions of the input, made the same way; then
+    the file stays as it is.
     """
     if not _begins_as_output(path):
         raise UserError(
             f"--output: {path} holds something other than answers; choose another file."
         )
-    recover(path)
-    count = failed = 0
-    records = read_lines(path, needs=NEEDED)
+    count = Count()
+    records = read_lines(path, needs=NEEDED, torn=True)
     # The input may be longer than the output; a longer output answers another input.
     for record, line in itertools.zip_longest(records, read_questions(questions)):
         if record is None:
             break
-        here = f"{path}:{count + 1}"
+        here = f"{path}:{count.answers + 1}"
         # As texts, as which earlier versions wrote numbers.
         same = line and str(record["id"]) == str(line.id) and record["question"] == line.question
         if not same:
             raise UserError(
-                f"{here}: answers another question than line {count + 1} of {questions}; choose "
-                "another --output."
+                f"{here}: answers another question than line {count.answers + 1} of {questions}; "
+                "choose another --output."
             )
         if record["made_with"] != made_with:
             raise UserError(
                 f"{here}: was answered by another run, or with another --votes or --seed; choose "
                 "another --output."
             )
-        count += 1
-        failed += "error" in record
-    return count, failed
+        count.add(record)
+    # Not before: what belongs to other settings is not ours to repair.
+    recover(path, keep_whole=True)
+    return count
 
 
 def _begins_as_output(path: Path) -> bool:
@@ -183,26 +198,30 @@ def write_answers(
     made_with: str,
     block: int,
     on_block: Callable[[int], None],
-) -> int:
-    """Appends the answers block by block, and returns how many questions could not be answered.
+    unread: Callable[[str], list[str]],
+    count: Count,
+) -> None:
+    """Appends the answers block by block, and adds them to the `count`.
 
-    A block is written as a whole; a stop request takes effect after it.
+    A block is written as a whole; a stop request takes effect after it. `unread`: the characters
+    of a question that the model has no token for.
     """
-    failed = 0
     lines = iter(lines)
     while some := list(itertools.islice(lines, block)):
         answers = list(answer([line.question for line in some]))
         pairs = zip(some, answers, strict=True)
-        records = [to_record(line, one, made_with) for line, one in pairs]
+        records = [to_record(line, one, made_with, unread(line.question)) for line, one in pairs]
         append_lines(output, records)
         release_freed()
-        failed += sum(one.error is not None for one in answers)
+        for record in records:
+            count.add(record)
         on_block(some[-1].number)
         raise_if_stopped()
-    return failed
 
 
-def to_record(line: Line, answer: Answer, made_with: str) -> dict[str, Any]:
+def to_record(
+    line: Line, answer: Answer, made_with: str, unread: Sequence[str] = ()
+) -> dict[str, Any]:
     """One line of the output."""
     turns = [turn for draw in answer.draws for turn in draw]
     return {
@@ -210,6 +229,8 @@ def to_record(line: Line, answer: Answer, made_with: str) -> dict[str, Any]:
         "question": line.question,
         "answer": answer.prediction,
         **({"error": answer.error} if answer.error else {}),
+        **({"tie": True} if answer.tie else {}),
+        **({"unread": [*unread]} if unread else {}),
         "text": answer.text,
         "votes": list(answer.votes),
         "winner": answer.winner,

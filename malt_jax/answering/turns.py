@@ -84,6 +84,20 @@ class Answer:
     def prediction(self) -> str | None:
         return self.votes[self.winner]
 
+    @property
+    def tie(self) -> bool:
+        """Several answers have the most votes, and the first drawn of them counts."""
+        return majority_vote(self.votes).tie
+
+
+class TooLong(UserError):
+    """A prompt that leaves its completion no room."""
+
+    def __init__(self, finding: str):
+        """`finding`: what is too long, without advice, which depends on who asks."""
+        super().__init__(f"{finding}; shorten the question.")
+        self.finding = finding
+
 
 class GraderFailed(UserError):
     """A grader of the user's own raised an error while it read a turn."""
@@ -155,6 +169,15 @@ class Answerer:
                 own = self.params(role) if params is None else params[role.name]
                 self._prompt(role, own, question, known)
             known[role.name] = told.get(role.name, "")  # what is not told yet may be empty
+
+    def unread(self, question: str, roles: Sequence[Role] | None = None) -> list[str]:
+        """Characters of the question that a model cannot tell apart; it answers all the same.
+
+        `roles`: those whose models are asked; default: all. Any thread may call it.
+        """
+        models = {id(m): m for m in (self.sampler(r).model for r in roles or self.chain.roles)}
+        found = [c for model in models.values() for c in model.tokenizer.unread(question)]
+        return list(dict.fromkeys(found))
 
     def warm_up(self, prompt_tokens: Mapping[str, int]) -> None:
         """Compiles what every role needs for prompts of so many tokens, in any batch of draws."""
@@ -273,15 +296,20 @@ class Answerer:
     def _prompt(
         self, role: Role, params: SamplingParams, question: str, said: Mapping[str, str]
     ) -> Prompt:
-        return render(
-            role.template,
-            question,
-            said,
-            self.tokenizer(role),
-            room=self.sampler(role).spec.context - params.max_new_tokens,
-            overflow=self.overflow,
-            where=f"the question, {role.name}",
-        )
+        try:
+            return render(
+                role.template,
+                question,
+                said,
+                self.tokenizer(role),
+                room=self.sampler(role).spec.context - params.max_new_tokens,
+                overflow=self.overflow,
+                where=f"the question, {role.name}",
+            )
+        except UserError as error:
+            # Its advice is for the config of a run, which whoever asks cannot change.
+            finding, too_long, _ = str(error).partition("; lower ")
+            raise TooLong(finding) if too_long else error from None
 
 
 class TextStream:

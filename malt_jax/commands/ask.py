@@ -58,40 +58,66 @@ def _in_bulk(invocation: Invocation) -> None:
         raise UserError(f"--votes: found {options.votes}, allowed: 1 or more.")
     source, output = Path(options.input), Path(options.output)
     if not source.is_file():
+        if found := _other_than_file(source):
+            raise UserError(
+                f"--input: {source} is {found}, not a regular file; write the questions to a file, "
+                "because they are read more than once."
+            )
         raise UserError(f"--input: {source}: there is no such file.")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output.parent}: there is no such folder; make it first.")
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        found = "a link" if output.is_symlink() else _other_than_file(output)
+        raise UserError(
+            f"--output: {output} is {found}; name a regular file, because the command continues "
+            "the output where it was interrupted."
+        )
     if output.exists() and output.samefile(source):
         raise UserError(f"--output: {output} is the input; choose another file.")
     if folder := run_around(output):
         raise UserError(f"--output: {output} is in the run {folder}; choose a place outside it.")
     # The file is read before the weights are, so that a malformed line is named at once.
-    bulk.check_questions(source, lambda question: None)
+    total = bulk.check_questions(source)
     with graceful_stop(), open_progress(options.quiet, "ask") as shown:
         trusted = options.trust_task_code
         pipeline = Pipeline.load(options.run, trust_task_code=trusted, progress=shown)
-        total = bulk.check_questions(source, pipeline.check)
         made_with = pipeline.made_with(options.votes, options.seed)
         with bulk.only_writer(output):
-            done, failed = bulk.answered(output, source, made_with)
-            if done:
+            count = bulk.answered(output, source, made_with)
+            if done := count.answers:
                 shown.note(f"ask: {counted(done, 'question')} answered before")
             if done < total:
                 pipeline.meter()
-            failed += bulk.write_answers(
+            bulk.write_answers(
                 islice(bulk.read_questions(source), done, None),
                 lambda some: pipeline.ask_many(some, options.votes, options.seed),
                 output,
                 made_with,
                 pipeline.block,
                 lambda number: shown.update("ask", number, total),
+                pipeline.unread,
+                count,
             )
     print(output)
-    if failed:
-        raise UserError(
-            f"{output}: {counted(failed, 'question')} could not be answered; their `error` says "
-            "why."
+    if count.unread:
+        print(
+            "malt: this model has no token for some characters of "
+            f"{counted(count.unread, 'question')}, which their `unread` names, so their answers "
+            "mean little",
+            file=sys.stderr,
         )
+    if count.failed:
+        raise UserError(
+            f"{output}: {counted(count.failed, 'question')} could not be answered; their `error` "
+            "says why."
+        )
+
+
+def _other_than_file(path: Path) -> str:
+    """What a path leads to that is no regular file; empty if there is nothing."""
+    kinds = {"a folder": path.is_dir, "a pipe": path.is_fifo, "a device": path.is_char_device}
+    found = (kind for kind, is_kind in kinds.items() if is_kind())
+    return next(found, "a special file" if path.exists() else "")
 
 
 def _ask(pipeline: Pipeline, question: str, votes: int, seed: int | None) -> None:
@@ -151,13 +177,11 @@ class TurnPrinter:
 
 def vote(answer: Answer) -> str:
     """The prediction of each draw and the answer they vote for."""
-    from malt_jax.evaluation.statistics import majority_vote
-
     each = ", ".join("no answer" if v is None else one_line(v) for v in answer.votes)
     final = "no answer" if answer.prediction is None else one_line(answer.prediction)
     if len(answer.votes) == 1:
         return f"answer: {final}"
-    tie = " (a tie; the first drawn counts)" if majority_vote(answer.votes).tie else ""
+    tie = " (a tie; the first drawn counts)" if answer.tie else ""
     return f"votes: {each}\nanswer: {final}{tie}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from malt_jax.progress import Progress
     from malt_jax.stages.evaluations import Evaluation
     from malt_jax.stages.session import Session
+    from malt_jax.storage.rundir import RunDir
 
 OPTIONS = (
     Option("--run", "A finished run to measure apart, into DIR/evals; alone: their table.", "DIR"),
@@ -67,6 +69,8 @@ def run(invocation: Invocation) -> None:
         # All are checked before the first is measured.
         for session in [_checked(invocation, trained, plan) for _, plan in plans]:
             _evaluate(invocation, session, shown)
+        if options.dry_run and not plans:
+            print("\n".join(_described_table(directory)))
         if is_writer() and not options.dry_run:
             table = write_table(directory)
             # One evaluation has printed its own table.
@@ -106,11 +110,35 @@ def _checked(invocation: Invocation, trained: Session, config: Config) -> Evalua
     if options.tasks:  # the user's own words as well
         said.setdefault("task", {})["name"] = config.task.name
     check_trust(config, config.output_dir, options.trust_task_code, said)
+    config = _with_baseline(config, trained, named="baseline" in said.get("eval", {}))
     session = Evaluation(config, trained, allow_overlap=options.allow_overlap)
     check_evaluation(session)
     systems, _ = planned(session)
     check_prompts(session, systems, check_models(config), questions=session.eval_questions)
     return session
+
+
+def _with_baseline(config: Config, trained: Session, named: bool) -> Config:
+    """The config with the default baseline where the run's own is no row of this evaluation.
+
+    A run may be tested against a system or an ablation that is not measured here. One that the user
+    has `named` is refused instead (`planned`).
+    """
+    from malt_jax.config.evaluation import EvalConfig
+    from malt_jax.evaluation.systems import make_systems
+    from malt_jax.stages.evaluations import Evaluation
+    from malt_jax.stages.variants import is_row
+
+    # The default always is: the single agent is in every table.
+    default, session = EvalConfig().baseline, Evaluation(config, trained)
+    systems = make_systems(config.eval, session.pipeline, session.task.templates)
+    if named or is_row(config.eval.baseline, systems):
+        return config
+    trained.progress.note(
+        f"eval: rows are tested against {default}, because the run's own baseline, "
+        f"{config.eval.baseline}, is not measured here; --eval.baseline names another"
+    )
+    return replace(config, eval=replace(config.eval, baseline=default))
 
 
 def _evaluate(invocation: Invocation, session: Evaluation, shown: Progress) -> None:
@@ -139,15 +167,40 @@ def _described(session: Evaluation) -> Iterator[str]:
     from malt_jax.commands.bases import check_models
     from malt_jax.commands.dry_run import prompts
     from malt_jax.escape import one_line
+    from malt_jax.progress import counted
+    from malt_jax.stages.names import EVAL
     from malt_jax.stages.variants import planned
+    from malt_jax.storage import manifest
 
     systems, _ = planned(session)
-    questions, task = session.eval_questions, session.task
+    questions, task, config = session.eval_questions, session.task, session.config
     yield "malt eval would do this. Nothing was written."
-    yield f"evaluation: {session.config.output_dir}"
+    yield f"evaluation: {config.output_dir}"
+    if not Path(config.output_dir, manifest.NAME).exists():
+        yield "  it would be made"
+    elif manifest.stage_done(config.output_dir, EVAL):
+        yield "  it is finished: nothing is left to do but to print its table"
+    else:
+        yield "  it has begun, and would be continued"
     yield f"task: {task.name}, {one_line(task.description)}"
     yield f"  {len(questions):,} questions, {session.trained_on_evaluated} of them trained on"
     for system in systems:
         turns = " ".join(f"{turn.role.name}:{turn.policy}" for turn in system.turns)
         yield f"  {one_line(system.name)}: {turns}, {system.draws} draws"
+    yield f"  each row is tested against {config.eval.baseline}"
+    if trees := min(config.eval.trees, len(questions)):
+        yield f"  the whole trees of {counted(trees, 'question')}, before and after training"
     yield from prompts(session, check_models(session.config), questions[0])
+
+
+def _described_table(run: RunDir) -> Iterator[str]:
+    """What the command does where no evaluation is named."""
+    from malt_jax.stages.evaluations import FOLDER, TABLE, finished
+
+    columns = finished(run)
+    if not columns:
+        raise UserError(f"{run.path}: nothing is evaluated yet; give an evaluation a --name.")
+    yield "malt eval would do this. Nothing was written."
+    yield f"table over {', '.join(column.name for column in columns)}"
+    yield f"  printed, and written to {run.path / FOLDER / TABLE}.json, .md and .csv"
+    yield "  nothing would be measured; --name makes another evaluation"

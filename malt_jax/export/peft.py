@@ -9,6 +9,7 @@ import jax
 from malt_jax.config.lora import LoraConfig
 from malt_jax.export.safetensors_writer import Stored, write_config, write_file
 from malt_jax.models.adapters import CONFIG, WEIGHTS
+from malt_jax.models.hub import EMBEDDED, local_folder
 from malt_jax.models.lora import Adapter, targets_of, unstack_adapter
 from malt_jax.models.peft_layout import exported_rank, module_names, to_peft
 from malt_jax.models.sharding import to_host
@@ -25,8 +26,9 @@ def write_peft(
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors (float32, as trained).
 
-    `base` and `revision` name the model that the adapter belongs to. Every process must call this;
-    process 0 writes.
+    `base` and `revision` name the model that the adapter belongs to; the model in the package is
+    named as configs and cards name it, because its folder is another one on every machine. Every
+    process must call this; process 0 writes.
     """
     layers = jax.tree.map(to_host, unstack_adapter(adapter).layers)
     if jax.process_index() != 0:
@@ -44,7 +46,7 @@ def write_peft(
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": _name(base),
             "revision": revision,
             "inference_mode": True,
             "r": rank,
@@ -60,6 +62,11 @@ def write_peft(
             "modules_to_save": None,
         },
     )
+
+
+def _name(base: str) -> str:
+    embedded, _ = local_folder(EMBEDDED)
+    return EMBEDDED if Path(base).resolve() == embedded.resolve() else base
 
 
 def _target_modules(spec: ModelSpec, targets: tuple[str, ...]) -> list[str] | str:

@@ -97,7 +97,11 @@ class Service:
             Route("/health", self.health),
         ]
         handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _failure}
-        return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        # Clients do not send a body again where a redirect leads; a path with a slash too many is
+        # unknown like any other.
+        app.router.redirect_slashes = False
+        return app
 
     def _guarded(
         self, route: Callable[[Request], Awaitable[Response]]
@@ -174,10 +178,10 @@ class Service:
             chat = parse_request(await self._body(request), self._chain, self._seed)
             # Only names that exist, so that clients cannot make metrics without end.
             model = "malt@k" if chat.votes > 1 else chat.model
-            await self._check(chat)
+            unread = await self._check(chat)
             exchange = Exchange(
                 self._engine, request, chat, began=began, seconds=self.limits.seconds,
-                fingerprint=self._fingerprint,
+                fingerprint=self._fingerprint, unread=unread,
             )  # fmt: skip
             if chat.stream:
                 handed_over = True
@@ -196,12 +200,20 @@ class Service:
             if not handed_over:
                 self._done(model, status, began)
 
-    async def _check(self, chat: ChatRequest) -> None:
-        """Refuses a question that is too long, before it takes the time of the engine's thread."""
+    async def _check(self, chat: ChatRequest) -> list[str]:
+        """Refuses a question that is too long, before it takes the time of the engine's thread.
+
+        Returns its characters that a model it is asked of cannot read.
+        """
         answerer = self._engine.answerer
         params = {role.name: chat.params(role, answerer) for role in chat.roles}
+
+        def check() -> list[str]:
+            answerer.check(chat.question, params, chat.said)
+            return answerer.unread(chat.question, chat.roles)
+
         try:
-            await asyncio.to_thread(answerer.check, chat.question, params, chat.said)
+            return await asyncio.to_thread(check)
         except UserError as error:
             raise too_long(error) from None
 

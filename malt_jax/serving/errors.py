@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from malt_jax.answering.turns import TooLong
 from malt_jax.errors import UserError
 from malt_jax.escape import visible
 
@@ -64,7 +65,11 @@ def not_graded(error: UserError) -> ApiError:
 
 
 def too_long(error: UserError) -> ApiError:
-    return ApiError(400, str(error), code="context_length_exceeded", param="messages")
+    """A prompt that leaves its completion no room."""
+    message = str(error)
+    if isinstance(error, TooLong):
+        message = f"{error.finding}; shorten the question, or lower max_tokens."
+    return ApiError(400, message, code="context_length_exceeded", param="messages")
 
 
 def too_slow(seconds: float) -> ApiError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +18,7 @@ from malt_jax.serving.errors import ApiError, too_slow
 from malt_jax.serving.replies import Reply
 from malt_jax.serving.requests import ChatRequest
 from malt_jax.serving.stops import StopFilter
+from malt_jax.serving.turns_in_order import InOrder, Piece
 
 POLL = 0.5
 """Seconds between two looks at whether the client is still there."""
@@ -41,8 +42,12 @@ class Exchange:
         began: float,
         seconds: float,
         fingerprint: str,
+        unread: Sequence[str] = (),
     ):
-        """`began` by the performance counter; `seconds` until it must be answered."""
+        """`began` by the performance counter; `seconds` until it must be answered.
+
+        `unread`: see `Reply`.
+        """
         self._engine, self._request, self._chat = engine, request, chat
         self._seconds, self._deadline = seconds, began + seconds
         answerer = engine.answerer
@@ -59,7 +64,7 @@ class Exchange:
             notify,
             streams=chat.stream,
         )
-        self._reply = Reply(chat, self.ticket.draws, fingerprint)
+        self._reply = Reply(chat, self.ticket.draws, fingerprint, unread)
         engine.submit(self.ticket)
 
     async def whole(self) -> dict[str, Any]:
@@ -76,22 +81,28 @@ class Exchange:
         chat, last = self._chat, self._chat.roles[-1].name
         left = [chat.votes] * chat.choices
         answers = [StopFilter(chat.stop) for _ in range(chat.choices)]
+        turns = [InOrder() for _ in range(chat.choices)]
         for choice in range(chat.choices):
             yield self._reply.chunk(choice, {"role": "assistant", "content": ""})
         async for found in self._found():
             if found is None:
                 yield replies.KEEP_ALIVE
-            elif isinstance(found, Text) and found.text:
-                # With several votes nobody knows yet which draw will be the answer.
-                is_answer = chat.votes == 1 and found.role == last
+            elif isinstance(found, Text):
                 choice, draw = divmod(found.draw, chat.votes)
-                text = answers[choice].add(found.text) if is_answer else found.text
-                if text:
-                    delta = {"content" if is_answer else "reasoning_content": text}
-                    whose = {"draw": draw, "role": found.role}
-                    yield self._reply.chunk(choice, delta, malt=whose)
+                # With several votes nobody knows yet which draw will be the answer.
+                if chat.votes == 1 and found.role == last:
+                    for part in self._before(choice, turns[choice].finish(draw)):
+                        yield part
+                    if text := answers[choice].add(found.text):
+                        whose = {"draw": draw, "role": found.role}
+                        yield self._reply.chunk(choice, {"content": text}, malt=whose)
+                    continue
+                for part in self._before(choice, turns[choice].add(draw, found.role, found.text)):
+                    yield part
             elif isinstance(found, Finished):
-                choice = found.draw // chat.votes
+                choice, draw = divmod(found.draw, chat.votes)
+                for part in self._before(choice, turns[choice].finish(draw)):
+                    yield part
                 left[choice] -= 1
                 if not left[choice]:
                     for part in self._ending(choice, answers[choice]):
@@ -103,6 +114,12 @@ class Exchange:
         if chat.include_usage:
             yield self._reply.usage_chunk()
         yield replies.DONE
+
+    def _before(self, choice: int, pieces: Iterable[Piece]) -> Iterator[bytes]:
+        """Events with text of the turns before the answer."""
+        for draw, role, text in pieces:
+            whose = {"draw": draw, "role": role}
+            yield self._reply.chunk(choice, {"reasoning_content": text}, malt=whose)
 
     def _ending(self, choice: int, sent: StopFilter) -> list[bytes]:
         """The last events of a choice: what is not sent yet of the text that won, and its end."""

@@ -22,8 +22,15 @@ from malt_jax.tree.roles import Chain
 class Reply:
     """Makes the objects of one request's answer, which share an id and a time."""
 
-    def __init__(self, request: ChatRequest, draws: Sequence[Draw], fingerprint: str):
-        self._request, self._draws = request, draws
+    def __init__(
+        self,
+        request: ChatRequest,
+        draws: Sequence[Draw],
+        fingerprint: str,
+        unread: Sequence[str] = (),
+    ):
+        """`unread`: characters of the question that the model has no token for."""
+        self._request, self._draws, self._unread = request, draws, unread
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -68,13 +75,18 @@ class Reply:
         return "\n\n".join(filter(None, parts))
 
     def details(self, found: Answer) -> dict[str, Any]:
-        """Prediction, votes and every turn that was sampled for a choice."""
+        """Prediction, votes and every turn that was sampled for a choice.
+
+        `tie` and `unread` only where there is one.
+        """
         given = len(self._request.said)
         return {
             "prediction": found.prediction,
             "votes": list(found.votes),
             "winner": found.winner,
             "draws": [[turn.to_record() for turn in draw[given:]] for draw in found.draws],
+            **({"tie": True} if found.tie else {}),
+            **({"unread": [*self._unread]} if self._unread else {}),
         }
 
     def usage(self) -> dict[str, int]:

@@ -28,6 +28,8 @@ MEANINGLESS = {
 }  # fmt: skip
 """Fields of the API that say nothing about the answer; they are accepted."""
 ONLY = {
+    "best_of": (1,),
+    "chat_template_kwargs": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
@@ -47,6 +49,8 @@ ONLY = {
     "web_search_options": (),
 }
 """Fields of the API that are not supported, with the values that ask for nothing, as null does."""
+STREAM_OPTIONS = ("include_usage", "include_obfuscation")
+"""The second one pads the events against readers on the way; only leaving it out is supported."""
 READ = {
     "model", "messages", "n", "seed", "temperature", "top_p", "top_k", "max_tokens",
     "max_completion_tokens", "stop", "stream", "stream_options",
@@ -108,11 +112,18 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
         if value not in ONLY[name]:
             raise wrong(name, f"found {show(value)}, which is not supported here; leave it out")
     model = body.get("model")
+    if model is None:
+        raise wrong("model", f"is missing; there are {', '.join(model_names(chain))}.")
     roles, votes = find_model(model, chain)
     question, texts = _messages(body.get("messages"))
     before = chain.roles[: chain.roles.index(roles[0])]
+    if texts and not before:
+        raise wrong(
+            "messages",
+            "a chain holds no conversation; send one question without assistant messages.",
+        )
     if len(texts) != len(before):
-        wanted = ", ".join(role.name for role in before) or "none"
+        wanted = ", ".join(role.name for role in before)
         raise wrong(
             "messages",
             f"found {len(texts)} assistant messages; {model!r} answers after these turns: "
@@ -122,9 +133,8 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
     choices = _integer(body, "n", 1, 1, MAX_DRAWS) or 1
     if choices * votes > MAX_DRAWS:
         raise wrong("n", f"{choices} choices of {votes} votes, allowed: {MAX_DRAWS} draws together")
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise wrong("stream_options", f"found {show(options)}, expected an object.")
+    stream = _boolean(body, "stream")
+    options = _stream_options(body.get("stream_options"), stream)
     lengths = [
         _integer(body, name, None, 1, (1 << 31) - 1)
         for name in ("max_tokens", "max_completion_tokens")
@@ -137,7 +147,7 @@ def parse_request(raw: bytes, chain: Chain, seed: int) -> ChatRequest:
         votes=votes,
         choices=choices,
         seed=_integer(body, "seed", seed, -(1 << 63), (1 << 64) - 1) or 0,
-        stream=_boolean(body, "stream"),
+        stream=stream,
         include_usage=_boolean(options, "include_usage"),
         temperature=_number(body, "temperature", 0, 10),
         top_p=_number(body, "top_p", 0, 1, above=True),
@@ -201,8 +211,9 @@ def _messages(messages: Any) -> tuple[str, list[str]]:
             said.append(text)
         else:
             raise wrong(where, f"role {show(role)}, allowed: system, developer, user, assistant.")
-    question = "\n\n".join(asked)
-    if not question.strip():
+    # As `ask` does: what is around a question is no part of it.
+    question = "\n\n".join(asked).strip()
+    if not question:
         raise wrong("messages", "no question: a user's message is missing or empty.")
     return question, said
 
@@ -220,6 +231,24 @@ def _text(content: Any, where: str) -> str:
     if has_lone_surrogate(content):
         raise wrong(where, "content: holds half a character (a lone surrogate).")
     return content
+
+
+def _stream_options(options: Any, stream: bool) -> Mapping[str, Any]:
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise wrong("stream_options", f"found {show(options)}, expected an object.")
+    if not stream:
+        raise wrong("stream_options", "belongs to a stream; add stream: true, or leave it out.")
+    for name in options:
+        if name not in STREAM_OPTIONS:
+            raise wrong(
+                "stream_options", f"{show(name)} is unknown; allowed: {', '.join(STREAM_OPTIONS)}.",
+                code="unknown_parameter",
+            )  # fmt: skip
+    if _boolean(options, "include_obfuscation"):
+        raise wrong("stream_options", "include_obfuscation is not supported here; leave it out.")
+    return options
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -50,32 +50,42 @@ def append_lines(
     append_bytes(path, b"".join(map(encode, records)), durable=durable)
 
 
-def read_lines(path: str | os.PathLike, needs: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yields the records of a shard; one that lacks a field in `needs` counts as damaged."""
+def read_lines(
+    path: str | os.PathLike, needs: Collection[str] = (), *, torn: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yields the records of a shard; one that lacks a field in `needs` counts as damaged.
+
+    `torn`: see `read_records`.
+    """
 
     def complete(record: dict[str, Any]) -> dict[str, Any]:
         if missing := [field for field in needs if field not in record]:
             raise ValueError(f"one without {', '.join(missing)}")
         return record
 
-    return read_records(path, complete)
+    return read_records(path, complete, torn=torn)
 
 
 def read_records(
-    path: str | os.PathLike, parse: Callable[[dict[str, Any]], Record]
+    path: str | os.PathLike, parse: Callable[[dict[str, Any]], Record], *, torn: bool = False
 ) -> Iterator[Record]:
     """Yields the lines of a shard as typed records.
 
     A line that is damaged, or that `parse` refuses with a ValueError, raises `UserError` with its
-    number.
+    number. With `torn` the last line may be damaged, which is then left out, and may lack its
+    newline: what `recover` with `keep_whole` would make of the file, read without changing it.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; run the stage that writes it first.")
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         for number, line in enumerate(file, start=1):
+            last = torn and file.tell() >= size
+            if last and not _is_whole(line):
+                return
             try:
-                record = parse(_decode(line))
+                record = parse(_decode(_ended(line) if last else line))
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}:{number}: expected one record on a line, found {error}; restore the "
@@ -94,8 +104,12 @@ def read_json(path: Path, remedy: str) -> Any:
         raise UserError(f"{path}: not JSON ({error}); {remedy}.") from error
 
 
-def recover(path: str | os.PathLike) -> int:
-    """Drops a torn last line (no newline, or not JSON) and returns the number of bytes dropped."""
+def recover(path: str | os.PathLike, *, keep_whole: bool = False) -> int:
+    """Drops a torn last line (no newline, or not JSON) and returns the number of bytes dropped.
+
+    With `keep_whole` a record that lacks nothing but its newline gets it and is kept: the beginning
+    of an object is never an object.
+    """
     path = Path(path)
     if not is_writer() or not path.exists():
         return 0
@@ -105,15 +119,31 @@ def recover(path: str | os.PathLike) -> int:
         for line in file:
             start, last = start + len(last), line
         # Only the last line is parsed here; `read_lines` finds and refuses damage further up.
-        try:
-            if last:
-                _decode(last)
+        if not last or (_is_whole(last) and last.endswith(b"\n")):
             return 0
-        except (ValueError, RecursionError):
-            file.truncate(start)
+        if keep_whole and _is_whole(last):
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+            file.flush()
             os.fsync(file.fileno())
+            return 0
+        file.truncate(start)
+        os.fsync(file.fileno())
     print(f"{path}: dropped a torn last line; its work is done again", file=sys.stderr)
     return len(last)
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line is a record, with or without its newline."""
+    try:
+        _decode(_ended(line))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _ended(line: bytes) -> bytes:
+    return line.removesuffix(b"\n") + b"\n"
 
 
 def _decode(line: bytes) -> dict[str, Any]:
