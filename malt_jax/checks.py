@@ -27,8 +27,22 @@ def check_path(name: str, path: str | None) -> None:
     """Raises UserError for a path that a shell would have filled in; None is no path."""
     check(path != "", f"{name}: found an empty text, as an unset variable gives; leave it out.")
     check(
-        path is None or not path.startswith("~/"),
+        path is None or not (path == "~" or path.startswith("~/")),
         f"{name}: found {path!r}, and only a shell knows what ~ stands for; write the whole path.",
+    )
+
+
+def check_place(name: str, place: str | None) -> None:
+    """As `check_path`, of a place to write to; refuses a URL without `//` too.
+
+    `s3:/bucket/run` would be a folder of this machine, and nothing would reach the store.
+    """
+    check_path(name, place)
+    scheme = re.match("[A-Za-z][A-Za-z0-9+.-]*:", place or "")
+    check(
+        not scheme or "://" in str(place),
+        f"{name}: found {show(place)}, which looks like a URL without its `//`; give a folder or a "
+        f"whole URL such as s3://bucket/run, or write ./{place} for a folder of that name.",
     )
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 from compare_rules import finished, malt
 
-from malt_jax.config.run import QUICKSTART
+from malt_jax.config import reading
+from malt_jax.config.run import QUICKSTART, Config, load
 from malt_jax.evaluation import cells
 from malt_jax.evaluation.table import Table, numbers, texts
 
@@ -58,8 +59,19 @@ def config(path: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     data = yaml.safe_load(path.read_text())
     data["task"] |= {"num_validation": VALIDATION, "num_eval": None}
     data["eval"] = {"split": "validation", "systems": ["malt"], "baseline": "malt@3", "trees": 0}
-    data["ablations"] = [dict(one) for one in entries]
+    own = load(str(path))
+    data["ablations"] = [dict(one) for one in entries if one.get("rule") or _differs(own, one)]
     return data
+
+
+def _differs(own: Config, entry: Mapping[str, Any]) -> bool:
+    """Whether an entry differs from the config itself, which is measured anyway."""
+    data = reading.to_dict(own)
+    for field, value in entry["set"].items():
+        # As in the file, where `5e-4` is a number; PyYAML takes it for a text.
+        read = reading.Flag(value) if isinstance(value, str) else value
+        data = reading.assign(data, field, read, Config)
+    return reading.build(Config, data) != own
 
 
 def table(entries: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> Table:

@@ -101,6 +101,13 @@ def test_a_dry_run_names_every_variant_and_what_it_shares(shipped, capsys):
         ("a", {"task.num_eval": 3}, "other questions"),
         ("a", {"train.dpo.loss": "nll", "train.dpo.label_smoothing": 0.1}, "nll takes neither"),
         ("generator", {"search.backup": "max"}, "the name 'malt-generator' appears twice"),
+        ("a", {"search.backup": "mean"}, "it changes nothing"),
+        ("a", {"search": {}}, "it changes nothing"),
+        ("a", {"train": {"dpo": {"beta": 0.2}}}, "it changes nothing"),
+        ("a", {"search": {"backup": "max"}, "search.backup": "soft"}, "appears twice"),
+        ("a", {"sampler": {"cache_dir": "x"}}, "'sampler.cache_dir' cannot differ"),
+        ("a", {"export": {"push_to_hub": "a/b"}}, "'export.push_to_hub' cannot differ"),
+        ("a", {"sampler": {"cache-dir": "x"}}, "'sampler.cache_dir' cannot differ"),
     ],
 )
 def test_a_wrong_ablation_is_refused_before_any_work(name, change, words):
@@ -108,3 +115,29 @@ def test_a_wrong_ablation_is_refused_before_any_work(name, change, words):
     with pytest.raises(UserError, match="ablations") as error:
         plan(config_module.from_dict(data))
     assert words in str(error.value)
+
+
+def test_a_mapping_of_an_ablation_is_laid_over_the_run_and_named_by_its_fields():
+    data = {
+        "task": {"name": "arithmetic"},
+        "search": {"threshold": 0.25},
+        "train": {"dpo": {"label_smoothing": 0.1, "loop": {"max_length": 96}}},
+        "ablations": [
+            {"name": "a", "set": {"search": {"backup": "max"}, "train": {"dpo": {"beta": 0.7}}}},
+            {"name": "b", "set": {"pipeline.roles.1.training": {"dpo.beta": 0.7}}},
+        ],
+    }
+    _, (a, b) = plan(config_module.from_dict(data))
+    search, dpo = a.config.search, a.config.train.dpo
+    assert (search.backup, search.threshold) == ("max", 0.25)
+    assert (dpo.beta, dpo.label_smoothing, dpo.loop.max_length) == (0.7, 0.1, 96)
+    assert a.system.label == "MALT, search.backup=max, train.dpo.beta=0.7"
+    assert b.config.training_of("verifier").dpo.beta == 0.7
+    assert b.system.label == "MALT, pipeline.roles.1.training.dpo.beta=0.7"
+
+
+def test_a_rule_that_the_run_has_already_is_no_variant():
+    data = {"task": {"name": "arithmetic"}, "ablations": [{"name": "a", "rule": "both"}]}
+    plan(config_module.from_dict(data))
+    with pytest.raises(UserError, match=r"ablations\.a: it changes nothing"):
+        plan(config_module.from_dict({**data, "data": {"positives": "both"}}))

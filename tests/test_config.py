@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from malt_jax import config
 from malt_jax.config import fields, reading
+from malt_jax.config.export import check_repository
 from malt_jax.config.reading import to_dict
 from malt_jax.errors import UserError
 from malt_jax.storage import config_file
@@ -181,9 +182,12 @@ def test_what_would_be_refused_hours_later_is_refused_here(data, words):
 
 @pytest.mark.parametrize("text", ["007", "12:30", "1e3", "2024-01-01", "~", "no", "{question}"])
 def test_a_flag_of_text_is_taken_as_it_stands(text):
-    flags = ["--output-dir", text, "--task.train-path", text, "--pipeline.roles.0.template", text]
+    flags = ["--model.revision", text, "--pipeline.roles.0.template", text]
     made = config.load(None, flags)
-    assert (made.output_dir, made.task.train_path, made.pipeline.roles[0].template) == (text,) * 3
+    assert (made.model.revision, made.pipeline.roles[0].template) == (text,) * 2
+    if text != "~":  # a path that only a shell knows
+        made = config.load(None, ["--output-dir", text, "--task.train-path", text])
+        assert (made.output_dir, made.task.train_path) == (text,) * 2
 
 
 def test_a_flag_of_optional_text_can_be_null():
@@ -316,7 +320,7 @@ def test_what_only_held_out_questions_use_is_refused_without_them(field):
 
 
 @pytest.mark.parametrize("field", ["--output-dir", "--mirror", "--task.train-path"])
-@pytest.mark.parametrize("path", ["", "~/runs"])
+@pytest.mark.parametrize("path", ["", "~/runs", "~"])
 def test_a_path_that_a_shell_would_have_filled_in_is_refused(field, path):
     with pytest.raises(UserError, match=r"unset variable|only a shell knows"):
         config.load(None, [field, path])
@@ -333,3 +337,120 @@ def test_the_quickstart_is_found_beside_a_folder_of_its_name(tmp_path, monkeypat
     (tmp_path / "quickstart").mkdir()
     monkeypatch.chdir(tmp_path)
     assert config.load("quickstart").task.name == "arithmetic"
+
+
+@pytest.mark.parametrize("place", ["s3:/bucket/run", "gs:bucket/x", "file:/tmp/x", "memory:x"])
+@pytest.mark.parametrize("field", ["mirror", "output_dir"])
+def test_a_url_without_its_slashes_is_no_folder(field, place):
+    with pytest.raises(UserError, match=rf"{field}: found '{place}', which looks like a URL"):
+        config.from_dict({field: place})
+    assert getattr(config.from_dict({field: f"./{place}"}), field) == f"./{place}"
+    for right in ("s3://bucket/run", "simplecache::s3://bucket/run", "/tmp/a:b", "runs/a:b"):
+        assert config.from_dict({"mirror": right}).mirror == right
+
+
+def test_a_saved_place_that_is_refused_by_now_does_not_keep_a_run_from_another():
+    saved = to_dict(config.Config()) | {"mirror": "s3:/bucket/run", "output_dir": "file:/x"}
+    assert config.with_defaults(saved) == saved
+    del saved["mirror"]
+    assert config.with_defaults(saved) == saved | {"mirror": None}
+
+
+def test_a_mapping_in_a_flag_is_laid_over_the_files_section(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("""
+search: {threshold: 0.25}
+train: {sft: {epochs: 5}}
+mesh: {rules: {embed: fsdp}}
+pipeline: {roles: [{name: a, branch: 5, training: {sft: {epochs: 7}}}]}
+""")
+
+    def load(*flags):
+        return config.load(str(path), flags)
+
+    made = load("--search", "{backup: max}", "--search={block: 8}")
+    assert (made.search.threshold, made.search.backup, made.search.block) == (0.25, "max", 8)
+    made = load("--train", "{lora: {rank: 4}}", "--train.sft", "{batch_size: 2}")
+    assert (made.train.sft.epochs, made.train.sft.batch_size, made.train.lora.rank) == (5, 2, 4)
+    made = load("--pipeline.roles.0", "{temperature: 1.0}", "--mesh.rules", "{mlp: tensor}")
+    assert (made.pipeline.roles[0].branch, made.pipeline.roles[0].temperature) == (5, 1.0)
+    assert made.mesh.rules == {"embed": "fsdp", "mlp": "tensor"}
+    # An empty mapping says nothing of a section, and takes free names away.
+    assert load("--search", "{}", "--pipeline.roles.0", "{}") == load()
+    assert load("--pipeline.roles.0.training", "{}").pipeline.roles[0].training == {}
+    # A list is no mapping, and a text no section.
+    assert len(load("--pipeline", "{roles: [{name: b}]}").pipeline.roles) == 1
+    with pytest.raises(UserError, match="search: expected a mapping"):
+        load("--search", "max")
+
+
+def test_merge_keys_are_read_and_repeated_keys_refused_beside_them(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("""
+pipeline:
+  roles:
+    - &first {name: a, branch: 5, template: "{question}"}
+    - &second {<<: *first, name: b, temperature: 0.7}
+    - {<<: [*second, *first], name: c, branch: 2}
+""")
+    made = config.load(str(path)).pipeline.roles
+    assert [(r.name, r.branch, r.temperature) for r in made] == [
+        ("a", 5, 0.3), ("b", 5, 0.7), ("c", 2, 0.7)
+    ]  # fmt: skip
+    for text in (
+        "search: &s {block: 3, block: 4}\neval: {<<: *s}",
+        "search: &s {block: 3}\neval: {<<: *s, trees: 1, trees: 2}",
+        "search: &s {block: 3}\neval: {<<: *s, <<: *s}",
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match="given twice"):
+            config.load(str(path))
+
+
+def test_two_escapes_of_one_character_are_joined_as_json_means_them(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(r'{"pipeline": {"roles": [{"name": "a", "stop": ["\ud83d\ude00", "x"]}]}}')
+    assert config.load(str(path)).pipeline.roles[0].stop == ("\U0001f600", "x")
+    path.write_text(r'{"pipeline": {"roles": [{"name": "a", "stop": ["\ude00\ud83d"]}]}}')
+    with pytest.raises(UserError, match="half a character"):
+        config.load(str(path))
+
+
+def _role(**fields):
+    return {"pipeline": {"roles": [{"name": "a"}, {"name": "b", **fields}]}}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (_role(train="sft", training={"dpo": {"beta": 1.0}}), "roles.1.training.dpo: train: sft"),
+        (_role(train="none", training={"sft": {"epochs": 3}}), "roles.1.training.sft: train: none"),
+        ({**_role(training={"lora": {"rank": 4}}), "train": {"full": True}}, "roles.1.training.lo"),
+        (_role(training={"lora.rank": 4}), "Nest it: lora: {rank: ...}"),
+        (_role(training={"dpo": {"optim.warmup": 0}}), "Nest it: optim: {warmup: ...}"),
+        (_role(training={"dpo.optim.warmup": 0}), "Nest it: dpo: {optim: {warmup: ...}}"),
+        (_role(training={"lor": {}}), "allowed here: lora, sft, dpo, kto, pg."),
+        ({"train": {"dpo.beta": 1}}, "Nest it: dpo: {beta: ...}"),
+        (_role(template=""), "roles.1.template: found an empty text"),
+        (_role(adapter=""), "roles.1.adapter: found an empty text"),
+    ],
+)
+def test_what_would_have_no_effect_or_no_meaning_is_refused(data, words):
+    with pytest.raises(UserError) as error:
+        config.from_dict(data)
+    assert words in str(error.value)
+
+
+def test_the_first_role_may_have_sft_of_its_own_by_which_the_single_agent_learns():
+    roles = [{"name": "a", "train": "none", "training": {"sft": {"epochs": 5}}}, {"name": "b"}]
+    assert config.from_dict({"pipeline": {"roles": roles}}).training_of("star").sft.epochs == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["org/my model", "a/b/c", "org/x-", "-x", "org/..", "x" * 90, "", "org/", ".x", "é"]
+)
+def test_a_name_that_no_repository_can_have_is_refused(name):
+    for right in ("org/malt", "malt", "Org_1/a.b_c"):
+        check_repository(right, ["generator", "b_"])
+    with pytest.raises(UserError, match=r"export\.push_to_hub"):
+        check_repository(name, ["generator"])

@@ -75,12 +75,28 @@ def test_commands_and_files_of_a_page_work_in_order(page, model, tmp_path, monke
             if name in PARSED_ONLY:
                 parse(commands[name], words)
                 continue
-            if "--run" in words:  # one that has been trained by then, with a task of the tests
-                words[words.index("--run") + 1] = str(cli_run.trained())
-                words.append("--trust-task-code")
+            words = on_a_run(name, words)
             dry = ["--dry-run"] if name in LONG and "--dry-run" not in words else []
             status = cli.main([name, *words, *dry])
             assert status == 0, f"malt {name} {' '.join(words)}: {capsys.readouterr().err}"
+
+
+def on_a_run(name: str, words: list[str]) -> list[str]:
+    """A command that works on what a run has made by then, on one with a task of the tests."""
+    trained = str(cli_run.trained())
+    if "--run" in words:
+        words[words.index("--run") + 1] = trained
+        if name == "eval" and not {"--name", "--tasks"} & {
+            *words
+        }:  # the table of what is evaluated
+            assert cli.main(["eval", *cli_run.flags()]) == 0
+    elif name in ("label", "train", "export"):
+        words[words.index("--output-dir") + 1] = trained
+        at = words.index("--config")
+        del words[at : at + 2]
+    else:
+        return words
+    return [*words, "--trust-task-code"]
 
 
 def _figures(programs, *_, **__):

@@ -63,6 +63,8 @@ def test_rules_are_laid_over_the_built_in_ones():
     )
     with pytest.raises(UserError, match=r"mesh\.rules\.mlp: 'sideways'"):
         rules(MeshConfig(rules={"mlp": "sideways"}))
+    with pytest.raises(UserError, match=r"mesh\.rules\.heds: .*Did you mean 'heads'"):
+        rules(MeshConfig(rules={"heds": "tensor"}))
 
 
 @dataclasses.dataclass(frozen=True)

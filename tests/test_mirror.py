@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
@@ -225,6 +226,60 @@ def test_a_mirror_that_overlaps_the_run_directory_is_refused(tmp_path, place):
     with pytest.raises(UserError, match="share files"):
         opened(tmp_path / "run", str(tmp_path / place))
     assert listing(tmp_path) == ["link"]
+
+
+@pytest.mark.parametrize("place", ["one", "one/backup", "link/backup", "begun"])
+def test_a_mirror_is_not_made_in_the_run_directory_of_another_run(tmp_path, place):
+    opened(tmp_path / "one").close()
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    # A run whose creation was interrupted has a lock file and no manifest yet.
+    (tmp_path / "begun").mkdir()
+    shutil.copy(tmp_path / "one/.lock", tmp_path / "begun/.lock")
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match=r"mirror: .* the run directory .*(one|begun)"):
+        opened(tmp_path / "two", str(tmp_path / place))
+    assert listing(tmp_path) == before
+
+
+def test_a_lock_file_of_another_program_makes_no_folder_a_run(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/.lock").touch()
+    opened(tmp_path / "one", str(tmp_path / "store/mirror")).close()
+
+
+def test_a_run_is_not_made_in_the_mirror_of_another_run(tmp_path):
+    with opened(tmp_path / "one", str(tmp_path / "mirror")) as run:
+        sealed(run, "a.jsonl", b"{}\n")
+        mirror.push(run, str(tmp_path / "mirror"))
+    before = listing(tmp_path)
+    with pytest.raises(UserError, match="the mirror of a run"):
+        opened(tmp_path / "mirror/ablations/two")
+    assert listing(tmp_path) == before
+    # What other programs call a manifest says nothing.
+    for content in ("[]", "{}", "[" * 100_000):
+        (tmp_path / "manifest.json").write_text(content)
+        opened(tmp_path / "three").close()
+    # The mirror remains one: of its own run, of a bare machine, and of the run's variants.
+    for name in ("one", "bare"):
+        opened(tmp_path / name, str(tmp_path / "mirror")).close()
+        assert (tmp_path / name / "a.jsonl").exists()
+    with opened(tmp_path / "one") as outer:
+        folder, store = outer.path / "ablations/a", str(tmp_path / "mirror/ablations/a")
+        RunDir.open(folder, CONFIG, "malt test", mirror=store, inside=outer).close()
+
+
+def test_a_mirror_that_cannot_be_written_is_named_once(tmp_path, capsys):
+    with (
+        pytest.raises(UserError, match=r"^mirror: /proc/x: no folder can be made there") as found,
+        opened(tmp_path / "one", "/proc/x/y") as run,
+    ):
+        sealed(run, "a.jsonl", b"{}\n")
+        run.copy_sealed()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            run.copy_sealed()
+            time.sleep(0.01)
+    assert str(found.value) not in capsys.readouterr().err
 
 
 def make_special(path: Path, kind: str) -> None:

@@ -111,6 +111,38 @@ def test_the_published_tree_is_counted():
     assert work.roles[0].examples.get("dpo", 0) == 0  # the generator learns by SFT alone
 
 
+def test_a_slice_has_its_share_of_the_questions():
+    data = {"task": {"name": "gsm8k", "num_train": 100}}
+    shares = [
+        count_work(config.from_dict({**data, "search": {"shard": f"{i}/3"}})).train_questions
+        for i in (1, 2, 3)
+    ]
+    assert shares == [33, 33, 34]
+    with pytest.raises(UserError, match=r"search\.shard: 1/101 selects no questions"):
+        count_work(config.from_dict({**data, "search": {"shard": "1/101"}}))
+    # Of a task whose size is a guess, every slice has a question.
+    guess = {"task": {"name": "strategyqa"}, "search": {"shard": "1/5000"}}
+    assert count_work(config.from_dict(guess)).train_questions == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "per_prefix"),
+    [
+        ({"pairs": "random"}, 1),
+        ({"pairs": "random", "pairs_per_prefix": 3}, 3),
+        ({"pairs": "best_worst", "pairs_per_prefix": 1000}, 6),
+        ({"pairs": "all"}, 6),
+    ],
+)
+def test_pairs_of_a_prefix_are_at_most_half_of_its_siblings_times_the_other(fields, per_prefix):
+    roles = [{"name": "a", "template": "{question}", "branch": 5, "train": "dpo"}]
+    task = {"name": "gsm8k", "num_train": 100}
+    found = count_work(
+        config.from_dict({"task": task, "pipeline": {"roles": roles}, "data": fields})
+    )
+    assert found.roles[0].examples == {"dpo": 50 * per_prefix}
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -255,6 +287,18 @@ def test_the_tables_of_a_plan_show_its_programs_and_stages(small, capsys):
     for table in tables(plan):
         print_table(table)
     assert "malt bench sampler" in capsys.readouterr().out
+
+
+def test_a_plan_says_its_slice_and_that_ablations_are_not_in_it(small, capsys):
+    settings, spec = small
+    data = to_dict(settings) | {"ablations": [{"name": "a", "set": {"search.backup": "max"}}]}
+    made = config.from_dict(data, ["--search.shard", "1/2", "--task.num-train", "10"])
+    plan = plan_run(made, spec, Target("h100:1", CHIPS["h100"], 1, None))
+    for table in tables(plan):
+        print_table(table)
+    shown = capsys.readouterr().out
+    assert "search: 5 questions (slice 1/2 of them)" in shown
+    assert "not counted: 1 ablation, each trained and evaluated" in shown
 
 
 def test_hours_are_executions_times_seconds(small):

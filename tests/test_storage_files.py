@@ -294,6 +294,31 @@ def test_recovery_drops_a_last_line_torn_anywhere_and_nothing_else(tmp_path, cap
         assert path.read_bytes() == data
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([b'{"a":1}', b'{"a":', b"\n", b"\n", b"[1]", b"\0"])).map(b"".join),
+    st.integers(0, 9),
+)
+def test_a_torn_file_reads_as_it_will_be_once_it_is_recovered(tmp_path_factory, raw, cut):
+    path = tmp_path_factory.mktemp("torn") / "x.jsonl"
+    raw = b'{"a":0}\n' + raw[: len(raw) - cut]
+    path.write_bytes(raw)
+
+    def read(**how) -> list | str:
+        try:
+            return list(read_lines(path, **how))
+        except UserError as refusal:
+            return str(refusal)
+
+    seen = read(torn=True)
+    assert path.read_bytes() == raw
+    dropped = recover(path, keep_whole=True)
+    assert seen == read()
+    assert path.read_bytes() in (raw[: len(raw) - dropped], raw + b"\n")
+    # A record that lacks its newline was written as a whole.
+    assert dropped == 0 or not raw.endswith(b'{"a":1}') or b'\n{"a":1}' not in raw[-8:]
+
+
 def test_a_tail_of_zeros_after_a_power_cut_is_dropped_as_a_torn_line(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(encode({"n": 1}) + bytes(4096))

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SUPERVISE = [sys.executable, str(ROOT / "scripts/launch/supervise.py")]
 WORKER = """
@@ -49,10 +51,28 @@ def test_restarts_without_progress_are_limited_and_wrong_input_is_not_repeated(t
     done = supervise(tmp_path, "sys.exit(1)", "--stalled", "2")
     assert done.returncode == 1 and tries(tmp_path) == 2
     assert "finished nothing new" in done.stderr
-    done = supervise(tmp_path, "sys.exit(75)", "--stalled", "1")  # a store that does not answer
-    assert done.returncode == 1 and tries(tmp_path) == 3
     done = supervise(tmp_path, "sys.exit(2)")
-    assert done.returncode == 2 and tries(tmp_path) == 4
+    assert done.returncode == 2 and tries(tmp_path) == 3
+
+
+def test_a_store_that_does_not_answer_is_waited_for_and_not_for_ever(tmp_path):
+    code = "sys.exit(75 if count < 3 else 0)"
+    done = supervise(tmp_path, code, "--stalled", "1")
+    assert done.returncode == 0 and tries(tmp_path) == 3
+    # After the first of these attempts a pause of 1 s, after the second one of 2 s.
+    done = supervise(tmp_path, "sys.exit(75)", "--stalled", "1", "--away", "1.5")
+    assert done.returncode == 75 and tries(tmp_path) == 6
+    assert "something outside has not answered" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--processes=0", "--processes=x", "--stalled=0", "--hang=-1", "--hang=nan", "--away=-1"],
+)
+def test_a_number_that_means_nothing_is_refused(flag, tmp_path):
+    done = supervise(tmp_path, "", flag)
+    assert done.returncode == 2 and "allowed: " in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_hangs_is_started_again(tmp_path):

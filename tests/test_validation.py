@@ -30,7 +30,7 @@ def texts(questions):
 def test_every_seed_sets_the_same_questions_aside_and_trains_on_none_of_them():
     seen = []
     for seed in (0, 1, 2):
-        found = session(seed, num_validation=30, split="validation")
+        found = session(seed, num_validation=30, num_eval=None, split="validation")
         seen.append(texts(found.eval_questions))
         assert len(found.train_questions) == 40
         assert not set(texts(found.train_questions)) & set(seen[-1])
@@ -40,6 +40,13 @@ def test_every_seed_sets_the_same_questions_aside_and_trains_on_none_of_them():
     assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 30
     trained = [texts(session(seed, num_validation=30).train_questions) for seed in (0, 1)]
     assert trained[0] != trained[1]  # what is trained on does depend on the seed
+
+
+def test_the_number_of_questions_to_evaluate_on_limits_those_set_aside_too():
+    every = texts(session(num_validation=30, num_eval=None, split="validation").eval_questions)
+    for limit in (10, 1000):
+        found = session(num_validation=30, num_eval=limit, split="validation")
+        assert texts(found.eval_questions) == every[:limit]
 
 
 def questions(count):

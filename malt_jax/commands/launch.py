@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malt_jax.checks import check_path
+from malt_jax.checks import check_place
 from malt_jax.commands.bases import Found, Models, check_models, specs_of
 from malt_jax.commands.command import Invocation
 from malt_jax.commands.room import check_room
+from malt_jax.config.export import check_repository
 from malt_jax.errors import UserError
 from malt_jax.stages.trust import check_destinations, open_existing
 
@@ -40,22 +42,46 @@ def read_config(invocation: Invocation) -> Config:
     from malt_jax.storage import manifest
 
     flags, options = invocation.fields, invocation.options
+    _check_texts(options)
     if options.config:
-        return config.load(options.config, flags)
+        return _checked(config.load(options.config, flags))
     # Only what the flags say, without defaults: it tells which run is meant, or that none is.
     said = reading.apply_flags({}, flags)
     folder = str(said.get("output_dir", config.Config().output_dir))
-    check_path("output_dir", folder)
+    check_place("output_dir", folder)
     if os.path.exists(Path(folder, manifest.NAME)):
         # The run may have been moved, so its folder overrides the saved `output_dir`.
         flags = [*flags, "--output-dir", folder]
-        return open_existing(folder, options.trust_task_code, flags)[0]
+        return _checked(open_existing(folder, options.trust_task_code, flags)[0])
     if not said.keys() & {"model", "task", "pipeline"}:
         raise UserError(
             f"--config: none is given, and {folder} is not a run; give --config quickstart, a YAML "
             "file (`malt init` writes one), or the --output-dir of a run that was begun."
         )
-    return config.load(None, flags)
+    return _checked(config.load(None, flags))
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Refuses empty texts where a name belongs, as an unset variable gives them."""
+    for name in ("redo", "join", "import"):
+        given = getattr(options, name, None)
+        if "" in (given if isinstance(given, list) else [given]):
+            raise UserError(
+                f"--{name}: found an empty text, as an unset variable gives; leave it out."
+            )
+
+
+def _checked(config: Config) -> Config:
+    """The config, unless a command cannot send a run where it says."""
+    scheme = (config.mirror or "").partition("://")[0]
+    if scheme == "memory":
+        raise UserError(
+            f"mirror: {config.mirror} lies in the memory of this process and ends with it; give a "
+            "folder, s3:// or gs://."
+        )
+    if config.export.push_to_hub:
+        check_repository(config.export.push_to_hub, [r.name for r in config.pipeline.roles])
+    return config
 
 
 CHECKS_DEVICES = ("run", "search", "train", "eval", "export")
@@ -175,7 +201,11 @@ def _finished(config: Config, command: str) -> bool:
 
 
 def check_tracker(config: Config) -> None:
-    """Refuses an experiment tracker that is not installed."""
+    """Refuses an experiment tracker that is not installed, and two of them."""
+    from malt_jax.stages.session import ONE_TRACKER
+
+    if config.wandb and config.trackio:
+        raise UserError(ONE_TRACKER)
     for name in ("wandb", "trackio"):
         if getattr(config, name) and find_spec(name) is None:
             raise UserError(f"{name}: not installed; `pip install {name}`, or leave it out.")
@@ -184,6 +214,7 @@ def check_tracker(config: Config) -> None:
 def check_input(session: Session, *, prompts: bool = True) -> Models:
     """Checks what the run and its variants read: questions, models and, of a new run, prompts."""
     from malt_jax.credit.verdict import verdict_readers
+    from malt_jax.models.adapters import other_base
     from malt_jax.stages.other_models import check_other
     from malt_jax.stages.session import Session
     from malt_jax.stages.variants import planned
@@ -193,6 +224,9 @@ def check_input(session: Session, *, prompts: bool = True) -> Models:
     check_questions(session)
     verdict_readers(config.pipeline.roles)  # imports a user's own
     found = check_models(config)
+    for role in config.pipeline.roles:
+        if role.adapter and (note := other_base(role.adapter, config.model_of(role.name).path)):
+            session.progress.note(note)
     for path in config.eval.models:
         check_other(path)
     if prompts:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from malt_jax.checks import check, check_name, check_range, show, whole_number
+from malt_jax.checks import check, check_name, check_range, check_unique, show, whole_number
 from malt_jax.config.pipeline import MAX_TURNS
+from malt_jax.config.reading import dotted
 
 MAX_VOTES = 1024
 """The most draws that one system may vote over."""
@@ -113,7 +114,8 @@ class Ablation:
     name: str
     """Its folder under RUN/ablations and its name in tables."""
     set: dict[str, Any] = field(default_factory=dict)
-    """Dotted fields and their values, for example `search.backup: max`."""
+    """Dotted fields and their values, for example `search.backup: max`; a mapping is laid over the
+    run's."""
     rule: str = ""
     """A credit rule by its name in `malt label --preview`, whose fields are set before these."""
     label: str = ""
@@ -123,12 +125,17 @@ class Ablation:
         check_name(self.name, also="-")
         some = bool(self.set) or bool(self.rule)
         check(some, "set: found nothing; a variant changes at least one field, or names a rule.")
-        for key in self.set:
-            changed = key.replace("-", "_")
+        check_unique("set", [key.replace("-", "_") for key, _ in dotted(self.set)])
+        for changed in self.changes:
             # A field of this list counts with everything below it.
             beside = ("ablations", "eval", *CANNOT_CHANGE_RESULTS)
             check(
                 not any(changed == name or changed.startswith(f"{name}.") for name in beside),
-                f"set: {show(key)} cannot differ between a run and its variant, which is "
+                f"set: {show(changed)} cannot differ between a run and its variant, which is "
                 "measured as the run is; leave it out.",
             )
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Every field that `set` gives, by its dotted name, however it is spelled there."""
+        return {name.replace("-", "_"): value for name, value in dotted(self.set)}

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from malt_jax.checks import check, check_name, check_range, check_unique, show
+from malt_jax.checks import check, check_name, check_path, check_range, check_unique, show
 from malt_jax.config.reading import ONE_TEXT
 from malt_jax.config.thinking import ThinkingConfig
 
@@ -91,6 +91,12 @@ class RoleConfig:
             self.verdict in ("auto", "none") or ":" in self.verdict,
             f"verdict: found {self.verdict!r}, allowed: auto, none or module:attribute.",
         )
+        check(
+            self.template != "",
+            "template: found an empty text, as an unset variable gives; leave it out for the "
+            "task's own.",
+        )
+        check_path("adapter", self.adapter)
         check(all(self.stop), "stop: found an empty text; give texts of one character or more.")
         check_range(self, "branch", least=1, most=64)
         check_range(self, "temperature", least=0, most=10)

@@ -38,8 +38,7 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     hints = field_types(typing.cast(Any, cls))
     for key in map(str, data):
         if key not in hints:
-            allowed = f"allowed here: {', '.join(hints)}."
-            raise UserError(f"{_join(where, key)}: unknown field; {allowed}{nearest(key, hints)}")
+            raise unknown_field(where, key, list(hints))
     values = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         path = _join(where, field.name)
@@ -58,6 +57,16 @@ def build(cls: type[T], data: Any, where: str = "") -> T:
     except UserError as error:
         # The class's own check names the field; the path of the section is put in front of it.
         raise UserError(_join(where, str(error))) from None
+
+
+def unknown_field(where: str, key: str, known: Sequence[str]) -> UserError:
+    """The refusal of a field that a section lacks, with what was probably meant."""
+    section, *below = key.split(".")
+    mend = nearest(key, known)
+    if below and section in known:
+        # A flag and an ablation name fields so, a section does not.
+        mend = f" Nest it: {key.replace('.', ': {')}: ...{'}' * len(below)}"
+    return UserError(f"{_join(where, key)}: unknown field; allowed here: {', '.join(known)}.{mend}")
 
 
 def to_dict(value: Any) -> Any:
@@ -113,28 +122,55 @@ def split_flags(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield name, Flag(rest.pop(0))
 
 
-def apply_flags(data: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def apply_flags(
+    data: dict[str, Any], words: Sequence[str], cls: type | None = None
+) -> dict[str, Any]:
     """Nested mappings with dotted flags laid over them; `build` reads the values."""
     for field, value in split_flags(words):
-        data = assign(data, field, value)
+        data = assign(data, field, value, cls)
     return data
 
 
-def assign(data: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
-    """A copy of nested mappings with one dotted field set.
+def assign(data: dict[str, Any], field: str, value: Any, cls: type | None = None) -> dict[str, Any]:
+    """A copy of nested mappings with one dotted field set, or a mapping laid over what is there.
 
     Dashes in a field's name stand for underscores, and a number selects an entry of a list:
-    `pipeline.roles.0.branch`.
+    `pipeline.roles.0.branch`. An empty mapping takes the place of one whose names are free, and
+    changes nothing of a section, which only the dataclass `cls` of `data` can tell.
     """
-    return _with(data, field.replace("-", "_").split("."), value, field)
+    path = field.replace("-", "_").split(".")
+    empty = (read_value(value) if isinstance(value, Flag) else value) == {}
+    return data if empty and cls and _is_section(cls, path) else _with(data, path, value, field)
+
+
+def _is_section(cls: Any, path: Sequence[str]) -> bool:
+    """Whether a dotted field below a dataclass is one itself."""
+    for part in path:
+        if typing.get_origin(cls) is tuple:
+            cls = typing.get_args(cls)[0]  # `part` is the index of an entry
+        elif dataclasses.is_dataclass(cls):
+            cls = without_none(field_types(typing.cast(Any, cls)).get(part))
+    return dataclasses.is_dataclass(cls)
+
+
+def dotted(data: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted path, value) of nested mappings down to what is no mapping, or an empty one."""
+    for key, value in data.items():
+        path = _join(where, str(key))
+        if isinstance(value, dict) and value:
+            yield from dotted(value, path)
+        else:
+            yield path, value
 
 
 def _with(here: Any, path: Sequence[str], value: Any, field: str) -> Any:
-    if not path:
-        return value
-    part, *below = path
     if isinstance(here, Flag):  # an earlier flag gave a whole list or section
         here = read_value(here)
+    if not path:
+        # A section is laid over what is there, as a file's is over the defaults.
+        laid = read_value(value) if isinstance(value, Flag) and isinstance(here, dict) else value
+        return over(here, laid) if isinstance(laid, dict) and laid else value
+    part, *below = path
     if isinstance(here, list):
         index = whole_number(part)
         if index is None or index >= len(here):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from malt_jax.checks import check, check_path, check_range, check_unique
+from malt_jax.checks import check, check_place, check_range, check_unique
 from malt_jax.config import reading, strict_yaml
 from malt_jax.config.data import DataConfig
 from malt_jax.config.evaluation import Ablation, EvalConfig
@@ -16,13 +16,15 @@ from malt_jax.config.fields import Field, list_fields
 from malt_jax.config.lora import EXPERT_TARGETS
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.config.model import ModelConfig
-from malt_jax.config.pipeline import PipelineConfig, split_phases
+from malt_jax.config.pipeline import PHASES, PipelineConfig, split_phases
 from malt_jax.config.sampler import SamplerConfig
 from malt_jax.config.search import SearchConfig
 from malt_jax.config.task import TaskConfig
 from malt_jax.config.training import TrainConfig
 from malt_jax.errors import UserError
 
+PLACES = ("output_dir", "mirror")
+"""Fields that say where a run lies."""
 QUICKSTART = Path(__file__).parents[1] / "assets" / "quickstart.yaml"
 """The config of the embedded model and task, `--config quickstart`."""
 
@@ -71,8 +73,8 @@ class Config:
             f"output_dir: found {self.output_dir!r}, allowed: a folder of this machine; --mirror "
             "copies the run to an object store.",
         )
-        check_path("output_dir", self.output_dir)
-        check_path("mirror", self.mirror)
+        check_place("output_dir", self.output_dir)
+        check_place("mirror", self.mirror)
         check_range(self, "rounds", least=1, most=100)
         check_range(self, "mirror_seconds", above=0, most=86400)
         check_range(self, "save_minutes", least=0)
@@ -93,16 +95,7 @@ class Config:
             "data.weights: confidence, but data.positives: advantage; confidence is how sure it is "
             "that a value is above the threshold, so use positives: value or both.",
         )
-        for index, role in enumerate(self.pipeline.roles):
-            where = f"pipeline.roles.{index}.training"
-            check(
-                not role.training or self.sharing == "adapters",
-                f"{where}: sharing: shared trains one set of weights; set the fields of train.",
-            )
-            try:
-                self.training_of(role.name)
-            except UserError as error:
-                raise UserError(f"{where}.{error}") from None
+        self._check_training()
         # Of the roles that learn by it; of the run, where none does.
         by_dpo = [r.name for r in self.pipeline.roles if "dpo" in split_phases(r.train)]
         learned = [self.training_of(name) for name in by_dpo] or [self.train]
@@ -148,6 +141,32 @@ class Config:
             len(adapters) == 1 or self.sharing == "adapters",
             "sharing: shared, but the roles start from different adapters; name one for all.",
         )
+
+    def _check_training(self) -> None:
+        """Refuses training of roles' own that cannot be read, or that would have no effect."""
+        for index, role in enumerate(self.pipeline.roles):
+            where = f"pipeline.roles.{index}.training"
+            check(
+                not role.training or self.sharing == "adapters",
+                f"{where}: sharing: shared trains one set of weights; set the fields of train.",
+            )
+            try:
+                self.training_of(role.name)
+            except UserError as error:
+                raise UserError(f"{where}.{error}") from None
+            check(
+                "lora" not in role.training or not self.train.full,
+                f"{where}.lora: train.full: true trains whole weights and no adapter; leave out "
+                "one of the two.",
+            )
+            # The STaR single agent, which learns by SFT, has the fields of the first role.
+            learned = {*split_phases(role.train), *(["sft"] if index == 0 else [])}
+            for phase in (phase for phase in PHASES if phase in role.training):
+                check(
+                    phase in learned,
+                    f"{where}.{phase}: train: {role.train} has no such phase; leave these fields "
+                    f"out, or add {phase} to train.",
+                )
 
     def _check_bases(self) -> None:
         """Refuses base models of roles' own that cannot be read, or that something cannot have."""
@@ -220,9 +239,15 @@ def from_dict(data: dict[str, Any], flags: list[str] | tuple[str, ...] = ()) -> 
     # The defaults come first, because a flag may change one entry of a default list:
     # `pipeline.roles.0.branch`.
     merged = reading.over(reading.to_dict(Config()), data)
-    return reading.build(Config, reading.apply_flags(merged, flags))
+    return reading.build(Config, reading.apply_flags(merged, flags, Config))
 
 
 def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
-    """A config as it was saved by an earlier version, with the default of every field it lacks."""
-    return reading.to_dict(from_dict(saved))
+    """A config as it was saved by an earlier version, with the default of every field it lacks.
+
+    Where the run lies cannot change a result, and a place that is refused by now must not keep it
+    from being continued in another one. So these fields are taken as they are.
+    """
+    places = {name: saved[name] for name in PLACES if name in saved}
+    rest = {name: value for name, value in saved.items() if name not in places}
+    return {**reading.to_dict(from_dict(rest)), **places}

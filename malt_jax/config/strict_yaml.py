@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from malt_jax.checks import show
+from malt_jax.checks import has_lone_surrogate, show
 from malt_jax.errors import UserError, first_line
 
+MERGE = "tag:yaml.org,2002:merge"
+"""What PyYAML calls the key `<<`."""
 MAX_BYTES = 1_000_000
 """The largest config file; PyYAML needs about ten seconds for one of this size."""
 MAX_VALUES = 100_000
@@ -83,8 +85,13 @@ class Loader(yaml.SafeLoader):
     """PyYAML's safe loader that reads numbers as JSON does and refuses repeated keys.
 
     A few lines of aliases can stand for billions of values, so these are counted before any is
-    built.
+    built. `<<: *anchor` merges another mapping's keys, under those that the mapping has itself.
     """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self._own: set[int] = set()
+        """Mappings whose own keys were compared: merging puts those of others beside them."""
 
     def construct_document(self, node):
         if _count_values(node, {}) > MAX_VALUES:
@@ -99,15 +106,29 @@ class Loader(yaml.SafeLoader):
         except Exception:  # PyYAML raises errors of any kind for a value like `!!int ''`
             raise _problem(f"a value that is no {node.tag.rpartition(':')[2]}", node) from None
 
-    def construct_mapping(self, node, deep=False):
+    def construct_scalar(self, node):
+        value = super().construct_scalar(node)
+        # JSON writes a character beyond the first 65,536 as two escapes, which PyYAML leaves apart.
+        if isinstance(value, str) and has_lone_surrogate(value):
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return value
+
+    def flatten_mapping(self, node):
+        """Puts what `<<` merges into the mapping's own keys, which are compared before."""
+        if id(node) not in self._own:
+            self._own.add(id(node))
+            self._refuse_repeats(node)
+        super().flatten_mapping(node)
+
+    def _refuse_repeats(self, node):
         seen = set()
         for key_node, _ in node.value:
             # Keys are compared as values, because 1 and 0x1 are two spellings of one key.
-            key = self.construct_object(key_node, deep=True)
+            merges = key_node.tag == MERGE
+            key = "<<" if merges else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key in seen:
                 raise _problem(f"the key {key!r} is given twice or is not a name", key_node)
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 class Dumper(yaml.SafeDumper):

@@ -21,7 +21,8 @@ class TaskConfig:
     """Train on so many questions; default: all. Of a file the first ones, of a task's own split a
     random sample by `seed`, so that seeds differ in what they learn from."""
     num_eval: int | None = None
-    """Evaluate on the first so many questions, the same under every seed; default: all."""
+    """Evaluate on the first so many questions, the same under every seed; default: all. With
+    `eval.split: validation`, on at most so many of those that are set aside."""
     num_validation: int = 0
     """Set aside so many questions of the training split, the same ones under every seed, to choose
     settings by (`eval.split: validation`). None of them is trained on."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from malt_jax.checks import check, check_range
 from malt_jax.config import reading
+from malt_jax.config.fields import field_types
 from malt_jax.config.lora import LoraConfig
 
 
@@ -232,6 +233,10 @@ class TrainConfig:
             "full" not in fields,
             "full: all roles train adapters or all of them whole weights; set train.full.",
         )
+        own = [name for name in field_types(TrainConfig) if name != "full"]
+        for name in fields:
+            if name not in own:
+                raise reading.unknown_field("", name, own)
         return reading.build(TrainConfig, reading.over(reading.to_dict(self), dict(fields)))
 
     def phase(self, name: str) -> PhaseConfig:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from malt_jax.checks import nearest
 from malt_jax.config.mesh import MeshConfig
 from malt_jax.errors import UserError
 from malt_jax.models.sharding import DATA, EXPERT, FSDP, RULES, SLICE, TENSOR
@@ -167,6 +168,11 @@ def _torus(layout: Layout, devices: Sequence[Any], split: bool) -> np.ndarray:
 def rules(config: MeshConfig) -> Mapping[str, tuple[str, ...]]:
     """The built-in sharding rules, overridden by those of the config."""
     for axis, names in config.rules.items():
+        if axis not in RULES:
+            raise UserError(
+                f"mesh.rules.{axis}: no parameter has this logical axis; allowed: "
+                f"{', '.join(RULES)}.{nearest(axis, RULES)}"
+            )
         for name in filter(None, names.split(",")):
             if name not in AXES:
                 raise UserError(

@@ -170,6 +170,7 @@ def plan_run(
             "train_questions": work.train_questions,
             "eval_questions": work.eval_questions,
             "questions_guessed": work.guessed,
+            "shard": config.search.shard,
             "rounds": config.rounds,
             "search_programs": search_programs(
                 config, spec, work, run.sizes, target.chip.platform, run.mesh
@@ -212,7 +213,9 @@ def measured(
 
 def _not_counted(config: Config) -> list[str]:
     """What the run does beside the plan, which is that of a search level by level in one pass."""
-    search, found = config.search, []
+    search, found = config.search, list[str]()
+    if config.ablations:
+        found.append(f"{counted(len(config.ablations), 'ablation')}, each trained and evaluated")
     if search.streaming:
         found.append("search.streaming's larger caches and the idle time it saves")
     if search.spare:

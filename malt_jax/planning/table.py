@@ -53,9 +53,10 @@ def _summary(plan: dict[str, Any]) -> Iterator[str]:
         f"{model['bytes_per_chip'] / GIB:.2f} GiB per chip"
     )
     chips = counted(target["chips"], "chip")
+    part = "" if work["shard"] == "1/1" else f" (slice {work['shard']} of them)"
     yield f"target: {target['name']}, {chips}; mesh {axes}: {mesh['why']}"
     yield (
-        f"search: {counted(work['train_questions'], 'question')} x "
+        f"search: {counted(work['train_questions'], 'question')}{part} x "
         f"{counted(work['rounds'], 'round')}, {work['tree_calls']:,} completions of "
         f"{work['tree_tokens']:,} tokens per round, at most {work['search_programs']} programs to "
         "compile"

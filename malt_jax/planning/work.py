@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from malt_jax.config.pipeline import PHASES, RoleConfig, split_phases
 from malt_jax.config.run import Config
 from malt_jax.config.training import PhaseConfig
+from malt_jax.errors import UserError
 
 QUESTIONS = {
     "gsm8k": (7473, 1319),
@@ -73,6 +74,7 @@ class Work:
     """One round of a run, and its evaluation."""
 
     train_questions: int
+    """Those of the slice (`search.shard`)."""
     eval_questions: int
     roles: tuple[RoleWork, ...]
     star: int
@@ -125,8 +127,15 @@ def count_work(config: Config) -> Work:
         evaluate = evaluate if task.eval_path else min(evaluate, published_eval)
     known = task.name in QUESTIONS
     guessed = not (task.num_train or (known and not task.train_path))
+    # Of a slice, as a run takes it. Of a guess every slice has a question.
+    shard = config.search.shard
+    index, count = map(int, shard.split("/"))
+    train = train * index // count - train * (index - 1) // count
+    if not train and not guessed:
+        raise UserError(f"search.shard: {shard} selects no questions; give a smaller k.")
+    train = max(1, train)
     if config.eval.split == "validation":
-        evaluate = task.num_validation
+        evaluate = min(task.num_eval or task.num_validation, task.num_validation)
     else:
         guessed |= not (task.num_eval or (known and not task.eval_path))
     roles = tuple(_roles(config, train))
@@ -165,9 +174,13 @@ def _roles(config: Config, questions: int) -> Iterator[RoleWork]:
 def _examples(config: Config, role: RoleConfig, prefixes: int) -> dict[str, int]:
     # A pair and an advantage need siblings that differ in value.
     contrasts = round(prefixes * ASSUMED.paired_share) if role.branch > 1 else 0
+    # Most pairs where half of the siblings are positive and half negative.
+    pairs = role.branch**2 // 4
+    if config.data.pairs != "all":
+        pairs = min(pairs, config.data.pairs_per_prefix)
     counts = {
         "sft": round(prefixes * role.branch * ASSUMED.positive_share),
-        "dpo": contrasts * config.data.pairs_per_prefix,
+        "dpo": contrasts * pairs,
         "kto": prefixes * role.branch,
         "pg": contrasts * role.branch,
     }

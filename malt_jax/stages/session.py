@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from malt_jax.tree.roles import Chain
 
 
+ONE_TRACKER = "wandb: true, but trackio: true too, and a run logs to one of them; leave one out."
+
+
 class Session:
     """A run's config and directory with everything loaded for them, shared by its stages."""
 
@@ -93,7 +96,7 @@ class Session:
                     "eval.split: validation, but no question is set aside for it; set "
                     "task.num_validation."
                 )
-            return self._training_split[1]
+            return self._training_split[1][: config.num_eval]
         if split not in self.task.splits:
             raise UserError(
                 f"eval.split: found {split!r}, allowed: {', '.join(self.task.splits)}, validation."
@@ -295,6 +298,8 @@ class Session:
     def metrics(self) -> Metrics:
         from malt_jax.storage.metrics import Metrics
 
+        if self.config.wandb and self.config.trackio:
+            raise UserError(ONE_TRACKER)
         tracker = "wandb" if self.config.wandb else "trackio" if self.config.trackio else None
         return Metrics(self.run, tracker)
 

@@ -52,37 +52,57 @@ def planned(session: Session) -> tuple[list[System], list[Variant]]:
 
 def _check_baseline(baseline: str, systems: Sequence[System]) -> None:
     """Refuses a baseline that is not measured, before hours of evaluation."""
+    rows = rows_of(systems)
+    if not is_row(baseline, systems):
+        raise UserError(
+            f"eval.baseline: {baseline!r} is not a row of the table; name another one with "
+            f"--eval.baseline, allowed: {', '.join(rows)}."
+        )
+
+
+def is_row(baseline: str, systems: Sequence[System]) -> bool:
+    """Whether the table has this row, in a sweep at every temperature."""
+    wanted = {at_temperature(baseline, system.temperature) for system in systems}
+    return wanted <= set(rows_of(systems))
+
+
+def rows_of(systems: Sequence[System]) -> list[str]:
+    """The rows that may be a baseline: every vote, and of the single agent any number of draws."""
     rows = [row_name(s.name, k) for s in systems for k in s.votes]
     for single in (s for s in systems if s.name == s.single_agent):
         rows += [row_name(single.name, k) for k in range(1, single.draws + 1)]
-    # In a sweep every temperature has a baseline of its own.
-    wanted = {at_temperature(baseline, system.temperature) for system in systems}
-    if not wanted <= set(rows):
-        raise UserError(
-            f"eval.baseline: {baseline!r} is not a row of the table; "
-            f"allowed: {', '.join(dict.fromkeys(rows))}."
-        )
+    return list(dict.fromkeys(rows))
 
 
 def varied(config: Config, ablation: Ablation) -> Config:
     """The config of an ablation's run: the fields of its rule, and its own over them."""
-    data = reading.to_dict(replace(config, ablations=()))
     rule = get_rule(ablation.rule).settings(config.pipeline) if ablation.rule else {}
-    for field, value in {**rule, **ablation.set}.items():
-        data = reading.assign(data, field, value)
+    made = _with_changes(config, {**rule, **ablation.changes})
+    mirror = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
+    return replace(made, mirror=mirror)
+
+
+def _with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config of a variant with these changes; without any, the run as a variant of itself."""
+    data = reading.to_dict(replace(config, ablations=()))
+    for field, value in changes.items():
+        data = reading.assign(data, field, value, Config)
     # A variant is one row of the run's table, whose baselines are not measured again.
     data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0, "models": []}
     data["eval"]["temperatures"] = []
     # Influence is a number for the reader, the same for every rule, and costs a scoring pass.
-    data["data"]["influence"] = ablation.set.get("data.influence", False)
-    data["mirror"] = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
+    data["data"]["influence"] = changes.get("data.influence", False)
     return reading.build(Config, data)
 
 
 def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> Variant:
     try:
-        changes = ", ".join(f"{field}={value}" for field, value in ablation.set.items())
+        changes = ", ".join(f"{field}={value}" for field, value in ablation.changes.items())
         other = varied(config, ablation)
+        if replace(other, mirror=config.mirror) == _with_changes(config, {}):
+            raise UserError(
+                "it changes nothing: these are the run's own values. Leave it out, or change one."
+            )
         # Comparisons are paired by question, so they need the same questions and grader.
         if _measured_on(other) != _measured_on(config):
             raise UserError("it would be measured on other questions; leave those of eval alone.")

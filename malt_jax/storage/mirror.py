@@ -17,8 +17,9 @@ from typing import Any
 
 from malt_jax.errors import Unavailable, UserError, first_line
 from malt_jax.regular_files import read_bytes
-from malt_jax.storage import config_file, manifest, unfinished
+from malt_jax.storage import config_file, lock, manifest, unfinished
 from malt_jax.storage.atomic import make_folder, remove, sync_tree, write_bytes
+from malt_jax.storage.schema import LOCK
 from malt_jax.storage.store import FINAL, FOLDER_FINAL, Store, is_folder
 
 LOGS = ("metrics.jsonl",)
@@ -171,6 +172,31 @@ def refuse_overlap(url: str, run: Path) -> None:
             f"mirror: {url} and the run directory {run} share files; choose a mirror that is "
             "neither in the run directory nor around it."
         )
+    # A mirror has no copy of its manifest and no lock: that is how it is told from a run.
+    for folder in (there, *there.parents):
+        if os.path.exists(folder / manifest.TWIN) or _is_run_lock(folder / LOCK):
+            where = "is" if folder == there else "lies in"
+            raise UserError(
+                f"mirror: {url} {where} the run directory {folder}, whose files the copy would "
+                "replace; choose a folder of its own for each mirror."
+            )
+
+
+def _is_run_lock(path: Path) -> bool:
+    """Whether a run has written the file; an empty one may be any program's."""
+    with contextlib.suppress(OSError):
+        return lock.is_lock(path) and path.stat().st_size > 0
+    return False
+
+
+def mirror_around(path: str | os.PathLike) -> Path | None:
+    """The mirror, in a folder, in which a path lies, or None."""
+    for folder in Path(os.path.realpath(path)).parents:
+        # Many programs have a file of this name; one that is no manifest of a run says nothing.
+        with contextlib.suppress(OSError, ValueError, RecursionError, UserError):
+            manifest.parse(read_bytes(folder / manifest.NAME))
+            return folder
+    return None
 
 
 def _pull_unfinished(store: Store, run: Path, data: dict[str, Any]) -> None:

@@ -228,13 +228,14 @@ class RunDir:
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, kind: type | None, ending: object, _: object) -> None:
         try:
             self.close()
         except UserError as error:
             if kind is None:
                 raise
-            print(error, file=sys.stderr)  # beside the error that ends the command
+            if str(error) != str(ending):  # the same fault of the mirror is said once
+                print(error, file=sys.stderr)  # beside the error that ends the command
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -317,6 +318,11 @@ def _refuse_foreign(
         raise UserError(
             f"{path}: lies in the run directory {around}, which would take it for damage; choose "
             "an --output-dir outside of it."
+        )
+    if not around and (store := mirror.mirror_around(path)):
+        raise UserError(
+            f"{path}: lies in {store}, the mirror of a run, which writes there; choose an "
+            "--output-dir outside of it."
         )
     # A fetch that was killed may have left any file, and the next fetch begins from the start.
     if url and (path / mirror.BEGUN).exists():

@@ -188,7 +188,10 @@ def _replace(place: Path, write: Callable[[Path], Any]) -> None:
 
     So it is written under another name, flushed, and renamed over the old one in one step.
     """
-    make_folder(place.parent)
+    try:
+        make_folder(place.parent)
+    except UserError as error:
+        raise error.at("mirror") from None
     partial = place.with_name(".partial-malt")
     remove(partial)
     write(partial)

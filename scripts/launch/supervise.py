@@ -11,6 +11,10 @@ It ends with 0 when the run is done; with 2 when the command refuses its input, 
 would not change; with 1 after `--stalled` attempts in a row that finished nothing new; and with 143
 when it is itself asked to stop, after the processes have saved their state. A run whose files do
 not change for `--hang` seconds is killed and started again; 0: never.
+
+Status 75 says that something outside does not answer, such as a store, and may do so later. Such
+an attempt does not count towards `--stalled`; after `--away` seconds of them without anything new,
+this ends with 75; 0: never.
 """
 
 import argparse
@@ -30,7 +34,7 @@ GRACE = 150.0
 POLL = 0.2
 NO_PROGRESS = ("metrics.jsonl", ".lock", "tensorboard", "config.yaml")
 """Files that change in every process, whether it comes further or not."""
-WRONG_INPUT = 2
+WRONG_INPUT, TRY_LATER = 2, 75
 
 stopping: list[int] = []
 """Signals that asked this script to stop."""
@@ -125,10 +129,17 @@ def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
 
 
 def supervise(
-    command: list[str], run: Path, processes: int = 1, stalled: int = 5, hang: float = 3600.0
+    command: list[str],
+    run: Path,
+    processes: int = 1,
+    stalled: int = 5,
+    hang: float = 3600.0,
+    away: float = 21600.0,
 ) -> int:
     """Runs the command until it is done; returns the exit status that says how it ended."""
     pause, idle, restarts = FIRST_PAUSE, 0, 0
+    unanswered = None
+    """When the first attempt since anything new was finished ended with `TRY_LATER`."""
     while True:
         before = done_so_far(run)
         pod = start(command, processes)
@@ -142,9 +153,14 @@ def supervise(
             say("the command refuses its input; correct that and start again")
             return WRONG_INPUT
         if done_so_far(run) - before:
-            pause, idle = FIRST_PAUSE, 0
-        else:
+            pause, idle, unanswered = FIRST_PAUSE, 0, None
+        elif not any(process.returncode == TRY_LATER for process in pod):
             idle += 1
+        elif unanswered is None:
+            unanswered = time.monotonic()
+        elif away and (waited := time.monotonic() - unanswered) >= away:
+            say(f"{reason}; for {waited:.0f} s something outside has not answered, so this ends")
+            return TRY_LATER
         if idle >= stalled:
             say(f"{reason}; {idle} attempts in a row have finished nothing new, so this ends")
             return 1
@@ -173,21 +189,54 @@ def output_dir(command: list[str]) -> Path:
     sys.exit("supervise: the command names no --output-dir, by which its progress is seen; add it")
 
 
+def _count(text: str) -> int:
+    """A whole number of 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: a whole number of 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """A number of 0 or more, and no NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, allowed: seconds, 0 (never) or more")
+    return value
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--processes", type=int, default=1, help="processes of the run [1]")
+    parser.add_argument("--processes", type=_count, default=1, help="processes of the run [1]")
     parser.add_argument(
-        "--stalled", type=int, default=5, help="attempts without progress that end it [5]"
+        "--stalled",
+        type=_count,
+        default=5,
+        help="attempts without progress that end it, those with status 75 aside [5]",
     )
     parser.add_argument(
-        "--hang", type=float, default=3600.0, help="seconds without a written file [3600]"
+        "--hang",
+        type=_seconds,
+        default=3600.0,
+        help="seconds without a written file, after which it is started again; 0: never [3600]",
+    )
+    parser.add_argument(
+        "--away",
+        type=_seconds,
+        default=21600.0,
+        help="seconds in which attempts end with status 75 (a store or hub does not answer) and "
+        "nothing new is finished, after which it ends; 0: never [21600]",
     )
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopping.append(number))
     run = output_dir(options.command)
-    return supervise(options.command, run, options.processes, options.stalled, options.hang)
+    return supervise(
+        options.command, run, options.processes, options.stalled, options.hang, options.away
+    )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,24 @@ def _slice(trees: str | None) -> Make:
     return build
 
 
+def _mirror_of_a_run(world: World) -> list[str]:
+    from malt_jax.storage.rundir import RunDir
+
+    made = config.load(world.command()[2])
+    RunDir.open(world.folder / "other", reading.to_dict(made), "malt run").close()
+    return world.command("--mirror", str(world.folder / "other/backup"))
+
+
+def _run_in_a_mirror(world: World) -> list[str]:
+    from malt_jax.storage import mirror
+    from malt_jax.storage.rundir import RunDir
+
+    made, store = config.load(world.command()[2]), world.folder / "mirror"
+    with RunDir.open(world.folder / "other", reading.to_dict(made), "malt run") as run:
+        mirror.push(run, str(store))
+    return world.command("--output-dir", str(store / "run"))
+
+
 def _mirror_fifo(world: World) -> list[str]:
     mirror = world.folder / "mirror"
     mirror.mkdir()
@@ -92,6 +110,21 @@ RUNS = (
         "redo of no stage",
         lambda w: [*_of_another_run(w), "--seed", "1", "--redo", "searh"],
         "searh",
+    ),
+    case(
+        "redo of an unset variable", flag("--redo", ""), "--redo", "unset variable", "leave it out"
+    ),
+    case(
+        "join of an unset variable",
+        lambda w: ["label", *w.command()[1:], "--join", ""],
+        "--join",
+        "unset variable",
+    ),
+    case("mirror: the run directory of another run", _mirror_of_a_run, "mirror", "run directory"),
+    case(
+        "run directory: in the mirror of another run",
+        _run_in_a_mirror,
+        "mirror of a run",
     ),
     case("label before search", lambda w: ["label", *w.command()[1:]], "search/000"),
     case("ask of what is no run", lambda w: ["ask", "1+1?", "--run", str(w.folder)], "not a run"),
