@@ -57,6 +57,9 @@ def main(folder: Path, fields: list[str]) -> None:
     plan = planned(fields)
     for stage in ("search", "label", "train"):
         _, seconds, peak = run(stage, *fields)
+        # A training measures the peak of each of its phases anew, so the process's own is the last.
+        costs = (folder / "cost").glob(f"{stage}-*.json")
+        peak = max([peak, *(json.loads(cost.read_text())["peak_bytes"] for cost in costs)])
         record: dict[str, Any] = {"stage": stage, "seconds": seconds, "peak_bytes": peak}
         if stage in KINDS:
             stated = plan["bytes"][stage]

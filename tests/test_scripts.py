@@ -363,7 +363,7 @@ def test_settings_of_any_kind_are_read_from_a_flag_and_stand_in_the_table(tmp_pa
         return [{"system": system, "votes": votes, "accuracy": accuracy - (votes == 1) / 10,
                  "interval": [0.4, 0.6], "tests": tests} for votes in (1, 3)]  # fmt: skip
 
-    found = [*rows("malt", 0.5), *rows("malt-s00", 0.4), *rows("malt-s02", 0.6)]
+    found = [*rows("sa", 0.3), *rows("malt", 0.5), *rows("malt-s00", 0.4), *rows("malt-s02", 0.6)]
     lines = choose.table(entries, {"systems": found}).rows
     assert [line[:5] for line in lines] == [
         ["s02", "pg", "train.pg.clip=0.5", "50.0", "60.0"],
