@@ -21,7 +21,7 @@ from malt_jax.tasks.base import Question, read_answer
 from malt_jax.tasks.parsers import listed_choices
 from malt_jax.tree.expand import sampling_params
 from malt_jax.tree.keys import node_key
-from malt_jax.tree.prompts import Overflow, Prompt, render
+from malt_jax.tree.prompts import Overflow, Prompt, TooLong, render
 from malt_jax.tree.roles import Chain, Role
 from malt_jax.tree.thoughts import read_completion
 
@@ -88,15 +88,6 @@ class Answer:
     def tie(self) -> bool:
         """Several answers have the most votes, and the first drawn of them counts."""
         return majority_vote(self.votes).tie
-
-
-class TooLong(UserError):
-    """A prompt that leaves its completion no room."""
-
-    def __init__(self, finding: str):
-        """`finding`: what is too long, without advice, which depends on who asks."""
-        super().__init__(f"{finding}; shorten the question.")
-        self.finding = finding
 
 
 class GraderFailed(UserError):
@@ -306,10 +297,8 @@ class Answerer:
                 overflow=self.overflow,
                 where=f"the question, {role.name}",
             )
-        except UserError as error:
-            # Its advice is for the config of a run, which whoever asks cannot change.
-            finding, too_long, _ = str(error).partition("; lower ")
-            raise TooLong(finding) if too_long else error from None
+        except TooLong as error:
+            raise TooLong(error.finding, "shorten the question") from None
 
 
 class TextStream:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from malt_jax.answering.turns import TooLong
 from malt_jax.errors import UserError
 from malt_jax.escape import visible
+from malt_jax.tree.prompts import TooLong
 
 INVALID, AUTHENTICATION, OVERLOADED, SERVER = (
     "invalid_request_error",

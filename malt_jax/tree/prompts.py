@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from malt_jax.errors import UserError
+from malt_jax.escape import one_line
 
 Overflow = Literal["refuse", "truncate"]
 """Whether a prompt that does not fit the context is refused or shortened."""
@@ -18,6 +19,17 @@ _COMMAND = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})*$")
 _MISWRITTEN = re.compile(
     r"\{(?:\{\s*|\s+)([A-Za-z_][A-Za-z0-9_]*)\s*\}|\{([A-Za-z_][A-Za-z0-9_]*)\s+\}"
 )
+
+
+class TooLong(UserError):
+    """A prompt that leaves its completion no room.
+
+    `finding` is the message without its advice, for those who cannot change a run's config.
+    """
+
+    def __init__(self, finding: str, advice: str):
+        super().__init__(f"{finding}; {advice}.")
+        self.finding = one_line(finding)
 
 
 @runtime_checkable
@@ -104,18 +116,19 @@ def render(
         longest = max(left, key=left.get, default=None)  # type: ignore[arg-type]
         if longest is None or left[longest] <= 1:
             if room <= 0:
-                raise UserError(
+                raise TooLong(
                     f"{where}: max_new_tokens fills the model's whole context, {-room} tokens more "
-                    "than there are, and leaves none for the prompt; lower it."
+                    "than there are, and leaves none for the prompt",
+                    "lower it",
                 )
             way_out = (
                 "or set --pipeline.overflow truncate"
                 if overflow == "refuse" and any(texts.get(name) for name in named)
                 else "or leave the question out"
             )
-            raise UserError(
-                f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion; "
-                f"lower max_new_tokens, {way_out}."
+            raise TooLong(
+                f"{where}: the prompt has {len(ids)} tokens and {room} fit beside the completion",
+                f"lower max_new_tokens, {way_out}",
             )
         # At least one token is cut in each pass, and at least one of the text is left.
         dropped[longest] += min(max(len(ids) - room, 1), left[longest] - 1)
