@@ -161,8 +161,8 @@ def _kto(phase: Phase[UnpairedExample], config: KtoConfig) -> TrainOutcome:
     # The completions of each batch under other prompts. The held-out examples are one more batch.
     batches = [*phase.batches, phase.held]
     firsts = np.cumsum([0, *map(len, batches)])
-    longest = config.loop.max_length
-    learned = [example for i, example in enumerate(phase.examples) if i not in phase.held]
+    longest, left_out = config.loop.max_length, {*phase.held}
+    learned = [example for i, example in enumerate(phase.examples) if i not in left_out]
     segments = [
         mismatched([phase.examples[i] for i in batch], longest, int(first), learned)
         for batch, first in zip(batches, firsts, strict=False)
