@@ -18,7 +18,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from malt_jax.credit.rules import get_rule
+from malt_jax.credit.rules import get_rule, in_training
 from malt_jax.credit.signals import Signals
 from malt_jax.data.examples import EXAMPLES
 from malt_jax.data.role_data import DataConfig, RoleData, by_policy, policy_name, role_data
@@ -96,13 +96,14 @@ def label(
     Paper, section 3.3. A node is positive iff V > theta = 0.5, strictly; `Node.label` says so.
     SFT imitates the positive nodes of a role. DPO prefers a positive node to a negative sibling,
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
-    refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules`. `seed`
-    draws among the pairs. `signals`: the forest's, or they are computed with theta = `threshold`.
+    refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules` by which
+    `train` then trains; another one there is a ValueError. `seed` draws among the pairs. `signals`:
+    the forest's, or they are computed with theta = `threshold`.
     """
     if rule and selection:
         raise ValueError("give a selection or the name of a rule, not both")
     chosen = get_rule(rule).selection() if rule else selection or DataConfig()
-    return role_data(forest.trees, forest.roles, chosen, seed, signals, threshold)
+    return role_data(forest.trees, forest.roles, chosen, seed, signals, threshold, rule)
 
 
 def train(
@@ -130,17 +131,16 @@ def train(
     Paper, section 3.4. `model`: the base of all policies, or each one's by name. `pipeline` says
     what each role learns by (`RoleConfig.train`): as published, the generator by SFT and the others
     by SFT and then DPO, like a role that it does not name. `sft` to `pg` are the fields of each
-    phase, unless a role has its own (`RoleConfig.training`). `rule`, as given to `label`, sets the
-    phases and the offset of DPO. `sharing`: an adapter for each role, or one policy for all
-    (`shared`). `start`: weights to continue from, by role or policy; by default an adapter that
+    phase, unless a role has its own (`RoleConfig.training`). `rule`, by default the data's, sets
+    the phases and the offset of DPO instead. `sharing`: an adapter for each role, or one policy for
+    all (`shared`). `start`: weights to continue from, by role or policy; by default an adapter that
     changes nothing yet. `saver` keeps one phase of one policy. `on_policy`: `start` drew the data.
     """
     given = {"lora": lora, "sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     settings = fit.TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
     pipeline = pipeline or PipelineConfig()
-    if rule:
-        pipeline, settings = get_rule(rule).in_training(pipeline, settings)
-    phases = {role.name: role.train for role in pipeline.roles}
+    rules = {role: learned.rule for role, learned in data.items()}
+    phases, settings = in_training(rule, rules, pipeline, settings)
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
     begin = start_by_policy(start or {}, [*trained, *data, *phases], sharing)

@@ -18,6 +18,7 @@ MORE = (
     ("malt_jax.tasks", "task_names"),
     ("malt_jax.tasks.base", "Grade"),
     ("malt_jax.tasks.base", "Grader"),
+    ("malt_jax.tasks.rewards", "Rewarded"),
     ("malt_jax.tasks.custom", "from_file"),
     ("malt_jax.tasks.custom", "from_function"),
     ("malt_jax.pipeline", "Answer"),

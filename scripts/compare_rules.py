@@ -66,6 +66,8 @@ class Row:
     interval: list[float]
     alone: float
     """Accuracy of one draw."""
+    calls: int
+    """Completions per question, of all draws that vote."""
     tokens: float
     """Generated per question, by all draws that vote."""
     mended: float | None = None
@@ -120,7 +122,7 @@ def summarise(output: Path) -> list[Row]:
                 costs = training_cost(runs, name)
                 steps.add(costs["steps"])
             one = named[row["system"]]
-            values = row["accuracy"], row["interval"], one["accuracy"], row["tokens"]
+            values = row["accuracy"], row["interval"], one["accuracy"], row["calls"], row["tokens"]
             changes = changed_drafts(results, row["system"])
             rows.append(Row(task, name, *values, *changes, test, **costs))
         if len(steps) > 1:
@@ -219,7 +221,7 @@ def _step_seconds(run: Path) -> dict[str, float]:
 def table(rows: Sequence[Row]) -> Table:
     """One line per task and rule."""
     columns = texts("task", "rule") + numbers(
-        "one draw %", "mended %", "spoilt %", "vote of 3 %", "interval", "tokens",
+        "one draw %", "mended %", "spoilt %", "vote of 3 %", "interval", "calls", "tokens",
         "against published", "interval",
         "by seed", "p", "p (Holm)", "training s", "memory MB",
     )  # fmt: skip
@@ -237,7 +239,7 @@ def table(rows: Sequence[Row]) -> Table:
         cost = [f"{row.seconds:.0f}", f"{row.peak_bytes / 1e6:.0f}"] if row.steps else [""] * 2
         shares = row.alone, row.mended, row.spoilt, row.accuracy
         measured = ["" if share is None else cells.percent(share) for share in shares]
-        measured += [cells.interval(row.interval), f"{row.tokens:.0f}"]
+        measured += [cells.interval(row.interval), f"{row.calls:.0f}", f"{row.tokens:.0f}"]
         lines.append([row.task, row.name, *measured, *test, *cost])
     return Table(columns, lines)
 

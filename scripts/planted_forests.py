@@ -7,8 +7,10 @@ should say: how much the turn itself adds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from types import MappingProxyType
 
 import jax
@@ -16,11 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from malt_jax.credit.verdict import read_verdict, verdict_agreement
 from malt_jax.tree.adaptive import allocate, first_pass, outcome_variance
-from malt_jax.tree.node import WIDEST
+from malt_jax.tree.node import WIDEST, Node, Tree
 
 BASE, EFFECT = 0.2, 0.6
 """P(right) without what the effect needs, and how much it adds."""
+FITS = (0.6, 0.9)
+"""P(a verdict is true of the draft it judges) of a bad critique and of a good one."""
+SAID = ("The answer is wrong.", "Every step is right.")
+"""What a critique says that rejects its draft, and one that approves."""
 SETTLED = (0.03, 0.97)
 """P(right) of questions that are too hard and of questions that are too easy."""
 EFFECTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
@@ -29,6 +36,7 @@ EFFECTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "critique": (1,),
         "refinement": (2,),
         "draft and critique": (0, 1),
+        "draft and refinement": (0, 2),
         "critique and refinement": (1, 2),
     }
 )
@@ -103,6 +111,52 @@ def drawn(
         siblings[present] = allocate(variance[question], sizes[depth], branch)
         present = np.arange(WIDEST * branch) < siblings[..., None]
     return np.where(present, rewards, np.nan)
+
+
+def judged(key: Array, planted: Planted) -> list[Float[np.ndarray, "Q *_"]]:
+    """The signal `verdict` of every level, if critiques say whether their drafts are right.
+
+    A draft is right if it is good, and what a critique says of it is true with probability FITS.
+    The signal is read from the texts, as in a search; it is NaN for turns that do not have it.
+    """
+    drafts, critiques = planted.good[:2]
+    true = jax.random.bernoulli(key, jnp.where(critiques, FITS[1], FITS[0]))
+    approves = np.asarray(true == drafts[..., None]).tolist()
+    readers = {"verifier": cache(read_verdict)}
+    levels: list[list[float]] = [[] for _ in planted.good]
+    for right, said in zip(np.asarray(drafts).tolist(), approves, strict=True):
+        tree = _spoken(right, said, planted.rewards.shape[-1])
+        found = verdict_agreement(tree, readers)
+        for level, nodes in zip(levels, tree.levels, strict=True):
+            level += [found.get(node.id, math.nan) for node in nodes]
+    shapes = [level.shape for level in planted.good]
+    return [np.array(one).reshape(shape) for one, shape in zip(levels, shapes, strict=True)]
+
+
+_turn = partial(
+    Node, prompt="", prompt_ids=(), cut=0, token_ids=(), logprobs=(), finish="eos", completion="42"
+)
+
+
+def _spoken(right: Sequence[bool], approves: Sequence[Sequence[bool]], answers: int) -> Tree:
+    """The tree of one question in which every critique says what it thinks of its draft."""
+    drafts = [
+        _turn(id=f"g{g}", role="generator", parent=None, correct=is_right)
+        for g, is_right in enumerate(right)
+    ]
+    critiques = [
+        _turn(id=f"g{g}/v{v}", role="verifier", parent=f"g{g}", completion=SAID[approve])
+        for g, row in enumerate(approves)
+        for v, approve in enumerate(row)
+    ]
+    refinements = [
+        _turn(id=f"{above.id}/r{r}", role="refiner", parent=above.id, correct=False)
+        for above in critiques
+        for r in range(answers)
+    ]
+    branches = (len(right), len(approves[0]), answers)
+    roles = ("generator", "verifier", "refiner")
+    return Tree("q", "", "", {}, branches, roles, (*drafts, *critiques, *refinements))
 
 
 @dataclass(frozen=True)

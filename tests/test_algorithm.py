@@ -23,6 +23,7 @@ from malt_jax.config.training import DpoConfig, KtoConfig, PgConfig, SftConfig
 from malt_jax.data.role_data import RoleData, tree_counts
 from malt_jax.sampling.sampler import Sampler
 from malt_jax.tasks.base import Grade
+from malt_jax.tasks.rewards import Rewarded
 from malt_jax.training.saver import MemorySaver
 from malt_jax.training.weights import initial_weights
 from malt_jax.tree.node import Forest, Tree
@@ -198,6 +199,26 @@ def test_partial_rewards_are_backed_up_and_are_not_all_right(model):
     assert tree_counts(forest.trees)["mixed"] == 2
 
 
+def test_rewards_of_a_function_are_backed_up_and_right_is_what_the_grader_says(model):
+    asked = set()
+
+    def reward(question, text, parsed):
+        asked.add(question.id)
+        return 0.9 if parsed == question.answer else len(text) / 20
+
+    task = replace(tiny.LUCK, grader=Rewarded(tiny.LUCK.grader, reward))
+    forest = malt.search(model, tiny.LUCK.load("train", limit=2), PIPELINE, task=task)
+    leaves = [leaf for tree in forest.trees for leaf in tree.leaves]
+    assert asked == {"train0", "train1"} and len({leaf.reward for leaf in leaves}) > 2
+    for leaf in leaves:
+        assert leaf.correct == (leaf.parsed == "0")
+        assert leaf.reward == (0.9 if leaf.correct else len(leaf.completion) / 20)
+    for level, axes in enumerate([(-2, -1), (-1,)]):
+        np.testing.assert_allclose(forest.values[level], forest.rewards.mean(axes), atol=1e-6)
+    read = [Tree.from_record(json.loads(json.dumps(tree.to_record()))) for tree in forest.trees]
+    assert read == list(forest.trees)
+
+
 def test_a_saver_is_for_one_phase_of_one_policy(model, forest):
     with pytest.raises(ValueError, match="one phase of one policy"):
         malt.train(model, malt.label(forest), saver=MemorySaver())
@@ -215,11 +236,9 @@ def test_a_shared_policy_starts_from_the_weights_of_any_of_its_roles(model):
         malt.train(model, data, start={"judge": weights})
 
 
-@pytest.mark.parametrize(
-    "rule, kind", [("kto", KtoConfig), ("pg", PgConfig), ("odpo", DpoConfig), (None, DpoConfig)]
-)
-def test_a_rule_sets_what_is_selected_and_how_it_is_learned(monkeypatch, model, forest, rule, kind):
-    """If only `label` knew the rule, a policy gradient would be DPO as published, unsaid."""
+@pytest.fixture
+def trained_by(monkeypatch):
+    """The configs of the phases that `train` comes to, without training by them."""
     seen = []
 
     def record(base, policy, examples, config, **_):
@@ -227,10 +246,48 @@ def test_a_rule_sets_what_is_selected_and_how_it_is_learned(monkeypatch, model, 
         return SimpleNamespace(trainable=policy)
 
     monkeypatch.setattr("malt_jax.algorithm.fit.train_phase", record)
-    malt.train(model, malt.label(forest, rule=rule), rule=rule)
-    assert {type(config) for config in seen} == {SftConfig, kind}
-    offsets = {config.offset for config in seen if isinstance(config, DpoConfig)}
+    return seen
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "given to train too"])
+@pytest.mark.parametrize(
+    "rule, kind", [("kto", KtoConfig), ("pg", PgConfig), ("odpo", DpoConfig), (None, DpoConfig)]
+)
+def test_a_rule_given_to_label_is_the_one_that_train_follows(
+    trained_by, model, forest, rule, kind, again
+):
+    """If only `label` knew the rule, a policy gradient would be DPO as published, unsaid."""
+    malt.train(model, malt.label(forest, rule=rule), rule=rule if again else None)
+    assert {type(config) for config in trained_by} == {SftConfig, kind}
+    offsets = {config.offset for config in trained_by if isinstance(config, DpoConfig)}
     assert offsets <= {1.0 if rule == "odpo" else 0.0}
+
+
+def test_a_rule_is_followed_by_roles_that_no_pipeline_names(trained_by, model, forest):
+    learned = malt.label(forest, rule="pg")["verifier"]
+    malt.train(model, {"critic": learned})
+    assert {type(config) for config in trained_by} == {PgConfig}
+
+
+@pytest.mark.parametrize(
+    "labelled, asked, words",
+    [
+        ("kto", "pg", "found 'pg', but the examples were selected by 'kto'; leave the rule out"),
+        ("advantage", "published", "selected by 'advantage'"),
+        (None, "odpo", "found 'odpo', which sets margins .* label the forest with rule='odpo'"),
+    ],
+)
+def test_a_rule_other_than_that_of_the_data_is_refused(model, forest, labelled, asked, words):
+    data = malt.label(forest, rule=labelled)
+    with pytest.raises(ValueError, match=words):
+        malt.train(model, data, rule=asked)
+
+
+def test_data_of_several_rules_are_refused(model, forest):
+    data = malt.label(forest, rule="kto")
+    data["refiner"] = malt.label(forest, rule="pg")["refiner"]
+    with pytest.raises(ValueError, match="selected by kto and pg, but one rule trains all roles"):
+        malt.train(model, data)
 
 
 def test_misspelt_choices_are_refused(model, forest):

@@ -1,7 +1,9 @@
 """Credit on a run directory: signals beside the trees, the table, the preview, the report."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -13,6 +15,9 @@ from credit_trees import forest_of
 from malt_jax import cli
 from malt_jax.credit.contrast import advice, contrast
 from malt_jax.credit.rules import RULES
+from malt_jax.credit.signals import node_signals
+from malt_jax.credit.verdict import read_verdict
+from malt_jax.evaluation.credit_table import contrast_table
 from malt_jax.storage.jsonl import read_lines, read_records
 from malt_jax.tree.node import Forest, Tree
 
@@ -56,6 +61,19 @@ def test_the_counts_hold_what_the_trees_can_teach(run):
     for role, one in found.items():
         same = [name for name in one if name not in ("verdict", "verdicts")]
         assert {n: counts["credit"][role][n] for n in same} == {n: one[n] for n in same}
+
+
+def test_the_page_s_sample_of_the_table_has_the_columns_that_are_printed():
+    """But for those that cost scoring passes, which the run of the page did not ask for."""
+    rewards = np.random.default_rng(0).integers(0, 2, (3, 3, 3, 3)).astype(np.float32)
+    said = {"g0": "#1", "v0": "wrong"}
+    forest = forest_of(rewards, ("generator", "verifier", "refiner"), said=said)
+    signals = node_signals(forest, readers={"verifier": read_verdict})
+    credit = contrast(forest.trees, signals)
+    headings, *_ = contrast_table(credit, dict.fromkeys(credit, 1)).plain()
+    page = (Path(__file__).parents[1] / "docs" / "credit.md").read_text()
+    [sample] = re.findall("^role +prefixes.*$", page, re.MULTILINE)
+    assert sample.split() == headings.split()
 
 
 def test_a_preview_shows_every_rule_and_writes_nothing(run, capsys):

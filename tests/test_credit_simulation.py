@@ -15,9 +15,10 @@ from malt_jax.credit.contrast import contrast
 from malt_jax.tree.values import back_up
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from planted_forests import EFFECTS, estimate, plant
+from planted_forests import EFFECTS, FITS, estimate, judged, plant
 
 DEPTHS = range(3)
+TURNS = ("draft", "critique", "refinement")
 
 
 def grown(needed, n, questions=500, seed=0):
@@ -57,18 +58,45 @@ def test_values_and_global_advantages_credit_a_turn_for_what_came_before(effect,
     assert estimate(global_advantage(planted.rewards, depth + 1), planted, depth).leak > 0.3
 
 
-def test_more_siblings_make_signals_surer_and_normalising_keeps_its_bias():
+@pytest.mark.parametrize("depth", DEPTHS, ids=TURNS)
+def test_more_siblings_make_signals_surer_and_normalising_keeps_its_bias(depth):
     found = {}
     for n in (2, 4, 8):
-        planted = grown(EFFECTS["critique"], n, 200)
-        values = back_up(planted.rewards)[1]
+        planted = grown(EFFECTS[TURNS[depth]], n, 200)
+        values = back_up(planted.rewards)[depth]
         signals = (values, sibling_advantage(values), normalised_advantage(values))
-        found[n] = [estimate(signal, planted, 1) for signal in signals]
-    for kind in range(3):
+        found[n] = [estimate(signal, planted, depth) for signal in signals]
+    # The value of a leaf is its own reward, which no sibling makes surer.
+    for kind in range(depth == 2, 3):
         assert found[2][kind].deviation > found[4][kind].deviation > found[8][kind].deviation
     # A value has less noise than an advantage, which is the price of taking out what came before.
     assert found[4][0].deviation < found[4][1].deviation
     assert abs(found[8][1].bias) < 0.05 and found[8][2].bias > 0.5
+
+
+@pytest.mark.parametrize("effect", ["draft", "critique", "refinement"])
+def test_verdicts_credit_the_critique_alone_whatever_matters(effect):
+    """A verdict is true of its draft with a probability that the critique alone decides."""
+    planted = grown(EFFECTS[effect], 3)
+    drafts, critiques, refinements = judged(jax.random.key(7), planted)
+    assert np.isnan(drafts).all() and np.isnan(refinements).all()
+    assert critiques.mean() == pytest.approx(np.mean(FITS), abs=0.03)
+    found = estimate(jnp.asarray(critiques), planted, 1)
+    assert found.credit == pytest.approx(FITS[1] - FITS[0], abs=0.05)
+    assert abs(found.leak) < 0.05
+
+
+def test_effects_are_planted_in_every_turn_and_every_two_of_them():
+    pairs = {(0, 1), (0, 2), (1, 2)}
+    assert {*EFFECTS.values()} == {(0,), (1,), (2,)} | pairs
+
+
+def test_the_page_has_what_the_script_prints_of_every_effect():
+    text = (Path(__file__).parents[1] / "docs" / "credit.md").read_text()
+    for name in EFFECTS:
+        assert f"\n| {name} | draft |" in text
+    for turn in TURNS:
+        assert f"\n| {turn} | 2 |" in text
 
 
 def test_confidence_is_as_often_right_as_it_says():

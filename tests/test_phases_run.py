@@ -110,6 +110,27 @@ def test_the_policy_gradient_of_a_run_begins_at_a_ratio_of_1(runs):
     assert all(line["kl_from_start"] > 0 for line in lines)
 
 
+def test_every_round_of_a_policy_gradient_begins_at_a_ratio_of_1(config, tmp_path):
+    """A later round is sampled by the weights that the round before it has trained."""
+    data = yaml.safe_load(config.read_text())
+    generator, _, refiner = data["pipeline"]["roles"]
+    own = {"train": "pg", "template": "R {question} "}
+    data["pipeline"]["roles"] = [{**role, **own} for role in (generator, refiner)]
+    data["train"]["pg"] = {"epochs": 1, "optim": {"learning_rate": 0.02}}
+    data["rounds"] = 2
+    two_rounds, run = tmp_path / "config.yaml", tmp_path / "run"
+    two_rounds.write_text(yaml.safe_dump(data))
+    for command in ("search", "label", "train") * 2:
+        assert malt(command, two_rounds, run) == 0
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "trained"]
+    measured = {(line["round"], line["role"]): line for line in lines if line["phase"] == "pg"}
+    assert [*measured] == [(r, role) for r in (0, 1) for role in ("generator", "refiner")]
+    for line in measured.values():
+        assert line["start_ratio_gap"] < 1e-3
+        # Far enough that the log-probabilities of other weights would not pass.
+        assert line["kl_from_start"] > 1e-3
+
+
 def test_sampler_and_trainer_are_compared_before_every_phase(runs):
     lines = list(read_lines(runs[0] / "metrics.jsonl"))
     at = {name: [i for i, line in enumerate(lines) if line["stage"] == name

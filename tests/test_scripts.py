@@ -383,7 +383,8 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
                 "wrong_to_right": 5, "right_to_wrong": 2}  # fmt: skip
         tests = {"malt@3": test} if p is not None else {}
         return [{"name": f"{system}@{votes}" if votes > 1 else system, "system": system,
-                 "votes": votes, "tokens": 7.0, "accuracy": accuracy - (votes == 1) / 10,
+                 "votes": votes, "calls": 3 * votes, "tokens": 7.0,
+                 "accuracy": accuracy - (votes == 1) / 10,
                  "interval": [0.4, 0.6], "tests": tests}
                 for votes in (1, 3)]  # fmt: skip
 
@@ -426,6 +427,7 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     assert found["triples", "published"]["seconds"] == 2.0
     assert found["triples", "both"]["seconds"] == 4.0 and found["triples", "both"]["alone"] == 0.5
     assert {row["steps"] for row in found.values()} == {0, 5}
+    assert {row["calls"] for row in found.values()} == {9}
     assert found["parity", "published"]["mended"] == pytest.approx(0.3)
     assert found["parity", "published"]["spoilt"] == pytest.approx(0.1)
     assert found["parity", "both"]["mended"] is None

@@ -13,6 +13,7 @@ import pytest
 from malt_jax.errors import UserError
 from malt_jax.tasks import GENERATED, arithmetic, check_overlap, custom, get_task, task_names
 from malt_jax.tasks.base import Grade, Question, Task
+from malt_jax.tasks.rewards import Rewarded
 from malt_jax.tree.prompts import fill, placeholders
 
 COMMON = {"id": "c1", "answerKey": "B"}
@@ -731,6 +732,34 @@ def test_what_the_users_grader_does_wrong_is_said_of_it(tmp_path, monkeypatch, n
         task = get_task(f"graded_{name}:TASK")
         assert task.grader.extract("x") == "x"
         task.grader.grade(["x"], task.load("train"))
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, math.nan, math.inf, None, "high"])
+def test_a_reward_that_is_no_number_from_0_to_1_is_refused(wrong):
+    task = get_task("arithmetic")
+    grader = Rewarded(task.grader, lambda question, text, parsed: wrong)
+    with pytest.raises(UserError, match=r"question .*; a reward is a finite number from 0 to 1"):
+        grader.grade(["=36"], task.load("train", limit=1))
+
+
+def test_a_reward_is_given_question_text_and_answer_of_graders_of_every_kind(tmp_path, monkeypatch):
+    """Of one whose `extract` takes the question, too, and in a module of the user's."""
+    (tmp_path / "rewarded_by_length.py").write_text(
+        "from dataclasses import replace\n"
+        "from malt_jax.tasks.custom import from_function\n"
+        "from malt_jax.tasks.rewards import Rewarded\n"
+        "def reward(question, text, parsed):\n"
+        "    return (len(text) + len(question.text) + 10 * (parsed is not None)) / 100\n"
+        "own = from_function('own', lambda split: [('1 + 1?', '2')])\n"
+        "TASK = replace(own, grader=Rewarded(own.grader, reward))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    task = get_task("rewarded_by_length:TASK")
+    texts = ["The answer is 2", "The answer is 3", "no"]
+    grades = task.grader.grade(texts, task.load("train") * 3)
+    assert [grade.correct for grade in grades] == [True, False, False]
+    assert [grade.reward for grade in grades] == pytest.approx([0.31, 0.31, 0.08])
+    assert task.grader.extract(texts[1], task.load("train")[0]) == "3"
 
 
 @pytest.mark.parametrize("identity", ["3", "'a/b'", "'same'", "' '"])

@@ -36,21 +36,14 @@ class Rule:
         """The config fields that make this rule a run's, by their dotted names."""
         chosen = self.selection()
         phases = {
-            f"pipeline.roles.{index}.train": self._phases_of(role)
+            f"pipeline.roles.{index}.train": self.phases_of(role)
             for index, role in enumerate(pipeline.roles)
         }
         fields = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
         return fields | {"train.dpo.offset": self.offset} | phases
 
-    def in_training(
-        self, pipeline: PipelineConfig, train: TrainConfig
-    ) -> tuple[PipelineConfig, TrainConfig]:
-        """The phases of every role and the fields of the losses under this rule."""
-        roles = tuple(replace(role, train=self._phases_of(role)) for role in pipeline.roles)
-        dpo = replace(train.dpo, offset=self.offset)
-        return replace(pipeline, roles=roles), replace(train, dpo=dpo)
-
-    def _phases_of(self, role: RoleConfig) -> str:
+    def phases_of(self, role: RoleConfig) -> str:
+        """What a role learns by under this rule."""
         return role.train if role.train in ("none", "sft") else self.train
 
 
@@ -92,3 +85,49 @@ def get_rule(name: str) -> Rule:
             f"rule: found {name!r}, allowed: {', '.join(RULES)}.{nearest(name, list(RULES))}"
         )
     return RULES[name]
+
+
+def in_training(
+    asked: str | None,
+    selected: Mapping[str, str | None],
+    pipeline: PipelineConfig,
+    train: TrainConfig,
+) -> tuple[dict[str, str], TrainConfig]:
+    """Each role's phases and the fields of the losses, by the rule that training follows.
+
+    `selected`: by role, the name of the rule that its examples were selected by, or None. `asked`:
+    the name that training was given; without it the rule is that of the examples. Without either,
+    phases and fields are those of `pipeline` and `train`. A role that the pipeline does not name
+    learns like one that does more than SFT. Raises ValueError where names differ.
+    """
+    rule = _agreed(asked, selected)
+    phases = dict.fromkeys(selected, (rule or RULES["published"]).train)
+    for role in pipeline.roles:
+        phases[role.name] = rule.phases_of(role) if rule else role.train
+    if rule:
+        train = replace(train, dpo=replace(train.dpo, offset=rule.offset))
+    return phases, train
+
+
+def _agreed(asked: str | None, selected: Mapping[str, str | None]) -> Rule | None:
+    names = sorted({name for name in selected.values() if name})
+    if len(names) > 1:
+        raise ValueError(
+            f"rule: the examples were selected by {' and '.join(names)}, but one rule trains all "
+            "roles; label the forest by one of them, or train each role by itself"
+        )
+    if asked is None:
+        return get_rule(names[0]) if names else None
+    rule = get_rule(asked)
+    if names and names != [asked]:
+        raise ValueError(
+            f"rule: found {asked!r}, but the examples were selected by {names[0]!r}; leave the "
+            f"rule out, or label the forest with rule={asked!r}"
+        )
+    if rule.data and not names:
+        # Trained on other examples it would do something else than its name says.
+        raise ValueError(
+            f"rule: found {asked!r}, which sets {', '.join(rule.data)} of the selection, but the "
+            f"examples were selected without a rule; label the forest with rule={asked!r}"
+        )
+    return rule

@@ -34,6 +34,9 @@ class RoleData:
     counts: Counter = field(default_factory=Counter)
     both_labels: int = 0
     """Texts that KTO leaves out, because they are desirable here and undesirable there."""
+    rule: str | None = None
+    """The name of the credit rule that selected the examples, by which `train` then learns; None if
+    they were selected by single fields."""
 
     def of(self, phase: str) -> list[Any]:
         """What a phase of training (`sft`, `dpo`, `kto`, `pg`) learns from."""
@@ -48,6 +51,7 @@ def role_data(
     seed: int,
     signals: Signals | None = None,
     threshold: float = 0.5,
+    rule: str | None = None,
 ) -> dict[str, RoleData]:
     """What every role learns from: all four kinds of examples, of which its phases use some.
 
@@ -58,12 +62,12 @@ def role_data(
     A completion cut at its length limit is never an example to imitate, because it has no end
     token, but it may be a rejected or undesirable one. Siblings with the same tokens are no pair.
     `signals`: those of the trees, if they are known already; otherwise they are computed, with the
-    `threshold` that the trees are labelled by.
+    `threshold` that the trees are labelled by. `rule`: the name of the rule that `config` is of.
     """
     if signals is None:
         signals = node_signals(Forest(trees), threshold=threshold)
     selection = Selection(config, signals)
-    data = {role: RoleData() for role in roles}
+    data = {role: RoleData(rule=rule) for role in roles}
     for tree in trees:
         if config.positives != "value":
             # Better than the siblings in more than luck; the published rule takes values as found.

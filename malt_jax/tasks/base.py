@@ -32,7 +32,7 @@ class Grade:
 
     `parsed` is canonical, so that equal answers vote together: `1,200.0` and `1200` are `1200`.
     `reward` is a number from 0 to 1, by default 1 for a correct answer and 0 for any other; a
-    grader or reward model may give partial rewards.
+    grader may give partial rewards, and so may a function (`tasks.rewards.Rewarded`).
     """
 
     parsed: str | None
