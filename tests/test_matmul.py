@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from malt_jax.models.lora import lora_delta
-from malt_jax.models.matmul import blocked_matmul, float32_matmul, matmul, small_products
+from malt_jax.models.matmul import (
+    blocked_matmul,
+    by_transpose,
+    float32_matmul,
+    matmul,
+    small_products,
+)
 from malt_jax.training.remat import transform
 
 
@@ -23,7 +31,11 @@ def close(found, expected, share: float = 0.01):
     assert np.abs(found - expected).max() <= share * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("product", [matmul, float32_matmul])
+def of_loop(x, w):
+    return by_transpose(w.T)(x)
+
+
+@pytest.mark.parametrize("product", [matmul, float32_matmul, of_loop])
 def test_values_and_gradients_are_those_of_float32(product):
     x, w = numbers(2, 24, 40), numbers(40, 56)
 
@@ -39,6 +51,34 @@ def test_values_and_gradients_are_those_of_float32(product):
     for found, gradient in zip(grads, exact, strict=True):
         assert found.dtype == jnp.bfloat16
         close(found, gradient, 0.05)  # the cosine of a rounded product
+
+
+def test_a_loop_with_branches_copies_its_matrix_once():
+    rows, head = numbers(6, 8, 16), numbers(48, 16)
+
+    def total(rows, head, product):
+        def step(x):
+            some = lambda: jax.value_and_grad(lambda x: jnp.sum(jnp.sin(product(x))))(x)  # noqa: E731
+            return jax.lax.cond(jnp.any(x > 0), some, lambda: (jnp.float32(0), jnp.zeros_like(x)))
+
+        return jax.lax.map(step, rows)
+
+    prepared = jax.jit(lambda rows, head: total(rows, head, by_transpose(head)))
+    plain = jax.jit(lambda rows, head: total(rows, head, lambda x: float32_matmul(x, head.T)))
+    for found, expected in zip(prepared(rows, head), plain(rows, head), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert callers_of_copies(prepared, rows, head) == {"ENTRY"}
+    # Else the copy belongs to a branch, and is made again in every iteration.
+    assert callers_of_copies(plain, rows, head) == {"region"}
+
+
+def callers_of_copies(function, *args) -> set[str]:
+    """The kinds of computations, in compiled form, that copy a matrix [16, 48] into its order."""
+    computations = function.lower(*args).compile().as_text().split("\n\n")
+    copying = [c for c in computations if "bf16[16,48]{1,0} copy(" in c]
+    names = [re.match(r"%([\w.]+)", c)[1] for c in copying]
+    callers = [c for c in computations for name in names if f"calls=%{name}" in c]
+    return {re.match(r"%?([A-Za-z]+)", caller)[1] for caller in callers}
 
 
 def test_blocks_are_the_product_with_the_head_split():

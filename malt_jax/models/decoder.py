@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from malt_jax.models.attention import Attend, LayerAttention
 from malt_jax.models.experts import ExpertLinear, mix_experts
-from malt_jax.models.head import blocked_product, product
+from malt_jax.models.head import blocked_product, product, product_of_loop
 from malt_jax.models.linear import ONES, ZEROS, Linear, activation, normal, param
 from malt_jax.models.lora import Adapter, LayerAdapter, lora_delta, times
 from malt_jax.models.packed_attention import Packing, packed_attention
@@ -344,6 +344,11 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, float32, soft-capped where the family says so."""
         return self._finished(product(hidden, self._head()))
+
+    def logits_of_loop(self) -> Callable[[Float[Array, "*b D"]], Float[Array, "*b V"]]:
+        """`logits` for a loop on a CPU: what must be copied for its product is copied here."""
+        times_head = product_of_loop(self._head())
+        return lambda hidden: self._finished(times_head(hidden))
 
     def logit_blocks(self, hidden: Float[Array, "R D"]) -> Float[Array, "R n w"]:
         """The same in `n` blocks of `w` tokens, -inf after the end of the vocabulary."""

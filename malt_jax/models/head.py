@@ -7,12 +7,15 @@ is kept as [V, D]: the rows of a block lie together.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from malt_jax.models import quantized
-from malt_jax.models.matmul import blocked_matmul, float32_matmul
+from malt_jax.models.matmul import blocked_matmul, by_transpose, float32_matmul
 from malt_jax.models.quantized import QuantizedMatrix
 from malt_jax.models.sharding import constrain, mesh_parts
 
@@ -31,6 +34,13 @@ def product(
     if isinstance(head, QuantizedMatrix):
         return quantized.product(hidden, head.T)
     return float32_matmul(hidden, head.T)
+
+
+def product_of_loop(
+    head: Float[Array, "V D"] | QuantizedMatrix,
+) -> Callable[[Float[Array, "*b D"]], Float[Array, "*b V"]]:
+    """`product` as a function of the hidden states, for a loop on a CPU."""
+    return partial(product, head=head) if isinstance(head, QuantizedMatrix) else by_transpose(head)
 
 
 def blocked_product(

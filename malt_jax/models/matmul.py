@@ -8,6 +8,7 @@ long. Accelerators round and transpose within the product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,18 @@ def float32_matmul(x: Float[Array, "*b i"], w: Float[Array, "i o"]) -> Float[Arr
     if not _in_bfloat16(x, w):
         return jnp.matmul(x, w, preferred_element_type=jnp.float32)
     return _product(x, w, jnp.dtype(jnp.float32))
+
+
+def by_transpose(w: Float[Array, "o i"]) -> Callable[[Float[Array, "*b i"]], Float[Array, "*b o"]]:
+    """`x @ w.T` in float32 as a function of x, for a loop on a CPU.
+
+    The copy of the transpose is made here. Within the loop, XLA would make it in every iteration
+    that has a branch.
+    """
+    if w.dtype != jnp.bfloat16:
+        return lambda x: float32_matmul(x, w.T)
+    transposed = _in_order(w.T)
+    return lambda x: _by_transpose(x, w, transposed)
 
 
 def blocked_matmul(x: Float[Array, "R i"], blocks: Float[Array, "n w i"]) -> Float[Array, "R n w"]:
@@ -94,6 +107,26 @@ def _backward(dtype: Any, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
 
 
 _product.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _by_transpose(
+    x: Float[Array, "*b i"], w: Float[Array, "o i"], transposed: Float[Array, "i o"]
+) -> Float[Array, "*b o"]:
+    """`x @ w.T` in float32, with the transpose as a copy. The gradient needs `w` as it is."""
+    return jnp.matmul(x, transposed, preferred_element_type=jnp.float32)
+
+
+def _by_transpose_forward(x: Array, w: Array, transposed: Array) -> tuple[Array, Any]:
+    return _by_transpose(x, w, transposed), (x, w)
+
+
+def _by_transpose_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array, None]:
+    dx, dw = _backward(None, (saved[0], saved[1].T), dy)
+    return dx, dw.T, None
+
+
+_by_transpose.defvjp(_by_transpose_forward, _by_transpose_backward)
 
 
 def _in_order(w: Float[Array, "i o"]) -> Float[Array, "i o"]:

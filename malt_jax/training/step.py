@@ -8,6 +8,7 @@ holds what is compiled in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -57,6 +58,8 @@ class Program:
     chunk_bytes: int
     """Size of the logits that exist at once."""
     logit_chunk: int
+    copied_head: bool
+    """Whether the step copies the transposed head once, for all chunks of logits, as CPUs need."""
     explode: float
 
 
@@ -89,6 +92,7 @@ def make_program(
         remat=remat.resolve(loop.remat, backend),
         chunk_bytes=CPU_CHUNK_BYTES if backend == "cpu" else CHUNK_BYTES,
         logit_chunk=loop.logit_chunk,
+        copied_head=backend == "cpu",
         explode=loop.explode,
     )
 
@@ -197,7 +201,8 @@ def divergence(
     # that the rows hold, are a sample.
     (mine, a), (other, b) = (_hidden(program, w, frozen, rows, None) for w in (ours, theirs))
     chunk = _chunk_length(program, a, rows)
-    return jnp.sum(chunked_divergence(mine, other, rows.weights, a.logits, b.logits, chunk))
+    heads = _logits(program, a), _logits(program, b)
+    return jnp.sum(chunked_divergence(mine, other, rows.weights, *heads, chunk))
 
 
 def policy_logprobs(
@@ -219,7 +224,7 @@ def policy_logprobs(
         hidden,
         rows.targets,
         rows.weights,
-        decoder.logits,
+        _logits(program, decoder),
         _chunk_length(program, decoder, rows),
         # An adapter has no part in the head, so the head is frozen beside it. Scoring has no
         # backward pass, for which the gradients would be prepared.
@@ -250,6 +255,11 @@ def _hidden(
         rows.tokens, rows.positions, rows.segments, rows.branches, adapter, remat.transform(policy)
     )
     return gather_hidden(hidden, rows.sources), decoder
+
+
+def _logits(program: Program, decoder: Any) -> Callable[[Array], Array]:
+    """The product with the head, which a loop over chunks of logits calls."""
+    return decoder.logits_of_loop() if program.copied_head else decoder.logits
 
 
 def _chunk_length(program: Program, decoder: Any, rows: PackedRows) -> int:
