@@ -88,6 +88,20 @@ def test_a_tree_record_holds_39_nodes_whose_ids_give_back_their_text(finished, l
             assert tokenizer.decode(ids[:-1] if ended else ids) == node["completion"]
 
 
+def test_held_out_trees_say_whom_a_role_reads_and_how_far_it_has_moved(finished):
+    _, _, folder = finished
+    before, after = (
+        list(read_lines(folder / f"eval/trees/{when}-signals.jsonl"))
+        for when in ("before", "after")
+    )
+    for rows in (before, after):
+        reads = {row["role"]: "influence" in row for row in rows}
+        assert reads == {"generator": False, "verifier": True, "refiner": True}
+    assert not any("divergence" in row for row in before)
+    assert all(abs(row["divergence"]) < 1 for row in after)
+    assert any(row["divergence"] for row in after)
+
+
 def test_trl_and_datasets_read_the_data_as_it_is(finished, loaded):
     datasets = pytest.importorskip("datasets")
     _, _, folder = finished

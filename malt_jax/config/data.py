@@ -35,8 +35,9 @@ class DataConfig:
     """Advantage of the policy gradient: over the siblings, that by their standard deviation, or
     over all other leaves of the tree."""
     influence: bool = False
-    """Measure, by scoring passes over the trees, how much each turn listens to the one before it,
-    and on trees after training how far each role has moved from the policy it started from."""
+    """Measure on the trees of the search, by scoring passes, how much each turn listens to the one
+    before it, and in later rounds how far each role has moved from the base. On held-out trees,
+    which are few, both are always measured."""
 
     def __post_init__(self):
         check_range(self, "pairs_per_prefix", least=1)

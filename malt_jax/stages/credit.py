@@ -28,14 +28,14 @@ def signals_file(run: RunDir, round: int) -> Path:
     return run.trees(round).parent / "credit" / "signals.jsonl"
 
 
-def measure(session: Session, forest: Forest, round: int, stage: str) -> Signals:
+def measure(session: Session, forest: Forest, round: int, stage: str, *, scored: bool) -> Signals:
     """The signals of a valued forest that the policies after a round (-1: the base) have sampled.
 
-    What costs a scoring pass is asked for by config: influence, and after the first training also
-    the divergence from the policies before it. `stage` names it for people.
+    `scored`: also what costs scoring passes, which are influence, and after the first training the
+    divergence from the policies before it. `stage` names it for people.
     """
     config, measured = session.config, {}
-    if config.data.influence:
+    if scored:
         of = session.bases.model_of
         tokenizer = session.bases.each(lambda role: of(role).tokenizer)
         context = session.bases.each(lambda role: of(role).spec.context)

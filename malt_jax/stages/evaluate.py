@@ -149,7 +149,7 @@ def _held_out_trees(session: Session, journal: Journal) -> None:
     signals = {when: held_out_signals(session.run, when) for when in rounds}
     for when, path in journal.pending(signals, folders=False):
         forest = Forest(list(read_records(trees[when], Tree.from_record)))
-        found = measure(session, forest, rounds[when], EVAL)
+        found = measure(session, forest, rounds[when], EVAL, scored=True)
         journal.write_lines(path, records(forest, found))
         shown = contrast_table(contrast(forest.trees, found, config.search.threshold))
         for line in [f"{EVAL}: held-out trees {when} training", *shown.plain()]:

@@ -39,7 +39,8 @@ def label(session: Session, round: int) -> dict[str, Any]:
         # differ from the search's, as they do in ablations.
         forest = session.valued(session.forest(round))
         _refuse_repeats(forest)
-        signals = measure(session, forest, round - 1, label_stage(round))
+        stage, scored = label_stage(round), config.data.influence
+        signals = measure(session, forest, round - 1, stage, scored=scored)
         data = malt.label(forest, config.data, seed=config.seed, signals=signals)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)
