@@ -139,7 +139,16 @@ def _shown(driver) -> str:
 
 
 def _chosen(driver) -> str:
-    return driver.execute_script("return document.querySelector('.node.chosen').dataset.id")
+    """The chosen node of the picture, which is drawn a frame after the text beside it."""
+    read = "return document.querySelector('.node.chosen')?.dataset.id"
+    found: list[str | None] = [None]
+
+    def drawn() -> bool:
+        found[0] = driver.execute_script(read)
+        return found[0] is not None
+
+    _wait(driver, drawn)
+    return found[0]
 
 
 def test_every_question_is_listed_and_the_first_is_open(page, trees):

@@ -159,11 +159,16 @@ sys.exit(status if status >= 0 else 128 - status)
     # As https://slurm.schedmd.com/scancel.html: a signal is sent to the steps of a job.
     "scancel": """
 assert sys.argv[1:] == ["--signal=TERM", "17"]
-os.kill(int(Path("step").read_text()), signal.SIGTERM)
+step = int(Path("step").read_text())
+os.kill(step, signal.SIGTERM)
+while Path(f"/proc/{step}").exists():  # slow, so that the job may have ended when it returns
+    time.sleep(0.02)
+time.sleep(0.3)
 """,
     "scontrol": "Path('requeued').write_text(' '.join(sys.argv[1:]))",
     "malt": """
-Path('called').write_text(repr(sys.argv[1:]))
+Path('calling').write_text(repr(sys.argv[1:]))
+os.replace('calling', 'called')  # whole when it appears: the test waits for it
 time.sleep(float(os.environ['WAIT']))
 sys.exit(int(os.environ.get('STATUS', 0)))
 """,
