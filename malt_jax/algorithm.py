@@ -5,9 +5,8 @@
     policies = train(model, data)                each role's weights
     forest = search(model, questions, adapters=policies, round=1)         and so on
 
-Pure functions over typed records (`tree.node`, `data.examples`). A run directory calls them (with
-`search.streaming` another form of `search`) and adds what makes a long run safe (`stages`).
-docs/method.md has the formulas with their sources, and every decision the publication leaves open.
+Pure functions over typed records (`tree.node`, `data.examples`), which a run directory calls (with
+`search.streaming` another form of `search`). docs/method.md has the formulas, with their sources.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from malt_jax.tree.expand import expand
 from malt_jax.tree.grading import grade
 from malt_jax.tree.node import Forest
 from malt_jax.tree.prompts import Overflow
-from malt_jax.tree.roles import Chain, PipelineConfig, make_chain, of_role
+from malt_jax.tree.roles import Chain, PipelineConfig, check_loaded, make_chain, of_role
 from malt_jax.tree.values import Backup, value_forest
 
 
@@ -61,14 +60,16 @@ def search(
 
     `model`: the base of all roles, or each role's by name. `pipeline`: the chain of roles, by
     default generator, verifier and refiner with n = 3 branches each and the prompts of `task`,
-    whose grader gives the rewards. `adapters`: each role's trained policy; the base model where
-    there is none. The same arguments give the same trees, in whatever order the questions come.
+    whose grader gives the rewards. `adapters`: each role's trained policy; the base where there is
+    none. The same arguments give the same trees, in whatever order the questions come.
     `spare`: siblings of each prefix that go to the questions whose outcomes differ most, so that a
     tree depends on the others (`tree.adaptive`). `on_level` is called at each role's turn.
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
-        pipeline = make_chain(pipeline, task.templates)
+        config = pipeline or PipelineConfig()
+        check_loaded(config, [role.name for role in config.roles], adapters or {}, model)
+        pipeline = make_chain(config, task.templates)
     # Paper, section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.
@@ -98,11 +99,11 @@ def label(
     that is, under the same prefix: q for the generator, (q, g) for the verifier, (q, g, v) for the
     refiner. `selection` says which examples and pairs, or `rule`, a name of `credit.rules` by which
     `train` then trains; another one there is a ValueError. `seed` draws among the pairs. `signals`:
-    the forest's, or they are computed with theta = `threshold`.
+    the forest's, or they are computed. `threshold`: the theta that the forest was searched with.
     """
-    if rule and selection:
+    if rule is not None and selection:
         raise ValueError("give a selection or the name of a rule, not both")
-    chosen = get_rule(rule).selection() if rule else selection or DataConfig()
+    chosen = get_rule(rule).selection() if rule is not None else selection or DataConfig()
     return role_data(forest.trees, forest.roles, chosen, seed, signals, threshold, rule)
 
 
@@ -138,12 +139,12 @@ def train(
     """
     given = {"lora": lora, "sft": sft, "dpo": dpo, "kto": kto, "pg": pg}
     settings = fit.TrainConfig(**{name: one for name, one in given.items() if one})  # type: ignore[arg-type]
-    pipeline = pipeline or PipelineConfig()
     rules = {role: learned.rule for role, learned in data.items()}
-    phases, settings = in_training(rule, rules, pipeline, settings)
+    phases, pipeline, settings = in_training(rule, rules, pipeline or PipelineConfig(), settings)
     policies: dict[str, Trainable] = {}
     trained = by_policy(data, phases, sharing)
     begin = start_by_policy(start or {}, [*trained, *data, *phases], sharing)
+    check_loaded(pipeline, data, [role for role in data if policy_name(role, sharing) in begin], {})
     if saver and sum(bool(d.of(phase)) for d in trained.values() for phase in EXAMPLES) > 1:
         raise ValueError("a saver keeps one phase of one policy; train them one by one")
     for name, learned in trained.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -217,6 +218,19 @@ def test_rewards_of_a_function_are_backed_up_and_right_is_what_the_grader_says(m
         np.testing.assert_allclose(forest.values[level], forest.rewards.mean(axes), atol=1e-6)
     read = [Tree.from_record(json.loads(json.dumps(tree.to_record()))) for tree in forest.trees]
     assert read == list(forest.trees)
+
+
+def test_an_adapter_and_a_model_that_only_a_run_loads_are_refused(model, forest):
+    first, second, third = PIPELINE.roles
+    for roles, told in (
+        ((replace(first, adapter="x"), second, third), "generator: its adapter 'x' would be"),
+        ((first, replace(second, model={"path": "y"}), third), "verifier: its model {'path': 'y'}"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            malt.search(model, [], PipelineConfig(roles), task=tiny.LUCK)
+    pipeline = PipelineConfig((replace(first, adapter="x"), second, third))
+    with pytest.raises(ValueError, match="generator: its adapter 'x' would be left out"):
+        malt.train(model, malt.label(forest), pipeline=pipeline)
 
 
 def test_a_saver_is_for_one_phase_of_one_policy(model, forest):

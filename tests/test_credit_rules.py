@@ -11,14 +11,18 @@ import malt_jax as malt
 from credit_trees import CHAINS, forest_of
 from malt_jax import config
 from malt_jax.config.data import DataConfig
+from malt_jax.config.evaluation import Ablation
+from malt_jax.config.pipeline import PipelineConfig, RoleConfig
 from malt_jax.config.reading import assign, to_dict
-from malt_jax.credit.rules import RULES, get_rule
+from malt_jax.config.training import DpoConfig, TrainConfig
+from malt_jax.credit.rules import RULES, get_rule, in_training
 from malt_jax.credit.signals import node_signals
 from malt_jax.data.role_data import role_data
 from malt_jax.errors import UserError
 from malt_jax.progress import Progress
 from malt_jax.stages.session import Session
-from malt_jax.stages.variants import planned, shared_stages
+from malt_jax.stages.variants import planned, shared_stages, varied
+from malt_jax.tree.values import value_forest
 
 ROLES = CHAINS[3]
 GOLDEN = {
@@ -176,6 +180,62 @@ def test_a_rule_s_settings_make_its_config_whatever_the_config_was(name):
     assert [role.train for role in made.pipeline.roles] == ["sft", rule.train, rule.train]
     assert rule.data.items() <= asdict(made.data).items()
     assert made.train.dpo.offset == (1.0 if name == "odpo" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "kept"),
+    [
+        ("odpo", {}, {"lora": {"rank": 4}, "sft": {"epochs": 3}, "dpo": {"offset": 1.0}}),
+        ("published", {}, {"lora": {"rank": 4}, "sft": {"epochs": 3}, "dpo": {"offset": 0.0}}),
+        ("kto", {}, {"lora": {"rank": 4}, "sft": {"epochs": 3}}),
+        ("pg", {}, {"lora": {"rank": 4}}),
+        ("pg", {"train": "sft+pg"}, {"lora": {"rank": 4}, "sft": {"epochs": 3}}),
+        ("kto", {"train": "dpo"}, {"lora": {"rank": 4}, "dpo": {"offset": 0.0}}),
+        ("kto", {"training": {}}, {}),
+        ("kto", {"training.lora.rank": 2}, {"lora": {"rank": 2}, "sft": {"epochs": 3}}),
+    ],
+)  # fmt: skip
+def test_in_an_ablation_roles_keep_their_own_fields_of_the_phases_that_they_learn_by(
+    rule, changes, kept
+):
+    data = to_dict(config.Config())
+    own = {"lora": {"rank": 4}, "sft": {"epochs": 3}, "dpo": {"offset": 0.5}}
+    data["pipeline"]["roles"][1]["training"] = own
+    data["data"]["margins"], data["train"]["dpo"]["offset"] = "gap", 0.5
+    # The first role's fields of SFT are the STaR single agent's too.
+    first = {"sft": {"epochs": 5}}
+    data["pipeline"]["roles"][0] |= {"training": first, "train": "sft+dpo"}
+    changes = {f"pipeline.roles.1.{name}": value for name, value in changes.items()}
+    made = varied(config.from_dict(data), Ablation("a", set=changes, rule=rule)).pipeline.roles
+    assert [role.training for role in made] == [first, kept, {}]
+
+
+def test_fields_of_an_ablation_that_have_no_effect_are_refused():
+    changes = {"pipeline.roles.1.training.dpo.beta": 0.5}
+    with pytest.raises(UserError, match=r"training.dpo: train: pg has no such phase"):
+        varied(config.Config(), Ablation("a", set=changes, rule="pg"))
+
+
+def test_a_rule_s_offset_is_that_of_roles_with_fields_of_their_own_too():
+    pipeline = PipelineConfig((RoleConfig("a", training={"dpo": {"offset": 0.5, "beta": 0.4}}),))
+    for rule, offset in (("odpo", 1.0), ("published", 0.0)):
+        _, made, train = in_training(None, {"a": rule}, pipeline, TrainConfig())
+        assert made.roles[0].training == {"dpo": {"offset": offset, "beta": 0.4}}
+        assert train.dpo.offset == offset
+    _, made, _ = in_training(None, {"a": None}, pipeline, TrainConfig())
+    assert made is pipeline
+    with pytest.raises(ValueError, match="rule: the fields of dpo do not fit it"):
+        in_training(None, {"a": "odpo"}, pipeline, TrainConfig(dpo=DpoConfig(loss="ipo")))
+    with pytest.raises(ValueError, match="the examples of b were selected without a rule"):
+        in_training(None, {"a": "kto", "b": None}, pipeline, TrainConfig())
+
+
+def test_a_forest_of_another_threshold_is_refused_where_labels_are_made_anew():
+    forest = forest_of(np.array([[[[1, 0, 1], [0, 0, 0]]]], np.float32), ROLES)
+    forest = value_forest(forest, threshold=0.7)
+    with pytest.raises(ValueError, match=r"threshold: found 0\.5, but node Q0/g0/v0"):
+        malt.label(forest, rule="both")
+    assert malt.label(forest, rule="both", threshold=0.7) and malt.label(forest)
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones():

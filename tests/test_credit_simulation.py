@@ -1,6 +1,7 @@
 """On forests with planted effects each signal credits the turn that mattered, and no other."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ import pytest
 from credit_trees import CHAINS, forest_of
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
 from malt_jax.credit.confidence import above, posterior
-from malt_jax.credit.contrast import contrast
-from malt_jax.tree.values import back_up
+from malt_jax.credit.contrast import advice, contrast
+from malt_jax.tree.values import back_up, value_forest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from planted_forests import EFFECTS, FITS, estimate, judged, plant
@@ -99,6 +100,20 @@ def test_the_page_has_what_the_script_prints_of_every_effect():
         assert f"\n| {turn} | 2 |" in text
 
 
+@pytest.mark.parametrize(
+    ("kinds", "says", "true"), [((0.2, 0.8), 0.69, 0.80), ((0.1, 0.45), 0.30, 0.0)]
+)
+def test_confidence_may_be_wrong_of_values_that_are_not_beta_distributed(kinds, says, true):
+    """Two right answers of three: docs/credit.md has these numbers."""
+    rng = np.random.default_rng(0)
+    values = rng.choice(kinds, (9000, 1))
+    children = rng.binomial(1, np.repeat(values, 3, axis=1)).astype(np.float32)
+    found = above(posterior(jnp.asarray(children)), 0.5)
+    alike = children.sum(axis=1) == 2
+    assert found[alike].mean() == pytest.approx(says, abs=0.03)
+    assert (values[alike, 0] > 0.5).mean() == pytest.approx(true, abs=0.03)
+
+
 def test_confidence_is_as_often_right_as_it_says():
     """True values from a Beta distribution, and critiques of three revisions each."""
     rng = np.random.default_rng(0)
@@ -110,6 +125,32 @@ def test_confidence_is_as_often_right_as_it_says():
         if alike.sum() > 100:
             assert (true[alike, 0] > 0.5).mean() == pytest.approx(says, abs=0.07)
     assert len(np.unique(found)) >= 10 and found.min() < 0.1 and found.max() > 0.9
+
+
+def test_contrast_by_chance_is_unknown_where_there_is_one_branch_to_exchange():
+    planted = plant(jax.random.key(5), 50, (3, 1, 1), EFFECTS["draft"])
+    found = contrast(forest_of(np.asarray(planted.rewards), CHAINS[3]).trees)
+    for role in CHAINS[3][:2]:
+        assert found[role]["contrast_by_chance"] is found[role]["differing_by_chance"] is None
+    assert found["generator"]["contrast"] > 0.3
+    assert "little to learn" not in "".join(advice(found)[:1])
+
+
+@pytest.mark.parametrize("backup", ["mean", "max"])
+def test_what_ends_right_is_counted_by_grades_whatever_rewards_and_backup_say(backup):
+    """Two drafts, the first wrong: of its leaves one in four is right, of the other's three."""
+    rewards = np.array([[[[0.4, 0.2], [0.3, 0.6]], [[0.9, 0.9], [0.4, 0.9]]]], np.float32)
+    forest = forest_of(rewards, CHAINS[3], said={"g1": "#1"})
+    (tree,) = value_forest(forest, backup).trees
+    nodes = tuple(
+        replace(n, correct=n.id == "Q0/g1" if n.role == "generator" else n.correct)
+        if n.reward is None
+        else replace(n, correct=n.reward > 0.5)
+        for n in tree.nodes
+    )
+    found = contrast([replace(tree, nodes=nodes)])
+    for role in CHAINS[3][1:]:
+        assert found[role]["right_after_wrong"] == found[role]["wrong_after_right"] == 0.25
 
 
 @pytest.mark.parametrize("effect", ["draft", "critique", "refinement"])

@@ -115,11 +115,11 @@ def packed(examples, extra, total):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_weights_of_sft_make_a_weighted_mean_over_completion_tokens(weighted):
+def test_weights_of_sft_multiply_the_tokens_of_an_example_in_a_mean_over_all(weighted):
     examples = sft_examples(5)
     weight = np.array([1, 2, 0.5, 3, 0.25] if weighted else [1] * 5, np.float32)
     tokens = np.array([len(e.completion_ids) for e in examples])
-    total = float((weight * tokens).sum())
+    total = float(tokens.sum())  # as `fit` counts them, without weights
     batch, logprobs = packed(examples, {"weight": jnp.asarray(weight)}, total)
     loss, metrics = objective_of(SftConfig())(logprobs, batch)
     expected = 0.0

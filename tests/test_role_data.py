@@ -177,6 +177,20 @@ def test_by_advantage_equal_siblings_are_one_turn_with_the_mean_of_their_values(
     assert {e.node_id for e in published.sft} == {equal[0], "Q0/g0/v0/r2"}
 
 
+@pytest.mark.parametrize(("threshold", "positive"), [(0.5, set()), (0.2, {"v0", "v1"})])
+def test_by_both_a_lucky_copy_is_not_positive_by_itself(threshold, positive):
+    record = tree([[[1, 1, 0], [0, 0, 0], [0, 0, 0]]])  # of values 2/3, 0 and 0
+    record = replace(record, nodes=tuple(
+        replace(n, token_ids=(7, 2)) if n.id in ("Q0/g0/v0", "Q0/g0/v1") else n
+        for n in record.nodes
+    ))  # fmt: skip
+    config = DataConfig(positives="both", pairs="all")
+    found = role_data([record], ROLES, config, 0, threshold=threshold)["verifier"]
+    # Together the two copies are worth 1/3, more than their sibling.
+    assert {e.node_id for e in found.kto if e.label} <= {f"Q0/g0/{n}" for n in positive}
+    assert bool(found.sft) == bool(found.dpo) == bool(positive)
+
+
 def test_a_repeated_example_weighs_as_its_copies_do_on_average():
     # One critique after two equal drafts: it repaired the first one more than the second.
     first, second = [[1, 1], [0, 0], [0, 0]], [[1, 1], [1, 1], [0, 0]]

@@ -45,15 +45,17 @@ class RoleContrast(TypedDict):
     """Share of prefixes whose siblings have both labels."""
     contrast_by_chance: float | None
     """The same share if the role's turns changed nothing; None for leaves, which have no branches
-    to exchange, and for values that are not the mean of those below."""
+    to exchange, for turns with a single branch each, which exchange nothing but their names, and
+    for values that are not the mean of those below."""
     differing: float | None
     """Share of prefixes whose siblings have different values, on whatever side of theta."""
     differing_by_chance: float | None
     """The same share if the role's turns changed nothing."""
     right_after_wrong: float | None
-    """Mean value of turns after a wrong answer: P(right | wrong draft)."""
+    """Of the paths through turns after a wrong answer, the share that ends right: P(right | wrong
+    draft)."""
     wrong_after_right: float | None
-    """1 - mean value of turns after a right answer: P(wrong | right draft)."""
+    """Of those through turns after a right answer, the share that ends wrong."""
     after_right: float | None
     """Share of all turns that are after a right answer; it counts as the positives do."""
     positives: int
@@ -87,7 +89,7 @@ class Contrast:
 
     def add(self, tree: Tree, signals: Signals | None = None) -> None:
         """Counts one valued tree; `signals` gives verdicts and influence, where they are known."""
-        judged = judged_answers(tree)
+        judged, right = judged_answers(tree), _right_below(tree)
         for role in tree.roles:
             self.sums.setdefault(role, defaultdict(float))
         for siblings in tree.children.values():
@@ -116,7 +118,7 @@ class Contrast:
                     count["turns after right"] += bool(before.correct)
                     count["positives after right"] += node.label and bool(before.correct)
                     count[f"after {kind}"] += weight
-                    count[f"value after {kind}"] += weight * node.value
+                    count[f"right in the end after {kind}"] += weight * right[node.id]
                 for name, number in (signals or {}).get(node.id, {}).items():
                     if name in ("verdict", "influence", "divergence"):
                         count[f"with {name}"] += weight
@@ -139,6 +141,18 @@ def contrast(
     return collected.roles()
 
 
+def _right_below(tree: Tree) -> dict[str, float]:
+    """By node id, the share of its leaves that are right, its children counting alike.
+
+    The value says the same only where rewards are 0 and 1 and are backed up by their mean.
+    """
+    right: dict[str, float] = {}
+    for node in reversed(tree.nodes):  # children come after their parents
+        below = [right[child.id] for child in tree.children.get(node.id, ())]
+        right[node.id] = sum(below) / len(below) if below else float(bool(node.correct))
+    return right
+
+
 def _by_chance(tree: Tree, siblings: Sequence[Node], threshold: float) -> list[float] | None:
     """How often siblings would have both labels, and different values, if they changed nothing.
 
@@ -150,6 +164,8 @@ def _by_chance(tree: Tree, siblings: Sequence[Node], threshold: float) -> list[f
     below = [[child.value for child in tree.children[node.id]] for node in siblings]
     values = np.array([node.value for node in siblings])
     sizes = np.array(list(map(len, below)))
+    if sizes.max() == 1:
+        return None
     starts = np.cumsum(sizes) - sizes
     branches = np.concatenate(below)
     if np.abs(np.add.reduceat(branches, starts) / sizes - values).max() > EQUAL:
@@ -169,14 +185,14 @@ def _shares(count: Mapping[str, float]) -> RoleContrast:
         return round(count[part] / count[whole], 6) if count[whole] else None
 
     counted = "turns" if count["turns after an answer"] else "none"
-    right = share("value after right", "after right")
+    right = share("right in the end after right", "after right")
     return RoleContrast(
         prefixes=int(count["prefixes"]),
         contrast=share("contrast", "prefixes"),
         contrast_by_chance=share("contrast by chance", "dealt"),
         differing=share("differing", "prefixes"),
         differing_by_chance=share("differing by chance", "dealt"),
-        right_after_wrong=share("value after wrong", "after wrong"),
+        right_after_wrong=share("right in the end after wrong", "after wrong"),
         wrong_after_right=None if right is None else round(1 - right, 6),
         after_right=share("turns after right", counted),
         positives=int(count["positives"]),

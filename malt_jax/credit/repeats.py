@@ -6,14 +6,14 @@ from collections import defaultdict
 from dataclasses import replace
 from statistics import fmean
 
-from malt_jax.tree.node import VALUE_DIGITS, Tree
+from malt_jax.tree.node import EQUAL, VALUE_DIGITS, Tree
 
 
-def pool_repeats(tree: Tree) -> Tree:
+def pool_repeats(tree: Tree, threshold: float = 0.5) -> Tree:
     """The valued tree in which siblings with equal tokens have the mean of their values.
 
     Equal turns under one prefix have one true value, and what differs between their values is
-    luck. Pooled, none of them counts as better than another. Labels stay as they are.
+    luck. Pooled, none of them counts as better than another, and all are above `threshold` or none.
     """
     values: dict[str, float] = {}
     for siblings in tree.children.values():
@@ -26,5 +26,10 @@ def pool_repeats(tree: Tree) -> Tree:
                 values |= {node.id: mean for node in nodes}
     if not values:
         return tree
-    pooled = (replace(n, value=values[n.id]) if n.id in values else n for n in tree.nodes)
+    pooled = (
+        replace(node, value=values[node.id], label=values[node.id] > threshold + EQUAL)
+        if node.id in values
+        else node
+        for node in tree.nodes
+    )
     return replace(tree, nodes=tuple(pooled))

@@ -33,14 +33,18 @@ class Rule:
         return replace(base or default, **chosen)
 
     def settings(self, pipeline: PipelineConfig) -> dict[str, Any]:
-        """The config fields that make this rule a run's, by their dotted names."""
+        """The config fields that make this rule a run's, by their dotted names.
+
+        A role's own fields of a phase that the rule leaves out stay, and have no effect.
+        """
         chosen = self.selection()
-        phases = {
-            f"pipeline.roles.{index}.train": self.phases_of(role)
-            for index, role in enumerate(pipeline.roles)
-        }
-        fields = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
-        return fields | {"train.dpo.offset": self.offset} | phases
+        fields: dict[str, Any] = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
+        fields["train.dpo.offset"] = self.offset
+        for index, role in enumerate(pipeline.roles):
+            fields[f"pipeline.roles.{index}.train"] = self.phases_of(role)
+            if "offset" in role.training.get("dpo", {}):
+                fields[f"pipeline.roles.{index}.training.dpo.offset"] = self.offset
+        return fields
 
     def phases_of(self, role: RoleConfig) -> str:
         """What a role learns by under this rule."""
@@ -73,6 +77,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             "clipped policy gradient on sibling advantages in place of SFT and DPO", {}, "pg"
         ),
         "pg-normalised": Rule("as pg, on normalised advantages", {"advantage": "normalised"}, "pg"),
+        "advantage-pg": Rule(
+            "as advantage, with the policy gradient in place of DPO",
+            {"positives": "advantage"},
+            "sft+pg",
+        ),
     }
 )
 """What `malt.label(forest, rule=NAME)`, `malt label --preview` and ablations know by name."""
@@ -92,21 +101,35 @@ def in_training(
     selected: Mapping[str, str | None],
     pipeline: PipelineConfig,
     train: TrainConfig,
-) -> tuple[dict[str, str], TrainConfig]:
-    """Each role's phases and the fields of the losses, by the rule that training follows.
+) -> tuple[dict[str, str], PipelineConfig, TrainConfig]:
+    """Each role's phases, and the fields of roles and losses, by the rule that training follows.
 
     `selected`: by role, the name of the rule that its examples were selected by, or None. `asked`:
     the name that training was given; without it the rule is that of the examples. Without either,
     phases and fields are those of `pipeline` and `train`. A role that the pipeline does not name
-    learns like one that does more than SFT. Raises ValueError where names differ.
+    learns like one that does more than SFT. Raises ValueError where names differ, and for a loss
+    that the rule's offset does not fit.
     """
     rule = _agreed(asked, selected)
     phases = dict.fromkeys(selected, (rule or RULES["published"]).train)
     for role in pipeline.roles:
         phases[role.name] = rule.phases_of(role) if rule else role.train
     if rule:
-        train = replace(train, dpo=replace(train.dpo, offset=rule.offset))
-    return phases, train
+        try:
+            train = replace(train, dpo=replace(train.dpo, offset=rule.offset))
+        except UserError as error:
+            raise ValueError(f"rule: the fields of dpo do not fit it: {error}") from None
+        roles = tuple(_with_offset(role, rule.offset) for role in pipeline.roles)
+        pipeline = replace(pipeline, roles=roles)
+    return phases, pipeline, train
+
+
+def _with_offset(role: RoleConfig, offset: float) -> RoleConfig:
+    """The role with this offset in place of one of its own."""
+    own = role.training.get("dpo", {})
+    if "offset" not in own:
+        return role
+    return replace(role, training={**role.training, "dpo": {**own, "offset": offset}})
 
 
 def _agreed(asked: str | None, selected: Mapping[str, str | None]) -> Rule | None:
@@ -115,6 +138,12 @@ def _agreed(asked: str | None, selected: Mapping[str, str | None]) -> Rule | Non
         raise ValueError(
             f"rule: the examples were selected by {' and '.join(names)}, but one rule trains all "
             "roles; label the forest by one of them, or train each role by itself"
+        )
+    without = [role for role, name in selected.items() if name is None]
+    if names and without:
+        raise ValueError(
+            f"rule: the examples of {', '.join(without)} were selected without a rule, those of "
+            f"the other roles by {names[0]}; label the forest by it"
         )
     if asked is None:
         return get_rule(names[0]) if names else None

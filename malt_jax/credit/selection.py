@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from malt_jax.config.data import DataConfig
+from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.signals import Signals
-from malt_jax.tree.node import Node
+from malt_jax.tree.node import EQUAL, Node, Tree
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,26 @@ class Selection:
 
     config: DataConfig
     signals: Signals
+    threshold: float = 0.5
+    """Theta, by which the trees are labelled."""
+
+    def tree(self, tree: Tree) -> Tree:
+        """The tree as the selection reads it.
+
+        The published rule takes values as found. To be better than the siblings in more than luck,
+        equal siblings are one turn.
+        """
+        if self.config.positives == "value":
+            return tree
+        for node in tree.nodes:
+            off = node.value - self.threshold
+            if self.config.positives == "both" and node.label != (off > 0) and abs(off) > 2 * EQUAL:
+                raise ValueError(
+                    f"threshold: found {self.threshold:g}, but node {node.id} with a value of "
+                    f"{node.value:g} is labelled {'above' if node.label else 'below'} it; give the "
+                    "threshold that the trees were labelled by."
+                )
+        return pool_repeats(tree, self.threshold)
 
     def sign(self, node: Node) -> int:
         """1 for a positive node, -1 for a negative one, 0 for one that says nothing.

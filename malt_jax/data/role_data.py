@@ -10,7 +10,6 @@ from typing import Any
 
 from malt_jax.config.data import DataConfig
 from malt_jax.config.pipeline import split_phases
-from malt_jax.credit.repeats import pool_repeats
 from malt_jax.credit.selection import Selection
 from malt_jax.credit.signals import Signals, node_signals
 from malt_jax.data.examples import DpoExample, PolicyExample, SftExample, UnpairedExample
@@ -61,17 +60,16 @@ def role_data(
     node whose advantage is not 0.
     A completion cut at its length limit is never an example to imitate, because it has no end
     token, but it may be a rejected or undesirable one. Siblings with the same tokens are no pair.
-    `signals`: those of the trees, if they are known already; otherwise they are computed, with the
-    `threshold` that the trees are labelled by. `rule`: the name of the rule that `config` is of.
+    `signals`: those of the trees, if they are known already; otherwise they are computed.
+    `threshold`: that which the trees are labelled by. `rule`: the name of the rule that `config` is
+    of.
     """
     if signals is None:
         signals = node_signals(Forest(trees), threshold=threshold)
-    selection = Selection(config, signals)
+    selection = Selection(config, signals, threshold)
     data = {role: RoleData(rule=rule) for role in roles}
     for tree in trees:
-        if config.positives != "value":
-            # Better than the siblings in more than luck; the published rule takes values as found.
-            tree = pool_repeats(tree)
+        tree = selection.tree(tree)
         labels = {node.id: node.label for node in tree.nodes}
         for parent, siblings in tree.children.items():
             # Siblings are at one depth, so they are of one role.
@@ -144,10 +142,10 @@ def tree_counts(trees: Iterable[Tree]) -> dict[str, int]:
         trees=0, all_right=0, all_wrong=0, mixed=0, nodes=0, unparsed=0, length=0, cut_prompts=0
     )
     for tree in trees:
-        rewards = [leaf.reward for leaf in tree.leaves]
-        right = all(reward == 1 for reward in rewards)
-        # With partial rewards, a tree that is right nowhere but has some reward counts as mixed.
-        kind = "all_right" if right else "mixed" if any(rewards) else "all_wrong"
+        # A tree that is right nowhere but has some reward counts as mixed.
+        some = any(leaf.reward or leaf.correct for leaf in tree.leaves)
+        right = all(leaf.correct for leaf in tree.leaves)
+        kind = "all_right" if right else "mixed" if some else "all_wrong"
         counts["trees"] += 1
         counts[kind] += 1
         counts["unparsed"] += sum(leaf.parsed is None for leaf in tree.leaves)

@@ -41,10 +41,11 @@ def label(session: Session, round: int) -> dict[str, Any]:
         _refuse_repeats(forest)
         stage, scored = label_stage(round), config.data.influence
         signals = measure(session, forest, round - 1, stage, scored=scored)
-        data = malt.label(forest, config.data, seed=config.seed, signals=signals)
+        theta = config.search.threshold
+        data = malt.label(forest, config.data, seed=config.seed, signals=signals, threshold=theta)
         star = star_data(forest.trees, forest.roles[0])
         counts = count(forest, data, star)
-        counts["credit"] = contrast(forest.trees, signals, config.search.threshold)
+        counts["credit"] = contrast(forest.trees, signals, theta)
         trained = {role.name: split_phases(role.train) for role in config.pipeline.roles}
         for role, learned in data.items():
             folder, written = run.data(round, role), {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 
@@ -50,7 +51,7 @@ def preview(session: Session, round: int) -> list[str]:
         "",
         *advice(found),
         "",
-        *_rule_table(forest, signals, rules, config.seed).plain(),
+        *_rule_table(forest, signals, rules, config.seed, threshold).plain(),
         "",
         NOTE,
         "",
@@ -59,7 +60,11 @@ def preview(session: Session, round: int) -> list[str]:
 
 
 def _rule_table(
-    forest: Forest, signals: Signals, rules: Mapping[str, DataConfig], seed: int
+    forest: Forest,
+    signals: Signals,
+    rules: Mapping[str, DataConfig],
+    seed: int,
+    threshold: float,
 ) -> Table:
     """One row per rule and role."""
     columns = texts("rule", "role") + numbers(
@@ -71,11 +76,11 @@ def _rule_table(
         judged |= judged_answers(tree)
     rows = []
     for name, config in rules.items():
-        selection = Selection(config, signals)
-        data = malt.label(forest, config, seed=seed, signals=signals)
+        selection = Selection(config, signals, threshold)
+        data = malt.label(forest, config, seed=seed, signals=signals, threshold=threshold)
         positives: dict[str, list[bool | None]] = {role: [] for role in forest.roles}
         for tree in forest.trees:
-            for node in tree.nodes:
+            for node in selection.tree(tree).nodes:
                 if selection.sign(node) > 0:
                     before = judged[node.id]
                     positives[node.role].append(before.correct if before else None)
@@ -106,7 +111,7 @@ def _legend(pipeline: PipelineConfig) -> Iterator[str]:
     width = max(map(len, RULES))
     for name, rule in RULES.items():
         flags = [
-            f"--{field} {value}"
+            f"--{field} {shlex.quote(str(value))}"
             for field, value in rule.settings(pipeline).items()
             if value != published.get(field)
         ]

@@ -17,13 +17,13 @@ from malt_jax.stages.session import Session
 from malt_jax.tasks.base import Question
 
 if TYPE_CHECKING:
-    from malt_jax.tree.node import Forest
+    from malt_jax.tree.node import Forest, Tree
 
 
 def search(session: Session, round: int) -> None:
     """Searches the training questions of a round, one shard file per block of questions."""
     config, stage = session.config, search_stage(round)
-    rewards: list[float] = []
+    right: list[float] = []
 
     def shard(number: int, questions: Sequence[Question]) -> Mapping[Path, set[tuple[str]]]:
         path = session.run.trees(round) / f"{_prefix(session)}{number:05d}.jsonl"
@@ -49,8 +49,13 @@ def search(session: Session, round: int) -> None:
             (path,) = block.missing  # a search block writes one file
             block.append(path, (tree.to_record() for tree in forest.trees))
             # For the progress line only: a mean over the blocks of this process.
-            rewards.append(mean(tree.mean_reward for tree in forest.trees))
-            block.figures["leaves_right"] = f"{sum(rewards) / len(rewards):.1%}"
+            right.append(mean(_share_right(tree) for tree in forest.trees))
+            block.figures["leaves_right"] = f"{mean(right):.1%}"
+
+
+def _share_right(tree: Tree) -> float:
+    """The share of a tree's leaves that are right, whatever their rewards are."""
+    return tree.mean(tree.leaves, [float(bool(leaf.correct)) for leaf in tree.leaves])
 
 
 def grown(

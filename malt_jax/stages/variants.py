@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from malt_jax.config import reading
 from malt_jax.config.evaluation import Ablation
-from malt_jax.config.pipeline import PHASES, split_phases
+from malt_jax.config.pipeline import PHASES, PipelineConfig, split_phases
 from malt_jax.config.run import Config
 from malt_jax.credit.rules import get_rule
 from malt_jax.data.role_data import policy_name
@@ -77,22 +78,46 @@ def rows_of(systems: Sequence[System]) -> list[str]:
 def varied(config: Config, ablation: Ablation) -> Config:
     """The config of an ablation's run: the fields of its rule, and its own over them."""
     rule = get_rule(ablation.rule).settings(config.pipeline) if ablation.rule else {}
-    made = _with_changes(config, {**rule, **ablation.changes})
+    made = _with_changes(config, ablation.changes, rule)
     mirror = config.mirror and f"{config.mirror}/ablations/{ablation.name}"
     return replace(made, mirror=mirror)
 
 
-def _with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config of a variant with these changes; without any, the run as a variant of itself."""
+def _with_changes(
+    config: Config, changes: Mapping[str, Any], rule: Mapping[str, Any] = MappingProxyType({})
+) -> Config:
+    """The config of a variant with these changes; without any, the run as a variant of itself.
+
+    `rule`: fields that are set before them.
+    """
     data = reading.to_dict(replace(config, ablations=()))
-    for field, value in changes.items():
-        data = reading.assign(data, field, value, Config)
+    for fields in (rule, changes):
+        for field, value in fields.items():
+            data = reading.assign(data, field, value, Config)
+    if rule:
+        _drop_idle(data["pipeline"]["roles"], config.pipeline, changes)
     # A variant is one row of the run's table, whose baselines are not measured again.
     data["eval"] |= {"systems": [TRAINED], "extra": [], "trees": 0, "models": []}
     data["eval"]["temperatures"] = []
     # Influence is a number for the reader, the same for every rule, and costs a scoring pass.
     data["data"]["influence"] = changes.get("data.influence", False)
     return reading.build(Config, data)
+
+
+def _drop_idle(
+    roles: list[dict[str, Any]], before: PipelineConfig, changes: Mapping[str, Any]
+) -> None:
+    """Drops the run's fields of roles for phases that a rule has taken from them.
+
+    Those of the ablation itself stay, and are refused where they have no effect.
+    """
+    for index, (role, own) in enumerate(zip(roles, before.roles, strict=False)):
+        # The STaR single agent, which learns by SFT, has the fields of the first role.
+        learned = {*split_phases(role.get("train", own.train)), *(["sft"] if index == 0 else [])}
+        for phase in set(PHASES) & set(own.training) - learned:
+            field = f"pipeline.roles.{index}.training.{phase}."
+            if not any(field.startswith(f"{name}.") or name.startswith(field) for name in changes):
+                role["training"].pop(phase, None)
 
 
 def _make(config: Config, ablation: Ablation, templates: Mapping[str, str]) -> Variant:

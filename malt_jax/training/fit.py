@@ -122,6 +122,12 @@ def _dpo(phase: Phase[DpoExample], config: DpoConfig) -> TrainOutcome:
 
     logprobs = phase.log_probabilities_at_start("pairs", measure_start)
     margins = _array(pair.margin for pair in phase.examples)
+    if (config.offset > 0) != bool(np.any(margins)):
+        raise ValueError(
+            f"offset: found {config.offset:g}, and pairs "
+            f"{'without' if config.offset else 'with'} a margin, of which one does nothing without "
+            "the other; select with margins='gap' and train with an offset, or neither."
+        )
 
     def extra(step: int, rows: PackedRows) -> dict[str, np.ndarray]:
         return {"margin": fill_sequences(rows, np.repeat(margins, 2))} if config.offset else {}
