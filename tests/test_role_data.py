@@ -180,8 +180,9 @@ def test_by_advantage_equal_siblings_are_one_turn_with_the_mean_of_their_values(
 @pytest.mark.parametrize(("threshold", "positive"), [(0.5, set()), (0.2, {"v0", "v1"})])
 def test_by_both_a_lucky_copy_is_not_positive_by_itself(threshold, positive):
     record = tree([[[1, 1, 0], [0, 0, 0], [0, 0, 0]]])  # of values 2/3, 0 and 0
+    equal = ("Q0/g0/v0", "Q0/g0/v1")
     record = replace(record, nodes=tuple(
-        replace(n, token_ids=(7, 2)) if n.id in ("Q0/g0/v0", "Q0/g0/v1") else n
+        replace(n, token_ids=(7, 2) if n.id in equal else n.token_ids, label=n.value > threshold)
         for n in record.nodes
     ))  # fmt: skip
     config = DataConfig(positives="both", pairs="all")
