@@ -67,9 +67,8 @@ def search(
     """
     task = get_task(task) if isinstance(task, str) else task
     if not isinstance(pipeline, Chain):
-        config = pipeline or PipelineConfig()
-        check_loaded(config, [role.name for role in config.roles], adapters or {}, model)
-        pipeline = make_chain(config, task.templates)
+        check_loaded(pipeline or PipelineConfig(), None, adapters or {}, model)
+        pipeline = make_chain(pipeline, task.templates)
     # Paper, section 3.1. From each question q sample n drafts g_i ~ G(. | q), from each draft n
     # critiques v_ij ~ V(. | q, g_i), and from each critique n answers r_ijk ~ R(. | q, g_i, v_ij):
     # n + n^2 + n^3 completions and n^3 trajectories.

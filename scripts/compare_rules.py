@@ -3,6 +3,7 @@
     python scripts/make_quickstart_model.py --task triples --out runs/bases/triples
     python scripts/make_quickstart_model.py --task parity --out runs/bases/parity
     python scripts/compare_rules.py runs/rules
+    python scripts/rule_memory.py runs/rules/parity/seed-0  # memory, for the last column
 
 One run of `configs/compare_rules.yaml` per task and seed, in runs/rules/TASK/seed-N: the published
 rule, and every other rule on the run's own trees. All take the same number of optimiser steps and
@@ -13,9 +14,9 @@ is finished. Each further word is a flag of `malt run`, such as --task.num-eval 
 Writes runs/rules/rules.json, rules.md, rules.pdf and rules.png: for every task and rule the
 accuracy of one draw and of a vote of three, its difference from the published rule with the exact
 sign-flip test over questions (one seed: McNemar's) and under each seed alone, Holm's correction
-over all rules and tasks, which share of the wrong drafts ends right (mended) and of the right ones
-wrong (spoilt), tokens, and time and memory of training. Baselines of the same runs stand
-beside them, without a test.
+over all rules and tasks, a t test over the seeds, which share of the wrong drafts ends right
+(mended) and of the right ones wrong (spoilt), tokens, and time and memory of training. Baselines of
+the same runs stand beside them, without a test. A second table has the examples of each phase.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from scipy.stats import ttest_1samp
+
 from malt_jax.evaluation import cells
 from malt_jax.evaluation.statistics import holm
 from malt_jax.evaluation.table import Table, numbers, texts
@@ -39,6 +43,9 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "compare_rules.yaml"
 TASKS = ("arithmetic", "triples", "parity")
 PUBLISHED = "published"
+MEMORY = "rule_memory.json"
+"""The file of a run with the memory of each rule, by `scripts/rule_memory.py`."""
+ROLES = ("generator", "verifier", "refiner")
 BASELINES = {"sa@9": "single agent, vote of 9", "ma@3": "untrained", "star-ma@3": "STaR pipeline"}
 
 
@@ -53,6 +60,9 @@ class Test:
     """The difference under each seed alone: what another training would change shows here only."""
     p: float
     p_holm: float
+    p_seeds: float | None
+    """Of a t test over the seeds' differences: whether another training would differ as well. None
+    for one seed, and for seeds that do not differ."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Row:
     seconds: float = 0.0
     """All steps at their phase's median time, without compiling; on average over the seeds."""
     peak_bytes: int = 0
-    """The highest memory of a training phase."""
+    """Resident peak of a process that only trains by this rule; 0 if it was not measured."""
 
 
 def malt(*words: str, quiet: bool = False) -> int:
@@ -178,16 +188,21 @@ def changed_drafts(results: dict[str, Any], system: str) -> tuple[float | None, 
 def _test(test: dict[str, Any], questions: int, p_holm: float) -> Test:
     seeds = test.get("seeds", {"": test})
     deltas = [(s["wrong_to_right"] - s["right_to_wrong"]) / questions for s in seeds.values()]
-    return Test(test["delta"], test["delta_interval"], deltas, test["p"], p_holm)
+    differ = len({round(delta, 9) for delta in deltas}) > 1
+    p_seeds = float(ttest_1samp(deltas, 0.0).pvalue) if differ else None
+    return Test(test["delta"], test["delta_interval"], deltas, test["p"], p_holm, p_seeds)
 
 
 def training_cost(runs: Sequence[Path], rule: str) -> dict[str, Any]:
     """Steps, seconds and highest memory of a rule's training, without the STaR baseline's.
 
-    What a rule has in common with the published one was trained once, and counts for both.
+    What a rule has in common with the published one was trained once, and counts for both. Memory
+    is that which `rule_memory.py` has measured.
     """
     seconds, steps, peak = [], [], 0
     for run in runs:
+        if (measured := run / MEMORY).exists():
+            peak = max(peak, json.loads(measured.read_text())[rule])
         own = run if rule == PUBLISHED else run / "ablations" / rule
         in_run, in_own = _step_seconds(run), _step_seconds(own)
         taken, total = 0, 0.0
@@ -198,7 +213,7 @@ def training_cost(runs: Sequence[Path], rule: str) -> dict[str, Any]:
             if "steps" not in cost and (run / "cost" / path.name).exists():
                 cost = json.loads((run / "cost" / path.name).read_text())
             count = cost.get("steps", 0)
-            taken, peak = taken + count, max(peak, cost.get("peak_bytes", 0))
+            taken += count
             total += count * (in_own.get(phase) or in_run.get(phase) or 0.0)
         seconds.append(total)
         steps.append(taken)
@@ -223,11 +238,11 @@ def table(rows: Sequence[Row]) -> Table:
     columns = texts("task", "rule") + numbers(
         "one draw %", "mended %", "spoilt %", "vote of 3 %", "interval", "calls", "tokens",
         "against published", "interval",
-        "by seed", "p", "p (Holm)", "training s", "memory MB",
+        "by seed", "p", "p (Holm)", "p over seeds", "training s", "memory MB",
     )  # fmt: skip
     lines = []
     for row in rows:
-        test = [""] * 5
+        test = [""] * 6
         if found := row.test:
             test = [
                 cells.points(found.delta),
@@ -235,13 +250,41 @@ def table(rows: Sequence[Row]) -> Table:
                 ", ".join(map(cells.points, found.seeds)),
                 cells.probability(found.p),
                 cells.probability(found.p_holm),
+                "" if found.p_seeds is None else cells.probability(found.p_seeds),
             ]
-        cost = [f"{row.seconds:.0f}", f"{row.peak_bytes / 1e6:.0f}"] if row.steps else [""] * 2
+        cost = [f"{row.seconds:.0f}" if row.steps else ""]
+        cost.append(f"{row.peak_bytes / 1e6:.0f}" if row.peak_bytes else "")
         shares = row.alone, row.mended, row.spoilt, row.accuracy
         measured = ["" if share is None else cells.percent(share) for share in shares]
         measured += [cells.interval(row.interval), f"{row.calls:.0f}", f"{row.tokens:.0f}"]
         lines.append([row.task, row.name, *measured, *test, *cost])
     return Table(columns, lines)
+
+
+def examples(output: Path, rows: Sequence[Row]) -> Table:
+    """What each rule's phases learnt from under the first seed, and in how many passes.
+
+    Steps are the same for all, so a rule with few examples repeats them.
+    """
+    phases = ("sft", "dpo", "kto", "pg")
+    columns = texts("task", "rule") + numbers(*(f"{r} {p.upper()}" for r in ROLES for p in phases))
+    lines = []
+    for row in (row for row in rows if row.steps):
+        run = sorted(path.parent for path in (output / row.task).glob("seed-*/results.json"))[0]
+        own = run if row.name == PUBLISHED else run / "ablations" / row.name
+        train = yaml.safe_load((own / "config.yaml").read_text())["train"]
+        line = []
+        for name in (f"train-000-{role}-{phase}.json" for role in ROLES for phase in phases):
+            cost = {}
+            for place in (run, own):  # a phase like the published one was trained once
+                if (own / "cost" / name).exists() and (place / "cost" / name).exists():
+                    cost |= json.loads((place / "cost" / name).read_text())
+            batch = train[name.removesuffix(".json").rpartition("-")[2]]["batch_size"]
+            count = cost.get("counts", {}).get("trained", 0)
+            line.append(f"{count} ({cost['steps'] * batch / count:.1f})" if count else "")
+        lines.append([row.task, row.name, *line])
+    kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    return Table([columns[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -294,7 +337,9 @@ def main() -> None:
     args.output.joinpath("rules.json").write_text(
         json.dumps([asdict(row) for row in rows], indent=2) + "\n"
     )
-    args.output.joinpath("rules.md").write_text(found.markdown() + "\n")
+    args.output.joinpath("rules.md").write_text(
+        f"{found.markdown()}\n\n{examples(args.output, rows).markdown()}\n"
+    )
     draw(rows, args.output / "rules")
     print("\n".join(found.plain()))
 

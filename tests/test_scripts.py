@@ -394,8 +394,10 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
                 for votes in (1, 3)]  # fmt: skip
 
     def phase(run, steps, seconds):
-        cost = {"seconds": 99.0, "steps": steps, "peak_bytes": 1e6}
+        cost = {"seconds": 99.0, "steps": steps, "counts": {"trained": 4}}
         (run / "cost").mkdir(parents=True, exist_ok=True)
+        sizes = {phase: {"batch_size": 8} for phase in ("sft", "dpo", "kto", "pg")}
+        (run / "config.yaml").write_text(yaml.safe_dump({"train": sizes}))
         (run / "cost" / "train-000-verifier-dpo.json").write_text(json.dumps(cost))
         line = {"stage": "train", "round": 0, "role": "verifier", "phase": "dpo",
                 "useful_tokens": 10, "tokens_per_s": 10 / seconds}  # fmt: skip
@@ -409,7 +411,7 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
         phase(run, 2, 1.0)
         phase(run / "ablations/both", 2, 2.0)
         # What was copied from the run has no steps of its own.
-        cost = {"seconds": 1.0, "steps": 3, "peak_bytes": 9e6}
+        cost = {"seconds": 1.0, "steps": 3, "counts": {"trained": 10}}
         (run / "cost" / "train-000-verifier-sft.json").write_text(json.dumps(cost))
         copied = run / "ablations" / "both" / "cost" / "train-000-verifier-sft.json"
         copied.write_text(json.dumps({"seconds": 0.1}))
@@ -418,6 +420,7 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
                   "accuracy": [{"accuracy": 1 / 3}, {"accuracy": 0.5}]}]  # fmt: skip
         results = {"systems": systems, "questions": 30, "turns": turns}
         (run / "results.json").write_text(json.dumps(results))
+    (run / "rule_memory.json").write_text(json.dumps({"published": 5e6, "both": 7e6}))
     monkeypatch.setattr(sys, "argv", ["compare_rules.py", str(tmp_path), "--table"])
     compare.main()
     found = {(r["task"], r["name"]): r for r in json.loads((tmp_path / "rules.json").read_text())}
@@ -433,6 +436,10 @@ def test_the_comparison_of_rules_tests_each_against_the_published_one(
     assert found["triples", "both"]["seconds"] == 4.0 and found["triples", "both"]["alone"] == 0.5
     assert {row["steps"] for row in found.values()} == {0, 5}
     assert {row["calls"] for row in found.values()} == {9}
+    assert [found[task, "both"]["peak_bytes"] for task in ("parity", "triples")] == [7e6, 0]
+    # Examples and passes: a phase that both have in common is the published rule's.
+    written = (tmp_path / "rules.md").read_text().splitlines()
+    assert "| triples | both | 10 (2.4) | 4 (4.0) |" in written
     assert found["parity", "published"]["mended"] == pytest.approx(0.3)
     assert found["parity", "published"]["spoilt"] == pytest.approx(0.1)
     assert found["parity", "both"]["mended"] is None

@@ -16,8 +16,7 @@ NOTE = (
     "positive turns (V > theta) that are after a right answer, in brackets of all turns. "
     "Verdicts: share of the turns with a readable verdict; fit: share of these that fit the answer "
     "they judge, in brackets if every one approved. Influence: nats per token that the turn "
-    "before adds. KL: by how much likelier training made the turns, nats per token, which at "
-    "temperature 1 estimates the divergence from the policy that training started from."
+    "before adds. KL at temperature 1: divergence from the start of training, nats per token."
 )
 """What the columns mean."""
 

@@ -43,6 +43,8 @@ def chunked_logprobs(
     computes each chunk's logits again. With `head_frozen`, where no gradient of `head` is wanted,
     even that is not needed: a token's log-probability depends on its own hidden state only, so the
     forward pass computes its gradient, one D-vector per token, and the backward pass scales it.
+    A head that is trained in bfloat16 gets its chunks' gradients summed in bfloat16, which costs it
+    a relative error of 0.4% with 8 chunks and 1.3% with 128 (0.2% with one).
     """
     rows, length, _ = hidden.shape
     count = -(-length // chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -100,14 +100,14 @@ def make_chain(config: PipelineConfig | None, templates: Mapping[str, str]) -> C
 
 
 def check_loaded(
-    config: PipelineConfig, roles: Collection[str], weights: Container[str], models: object
+    config: PipelineConfig, roles: Container[str] | None, weights: Container[str], models: object
 ) -> None:
     """Refuses an adapter or a base model of some roles that the config names and nobody has loaded.
 
-    A run loads them. `weights`: the roles that were given weights; `models`: the model, or each
-    role's by name. Raises ValueError.
+    A run loads them. `roles`: None for all. `weights`: the roles that were given weights; `models`:
+    the model, or each role's by name. Raises ValueError.
     """
-    for role in (role for role in config.roles if role.name in roles):
+    for role in (role for role in config.roles if roles is None or role.name in roles):
         if role.adapter and role.name not in weights:
             raise ValueError(
                 f"{role.name}: its adapter {role.adapter!r} would be left out, because only a run "
