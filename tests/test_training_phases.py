@@ -231,9 +231,17 @@ def test_an_offset_widens_the_gap_of_the_pairs_that_have_a_margin():
     gaps = []
     for offset in (0.0, 5.0):
         config = DpoConfig(**fields, offset=offset)
-        trained = train_phase(MODEL, ADAPTER, pairs, config).trainable
-        phase = Phase(MODEL, ADAPTER, pairs, config)
+        given = pairs if offset else [replace(pair, margin=0.0) for pair in pairs]
+        trained = train_phase(MODEL, ADAPTER, given, config).trainable
+        phase = Phase(MODEL, ADAPTER, given, config)
         after, before = (phase.score(w, phase.every_example)[0] for w in (trained, ADAPTER))
         gap = np.diff((before - after).reshape(-1, 2))[:, 0]
         gaps.append(gap[1::2].mean() - gap[::2].mean())
     assert gaps[1] > gaps[0] + 1.0
+
+
+@pytest.mark.parametrize(("margin", "offset"), [(1.0, 0.0), (0.0, 1.0)])
+def test_margins_and_an_offset_are_refused_without_each_other(margin, offset):
+    pairs = [replace(pair, margin=margin) for pair in dpo_examples(4)]
+    with pytest.raises(ValueError, match="one does nothing without the other"):
+        train_phase(MODEL, ADAPTER, pairs, DpoConfig(offset=offset))
