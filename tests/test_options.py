@@ -253,7 +253,7 @@ def jobs(made: Config, folder: Path) -> Any:
         policies: list[str] = []
         malt.train(
             model,
-            role_data(),
+            role_data(margins=made.data.margins == "gap"),
             pipeline=made.pipeline,
             sharing=made.sharing,
             lora=made.train.lora,
@@ -268,7 +268,7 @@ def jobs(made: Config, folder: Path) -> Any:
 
 
 @cache
-def role_data() -> dict[str, RoleData]:
+def role_data(margins: bool = False) -> dict[str, RoleData]:
     """Two completions of each prompt, and pairs for three steps."""
     first, second = training_model.sft_examples(6), training_model.sft_examples(6, seed=1)
     siblings = [
@@ -277,6 +277,7 @@ def role_data() -> dict[str, RoleData]:
         for example in (a, replace(b, prompt_ids=a.prompt_ids))
     ]
     dpo, kto = training_model.dpo_examples(24), training_model.kto_examples(24)
+    dpo = [replace(pair, margin=float(margins)) for pair in dpo]
     return {"verifier": RoleData(siblings, dpo, kto, policy_examples())}
 
 
