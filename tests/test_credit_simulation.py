@@ -101,15 +101,16 @@ def test_the_page_has_what_the_script_prints_of_every_effect():
 
 
 @pytest.mark.parametrize(
-    ("kinds", "says", "true"), [((0.2, 0.8), 0.69, 0.80), ((0.1, 0.45), 0.30, 0.0)]
+    ("kinds", "right", "says", "true"),
+    [((0.2, 0.8), 1, 0.31, 0.19), ((0.2, 0.8), 2, 0.69, 0.80), ((0.1, 0.45), 3, 0.56, 0.0)],
 )
-def test_confidence_may_be_wrong_of_values_that_are_not_beta_distributed(kinds, says, true):
-    """Two right answers of three: docs/credit.md has these numbers."""
+def test_confidence_may_be_wrong_of_values_that_are_not_beta_distributed(kinds, right, says, true):
+    """So many right answers of three: docs/credit.md has these numbers."""
     rng = np.random.default_rng(0)
     values = rng.choice(kinds, (9000, 1))
     children = rng.binomial(1, np.repeat(values, 3, axis=1)).astype(np.float32)
     found = above(posterior(jnp.asarray(children)), 0.5)
-    alike = children.sum(axis=1) == 2
+    alike = children.sum(axis=1) == right
     assert found[alike].mean() == pytest.approx(says, abs=0.03)
     assert (values[alike, 0] > 0.5).mean() == pytest.approx(true, abs=0.03)
 

@@ -35,7 +35,8 @@ class Rule:
     def settings(self, pipeline: PipelineConfig) -> dict[str, Any]:
         """The config fields that make this rule a run's, by their dotted names.
 
-        A role's own fields of a phase that the rule leaves out stay, and have no effect.
+        A role's own fields of a phase that the rule leaves out stay, and a config with them is
+        refused; an ablation drops them (`stages.variants`).
         """
         chosen = self.selection()
         fields: dict[str, Any] = {f"data.{name}": getattr(chosen, name) for name in CREDIT}
