@@ -2,17 +2,18 @@
 
 python scripts/credit_simulation.py
 
-takes about 1.5 minutes on one core and prints the three tables of the page.
+takes about 1.5 minutes on one core and prints the four tables of the page.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
-from planted_forests import EFFECTS, Planted, estimate, judged, plant
+import numpy as np
+from planted_forests import EFFECTS, Planted, estimate, heard, judged, plant
 
 from malt_jax.credit.advantage import global_advantage, normalised_advantage, sibling_advantage
 from malt_jax.evaluation.table import Table, numbers, texts
@@ -62,6 +63,20 @@ def credited(signal: jax.Array, planted: Planted, depth: int) -> str:
     return f"{found.credit:.2f}, {found.leak:.2f}"
 
 
+def influence_table(questions: int, n: int) -> Table:
+    """How much a refinement depends on its critique, for every planted effect."""
+    rows = []
+    for name, needed in EFFECTS.items():
+        planted = grown(needed, n, questions)
+        found = heard(planted)
+        after = np.broadcast_to(np.asarray(planted.good[1])[..., None], found.shape)
+        means = [float(part.mean()) for part in (found, found[after], found[~after])]
+        cells = [f"{round(mean, 3) + 0.0:.3f}" for mean in means]  # no -0.000
+        rows.append([name, *cells])
+    columns = texts("what matters") + numbers("influence", "after a good one", "after a bad one")
+    return Table(columns, rows)
+
+
 def bias_table(questions: int) -> Table:
     """Bias and deviation of the signals at each turn, where only that turn matters."""
     rows = []
@@ -76,10 +91,10 @@ def bias_table(questions: int) -> Table:
     return Table(texts("turn that matters") + numbers("n", *SIGNALS), rows)
 
 
-def trust_table(questions: int) -> Table:
+def trust_table(questions: int, branchings: Iterable[int] = BRANCHINGS) -> Table:
     """Share of the labels, and of the signs of the advantage, that are those of the true values."""
     rows = []
-    for n in BRANCHINGS:
+    for n in branchings:
         cells = []
         for effect in (0.6, 0.3):
             base = 0.5 - effect / 2
@@ -110,6 +125,8 @@ def main() -> None:
     questions = parser.parse_args().questions
     print("Credit of a good turn over a bad one, and leak from the turn before (n = 3)\n")
     print(credit_table(questions, 3).markdown())
+    print("\nInfluence of a critique on the refinement after it, nats (n = 3)\n")
+    print(influence_table(questions, 3).markdown())
     print("\nBias and deviation at the turn that matters\n")
     print(bias_table(questions).markdown())
     print("\nLabels and signs of the advantage that are right, in %\n")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from malt_jax.credit.influence import Sequences, gains
 from malt_jax.credit.verdict import read_verdict, verdict_agreement
 from malt_jax.tree.adaptive import allocate, first_pass, outcome_variance
 from malt_jax.tree.node import WIDEST, Node, Tree
@@ -131,6 +132,38 @@ def judged(key: Array, planted: Planted) -> list[Float[np.ndarray, "Q *_"]]:
             level += [found.get(node.id, math.nan) for node in nodes]
     shapes = [level.shape for level in planted.good]
     return [np.array(one).reshape(shape) for one, shape in zip(levels, shapes, strict=True)]
+
+
+def heard(planted: Planted) -> Float[np.ndarray, "Q *branches"]:
+    """The signal `influence` of every refinement, whose answer is one token: right or wrong.
+
+    A refiner whose critique is left blank is right as often as after the draft's average critique.
+    """
+    rewards = np.asarray(planted.rewards)
+    answers = rewards.astype(int).ravel().tolist()
+    # P(right) of each leaf's critique, and of its draft.
+    told, blank = (
+        np.broadcast_to(
+            level[..., None] if level.ndim == 3 else level[..., None, None], rewards.shape
+        )
+        for level in map(np.asarray, reversed(planted.values[:2]))
+    )
+    stored = {
+        str(i): math.log(p if right else 1 - p)
+        for i, (p, right) in enumerate(zip(told.ravel().tolist(), answers, strict=True))
+    }
+    # Every distinct P(right) is a prompt.
+    chances, prompts = np.unique(blank, return_inverse=True)
+    asked = {
+        str(i): ((prompt,), (right,))
+        for i, (prompt, right) in enumerate(zip(prompts.ravel().tolist(), answers, strict=True))
+    }
+
+    def score(role: str, sequences: Sequences) -> np.ndarray:
+        return np.log([chances[p] if right else 1 - chances[p] for (p,), (right,) in sequences])
+
+    found = gains(stored, {"refiner": asked}, score)
+    return np.array(list(found.values())).reshape(rewards.shape)
 
 
 _turn = partial(

@@ -1,5 +1,6 @@
 """On forests with planted effects each signal credits the turn that mattered, and no other."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from malt_jax.credit.contrast import advice, contrast
 from malt_jax.tree.values import back_up, value_forest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from planted_forests import EFFECTS, FITS, estimate, judged, plant
+from credit_simulation import influence_table, trust_table
+from planted_forests import EFFECTS, FITS, estimate, heard, judged, plant
 
 DEPTHS = range(3)
 TURNS = ("draft", "critique", "refinement")
@@ -87,6 +89,19 @@ def test_verdicts_credit_the_critique_alone_whatever_matters(effect):
     assert abs(found.leak) < 0.05
 
 
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_influence_is_found_where_the_critique_matters_and_does_not_say_which_is_good(effect):
+    planted = grown(EFFECTS[effect], 3)
+    found = heard(planted)
+    matters = 1 in EFFECTS[effect]
+    assert (found.mean() > 0.03) == matters and (np.abs(found).max() > 0.1) == matters
+    good = np.broadcast_to(np.asarray(planted.good[1])[..., None], found.shape)
+    assert found[good].mean() == pytest.approx(found[~good].mean(), abs=0.03)
+    if effect == "critique":  # by hand: right in 80 or 20% after a critique, in 50% without one
+        expected = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
+        assert found.mean() == pytest.approx(expected, abs=0.02)
+
+
 def test_effects_are_planted_in_every_turn_and_every_two_of_them():
     pairs = {(0, 1), (0, 2), (1, 2)}
     assert {*EFFECTS.values()} == {(0,), (1,), (2,)} | pairs
@@ -98,6 +113,13 @@ def test_the_page_has_what_the_script_prints_of_every_effect():
         assert f"\n| {name} | draft |" in text
     for turn in TURNS:
         assert f"\n| {turn} | 2 |" in text
+
+
+def test_the_page_has_the_numbers_that_the_script_prints():
+    page = (Path(__file__).parents[1] / "docs" / "credit.md").read_text()
+    rows = influence_table(2000, 3).markdown().splitlines()
+    rows += trust_table(2000, (2, 3)).markdown().splitlines()
+    assert len(rows) == 12 and all(f"\n{row}\n" in page for row in rows)
 
 
 @pytest.mark.parametrize(
