@@ -7,6 +7,7 @@ in the same order. Process 0 writes the run directory; docs/scaling.md says what
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ SHUTDOWN_SECONDS = 6 * 3600
 """How long processes that are done wait for those that are not."""
 LEAVE_SECONDS = 10
 """How long a process that failed waits for the others to fail as well."""
+GONE = ("Gloo", "heartbeat timeout", "task is set to ERROR")
+"""What errors say of a process that has ended or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +160,18 @@ def leave(status: int) -> int:
 def another_gone(error: Exception) -> str | None:
     """A sentence if an error means that another process of the run has ended, else None.
 
-    It only does on CPUs, whose processes communicate by gloo. Elsewhere the heartbeat ends them.
+    Either gloo says so, by which CPUs communicate, or a barrier of JAX's, as Orbax waits at.
+    Elsewhere the heartbeat ends the process.
     """
-    if not writers.several() or "Gloo" not in str(error):
+    text = str(error)
+    if not writers.several() or not any(sign in text for sign in GONE):
         return None
+    silent = re.search(r"Task (\d+) heartbeat timeout", text)
+    which = f"process {silent[1]} of this run" if silent else "another process of this run"
     return (
-        "another process of this run has ended, so this one ends too; the last message of that one "
-        "says why. No finished work is lost: start the same command on every host again. "
-        f"({str(error).splitlines()[0]})"
+        f"{which} has ended or no longer answers, so this one ends too; its last message may say "
+        "why. No finished work is lost: start the same command on every host again. "
+        f"({text.splitlines()[0]})"
     )
 
 

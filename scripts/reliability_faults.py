@@ -7,7 +7,8 @@ After `--` come the words of `malt` without `--output-dir`. The run is made by
 scripts/launch/supervise.py with `--processes` [4] processes, which restarts it without help. At
 random moments, `--faults` [30] times, a random process meets one of four faults: SIGKILL, SIGTERM,
 SIGSTOP (it hangs and still holds its connections) or `cut`: every process has a network namespace
-of its own (needs root) and the interface of one goes down. When the run is done, its files are
+of its own (needs root) and the interface of one goes down. Search, SFT, DPO and evaluation meet
+equal shares of the faults, if they last long enough. When the run is done, its files are
 compared byte for byte; `--minutes` limits the whole.
 
 Prints a row per fault: what the run was doing, the seconds until all processes had ended, and the
@@ -18,9 +19,12 @@ or if the run did not end by itself.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -33,8 +37,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "launch"
 import supervise  # noqa: E402
 from pods import unequal_bytes  # noqa: E402
 from reliability_kills import at_work_on, stages  # noqa: E402
+from reliability_kills import kind as stage_kind  # noqa: E402
 
 FAULTS = ("KILL", "TERM", "STOP", "cut")
+DISTURBED = {"search", "sft", "dpo", "eval"}
+"""Stages long enough to meet faults; each meets at most its share of them."""
+HEARTBEAT, GRACE = 20, 45
+"""Seconds until a process that does not answer is given up, and until it is killed."""
 
 
 class Networks:
@@ -51,6 +60,10 @@ class Networks:
         for index, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
             outer = f"mv{os.getpid()}{index}"[-15:]
             ip("netns", "add", name)
+            # Gloo listens where the machine's own name leads, and `ip netns exec` shows this file.
+            hosts = Path("/etc/netns", name, "hosts")
+            hosts.parent.mkdir(parents=True)
+            hosts.write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
             ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", name)
             ip("link", "set", outer, "master", self.bridge, "up")
             ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
@@ -61,6 +74,7 @@ class Networks:
     def __exit__(self, *_: object) -> None:
         for name in self.names:
             ip("netns", "del", name)
+            shutil.rmtree(Path("/etc/netns", name))
         ip("link", "del", self.bridge)
 
     def set(self, process: int, state: str) -> None:
@@ -100,15 +114,18 @@ def disturb(pods: Pods, run: Path, order: list[str], options: argparse.Namespace
     """Injects the faults while the run goes on; returns a row for each."""
     generator, rows = random.Random(options.seed), []
     kinds = FAULTS if pods.networks else FAULTS[:-1]
+    most = math.ceil(options.faults / len({*map(stage_kind, order)} & DISTURBED))
     while len(rows) < options.faults and not pods.ended:
         # Only once the run has come further, so that every fault finds it at work.
         wait_for(lambda: bool(supervise.done_so_far(run)), pods)
         time.sleep(generator.uniform(*options.every))
         if pods.ended or any(process.poll() is not None for process in pods.pod):
             continue
+        doing = at_work_on(run, order, 0.0)[0]
+        if sum(stage_kind(row[2]) == stage_kind(doing) for row in rows) >= most:
+            continue
         hit, kind = generator.randrange(len(pods.pod)), kinds[len(rows) % len(kinds)]
         began, before, started = time.monotonic(), supervise.done_so_far(run), pods.started
-        doing = at_work_on(run, order, 0.0)[0]
         victim = pods.pod[hit]
         if kind == "cut":
             pods.networks.set(hit, "down")
@@ -147,11 +164,13 @@ def main() -> int:
         signal.signal(number, lambda number, _: supervise.stopping.append(number))
     work = Path(tempfile.mkdtemp(prefix="malt-faults-"))
     command = [sys.executable, "-m", "malt_jax.cli", *options.words, "--quiet"]
-    command += ["--mesh.heartbeat", "20", "--output-dir"]
+    command += ["--mesh.heartbeat", str(HEARTBEAT), "--output-dir"]
 
     def whole(run: Path) -> tuple[int, float]:
         began = time.monotonic()
-        status = supervise.supervise([*command, str(run)], run, options.processes, stalled=20)
+        status = supervise.supervise(
+            [*command, str(run)], run, options.processes, stalled=20, grace=GRACE
+        )
         return status, time.monotonic() - began
 
     status, undisturbed = whole(work / "undisturbed")

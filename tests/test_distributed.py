@@ -13,6 +13,7 @@ from malt_jax.distributed import (
     PROCESS,
     PROCESSES,
     Place,
+    another_gone,
     detectable,
     find_place,
     initialize,
@@ -146,3 +147,32 @@ def test_work_that_may_take_any_time_is_waited_for_with_patience(monkeypatch):
 def test_a_single_process_is_not_watched():
     initialize(MeshConfig())
     assert "hang" not in [thread.name for thread in threading.enumerate()]
+
+
+BARRIER = (
+    "Timeout waiting at barrier '[op=8.state] state_commit_complete'. Barrier used process ids: "
+    "[0, 1, 2, 3]. The original error raised was: INTERNAL: Barrier failed because: task is set to "
+    "ERROR: UNAVAILABLE: "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: Connection closed by peer", "another process"),
+        (BARRIER + "Task 2 heartbeat timeout. This indicates a crash\n\nRPC: Barrier", "process 2"),
+        (BARRIER + "CANCELLED", "another process"),
+        ("Timeout waiting at barrier 'x'", None),
+        ("list index out of range", None),
+    ],
+)
+def test_an_error_that_another_process_caused_is_told_from_a_fault(text, named, monkeypatch):
+    error = TimeoutError(text)
+    assert another_gone(error) is None  # of a run of one process
+    monkeypatch.setattr(writers, "several", lambda: True)
+    found = another_gone(error)
+    if named is None:
+        assert found is None
+    else:
+        assert found.startswith(f"{named} of this run has ended or no longer answers")
+        assert "\n" not in found

@@ -9,8 +9,10 @@ stopped, and after a pause all are started again; the same command continues whe
 
 It ends with 0 when the run is done; with 2 when the command refuses its input, which another try
 would not change; with 1 after `--stalled` attempts in a row that finished nothing new; and with 143
-when it is itself asked to stop, after the processes have saved their state. A run whose files do
-not change for `--hang` seconds is killed and started again; 0: never.
+when it is itself asked to stop, after the processes have saved their state. Processes that do not
+end within `--grace` seconds after another one did are killed; that must be more than the run's
+`mesh.heartbeat`. A run whose files do not change for `--hang` seconds is killed and started again;
+0: never.
 
 Status 75 says that something outside does not answer, such as a store, and may do so later. Such
 an attempt does not count towards `--stalled`; after `--away` seconds of them without anything new,
@@ -29,8 +31,6 @@ from pathlib import Path
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a restart: twice as long after each one that finished nothing new."""
-GRACE = 150.0
-"""Seconds in which processes end after one of them did, or after they were asked to."""
 POLL = 0.2
 NO_PROGRESS = ("metrics.jsonl", ".lock", "tensorboard", "config.yaml")
 """Files that change in every process, whether it comes further or not."""
@@ -77,18 +77,18 @@ def last_change(run: Path) -> float:
     return newest
 
 
-def stop(pod: list[subprocess.Popen], asked: bool) -> None:
-    """Waits until all processes have ended; after `GRACE` seconds they are killed.
+def stop(pod: list[subprocess.Popen], asked: bool, grace: float) -> None:
+    """Waits until all processes have ended; after `grace` seconds they are killed.
 
     Processes that lost another one end by themselves, and say which; they are only `asked` to end
     if this script was.
     """
     if asked:
         signal_all(pod, signal.SIGTERM)
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + grace
     while any(process.poll() is None for process in pod) and time.monotonic() < until:
         if stopping and not asked:
-            return stop(pod, True)
+            return stop(pod, True, grace)
         time.sleep(POLL)
     signal_all(pod, signal.SIGKILL)
     for process in pod:
@@ -101,7 +101,7 @@ def signal_all(pod: list[subprocess.Popen], number: int) -> None:
             process.send_signal(number)
 
 
-def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
+def attend(pod: list[subprocess.Popen], run: Path, hang: float, grace: float) -> str:
     """Waits until the run is done, or has to be started again; says which: `done` or why."""
     # Clocks of disks and machines differ and are set, so only a change of the time is looked at.
     written, changed = last_change(run), time.monotonic()
@@ -109,13 +109,13 @@ def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
     while True:
         statuses = [process.poll() for process in pod]
         if stopping:
-            stop(pod, True)
+            stop(pod, True, grace)
             return "asked to stop"
         if all(status == 0 for status in statuses):
             return "done"
         failed = {i: status for i, status in enumerate(statuses) if status not in (0, None)}
         if failed:
-            stop(pod, False)
+            stop(pod, False, grace)
             return f"process {min(failed)} ended with {failed[min(failed)]}"
         if hang and time.monotonic() - looked > min(hang / 4, 30):
             looked = time.monotonic()
@@ -123,7 +123,7 @@ def attend(pod: list[subprocess.Popen], run: Path, hang: float) -> str:
                 written, changed = newest, looked
             if looked - changed > hang:
                 signal_all(pod, signal.SIGKILL)
-                stop(pod, False)
+                stop(pod, False, grace)
                 return f"nothing was written for {hang:g} s (--hang)"
         time.sleep(POLL)
 
@@ -135,6 +135,7 @@ def supervise(
     stalled: int = 5,
     hang: float = 3600.0,
     away: float = 21600.0,
+    grace: float = 150.0,
 ) -> int:
     """Runs the command until it is done; returns the exit status that says how it ended."""
     pause, idle, restarts = FIRST_PAUSE, 0, 0
@@ -143,7 +144,7 @@ def supervise(
     while True:
         before = done_so_far(run)
         pod = start(command, processes)
-        reason = attend(pod, run, hang)
+        reason = attend(pod, run, hang, grace)
         if reason == "done":
             say(f"done after {restarts} restarts")
             return 0
@@ -229,13 +230,25 @@ def main() -> int:
         help="seconds in which attempts end with status 75 (a store or hub does not answer) and "
         "nothing new is finished, after which it ends; 0: never [21600]",
     )
+    parser.add_argument(
+        "--grace",
+        type=_seconds,
+        default=150.0,
+        help="seconds in which the others end after one did, or all when asked to [150]",
+    )
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopping.append(number))
     run = output_dir(options.command)
     return supervise(
-        options.command, run, options.processes, options.stalled, options.hang, options.away
+        options.command,
+        run,
+        options.processes,
+        options.stalled,
+        options.hang,
+        options.away,
+        options.grace,
     )
 
 
