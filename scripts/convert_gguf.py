@@ -186,8 +186,16 @@ def _convert(source: Path, folder: Path, dtype: str) -> str:
         import gguf
     except ImportError:
         raise UserError("reading GGUF needs the package `gguf`: `pip install gguf`.") from None
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> np.ndarray:
+            # The library reads nothing there, as often as a damaged length says.
+            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise ValueError("it says that there is more in it than its size allows.")
+            return super()._get(offset, dtype, count, **order)
+
     try:
-        reader = gguf.GGUFReader(source)
+        reader = Reader(source)
     except (ValueError, OSError) as error:
         raise UserError(f"{source}: not a readable GGUF file: {error}") from error
 

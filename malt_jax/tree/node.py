@@ -391,8 +391,8 @@ def _check_shape(tree: Tree) -> None:
             raise ValueError(f"tree {tree.question_id!r} lacks a leaf's reward or has another's")
         parents = [node.id for node in level]
         first += len(level)
-    if first != len(tree.nodes):
-        raise ValueError(f"tree {tree.question_id!r} has more nodes than its branches say")
+    if first != len(tree.nodes) or len({node.id for node in tree.nodes}) < first:
+        raise ValueError(f"tree {tree.question_id!r} has nodes of one id, or too many of them")
 
 
 def _is_number(value: Any) -> bool:
