@@ -115,7 +115,7 @@ def judged(seen: list[dict]) -> list[str]:
         counts = " | ".join(f"{last[name]:.0f}" for name in COUNTS)
         print(f"| {stage} | {len(units):,} | {mean(late):,.0f} | {grown:.3f} | {counts} |")
         wrong += [f"{stage}: memory" for _ in range(grown > MAY_GROW)]
-        # A phase of training compiles what saves a checkpoint when it first does.
+        # In training a program may come later, and goes with the phase: see the peaks by round.
         fixed = COUNTS if stage.startswith("search") else COUNTS[:2]
         wrong += [f"{stage}: {name}" for name in fixed if last[name] > warm[name]]
         # Peaks by round; what follows the rounds is held against the last of them.
