@@ -203,7 +203,8 @@ def main() -> int:
     if rows:
         lost, median = (seconds - undisturbed) / len(rows), statistics.median(r[4] for r in rows)
         print(f"time lost per fault: {lost:.1f} s; median until new work: {median:.1f} s")
-    print("\n".join(differ) or "the same bytes as the undisturbed run")
+    if status == 0:
+        print("\n".join(differ) or "the same bytes as the undisturbed run")
     return 1 if status or differ else 0
 
 

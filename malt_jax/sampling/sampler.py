@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,9 @@ AdapterOrWeights = Adapter | nnx.State | None
 
 Plan = tuple[list[CacheShape], memory.MemoryPlan]
 """The cache shapes of a stream, rising, and what they take."""
+HEARS = 0.5
+"""Seconds for which the main thread waits at once: there Python hears signals, and one that comes
+just before it begins to wait only when it wakes."""
 
 
 class Sampler:
@@ -138,8 +141,11 @@ class Sampler:
             with ThreadPoolExecutor(len(shares)) as threads:
                 futures = [threads.submit(run, share, plan) for share in shares]
                 try:
-                    for future in futures:
-                        future.result()
+                    pending = set(futures)
+                    while pending:
+                        finished, pending = wait(pending, HEARS, FIRST_EXCEPTION)
+                        for future in finished:
+                            future.result()
                 except BaseException:  # also Ctrl-C: the other streams must not work for nothing
                     stop.set()
                     raise
