@@ -114,7 +114,7 @@ def disturb(pods: Pods, run: Path, order: list[str], options: argparse.Namespace
     """Injects the faults while the run goes on; returns a row for each."""
     generator, rows = random.Random(options.seed), []
     kinds = FAULTS if pods.networks else FAULTS[:-1]
-    most = math.ceil(options.faults / len({*map(stage_kind, order)} & DISTURBED))
+    most = math.ceil(options.faults / max(1, len({*map(stage_kind, order)} & DISTURBED)))
     while len(rows) < options.faults and not pods.ended:
         # Only once the run has come further, so that every fault finds it at work.
         wait_for(lambda: bool(supervise.done_so_far(run)), pods)

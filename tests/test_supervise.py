@@ -55,6 +55,21 @@ def test_restarts_without_progress_are_limited_and_wrong_input_is_not_repeated(t
     assert done.returncode == 2 and tries(tmp_path) == 3
 
 
+def test_a_process_that_stays_when_another_has_ended_is_killed_after_the_grace(tmp_path):
+    code = """
+if count == 1 and index == "0":
+    (run / "begun").touch()
+    time.sleep(90)
+while not (run / "begun").exists():
+    time.sleep(0.01)
+sys.exit(count == 1)
+"""
+    began = time.monotonic()
+    done = supervise(tmp_path, code, "--processes", "2", "--grace", "0.5")
+    assert done.returncode == 0 and tries(tmp_path, 0) == tries(tmp_path, 1) == 2, done.stderr
+    assert time.monotonic() - began < 60
+
+
 def test_a_store_that_does_not_answer_is_waited_for_and_not_for_ever(tmp_path):
     code = "sys.exit(75 if count < 3 else 0)"
     done = supervise(tmp_path, code, "--stalled", "1")
@@ -67,7 +82,15 @@ def test_a_store_that_does_not_answer_is_waited_for_and_not_for_ever(tmp_path):
 
 @pytest.mark.parametrize(
     "flag",
-    ["--processes=0", "--processes=x", "--stalled=0", "--hang=-1", "--hang=nan", "--away=-1"],
+    [
+        "--processes=0",
+        "--processes=x",
+        "--stalled=0",
+        "--hang=-1",
+        "--hang=nan",
+        "--away=-1",
+        "--grace=-1",
+    ],
 )
 def test_a_number_that_means_nothing_is_refused(flag, tmp_path):
     done = supervise(tmp_path, "", flag)
