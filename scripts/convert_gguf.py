@@ -189,7 +189,7 @@ def _convert(source: Path, folder: Path, dtype: str) -> str:
 
     class Reader(gguf.GGUFReader):
         def _get(self, offset: int, dtype: Any, count: int = 1, **order: Any) -> np.ndarray:
-            # The library reads nothing there, as often as a damaged length says.
+            # Beyond the end the library reads empty arrays, as many as a damaged length asks for.
             if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
                 raise ValueError("it says that there is more in it than its size allows.")
             return super()._get(offset, dtype, count, **order)

@@ -142,12 +142,8 @@ def heard(planted: Planted) -> Float[np.ndarray, "Q *branches"]:
     rewards = np.asarray(planted.rewards)
     answers = rewards.astype(int).ravel().tolist()
     # P(right) of each leaf's critique, and of its draft.
-    told, blank = (
-        np.broadcast_to(
-            level[..., None] if level.ndim == 3 else level[..., None, None], rewards.shape
-        )
-        for level in map(np.asarray, reversed(planted.values[:2]))
-    )
+    told = np.broadcast_to(planted.values[1][..., None], rewards.shape)
+    blank = np.broadcast_to(planted.values[0][..., None, None], rewards.shape)
     stored = {
         str(i): math.log(p if right else 1 - p)
         for i, (p, right) in enumerate(zip(told.ravel().tolist(), answers, strict=True))

@@ -8,8 +8,8 @@ quarter, and divided by that in its second; open files, threads and compiled pro
 at its end. Then a row per round with the peaks. Expected: memory grows by less than 2% in a stage,
 and has no more files or threads at its end than after its fifth unit, a search no more programs
 either; and rounds from the third on have peaks of at most 5% more than the second. The first has
-less, because it searches without adapters. Then its search is repeated in ten processes, one after
-the other, which must give the same bytes of trees. Exits 1 otherwise.
+less, because it searches without adapters. Then the first round's search is repeated in ten
+processes, one after the other, which must give the same bytes of trees. Exits 1 otherwise.
 """
 
 from __future__ import annotations

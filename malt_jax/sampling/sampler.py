@@ -42,9 +42,9 @@ AdapterOrWeights = Adapter | nnx.State | None
 
 Plan = tuple[list[CacheShape], memory.MemoryPlan]
 """The cache shapes of a stream, rising, and what they take."""
-HEARS = 0.5
-"""Seconds for which the main thread waits at once: there Python hears signals, and one that comes
-just before it begins to wait only when it wakes."""
+LONGEST_WAIT = 0.5
+"""Seconds of one wait of the main thread, which handles the signals of the process. A signal that
+another thread receives, or that comes just before a wait begins, does not end that wait."""
 
 
 class Sampler:
@@ -143,7 +143,7 @@ class Sampler:
                 try:
                     pending = set(futures)
                     while pending:
-                        finished, pending = wait(pending, HEARS, FIRST_EXCEPTION)
+                        finished, pending = wait(pending, LONGEST_WAIT, FIRST_EXCEPTION)
                         for future in finished:
                             future.result()
                 except BaseException:  # also Ctrl-C: the other streams must not work for nothing

@@ -234,7 +234,8 @@ def main() -> int:
         "--grace",
         type=_seconds,
         default=150.0,
-        help="seconds in which the others end after one did, or all when asked to [150]",
+        help="seconds that processes have to end, after one did or this was asked to stop, before "
+        "they are killed [150]",
     )
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
