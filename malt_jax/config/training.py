@@ -63,7 +63,7 @@ class LoopConfig:
     with the same length share compiled programs."""
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers.
-    auto: `dots`; on a CPU `none`, as long as that keeps at most 4 GiB of activations."""
+    auto: `dots`; on a CPU `none`, as long as that keeps at most 1 GiB of activations."""
     logit_chunk: int = 0
     """Completion tokens whose logits are in memory at once; 0: as many as take about 64 MiB on a
     CPU and 512 MiB elsewhere."""

@@ -12,8 +12,12 @@ import jax.numpy as jnp
 from malt_jax.models.matmul import PRODUCT
 from malt_jax.models.spec import ModelSpec
 
-CPU_KEPT = 4 << 30
-"""Bytes of activations kept on a CPU, at most, unless `remat` says otherwise."""
+CPU_KEPT = 1 << 30
+"""Bytes of activations kept on a CPU, at most, unless `remat` says otherwise.
+
+Beyond it, computing a layer's elementwise parts again costs no more time than reading them back
+from memory (docs/cost.md).
+"""
 
 BOUNDED = "bounded"
 """The policy of `auto` on a CPU: `none` within CPU_KEPT, and `dots` for longer rows."""
