@@ -75,6 +75,7 @@ def _train_phase(
         load = WeightLoader(session)
         # Measured before the phase's own weights are loaded, so that full ones are held only once.
         check_mismatch(session, round, name, phase, [*data], load, mismatches)
+        release_programs()  # those that scored would lie beside the step's
         start = load(before) or session.initial_weights(name)
         if phase == "pg":
             for role in config.pipeline.roles:
