@@ -36,6 +36,10 @@ DEPTHS = (2, 3)
 Figures = dict[str, Any]
 """Numbers by name; `collectives` holds {kind: {count, bytes}}."""
 
+CPU_CODE = 3_000
+"""Bytes of memory for each instruction of a program that XLA compiled for a CPU, of which it says
+nothing itself: between 1.8 and 3.3 KB were found resident in programs of 16,000 to 160,000."""
+
 _UNITS = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _USED = re.compile(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm")
 
@@ -140,12 +144,15 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
             return figures | {"temporaries": temporaries, "refused": True}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = _text(compiled)
+    code = memory.generated_code_size_in_bytes
+    if _platform(mesh) == "cpu" and text is not None:
+        code = CPU_CODE * text.count(" = ")
     figures |= {
         "arguments": memory.argument_size_in_bytes,
         # Outputs in the buffers of donated arguments take no memory of their own.
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes,
+        "code": code,
         "bytes_moved": cost.get("bytes accessed"),
         "optimal_seconds": cost.get("optimal_seconds"),
         "collectives": None if text is None else collectives(text),
