@@ -375,7 +375,8 @@ def test_needs_grow_with_full_fine_tuning_and_shrink_without_merged_models(small
     assert full.memory > plain.memory and full.disk > plain.disk
     parameters = count_parameters(spec)
     assert plain.disk - adapters.disk == len(settings.pipeline.roles) * 4 * parameters
-    assert count_needs(changed[1], spec, ("sft",)).memory >= 20 * parameters  # and the base
+    # Weights, moments and gradient, the base, and the three copies that an update makes.
+    assert 32 * parameters <= count_needs(changed[1], spec, ("sft",)).memory < 34 * parameters
 
 
 def test_programs_of_a_cpu_are_compiled_whole(deeper):

@@ -23,6 +23,10 @@ from malt_jax.planning.work import Work
 BYTES_PER_TOKEN = 20
 """Size of a tree's record on disk, per token: token id, log-probability and text."""
 
+UPDATED_COPIES = 3
+"""Of all weights, in float32, that a step of full fine-tuning holds on a CPU beside the old: of the
+weights and of both moments (of a 0.5B model 7.56 GB, where its weights take 2.52)."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -30,7 +34,8 @@ class Needs:
 
     memory: int
     """The arrays of the largest program, per device. On an accelerator temporaries are added by
-    formula; on a CPU the formula is too far from what the compiler uses."""
+    formula; on a CPU, where that is too far from what the compiler uses, only the copies that an
+    update of full fine-tuning makes."""
     disk: int
     """The size of trees, checkpoints and export together."""
 
@@ -65,6 +70,8 @@ def count_needs(
             arrays = device_bytes(program.build(spec.num_layers)[1]) + program.resident
             if target.chip.platform != "cpu":
                 arrays += formula.temporaries(program, run)
+            elif config.train.full and program.name.endswith(" step"):
+                arrays += UPDATED_COPIES * formula.FLOAT32 * count_parameters(spec)
             largest = max(largest, arrays)
     return Needs(largest, disk_bytes(config, spec, run.work, run.sizes.dtype.itemsize))
 
