@@ -41,7 +41,9 @@ CPU_CODE = 3_000
 nothing itself: between 1.8 and 3.3 KB were found resident in programs of 16,000 to 160,000."""
 
 _UNITS = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_USED = re.compile(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm")
+_SIZE = r"([\d.]+)([BKMGT])"
+_USED = re.compile(rf"Used {_SIZE} of [\d.]+[BKMGT] hbm")
+_TEMPORARIES = re.compile(rf"required for HLO temporaries \({_SIZE}\) exceeds")
 
 
 def measure_all(
@@ -136,11 +138,14 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
         try:
             compiled = traced.lower().compile(compiler_options=compile_options(program, mesh))
         except jax.errors.JaxRuntimeError as error:
-            # More memory than a chip has: the compiler's message says how much it would take.
-            if not (used := _USED.search(str(error))):
+            # More memory than a chip has: the compiler's message says how much it would take, where
+            # temporaries alone are too much only these.
+            if used := _USED.search(str(error)):
+                temporaries = max(0, _bytes(used) - figures["arguments"])
+            elif used := _TEMPORARIES.search(str(error)):
+                temporaries = _bytes(used)
+            else:
                 raise
-            total = round(float(used[1]) * 2 ** _UNITS[used[2]])
-            temporaries = max(0, total - figures["arguments"])
             return figures | {"temporaries": temporaries, "refused": True}
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     text = _text(compiled)
@@ -170,6 +175,11 @@ def _at(program: AbstractProgram, depth: int, mesh: Mesh | AbstractMesh, chips: 
             step = step_traffic(text)
             figures["bytes_moved"] = traffic_bytes(step) + program.kernel_bytes(depth)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _bytes(size: re.Match[str]) -> int:
+    """A size in a compiler's message, such as 20.50G."""
+    return round(float(size[1]) * 2 ** _UNITS[size[2]])
 
 
 def compile_options(program: AbstractProgram, mesh: Mesh) -> dict[str, str | bool] | None:
