@@ -82,10 +82,10 @@ def theirs(source: Path) -> None:
         prompts = [{"prompt_token_ids": one["ids"]} for one in asked]
         replies = model.generate(prompts, sampling, lora_request=request)
         gaps = []
-        for one, ours, reply in zip(asked, found["scored"][kind], replies, strict=True):
+        for one, expected, reply in zip(asked, found["scored"][kind], replies, strict=True):
             ends = range(one["prompt"], len(one["ids"]))
             own = [reply.prompt_logprobs[t][one["ids"][t]].logprob for t in ends]
-            gaps += [abs(a - b) for a, b in zip(own, ours, strict=True)]
+            gaps += [abs(a - b) for a, b in zip(own, expected, strict=True)]
         result = {"vllm": vllm.__version__, "role": found["role"], "from": kind}
         mean = sum(gaps) / len(gaps)
         print(json.dumps({**result, "tokens": len(gaps), "mean": mean, "largest": max(gaps)}))

@@ -24,8 +24,9 @@ BYTES_PER_TOKEN = 20
 """Size of a tree's record on disk, per token: token id, log-probability and text."""
 
 UPDATED_COPIES = 3
-"""Of all weights, in float32, that a step of full fine-tuning holds on a CPU beside the old: of the
-weights and of both moments (of a 0.5B model 7.56 GB, where its weights take 2.52)."""
+"""Of all weights, in float32, that a step of full fine-tuning holds on a CPU beside its arguments.
+
+As many as it writes, of weights and both moments (7.56 GB where the weights take 2.52)."""
 
 
 @dataclass(frozen=True)
