@@ -138,7 +138,7 @@ def search_programs(
     # Short prompts leave memory for as many rows as are wanted, and so for most numbers of rows.
     streams = memory.stream_count(sampler, platform, mesh.size > 1)
     most = memory.rows_wanted(sampler, platform, shards, streams) // streams
-    counts = len(memory.row_counts(most, shards, memory.row_step(spec, platform)))
+    counts = len(memory.row_counts(most, shards))
     # Of one group of prompts: its caches, copies of prefixes, every size of prefill call, decode
     # for every number of rows, and the way from each number to the next.
     programs = 2 + len(sizes.prefill.counts) + counts + (counts - 1)

@@ -30,9 +30,6 @@ CPU_CACHES = 2 << 30
 There a batch of twice as many rows is a few per cent faster, but its caches are as large as the
 weights several times over, and on a laptop the memory is wanted for other things."""
 
-SHALLOW = 8
-"""Layers up to which a model has as many batch sizes on a CPU as elsewhere."""
-
 LOGIT_COPIES = 4
 """Float32 copies of a row's logits alive at once: logits, weights, and the threshold search."""
 
@@ -125,15 +122,6 @@ def least_group(platform: str) -> int:
     return GROUP_BATCHES * best_rows(platform)
 
 
-def row_step(spec: ModelSpec, platform: str) -> int:
-    """Ratio between one number of rows that programs are compiled for and the next.
-
-    On a CPU every program of a deep model takes seconds to compile, so there are fewer of them, and
-    more rows are idle while the last completions end.
-    """
-    return 4 if platform == "cpu" and spec.num_layers > SHALLOW else 2
-
-
 def siblings_per_entry(completions: int, limit: int) -> int:
     """How many of a prompt's completions share an entry: all, or equal parts of at most `limit`."""
     return -(-completions // -(-completions // (limit or MAX_SIBLINGS)))
@@ -151,15 +139,15 @@ def bucket(sizes: Sequence[int], need: int, block: int = 1) -> int:
     return block * -(-next((size for size in sizes if need <= size), largest) // block)
 
 
-def row_counts(most: int, shards: int = 1, step: int = 2) -> list[int]:
-    """Numbers of rows that programs are compiled for: `most`, divided by `step` down to a few.
+def row_counts(most: int, shards: int = 1) -> list[int]:
+    """Numbers of rows that programs are compiled for: `most`, halved down to a few.
 
     They rise. A run begins at the number that its work fills and goes down as its last completions
     end. All are multiples of `shards`, so that a mesh divides them.
     """
     per_shard = [max(1, most // shards)]
-    while per_shard[-1] >= step * MIN_ROWS / shards and per_shard[-1] > 1:
-        per_shard.append(-(-per_shard[-1] // step))
+    while per_shard[-1] >= 2 * MIN_ROWS / shards and per_shard[-1] > 1:
+        per_shard.append(-(-per_shard[-1] // 2))
     return [count * shards for count in reversed(per_shard)]
 
 
@@ -176,17 +164,17 @@ def plan_shapes(
     shards, streams = devices.shards, devices.streams
     wanted = rows_wanted(config, devices.platform, shards, streams)
     per_shard = max(1, min(wanted, plan.most_rows) // streams // shards)
-    return cache_shapes(one, per_shard, shards, row_step(spec, devices.platform)), plan
+    return cache_shapes(one, per_shard, shards), plan
 
 
-def cache_shapes(one: CacheShape, per_shard: int, shards: int, step: int = 2) -> list[CacheShape]:
+def cache_shapes(one: CacheShape, per_shard: int, shards: int) -> list[CacheShape]:
     """The shapes of up to `per_shard` rows on each shard, fewest rows first.
 
     With fewer rows only the last completions of their prompts are left, so that every row may need
-    an entry of its own. `one`, `step`: see `plan_shapes` and `row_counts`.
+    an entry of its own. `one`: see `plan_shapes`.
     """
     entries = entries_for(per_shard, one.siblings) * shards
-    counts = row_counts(per_shard * shards, shards, step)
+    counts = row_counts(per_shard * shards, shards)
     return [replace(one, rows=rows, entries=min(rows, entries)) for rows in counts]
 
 
