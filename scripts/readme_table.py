@@ -41,7 +41,7 @@ def kept(results: dict[str, Any]) -> dict[str, Any]:
     rows = {row["name"]: row for row in map(without_temperature, results["systems"])}
     # Of a model in a folder its name alone: where it lay on the machine says nothing.
     model, path = results["run"]["model"], Path(results["run"]["model"]["path"])
-    name = path.name if path.is_absolute() else model["path"]
+    name = path.name if path.is_absolute() or path.is_dir() else model["path"]
     results = {**results, "run": {**results["run"], "model": {**model, "path": name}}}
     facts = ("run", "questions", "seeds", "baseline", "confidence", "records")
     return {**{name: results[name] for name in facts}, "systems": [rows[name] for name in ROWS]}

@@ -64,7 +64,9 @@ def test_slices_are_joined_from_their_mirrors(slices, tmp_path):
 
 
 def test_slices_may_differ_in_fields_that_no_tree_depends_on(slices, tmp_path):
-    assert join(tmp_path / "run", slices, "--train.lora.rank", "2", "--data.pairs", "all") == 0
+    role = ("--pipeline.roles.0.training.sft.loop.steps", "3", "--pipeline.roles.2.train", "sft")
+    flags = ("--train.lora.rank", "2", "--data.pairs", "all", "--task.num-eval", "4", *role)
+    assert join(tmp_path / "run", slices, *flags) == 0
 
 
 def test_a_missing_slice_is_named_and_no_run_is_created(slices, tmp_path, capsys):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAY_DIFFER = CANNOT_CHANGE_RESULTS | {
     "search.shard",
+    "task.num_eval",
+    "task.eval_path",
     "data",
     "train",
     "eval",
@@ -40,6 +42,8 @@ MAY_DIFFER = CANNOT_CHANGE_RESULTS | {
     "sharing",
 }
 """Fields that no tree depends on, so a slice may differ in them from the run that it joins."""
+MAY_DIFFER_IN_ROLES = ("train", "training", "verdict")
+"""The same of each role: how it learns, and which of its texts are read as verdicts."""
 ROUND = 0
 """The round of all slices: later ones sample with adapters that only the joined run has."""
 STAGE = search_stage(ROUND)
@@ -78,7 +82,9 @@ def open_slice(session: Session, place: str, fetched: Path) -> Slice:
     with named(place):
         run = RunDir.existing(fetched if mirrored else place)
         config = with_defaults(run.config)
-    if found := differences(config, with_defaults(session.run.config), MAY_DIFFER):
+    roles = range(len(session.pipeline.roles))
+    of_roles = {f"pipeline.roles.{at}.{field}" for at in roles for field in MAY_DIFFER_IN_ROLES}
+    if found := differences(config, with_defaults(session.run.config), MAY_DIFFER | of_roles):
         raise UserError(
             f"--join: {place} was searched with another config: {'; '.join(found)}. Give the "
             "config of its search, or search it again."
